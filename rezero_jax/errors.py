@@ -4,13 +4,13 @@ import difflib
 from collections.abc import Iterable
 
 
-class UserError(Exception):
-    """A mistake the user can mend; the launcher prints its sentence, without a traceback, and exits 2."""
+class UserError(ValueError):
+    """A mistake the user can mend; the launcher prints its sentence alone and exits 2."""
 
 
 def choose_from(what: str, name: object, valid: Iterable[str]) -> UserError:
     """The error for `name` not being one of `valid`, naming the closest valid one."""
     options = sorted(valid)
     close = difflib.get_close_matches(str(name), options, n=1)
-    hint = f' Did you mean "{close[0]}"?' if close else ""
-    return UserError(f'unknown {what} "{name}"; choose one of {", ".join(options)}.{hint}')
+    hint = f'did you mean "{close[0]}"? The valid ones are' if close else "choose one of"
+    return UserError(f'unknown {what} "{name}"; {hint} {", ".join(options)}')

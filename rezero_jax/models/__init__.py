@@ -1,0 +1,1 @@
+"""Models: they know residual rules and stacks, and nothing of training."""

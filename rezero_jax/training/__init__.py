@@ -1,0 +1,1 @@
+"""Training: one pytree of state, one jitted step, one loop."""

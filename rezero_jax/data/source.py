@@ -1,0 +1,109 @@
+"""What every data source offers: a batch by the indices of its examples."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+HostBatch = dict[str, np.ndarray]
+Batch = dict[str, jax.Array]
+
+
+class Split(Protocol):
+    """One part (train or eval) of a data set, read by example index.
+
+    A loop puts `resident` on the device once, moves what `batches` yields there for each step, and
+    calls `gather` inside its jitted step; the result is the same whichever class is behind it.
+    """
+
+    @property
+    def size(self) -> int:
+        """The number of examples."""
+
+    @property
+    def resident(self) -> Mapping[str, np.ndarray]:
+        """Arrays to keep on the device for the whole run; empty for a stream."""
+
+    def fetch(self, indices: np.ndarray) -> HostBatch:
+        """What travels to the device for these examples, int32 (B,); leading axis B throughout.
+
+        Raises:
+            IndexError: an index is outside 0 .. size - 1.
+        """
+
+    def batches(
+        self, indices: Callable[[int], np.ndarray], first: int, last: int
+    ) -> Iterator[HostBatch]:
+        """`fetch(indices(step))` for step = first .. last - 1, perhaps read ahead.
+
+        `indices` must be a pure function: it may be called early and from other threads.
+        """
+
+    def gather(self, resident: Mapping[str, jax.Array], fetched: Mapping[str, jax.Array]) -> Batch:
+        """The batch itself; traceable. For images: "image" uint8 (B, H, W, C), "label" int32 (B,).
+
+        `resident` and `fetched` are the two results above, on the device.
+        """
+
+
+def check_range(indices: np.ndarray, size: int) -> None:
+    """Raise IndexError for an index outside 0 .. size - 1, which a device gather would not do."""
+    if len(indices) and (indices.min() < 0 or indices.max() >= size):
+        raise IndexError(f"example indices must lie in 0 .. {size - 1}")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ResidentSplit:
+    """A split small enough to live on the device: only indices travel.
+
+    `resident` maps each name to an array whose leading axis is the example.
+    """
+
+    resident: Mapping[str, np.ndarray]
+
+    @property
+    def size(self) -> int:
+        """The number of examples."""
+        return len(next(iter(self.resident.values())))
+
+    def fetch(self, indices: np.ndarray) -> HostBatch:
+        """{"index": int32 (B,)}; see Split."""
+        check_range(indices, self.size)
+        return {"index": np.asarray(indices, np.int32)}
+
+    def batches(
+        self, indices: Callable[[int], np.ndarray], first: int, last: int
+    ) -> Iterator[HostBatch]:
+        """`fetch(indices(step))` for step = first .. last - 1."""
+        return (self.fetch(indices(step)) for step in range(first, last))
+
+    def gather(self, resident: Mapping[str, jax.Array], fetched: Mapping[str, jax.Array]) -> Batch:
+        """The rows of every resident array at fetched["index"]; traceable."""
+        return {name: jnp.take(x, fetched["index"], axis=0) for name, x in resident.items()}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """A labelled image data set: its two splits and what a model must know about it.
+
+    `example_shape` is (H, W, C) of the uint8 images; `mean` and `std` are per channel, for pixels
+    scaled to 0 .. 1.
+    """
+
+    name: str
+    train: Split
+    eval: Split
+    example_shape: tuple[int, ...]
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def standardise(image: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
+    """(image / 255 - mean) / std, traceable: uint8 (..., C) to float32 (..., C)."""
+    scaled = image.astype(jnp.float32) / 255
+    shape = (1,) * (image.ndim - 1) + (-1,)  # explicit, for strict rank promotion
+    return (scaled - jnp.reshape(jnp.float32(mean), shape)) / jnp.reshape(jnp.float32(std), shape)

@@ -1,0 +1,47 @@
+"""From config.model to a model: the one place that knows the families by name."""
+
+import math
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from flax import nnx
+from ml_collections import ConfigDict
+
+from rezero_jax.errors import choose_from
+from rezero_jax.models.mlp import MLP
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def make_model(
+    config: ConfigDict, example_shape: tuple[int, ...], num_classes: int
+) -> tuple[Callable[[nnx.Rngs], nnx.Module], tuple[int, ...]]:
+    """The constructor of the model that config.model describes, and the shape of one input to it.
+
+    Args:
+      config: config.model.
+      example_shape: shape of one example of the data set, without the batch axis.
+      num_classes: number of classes.
+
+    Raises:
+      UserError: an unknown family or dtype; errors in the sizes are raised by the constructor.
+    """
+    if config.dtype not in DTYPES:
+        raise choose_from("dtype", config.dtype, DTYPES)
+    match config.name:
+        case "mlp":
+            input_shape = (math.prod(example_shape),)
+            return lambda rngs: MLP(
+                *input_shape,
+                config.width,
+                config.depth,
+                num_classes,
+                config.residual,
+                alpha_init=config.alpha_init,
+                weight_variance=config.weight_variance,
+                scan=config.scan,
+                remat=config.remat,
+                dtype=DTYPES[config.dtype],
+                rngs=rngs,
+            ), input_shape
+    raise choose_from("model", config.name, ("mlp",))

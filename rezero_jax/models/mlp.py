@@ -1,0 +1,128 @@
+"""The deep fully connected network of the paper's section 4 and of the authors' notebook."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jaxtyping import Float
+
+from rezero_jax import init
+from rezero_jax.errors import UserError
+from rezero_jax.residual import make_rule
+from rezero_jax.stack import Stack
+
+
+class Block(nnx.Module):
+    """One hidden layer: the branch F(x) = relu(W x + b) and the rule that joins it to the trunk.
+
+    The gate of ReZero stands outside the ReLU: x' = x + alpha relu(W x + b).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        residual: str,
+        *,
+        alpha_init: float,
+        weight_variance: float,
+        dtype: Any,
+        rngs: nnx.Rngs,
+    ):
+        self.linear = nnx.Linear(
+            width,
+            width,
+            kernel_init=nnx.initializers.normal(np.sqrt(weight_variance / width)),
+            bias_init=init.torch_uniform(width),
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.rule = make_rule(residual, width, alpha_init=alpha_init, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
+        return self.rule(x, lambda trunk: nnx.relu(self.linear(trunk)))
+
+
+class MLP(nnx.Module):
+    """Linear and ReLU into the trunk, `depth` hidden layers of one width, a linear head.
+
+    Initial distributions are those of the authors' notebook: Kaiming normal for the input layer,
+    Normal(0, weight_variance / width) for the hidden layers, PyTorch's Linear default
+    U(+-1/sqrt(fan_in)) for the head and for every bias.
+
+    Args:
+      in_features: size of the last axis of the input.
+      width: size of the trunk.
+      depth: number of hidden layers (the input layer and the head not counted).
+      out_features: size of the last axis of the output.
+      residual: a name of `rezero_jax.residual.RULES`.
+      alpha_init: initial gate, where the rule has one.
+      weight_variance: variance of the hidden weights times the width; by default the paper's:
+        0.25 for `residual`, whose signal would grow by half in every layer otherwise, and 2 for
+        every other rule.
+      scan, remat: see `rezero_jax.stack.Stack`.
+      dtype: dtype of the computation, such as jnp.bfloat16; parameters and logits are float32.
+
+    Raises:
+      UserError: a size below 1, or an unknown rule or remat policy.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        width: int,
+        depth: int,
+        out_features: int,
+        residual: str = "rezero",
+        *,
+        alpha_init: float = 0.0,
+        weight_variance: float | None = None,
+        scan: bool = True,
+        remat: str = "none",
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        sizes = {"in_features": in_features, "width": width, "out_features": out_features}
+        for name, size in sizes.items():
+            if size < 1:
+                raise UserError(f"{name} is {size}; a network needs a {name} of at least 1")
+        if weight_variance is None:
+            weight_variance = 0.25 if residual == "residual" else 2.0
+        self.stem = nnx.Linear(
+            in_features,
+            width,
+            kernel_init=nnx.initializers.variance_scaling(2.0, "fan_in", "normal"),
+            bias_init=init.torch_uniform(in_features),
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.trunk = Stack(
+            lambda rngs: Block(
+                width,
+                residual,
+                alpha_init=alpha_init,
+                weight_variance=weight_variance,
+                dtype=dtype,
+                rngs=rngs,
+            ),
+            depth,
+            scan=scan,
+            remat=remat,
+            rngs=rngs,
+        )
+        self.head = nnx.Linear(
+            width,
+            out_features,
+            kernel_init=init.torch_uniform(width),
+            bias_init=init.torch_uniform(width),
+            rngs=rngs,
+        )
+
+    def __call__(
+        self, x: Float[Array, "*batch in_features"]
+    ) -> Float[Array, "*batch out_features"]:
+        """Returns float32 logits."""
+        x = nnx.relu(self.stem(x))
+        x = self.trunk(x)
+        return self.head(x.astype(jnp.float32))

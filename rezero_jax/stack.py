@@ -1,0 +1,106 @@
+"""L equal blocks as one module: parameters stacked on a leading layer axis and run by a scan.
+
+One compiled block serves every layer, so the time to compile does not grow with depth.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from rezero_jax.errors import UserError, choose_from
+
+LayerState = tuple[nnx.State, nnx.State]
+Layer = Callable[[Array, LayerState], tuple[Array, nnx.State]]
+
+REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Stack(nnx.Module):
+    """`depth` blocks of one shape, applied one after another.
+
+    Args:
+      make_block: `make_block(rngs)` returns a block, a module that maps x to the same shape.
+      depth: number of blocks, at least 1.
+      scan: True stacks the blocks' parameters on a leading axis of size `depth` and scans over it;
+        False keeps a list of blocks, which compiles `depth` times the code but lets the compiler
+        see all of it. Both start from the same parameters for the same `rngs`.
+      remat: what the backward pass recomputes: "none" nothing; "full" each block from its input;
+        "dots" all but the matrix products.
+
+    Raises:
+      UserError: depth below 1, or an unknown remat policy.
+    """
+
+    def __init__(
+        self,
+        make_block: Callable[[nnx.Rngs], nnx.Module],
+        depth: int,
+        *,
+        scan: bool = True,
+        remat: str = "none",
+        rngs: nnx.Rngs,
+    ):
+        if depth < 1:
+            raise UserError(f"depth is {depth}; a network needs a depth of at least 1")
+        if remat not in REMAT_POLICIES:
+            raise choose_from("remat policy", remat, REMAT_POLICIES)
+        self.depth = depth
+        self.remat = remat
+        # One block after another: a vmap would hold the random bits of all layers at once.
+        blocks = jax.lax.map(make_block, rngs.split(depth))
+        self.blocks: nnx.Module | nnx.List = blocks if scan else _unstack(blocks, depth)
+
+    def __call__(self, x: Array, *args: Any) -> Array:
+        """Applies the blocks in order to x; `args` go to every block as they are."""
+        if isinstance(self.blocks, nnx.List):
+            for block in self.blocks:
+                layer, state = self._functional(block, args)
+                x, updated = layer(x, state)
+                nnx.update(block, updated)
+        else:
+            layer, state = self._functional(self.blocks, args)
+            x, updated = jax.lax.scan(layer, x, state)
+            nnx.update(self.blocks, updated)
+        return x
+
+    def _functional(self, block: nnx.Module, args: tuple[Any, ...]) -> tuple[Layer, LayerState]:
+        """The block as a function of x and its arrays, and those arrays.
+
+        What the block updates while it runs (running statistics) comes out as a result: neither a
+        scan nor a rematerialised function may write to the module from within.
+        """
+        graphdef, params, rest = nnx.split(block, nnx.Param, ...)
+
+        def layer(x: Array, state: LayerState) -> tuple[Array, nnx.State]:
+            merged = nnx.merge(graphdef, *state)
+            return merged(x, *args), nnx.state(merged, nnx.Not(nnx.Param))
+
+        if self.remat != "none":
+            layer = jax.checkpoint(layer, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
+        return layer, (params, rest)
+
+
+def unstacked(stack: Stack) -> Stack:
+    """A copy of a scanned stack whose blocks stand in a list and run one by one: its twin."""
+    twin = nnx.clone(stack)
+    twin.blocks = _unstack(twin.blocks, stack.depth)
+    return twin
+
+
+def stacked(stack: Stack) -> Stack:
+    """A copy of an unrolled stack with parameters on a leading layer axis, run by a scan."""
+    twin = nnx.clone(stack)
+    twin.blocks = jax.tree.map(lambda *leaves: jnp.stack(leaves), *twin.blocks)
+    return twin
+
+
+def _unstack(blocks: nnx.Module, depth: int) -> nnx.List:
+    return nnx.List([jax.tree.map(lambda leaf, i=i: leaf[i], blocks) for i in range(depth)])

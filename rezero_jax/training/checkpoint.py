@@ -1,0 +1,132 @@
+"""Checkpoints with Orbax: written in the background, never loaded when damaged.
+
+Checkpoint k is the state after k updates, with a small JSON record beside it: the loop's running
+sums and a fingerprint of every array. A checkpoint whose arrays do not match their fingerprints,
+or that cannot be read at all, is moved to `damaged/` with a warning, and the one before it is used.
+"""
+
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from jax import Array
+from ml_collections import ConfigDict
+from orbax.checkpoint import checkpoint_managers as policies
+
+from rezero_jax.training.state import path_text
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+      folder: absolute path of the folder, made when first saved to.
+      config: config.checkpoint.
+    """
+
+    def __init__(self, folder: Path, config: ConfigDict):
+        self._folder = folder
+        kept: list[Any] = [policies.LatestN(config.keep)]
+        if config.keep_every_steps is not None:
+            kept.append(policies.EveryNSteps(config.keep_every_steps))
+        if config.keep_best:
+            best = policies.BestN(
+                get_metric_fn=lambda metrics: metrics["eval/loss"],
+                reverse=True,
+                n=config.keep_best,
+                keep_checkpoints_without_metrics=False,
+            )
+            kept.append(best)
+        self._options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(kept),
+            save_decision_policy=policies.FixedIntervalPolicy(1),
+            cleanup_tmp_directories=True,
+        )
+        self._manager = self._open()
+        self._fingerprint = jax.jit(_fingerprint)
+
+    def _open(self) -> ocp.CheckpointManager:
+        return ocp.CheckpointManager(self._folder, options=self._options)
+
+    def save(
+        self, step: int, state: Any, progress: dict[str, Any], metrics: dict[str, float] | None
+    ) -> None:
+        """Saves in the background.
+
+        Args:
+          step: number of updates applied.
+          state: the training state.
+          progress: plain JSON data, given back by `restore`.
+          metrics: the evaluation after this very step, if there was one.
+        """
+        fingerprint = {name: int(value) for name, value in self._fingerprint(state).items()}
+        record = {"progress": progress, "fingerprint": fingerprint}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
+            ),
+            metrics=metrics,
+        )
+
+    def restore(
+        self, shapes: Any, warn: Callable[[str], None] = warnings.warn
+    ) -> tuple[Any, dict[str, Any]] | None:
+        """The newest good state and its progress, or None if there is none.
+
+        Args:
+          shapes: the state's shapes, dtypes and shardings, which may be others than when saved.
+          warn: told of each damaged checkpoint.
+        """
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                restored = self._manager.restore(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardRestore(shapes), record=ocp.args.JsonRestore()
+                    ),
+                )
+                found = {n: int(v) for n, v in self._fingerprint(restored.state).items()}
+                if found != restored.record["fingerprint"]:
+                    raise ValueError("its arrays are not those that were saved")
+                return restored.state, restored.record["progress"]
+            except Exception as error:  # Orbax raises whatever its storage layers raise.
+                self._set_aside(step, error, warn)
+        return None
+
+    def _set_aside(self, step: int, error: Exception, warn: Callable[[str], None]) -> None:
+        self._manager.close()
+        damaged = self._folder.parent / "damaged"
+        damaged.mkdir(exist_ok=True)
+        target = damaged / str(step)
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.move(self._folder / str(step), target)
+        self._manager = self._open()
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        warn(
+            f"checkpoint {step} is damaged ({reason[0][:200]}); moved it to {target} "
+            "and going back to the one before it"
+        )
+
+    def wait(self) -> None:
+        """Returns when every save is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits and releases the manager's threads."""
+        self._manager.close()
+
+
+def _fingerprint(state: Any) -> dict[str, Array]:
+    """For each array, the sum of its bits as integers modulo 2**32: any flipped bit changes it."""
+    return {
+        path_text(path): jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}").sum(
+            dtype=jnp.uint32
+        )
+        for path, leaf in jax.tree.leaves_with_path(state)
+    }

@@ -1,0 +1,154 @@
+"""The training loop, read from top to bottom: resume, step, record, evaluate, save, finish."""
+
+import os
+import signal
+import time
+from itertools import islice
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from rezero_jax.errors import UserError
+from rezero_jax.training.checkpoint import Checkpoints
+from rezero_jax.training.journal import Diverged, Journal
+from rezero_jax.training.program import Program
+from rezero_jax.training.record import Record, Workdir, write_json
+
+__all__ = ["Diverged", "Interrupted", "evaluate", "train"]
+
+
+class Interrupted(Exception):
+    """The run was told to stop and has saved its state; `signum` is the signal that said so."""
+
+    def __init__(self, signum: int, step: int):
+        super().__init__(f"stopped after step {step} and saved; the same command goes on from here")
+        self.signum = signum
+
+
+def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+    """Trains to the end, from the newest checkpoint if there is one.
+
+    Args:
+      config: see rezero_jax.config.base_config.
+      workdir: the run's folder; see rezero_jax.training.record.
+
+    Returns:
+      The content of final.json.
+
+    Raises:
+      UserError: a mistake in the config or the workdir; found before the workdir is touched.
+      Diverged: a loss or gradient norm is not finite; nothing is saved after it.
+      Interrupted: SIGINT or SIGTERM came; the state is saved.
+    """
+    # ---- Set up
+    program = Program(config)
+    times, parameters = program.timetable, program.skeleton.parameter_count
+    home = Workdir(workdir, config)
+    if (final := home.final()) is not None:
+        print(f"{home.folder} holds a finished run of {final['steps']} steps; nothing to do")
+        return final
+
+    # ---- Resume, or begin
+    checkpoints = Checkpoints(home.folder / "checkpoints", config.checkpoint)
+    restored = checkpoints.restore(program.shapes)
+    state, progress = restored or (program.init(), None)
+    now = int(state["step"])
+    journal = Journal(times, parameters, Record(home.folder, now), progress)
+    journal.say(
+        f"{parameters:,} parameters, {times.total:,} steps of {times.batch_size} examples on "
+        f"{program.mesh.size} device(s), in {home.folder}"
+        + (f"\ngoing on after step {now:,}" if now else "")
+    )
+
+    with _Signals() as signals:
+        try:
+            batches = program.batches(now)
+            pending: tuple[int, int, dict[str, jax.Array]] | None = None
+            while now < times.total:
+                # ---- Step: the device computes one group while the host takes in the one before
+                last = times.next_stop(now)
+                started = time.perf_counter()
+                state, report = program.train_steps(state, list(islice(batches, last - now)))
+                if not journal.is_started:
+                    jax.block_until_ready(report)
+                    journal.start(now, last, time.perf_counter() - started)
+                if pending is not None:
+                    line = journal.receive(*pending)
+                    if times.is_log(pending[1]):
+                        journal.write(pending[1], line)
+                pending, now = (now, last, report), last
+
+                # ---- Evaluate and save, where it is time
+                is_eval, is_stop = times.is_eval(now), signals.received is not None
+                if not (is_eval or is_stop or times.is_save(now)):
+                    continue
+                line = journal.receive(*pending)
+                pending = None
+                with journal.paused():
+                    evaluation = program.evaluate(state) if is_eval else None
+                if times.is_log(now):
+                    journal.write(now, line | (evaluation or {}))
+                if is_stop or times.is_save(now):
+                    with journal.paused():
+                        checkpoints.save(now, state, journal.snapshot(), evaluation)
+                if is_stop and now < times.total:
+                    raise Interrupted(signals.received, now)
+
+            # ---- Finish
+            checkpoints.wait()
+            final = journal.summary("finished", now)
+        except Diverged:
+            write_json(home.folder / "final.json", journal.summary("diverged", now))
+            raise
+        finally:
+            checkpoints.close()
+            journal.close()
+    write_json(home.folder / "final.json", final)
+    return final
+
+
+def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
+    """The evaluation of a run's newest checkpoint: {"step": ..., "eval/loss": ...}.
+
+    Raises:
+      UserError: there is no checkpoint, or the workdir is of another config.
+    """
+    program = Program(config)
+    if not (Path(workdir) / "checkpoints").is_dir():
+        raise UserError(f"{workdir} holds no checkpoint; train there first, or name another")
+    home = Workdir(workdir, config)
+    checkpoints = Checkpoints(home.folder / "checkpoints", config.checkpoint)
+    restored = checkpoints.restore(program.shapes)
+    checkpoints.close()
+    if restored is None:
+        raise UserError(f"{workdir} holds no good checkpoint; train there first, or name another")
+    state, _ = restored
+    return {"step": int(state["step"])} | program.evaluate(state)
+
+
+class _Signals:
+    """Notes SIGINT and SIGTERM for the loop; a second one ends the process at once."""
+
+    received: int | None = None
+
+    def __enter__(self) -> "_Signals":
+        self._old = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for signum, handler in self._old.items():
+            signal.signal(signum, handler)
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            os._exit(128 + signum)
+        self.received = signum
+        os.write(2, b"\nstopping after this step and saving; once more stops at once\n")

@@ -1,0 +1,145 @@
+"""From config.optim to one optax transformation with parameter groups.
+
+Every parameter belongs to exactly one group: "alpha" if it is a gate, by its type; else the group
+of config.optim.groups whose regular expression its path matches; else "base".
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from jax import Array
+from ml_collections import ConfigDict
+
+from rezero_jax.errors import UserError, choose_from
+from rezero_jax.training.state import Skeleton, path_text
+
+Schedule = Callable[[Any], Any]
+
+OPTIMIZERS = ("adagrad", "adamw", "lamb", "sgd")
+SCHEDULES = ("constant", "cosine", "linear", "multistep")
+
+
+def make_optimizer(
+    config: ConfigDict,
+    total_steps: int,
+    skeleton: Skeleton,
+) -> tuple[optax.GradientTransformation, dict[str, Schedule]]:
+    """The optimizer and the learning-rate schedule of each of its groups.
+
+    Args:
+      config: config.optim.
+      total_steps: updates in the run, which the schedules span.
+      skeleton: the model's. LAMB's trust ratio is taken layer by layer where parameters are
+        stacked, as if each layer had a tensor of its own.
+
+    Raises:
+      UserError: an unknown optimizer or schedule, a group whose path matches no parameter, or a
+        parameter that two groups match.
+    """
+    labels = _labels(config, skeleton)
+    groups = {"base": config, "alpha": config.alpha, **config.groups}
+    used = set(jax.tree.leaves(labels))
+    rules, schedules = {}, {}
+    for name in sorted(used):
+        settings = config.copy_and_resolve_references()
+        for key, value in groups[name].items():
+            if value is not None and key not in ("alpha", "groups", "path"):
+                settings[key] = value
+        schedules[name] = _schedule(settings, total_steps)
+        rules[name] = _rule(settings, schedules[name], skeleton.stacked_paths)
+    optimizer = optax.partition(rules, labels)
+    if config.clip_norm is not None:
+        optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+    return optimizer, schedules
+
+
+def _labels(config: ConfigDict, skeleton: Skeleton) -> Any:
+    patterns = {name: group.path for name, group in config.groups.items()}
+    matched: set[str] = set()
+
+    def label(path: Any, _: Any) -> str:
+        text = path_text(path)
+        if text in skeleton.alpha_paths:
+            return "alpha"
+        found = [name for name, pattern in patterns.items() if re.search(pattern, text)]
+        if len(found) > 1:
+            raise UserError(
+                f"the parameter {text} belongs to the optimizer groups {' and '.join(found)}; "
+                "narrow the path of one of them"
+            )
+        matched.update(found)
+        return found[0] if found else "base"
+
+    labels = jax.tree.map_with_path(label, skeleton.shapes)
+    for name in patterns.keys() - matched:
+        raise UserError(
+            f"optim.groups.{name}.path={patterns[name]!r} matches no parameter of this model"
+        )
+    return labels
+
+
+def _schedule(settings: ConfigDict, total_steps: int) -> Schedule:
+    peak, warmup = settings.learning_rate, settings.warmup_steps
+    steps = max(total_steps - warmup, 1)
+    match settings.schedule:
+        case "constant":
+            schedule = optax.constant_schedule(peak)
+        case "linear":
+            schedule = optax.linear_schedule(peak, 0.0, steps)
+        case "cosine":
+            schedule = optax.cosine_decay_schedule(peak, steps)
+        case "multistep":
+            drops = {
+                round(fraction * total_steps) - warmup: settings.decay_factor
+                for fraction in settings.milestones
+            }
+            schedule = optax.piecewise_constant_schedule(peak, drops)
+        case other:
+            raise choose_from("schedule", other, SCHEDULES)
+    if not warmup:
+        return schedule
+    # The first update of a warm-up is not wasted on a rate of zero: step t has rate (t+1)/warmup.
+    rise = optax.linear_schedule(peak / warmup, peak, warmup - 1)
+    return optax.join_schedules([rise, schedule], [warmup])
+
+
+def _rule(
+    settings: ConfigDict, schedule: Schedule, stacked_paths: frozenset[str]
+) -> optax.GradientTransformation:
+    decay = optax.add_decayed_weights(settings.weight_decay)
+    adam = optax.scale_by_adam(settings.b1, settings.b2, eps=1e-8)
+    match settings.name:
+        case "adagrad":
+            # PyTorch's constants: it divides by sqrt(sum) + 1e-10, optax by sqrt(sum + eps).
+            parts = [decay, optax.scale_by_rss(initial_accumulator_value=0.0, eps=1e-20)]
+        case "sgd":
+            # PyTorch's order: the decay is part of the gradient that momentum averages.
+            parts = [decay, optax.trace(settings.momentum, settings.nesterov)]
+        case "adamw":
+            parts = [adam, decay]
+        case "lamb":
+            adam = optax.scale_by_adam(settings.b1, settings.b2, eps=1e-6)
+            parts = [adam, decay, _scale_by_layer_trust_ratio(stacked_paths)]
+        case other:
+            raise choose_from("optimizer", other, OPTIMIZERS)
+    if not settings.weight_decay:
+        parts.remove(decay)
+    return optax.chain(*parts, optax.scale_by_learning_rate(schedule))
+
+
+def _scale_by_layer_trust_ratio(stacked_paths: frozenset[str]) -> optax.GradientTransformation:
+    ratio = optax.scale_by_trust_ratio()
+
+    def scale(update: Array, param: Array) -> Array:
+        return ratio.update(update, ratio.init(param), param)[0]
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        def leaf(path: Any, update: Array, param: Array) -> Array:
+            return (jax.vmap(scale) if path_text(path) in stacked_paths else scale)(update, param)
+
+        return jax.tree.map_with_path(leaf, updates, params), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

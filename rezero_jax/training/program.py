@@ -1,0 +1,112 @@
+"""A config turned into compiled functions on a mesh of devices."""
+
+import math
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from rezero_jax import data
+from rezero_jax.data.order import Order, eval_batches
+from rezero_jax.data.source import HostBatch, standardise
+from rezero_jax.errors import UserError
+from rezero_jax.models.build import make_model
+from rezero_jax.training import sharding, step
+from rezero_jax.training.optim import make_optimizer
+from rezero_jax.training.state import State, init_state, skeleton
+from rezero_jax.training.timetable import Timetable
+
+
+class Program:
+    """Everything that a config computes; holds no training state.
+
+    Attributes:
+      skeleton: the model's structure.
+      timetable: when things are due.
+      mesh: the devices.
+      shapes: shapes, dtypes and shardings of the training state.
+
+    Raises:
+      UserError: anything in the config that cannot be.
+    """
+
+    def __init__(self, config: ConfigDict):
+        self.config = config
+        train, seed = config.train, config.seed
+        dataset = data.load(config.data.name, config.data.dir, stream=config.data.stream)
+        self._train, self._eval = dataset.train, dataset.eval
+        self._order = Order(seed, dataset.train.size, train.batch_size)
+        self.timetable = Timetable.from_config(config, dataset.train.size)
+        if train.accumulate < 1 or train.batch_size % train.accumulate:
+            raise UserError(
+                f"train.accumulate={train.accumulate} does not divide "
+                f"train.batch_size={train.batch_size}; choose one that does"
+            )
+        self.mesh = sharding.make_mesh(
+            config.mesh,
+            {
+                "train.batch_size / train.accumulate": train.batch_size // train.accumulate,
+                "eval.batch_size": config.eval.batch_size,
+            },
+        )
+        make, input_shape = make_model(config.model, dataset.example_shape, dataset.num_classes)
+        self.skeleton = skeleton(make)
+        optimizer, schedules = make_optimizer(config.optim, self.timetable.total, self.skeleton)
+        objective = step.classification(
+            partial(standardise, mean=dataset.mean, std=dataset.std), input_shape
+        )
+        train_step = step.make_train_step(
+            self.skeleton, objective, optimizer, train.accumulate, seed
+        )
+        train_steps = step.make_train_steps(
+            train_step, dataset.train.gather, self.skeleton, schedules
+        )
+        eval_step = step.make_eval_step(self.skeleton, objective, dataset.eval.gather)
+
+        self._whole = sharding.replicated(self.mesh)
+        init = partial(init_state, make, optimizer)
+        self._init = jax.jit(init, out_shardings=self._whole)
+        self.shapes = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._whole),
+            jax.eval_shape(init, jax.random.key(0)),
+        )
+        self._train_steps = jax.jit(train_steps, donate_argnums=0, out_shardings=self._whole)
+        self._eval_step = jax.jit(eval_step, out_shardings=self._whole)
+        self._train_resident = sharding.put(dict(self._train.resident), self._whole)
+
+    def init(self) -> State:
+        """The state after no updates, born on the mesh."""
+        return self._init(jax.random.fold_in(jax.random.key(self.config.seed), 2**31))
+
+    def batches(self, first: int) -> Iterator[HostBatch]:
+        """What travels to the device for the updates from number `first` (0-based) on."""
+        return self._train.batches(self._order.indices, first, self.timetable.total)
+
+    def train_steps(self, state: State, batches: list[HostBatch]) -> tuple[State, dict[str, Any]]:
+        """Applies one update per batch (1 to train.steps_per_dispatch of them); donates `state`.
+
+        The report, still being computed, is that of `step.make_train_steps`.
+        """
+        count = len(batches)
+        padded = batches + [batches[-1]] * (self.config.train.steps_per_dispatch - count)
+        fetched = {name: np.stack([batch[name] for batch in padded]) for name in batches[0]}
+        fetched = sharding.put(fetched, sharding.batched(self.mesh, axis=1))
+        return self._train_steps(state, self._train_resident, fetched, jnp.int32(count))
+
+    def evaluate(self, state: State) -> dict[str, float]:
+        """Means over the evaluation split, every example exactly once: {"eval/loss": ...}."""
+        indices, mask = eval_batches(self._eval.size, self.config.eval.batch_size)
+        resident = sharding.put(dict(self._eval.resident), self._whole)
+        batched = sharding.batched(self.mesh)
+        sums = []
+        for i, fetched in enumerate(self._eval.batches(indices.__getitem__, 0, len(indices))):
+            args = sharding.put((fetched, mask[i]), batched)
+            sums.append(self._eval_step(state, resident, *args))
+        return {
+            f"eval/{name}": math.fsum(float(part[name]) for part in sums) / self._eval.size
+            for name in sums[0]
+        }

@@ -1,0 +1,150 @@
+"""The workdir is the record of a run; everything that plots or compares reads these files.
+
+config.json        the config, resolved
+environment.json   versions, device and commit of the last start
+metrics.jsonl      one line per logged step, flushed
+tensorboard/       the same numbers as TensorBoard events
+checkpoints/       see rezero_jax.training.checkpoint
+final.json         last and best metrics, steps, seconds, examples/s, parameters, status
+"""
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any, TextIO
+
+import jax
+from ml_collections import ConfigDict
+from tensorboardX import SummaryWriter
+
+from rezero_jax.config import differences
+from rezero_jax.errors import UserError
+
+# Where and on how much hardware a run happens may change between two starts; what it computes not.
+TOPOLOGY = ("mesh.", "data.dir", "data.stream")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+class Workdir:
+    """The folder of one run, held by this process alone until it ends.
+
+    Raises:
+      UserError: the folder cannot be written, belongs to another config, or is in use.
+    """
+
+    def __init__(self, folder: str | Path, config: ConfigDict):
+        self.folder = Path(folder).absolute()
+        resolved = json.loads(config.to_json())
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.folder / ".lock").open("w")
+        except OSError as error:
+            raise UserError(
+                f"cannot write to the workdir {folder} ({error.strerror}); choose another --workdir"
+            ) from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another process is training in {folder}; wait or stop it") from None
+        self._check_config(resolved)
+        write_json(self.folder / "config.json", resolved)
+        write_json(self.folder / "environment.json", environment())
+
+    def _check_config(self, resolved: dict[str, Any]) -> None:
+        path = self.folder / "config.json"
+        if not path.exists():
+            return
+        changes = [
+            change
+            for change in differences(json.loads(path.read_text()), resolved)
+            if not change.startswith(TOPOLOGY)
+        ]
+        if changes:
+            raise UserError(
+                f"{self.folder} holds a run of another config ({'; '.join(changes)}); "
+                "choose another --workdir or the old settings"
+            )
+
+    def final(self) -> dict[str, Any] | None:
+        """final.json of a finished run, or None."""
+        path = self.folder / "final.json"
+        if not path.exists():
+            return None
+        final = json.loads(path.read_text())
+        return final if final["status"] == "finished" else None
+
+
+class Record:
+    """Writes metrics.jsonl and the TensorBoard events.
+
+    Args:
+      folder: the workdir.
+      step: updates applied so far; what an interrupted run recorded beyond it is dropped, since
+        those steps are made again.
+    """
+
+    def __init__(self, folder: Path, step: int):
+        path = folder / "metrics.jsonl"
+        if path.exists():
+            kept = [line for line in read_metrics(folder) if line["step"] <= step]
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            os.replace(temporary, path)
+        self._lines: TextIO = path.open("a")
+        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """One line: `metrics` after `step` updates."""
+        self._lines.write(json.dumps({"step": step} | metrics) + "\n")
+        self._lines.flush()
+        for name, value in metrics.items():
+            self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flushes and closes the files."""
+        self._lines.close()
+        self._events.close()
+
+
+def read_metrics(folder: str | Path) -> list[dict[str, float]]:
+    """The lines of a run's metrics.jsonl; a last line cut off by a crash is left out.
+
+    Raises:
+      UserError: there is no such file.
+    """
+    path = Path(folder) / "metrics.jsonl"
+    if not path.exists():
+        raise UserError(f"{folder} holds no run: there is no {path.name} in it")
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def environment() -> dict[str, Any]:
+    """Versions, device and commit, as far as they can be known."""
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "commit": commit or None,
+    }
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a file that is either the old one or the new one, never half of it."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(temporary, path)

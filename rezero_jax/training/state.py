@@ -1,0 +1,103 @@
+"""The training state: one plain pytree of arrays, and the way from a Flax module to it and back."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import Array
+
+from rezero_jax.residual import Alpha
+from rezero_jax.stack import Stack
+
+# {"step": int32 (), "params": nested dict, "stats": nested dict, "opt_state": optax's tree}.
+State = dict[str, Any]
+MakeModel = Callable[[nnx.Rngs], nnx.Module]
+
+
+@dataclasses.dataclass(frozen=True)
+class Skeleton:
+    """What of a model is not arrays.
+
+    Attributes:
+      graphdef: the module's structure.
+      shapes: the parameters' shapes and dtypes, a nested dict.
+      alpha_paths: paths "a/b/c" of the gates, found by their type.
+      stacked_paths: paths of the parameters whose leading axis runs over layers.
+    """
+
+    graphdef: nnx.GraphDef
+    shapes: Any
+    alpha_paths: frozenset[str]
+    stacked_paths: frozenset[str]
+
+    def model(self, params: Any, stats: Any) -> nnx.Module:
+        """The module with these arrays in it."""
+        return nnx.merge(self.graphdef, params, stats)
+
+    def alphas(self, params: Any) -> Array:
+        """Every gate in the order of the layers, float32 (layers,).
+
+        A gate per channel is represented by the mean of its absolute values.
+        """
+        values = []
+        for path, leaf in jax.tree.leaves_with_path(params):
+            if path_text(path) in self.alpha_paths:
+                stacked = path_text(path) in self.stacked_paths
+                layers = leaf if stacked else leaf[None]
+                per_layer = layers.reshape(layers.shape[0], -1)
+                values.append(per_layer[:, 0] if per_layer.shape[1] == 1 else _mean_abs(per_layer))
+        return jnp.concatenate(values) if values else jnp.zeros((0,))
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of trainable numbers, gates included."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.shapes))
+
+
+def skeleton(make_model: MakeModel) -> Skeleton:
+    """The skeleton of the model that `make_model(rngs)` makes; no array is computed."""
+    model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
+    graphdef, params, _ = nnx.split(model, nnx.Param, ...)
+    shapes = nnx.to_pure_dict(params)
+    is_variable = lambda node: isinstance(node, nnx.Variable)  # noqa: E731
+    alphas = {
+        path_text(path)
+        for path, variable in jax.tree.leaves_with_path(params, is_leaf=is_variable)
+        if isinstance(variable, Alpha)
+    }
+    stacks = [
+        "/".join(map(str, (*path, "blocks", "")))
+        for path, module in nnx.iter_modules(model)
+        if isinstance(module, Stack) and not isinstance(module.blocks, nnx.List)
+    ]
+    stacked = {
+        path_text(path)
+        for path, _ in jax.tree.leaves_with_path(shapes)
+        if any(path_text(path).startswith(prefix) for prefix in stacks)
+    }
+    return Skeleton(graphdef, shapes, frozenset(alphas), frozenset(stacked))
+
+
+def init_state(make_model: MakeModel, optimizer: optax.GradientTransformation, key: Array) -> State:
+    """The state after no updates; to be jitted whole, so that it is born where it will live."""
+    _, params, stats = nnx.split(make_model(nnx.Rngs(key)), nnx.Param, ...)
+    params = nnx.to_pure_dict(params)
+    return {
+        "step": jnp.zeros((), jnp.int32),
+        "params": params,
+        "stats": nnx.to_pure_dict(stats),
+        "opt_state": optimizer.init(params),
+    }
+
+
+def path_text(path: Any) -> str:
+    """A tree path as "a/b/c"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _mean_abs(per_layer: Array) -> Array:
+    return jnp.abs(per_layer).mean(axis=1)

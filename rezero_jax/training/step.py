@@ -1,0 +1,154 @@
+"""The pure functions of training: one update, several updates in one dispatch, one evaluation."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import Array
+
+from rezero_jax.training.optim import Schedule
+from rezero_jax.training.state import Skeleton, State
+
+Batch = dict[str, Array]
+# objective(model, batch, key) -> {"loss": (batch,), ...}, one value per example, all float32.
+Objective = Callable[[nnx.Module, Batch, Array], dict[str, Array]]
+# gather(resident, fetched) -> batch, on the device.
+Gather = Callable[[dict[str, Array], dict[str, Array]], Batch]
+
+
+def classification(
+    standardise: Callable[[Array], Array], input_shape: tuple[int, ...]
+) -> Objective:
+    """Cross entropy (nats) and accuracy of a model that maps inputs to logits.
+
+    Args:
+      standardise: maps uint8 images to float32.
+      input_shape: shape of one input of the model.
+    """
+
+    def objective(model: nnx.Module, batch: Batch, key: Array) -> dict[str, Array]:
+        images = standardise(batch["image"])
+        logits = model(images.reshape(images.shape[0], *input_shape))
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        hits = (logits.argmax(axis=-1) == batch["label"]).astype(jnp.float32)
+        return {"loss": losses, "accuracy": hits}
+
+    return objective
+
+
+def make_train_step(
+    skeleton: Skeleton,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    accumulate: int,
+    seed: int,
+) -> Callable[[State, Batch], tuple[State, dict[str, Array]]]:
+    """One update: (state, batch) -> (state, {"loss", "grad_norm", ...}), float32 scalars.
+
+    Everything random in update t is a function of fold_in(key(seed), t). With `accumulate` > 1 the
+    batch is split into this many parts, run one after another, and their gradients averaged.
+    """
+
+    def loss(params: Any, stats: Any, batch: Batch, key: Array) -> tuple[Array, tuple]:
+        model = skeleton.model(params, stats)
+        values = objective(model, batch, key)
+        means = {name: value.mean() for name, value in values.items()}
+        stats = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
+        return means["loss"], (stats, means)
+
+    grad = jax.grad(loss, has_aux=True)
+
+    def gradients(params: Any, stats: Any, batch: Batch, key: Array) -> tuple[Any, Any, Any]:
+        if accumulate == 1:
+            grads, (stats, means) = grad(params, stats, batch, key)
+            return grads, stats, means
+
+        # Part j holds every accumulate-th example, so that each device keeps its own examples.
+        parts = jax.tree.map(
+            lambda leaf: leaf.reshape(-1, accumulate, *leaf.shape[1:]).swapaxes(0, 1), batch
+        )
+
+        def part(carry: Any, xs: Any) -> tuple[Any, None]:
+            stats, total = carry
+            grads, (stats, means) = grad(params, stats, xs[0], xs[1])
+            return (stats, jax.tree.map(jnp.add, total, (grads, means))), None
+
+        shapes = jax.eval_shape(grad, params, stats, jax.tree.map(lambda leaf: leaf[0], parts), key)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0], shapes[1][1]))
+        (stats, total), _ = jax.lax.scan(
+            part, (stats, zeros), (parts, jax.random.split(key, accumulate))
+        )
+        grads, means = jax.tree.map(lambda leaf: leaf / accumulate, total)
+        return grads, stats, means
+
+    def train_step(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
+        key = jax.random.fold_in(jax.random.key(seed), state["step"])
+        grads, stats, means = gradients(state["params"], state["stats"], batch, key)
+        updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
+        metrics = means | {"grad_norm": optax.global_norm(grads)}
+        return {
+            "step": state["step"] + 1,
+            "params": optax.apply_updates(state["params"], updates),
+            "stats": stats,
+            "opt_state": opt_state,
+        }, metrics
+
+    return train_step
+
+
+def make_train_steps(
+    train_step: Callable[[State, Batch], tuple[State, dict[str, Array]]],
+    gather: Gather,
+    skeleton: Skeleton,
+    schedules: dict[str, Schedule],
+) -> Callable[..., tuple[State, dict[str, Array]]]:
+    """Up to K updates in one dispatch: steps(state, resident, fetched, count) -> state, report.
+
+    `fetched` holds K batches on a leading axis, of which the first `count` are used; `count` is a
+    traced number, so one compilation serves all. The report has every metric of `train_step` with
+    a leading axis K (zeros beyond `count`), and of the last update "param_norm", "alphas"
+    (layers,) and "learning_rate/<group>".
+    """
+
+    def steps(
+        state: State, resident: dict[str, Array], fetched: dict[str, Array], count: Array
+    ) -> tuple[State, dict[str, Array]]:
+        def batch(i: Any) -> Batch:
+            return gather(resident, jax.tree.map(lambda leaf: leaf[i], fetched))
+
+        def body(i: Array, carry: Any) -> Any:
+            state, report = carry
+            state, metrics = train_step(state, batch(i))
+            report = {name: report[name].at[i].set(value) for name, value in metrics.items()}
+            return state, report
+
+        size = jax.tree.leaves(fetched)[0].shape[0]
+        _, shapes = jax.eval_shape(train_step, state, jax.eval_shape(batch, 0))
+        report = {name: jnp.zeros((size, *s.shape), s.dtype) for name, s in shapes.items()}
+        state, report = jax.lax.fori_loop(0, count, body, (state, report))
+        report["param_norm"] = optax.global_norm(state["params"])
+        report["alphas"] = skeleton.alphas(state["params"])
+        for group, schedule in schedules.items():
+            report[f"learning_rate/{group}"] = jnp.asarray(schedule(state["step"] - 1))
+        return state, report
+
+    return steps
+
+
+def make_eval_step(
+    skeleton: Skeleton, objective: Objective, gather: Gather
+) -> Callable[..., dict[str, Array]]:
+    """eval_step(state, resident, fetched, mask) -> each metric summed over the unmasked examples."""
+
+    def eval_step(
+        state: State, resident: dict[str, Array], fetched: dict[str, Array], mask: Array
+    ) -> dict[str, Array]:
+        model = skeleton.model(state["params"], state["stats"])
+        model.eval()
+        values = objective(model, gather(resident, fetched), jax.random.key(0))
+        return {name: jnp.where(mask, value, 0.0).sum() for name, value in values.items()}
+
+    return eval_step

@@ -1,0 +1,88 @@
+"""The order of examples: a pure function of (seed, step) that visits each example once an epoch."""
+
+import numpy as np
+import pytest
+
+from rezero_jax.data import Order, eval_batches
+from rezero_jax.errors import UserError
+
+SIZES = [(12, 4), (12, 5), (10, 10), (7, 3), (1, 1), (1000, 999), (13, 1)]
+
+
+@pytest.mark.parametrize(("size", "batch_size"), SIZES)
+def test_each_epoch_visits_each_example_exactly_once(size: int, batch_size: int) -> None:
+    order = Order(seed=3, size=size, batch_size=batch_size)
+    epochs = 4
+    steps = -(-epochs * size // batch_size)
+    stream = np.concatenate([order.indices(step) for step in range(steps)])[: epochs * size]
+    for epoch in stream.reshape(epochs, size):
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(size))
+
+
+def test_a_batch_does_not_depend_on_what_was_asked_before() -> None:
+    order = Order(seed=5, size=17, batch_size=6)
+    forward = [order.indices(step) for step in range(40)]
+    for step in np.random.default_rng(0).permutation(40):
+        np.testing.assert_array_equal(order.indices(step), forward[step])
+        np.testing.assert_array_equal(Order(5, 17, 6).indices(int(step)), forward[step])
+
+
+def test_a_step_far_ahead_needs_no_replay() -> None:
+    order = Order(seed=0, size=50_000, batch_size=128)
+    assert order.indices(10**12).shape == (128,)
+
+
+def test_batches_are_int32_of_one_shape() -> None:
+    order = Order(seed=1, size=7, batch_size=3)
+    for step in range(10):
+        batch = order.indices(step)
+        assert batch.dtype == np.int32
+        assert batch.shape == (3,)
+
+
+def test_writing_to_a_batch_does_not_change_the_order() -> None:
+    order = Order(seed=1, size=8, batch_size=4)
+    expected = order.indices(0).copy()
+    order.indices(0)[:] = 0
+    np.testing.assert_array_equal(order.indices(0), expected)
+
+
+def test_seeds_and_epochs_differ() -> None:
+    orders = [Order(seed, 100, 100) for seed in (0, 1, 2)]
+    batches = [order.indices(epoch) for order in orders for epoch in (0, 1)]
+    for i, one in enumerate(batches):
+        for other in batches[:i]:
+            assert not np.array_equal(one, other)
+
+
+def test_every_example_can_come_first() -> None:
+    firsts = [Order(seed, 4, 1).indices(0)[0] for seed in range(200)]
+    assert set(firsts) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("seed", "batch_size", "words"),
+    [
+        (0, 101, "train.batch_size=101 is larger than the 100 training examples; lower it to"),
+        (0, 0, "train.batch_size=0 is empty; set it to at least 1"),
+        (-1, 10, "seed=-1 is negative"),
+    ],
+)
+def test_impossible_orders_are_refused(seed: int, batch_size: int, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        Order(seed, 100, batch_size)
+
+
+@pytest.mark.parametrize(("size", "batch_size"), [*SIZES, (3, 8), (0, 4)])
+def test_eval_covers_every_example_exactly_once(size: int, batch_size: int) -> None:
+    indices, mask = eval_batches(size, batch_size)
+    assert indices.dtype == np.int32
+    assert mask.dtype == bool
+    assert indices.shape == mask.shape == (-(-size // batch_size), batch_size)
+    np.testing.assert_array_equal(indices[mask], np.arange(size))
+    assert not indices[~mask].any()
+
+
+def test_eval_refuses_an_empty_batch() -> None:
+    with pytest.raises(UserError, match="at least 1"):
+        eval_batches(10, 0)

@@ -1,0 +1,341 @@
+"""The official TFDS builders, TensorFlow-free, on tiny archives of the official formats.
+
+The network is replaced by a function that serves such an archive; all else is real: the builder,
+the download manager with its checksum test, extraction, writing and reading. The archive's own
+size and checksum are registered as the right ones, except where a test wants them to be wrong.
+"""
+
+import contextlib
+import gzip
+import hashlib
+import io
+import json
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rezero_jax.data import load
+from rezero_jax.data.images import decode
+from rezero_jax.data.prepare import encode_png, prepared_builder
+from rezero_jax.errors import UserError
+
+URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+RNG = np.random.default_rng(0)
+LABELS = {part: RNG.integers(0, 10, size, np.uint8) for part, size in (("train", 35), ("test", 9))}
+IMAGES = {
+    part: RNG.integers(0, 256, (len(labels), 32, 32, 3), np.uint8)
+    for part, labels in LABELS.items()
+}
+
+
+def official_archive() -> bytes:
+    """A .tar.gz of 3,073-byte records: a label, then 32x32 red, green and blue planes."""
+    records = {
+        part: [
+            bytes([label]) + image.transpose(2, 0, 1).tobytes()
+            for label, image in zip(LABELS[part], IMAGES[part], strict=True)
+        ]
+        for part in LABELS
+    }
+    files = {
+        f"data_batch_{i + 1}.bin": b"".join(records["train"][7 * i : 7 * i + 7]) for i in range(5)
+    }
+    files["test_batch.bin"] = b"".join(records["test"])
+    files["batches.meta.txt"] = "\n".join([*NAMES, ""]).encode()
+    return tar_gz("cifar-10-batches-bin", files)
+
+
+def tar_gz(folder: str, files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(f"{folder}/{name}")
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+ARCHIVE = official_archive()
+
+
+def serve(
+    monkeypatch: pytest.MonkeyPatch,
+    files: dict[str, bytes | Exception],
+    name: str = "cifar10",
+    known: dict[str, bytes] | None = None,
+) -> list[str]:
+    """Let downloads give `files` by address; `known` (if not `files`) is what checksums are of.
+
+    Returns:
+        The list to which every requested address is added.
+    """
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download import downloader
+    from tensorflow_datasets.core.download.checksums import UrlInfo
+    from tensorflow_datasets.core.utils import Size
+
+    requested: list[str] = []
+
+    @contextlib.contextmanager
+    def open_url(url: str, **kwargs: Any) -> Iterator[tuple[Any, list[bytes]]]:
+        requested.append(url)
+        served = files[url]
+        if isinstance(served, Exception):
+            raise served
+        yield SimpleNamespace(url=url, headers={}), [served]
+
+    def info(url: str, content: bytes) -> UrlInfo:
+        return UrlInfo(
+            Size(len(content)), hashlib.sha256(content).hexdigest(), url.rpartition("/")[2]
+        )
+
+    right = {url: info(url, content) for url, content in (known or files).items()}
+    monkeypatch.setattr(downloader, "_open_url", open_url)
+    monkeypatch.setattr(tfds.builder_cls(name), "url_infos", right)
+    return requested
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty TFDS folder and an empty cache, the tiny archive being what the network gives."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    serve(monkeypatch, {URL: ARCHIVE})
+    return tmp_path / "tfds"
+
+
+def test_the_official_builder_prepares_pixel_exact_data_without_tensorflow(data_dir: Path) -> None:
+    builder = prepared_builder("cifar10", str(data_dir))
+    for part in ("train", "test"):
+        examples = list(builder.as_data_source(part))
+        numbers = [int(example["id"].decode().removeprefix(f"{part}_")) for example in examples]
+        assert sorted(numbers) == list(range(len(LABELS[part])))
+        for number, example in zip(numbers, examples, strict=True):
+            np.testing.assert_array_equal(example["image"], IMAGES[part][number])
+            assert example["label"] == LABELS[part][number]
+    info = json.loads((data_dir / "cifar10" / "3.0.2" / "dataset_info.json").read_text())
+    assert info["name"] == "cifar10"
+    assert info["version"] == "3.0.2"
+    assert info["fileFormat"] == "array_record"
+    assert info["moduleName"] == "tensorflow_datasets.image_classification.cifar"
+    assert builder.info.features["label"].names == NAMES
+    assert "tensorflow" not in sys.modules
+
+
+def test_loading_again_downloads_nothing(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = load("cifar10", str(data_dir))
+    requested = serve(monkeypatch, {URL: OSError("no network")}, known={URL: ARCHIVE})
+    again = load("cifar10", str(data_dir))
+    assert requested == []
+    np.testing.assert_array_equal(first.train.resident["image"], again.train.resident["image"])
+
+
+def test_stream_and_resident_are_the_same_to_the_bit(data_dir: Path) -> None:
+    resident = load("cifar10", str(data_dir))
+    stream = load("cifar10", str(data_dir), stream=True)
+    assert (stream.example_shape, stream.num_classes) == ((32, 32, 3), 10)
+    for part, one, other in (
+        ("train", resident.train, stream.train),
+        ("test", resident.eval, stream.eval),
+    ):
+        assert one.size == other.size == len(LABELS[part])
+        everything = other.fetch(np.arange(other.size))
+        for name, array in one.resident.items():
+            np.testing.assert_array_equal(everything[name], array)
+            assert everything[name].dtype == array.dtype
+        np.testing.assert_array_equal(np.sort(everything["label"]), np.sort(LABELS[part]))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "another shape", "pickled"])
+def test_a_broken_cache_file_is_rebuilt(data_dir: Path, tmp_path: Path, damage: str) -> None:
+    expected = load("cifar10", str(data_dir)).train.resident["image"]
+    (path,) = (tmp_path / "cache" / "rezero_jax" / "cifar10").glob("3.0.2-*/train_image.npy")
+    good = path.read_bytes()
+    if damage == "truncated":
+        path.write_bytes(good[:-100])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "another shape":
+        np.save(path, expected[:-1])
+    else:
+        np.save(path, np.array([{}]), allow_pickle=True)
+    np.testing.assert_array_equal(load("cifar10", str(data_dir)).train.resident["image"], expected)
+    assert path.read_bytes() == good
+    assert not list(path.parent.glob("*.partial"))
+
+
+def test_a_cache_that_cannot_be_written_only_warns(
+    data_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert load("cifar10", str(data_dir)).train.size == len(LABELS["train"])
+    assert "not cached" in caplog.text
+
+
+def test_without_a_network_one_sentence_says_what_to_do(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import requests
+
+    failure = requests.ConnectionError("no route\nto host")
+    serve(monkeypatch, {URL: failure}, known={URL: ARCHIVE})
+    with pytest.raises(UserError) as info:
+        load("cifar10", str(data_dir))
+    assert str(info.value) == (
+        f'data set "cifar10" is not prepared in {data_dir} and could not be downloaded (no route '
+        "to host); set TFDS_DATA_DIR or --config.data.dir to a folder that holds it"
+    )
+
+
+def test_an_archive_with_the_wrong_checksum_is_refused_and_nothing_is_left_prepared(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve(monkeypatch, {URL: ARCHIVE}, known={URL: b"another archive"})
+    with pytest.raises(UserError, match="wrong checksum"):
+        load("cifar10", str(data_dir))
+    assert not (data_dir / "cifar10" / "3.0.2").exists()
+    serve(monkeypatch, {URL: ARCHIVE})
+    assert load("cifar10", str(data_dir)).train.size == len(LABELS["train"])
+
+
+def test_interrupted_preparation_is_not_taken_as_prepared(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rezero_jax.data import prepare
+
+    encoded = 0
+
+    def interrupted(image: np.ndarray) -> bytes:
+        nonlocal encoded
+        encoded += 1
+        if encoded > 20:
+            raise KeyboardInterrupt
+        return encode_png(image)
+
+    monkeypatch.setattr(prepare, "encode_png", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        load("cifar10", str(data_dir))
+    assert not (data_dir / "cifar10" / "3.0.2").exists()
+    monkeypatch.setattr(prepare, "encode_png", encode_png)
+    assert load("cifar10", str(data_dir)).train.size == len(LABELS["train"])
+
+
+def test_a_missing_record_file_is_named(data_dir: Path) -> None:
+    load("cifar10", str(data_dir))
+    (path,) = (data_dir / "cifar10" / "3.0.2").glob("cifar10-test.array_record*")
+    path.unlink()
+    with pytest.raises(UserError, match=f"{path} is missing"):
+        load("cifar10", str(data_dir))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_damaged_record_file_is_an_error_and_no_wrong_pixels(
+    stream: bool, data_dir: Path, tmp_path: Path
+) -> None:
+    load("cifar10", str(data_dir), stream=True)
+    (path,) = (data_dir / "cifar10" / "3.0.2").glob("cifar10-train.array_record*")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="is damaged"):
+        list(load("cifar10", str(data_dir), stream).train.batches(lambda step: np.arange(35), 0, 1))
+
+
+def test_a_damaged_dataset_info_is_named(data_dir: Path) -> None:
+    load("cifar10", str(data_dir))
+    (data_dir / "cifar10" / "3.0.2" / "dataset_info.json").write_text("")
+    with pytest.raises(UserError, match=f"dataset_info.json in {data_dir}/cifar10 cannot be read"):
+        load("cifar10", str(data_dir))
+
+
+def test_data_in_tfrecord_form_is_refused(data_dir: Path) -> None:
+    load("cifar10", str(data_dir))
+    info = data_dir / "cifar10" / "3.0.2" / "dataset_info.json"
+    info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
+    with pytest.raises(UserError, match="in tfrecord form"):
+        load("cifar10", str(data_dir))
+
+
+def rows(image: np.ndarray, label: np.ndarray) -> list[bytes]:
+    """The examples as sorted bytes: equal for the same examples in any order."""
+    return sorted(bytes([y]) + x.tobytes() for x, y in zip(image, label, strict=True))
+
+
+def test_cifar100_is_read_with_its_fine_labels(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {
+        f"{kind}_label_names.txt": "".join(f"{kind} {i}\n" for i in range(count)).encode()
+        for kind, count in (("coarse", 20), ("fine", 100))
+    }
+    for part in LABELS:
+        files[f"{part}.bin"] = b"".join(
+            bytes([19 - label, label]) + image.transpose(2, 0, 1).tobytes()
+            for label, image in zip(LABELS[part], IMAGES[part], strict=True)
+        )
+    url = "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz"
+    serve(monkeypatch, {url: tar_gz("cifar-100-binary", files)}, "cifar100")
+    dataset = load("cifar100", str(data_dir))
+    assert dataset.num_classes == 100
+    for part, split in (("train", dataset.train), ("test", dataset.eval)):
+        actual = rows(split.resident["image"], split.resident["label"])
+        assert actual == rows(IMAGES[part], LABELS[part])
+
+
+def test_svhn_is_read_from_its_matlab_files(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scipy.io import savemat
+
+    files: dict[str, bytes | Exception] = {}
+    for part in ("train", "test", "extra"):
+        content = io.BytesIO()
+        source = part.replace("extra", "test")
+        digits = np.where(LABELS[source] == 0, 10, LABELS[source])
+        savemat(content, {"X": np.moveaxis(IMAGES[source], 0, -1), "y": digits[:, None]})
+        files[f"http://ufldl.stanford.edu/housenumbers/{part}_32x32.mat"] = content.getvalue()
+    serve(monkeypatch, files, "svhn_cropped")
+    dataset = load("svhn_cropped", str(data_dir))
+    for part, split in (("train", dataset.train), ("test", dataset.eval)):
+        actual = rows(split.resident["image"], split.resident["label"])
+        assert actual == rows(IMAGES[part], LABELS[part])
+
+
+@pytest.mark.slow  # the builders insist on 70,000 images
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+def test_mnist_is_read_from_its_idx_files(
+    name: str, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tensorflow_datasets as tfds
+
+    root = tfds.builder_cls(name).URL
+    files: dict[str, bytes | Exception] = {}
+    content = {}
+    for part, prefix, size in (("train", "train", 60_000), ("test", "t10k", 10_000)):
+        image = np.zeros((size, 28, 28, 1), np.uint8)
+        image[:, :2] = RNG.integers(0, 256, (size, 2, 28, 1))
+        label = RNG.integers(0, 10, size, np.uint8)
+        content[part] = rows(image, label)
+        files[f"{root}{prefix}-images-idx3-ubyte.gz"] = gzip.compress(bytes(16) + image.tobytes())
+        files[f"{root}{prefix}-labels-idx1-ubyte.gz"] = gzip.compress(bytes(8) + label.tobytes())
+    serve(monkeypatch, files, name)
+    dataset = load(name, str(data_dir))
+    assert dataset.example_shape == (28, 28, 1)
+    for part, split in (("train", dataset.train), ("test", dataset.eval)):
+        assert rows(split.resident["image"], split.resident["label"]) == content[part]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_png_keeps_every_pixel(channels: int) -> None:
+    image = RNG.integers(0, 256, (28, 28, channels), np.uint8)
+    np.testing.assert_array_equal(decode(encode_png(image)), image)

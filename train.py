@@ -1,0 +1,96 @@
+"""Trains a network: `python train.py --config=configs/NAME.py --workdir=DIR`; see --help."""
+
+import argparse
+import json
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+EXAMPLES = """\
+examples:
+  a ReZero network on scikit-learn's digits, in seconds:
+    python train.py --config=configs/mlp.py --workdir=runs/digits
+  the authors' 64-layer network on CIFAR-10, and one of its rivals:
+    python train.py --config=configs/mlp.py:depth=64,dataset=cifar10 --workdir=runs/rezero
+    python train.py --config=configs/mlp.py:residual=norm,depth=64,dataset=cifar10 \\
+      --workdir=runs/norm
+  any field of the config can be set:
+    python train.py --config=configs/mlp.py --config.optim.alpha.learning_rate=0.001 \\
+      --workdir=runs/slow_alpha
+  the same command again goes on where an interrupted run stopped. To evaluate what it saved:
+    python train.py --config=configs/mlp.py --workdir=runs/digits --mode=eval
+
+exit status: 0 finished; 2 a mistake in the command, the config or the workdir; 3 the loss or the
+gradient stopped being finite; 130 or 143 stopped by Ctrl-C or SIGTERM, state saved.
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command line and returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description="Trains a network, or goes on with an interrupted run.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE[:KEY=VALUE,...]",
+        help="a file of configs/ and arguments for it; its docstring says which there are",
+    )
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder")
+    parser.add_argument(
+        "--mode", choices=("train", "eval"), default="train", help="eval: of the newest checkpoint"
+    )
+    parser.add_argument(
+        "--config.KEY", metavar="VALUE", help="sets a field of the config, such as --config.seed=1"
+    )
+    overrides = [text.removeprefix("--config.") for text in argv if text.startswith("--config.")]
+    args = parser.parse_args([text for text in argv if not text.startswith("--config.")])
+
+    from rezero_jax.config import load_config
+    from rezero_jax.errors import UserError
+
+    try:
+        config = load_config(args.config, overrides)
+        _set_cpu_devices(config.mesh.cpu_devices)
+        return _run(config, args)
+    except UserError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("train.py: stopped before training began", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def _set_cpu_devices(count: int | None) -> None:
+    import jax
+
+    if count is not None:
+        jax.config.update("jax_num_cpu_devices", count)
+
+
+def _run(config: "ConfigDict", args: argparse.Namespace) -> int:
+    from rezero_jax.training import loop
+
+    if args.mode == "eval":
+        print(json.dumps(loop.evaluate(config, args.workdir)))
+        return 0
+    try:
+        final = loop.train(config, args.workdir)
+    except loop.Diverged as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 3
+    except loop.Interrupted as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 128 + error.signum
+    print(json.dumps(final, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
