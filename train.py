@@ -88,7 +88,12 @@ def _run(config: "ConfigDict", args: argparse.Namespace) -> int:
     except loop.Interrupted as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 128 + error.signum
-    print(json.dumps(final, indent=2))
+    from rezero_jax.analysis.plots import write_plot
+
+    numbers = ", ".join(f"{k} {final[k]:.4f}" for k in sorted(final) if k.startswith("eval/"))
+    print(f"finished {final['steps']:,} steps in {final['seconds']:,.1f} s: {numbers}")
+    print(f"run folder:      {args.workdir}")
+    print(f"learning curves: {write_plot([args.workdir])}")
     return 0
 
 

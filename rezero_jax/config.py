@@ -160,7 +160,7 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """One text "key: old -> new" for each leaf in which two nested dicts differ."""
-    flat_old, flat_new = _flat(old), _flat(new)
+    flat_old, flat_new = flatten(old), flatten(new)
     return [
         f"{key}: {flat_old.get(key, 'absent')} -> {flat_new.get(key, 'absent')}"
         for key in sorted(flat_old.keys() | flat_new.keys())
@@ -183,18 +183,19 @@ def _assign(group: ConfigDict, key: str, text: str, shown: str) -> None:
         raise UserError(f"{shown} takes {name}, not {text!r}") from None
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested dict as {"a.b": leaf}."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
     return flat
 
 
 def _unknown_key(config: ConfigDict, key: str) -> UserError:
-    keys = sorted(_flat(config.to_dict()))
+    keys = sorted(flatten(config.to_dict()))
     close = difflib.get_close_matches(key, keys, n=1)
     siblings = [k for k in keys if k.startswith(key.partition(".")[0] + ".")]
     hint = f'did you mean "{close[0]}"?' if close else f"the keys are {', '.join(siblings or keys)}"

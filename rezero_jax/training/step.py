@@ -88,7 +88,7 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(seed), state["step"])
         grads, stats, means = gradients(state["params"], state["stats"], batch, key)
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
-        metrics = means | {"grad_norm": optax.global_norm(grads)}
+        metrics = means | {"grad_norm": optax.tree.norm(grads)}
         return {
             "step": state["step"] + 1,
             "params": optax.apply_updates(state["params"], updates),
@@ -129,7 +129,7 @@ def make_train_steps(
         _, shapes = jax.eval_shape(train_step, state, jax.eval_shape(batch, 0))
         report = {name: jnp.zeros((size, *s.shape), s.dtype) for name, s in shapes.items()}
         state, report = jax.lax.fori_loop(0, count, body, (state, report))
-        report["param_norm"] = optax.global_norm(state["params"])
+        report["param_norm"] = optax.tree.norm(state["params"])
         report["alphas"] = skeleton.alphas(state["params"])
         for group, schedule in schedules.items():
             report[f"learning_rate/{group}"] = jnp.asarray(schedule(state["step"] - 1))
@@ -141,7 +141,7 @@ def make_train_steps(
 def make_eval_step(
     skeleton: Skeleton, objective: Objective, gather: Gather
 ) -> Callable[..., dict[str, Array]]:
-    """eval_step(state, resident, fetched, mask) -> each metric summed over the unmasked examples."""
+    """eval_step(state, resident, fetched, mask) -> metrics summed over the unmasked examples."""
 
     def eval_step(
         state: State, resident: dict[str, Array], fetched: dict[str, Array], mask: Array

@@ -1,0 +1,34 @@
+# The commands of this project; each sets up its own virtual environment in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: train test lint setup setup-dev clean
+
+train: setup  ## train the default network on embedded data, in seconds
+	$(BIN)/python train.py --config=configs/mlp.py --workdir=runs/digits
+
+test: setup-dev  ## run the tests
+	$(BIN)/python -m pytest -n 2
+
+lint: setup-dev  ## check format, style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+setup: $(VENV)/installed
+
+setup-dev: $(VENV)/installed-dev
+
+$(VENV)/installed: requirements.txt
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and \"Python 3.11 or newer is needed; set PYTHON=\")"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -r requirements.txt
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
+	$(BIN)/pip install --quiet -r requirements-dev.txt
+	touch $@
+
+clean:  ## remove the environment and caches; runs/ stays
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache build *.egg-info

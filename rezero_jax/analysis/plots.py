@@ -1,0 +1,115 @@
+"""Plots of runs: `python -m rezero_jax.analysis.plots WORKDIR [WORKDIR ...] [--out=FILE]`.
+
+One workdir gives its learning curves and its gates by layer and step; several give their epoch
+losses in one panel, runs that differ in the seed alone as their mean and range.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from rezero_jax.analysis.runs import Run, labels
+from rezero_jax.errors import UserError
+
+# Okabe and Ito's colours, told apart in every common colour vision.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+def plot_run(run: Run) -> Figure:
+    """Loss and accuracy by epoch, and, if the network is gated, every alpha by layer and step."""
+    steps, alphas = run.alphas()
+    gated = alphas.shape[1] > 0
+    figure, axes = plt.subplots(1, 3 if gated else 2, figsize=(13 if gated else 9, 3.8))
+    panels = (("loss", "cross entropy (nats)"), ("accuracy", "accuracy"))
+    for axis, (metric, title) in zip(axes, panels, strict=False):
+        axis.plot(*run.series(f"train/{metric}", "epoch"), color=COLOURS[0], alpha=0.35, lw=1)
+        if metric == "loss":
+            epochs, losses = run.series("train/epoch_loss", "epoch")
+            axis.plot(epochs, losses, color=COLOURS[0], marker=".", label="training, epoch mean")
+            axis.set_yscale("log")
+        axis.plot(
+            *run.series(f"eval/{metric}", "epoch"), color=COLOURS[1], marker=".", label="evaluation"
+        )
+        axis.set(xlabel="epoch", title=title)
+        axis.grid(alpha=0.3)
+    axes[0].legend(frameon=False)
+    axes[1].legend(["training batches", "evaluation"], frameon=False, loc="lower right")
+    if gated:
+        bound = max(np.abs(alphas).max(), 1e-12)
+        mesh = axes[2].pcolormesh(
+            steps, np.arange(alphas.shape[1]), alphas.T, cmap="PuOr", vmin=-bound, vmax=bound
+        )
+        figure.colorbar(mesh, ax=axes[2])
+        axes[2].set(xlabel="step", ylabel="layer", title="alpha")
+    name = ", ".join(f"{k}={run.config[f'model.{k}']}" for k in ("residual", "depth", "width"))
+    figure.suptitle(f"{run.config['data.name']}: {name}")
+    figure.tight_layout()
+    return figure
+
+
+def plot_comparison(runs: Sequence[Run]) -> Figure:
+    """Epoch loss of several runs on a log axis; the seeds of one setting as mean and range."""
+    figure, axis = plt.subplots(figsize=(7, 4.5))
+    names = labels(runs)
+    for colour, name in zip(COLOURS * 9, dict.fromkeys(names), strict=False):
+        curves = [
+            run.epoch_losses() for run, label in zip(runs, names, strict=True) if label == name
+        ]
+        shortest = min(map(len, curves))
+        losses = np.stack([curve[:shortest] for curve in curves])
+        epochs = np.arange(1, shortest + 1)
+        seeds = f" ({len(curves)} seeds)" if len(curves) > 1 else ""
+        axis.plot(epochs, losses.mean(0), color=colour, marker=".", label=name + seeds)
+        axis.fill_between(epochs, losses.min(0), losses.max(0), color=colour, alpha=0.25, lw=0)
+    axis.set(xlabel="epoch", ylabel="training loss (nats), mean over the epoch", yscale="log")
+    axis.grid(alpha=0.3, which="both")
+    axis.legend(frameon=False)
+    config = runs[0].config
+    axis.set_title(
+        f"{config['data.name']}, depth {config['model.depth']}, width {config['model.width']}"
+    )
+    figure.tight_layout()
+    return figure
+
+
+def write_plot(workdirs: Sequence[str | Path], out: str | Path | None = None) -> Path:
+    """Plots one run or several and returns the file, by default curves.png in the first workdir.
+
+    Raises:
+      UserError: a workdir holds no run.
+    """
+    runs = [Run.read(folder) for folder in workdirs]
+    path = Path(out) if out else runs[0].folder / "curves.png"
+    figure = plot_run(runs[0]) if len(runs) == 1 else plot_comparison(runs)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command line and returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR")
+    parser.add_argument("--out", metavar="FILE", help="default: curves.png in the first workdir")
+    args = parser.parse_args(argv)
+    try:
+        print(f"wrote {write_plot(args.workdirs, args.out)}")
+    except UserError as error:
+        print(f"plots: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,94 @@
+"""Reading what runs left behind: their lines, what tells them apart, when they reached a target."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rezero_jax.config import flatten
+from rezero_jax.errors import UserError
+from rezero_jax.training.record import read_metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One workdir.
+
+    Attributes:
+      folder: the workdir.
+      config: "a.b" -> value.
+      lines: metrics.jsonl, a dict a line.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    lines: list[dict[str, float]]
+
+    @classmethod
+    def read(cls, folder: str | Path) -> "Run":
+        """The run in `folder`, finished or not.
+
+        Raises:
+          UserError: the folder holds no run.
+        """
+        folder = Path(folder)
+        lines = read_metrics(folder)
+        return cls(folder, flatten(json.loads((folder / "config.json").read_text())), lines)
+
+    def series(self, key: str, x: str = "step") -> tuple[np.ndarray, np.ndarray]:
+        """(x, values) of the lines that hold `key`, float64 (lines,) each."""
+        pairs = [(line[x], line[key]) for line in self.lines if key in line]
+        return tuple(np.array(pairs, float).reshape(-1, 2).T)  # type: ignore[return-value]
+
+    def epoch_losses(self) -> np.ndarray:
+        """Mean training loss (nats) of each finished epoch, float64 (epochs,)."""
+        return self.series("train/epoch_loss")[1]
+
+    def alphas(self) -> tuple[np.ndarray, np.ndarray]:
+        """Steps (lines,) and every gate at them (lines, layers); no layers for an ungated rule."""
+        steps = np.array([line["step"] for line in self.lines])
+        depth = sum(key.startswith("alpha/") for key in self.lines[0])
+        values = [[line[f"alpha/{layer}"] for layer in range(depth)] for line in self.lines]
+        return steps, np.array(values, float)
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """A name for each run: the config fields in which the runs differ, the seed left out."""
+    keys = sorted({key for run in runs for key in run.config} - {"seed"})
+    telling = [key for key in keys if len({json.dumps(run.config.get(key)) for run in runs}) > 1]
+    # Lengths and cadences rarely tell runs apart for a reader; used only when nothing else does.
+    short = [k for k in telling if k.startswith(("model.", "optim.", "data.name"))] or telling
+    return [
+        ", ".join(f"{key.split('.')[-1]}={run.config.get(key)}" for key in short)
+        or str(run.config.get("model.residual", run.folder.name))
+        for run in runs
+    ]
+
+
+def epochs_to(losses: Sequence[float] | np.ndarray, target: float) -> float | None:
+    """Epochs until the epoch loss first is at or below `target`, log-linear between two epochs.
+
+    Args:
+      losses: mean loss of epoch 1, 2, ...
+      target: a loss above 0.
+
+    Returns:
+      A fractional number of epochs, 1.0 if the first epoch is below already; None if never reached.
+
+    Raises:
+      UserError: the target is not above 0.
+    """
+    if target <= 0:
+        raise UserError(f"the target loss {target} is not positive; give one above 0")
+    losses = np.asarray(losses, float)
+    reached = np.flatnonzero(losses <= target)
+    if not len(reached):
+        return None
+    after = int(reached[0])
+    if after == 0:
+        return 1.0
+    high, low = np.log(losses[after - 1 : after + 1])
+    return float(after + (high - np.log(target)) / (high - low))

@@ -1,0 +1,59 @@
+"""Runs side by side, as Markdown: `python -m rezero_jax.analysis.table WORKDIR [WORKDIR ...]`.
+
+Prints the mean training loss of chosen epochs and the epochs until chosen losses are reached, one
+row per setting, with the mean and the range over the runs that differ in the seed alone.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+
+from rezero_jax.analysis.runs import Run, epochs_to, labels
+from rezero_jax.errors import UserError
+
+
+def table(runs: Sequence[Run], epochs: Sequence[int], targets: Sequence[float]) -> str:
+    """The Markdown table: a column per epoch, then a column per target loss."""
+    head = ["run", "seeds", *(f"epoch {e}" for e in epochs), *(f"epochs to {t}" for t in targets)]
+    rows = [head, ["---"] * len(head)]
+    names = labels(runs)
+    for name in dict.fromkeys(names):
+        curves = [
+            run.epoch_losses() for run, label in zip(runs, names, strict=True) if label == name
+        ]
+        cells = [name, str(len(curves))]
+        cells += [_cell([c[e - 1] if e <= len(c) else None for c in curves]) for e in epochs]
+        cells += [_cell([epochs_to(c, t) for c in curves]) for t in targets]
+        rows.append(cells)
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _cell(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return "not reached" if not known else f"{len(known)} of {len(values)} reached"
+    mean = f"{np.mean(known):.2f}"
+    return mean if len(known) == 1 else f"{mean} ({min(known):.2f}-{max(known):.2f})"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command line and returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR")
+    parser.add_argument("--epochs", nargs="*", type=int, default=[1, 2, 5, 10], metavar="E")
+    parser.add_argument("--targets", nargs="*", type=float, default=[], metavar="LOSS")
+    args = parser.parse_args(argv)
+    try:
+        print(table([Run.read(folder) for folder in args.workdirs], args.epochs, args.targets))
+    except UserError as error:
+        print(f"table: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Reference numbers from PyTorch, and the scripts that made them."""

@@ -1,0 +1,196 @@
+"""Optimizers against the formulas of PyTorch and of the LAMB paper; groups and schedules."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from rezero_jax import MLP, Alpha, ReZero
+from rezero_jax.config import base_config, optim_group
+from rezero_jax.errors import UserError
+from rezero_jax.training.optim import make_optimizer
+from rezero_jax.training.state import skeleton
+
+MODEL = skeleton(lambda rngs: MLP(4, 3, 5, 2, rngs=rngs))
+RNG = np.random.default_rng(0)
+
+
+def settings(**kwargs):
+    config = base_config().optim
+    config.update(kwargs)
+    return config
+
+
+def random_tree():
+    return jax.tree.map(lambda s: jnp.asarray(RNG.normal(size=s.shape), jnp.float32), MODEL.shapes)
+
+
+def run(config, updates=4, total=10, params=None, structure=MODEL):
+    """Parameters before and after, and the gradients, of a few updates."""
+    optimizer, schedules = make_optimizer(config, total, structure)
+    params = params or random_tree()
+    history, grads, state = [params], [], optimizer.init(params)
+    for _ in range(updates):
+        grads.append(random_tree())
+        changes, state = optimizer.update(grads[-1], state, params)
+        params = optax.apply_updates(params, changes)
+        history.append(params)
+    return history, grads, schedules
+
+
+def kernel(tree):
+    return np.asarray(tree["trunk"]["blocks"]["linear"]["kernel"], np.float64)
+
+
+def alpha(tree):
+    return np.asarray(tree["trunk"]["blocks"]["rule"]["alpha"], np.float64)
+
+
+def test_adagrad_is_pytorchs():
+    history, grads, _ = run(settings(name="adagrad", learning_rate=0.1))
+    p, total = kernel(history[0]), 0.0
+    for g in map(kernel, grads):
+        total = total + g**2
+        p = p - 0.1 * g / (np.sqrt(total) + 1e-10)
+    np.testing.assert_allclose(kernel(history[-1]), p, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1e-6, 1e-9])
+def test_adagrads_first_step_is_the_learning_rate_however_small_the_gradient(size):
+    """What an epsilon inside the square root would break in the deep layers of a deep network."""
+    optimizer, _ = make_optimizer(settings(name="adagrad", learning_rate=0.1), 1, MODEL)
+    params = random_tree()
+    grads = jax.tree.map(lambda leaf: jnp.full_like(leaf, size), params)
+    changes, _ = optimizer.update(grads, optimizer.init(params), params)
+    np.testing.assert_allclose(
+        kernel(changes), -0.1 * size / (size + 1e-10), rtol=0.1 if size == 1e-9 else 1e-3
+    )
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_is_pytorchs_with_momentum_and_decay(nesterov):
+    config = settings(
+        name="sgd", learning_rate=0.1, momentum=0.9, weight_decay=0.01, nesterov=nesterov
+    )
+    history, grads, _ = run(config)
+    p, velocity = kernel(history[0]), 0.0
+    for g in map(kernel, grads):
+        g = g + 0.01 * p
+        velocity = 0.9 * velocity + g
+        p = p - 0.1 * (g + 0.9 * velocity if nesterov else velocity)
+    np.testing.assert_allclose(kernel(history[-1]), p, rtol=1e-5, atol=1e-6)
+
+
+def test_adamw_is_pytorchs():
+    config = settings(name="adamw", learning_rate=0.1, b1=0.8, b2=0.95, weight_decay=0.01)
+    history, grads, _ = run(config)
+    p, m, v = kernel(history[0]), 0.0, 0.0
+    for t, g in enumerate(map(kernel, grads), 1):
+        m, v = 0.8 * m + 0.2 * g, 0.95 * v + 0.05 * g**2
+        step = (m / (1 - 0.8**t)) / (np.sqrt(v / (1 - 0.95**t)) + 1e-8)
+        p = p - 0.1 * (step + 0.01 * p)
+    np.testing.assert_allclose(kernel(history[-1]), p, rtol=1e-4, atol=1e-5)
+
+
+def test_lamb_on_a_stack_is_lamb_layer_by_layer():
+    config = settings(name="lamb", learning_rate=0.1, weight_decay=0.01)
+    history, grads, _ = run(config)
+    for layer in range(5):
+        p, m, v = kernel(history[0])[layer], 0.0, 0.0
+        for t, g in enumerate((kernel(g)[layer] for g in grads), 1):
+            m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+            step = (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-6) + 0.01 * p
+            p = p - 0.1 * step * np.linalg.norm(p) / np.linalg.norm(step)
+        np.testing.assert_allclose(kernel(history[-1])[layer], p, rtol=1e-4, atol=1e-5)
+
+
+def test_lamb_moves_each_alpha_by_a_relative_rate_of_its_own():
+    history, *_ = run(settings(name="lamb", learning_rate=0.1), updates=1)
+    before, after = alpha(history[0]), alpha(history[1])
+    np.testing.assert_allclose(np.abs(after - before), 0.1 * np.abs(before), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["adagrad", "sgd", "adamw", "lamb"])
+def test_alpha_is_not_decayed_by_default_and_everything_else_is(name):
+    config = settings(name=name, learning_rate=0.1, weight_decay=0.5)
+    optimizer, _ = make_optimizer(config, 1, MODEL)
+    params = random_tree()
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    changes, _ = optimizer.update(zeros, optimizer.init(params), params)
+    np.testing.assert_array_equal(alpha(changes), 0.0)
+    assert np.abs(kernel(changes)).min() > 0.0
+
+
+def test_alpha_has_its_own_rate_optimizer_and_schedule():
+    config = settings(name="sgd", learning_rate=0.1, momentum=0.0, schedule="linear")
+    config.alpha.update({"name": "adagrad", "learning_rate": 0.25, "schedule": "constant"})
+    history, grads, schedules = run(config, updates=1, total=10)
+    np.testing.assert_allclose(
+        alpha(history[1]), alpha(history[0]) - 0.25 * np.sign(alpha(grads[0])), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        kernel(history[1]), kernel(history[0]) - 0.1 * kernel(grads[0]), rtol=1e-4, atol=1e-6
+    )
+    assert schedules["alpha"](5) == 0.25
+    np.testing.assert_allclose(schedules["base"](5), 0.05, rtol=1e-6)
+
+
+def test_gates_are_found_by_type_whatever_they_are_called():
+    class Layer(nnx.Module):
+        def __init__(self, rngs):
+            self.switch = Alpha(jnp.zeros(()))
+            self.alpha = nnx.Param(jnp.zeros(()))
+            self.wrapped = ReZero(nnx.Linear(2, 2, rngs=rngs))
+
+    assert skeleton(Layer).alpha_paths == {"switch", "wrapped/alpha"}
+
+
+def test_groups_by_path():
+    config = settings(name="sgd", learning_rate=0.1, momentum=0.0)
+    config.groups.bias = optim_group(path="bias$", learning_rate=0.01)
+    history, grads, schedules = run(config, updates=1)
+    for name, rate in (("bias", 0.01), ("kernel", 0.1)):
+        change = np.asarray(history[1]["head"][name]) - np.asarray(history[0]["head"][name])
+        np.testing.assert_allclose(change, -rate * grads[0]["head"][name], rtol=1e-3, atol=1e-6)
+    assert set(schedules) == {"alpha", "base", "bias"}
+
+
+def test_a_path_that_matches_nothing_and_one_matched_twice_are_errors():
+    config = settings()
+    config.groups.a = optim_group(path="nothing")
+    with pytest.raises(UserError, match="matches no parameter"):
+        make_optimizer(config, 1, MODEL)
+    config = settings()
+    config.groups.a = optim_group(path="bias")
+    config.groups.b = optim_group(path="head")
+    with pytest.raises(UserError, match="head/bias belongs to the optimizer groups a and b"):
+        make_optimizer(config, 1, MODEL)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "rates"),
+    [
+        ({"schedule": "constant"}, {0: 1.0, 50: 1.0, 99: 1.0}),
+        ({"schedule": "linear"}, {0: 1.0, 50: 0.5, 100: 0.0}),
+        ({"schedule": "cosine"}, {0: 1.0, 50: 0.5, 100: 0.0}),
+        ({"schedule": "multistep"}, {0: 1.0, 49: 1.0, 50: 0.1, 74: 0.1, 75: 0.01}),
+        ({"schedule": "constant", "warmup_steps": 10}, {0: 0.1, 4: 0.5, 9: 1.0, 10: 1.0}),
+        ({"schedule": "linear", "warmup_steps": 10}, {0: 0.1, 10: 1.0, 55: 0.5, 100: 0.0}),
+        ({"schedule": "multistep", "warmup_steps": 10}, {9: 1.0, 49: 1.0, 50: 0.1, 75: 0.01}),
+    ],
+)
+def test_schedules(kwargs, rates):
+    _, schedules = make_optimizer(settings(learning_rate=1.0, **kwargs), 100, MODEL)
+    for step, rate in rates.items():
+        np.testing.assert_allclose(schedules["base"](step), rate, atol=1e-6, err_msg=str(step))
+
+
+def test_clipping_is_by_the_global_norm_over_all_groups():
+    config = settings(name="sgd", learning_rate=1.0, momentum=0.0, clip_norm=0.5)
+    history, grads, _ = run(config, updates=1)
+    change = jax.tree.map(jnp.subtract, history[1], history[0])
+    np.testing.assert_allclose(optax.tree.norm(change), 0.5, rtol=1e-4)
+    scale = 0.5 / optax.tree.norm(grads[0])
+    np.testing.assert_allclose(alpha(change), -scale * alpha(grads[0]), rtol=1e-3, atol=1e-6)

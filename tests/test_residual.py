@@ -1,0 +1,121 @@
+"""The rules against their equations, and the contracts of the gate."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from rezero_jax import Alpha, ReZero
+from rezero_jax.errors import UserError
+from rezero_jax.residual import RULES, make_rule
+
+X = jax.random.normal(jax.random.key(0), (5, 8))
+WEIGHT = jax.random.normal(jax.random.key(1), (8, 8)) / np.sqrt(8)
+
+
+def branch(x):
+    return nnx.relu(x @ WEIGHT)
+
+
+def layer_norm(x):
+    x = np.asarray(x, np.float64)
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+
+
+def numpy_branch(x):
+    return np.maximum(np.asarray(x, np.float64) @ np.asarray(WEIGHT, np.float64), 0.0)
+
+
+EQUATIONS = {
+    "plain": lambda x, a: numpy_branch(x),
+    "residual": lambda x, a: x + numpy_branch(x),
+    "norm": lambda x, a: layer_norm(numpy_branch(x)),
+    "pre_norm": lambda x, a: x + numpy_branch(layer_norm(x)),
+    "post_norm": lambda x, a: layer_norm(x + numpy_branch(x)),
+    "gpt2_norm": lambda x, a: x + layer_norm(numpy_branch(x)),
+    "rezero": lambda x, a: x + a * numpy_branch(x),
+    "layerscale": lambda x, a: x + a * numpy_branch(x),
+}
+
+
+def test_every_rule_has_an_equation():
+    assert set(RULES) == set(EQUATIONS)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rule_is_its_equation(name):
+    rule = make_rule(name, 8, alpha_init=0.3, rngs=nnx.Rngs(0))
+    expected = EQUATIONS[name](np.asarray(X, np.float64), 0.3)
+    np.testing.assert_allclose(rule(X, branch), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_layerscale_gates_each_channel_by_itself():
+    rule = make_rule("layerscale", 8, rngs=nnx.Rngs(0))
+    gains = jnp.arange(8.0)
+    rule.alpha[...] = gains
+    expected = np.asarray(X) + np.arange(8.0) * numpy_branch(X)
+    np.testing.assert_allclose(rule(X, branch), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["rezero", "layerscale"])
+def test_gated_rule_is_the_identity_at_the_start_to_the_bit(name):
+    rule = make_rule(name, 8, rngs=nnx.Rngs(0))
+    np.testing.assert_array_equal(rule(X, branch), X)
+
+
+def test_alpha_is_the_only_gate_and_a_scalar():
+    gates = {
+        name: [
+            variable.shape
+            for _, variable in nnx.iter_graph(make_rule(name, 8, rngs=nnx.Rngs(0)))
+            if isinstance(variable, Alpha)
+        ]
+        for name in RULES
+    }
+    assert gates.pop("rezero") == [()]
+    assert gates.pop("layerscale") == [(8,)]
+    assert all(shapes == [] for shapes in gates.values())
+
+
+def test_rezero_wraps_functions_and_modules_with_further_arguments():
+    np.testing.assert_allclose(ReZero(branch, 0.5)(X), X + 0.5 * branch(X), rtol=1e-6)
+    linear = nnx.Linear(8, 8, rngs=nnx.Rngs(0))
+    np.testing.assert_allclose(ReZero(linear, -2.0)(X), X - 2.0 * linear(X), rtol=1e-5, atol=1e-6)
+    shifted = ReZero(lambda x, shift, *, scale: scale * (x + shift), 0.1)
+    np.testing.assert_allclose(shifted(X, 1.0, scale=3.0), X + 0.3 * (X + 1), rtol=1e-5)
+    assert isinstance(shifted.alpha, Alpha)
+
+
+def test_gradient_at_the_start_reaches_alpha_alone():
+    """dL/dalpha = <dL/dx', F(x)>, and F's own gradient is exactly zero (paper, section 1)."""
+    block = ReZero(nnx.Linear(8, 8, rngs=nnx.Rngs(0)))
+    target = jax.random.normal(jax.random.key(2), X.shape)
+    gradient = jax.grad(lambda block: jnp.sum(block(X) * target))(block)
+    np.testing.assert_allclose(gradient.alpha[...], jnp.vdot(target, block.f(X)), rtol=1e-5)
+    assert abs(float(gradient.alpha[...])) > 1e-3
+    np.testing.assert_array_equal(gradient.f.kernel[...], np.zeros((8, 8)))
+    np.testing.assert_array_equal(gradient.f.bias[...], np.zeros(8))
+
+    block.alpha[...] -= 0.1 * gradient.alpha[...]
+    after = jax.grad(lambda block: jnp.sum(block(X) * target))(block)
+    assert np.all(after.f.kernel[...] != 0.0)
+
+
+def test_trunk_keeps_its_dtype_and_alpha_stays_float32():
+    block = ReZero(lambda x: x, 1 / 3)
+    assert block(X.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+    assert block.alpha.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_branch_of_another_shape_is_an_error(name):
+    rule = make_rule(name, 8, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"maps \(5, 8\) to \(5, 1\)"):
+        rule(X, lambda x: x[:, :1])
+
+
+def test_unknown_rule_names_the_closest():
+    with pytest.raises(UserError, match='did you mean "pre_norm"'):
+        make_rule("prenorm", 8, rngs=nnx.Rngs(0))

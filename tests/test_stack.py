@@ -1,0 +1,164 @@
+"""A scanned stack against its unrolled twin: outputs, gradients, parameters, statistics."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from rezero_jax.errors import UserError
+from rezero_jax.residual import RULES, make_rule
+from rezero_jax.stack import REMAT_POLICIES, Stack, stacked, unstacked
+
+X = jax.random.normal(jax.random.key(0), (6, 8))
+
+
+class Block(nnx.Module):
+    def __init__(self, residual, rngs):
+        self.linear = nnx.Linear(8, 8, rngs=rngs)
+        self.rule = make_rule(residual, 8, alpha_init=0.2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.rule(x, lambda x: jnp.tanh(self.linear(x)))
+
+
+class BatchNormBlock(nnx.Module):
+    def __init__(self, rngs):
+        self.norm = nnx.BatchNorm(8, momentum=0.9, rngs=rngs)
+        self.linear = nnx.Linear(8, 8, rngs=rngs)
+
+    def __call__(self, x):
+        return x + 0.5 * self.linear(self.norm(x))
+
+
+def make(residual="rezero", depth=5, **kwargs):
+    return Stack(lambda rngs: Block(residual, rngs), depth, rngs=nnx.Rngs(3), **kwargs)
+
+
+def value_and_grad(stack):
+    return jax.value_and_grad(lambda stack: jnp.sum(jnp.sin(stack(X))))(stack)
+
+
+def leaves(stack):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(stack)]
+
+
+def assert_close(a, b):
+    for x, y in zip(leaves(a), leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("residual", RULES)
+def test_scanned_equals_unrolled(residual):
+    scanned, unrolled = make(residual), make(residual, scan=False)
+    for x, y in zip(leaves(unstacked(scanned)), leaves(unrolled), strict=True):
+        np.testing.assert_array_equal(x, y)
+    value, gradient = value_and_grad(scanned)
+    twin_value, twin_gradient = value_and_grad(unrolled)
+    np.testing.assert_allclose(value, twin_value, rtol=1e-5)
+    assert_close(unstacked(gradient), twin_gradient)
+
+
+def test_conversion_goes_both_ways_to_the_bit():
+    scanned = make()
+    again = stacked(unstacked(scanned))
+    assert jax.tree.structure(again) == jax.tree.structure(scanned)
+    for x, y in zip(leaves(again), leaves(scanned), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_layers_run_in_order_and_each_with_its_own_parameters():
+    scanned = make(depth=3)
+    x = X
+    for layer in range(3):
+        x = jax.tree.map(lambda leaf, layer=layer: leaf[layer], scanned.blocks)(x)
+    np.testing.assert_allclose(scanned(X), x, rtol=1e-5, atol=1e-6)
+    kernels = scanned.blocks.linear.kernel[...]
+    assert not np.array_equal(kernels[0], kernels[1])
+
+
+@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize("remat", sorted(REMAT_POLICIES))
+def test_rematerialised_gradients_are_the_same(remat, scan):
+    value, gradient = value_and_grad(make(scan=scan, remat=remat))
+    plain_value, plain_gradient = value_and_grad(make(scan=scan))
+    np.testing.assert_allclose(value, plain_value, rtol=1e-6)
+    assert_close(gradient, plain_gradient)
+
+
+class WideBlock(nnx.Module):
+    """A branch that is much wider than the trunk, so that what it keeps outweighs the trunk."""
+
+    def __init__(self, rngs):
+        self.up = nnx.Linear(8, 64, rngs=rngs)
+        self.down = nnx.Linear(64, 8, rngs=rngs)
+
+    def __call__(self, x):
+        return x + self.down(jnp.tanh(jnp.sin(self.up(x))))
+
+
+def test_rematerialisation_saves_memory():
+    def temporary_bytes(remat):
+        stack = Stack(WideBlock, 50, remat=remat, rngs=nnx.Rngs(0))
+        graphdef, params = nnx.split(stack)
+        loss = jax.grad(lambda params: nnx.merge(graphdef, params)(jnp.ones((256, 8))).sum())
+        return jax.jit(loss).lower(params).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes("full") < 0.5 * temporary_bytes("dots")
+    assert temporary_bytes("dots") < 0.75 * temporary_bytes("none")
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_running_statistics_come_out_of_the_scan(remat):
+    def run(scan):
+        stack = Stack(BatchNormBlock, 4, scan=scan, remat=remat, rngs=nnx.Rngs(0))
+        for _ in range(3):
+            stack(X)
+        return stack if not scan else unstacked(stack)
+
+    scanned, unrolled = run(True), run(False)
+    assert_close(scanned, unrolled)
+    assert np.abs(scanned.blocks[0].norm.mean[...]).max() > 1e-3
+
+
+def test_extra_arguments_reach_every_block():
+    class Shift(nnx.Module):
+        def __init__(self, rngs):
+            self.scale = nnx.Param(jnp.ones(()))
+
+        def __call__(self, x, shift):
+            return x + self.scale[...] * shift
+
+    np.testing.assert_allclose(Stack(Shift, 7, rngs=nnx.Rngs(0))(X, 2.0), X + 14.0, rtol=1e-6)
+
+
+def test_compiled_code_does_not_grow_with_depth():
+    def size(depth):
+        graphdef, params = nnx.split(make(depth=depth))
+        run = jax.jit(jax.grad(lambda params: nnx.merge(graphdef, params)(X).sum()))
+        return len(run.lower(params).as_text())
+
+    assert size(1000) < 1.05 * size(10)
+
+
+def test_thousand_gated_layers_are_the_identity_and_so_is_their_jacobian():
+    stack = Stack(lambda rngs: GatedBlock(rngs), 1000, rngs=nnx.Rngs(0))
+    np.testing.assert_array_equal(stack(X), X)
+    jacobian = jax.jacobian(stack)(X[0])
+    np.testing.assert_array_equal(jacobian, np.eye(8))
+
+
+class GatedBlock(nnx.Module):
+    def __init__(self, rngs):
+        self.linear = nnx.Linear(8, 8, rngs=rngs)
+        self.rule = make_rule("rezero", 8, rngs=rngs)
+
+    def __call__(self, x):
+        return self.rule(x, lambda x: nnx.relu(self.linear(x)))
+
+
+def test_bad_arguments_are_user_errors():
+    with pytest.raises(UserError, match="depth is 0"):
+        make(depth=0)
+    with pytest.raises(UserError, match="remat policy"):
+        make(remat="some")
