@@ -77,7 +77,7 @@ class Stack(nnx.Module):
         What the block updates while it runs (running statistics) comes out as a result: neither a
         scan nor a rematerialised function may write to the module from within.
         """
-        graphdef, params, rest = nnx.split(block, nnx.Param, ...)
+        graphdef, params, rest = split_params(block)
 
         def layer(x: Array, state: LayerState) -> tuple[Array, nnx.State]:
             merged = nnx.merge(graphdef, *state)
@@ -98,8 +98,15 @@ def unstacked(stack: Stack) -> Stack:
 def stacked(stack: Stack) -> Stack:
     """A copy of an unrolled stack with parameters on a leading layer axis, run by a scan."""
     twin = nnx.clone(stack)
+    assert isinstance(twin.blocks, nnx.List)
     twin.blocks = jax.tree.map(lambda *leaves: jnp.stack(leaves), *twin.blocks)
     return twin
+
+
+def split_params(module: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """A module as its structure, its parameters, and everything else that is an array."""
+    graphdef, params, *rest = nnx.split(module, nnx.Param, ...)
+    return graphdef, params, rest[0]
 
 
 def _unstack(blocks: nnx.Module, depth: int) -> nnx.List:

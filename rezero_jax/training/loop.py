@@ -94,7 +94,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
                 if is_stop or times.is_save(now):
                     with journal.paused():
                         checkpoints.save(now, state, journal.snapshot(), evaluation)
-                if is_stop and now < times.total:
+                if signals.received is not None and now < times.total:
                     raise Interrupted(signals.received, now)
 
             # ---- Finish

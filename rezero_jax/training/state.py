@@ -11,7 +11,7 @@ from flax import nnx
 from jax import Array
 
 from rezero_jax.residual import Alpha
-from rezero_jax.stack import Stack
+from rezero_jax.stack import Stack, split_params
 
 # {"step": int32 (), "params": nested dict, "stats": nested dict, "opt_state": optax's tree}.
 State = dict[str, Any]
@@ -61,7 +61,7 @@ class Skeleton:
 def skeleton(make_model: MakeModel) -> Skeleton:
     """The skeleton of the model that `make_model(rngs)` makes; no array is computed."""
     model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
-    graphdef, params, _ = nnx.split(model, nnx.Param, ...)
+    graphdef, params, _ = split_params(model)
     shapes = nnx.to_pure_dict(params)
     is_variable = lambda node: isinstance(node, nnx.Variable)  # noqa: E731
     alphas = {
@@ -84,8 +84,8 @@ def skeleton(make_model: MakeModel) -> Skeleton:
 
 def init_state(make_model: MakeModel, optimizer: optax.GradientTransformation, key: Array) -> State:
     """The state after no updates; to be jitted whole, so that it is born where it will live."""
-    _, params, stats = nnx.split(make_model(nnx.Rngs(key)), nnx.Param, ...)
-    params = nnx.to_pure_dict(params)
+    _, param_state, stats = split_params(make_model(nnx.Rngs(key)))
+    params = nnx.to_pure_dict(param_state)
     return {
         "step": jnp.zeros((), jnp.int32),
         "params": params,
