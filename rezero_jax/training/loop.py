@@ -44,7 +44,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
       Interrupted: SIGINT or SIGTERM came; the state is saved.
     """
     # ---- Set up
-    program = Program(config)
+    program = Program.from_config(config)
     times, parameters = program.timetable, program.skeleton.parameter_count
     home = Workdir(workdir, config)
     if (final := home.final()) is not None:
@@ -82,8 +82,8 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
                 pending, now = (now, last, report), last
 
                 # ---- Evaluate and save, where it is time
-                is_eval, is_stop = times.is_eval(now), signals.received is not None
-                if not (is_eval or is_stop or times.is_save(now)):
+                is_eval, stop = times.is_eval(now), signals.received
+                if not (is_eval or stop or times.is_save(now)):
                     continue
                 line = journal.receive(*pending)
                 pending = None
@@ -91,11 +91,11 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
                     evaluation = program.evaluate(state) if is_eval else None
                 if times.is_log(now):
                     journal.write(now, line | (evaluation or {}))
-                if is_stop or times.is_save(now):
+                if stop or times.is_save(now):
                     with journal.paused():
                         checkpoints.save(now, state, journal.snapshot(), evaluation)
-                if signals.received is not None and now < times.total:
-                    raise Interrupted(signals.received, now)
+                if stop and now < times.total:
+                    raise Interrupted(stop, now)
 
             # ---- Finish
             checkpoints.wait()
@@ -116,7 +116,7 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
     Raises:
       UserError: there is no checkpoint, or the workdir is of another config.
     """
-    program = Program(config)
+    program = Program.from_config(config)
     if not (Path(workdir) / "checkpoints").is_dir():
         raise UserError(f"{workdir} holds no checkpoint; train there first, or name another")
     home = Workdir(workdir, config)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from rezero_jax import data
 from rezero_jax.data.order import Order, eval_batches
-from rezero_jax.data.source import HostBatch, standardise
+from rezero_jax.data.source import Dataset, HostBatch, standardise
 from rezero_jax.errors import UserError
 from rezero_jax.models.build import make_model
 from rezero_jax.training import sharding, step
@@ -30,14 +30,23 @@ class Program:
       mesh: the devices.
       shapes: shapes, dtypes and shardings of the training state.
 
+    Args:
+      config: see rezero_jax.config.base_config.
+      dataset: what to train on; config.data is not read.
+
     Raises:
       UserError: anything in the config that cannot be.
     """
 
-    def __init__(self, config: ConfigDict):
+    @classmethod
+    def from_config(cls, config: ConfigDict) -> "Program":
+        """The program of a config on the data set that it names."""
+        source = config.data
+        return cls(config, data.load(source.name, source.dir, stream=source.stream))
+
+    def __init__(self, config: ConfigDict, dataset: Dataset):
         self.config = config
         train, seed = config.train, config.seed
-        dataset = data.load(config.data.name, config.data.dir, stream=config.data.stream)
         self._train, self._eval = dataset.train, dataset.eval
         self._order = Order(seed, dataset.train.size, train.batch_size)
         self.timetable = Timetable.from_config(config, dataset.train.size)
