@@ -170,12 +170,18 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 def _assign(group: ConfigDict, key: str, text: str, shown: str) -> None:
     wanted = group.get_type(key)
+    may_be_unset = isinstance(
+        dict(group.items(preserve_field_references=True))[key], config_dict.FieldReference
+    )
     try:
-        value = text if wanted is str else ast.literal_eval(text.strip().capitalize())
-        if text.strip().lower() == "none":
+        if may_be_unset and text.strip().lower() == "none":
             value = None
-        elif wanted is tuple and not isinstance(value, tuple):
-            value = (value,)
+        else:
+            value = text if wanted is str else ast.literal_eval(text.strip().capitalize())
+            if wanted is tuple and not isinstance(value, tuple):
+                value = (value,)
+            if value is None or (isinstance(value, bool) and wanted is not bool):
+                raise ValueError
         group[key] = value
     except (TypeError, ValueError, SyntaxError):
         kind = {"int": "a whole number", "float": "a number", "bool": "True or False"}

@@ -83,7 +83,8 @@ class Checkpoints:
           shapes: the state's shapes, dtypes and shardings, which may be others than when saved.
           warn: told of each damaged checkpoint.
         """
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
             try:
                 restored = self._manager.restore(
                     step,
@@ -97,6 +98,8 @@ class Checkpoints:
                 return restored.state, restored.record["progress"]
             except Exception as error:  # Orbax raises whatever its storage layers raise.
                 self._set_aside(step, error, warn)
+        if steps:
+            warn(f"no good checkpoint is left in {self._folder}; a run starts anew")
         return None
 
     def _set_aside(self, step: int, error: Exception, warn: Callable[[str], None]) -> None:

@@ -84,14 +84,12 @@ class Journal:
           Diverged: a loss or gradient norm among them is not finite.
         """
         values = {name: np.asarray(value) for name, value in report.items()}
-        for name in ("loss", "grad_norm"):
-            finite = np.isfinite(values[name][: last - first])
-            if not finite.all():
-                at = int(finite.argmin())
-                raise Diverged(
-                    f"{name} became {values[name][at]} at step {first + at + 1}; lower "
-                    "optim.learning_rate or set optim.clip_norm, and start in a new --workdir"
-                )
+        finite = np.isfinite(values["loss"][: last - first])
+        if not finite.all():
+            at = int(finite.argmin())
+            raise _diverged("loss", values["loss"][at], first + at + 1)
+        if not np.isfinite(values["grad_norm"]):
+            raise _diverged("gradient norm", values["grad_norm"], last)
         if first >= self._first_step:
             self._clock.count((last - first) * self._timetable.batch_size)
         epoch_loss = self.progress["epoch_loss"]
@@ -216,6 +214,13 @@ class _Clock:
         started = time.perf_counter()
         yield
         self._pause += time.perf_counter() - started
+
+
+def _diverged(what: str, value: Any, step: int) -> Diverged:
+    return Diverged(
+        f"the {what} became {value} at step {step}; lower optim.learning_rate or set "
+        "optim.clip_norm, and start in a new --workdir"
+    )
 
 
 def _best(best: dict[str, float], line: Line) -> dict[str, float]:

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -49,6 +48,7 @@ class Program:
         train, seed = config.train, config.seed
         self._train, self._eval = dataset.train, dataset.eval
         self._order = Order(seed, dataset.train.size, train.batch_size)
+        self._eval_batches = eval_batches(dataset.eval.size, config.eval.batch_size)
         self.timetable = Timetable.from_config(config, dataset.train.size)
         if train.accumulate < 1 or train.batch_size % train.accumulate:
             raise UserError(
@@ -100,15 +100,16 @@ class Program:
 
         The report, still being computed, is that of `step.make_train_steps`.
         """
-        count = len(batches)
-        padded = batches + [batches[-1]] * (self.config.train.steps_per_dispatch - count)
+        missing = self.config.train.steps_per_dispatch - len(batches)
+        padded = batches + [batches[-1]] * missing
         fetched = {name: np.stack([batch[name] for batch in padded]) for name in batches[0]}
         fetched = sharding.put(fetched, sharding.batched(self.mesh, axis=1))
-        return self._train_steps(state, self._train_resident, fetched, jnp.int32(count))
+        count = sharding.put(np.int32(len(batches)), self._whole)
+        return self._train_steps(state, self._train_resident, fetched, count)
 
     def evaluate(self, state: State) -> dict[str, float]:
         """Means over the evaluation split, every example exactly once: {"eval/loss": ...}."""
-        indices, mask = eval_batches(self._eval.size, self.config.eval.batch_size)
+        indices, mask = self._eval_batches
         resident = sharding.put(dict(self._eval.resident), self._whole)
         batched = sharding.batched(self.mesh)
         sums = []

@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import subprocess
+import weakref
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -42,6 +43,7 @@ class Workdir:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = (self.folder / ".lock").open("w")
+            weakref.finalize(self, self._lock.close)
         except OSError as error:
             raise UserError(
                 f"cannot write to the workdir {folder} ({error.strerror}); choose another --workdir"

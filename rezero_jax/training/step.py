@@ -45,9 +45,11 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     accumulate: int,
     seed: int,
-) -> Callable[[State, Batch], tuple[State, dict[str, Array]]]:
-    """One update: (state, batch) -> (state, {"loss", "grad_norm", ...}), float32 scalars.
+) -> Callable[..., tuple[State, dict[str, Array]]]:
+    """One update: (state, batch, measure) -> (state, {"loss", "grad_norm", ...}), float32 scalars.
 
+    "grad_norm" is 0 where the bool `measure` is False: reading every gradient once more costs a
+    tenth of the step of a deep narrow network.
     Everything random in update t is a function of fold_in(key(seed), t). With `accumulate` > 1 the
     batch is split into this many parts, run one after another, and their gradients averaged.
     """
@@ -84,23 +86,25 @@ def make_train_step(
         grads, means = jax.tree.map(lambda leaf: leaf / accumulate, total)
         return grads, stats, means
 
-    def train_step(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
+    def train_step(
+        state: State, batch: Batch, measure: Array | bool = True
+    ) -> tuple[State, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.key(seed), state["step"])
         grads, stats, means = gradients(state["params"], state["stats"], batch, key)
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
-        metrics = means | {"grad_norm": optax.tree.norm(grads)}
+        norm = jax.lax.cond(measure, optax.tree.norm, lambda grads: jnp.zeros(()), grads)
         return {
             "step": state["step"] + 1,
             "params": optax.apply_updates(state["params"], updates),
             "stats": stats,
             "opt_state": opt_state,
-        }, metrics
+        }, means | {"grad_norm": norm}
 
     return train_step
 
 
 def make_train_steps(
-    train_step: Callable[[State, Batch], tuple[State, dict[str, Array]]],
+    train_step: Callable[..., tuple[State, dict[str, Array]]],
     gather: Gather,
     skeleton: Skeleton,
     schedules: dict[str, Schedule],
@@ -109,8 +113,8 @@ def make_train_steps(
 
     `fetched` holds K batches on a leading axis, of which the first `count` are used; `count` is a
     traced number, so one compilation serves all. The report has every metric of `train_step` with
-    a leading axis K (zeros beyond `count`), and of the last update "param_norm", "alphas"
-    (layers,) and "learning_rate/<group>".
+    a leading axis K (zeros beyond `count`), and of the last update "grad_norm", "param_norm",
+    "alphas" (layers,) and "learning_rate/<group>".
     """
 
     def steps(
@@ -121,7 +125,7 @@ def make_train_steps(
 
         def body(i: Array, carry: Any) -> Any:
             state, report = carry
-            state, metrics = train_step(state, batch(i))
+            state, metrics = train_step(state, batch(i), i == count - 1)
             report = {name: report[name].at[i].set(value) for name, value in metrics.items()}
             return state, report
 
@@ -129,6 +133,7 @@ def make_train_steps(
         _, shapes = jax.eval_shape(train_step, state, jax.eval_shape(batch, 0))
         report = {name: jnp.zeros((size, *s.shape), s.dtype) for name, s in shapes.items()}
         state, report = jax.lax.fori_loop(0, count, body, (state, report))
+        report["grad_norm"] = report["grad_norm"][count - 1]
         report["param_norm"] = optax.tree.norm(state["params"])
         report["alphas"] = skeleton.alphas(state["params"])
         for group, schedule in schedules.items():

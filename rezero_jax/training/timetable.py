@@ -45,10 +45,17 @@ class Timetable:
             raise UserError(
                 "the run has no length; set train.steps, train.epochs or train.examples"
             )
-        for key in ("train.steps_per_dispatch", "log.every_steps", "checkpoint.every_steps"):
+        for key in (
+            "train.steps_per_dispatch",
+            "log.every_steps",
+            "checkpoint.every_steps",
+            "checkpoint.keep",
+            "checkpoint.keep_every_steps",
+        ):
             group, field = key.split(".")
-            if config[group][field] < 1:
-                raise UserError(f"{key}={config[group][field]} is not positive; give at least 1")
+            value = config[group][field]
+            if value is not None and value < 1:
+                raise UserError(f"{key}={value} is not positive; give at least 1")
         return cls(
             size=size,
             batch_size=batch_size,
