@@ -3,8 +3,13 @@
 Needs the environment of benchmarks/requirements.txt; nothing of rezero_jax is imported.
 """
 
+import itertools
+import sys
+
 import torch
 from torch import Tensor, nn
+
+from benchmarks.worker import serve
 
 
 class TorchMLP(nn.Module):
@@ -40,3 +45,33 @@ class TorchMLP(nn.Module):
                 case "rezero":
                     x = x + self.alpha[i] * fx
         return self.head(x)
+
+
+def main() -> None:
+    """Serves timings of training steps; arguments: MODE (eager or compile) DEPTH WIDTH BATCH."""
+    mode, depth, width, batch = sys.argv[1], *map(int, sys.argv[2:])
+    torch.manual_seed(0)
+    model = TorchMLP(3072, width, depth, 10, "rezero")
+    optimizer = torch.optim.Adagrad(model.parameters(), lr=0.01)
+    cross_entropy = nn.functional.cross_entropy
+    images = torch.randn(16, batch, 3072)
+    labels = torch.randint(10, (16, batch))
+    turn = itertools.cycle(range(16))
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        return cross_entropy(model(x), y)
+
+    compiled = torch.compile(loss) if mode == "compile" else loss
+
+    def steps(count: int) -> None:
+        for _ in range(count):
+            i = next(turn)
+            optimizer.zero_grad()
+            compiled(images[i], labels[i]).backward()
+            optimizer.step()
+
+    serve(steps)
+
+
+if __name__ == "__main__":
+    main()

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from rezero_jax.data import Dataset
 from rezero_jax.errors import UserError
 from rezero_jax.training.checkpoint import Checkpoints
 from rezero_jax.training.journal import Diverged, Journal
@@ -28,12 +29,15 @@ class Interrupted(Exception):
         self.signum = signum
 
 
-def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+def train(
+    config: ConfigDict, workdir: str | Path, dataset: Dataset | None = None
+) -> dict[str, Any]:
     """Trains to the end, from the newest checkpoint if there is one.
 
     Args:
       config: see rezero_jax.config.base_config.
       workdir: the run's folder; see rezero_jax.training.record.
+      dataset: what to train on; by default the data set that config.data names.
 
     Returns:
       The content of final.json.
@@ -44,7 +48,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
       Interrupted: SIGINT or SIGTERM came; the state is saved.
     """
     # ---- Set up
-    program = Program.from_config(config)
+    program = Program(config, dataset) if dataset else Program.from_config(config)
     times, parameters = program.timetable, program.skeleton.parameter_count
     home = Workdir(workdir, config)
     if (final := home.final()) is not None:

@@ -1,0 +1,238 @@
+"""Training steps of deep ReZero MLPs: ours against PyTorch, pair by pair.
+
+    python -m benchmarks.mlp --torch-python=.venv-torch/bin/python
+
+where .venv-torch is an environment of its own:
+
+    python3 -m venv .venv-torch && .venv-torch/bin/pip install -r benchmarks/requirements.txt
+
+What is timed is the whole step. Ours is the step of train.py: it gathers the batch from uint8
+images on the device, standardises, and applies the update, 20 steps a dispatch. PyTorch's is
+handed float images and does zero_grad, forward, backward and Adagrad's step, with its default
+(fastest) optimizer loop. The processes take turns; a ratio above 1 says that ours is faster.
+
+Also: the share of the machine's matrix-product rate, measured in the same turns; seconds from
+nothing to the first finished update, and peak memory, by depth; the loop's overhead over the bare
+jitted step. Run it on an otherwise idle machine.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import islice
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from benchmarks.worker import Worker, serve
+from rezero_jax.config import load_config
+from rezero_jax.data import Dataset, ResidentSplit
+from rezero_jax.training import loop
+from rezero_jax.training.program import Program
+from rezero_jax.training.record import read_metrics
+
+CLASSES, EXAMPLES = 10, 10_000
+
+
+def random_images() -> Dataset:
+    """Random images of CIFAR-10's shape: speed does not depend on what they show."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (EXAMPLES, 32, 32, 3), np.uint8)
+    labels = rng.integers(0, CLASSES, EXAMPLES, np.int32)
+    split = ResidentSplit({"image": images, "label": labels})
+    return Dataset("random", split, split, (32, 32, 3), CLASSES, (0.5,) * 3, (0.5,) * 3)
+
+
+def config_for(depth: int, width: int, batch: int, lr: float = 0.01) -> ConfigDict:
+    """The config of configs/mlp.py at these sizes, endless and silent."""
+    spec = f"configs/mlp.py:depth={depth},width={width},lr={lr},dataset=cifar10"
+    fields = {
+        "train.epochs": None,
+        "train.steps": 10**6,
+        "train.batch_size": batch,
+        "eval.every_epochs": None,
+    }
+    return load_config(spec, [f"{key}={value}" for key, value in fields.items()])
+
+
+def serve_ours(depth: int, width: int, batch: int) -> None:
+    """Serves timings of our training step."""
+    config = config_for(depth, width, batch)
+    program = Program(config, random_images())
+    state = program.init()
+    batches = program.batches(0)
+    group = config.train.steps_per_dispatch
+
+    def steps(count: int) -> None:
+        nonlocal state
+        while count > 0:
+            state, report = program.train_steps(state, list(islice(batches, min(group, count))))
+            count -= group
+        jax.block_until_ready((state, report))
+
+    serve(steps)
+
+
+def serve_gemm(size: int) -> None:
+    """Serves timings of a square float32 matrix product."""
+    a = jnp.asarray(np.random.default_rng(0).normal(size=(size, size)), jnp.float32)
+    product = jax.jit(jnp.matmul)
+
+    def steps(count: int) -> None:
+        for _ in range(count):
+            product(a, a).block_until_ready()
+
+    serve(steps)
+
+
+def flops(depth: int, width: int, batch: int) -> int:
+    """Floating-point operations of the matrix products of one training step."""
+    stem, hidden, head = 3072 * width, depth * width**2, width * CLASSES
+    # Forward, weight gradient and input gradient; the images need no gradient.
+    return 2 * batch * (2 * stem + 3 * hidden + 3 * head)
+
+
+def first_step(depth: int, width: int) -> dict[str, float]:
+    """Seconds from nothing to the first finished update, to the second one, and peak memory."""
+    dataset = random_images()
+    started = time.perf_counter()
+    program = Program(config_for(depth, width, 100, lr=0.003), dataset)
+    state = program.init()
+    batches = program.batches(0)
+    seconds = []
+    for _ in range(4):
+        state, report = program.train_steps(state, [next(batches)])
+        jax.block_until_ready((state, report))
+        seconds.append(time.perf_counter() - started)
+        started = time.perf_counter()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {"first": seconds[0], "later": min(seconds[1:]), "peak_gib": peak}
+
+
+def loop_overhead(depth: int, pairs: int) -> list[float]:
+    """Seconds of a step in the loop of train.py over those of the bare step, pair by pair."""
+    config = config_for(depth, 256, 100)
+    config.train.steps = count = 400
+    config.checkpoint.every_steps = config.train.steps
+    dataset = random_images()
+    program = Program(config, dataset)
+    group = config.train.steps_per_dispatch
+    ratios = []
+    for _ in range(pairs + 1):
+        state, batches = program.init(), program.batches(0)
+        state, _ = program.train_steps(state, list(islice(batches, group)))
+        jax.block_until_ready(state)
+        started = time.perf_counter()
+        for _ in range(count // group - 1):
+            state, report = program.train_steps(state, list(islice(batches, group)))
+        jax.block_until_ready((state, report))
+        bare = (time.perf_counter() - started) / (count - group)
+        with tempfile.TemporaryDirectory() as folder:
+            loop.train(config, folder, dataset)
+            rates = [line["examples_per_second"] for line in read_metrics(folder)]
+        in_loop = statistics.mean(100 / rate for rate in rates[1:])
+        ratios.append(in_loop / bare)
+    return ratios[1:]
+
+
+def pairs_with_torch(
+    python: str, depth: int, width: int, batch: int, pairs: int, count: int
+) -> list[str]:
+    """The rows of the table of one size."""
+    sizes = [str(depth), str(width), str(batch)]
+    workers = {
+        "ours": Worker([sys.executable, "-m", "benchmarks.mlp", "--serve", *sizes]),
+        "gemm": Worker([sys.executable, "-m", "benchmarks.mlp", "--serve-gemm", "2048"]),
+    }
+    modes = ("eager", "compile") if depth < 1000 else ("eager",)
+    for mode in modes:
+        workers[mode] = Worker([python, "-m", "benchmarks.torch_mlp", mode, *sizes])
+    times: dict[str, list[float]] = {name: [] for name in workers}
+    for _ in range(pairs):
+        for name, worker in workers.items():
+            times[name].append(worker.seconds_per_step(5 if name == "gemm" else count))
+    for worker in workers.values():
+        worker.close()
+    peak = [2 * 2048**3 / seconds for seconds in times["gemm"]]
+    share = _of_pairs(
+        [flops(depth, width, batch) / t / p for t, p in zip(times["ours"], peak, strict=True)]
+    )
+    size = f"{depth} x {width}, batch {batch}"
+    return [
+        f"| {size} | {mode} | {_milliseconds(times['ours'])} | {_milliseconds(times[mode])} | "
+        + _of_pairs([b / a for a, b in zip(times["ours"], times[mode], strict=True)])
+        + f" | {share} |"
+        for mode in modes
+    ]
+
+
+def _milliseconds(seconds: list[float]) -> str:
+    return f"{1e3 * statistics.median(seconds):.1f}"
+
+
+def _of_pairs(ratios: list[float]) -> str:
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+
+
+def main() -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--torch-python", metavar="FILE", help="a Python that has PyTorch")
+    parser.add_argument("--pairs", type=int, default=11, help="turns of each worker")
+    parser.add_argument("--depths", type=int, nargs="*", default=[32, 64, 1000])
+    parser.add_argument("--first-depths", type=int, nargs="*", default=[100, 1000, 10_000])
+    parser.add_argument("--overhead-depths", type=int, nargs="*", default=[32, 64])
+    parser.add_argument("--serve", type=int, nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--serve-gemm", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--first", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.serve:
+        return serve_ours(*args.serve)
+    if args.serve_gemm:
+        return serve_gemm(args.serve_gemm)
+    if args.first:
+        print(json.dumps(first_step(args.first, 150)))
+        return None
+
+    if args.depths and not args.torch_python:
+        parser.error("--torch-python is needed to time PyTorch; see --help, or give --depths alone")
+    if args.depths:
+        print("ms per step: median; ratios and share: median (range) over the turns\n")
+        print("| size | PyTorch | ours, ms | PyTorch, ms | PyTorch / ours | share of GEMM rate |")
+        print("| --- | --- | --- | --- | --- | --- |")
+    for depth in args.depths:
+        batch = 128 if depth == 32 else 100
+        count = 40 if depth < 1000 else 3
+        rows = pairs_with_torch(args.torch_python, depth, 256, batch, args.pairs, count)
+        print("\n".join(rows), flush=True)
+
+    if args.first_depths:
+        print("\n| depth, width 150 | first step, s | later step, s | peak memory, GiB |")
+        print("| --- | --- | --- | --- |")
+    for depth in args.first_depths:
+        command = [sys.executable, "-m", "benchmarks.mlp", "--first", str(depth)]
+        found = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+        print(
+            f"| {depth:,} | {found['first']:.1f} | {found['later']:.3f} | {found['peak_gib']:.2f} |"
+        )
+
+    for depth in args.overhead_depths:
+        with contextlib.redirect_stdout(io.StringIO()):
+            ratios = loop_overhead(depth, 5)
+        print(f"\nstep in the loop / bare step at depth {depth}: {_of_pairs(ratios)}")
+    return None
+
+
+if __name__ == "__main__":
+    main()

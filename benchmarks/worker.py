@@ -1,0 +1,52 @@
+"""A process that times its work when told to, so that a benchmark can take turns between peers.
+
+The parent writes a number n to the worker's standard input; the worker makes n steps and answers
+with the seconds per step. While one worker is timed every other one waits for its input.
+"""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+
+def serve(steps: Callable[[int], None]) -> None:
+    """Warms up, says ready, and answers each number n on stdin with the time of `steps(n)`."""
+    steps(3)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        count = int(line)
+        started = time.perf_counter()
+        steps(count)
+        print((time.perf_counter() - started) / count, flush=True)
+
+
+class Worker:
+    """A running worker.
+
+    Args:
+      command: starts a process that calls `serve`.
+
+    Raises:
+      RuntimeError: it ends before it is ready.
+    """
+
+    def __init__(self, command: Sequence[str]):
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, bufsize=1)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._in, self._out = self._process.stdin, self._process.stdout
+        while (line := self._out.readline()) != "ready\n":
+            if not line:
+                raise RuntimeError(f"{' '.join(command)} ended before it was ready")
+
+    def seconds_per_step(self, count: int) -> float:
+        """Seconds for one of `count` steps."""
+        self._in.write(f"{count}\n")
+        return float(self._out.readline())
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._in.close()
+        self._process.wait()
