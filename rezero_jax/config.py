@@ -141,6 +141,8 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
         raise UserError(f"{path} is not a Python file; a config file ends in .py")
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"{path} is not a config file; it must define get_config(arg)")
     config = module.get_config(arg)
     for override in overrides:
         key, equals, text = override.partition("=")

@@ -1,14 +1,16 @@
 """One CPU posing as eight devices, and strict JAX, for every test."""
 
 import importlib.metadata
+import sys
+from pathlib import Path
 
 import jax
 
-DEVICES = 8
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml-collections")
 
-jax.config.update("jax_num_cpu_devices", DEVICES)  # takes effect when the first array is made
+jax.config.update("jax_num_cpu_devices", 8)  # takes effect when the backend starts, later
 jax.config.update("jax_numpy_rank_promotion", "raise")
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where train.py lies
 
 
 def pytest_report_header():

@@ -71,7 +71,7 @@ def test_mean_and_std_can_be_given() -> None:
 
 def test_an_unknown_name_says_what_there_is() -> None:
     with pytest.raises(
-        UserError, match=r'unknown data set "cifar".*Did you mean "cifar10"'
+        UserError, match=r'unknown data set "cifar".*did you mean "cifar10"'
     ) as info:
         load("cifar")
     assert all(name in str(info.value) for name in NAMES)

@@ -5,8 +5,8 @@ sums and a fingerprint of every array. A checkpoint whose arrays do not match th
 or that cannot be read at all, is moved to `damaged/` with a warning, and the one before it is used.
 """
 
+import logging
 import shutil
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ class Checkpoints:
         )
 
     def restore(
-        self, shapes: Any, warn: Callable[[str], None] = warnings.warn
+        self, shapes: Any, warn: Callable[[str], None]
     ) -> tuple[Any, dict[str, Any]] | None:
         """The newest good state and its progress, or None if there is none.
 
@@ -103,6 +103,9 @@ class Checkpoints:
         return None
 
     def _set_aside(self, step: int, error: Exception, warn: Callable[[str], None]) -> None:
+        # The other reads of a broken checkpoint fail too, and asyncio would print a traceback of
+        # each when it is collected; the warning says what there is to say.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         self._manager.close()
         damaged = self._folder.parent / "damaged"
         damaged.mkdir(exist_ok=True)

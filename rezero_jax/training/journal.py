@@ -21,7 +21,7 @@ SILENCE = 20.0  # seconds without a line after which one is said
 
 
 class Diverged(Exception):
-    """The loss or the gradient norm stopped being finite; the sentence says at which step."""
+    """The loss, the gradients or the parameters stopped being finite; the sentence says when."""
 
 
 class Journal:
@@ -81,15 +81,17 @@ class Journal:
         """The line of step `last`, from the report of the updates first + 1 .. last.
 
         Raises:
-          Diverged: a loss or gradient norm among them is not finite.
+          Diverged: a loss among them, or the norm of the last one's gradients or parameters, is
+            not finite.
         """
         values = {name: np.asarray(value) for name, value in report.items()}
         finite = np.isfinite(values["loss"][: last - first])
         if not finite.all():
             at = int(finite.argmin())
             raise _diverged("loss", values["loss"][at], first + at + 1)
-        if not np.isfinite(values["grad_norm"]):
-            raise _diverged("gradient norm", values["grad_norm"], last)
+        for name, what in (("grad_norm", "gradient norm"), ("param_norm", "parameter norm")):
+            if not np.isfinite(values[name]):
+                raise _diverged(what, values[name], last)
         if first >= self._first_step:
             self._clock.count((last - first) * self._timetable.batch_size)
         epoch_loss = self.progress["epoch_loss"]

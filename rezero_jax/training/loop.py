@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from itertools import islice
 from pathlib import Path
@@ -44,7 +45,7 @@ def train(
 
     Raises:
       UserError: a mistake in the config or the workdir; found before the workdir is touched.
-      Diverged: a loss or gradient norm is not finite; nothing is saved after it.
+      Diverged: a loss, gradient or parameter is not finite; nothing is saved after it.
       Interrupted: SIGINT or SIGTERM came; the state is saved.
     """
     # ---- Set up
@@ -57,7 +58,7 @@ def train(
 
     # ---- Resume, or begin
     checkpoints = Checkpoints(home.folder / "checkpoints", config.checkpoint)
-    restored = checkpoints.restore(program.shapes)
+    restored = checkpoints.restore(program.shapes, warn=_warn)
     state, progress = restored or (program.init(), None)
     now = int(state["step"])
     journal = Journal(times, parameters, Record(home.folder, now), progress)
@@ -125,12 +126,16 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
         raise UserError(f"{workdir} holds no checkpoint; train there first, or name another")
     home = Workdir(workdir, config)
     checkpoints = Checkpoints(home.folder / "checkpoints", config.checkpoint)
-    restored = checkpoints.restore(program.shapes)
+    restored = checkpoints.restore(program.shapes, warn=_warn)
     checkpoints.close()
     if restored is None:
         raise UserError(f"{workdir} holds no good checkpoint; train there first, or name another")
     state, _ = restored
     return {"step": int(state["step"])} | program.evaluate(state)
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
 
 
 class _Signals:

@@ -36,9 +36,11 @@ def make_optimizer(
         stacked, as if each layer had a tensor of its own.
 
     Raises:
-      UserError: an unknown optimizer or schedule, a group whose path matches no parameter, or a
-        parameter that two groups match.
+      UserError: an unknown optimizer or schedule, a negative rate, a group whose path matches no
+        parameter, or a parameter that two groups match.
     """
+    if config.clip_norm is not None and config.clip_norm <= 0:
+        raise UserError(f"optim.clip_norm={config.clip_norm} is not positive; None clips nothing")
     labels = _labels(config, skeleton)
     groups = {"base": config, "alpha": config.alpha, **config.groups}
     used = set(jax.tree.leaves(labels))
@@ -83,6 +85,10 @@ def _labels(config: ConfigDict, skeleton: Skeleton) -> Any:
 
 def _schedule(settings: ConfigDict, total_steps: int) -> Schedule:
     peak, warmup = settings.learning_rate, settings.warmup_steps
+    if peak < 0 or warmup < 0:
+        raise UserError(
+            f"learning_rate={peak} and warmup_steps={warmup} cannot be negative; give 0 or more"
+        )
     steps = max(total_steps - warmup, 1)
     match settings.schedule:
         case "constant":

@@ -1,0 +1,189 @@
+"""Every mistake is one sentence, found before anything is written."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import train
+from rezero_jax.config import load_config
+from rezero_jax.errors import UserError
+from rezero_jax.training import loop
+from rezero_jax.training.record import read_metrics
+
+MLP = str(Path(__file__).parents[1] / "configs/mlp.py")
+SMOKE = {"mesh.data": 1, "train.epochs": None, "train.steps": 4}
+
+GROUPS = """
+from configs import mlp
+from rezero_jax.config import optim_group
+
+def get_config(arg=""):
+    config = mlp.get_config("smoke")
+    for number, path in enumerate(arg.split("+")):
+        config.optim.groups[f"group{number}"] = optim_group(path=path)
+    return config
+"""
+
+
+def command(workdir, spec=f"{MLP}:smoke", **fields):
+    settings = [f"--config.{key}={value}" for key, value in (SMOKE | fields).items()]
+    return [f"--config={spec}", f"--workdir={workdir}", *settings]
+
+
+def refusal(argv, capsys):
+    """The sentence with which `argv` is refused."""
+    assert train.main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    assert line.startswith("train.py: ")
+    return line
+
+
+def listing(folder):
+    return {
+        path.relative_to(folder): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+RULES = "gpt2_norm, layerscale, norm, plain, post_norm, pre_norm, residual, rezero"
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"train.stepz": 3}, 'unknown config key "train.stepz"; did you mean "train.steps"?'),
+        ({"modle.depth": 3}, 'did you mean "model.depth"?'),
+        ({"train.steps": "many"}, "config.train.steps takes a whole number, not 'many'"),
+        ({"optim.learning_rate": "high"}, "config.optim.learning_rate takes a number"),
+        ({"optim.learning_rate": -1.0}, "cannot be negative"),
+        ({"optim.warmup_steps": -1}, "cannot be negative"),
+        ({"optim.clip_norm": 0.0}, "optim.clip_norm=0.0 is not positive"),
+        ({"seed": None}, "config.seed takes a whole number, not 'None'"),
+        ({"seed": -1}, "seed=-1 is negative"),
+        ({"model.residual": "rezerro"}, f'did you mean "rezero"? The valid ones are {RULES}'),
+        ({"optim.name": "adam"}, "The valid ones are adagrad, adamw, lamb, sgd"),
+        ({"optim.alpha.name": "x"}, "choose one of adagrad, adamw, lamb, sgd"),
+        ({"optim.schedule": "step"}, "The valid ones are constant, cosine, linear, multistep"),
+        ({"data.name": "cifar"}, 'did you mean "cifar10"? The valid ones are cifar10, cifar100'),
+        ({"model.remat": "some"}, "choose one of dots, full, none"),
+        ({"model.dtype": "float64"}, "The valid ones are bfloat16, float32"),
+        ({"model.name": "x"}, 'unknown model "x"'),
+        ({"model.depth": 0}, "depth is 0; a network needs a depth of at least 1"),
+        ({"model.width": 0}, "width is 0; a network needs a width of at least 1"),
+        ({"train.batch_size": 1438}, "larger than the 1437 training examples"),
+        ({"train.batch_size": 0}, "train.batch_size=0 is empty"),
+        ({"eval.batch_size": 0}, "evaluation batch size 0 is empty"),
+        ({"train.accumulate": 3}, "train.accumulate=3 does not divide train.batch_size=50"),
+        ({"train.accumulate": 0}, "train.accumulate=0 does not divide train.batch_size=50"),
+        ({"train.steps": None}, "set train.steps, train.epochs or train.examples"),
+        ({"train.epochs": 2.0}, "train.steps and train.epochs are both set"),
+        ({"train.steps": -3}, "train.steps=-3 is not positive"),
+        ({"eval.every_steps": 2}, "eval.every_steps and eval.every_epochs are both set"),
+        ({"eval.every_epochs": -1.0}, "eval.every_epochs=-1.0 is not positive"),
+        ({"train.steps_per_dispatch": 0}, "train.steps_per_dispatch=0 is not positive"),
+        ({"log.every_steps": 0}, "log.every_steps=0 is not positive"),
+        ({"checkpoint.every_steps": 0}, "checkpoint.every_steps=0 is not positive"),
+        ({"checkpoint.keep": 0}, "checkpoint.keep=0 is not positive"),
+        ({"checkpoint.keep_every_steps": 0}, "checkpoint.keep_every_steps=0 is not positive"),
+        ({"mesh.data": 9}, "mesh.data=9 needs 1 to 8 devices"),
+        ({"mesh.data": 4}, "does not divide among 4 devices"),
+        ({"mesh.model": 2}, "mesh.model is 2"),
+    ],
+)
+def test_a_field_that_cannot_be(fields, sentence, tmp_path, capsys):
+    assert sentence in refusal(command(tmp_path / "run", **fields), capsys)
+    assert listing(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        ("configs/nowhere.py", "there is no config file configs/nowhere.py"),
+        (f"{MLP}:smoke,depht=3", 'unknown config argument "depht"; did you mean "depth"?'),
+        (f"{MLP}:smoke,depth=deep", "depth takes a whole number, not 'deep'"),
+        (f"{MLP}:smoke,depth", "depth takes a whole number"),
+        (__file__.replace(".py", ""), "there is no config file"),
+    ],
+)
+def test_a_config_that_cannot_be(spec, sentence, tmp_path, capsys):
+    assert sentence in refusal(command(tmp_path / "run", spec), capsys)
+    assert listing(tmp_path) == {}
+
+
+def test_a_config_file_that_is_not_python(tmp_path, capsys):
+    path = tmp_path / "config.txt"
+    path.write_text("x = 1\n")
+    assert "is not a Python file" in refusal(command(tmp_path / "run", str(path)), capsys)
+
+
+@pytest.mark.parametrize(
+    ("paths", "sentence"),
+    [
+        ("nothing", "optim.groups.group0.path='nothing' matches no parameter of this model"),
+        ("bias+head", "head/bias belongs to the optimizer groups group0 and group1"),
+    ],
+)
+def test_optimizer_groups_that_do_not_fit(paths, sentence, tmp_path, capsys):
+    path = tmp_path / "groups.py"
+    path.write_text(GROUPS)
+    assert sentence in refusal(command(tmp_path / "run", f"{path}:{paths}"), capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    argv = command(tmp_path / "file" / "run")
+    assert "cannot write to the workdir" in refusal(argv, capsys)
+    assert listing(tmp_path) == {Path("file"): b"mine"}
+
+
+def test_a_workdir_of_another_config(tmp_path, capsys):
+    config = load_config(f"{MLP}:smoke", [f"{k}={v}" for k, v in SMOKE.items()])
+    loop.train(config, tmp_path)
+    before = listing(tmp_path)
+    capsys.readouterr()
+    sentence = refusal(command(tmp_path, **{"model.depth": 3, "seed": 5}), capsys)
+    assert "another config (model.depth: 4 -> 3; seed: 0 -> 5)" in sentence
+    assert listing(tmp_path) == before
+
+
+def test_evaluation_without_a_run(tmp_path, capsys):
+    argv = [*command(tmp_path / "run"), "--mode=eval"]
+    assert "holds no checkpoint; train there first" in refusal(argv, capsys)
+    assert listing(tmp_path) == {}
+
+
+def test_reading_the_metrics_of_no_run(tmp_path):
+    with pytest.raises(UserError, match="holds no run"):
+        read_metrics(tmp_path)
+
+
+HUGE = {"optim.name": "sgd", "optim.learning_rate": 1e30, "checkpoint.every_steps": 1}
+
+
+@pytest.mark.parametrize(("group", "steps"), [(1, 10), (3, 10), (1, 1)])
+def test_a_run_that_diverges_ends_and_saves_nothing_of_it(group, steps, tmp_path, capsys):
+    """Also where the last update is the one that does it."""
+    fields = {"train.steps_per_dispatch": group, "log.every_steps": 1, "train.steps": steps}
+    argv = command(tmp_path, **HUGE, **fields)
+    for _ in range(2):  # the same command again: the same end
+        assert train.main(argv) == 3
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("train.py: ")
+        assert "the parameter norm became inf at step 1; lower optim.learning_rate" in line
+        assert list((tmp_path / "checkpoints").iterdir()) == []
+        assert json.loads((tmp_path / "final.json").read_text())["status"] == "diverged"
+        assert read_metrics(tmp_path) == []
+
+
+def test_divergence_within_a_dispatch_names_the_step_where_it_began(tmp_path, capsys):
+    """Saves and logs are far away, so all steps of a dispatch have run when it is found."""
+    fields = HUGE | {"checkpoint.every_steps": 100, "log.every_steps": 100}
+    argv = command(tmp_path, **fields, **{"train.steps_per_dispatch": 4, "train.steps": 40})
+    assert train.main(argv) == 3
+    assert "became nan at step 2;" in capsys.readouterr().err
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+    assert json.loads((tmp_path / "final.json").read_text())["status"] == "diverged"

@@ -1,0 +1,340 @@
+"""The pure functions of training, without mesh or loop."""
+
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from rezero_jax.config import base_config
+from rezero_jax.data import standardise
+from rezero_jax.models.mlp import MLP
+from rezero_jax.training.optim import make_optimizer
+from rezero_jax.training.state import init_state, path_text, skeleton
+from rezero_jax.training.step import (
+    classification,
+    make_eval_step,
+    make_train_step,
+    make_train_steps,
+)
+
+DEPTH = 3
+BATCH = 16
+EPS = float(jnp.finfo(jnp.float32).eps)
+OBJECTIVE = classification(partial(standardise, mean=(0.5,), std=(0.5,)), (16,))
+
+# Instead of updating the parameters, keeps the gradients as its state, exactly.
+REMEMBER = optax.GradientTransformation(
+    lambda params: jax.tree.map(jnp.zeros_like, params),
+    lambda grads, state, params: (jax.tree.map(jnp.zeros_like, grads), grads),
+)
+
+
+@cache
+def make_model(residual="rezero", depth=DEPTH, **kwargs):
+    return lambda rngs: MLP(16, 8, depth, 10, residual, rngs=rngs, **kwargs)
+
+
+def batches(count, seed=0):
+    """`count` batches on a leading axis."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (count, BATCH, 4, 4, 1), np.uint8)
+    labels = rng.integers(0, 10, (count, BATCH), np.int32)
+    return {"image": jnp.asarray(images), "label": jnp.asarray(labels)}
+
+
+def first(many):
+    return jax.tree.map(lambda leaf: leaf[0], many)
+
+
+@cache
+def start(make, optimizer):
+    return jax.jit(partial(init_state, make, optimizer))(jax.random.key(1))
+
+
+def adagrad(bones):
+    return make_optimizer(base_config().optim, 100, bones)[0]
+
+
+@cache
+def remembering_step(make, accumulate):
+    return jax.jit(make_train_step(skeleton(make), OBJECTIVE, REMEMBER, accumulate, seed=0))
+
+
+def gradients(make, params=None, accumulate=1, batch=None):
+    """Exact gradients (path -> array) and the metrics of a step, at `params` or at the start."""
+    state = dict(start(make, REMEMBER))
+    if params is not None:
+        state["params"] = params
+    state, metrics = remembering_step(make, accumulate)(
+        state, first(batches(1)) if batch is None else batch
+    )
+    flat = jax.tree.leaves_with_path(state["opt_state"])
+    return {path_text(path): np.asarray(leaf) for path, leaf in flat}, metrics
+
+
+def assert_same_bits(one, other):
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.fixture(scope="module")
+def rezero():
+    """(skeleton, train_step, state) of a ReZero net with Adagrad."""
+    make = make_model()
+    bones = skeleton(make)
+    optimizer = adagrad(bones)
+    state = start(make, optimizer)
+    return bones, jax.jit(make_train_step(bones, OBJECTIVE, optimizer, 1, seed=0)), state
+
+
+@pytest.fixture(scope="module")
+def steps(rezero):
+    """train_steps under jit, whose batches are fetched whole."""
+    bones, train_step, _ = rezero
+    schedules = {"base": lambda step: 0.5 * step}
+    return jax.jit(make_train_steps(train_step, lambda _, fetched: fetched, bones, schedules))
+
+
+def test_the_loss_falls_and_step_counts_the_updates(rezero):
+    bones, _, state = rezero
+    train_step = make_train_step(bones, OBJECTIVE, adagrad(bones), 1, seed=0)  # without jit
+    batch = first(batches(1))
+    losses = []
+    for update in range(3):
+        assert state["step"] == update
+        state, metrics = train_step(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert np.all(np.diff(losses) < 0)
+    assert losses[0] > 2.0
+
+
+def test_metrics_are_those_of_the_parameters_before_the_update(rezero):
+    bones, train_step, state = rezero
+    batch = first(batches(1))
+    _, metrics = train_step(state, batch)
+    model = bones.model(state["params"], state["stats"])
+    logits = np.asarray(model(batch["image"].reshape(BATCH, 16) / 127.5 - 1), np.float64)
+    label = np.asarray(batch["label"])
+    own = np.log(np.exp(logits).sum(1)) - logits[np.arange(BATCH), label]
+    np.testing.assert_allclose(metrics["loss"], own.mean(), rtol=1e-5)
+    assert metrics["accuracy"] == np.mean(logits.argmax(1) == label)
+    grads, _ = gradients(make_model())
+    norm = np.sqrt(sum(np.sum(np.square(grad, dtype=np.float64)) for grad in grads.values()))
+    np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-6)
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_accumulated_gradients_are_those_of_the_whole_batch(accumulate, rezero):
+    _, train_step, state = rezero
+    params = train_step(state, first(batches(1)))[0]["params"]  # where no gradient is zero
+    whole, whole_metrics = gradients(make_model(), params)
+    parts, parts_metrics = gradients(make_model(), params, accumulate)
+    for path, grad in whole.items():
+        # A sum over 16 examples in another order: errors of some eps of the largest term.
+        np.testing.assert_allclose(parts[path], grad, rtol=0, atol=16 * EPS * np.abs(grad).max())
+        assert np.abs(grad).max() > 0
+    for name, value in whole_metrics.items():
+        np.testing.assert_allclose(parts_metrics[name], value, rtol=16 * EPS)
+
+
+def test_groups_of_steps_give_the_bits_of_single_steps(rezero, steps):
+    _, _, begin = rezero
+    three = batches(3)
+    together, report = steps(begin, {}, three, jnp.int32(3))
+    apart, losses = begin, []
+    for i in range(3):
+        # Only the first slot counts; the others hold other examples.
+        fetched = jax.tree.map(lambda a, b, i=i: a.at[0].set(b[i]), batches(3, seed=9), three)
+        apart, one = steps(apart, {}, fetched, jnp.int32(1))
+        losses.append(one["loss"][0])
+        np.testing.assert_array_equal(one["loss"][1:], 0)
+    assert_same_bits(together, apart)
+    np.testing.assert_array_equal(report["loss"], losses)
+    assert len(set(map(float, losses))) == 3
+
+
+def test_slots_beyond_the_count_do_not_matter(rezero, steps):
+    _, _, begin = rezero
+    three, other = batches(3), batches(3, seed=9)
+    padded = jax.tree.map(lambda a, b: a.at[2:].set(b[2:]), three, other)
+    assert_same_bits(steps(begin, {}, three, jnp.int32(2)), steps(begin, {}, padded, jnp.int32(2)))
+    other_state, _ = steps(begin, {}, other, jnp.int32(2))
+    one_state, _ = steps(begin, {}, three, jnp.int32(2))
+    assert not np.array_equal(
+        other_state["params"]["head"]["kernel"], one_state["params"]["head"]["kernel"]
+    )
+
+
+def test_the_report_ends_with_the_state_after_the_last_update(rezero, steps):
+    bones, _, begin = rezero
+    state, report = steps(begin, {}, batches(3), jnp.int32(2))
+    np.testing.assert_array_equal(report["alphas"], bones.alphas(state["params"]))
+    leaves = jax.tree.leaves(state["params"])
+    norm = np.sqrt(sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in leaves))
+    np.testing.assert_allclose(report["param_norm"], norm, rtol=1e-6)
+    assert report["learning_rate/base"] == 0.5  # 0.5 * step, of the second update: step 1
+
+
+def test_one_trace_serves_every_count(rezero):
+    bones, _, begin = rezero
+    traces = []
+
+    def counting(model, batch, key):
+        traces.append(batch["image"].shape)
+        return OBJECTIVE(model, batch, key)
+
+    train_step = make_train_step(bones, counting, adagrad(bones), 1, seed=0)
+    steps = jax.jit(make_train_steps(train_step, lambda _, fetched: fetched, bones, {}))
+    steps(begin, {}, batches(3), jnp.int32(3))
+    after_first = len(traces)
+    assert after_first > 0
+    for count in (1, 2, 3):
+        state, _ = steps(begin, {}, batches(3), jnp.int32(count))
+        assert state["step"] == count
+    assert len(traces) == after_first
+
+
+def test_randomness_is_a_function_of_seed_and_step(rezero):
+    bones, _, begin = rezero
+
+    def random_loss(model, batch, key):
+        return OBJECTIVE(model, batch, key) | {"draw": jax.random.uniform(key, (BATCH,))}
+
+    @cache
+    def seeded(seed):
+        return jax.jit(make_train_step(bones, random_loss, adagrad(bones), 1, seed))
+
+    def draws(seed):
+        step = seeded(seed)
+        state, drawn = begin, []
+        for _ in range(3):
+            state, metrics = step(state, first(batches(1)))
+            drawn.append(float(metrics["draw"]))
+        resumed = begin | {"step": jnp.int32(2)}
+        assert float(step(resumed, first(batches(1)))[1]["draw"]) == drawn[2]
+        return drawn
+
+    assert draws(0) == draws(0)
+    assert len({*draws(0), *draws(1)}) == 6
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_alphas_come_in_the_order_of_the_layers(scan):
+    depth = 12  # more than ten: "10" sorts before "2"
+    make = make_model(depth=depth, scan=scan)
+    model = make(nnx.Rngs(0))
+    values = jnp.arange(depth, dtype=jnp.float32) + 0.5
+    if scan:
+        model.trunk.blocks.rule.alpha[...] = values
+    else:
+        for block, value in zip(model.trunk.blocks, values, strict=True):
+            block.rule.alpha[...] = value
+    params = nnx.to_pure_dict(nnx.split(model, nnx.Param, ...)[1])
+    np.testing.assert_array_equal(skeleton(make).alphas(params), values)
+
+
+def test_a_gate_per_channel_is_told_by_its_mean_size():
+    make = make_model("layerscale")
+    model = make(nnx.Rngs(0))
+    gates = np.random.default_rng(0).normal(size=(DEPTH, 8)).astype(np.float32)
+    model.trunk.blocks.rule.alpha[...] = jnp.asarray(gates)
+    params = nnx.to_pure_dict(nnx.split(model, nnx.Param, ...)[1])
+    np.testing.assert_allclose(skeleton(make).alphas(params), np.abs(gates).mean(1), rtol=4 * EPS)
+
+
+def test_a_rule_without_gates_has_no_alphas():
+    make = make_model("residual")
+    params = start(make, REMEMBER)["params"]
+    assert skeleton(make).alphas(params).shape == (0,)
+
+
+def test_only_the_gates_feel_the_first_gradient_and_the_branches_the_next(rezero):
+    _, train_step, state = rezero
+    at_zero, _ = gradients(make_model(), state["params"])
+    branches = {path for path in at_zero if path.startswith("trunk/blocks/linear")}
+    assert len(branches) == 2
+    for path in branches:
+        np.testing.assert_array_equal(at_zero[path], 0)
+    assert np.all(at_zero["trunk/blocks/rule/alpha"] != 0)
+
+    after_one, _ = gradients(make_model(), train_step(state, first(batches(1)))[0]["params"])
+    for path in branches:
+        assert np.all(np.any(after_one[path] != 0, axis=tuple(range(1, after_one[path].ndim))))
+
+
+def test_the_gradient_of_a_gate_is_its_derivative():
+    """dL/dalpha of every layer against central differences of the loss."""
+    make = make_model()
+    grads, _ = gradients(make)
+    bones = skeleton(make)
+    state = start(make, REMEMBER)
+
+    @jax.jit
+    def losses(layer, value):
+        params = jax.tree.map(jnp.copy, state["params"])
+        rule = params["trunk"]["blocks"]["rule"]
+        rule["alpha"] = rule["alpha"].at[layer].set(value)
+        model = bones.model(params, state["stats"])
+        return OBJECTIVE(model, first(batches(1)), jax.random.key(0))["loss"]
+
+    def loss(layer, value):
+        return np.asarray(losses(layer, value), np.float64).mean()
+
+    h = 1e-2  # error of the quotient: about eps / h from rounding, h**2 from curvature
+    for layer in range(DEPTH):
+        quotient = (loss(layer, h) - loss(layer, -h)) / (2 * h)
+        np.testing.assert_allclose(
+            grads["trunk/blocks/rule/alpha"][layer], quotient, rtol=1e-2, atol=1e-4
+        )
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_the_state_in_float32():
+    make = make_model(dtype=jnp.bfloat16)
+    bones = skeleton(make)
+    optimizer = adagrad(bones)
+    state = start(make, optimizer)
+    step = jax.jit(make_train_step(bones, OBJECTIVE, optimizer, 1, seed=0))
+    batch = first(batches(1))
+    jaxpr = str(jax.make_jaxpr(step)(state, batch))
+    assert "bf16[16,8] = dot_general" in jaxpr
+    new, metrics = step(state, batch)
+    for leaf in jax.tree.leaves(new["params"]):
+        assert leaf.dtype == jnp.float32
+    logits = bones.model(state["params"], state["stats"])(jnp.ones((2, 16)))
+    assert logits.dtype == jnp.float32
+    _, exact = gradients(make_model())
+    assert metrics["loss"].dtype == jnp.float32
+    assert metrics["loss"] != exact["loss"]
+    np.testing.assert_allclose(metrics["loss"], exact["loss"], rtol=2.0**-8)  # bfloat16's eps
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 5, 10, 16])
+def test_evaluation_counts_every_example_once(batch_size):
+    size = 10
+    make = make_model()
+    bones = skeleton(make)
+    state = start(make, REMEMBER)
+    examples = jax.tree.map(lambda leaf: leaf[:size], first(batches(1)))
+
+    def gather(resident, fetched):
+        return jax.tree.map(lambda leaf: leaf[fetched["index"]], resident)
+
+    evaluate = jax.jit(make_eval_step(bones, OBJECTIVE, gather))
+    sums = {"loss": 0.0, "accuracy": 0.0}
+    for low in range(0, size, batch_size):
+        positions = np.arange(low, low + batch_size)
+        mask = positions < size
+        fetched = {"index": jnp.asarray(np.where(mask, positions, 0))}
+        part = evaluate(state, examples, fetched, jnp.asarray(mask))
+        sums = {name: sums[name] + float(part[name]) for name in sums}
+
+    model = bones.model(state["params"], state["stats"])
+    logits = np.asarray(model(examples["image"].reshape(size, 16) / 127.5 - 1), np.float64)
+    label = np.asarray(examples["label"])
+    losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(size), label]
+    np.testing.assert_allclose(sums["loss"] / size, losses.mean(), rtol=1e-5)
+    assert sums["accuracy"] == np.sum(logits.argmax(1) == label)
