@@ -33,16 +33,16 @@ def load(
     """The data set `name`, one of NAMES.
 
     Args:
-        name: "digits" needs no files; the others are TFDS data sets.
-        data_dir: where TFDS data lives; None is TFDS's default ($TFDS_DATA_DIR or
-            ~/tensorflow_datasets). A data set that is not there is downloaded and prepared there.
-        stream: decode images batch by batch instead of keeping all of them on the device. The
-            batches are the same; "digits" is always resident.
-        mean, std: per channel, for pixels scaled to 0 .. 1, in place of the default 0.5.
+      name: "digits" needs no files; the others are TFDS data sets.
+      data_dir: where TFDS data lives; None is TFDS's default ($TFDS_DATA_DIR or
+          ~/tensorflow_datasets). A data set that is not there is downloaded and prepared there.
+      stream: decode images batch by batch instead of keeping all of them on the device. The
+          batches are the same; "digits" is always resident.
+      mean, std: per channel, for pixels scaled to 0 .. 1, in place of the default 0.5.
 
     Raises:
-        UserError: the name is unknown, mean or std does not fit the channels, or the data set is
-            neither there nor to be downloaded.
+      UserError: the name is unknown, mean or std does not fit the channels, or the data set is
+          neither there nor to be downloaded.
     """
     if name not in NAMES:
         raise choose_from("data set", name, NAMES)

@@ -43,7 +43,7 @@ def tfds_images(name: str, data_dir: str | None = None, stream: bool = False) ->
     decoded anew for each batch and the device holds no data. The batches are the same.
 
     Raises:
-        UserError: the data set is not there and cannot be downloaded, or its files are damaged.
+      UserError: the data set is not there and cannot be downloaded, or its files are damaged.
     """
     import tensorflow_datasets as tfds
 

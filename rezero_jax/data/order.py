@@ -26,7 +26,7 @@ class Order:
     the next. There is no state, so any update can be asked for at any time.
 
     Raises:
-        UserError: the seed is negative, or the batch is empty or larger than the data set.
+      UserError: the seed is negative, or the batch is empty or larger than the data set.
     """
 
     seed: int
@@ -59,11 +59,11 @@ def eval_batches(size: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Every example once, in order, in batches of one shape.
 
     Returns:
-        indices, int32 (batches, batch_size), and mask, bool of the same shape. The mask is False
-        where the last batch is filled up; those places hold index 0.
+      indices, int32 (batches, batch_size), and mask, bool of the same shape. The mask is False
+      where the last batch is filled up; those places hold index 0.
 
     Raises:
-        UserError: batch_size is below 1.
+      UserError: batch_size is below 1.
     """
     if batch_size < 1:
         raise UserError(f"the evaluation batch size {batch_size} is empty; set it to at least 1")

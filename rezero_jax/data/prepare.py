@@ -26,12 +26,12 @@ def prepared_builder(name: str, data_dir: str | None = None) -> Any:
     that could be taken for the data set.
 
     Args:
-        name: a TFDS name whose features are "image" and "label" and perhaps more.
-        data_dir: where TFDS data lives; None is TFDS's own default ($TFDS_DATA_DIR or
-            ~/tensorflow_datasets).
+      name: a TFDS name whose features are "image" and "label" and perhaps more.
+      data_dir: where TFDS data lives; None is TFDS's own default ($TFDS_DATA_DIR or
+          ~/tensorflow_datasets).
 
     Raises:
-        UserError: the data set could not be downloaded, is damaged, or is in another format.
+      UserError: the data set could not be downloaded, is damaged, or is in another format.
     """
     import tensorflow_datasets as tfds
     from google.protobuf.json_format import ParseError

@@ -31,7 +31,7 @@ class Split(Protocol):
         """What travels to the device for these examples, int32 (B,); leading axis B throughout.
 
         Raises:
-            IndexError: an index is outside 0 .. size - 1.
+          IndexError: an index is outside 0 .. size - 1.
         """
 
     def batches(

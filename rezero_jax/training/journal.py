@@ -114,7 +114,7 @@ class Journal:
         return line
 
     def write(self, step: int, line: Line) -> None:
-        """Records the line of `step`, and says it if an epoch or an evaluation ended there."""
+        """Records the line of `step`; says it after an evaluation, or where it was long silent."""
         self._clock.lap()
         self._record.write(step, line | {"examples_per_second": self._clock.rate})
         self.progress["best"] = _best(self.progress["best"], line)
@@ -122,9 +122,8 @@ class Journal:
             k: v for k, v in line.items() if k.startswith(("train/", "eval/", "epoch"))
         }
         shown = {k: v for k, v in line.items() if k == "train/epoch_loss" or k.startswith("eval/")}
-        if shown or self._clock.has_been_silent():
-            numbers = shown or {"train/loss": line["train/loss"]}
-            self._say_progress(step, line["epoch"], numbers)
+        if "eval/loss" in line or self._clock.has_been_silent():
+            self._say_progress(step, line["epoch"], shown or {"train/loss": line["train/loss"]})
 
     def _say_progress(self, step: int, epoch: float, numbers: Line) -> None:
         total = self._timetable.total
