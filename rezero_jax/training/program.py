@@ -81,7 +81,7 @@ class Program:
         self._init = jax.jit(init, out_shardings=self._whole)
         self.shapes = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._whole),
-            jax.eval_shape(init, jax.random.key(0)),
+            self._init.eval_shape(jax.random.key(0)),
         )
         self._train_steps = jax.jit(train_steps, donate_argnums=0, out_shardings=self._whole)
         self._eval_step = jax.jit(eval_step, out_shardings=self._whole)
