@@ -1,0 +1,115 @@
+"""Reading, tabulating and plotting runs, on run folders made by hand."""
+
+import json
+
+import numpy as np
+import pytest
+from matplotlib import pyplot as plt
+
+from rezero_jax.analysis import plots, table
+from rezero_jax.analysis.runs import Run, epochs_to, labels
+from rezero_jax.errors import UserError
+
+
+def make_run(folder, losses, depth=2, **config):
+    """A run with one line an epoch, whose gates after epoch e are e, 2 e, ..."""
+    folder.mkdir()
+    groups = {"seed": 0, "data.name": "digits", "model.residual": "rezero", "model.width": 8}
+    nested = {}
+    for key, value in (groups | {"model.depth": depth} | config).items():
+        *parents, last = key.split(".")
+        group = nested
+        for parent in parents:
+            group = group.setdefault(parent, {})
+        group[last] = value
+    (folder / "config.json").write_text(json.dumps(nested))
+    with (folder / "metrics.jsonl").open("w") as file:
+        for epoch, loss in enumerate(losses, 1):
+            line = {"step": 10 * epoch, "epoch": float(epoch), "train/epoch_loss": loss}
+            line |= {"train/loss": loss, "train/accuracy": 0.5, "eval/loss": loss}
+            line |= {"eval/accuracy": 0.5}
+            line |= {f"alpha/{layer}": epoch * (layer + 1.0) for layer in range(depth)}
+            file.write(json.dumps(line) + "\n")
+    return folder
+
+
+def test_epochs_to_is_log_linear_between_epochs():
+    losses = 3.0 * np.exp(-0.7 * np.arange(1, 9))  # exactly log-linear: the answer is closed form
+    for target in (1.0, 0.4, 0.05):
+        np.testing.assert_allclose(epochs_to(losses, target), np.log(3.0 / target) / 0.7)
+
+
+def test_epochs_to_at_the_edges():
+    assert epochs_to([0.9, 0.5], 1.0) == 1.0
+    assert epochs_to([2.0, 1.0], 1.0) == 2.0
+    assert epochs_to([2.0, 1.5], 1.0) is None
+    assert epochs_to([2.0, 0.5, 3.0, 0.4], 0.5) == 2.0  # the first time counts
+    with pytest.raises(UserError, match="not positive"):
+        epochs_to([1.0], 0.0)
+
+
+def test_a_run_is_read_back(tmp_path):
+    run = Run.read(make_run(tmp_path / "a", [3.0, 2.0, 1.0], depth=12))
+    np.testing.assert_array_equal(run.epoch_losses(), [3.0, 2.0, 1.0])
+    steps, alphas = run.alphas()
+    np.testing.assert_array_equal(steps, [10, 20, 30])
+    np.testing.assert_array_equal(alphas, np.outer([1, 2, 3], np.arange(1, 13)))
+    epochs, losses = run.series("eval/loss", "epoch")
+    np.testing.assert_array_equal(epochs, [1, 2, 3])
+    np.testing.assert_array_equal(losses, [3, 2, 1])
+
+
+def test_labels_name_what_differs_but_the_seed(tmp_path):
+    runs = [
+        Run.read(make_run(tmp_path / str(i), [1.0], **{"model.residual": rule, "seed": i}))
+        for i, rule in enumerate(["rezero", "rezero", "norm"])
+    ]
+    assert labels(runs) == ["residual=rezero", "residual=rezero", "residual=norm"]
+    assert labels(runs[:2]) == ["rezero", "rezero"]
+
+
+def test_table_has_mean_and_range_over_seeds(tmp_path):
+    runs = [
+        Run.read(make_run(tmp_path / "a", [4.0, 1.0])),
+        Run.read(make_run(tmp_path / "b", [2.0, 0.5], seed=1)),
+        Run.read(make_run(tmp_path / "c", [9.0], **{"model.residual": "norm"})),
+    ]
+    assert table.table(runs, epochs=[1, 2], targets=[2.0]).splitlines()[2:] == [
+        "| residual=rezero | 2 | 3.00 (2.00-4.00) | 0.75 (0.50-1.00) | 1.25 (1.00-1.50) |",
+        "| residual=norm | 1 | 9.00 | not reached | not reached |",
+    ]
+
+
+def test_plot_of_one_run_shows_its_numbers(tmp_path):
+    figure = plots.plot_run(Run.read(make_run(tmp_path / "a", [3.0, 2.0, 1.0])))
+    loss, _, gates, _ = figure.axes
+    drawn = {line.get_label(): line.get_ydata().tolist() for line in loss.lines}
+    assert drawn["training, epoch mean"] == [3.0, 2.0, 1.0]
+    (mesh,) = gates.collections
+    np.testing.assert_array_equal(mesh.get_array(), [[1, 2, 3], [2, 4, 6]])
+    plt.close(figure)
+
+
+def test_comparison_draws_the_mean_over_the_epochs_that_all_seeds_have(tmp_path):
+    runs = [
+        Run.read(make_run(tmp_path / "a", [4.0, 2.0, 1.0])),
+        Run.read(make_run(tmp_path / "b", [2.0, 1.0], seed=1)),
+    ]
+    figure = plots.plot_comparison(runs)
+    (line,) = figure.axes[0].lines
+    assert line.get_ydata().tolist() == [3.0, 1.5]
+    assert line.get_label() == "rezero (2 seeds)"
+    plt.close(figure)
+
+
+def test_command_lines(tmp_path, capsys):
+    a, b = (make_run(tmp_path / name, [2.0, 1.0], seed=i) for i, name in enumerate("ab"))
+    assert plots.main([str(a)]) == 0
+    assert (a / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert plots.main([str(a), str(b), f"--out={tmp_path / 'both.png'}"]) == 0
+    assert (tmp_path / "both.png").exists()
+    assert table.main([str(a), "--epochs", "1"]) == 0
+    assert "| rezero | 1 | 2.00 |" in capsys.readouterr().out
+    for main in (plots.main, table.main):
+        assert main([str(tmp_path / "nothing")]) == 2
+        assert "holds no run" in capsys.readouterr().err
