@@ -204,7 +204,14 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _unknown_key(config: ConfigDict, key: str) -> UserError:
     keys = sorted(flatten(config.to_dict()))
-    close = difflib.get_close_matches(key, keys, n=1)
-    siblings = [k for k in keys if k.startswith(key.partition(".")[0] + ".")]
-    hint = f'did you mean "{close[0]}"?' if close else f"the keys are {', '.join(siblings or keys)}"
+    group, _, last = key.rpartition(".")
+    siblings = {k.removeprefix(f"{group}."): k for k in keys if k.startswith(f"{group}.")}
+    # Within a group that exists only the last name can be wrong: what precedes it would make any
+    # two keys look alike.
+    close = difflib.get_close_matches(last, siblings, n=1)
+    close = [siblings[c] for c in close] or (
+        [] if siblings else difflib.get_close_matches(key, keys, n=1)
+    )
+    valid = ", ".join(siblings.values() or keys)
+    hint = f'did you mean "{close[0]}"?' if close else f"the keys are {valid}"
     return UserError(f'unknown config key "{key}"; {hint}')
