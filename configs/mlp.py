@@ -59,5 +59,5 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.eval.every_epochs = 1.0
     config.checkpoint.every_steps = 500 if config.model.depth < 1000 else 100
-    config.log.every_steps = 20 if config.model.depth < 1000 else 1
+    config.log.every_steps = 1 if config.model.depth >= 1000 else 5 if digits else 20
     return config

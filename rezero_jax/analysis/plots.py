@@ -15,6 +15,7 @@ matplotlib.use("agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rezero_jax.analysis.runs import Run, labels
@@ -39,6 +40,8 @@ def plot_run(run: Run) -> Figure:
         axis.plot(
             *run.series(f"eval/{metric}", "epoch"), color=COLOURS[1], marker=".", label="evaluation"
         )
+        if metric == "loss":
+            _plain_ticks(axis)
         axis.set(xlabel="epoch", title=title)
         axis.grid(alpha=0.3)
     axes[0].legend(frameon=False)
@@ -71,6 +74,12 @@ def plot_comparison(runs: Sequence[Run]) -> Figure:
         axis.plot(epochs, losses.mean(0), color=colour, marker=".", label=name + seeds)
         axis.fill_between(epochs, losses.min(0), losses.max(0), color=colour, alpha=0.25, lw=0)
     axis.set(xlabel="epoch", ylabel="training loss (nats), mean over the epoch", yscale="log")
+    # A run that exploded at first would squeeze all others into a line; it comes in from above.
+    losses = np.concatenate([run.epoch_losses() for run in runs])
+    ceiling = min(1.3 * losses.max(), 5 * min(run.epoch_losses().max() for run in runs))
+    axis.set_ylim(losses.min() / 1.3, ceiling)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    _plain_ticks(axis)
     axis.grid(alpha=0.3, which="both")
     axis.legend(frameon=False)
     config = runs[0].config
@@ -79,6 +88,18 @@ def plot_comparison(runs: Sequence[Run]) -> Figure:
     )
     figure.tight_layout()
     return figure
+
+
+def _plain_ticks(axis: Axes) -> None:
+    """Writes 0.2, not 2e-01, at the ticks of a log axis, as many as have room."""
+    low, high = axis.get_ylim()
+    labelled = "12346" if high / low < 50 else "1"
+
+    def text(value: float, position: float) -> str:
+        return f"{value:g}" if f"{value:e}"[0] in labelled else ""
+
+    axis.yaxis.set_major_formatter(text)
+    axis.yaxis.set_minor_formatter(text)
 
 
 def write_plot(workdirs: Sequence[str | Path], out: str | Path | None = None) -> Path:
