@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from rezero_jax.analysis.runs import Run, labels
 from rezero_jax.errors import UserError
@@ -78,7 +79,7 @@ def plot_comparison(runs: Sequence[Run]) -> Figure:
     losses = np.concatenate([run.epoch_losses() for run in runs])
     ceiling = min(1.3 * losses.max(), 5 * min(run.epoch_losses().max() for run in runs))
     axis.set_ylim(losses.min() / 1.3, ceiling)
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     _plain_ticks(axis)
     axis.grid(alpha=0.3, which="both")
     axis.legend(frameon=False)
