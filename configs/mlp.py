@@ -51,13 +51,15 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.train.epochs = args.epochs or (20.0 if digits else 10.0)
     config.train.batch_size = 50 if digits else 100
-    # Small nets are stepped in groups; a deep one takes long enough for the host to keep up.
-    config.train.steps_per_dispatch = 20 if config.model.depth < 1000 else 1
+    # In a dispatch the steps share their temporary memory, which is otherwise allocated anew for
+    # each; but a dispatch is also how long a Ctrl-C has to wait.
+    depth = config.model.depth
+    config.train.steps_per_dispatch = 20 if depth < 500 else 5
 
     config.optim.name = "adagrad"
     config.optim.learning_rate = args.lr
 
     config.eval.every_epochs = 1.0
-    config.checkpoint.every_steps = 500 if config.model.depth < 1000 else 100
-    config.log.every_steps = 1 if config.model.depth >= 1000 else 5 if digits else 20
+    config.checkpoint.every_steps = 500 if depth < 500 else 100
+    config.log.every_steps = 5 if digits else config.train.steps_per_dispatch
     return config
