@@ -5,9 +5,12 @@ sums and a fingerprint of every array. A checkpoint whose arrays do not match th
 or that cannot be read at all, is moved to `damaged/` with a warning, and the one before it is used.
 """
 
+import contextlib
+import gc
 import logging
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,27 +88,33 @@ class Checkpoints:
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
-            try:
-                restored = self._manager.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        state=ocp.args.StandardRestore(shapes), record=ocp.args.JsonRestore()
-                    ),
-                )
-                found = {n: int(v) for n, v in self._fingerprint(restored.state).items()}
-                if found != restored.record["fingerprint"]:
-                    raise ValueError("its arrays are not those that were saved")
-                return restored.state, restored.record["progress"]
-            except Exception as error:  # Orbax raises whatever its storage layers raise.
-                self._set_aside(step, error, warn)
+            with _failed_reads_dropped():
+                try:
+                    return self._read(step, shapes)
+                except Exception as error:  # Orbax raises whatever its storage layers raise.
+                    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                target = self._set_aside(step)
+            warn(
+                f"checkpoint {step} is damaged ({reason[:200]}); moved it to {target} "
+                "and going back to the one before it"
+            )
         if steps:
             warn(f"no good checkpoint is left in {self._folder}; a run starts anew")
         return None
 
-    def _set_aside(self, step: int, error: Exception, warn: Callable[[str], None]) -> None:
-        # The other reads of a broken checkpoint fail too, and asyncio would print a traceback of
-        # each when it is collected; the warning says what there is to say.
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    def _read(self, step: int, shapes: Any) -> tuple[Any, dict[str, Any]]:
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(shapes), record=ocp.args.JsonRestore()
+            ),
+        )
+        found = {name: int(value) for name, value in self._fingerprint(restored.state).items()}
+        if found != restored.record["fingerprint"]:
+            raise ValueError("its arrays are not those that were saved")
+        return restored.state, restored.record["progress"]
+
+    def _set_aside(self, step: int) -> Path:
         self._manager.close()
         damaged = self._folder.parent / "damaged"
         damaged.mkdir(exist_ok=True)
@@ -113,11 +122,7 @@ class Checkpoints:
         shutil.rmtree(target, ignore_errors=True)
         shutil.move(self._folder / str(step), target)
         self._manager = self._open()
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        warn(
-            f"checkpoint {step} is damaged ({reason[0][:200]}); moved it to {target} "
-            "and going back to the one before it"
-        )
+        return target
 
     def wait(self) -> None:
         """Returns when every save is on disk."""
@@ -126,6 +131,22 @@ class Checkpoints:
     def close(self) -> None:
         """Waits and releases the manager's threads."""
         self._manager.close()
+
+
+@contextlib.contextmanager
+def _failed_reads_dropped() -> Iterator[None]:
+    """Keeps the other failed reads of a damaged checkpoint quiet.
+
+    When one read fails, Orbax drops the rest unseen, and Python would print a traceback of each
+    when it is collected; the warning says all there is to say.
+    """
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        yield
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook
 
 
 def _fingerprint(state: Any) -> dict[str, Array]:
