@@ -232,7 +232,7 @@ def main() -> None:
 
     for depth in args.overhead_depths:
         with contextlib.redirect_stdout(io.StringIO()):
-            ratios = loop_overhead(depth, 5)
+            ratios = loop_overhead(depth, 3)
         print(f"\nstep in the loop / bare step at depth {depth}: {_of_pairs(ratios)}")
     return None
 

@@ -94,7 +94,7 @@ def plot_comparison(runs: Sequence[Run]) -> Figure:
 def _plain_ticks(axis: Axes) -> None:
     """Writes 0.2, not 2e-01, at the ticks of a log axis, as many as have room."""
     low, high = axis.get_ylim()
-    labelled = "12346" if high / low < 50 else "1"
+    labelled = "12346" if high / low < 500 else "1"
 
     def text(value: float, position: float) -> str:
         return f"{value:g}" if f"{value:e}"[0] in labelled else ""
