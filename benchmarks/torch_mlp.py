@@ -19,10 +19,11 @@ class TorchMLP(nn.Module):
         super().__init__()
         self.residual = residual
         self.stem = nn.Linear(in_features, width)
-        self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        layers = [nn.Linear(width, width) for _ in range(depth)]
+        self.hidden = nn.ModuleList(layers)
         self.head = nn.Linear(width, out_features)
         nn.init.kaiming_normal_(self.stem.weight, mode="fan_in", nonlinearity="relu")
-        for layer in self.hidden:
+        for layer in layers:
             gain = (0.25 if residual == "residual" else 2.0) ** 0.5
             nn.init.xavier_normal_(layer.weight, gain=gain)
         if residual == "rezero":

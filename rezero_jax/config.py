@@ -69,9 +69,8 @@ def base_config() -> ConfigDict:
     config.mesh = ConfigDict()
     config.mesh.data = -1  # devices that share a batch; -1: all there are
     config.mesh.model = 1
-    config.mesh.cpu_devices = config_dict.placeholder(
-        int
-    )  # host devices, where there is only a CPU
+    # How many devices a CPU poses as; unset: one.
+    config.mesh.cpu_devices = config_dict.placeholder(int)
     return config
 
 

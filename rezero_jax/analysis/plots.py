@@ -7,6 +7,7 @@ losses in one panel, runs that differ in the seed alone as their mean and range.
 import argparse
 import sys
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
@@ -19,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from rezero_jax.analysis.runs import Run, labels
+from rezero_jax.analysis.runs import Run, by_label
 from rezero_jax.errors import UserError
 
 # Okabe and Ito's colours, told apart in every common colour vision.
@@ -63,11 +64,8 @@ def plot_run(run: Run) -> Figure:
 def plot_comparison(runs: Sequence[Run]) -> Figure:
     """Epoch loss of several runs on a log axis; the seeds of one setting as mean and range."""
     figure, axis = plt.subplots(figsize=(7, 4.5))
-    names = labels(runs)
-    for colour, name in zip(COLOURS * 9, dict.fromkeys(names), strict=False):
-        curves = [
-            run.epoch_losses() for run, label in zip(runs, names, strict=True) if label == name
-        ]
+    for colour, (name, group) in zip(cycle(COLOURS), by_label(runs).items(), strict=False):
+        curves = [run.epoch_losses() for run in group]
         shortest = min(map(len, curves))
         losses = np.stack([curve[:shortest] for curve in curves])
         epochs = np.arange(1, shortest + 1)

@@ -68,6 +68,14 @@ def labels(runs: Sequence[Run]) -> list[str]:
     ]
 
 
+def by_label(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs under their labels: those that differ in the seed alone stand together."""
+    groups: dict[str, list[Run]] = {}
+    for run, label in zip(runs, labels(runs), strict=True):
+        groups.setdefault(label, []).append(run)
+    return groups
+
+
 def epochs_to(losses: Sequence[float] | np.ndarray, target: float) -> float | None:
     """Epochs until the epoch loss first is at or below `target`, log-linear between two epochs.
 

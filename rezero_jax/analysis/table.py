@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rezero_jax.analysis.runs import Run, epochs_to, labels
+from rezero_jax.analysis.runs import Run, by_label, epochs_to
 from rezero_jax.errors import UserError
 
 
@@ -18,11 +18,8 @@ def table(runs: Sequence[Run], epochs: Sequence[int], targets: Sequence[float]) 
     """The Markdown table: a column per epoch, then a column per target loss."""
     head = ["run", "seeds", *(f"epoch {e}" for e in epochs), *(f"epochs to {t}" for t in targets)]
     rows = [head, ["---"] * len(head)]
-    names = labels(runs)
-    for name in dict.fromkeys(names):
-        curves = [
-            run.epoch_losses() for run, label in zip(runs, names, strict=True) if label == name
-        ]
+    for name, group in by_label(runs).items():
+        curves = [run.epoch_losses() for run in group]
         cells = [name, str(len(curves))]
         cells += [_cell([c[e - 1] if e <= len(c) else None for c in curves]) for e in epochs]
         cells += [_cell([epochs_to(c, t) for c in curves]) for t in targets]

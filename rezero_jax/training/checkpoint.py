@@ -51,7 +51,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         self._manager = self._open()
-        self._fingerprint = jax.jit(_fingerprint)
+        self._bit_sums = jax.jit(_bit_sums)
 
     def _open(self) -> ocp.CheckpointManager:
         return ocp.CheckpointManager(self._folder, options=self._options)
@@ -67,8 +67,7 @@ class Checkpoints:
           progress: plain JSON data, given back by `restore`.
           metrics: the evaluation after this very step, if there was one.
         """
-        fingerprint = {name: int(value) for name, value in self._fingerprint(state).items()}
-        record = {"progress": progress, "fingerprint": fingerprint}
+        record = {"progress": progress, "fingerprint": self._fingerprint(state)}
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -109,10 +108,12 @@ class Checkpoints:
                 state=ocp.args.StandardRestore(shapes), record=ocp.args.JsonRestore()
             ),
         )
-        found = {name: int(value) for name, value in self._fingerprint(restored.state).items()}
-        if found != restored.record["fingerprint"]:
+        if self._fingerprint(restored.state) != restored.record["fingerprint"]:
             raise ValueError("its arrays are not those that were saved")
         return restored.state, restored.record["progress"]
+
+    def _fingerprint(self, state: Any) -> dict[str, int]:
+        return {name: int(value) for name, value in self._bit_sums(state).items()}
 
     def _set_aside(self, step: int) -> Path:
         self._manager.close()
@@ -149,7 +150,7 @@ def _failed_reads_dropped() -> Iterator[None]:
         sys.unraisablehook = hook
 
 
-def _fingerprint(state: Any) -> dict[str, Array]:
+def _bit_sums(state: Any) -> dict[str, Array]:
     """For each array, the sum of its bits as integers modulo 2**32: any flipped bit changes it."""
     return {
         path_text(path): jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}").sum(

@@ -135,11 +135,9 @@ class Journal:
             + f", {self._clock.rate:,.0f} examples/s, {datetime.timedelta(seconds=left)} left"
         )
 
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
+    def paused(self) -> contextlib.AbstractContextManager[None]:
         """Keeps evaluation and saving out of the rates."""
-        with self._clock.paused():
-            yield
+        return self._clock.paused()
 
     def snapshot(self) -> dict[str, Any]:
         """The progress to save with a checkpoint."""

@@ -116,7 +116,6 @@ def _rule(
     settings: ConfigDict, schedule: Schedule, stacked_paths: frozenset[str]
 ) -> optax.GradientTransformation:
     decay = optax.add_decayed_weights(settings.weight_decay)
-    adam = optax.scale_by_adam(settings.b1, settings.b2, eps=1e-8)
     match settings.name:
         case "adagrad":
             # PyTorch's constants: it divides by sqrt(sum) + 1e-10, optax by sqrt(sum + eps).
@@ -125,7 +124,7 @@ def _rule(
             # PyTorch's order: the decay is part of the gradient that momentum averages.
             parts = [decay, optax.trace(settings.momentum, settings.nesterov)]
         case "adamw":
-            parts = [adam, decay]
+            parts = [optax.scale_by_adam(settings.b1, settings.b2, eps=1e-8), decay]
         case "lamb":
             adam = optax.scale_by_adam(settings.b1, settings.b2, eps=1e-6)
             parts = [adam, decay, _scale_by_layer_trust_ratio(stacked_paths)]

@@ -85,7 +85,9 @@ class Program:
         )
         self._train_steps = jax.jit(train_steps, donate_argnums=0, out_shardings=self._whole)
         self._eval_step = jax.jit(eval_step, out_shardings=self._whole)
-        self._train_resident = sharding.put(dict(self._train.resident), self._whole)
+        self._train_resident, self._eval_resident = (
+            sharding.put(dict(split.resident), self._whole) for split in (self._train, self._eval)
+        )
 
     def init(self) -> State:
         """The state after no updates, born on the mesh."""
@@ -110,12 +112,11 @@ class Program:
     def evaluate(self, state: State) -> dict[str, float]:
         """Means over the evaluation split, every example exactly once: {"eval/loss": ...}."""
         indices, mask = self._eval_batches
-        resident = sharding.put(dict(self._eval.resident), self._whole)
         batched = sharding.batched(self.mesh)
         sums = []
         for i, fetched in enumerate(self._eval.batches(indices.__getitem__, 0, len(indices))):
             args = sharding.put((fetched, mask[i]), batched)
-            sums.append(self._eval_step(state, resident, *args))
+            sums.append(self._eval_step(state, self._eval_resident, *args))
         return {
             f"eval/{name}": math.fsum(float(part[name]) for part in sums) / self._eval.size
             for name in sums[0]

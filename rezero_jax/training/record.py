@@ -93,9 +93,7 @@ class Record:
         path = folder / "metrics.jsonl"
         if path.exists():
             kept = [line for line in read_metrics(folder) if line["step"] <= step]
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            os.replace(temporary, path)
+            _replace(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._lines: TextIO = path.open("a")
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
@@ -147,6 +145,10 @@ def environment() -> dict[str, Any]:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes a file that is either the old one or the new one, never half of it."""
+    _replace(path, json.dumps(content, indent=2) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.write_text(text)
     os.replace(temporary, path)
