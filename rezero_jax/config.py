@@ -26,6 +26,13 @@ def base_config() -> ConfigDict:
     config.data.name = "digits"  # see rezero_jax.data.NAMES
     config.data.dir = config_dict.placeholder(str)  # unset: $TFDS_DATA_DIR or ~/tensorflow_datasets
     config.data.stream = False  # True: read from disk while training, for data larger than memory
+    config.data.mean = config_dict.placeholder(tuple)  # per channel, of pixels 0 .. 1; unset: 0.5
+    config.data.std = config_dict.placeholder(tuple)
+    config.data.image_size = 224  # imagenet
+    config.data.crop_padding = 0  # random crops of images padded by this many pixels
+    config.data.flip = False  # left to right, for half of the images
+    config.data.jitter = 0.0  # brightness, contrast and saturation vary by this fraction
+    config.data.rotation = 0.0  # degrees, at most
 
     config.train = ConfigDict()
     config.train.steps = config_dict.placeholder(int)  # exactly one of these three sets the length
@@ -45,12 +52,15 @@ def base_config() -> ConfigDict:
     config.optim.name = "adagrad"  # adagrad, sgd, adamw, lamb
     config.optim.learning_rate = 0.01
     config.optim.weight_decay = 0.0
-    config.optim.schedule = "constant"  # constant, linear, cosine, multistep
+    config.optim.schedule = "constant"  # constant, linear, cosine, multistep, piecewise
     config.optim.warmup_steps = 0
     config.optim.milestones = (0.5, 0.75)  # multistep: fractions of the run at which the rate drops
     config.optim.decay_factor = 0.1  # multistep: what each milestone multiplies the rate by
+    # piecewise: (fraction of the run, fraction of learning_rate), joined by straight lines
+    config.optim.points = ((0.0, 1.0), (1.0, 0.0))
     config.optim.clip_norm = config_dict.placeholder(float)  # global gradient norm, all groups
     config.optim.momentum = 0.9  # sgd
+    config.optim.momentum_points = ()  # sgd: (fraction of the run, momentum) in place of momentum
     config.optim.nesterov = False  # sgd
     config.optim.b1 = 0.9  # adamw, lamb
     config.optim.b2 = 0.999  # adamw, lamb
@@ -80,12 +90,14 @@ def optim_group(
     learning_rate: float | None = None,
     weight_decay: float | None = None,
     schedule: str | None = None,
+    milestones: tuple[float, ...] | None = None,
+    decay_factor: float | None = None,
 ) -> ConfigDict:
     """Settings of a parameter group; what is None is as in config.optim.
 
     Args:
       path: regular expression searched for in a parameter's path, such as "head/bias".
-      name, learning_rate, weight_decay, schedule: as in config.optim.
+      name, learning_rate, weight_decay, schedule, milestones, decay_factor: as in config.optim.
     """
     group = ConfigDict()
     for key, kind, value in (
@@ -94,6 +106,8 @@ def optim_group(
         ("learning_rate", float, learning_rate),
         ("weight_decay", float, weight_decay),
         ("schedule", str, schedule),
+        ("milestones", tuple, milestones),
+        ("decay_factor", float, decay_factor),
     ):
         group[key] = config_dict.placeholder(kind)
         group[key] = value

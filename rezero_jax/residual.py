@@ -10,7 +10,8 @@ A *rule* says how the output of a branch F joins the trunk x. Table 1 of the pap
     gpt2_norm   x' = x + Norm(F(x))
     rezero      x' = x + alpha F(x)        alpha a learned scalar, 0 at the start (eq. 1)
 
-and `layerscale` (CaiT, arXiv 2103.17239) is the same gate with one alpha per channel.
+`gated` (section 2.3) is x' = (1 - alpha) x + alpha F(x) with the same alpha, the paper's "Gated" or
+"Highway" network; `layerscale` (CaiT, arXiv 2103.17239) is ReZero with one alpha per channel.
 
 Each rule is a module called with the trunk and the branch, `rule(x, f)`, so that the sublayers of
 one layer can share a gate. To gate a module of your own, wrap it: `ReZero(f)`.
@@ -37,6 +38,7 @@ RULES = (
     "post_norm",
     "gpt2_norm",
     "rezero",
+    "gated",
     "layerscale",
 )
 
@@ -75,8 +77,19 @@ class Gate(Rule):
 
     def __call__(self, x: Array, f: Branch) -> Array:
         fx = _branch(f, x, x)
-        alpha = self.alpha[...].reshape((1,) * (fx.ndim - self.alpha.ndim) + self.alpha.shape)
-        return x + (alpha * fx).astype(x.dtype)
+        return x + (self._alpha(fx) * fx).astype(x.dtype)
+
+    def _alpha(self, fx: Array) -> Array:
+        return self.alpha[...].reshape((1,) * (fx.ndim - self.alpha.ndim) + self.alpha.shape)
+
+
+class Convex(Gate):
+    """x' = (1 - alpha) x + alpha F(x): the gate opens the branch and closes the trunk."""
+
+    def __call__(self, x: Array, f: Branch) -> Array:
+        fx = _branch(f, x, x)
+        alpha = self._alpha(fx)
+        return ((1 - alpha) * x + alpha * fx).astype(x.dtype)
 
 
 class Normed(Rule):
@@ -150,7 +163,7 @@ def make_rule(
     Args:
       name: one of RULES.
       features: size of the trunk's last axis.
-      alpha_init: initial gate of `rezero` and `layerscale`; the other rules have none.
+      alpha_init: initial gate of `rezero`, `gated` and `layerscale`; the other rules have none.
       norm: `norm(features, rngs=rngs)` makes the norm of the rules that have one; by default a
         LayerNorm with PyTorch's epsilon, as in the authors' code.
 
@@ -172,6 +185,8 @@ def make_rule(
             return GPT2Norm(norm(features, rngs=rngs))
         case "rezero":
             return Gate((), alpha_init)
+        case "gated":
+            return Convex((), alpha_init)
         case "layerscale":
             return Gate((features,), alpha_init)
     raise choose_from("residual rule", name, RULES)

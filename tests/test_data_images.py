@@ -1,14 +1,16 @@
 """Image data sets: facts about digits and CIFAR-10, standardising, names."""
 
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rezero_jax.data import NAMES, Order, load, standardise
+from rezero_jax.data import NAMES, Dataset, Order, ResidentSplit, load, standardise
 from rezero_jax.errors import UserError
 
 
@@ -67,6 +69,30 @@ def test_mean_and_std_can_be_given() -> None:
     assert (dataset.mean, dataset.std) == ((0.3,), (0.4,))
     with pytest.raises(UserError, match='std of "digits" has 3 values; give it 1'):
         load("digits", std=(0.5, 0.5, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("image", "label", "words"),
+    [
+        (np.zeros((3, 8, 8, 1), np.float32), 0, "has images of float32; convert them to uint8"),
+        (np.zeros((3, 8, 9, 1), np.uint8), 0, "has images of shape (8, 9, 1), but its example_"),
+        (np.zeros((3, 8, 8), np.uint8), 0, "has images of shape (8, 8), but its example_shape is"),
+        (np.zeros((3, 8, 8, 1), np.uint8), 10, "has the label 10, which is not in 0 .. 9; mend"),
+        (np.zeros((3, 8, 8, 1), np.uint8), -1, "has the label -1, which is not in 0 .. 9; mend"),
+        (np.zeros((3, 8, 8, 1), np.uint8), 9, None),
+    ],
+)
+@pytest.mark.parametrize("part", ["train", "eval"])
+def test_resident_examples_that_cannot_be_are_refused(
+    part: str, image: np.ndarray, label: int, words: str | None
+) -> None:
+    fields: dict[str, Any] = vars(load("digits")) | {"name": "mine"}
+    fields[part] = ResidentSplit({"image": image, "label": np.array([0, label, 0], np.int32)})
+    if words is None:
+        assert Dataset(**fields).name == "mine"
+    else:
+        with pytest.raises(UserError, match=re.escape(f'data set "mine" {words}')):
+            Dataset(**fields)
 
 
 def test_an_unknown_name_says_what_there_is() -> None:

@@ -230,6 +230,30 @@ def test_interrupted_preparation_is_not_taken_as_prepared(
     assert load("cifar10", str(data_dir)).train.size == len(LABELS["train"])
 
 
+def test_a_split_too_large_for_memory_is_the_same(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorflow_datasets.core import shuffle
+
+    expected = load("cifar10", str(data_dir))
+    monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 10_000)
+    spilled = []
+    iterate = shuffle.Shuffler._iter_buckets
+
+    def spy(shuffler: Any) -> Iterator[Any]:
+        spilled.append(len(shuffler.bucket_lengths))
+        return iterate(shuffler)
+
+    monkeypatch.setattr(shuffle.Shuffler, "_iter_buckets", spy)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another cache"))
+    again = load("cifar10", str(tmp_path / "again"))
+    assert spilled == [256, 256]
+    for one, other in ((expected.train, again.train), (expected.eval, again.eval)):
+        for name, values in one.resident.items():
+            np.testing.assert_array_equal(values, other.resident[name])
+    assert not list(tmp_path.rglob("bucket*"))
+
+
 def test_a_missing_record_file_is_named(data_dir: Path) -> None:
     load("cifar10", str(data_dir))
     (path,) = (data_dir / "cifar10" / "3.0.2").glob("cifar10-test.array_record*")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rezero_jax.data import Order, ResidentSplit, StreamSplit, eval_batches
+from rezero_jax.errors import UserError
 
 SIZE = 23
 IMAGES = np.random.default_rng(0).integers(0, 256, (SIZE, 4, 4, 3), np.uint8)
@@ -113,3 +114,39 @@ def test_eval_batches_read_every_example_once() -> None:
         )
     ]
     np.testing.assert_array_equal(np.concatenate(labels), LABELS)
+
+
+def test_pixels_may_depend_on_the_step_and_the_position() -> None:
+    def shifted(image: np.ndarray, step: int, position: int) -> np.ndarray:
+        return image + np.uint8(10 * step + position)
+
+    split = StreamSplit(Memory(), pixels=shifted)
+    order = Order(seed=2, size=SIZE, batch_size=5)
+    shifts = np.arange(5, dtype=np.uint8)[:, None, None, None]
+    for step, batch in enumerate(split.batches(order.indices, 3, 9), 3):
+        expected = IMAGES[order.indices(step)] + shifts + np.uint8(10 * step)
+        np.testing.assert_array_equal(batch["image"], expected)
+        np.testing.assert_array_equal(split.fetch(order.indices(step), step)["image"], expected)
+
+
+@pytest.mark.parametrize(("classes", "wrong"), [(10, None), (9, 9), (None, None)])
+def test_streamed_labels_are_checked(classes: int | None, wrong: int | None) -> None:
+    split = StreamSplit(Memory(), name="mine", num_classes=classes)
+    batches = split.batches(lambda step: np.arange(7) + 7 * step, 0, 2)
+    next(batches)
+    if wrong is None:
+        next(batches)
+    else:
+        with pytest.raises(UserError, match=r'"mine" has the label 9, which is not in 0 \.\. 8;'):
+            next(batches)
+
+
+def test_streamed_images_of_two_shapes_are_refused() -> None:
+    def cut(image: np.ndarray, step: int, position: int) -> np.ndarray:
+        return image[: 4 - position // 2]
+
+    split = StreamSplit(Memory(), pixels=cut, name="mine")
+    assert split.fetch(np.arange(2))["image"].shape == (2, 4, 4, 3)
+    words = r'"mine" has images of shapes \(4, 4, 3\) and \(3, 4, 3\), which make no batch'
+    with pytest.raises(UserError, match=words):
+        split.fetch(np.arange(3))

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from rezero_jax.data.imagenet import imagenet2012
 from rezero_jax.data.images import TFDS_NAMES, digits, tfds_images
 from rezero_jax.data.order import Order, eval_batches
 from rezero_jax.data.source import Dataset, ResidentSplit, Split, standardise
@@ -20,7 +21,7 @@ __all__ = [
     "standardise",
 ]
 
-NAMES = ("digits", *TFDS_NAMES)
+NAMES = ("digits", "imagenet", *TFDS_NAMES)
 
 
 def load(
@@ -29,6 +30,9 @@ def load(
     stream: bool = False,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    *,
+    image_size: int = 224,
+    seed: int = 0,
 ) -> Dataset:
     """The data set `name`, one of NAMES.
 
@@ -37,16 +41,24 @@ def load(
       data_dir: where TFDS data lives; None is TFDS's default ($TFDS_DATA_DIR or
           ~/tensorflow_datasets). A data set that is not there is downloaded and prepared there.
       stream: decode images batch by batch instead of keeping all of them on the device. The
-          batches are the same; "digits" is always resident.
-      mean, std: per channel, for pixels scaled to 0 .. 1, in place of the default 0.5.
+          batches are the same; "digits" is always resident, "imagenet" always streamed.
+      mean, std: per channel, for pixels scaled to 0 .. 1, in place of the data set's own: 0.5,
+          or for "imagenet" its statistics.
+      image_size: "imagenet" only: height and width of the images.
+      seed: "imagenet" only: what the random crops are drawn from, with the number of the update.
 
     Raises:
-      UserError: the name is unknown, mean or std does not fit the channels, or the data set is
-          neither there nor to be downloaded.
+      UserError: the name is unknown, mean or std does not fit the channels, image_size is not
+          positive, or the data set is neither there nor to be downloaded.
     """
     if name not in NAMES:
         raise choose_from("data set", name, NAMES)
-    dataset = digits() if name == "digits" else tfds_images(name, data_dir, stream)
+    if name == "digits":
+        dataset = digits()
+    elif name == "imagenet":
+        dataset = imagenet2012(data_dir, image_size, seed)
+    else:
+        dataset = tfds_images(name, data_dir, stream)
     channels = dataset.example_shape[-1]
     for what, values in (("mean", mean), ("std", std)):
         if values and len(values) != channels:

@@ -45,53 +45,53 @@ def tfds_images(name: str, data_dir: str | None = None, stream: bool = False) ->
     Raises:
       UserError: the data set is not there and cannot be downloaded, or its files are damaged.
     """
-    import tensorflow_datasets as tfds
-
     builder = prepared_builder(name, data_dir)
-    keep_png = {"image": tfds.decode.SkipDecoding()}  # decoded below, see DecodedImages
+    shape = tuple(builder.info.features["image"].shape)
+    half = (0.5,) * shape[-1]
+    num_classes = builder.info.features["label"].num_classes
 
     def split(part: str) -> Split:
-        source = builder.as_data_source(part, decoders=keep_png)
-        streamed = StreamSplit(DecodedImages(source))
+        records = EncodedImages(builder, part)
+        streamed = StreamSplit(records, pixels=decode, name=name, num_classes=num_classes)
         if stream:
             return streamed
         key = f"{name}/{builder.info.version}-{fingerprint(builder.data_path)}/{part}"
         return ResidentSplit(cached_arrays(key, streamed))
 
-    shape = tuple(builder.info.features["image"].shape)
-    half = (0.5,) * shape[-1]
-    num_classes = builder.info.features["label"].num_classes
     return Dataset(name, split("train"), split("test"), shape, num_classes, half, half)
 
 
-class DecodedImages:
-    """TFDS examples with PNG bytes as examples with pixels; see stream.Records.
+class EncodedImages:
+    """A split of a TFDS builder, its images still PNG or JPEG bytes; see stream.Records.
 
-    Pillow decodes here, whatever else is installed, so that pixels never depend on the machine.
+    We decode them with Pillow, whatever else is installed, so that pixels never depend on the
+    machine.
     """
 
-    def __init__(self, source: Any) -> None:
-        self._source = source
+    def __init__(self, builder: Any, part: str) -> None:
+        import tensorflow_datasets as tfds
+
+        keep_bytes = {"image": tfds.decode.SkipDecoding()}
+        self._source = builder.as_data_source(part, decoders=keep_bytes)
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitems__(self, keys: Sequence[int]) -> list[Mapping[str, Any]]:
         try:
-            examples = self._source.__getitems__(list(keys))
+            return self._source.__getitems__(list(keys))
         except RuntimeError as error:  # array_record checks a hash of every chunk
             info = self._source.dataset_info
             raise UserError(
                 f'data set "{info.name}" in {info.data_dir} is damaged ({error}); delete that '
                 "folder to have the data set prepared again"
             ) from error
-        return [{"image": decode(e["image"]), "label": e["label"]} for e in examples]
 
 
-def decode(png: bytes) -> np.ndarray:
-    """The pixels of an encoded image, uint8 (H, W, C)."""
+def decode(encoded: bytes, step: int = 0, position: int = 0) -> np.ndarray:
+    """All pixels of an encoded image, uint8 (H, W, C), at every step; see stream.StreamSplit."""
     from PIL import Image
 
-    with Image.open(io.BytesIO(png)) as image:
+    with Image.open(io.BytesIO(encoded)) as image:
         pixels = np.asarray(image)
     return pixels[..., None] if pixels.ndim == 2 else pixels

@@ -2,15 +2,18 @@
 
 The official builder class does the work: it downloads, verifies checksums, splits and shuffles as
 TFDS defines. Two things on its way ask for TensorFlow, and only those are replaced: plain file
-access (`tf.io.gfile`) and encoding pixels as PNG.
+access (`tf.io.gfile`) and encoding images. Pixels are encoded as PNG here; images that come as
+files (ImageNet's JPEGs) are kept byte for byte.
 """
 
 import contextlib
 import io
 import os
 import sys
+import tarfile
 import types
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,9 +24,11 @@ from rezero_jax.errors import UserError
 def prepared_builder(name: str, data_dir: str | None = None) -> Any:
     """The TFDS builder of `name`, its data ready to be read with `as_data_source`.
 
-    Data that is not in the folder yet is downloaded and prepared there. TFDS writes to a folder of
-    another name and renames it at the end, so an interrupted preparation leaves nothing behind
-    that could be taken for the data set.
+    Data that is not in the folder yet is downloaded and prepared there, or prepared from archives
+    in its downloads/manual where TFDS cannot download them (imagenet2012). TFDS writes to a folder
+    of another name and renames it at the end, so an interrupted preparation leaves nothing behind
+    that could be taken for the data set. A split of more than 1 GB goes through temporary files
+    of its size in that folder; memory stays below about 1 GB plus 1/256 of the split.
 
     Args:
       name: a TFDS name whose features are "image" and "label" and perhaps more.
@@ -31,7 +36,8 @@ def prepared_builder(name: str, data_dir: str | None = None) -> Any:
           ~/tensorflow_datasets).
 
     Raises:
-      UserError: the data set could not be downloaded, is damaged, or is in another format.
+      UserError: the data set could not be downloaded, an archive that only the user can get is
+          missing, or the data is damaged or in another format.
     """
     import tensorflow_datasets as tfds
     from google.protobuf.json_format import ParseError
@@ -45,6 +51,8 @@ def prepared_builder(name: str, data_dir: str | None = None) -> Any:
             "to have the data set prepared again"
         ) from error
     if not builder.is_prepared():
+        if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+            _check_archives(builder)
         _prepare(builder)
     _check_files(builder)
     return builder
@@ -54,21 +62,27 @@ def _prepare(builder: Any) -> None:
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import shuffle
     from tensorflow_datasets.core.download import download_manager, downloader, extractor
+    from tensorflow_datasets.datasets.imagenet2012 import imagenet_common
 
     generate = builder._generate_examples
 
-    def generate_png(*args: Any, **kwargs: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
+    def generate_encoded(*args: Any, **kwargs: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
         for key, example in generate(*args, **kwargs):
-            yield key, {**example, "image": encode_png(example["image"])}
+            image = example["image"]
+            encoded = encode_png(image) if isinstance(image, np.ndarray) else image
+            yield key, {**example, "image": encoded}
 
-    builder._generate_examples = generate_png
+    builder._generate_examples = generate_encoded
+    # The few files of ImageNet that are no RGB JPEGs are converted when they are read instead.
+    builder._fix_image = lambda name, image: image
     file_access = _file_access()
     try:
         with contextlib.ExitStack() as replaced:
-            for module in (sys.modules[type(builder).__module__], extractor):
+            own = sys.modules[type(builder).__module__]
+            for module in (own, imagenet_common, extractor, shuffle):
                 replaced.enter_context(_replaced(module, "tf", file_access))
-            # Larger splits would be shuffled through a thousand files opened with TensorFlow.
-            replaced.enter_context(_replaced(shuffle, "MAX_MEM_BUFFER_SIZE", 8 << 30))
+            # A thousand files at once are more than many systems allow. The order is the same.
+            replaced.enter_context(_replaced(shuffle, "BUCKETS_NUMBER", 256))
             # Ten retries, each after twice the wait, are three silent minutes without a network.
             replaced.enter_context(_replaced(downloader, "MAX_RETRIES", 4))
             builder.download_and_prepare(
@@ -76,6 +90,11 @@ def _prepare(builder: Any) -> None:
                 # The bucket of ready-made data holds tfrecord files only.
                 download_config=tfds.download.DownloadConfig(try_download_gcs=False),
             )
+    except tarfile.TarError as error:
+        raise UserError(
+            f'an archive of data set "{builder.name}" in {builder.data_dir_root}/downloads is '
+            f"damaged ({' '.join(str(error).split())}); download it again"
+        ) from error
     except download_manager.NonMatchingChecksumError as error:
         raise _unavailable(builder, "what was downloaded has the wrong checksum") from error
     # OSError covers the network, the disk and permissions.
@@ -88,6 +107,26 @@ def _unavailable(builder: Any, reason: str) -> UserError:
         f'data set "{builder.name}" is not prepared in {builder.data_dir_root} and could not be '
         f"downloaded ({reason}); set TFDS_DATA_DIR or --config.data.dir to a folder that holds it"
     )
+
+
+def _check_archives(builder: Any) -> None:
+    """Raise UserError unless the user has put every archive where the builder looks for it."""
+    folder = Path(builder.data_dir_root) / "downloads" / "manual"
+    sizes = {url.rpartition("/")[2]: int(info.size) for url, info in builder.url_infos.items()}
+    missing = [name for name in sizes if not (folder / name).exists()]
+    if missing:
+        raise UserError(
+            f'data set "{builder.name}" is not prepared in {builder.data_dir_root} and cannot be '
+            f"downloaded without an account; register at {builder.info.homepage} and put "
+            f"{' and '.join(missing)} into {folder}, or set TFDS_DATA_DIR or --config.data.dir to "
+            "a folder that holds the prepared data set"
+        )
+    for name, size in sizes.items():
+        found = (folder / name).stat().st_size
+        if found != size:
+            raise UserError(
+                f"{folder / name} has {found} bytes and should have {size}; download it again"
+            )
 
 
 def encode_png(image: np.ndarray) -> bytes:
@@ -115,15 +154,45 @@ def _check_files(builder: Any) -> None:
                     f'data set "{builder.name}" is incomplete: {path} is missing; copy that file '
                     "there, or delete its folder to have the data set prepared again"
                 )
+    _allow_open_files(sum(len(split.filepaths) for split in builder.info.splits.values()))
+
+
+def _allow_open_files(count: int) -> None:
+    """Let this process hold `count` files open besides its own, as readers of array_record do.
+
+    ImageNet has 1,088 files; most systems allow a process 1,024 unless it asks for more.
+
+    Raises:
+      UserError: it may not ask for so many.
+    """
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + 256
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        raise UserError(
+            f"the data set needs {wanted} open files and the system allows {hard}; raise the hard "
+            f"limit (ulimit -Hn) to at least {wanted}"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _file_access() -> types.SimpleNamespace:
-    """The two plain functions that TFDS takes from TensorFlow on the way, laid out as in `tf`."""
+    """The few plain things that TFDS takes from TensorFlow on the way, laid out as in `tf`."""
     from etils import epath
 
-    gfile = types.SimpleNamespace(GFile=lambda path, mode="r": epath.Path(path).open(mode))
-    compat = types.SimpleNamespace(as_text=os.fsdecode)
-    return types.SimpleNamespace(io=types.SimpleNamespace(gfile=gfile), compat=compat)
+    gfile = types.SimpleNamespace(
+        GFile=lambda path, mode="r": epath.Path(path).open(mode),
+        exists=os.path.exists,
+        remove=os.remove,
+    )
+    return types.SimpleNamespace(
+        io=types.SimpleNamespace(gfile=gfile),
+        compat=types.SimpleNamespace(as_text=os.fsdecode),
+        errors=types.SimpleNamespace(ResourceExhaustedError=()),  # `except ()` catches nothing
+    )
 
 
 @contextlib.contextmanager

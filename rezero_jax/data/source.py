@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rezero_jax.errors import UserError
+
 HostBatch = dict[str, np.ndarray]
 Batch = dict[str, jax.Array]
 
@@ -27,8 +29,10 @@ class Split(Protocol):
     def resident(self) -> Mapping[str, np.ndarray]:
         """Arrays to keep on the device for the whole run; empty for a stream."""
 
-    def fetch(self, indices: np.ndarray) -> HostBatch:
+    def fetch(self, indices: np.ndarray, step: int = 0) -> HostBatch:
         """What travels to the device for these examples, int32 (B,); leading axis B throughout.
+
+        `step` is the number of the update; a split that draws random crops draws them from it.
 
         Raises:
           IndexError: an index is outside 0 .. size - 1.
@@ -37,7 +41,7 @@ class Split(Protocol):
     def batches(
         self, indices: Callable[[int], np.ndarray], first: int, last: int
     ) -> Iterator[HostBatch]:
-        """`fetch(indices(step))` for step = first .. last - 1, perhaps read ahead.
+        """`fetch(indices(step), step)` for step = first .. last - 1, perhaps read ahead.
 
         `indices` must be a pure function: it may be called early and from other threads.
         """
@@ -55,6 +59,16 @@ def check_range(indices: np.ndarray, size: int) -> None:
         raise IndexError(f"example indices must lie in 0 .. {size - 1}")
 
 
+def check_labels(name: str, label: np.ndarray, num_classes: int) -> None:
+    """Raise UserError for a label outside 0 .. num_classes - 1, which no loss would notice."""
+    wrong = label[(label < 0) | (label >= num_classes)]
+    if len(wrong):
+        raise UserError(
+            f'data set "{name}" has the label {wrong[0]}, which is not in 0 .. {num_classes - 1}; '
+            "mend the label, or num_classes"
+        )
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class ResidentSplit:
     """A split small enough to live on the device: only indices travel.
@@ -69,15 +83,15 @@ class ResidentSplit:
         """The number of examples."""
         return len(next(iter(self.resident.values())))
 
-    def fetch(self, indices: np.ndarray) -> HostBatch:
-        """{"index": int32 (B,)}; see Split."""
+    def fetch(self, indices: np.ndarray, step: int = 0) -> HostBatch:
+        """{"index": int32 (B,)}, whatever the step; see Split."""
         check_range(indices, self.size)
         return {"index": np.asarray(indices, np.int32)}
 
     def batches(
         self, indices: Callable[[int], np.ndarray], first: int, last: int
     ) -> Iterator[HostBatch]:
-        """`fetch(indices(step))` for step = first .. last - 1."""
+        """`fetch(indices(step), step)` for step = first .. last - 1."""
         return (self.fetch(indices(step)) for step in range(first, last))
 
     def gather(self, resident: Mapping[str, jax.Array], fetched: Mapping[str, jax.Array]) -> Batch:
@@ -91,6 +105,10 @@ class Dataset:
 
     `example_shape` is (H, W, C) of the uint8 images; `mean` and `std` are per channel, for pixels
     scaled to 0 .. 1.
+
+    Raises:
+      UserError: resident images are not uint8 of example_shape, or a resident label is not in
+          0 .. num_classes - 1. Streamed examples are checked as they are fetched.
     """
 
     name: str
@@ -100,6 +118,23 @@ class Dataset:
     num_classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for arrays in (self.train.resident, self.eval.resident):
+            if not arrays:
+                continue
+            image = arrays["image"]
+            if image.dtype != np.uint8:
+                raise UserError(
+                    f'data set "{self.name}" has images of {image.dtype}; convert them to uint8, '
+                    "0 .. 255"
+                )
+            if image.shape[1:] != tuple(self.example_shape):
+                raise UserError(
+                    f'data set "{self.name}" has images of shape {image.shape[1:]}, but its '
+                    f"example_shape is {tuple(self.example_shape)}; make the two agree"
+                )
+            check_labels(self.name, arrays["label"], self.num_classes)
 
 
 def standardise(image: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:

@@ -8,17 +8,23 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from rezero_jax.data.source import Batch, HostBatch, check_range
+from rezero_jax.data.source import Batch, HostBatch, check_labels, check_range
+from rezero_jax.errors import UserError
 
 
 class Records(Protocol):
-    """Random access to decoded examples; must be safe to call from several threads."""
+    """Random access to examples; must be safe to call from several threads."""
 
     def __len__(self) -> int:
         """The number of examples."""
 
     def __getitems__(self, keys: Sequence[int]) -> Sequence[Mapping[str, Any]]:
-        """The examples at `keys`, each {"image": uint8 (H, W, C), "label": int}."""
+        """The examples at `keys`, each {"image": what `pixels` takes, "label": int}."""
+
+
+def as_it_is(image: np.ndarray, step: int, position: int) -> np.ndarray:
+    """The `pixels` of records that hold uint8 (H, W, C) already."""
+    return image
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,11 +32,21 @@ class StreamSplit:
     """A split too large to live on the device: decoded images travel for each batch.
 
     `threads` workers keep up to `ahead` batches decoded beyond the one in use.
+
+    Attributes:
+      records: where the examples come from.
+      pixels: a pure function (image of a record, step, position in the batch) -> uint8 (H, W, C);
+          safe to call from several threads.
+      name, num_classes: of the data set, to check labels and to name it in errors; a num_classes
+          of None leaves labels unchecked.
     """
 
     records: Records
     threads: int = min(8, os.cpu_count() or 1)
     ahead: int = 16
+    pixels: Callable[[Any, int, int], np.ndarray] = as_it_is
+    name: str = "stream"
+    num_classes: int | None = None
 
     @property
     def size(self) -> int:
@@ -42,19 +58,31 @@ class StreamSplit:
         """Nothing: see Split."""
         return {}
 
-    def fetch(self, indices: np.ndarray) -> HostBatch:
-        """{"image": uint8 (B, H, W, C), "label": int32 (B,)}; see Split."""
+    def fetch(self, indices: np.ndarray, step: int = 0) -> HostBatch:
+        """{"image": uint8 (B, H, W, C), "label": int32 (B,)}; see Split.
+
+        Raises:
+          IndexError: an index is outside 0 .. size - 1.
+          UserError: the images differ in shape, or a label is not in 0 .. num_classes - 1.
+        """
         check_range(indices, self.size)
         examples = self.records.__getitems__([int(index) for index in indices])
-        return {
-            "image": np.stack([example["image"] for example in examples]),
-            "label": np.array([example["label"] for example in examples], np.int32),
-        }
+        label = np.array([example["label"] for example in examples], np.int32)
+        if self.num_classes is not None:
+            check_labels(self.name, label, self.num_classes)
+        images = [self.pixels(e["image"], step, position) for position, e in enumerate(examples)]
+        for image in images:
+            if image.shape != images[0].shape:
+                raise UserError(
+                    f'data set "{self.name}" has images of shapes {images[0].shape} and '
+                    f"{image.shape}, which make no batch; crop or resize them to one shape"
+                )
+        return {"image": np.stack(images), "label": label}
 
     def batches(
         self, indices: Callable[[int], np.ndarray], first: int, last: int
     ) -> Iterator[HostBatch]:
-        """`fetch(indices(step))` for step = first .. last - 1, in order, decoded ahead.
+        """`fetch(indices(step), step)` for step = first .. last - 1, in order, decoded ahead.
 
         Closing the iterator (or dropping it) stops the workers.
         """
@@ -86,4 +114,5 @@ class _Batches:
         return max(0, self.last - self.first)
 
     def __getitem__(self, element: int) -> HostBatch:
-        return self.split.fetch(self.indices(self.first + int(element)))
+        step = self.first + int(element)
+        return self.split.fetch(self.indices(step), step)

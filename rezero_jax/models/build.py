@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from rezero_jax.errors import choose_from
 from rezero_jax.models.mlp import MLP
+from rezero_jax.models.resnet import ResNet
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -28,6 +29,12 @@ def make_model(
     """
     if config.dtype not in DTYPES:
         raise choose_from("dtype", config.dtype, DTYPES)
+    options = {
+        "alpha_init": config.alpha_init,
+        "scan": config.scan,
+        "remat": config.remat,
+        "dtype": DTYPES[config.dtype],
+    }
     match config.name:
         case "mlp":
             input_shape = (math.prod(example_shape),)
@@ -37,11 +44,24 @@ def make_model(
                 config.depth,
                 num_classes,
                 config.residual,
-                alpha_init=config.alpha_init,
                 weight_variance=config.weight_variance,
-                scan=config.scan,
-                remat=config.remat,
-                dtype=DTYPES[config.dtype],
+                **options,
                 rngs=rngs,
             ), input_shape
-    raise choose_from("model", config.name, ("mlp",))
+        case "resnet":
+            options |= {
+                "width": config.width,
+                "batch_norm": config.batch_norm,
+                "in_channels": example_shape[-1],
+            }
+            make: Callable[..., nnx.Module]
+            if config.family == "cifar":
+                make, options["variant"] = ResNet.cifar, config.variant
+            elif config.family == "preact":
+                make, options["stem"] = ResNet.preact, config.stem
+            else:
+                raise choose_from("model.family", config.family, ("cifar", "preact"))
+            return lambda rngs: make(
+                config.depth, config.residual, num_classes, **options, rngs=rngs
+            ), example_shape
+    raise choose_from("model", config.name, ("mlp", "resnet"))

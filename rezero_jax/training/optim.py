@@ -5,10 +5,11 @@ of config.optim.groups whose regular expression its path matches; else "base".
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax import Array
 from ml_collections import ConfigDict
@@ -19,7 +20,7 @@ from rezero_jax.training.state import Skeleton, path_text
 Schedule = Callable[[Any], Any]
 
 OPTIMIZERS = ("adagrad", "adamw", "lamb", "sgd")
-SCHEDULES = ("constant", "cosine", "linear", "multistep")
+SCHEDULES = ("constant", "cosine", "linear", "multistep", "piecewise")
 
 
 def make_optimizer(
@@ -51,7 +52,7 @@ def make_optimizer(
             if value is not None and key not in ("alpha", "groups", "path"):
                 settings[key] = value
         schedules[name] = _schedule(settings, total_steps)
-        rules[name] = _rule(settings, schedules[name], skeleton.stacked_paths)
+        rules[name] = _rule(settings, schedules[name], total_steps, skeleton.stacked_paths)
     optimizer = optax.partition(rules, labels)
     if config.clip_norm is not None:
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
@@ -103,6 +104,9 @@ def _schedule(settings: ConfigDict, total_steps: int) -> Schedule:
                 for fraction in settings.milestones
             }
             schedule = optax.piecewise_constant_schedule(peak, drops)
+        case "piecewise":
+            line = _through("optim.points", settings.points, total_steps)
+            schedule = lambda step: peak * line(step + warmup)  # noqa: E731
         case other:
             raise choose_from("schedule", other, SCHEDULES)
     if not warmup:
@@ -112,8 +116,18 @@ def _schedule(settings: ConfigDict, total_steps: int) -> Schedule:
     return optax.join_schedules([rise, schedule], [warmup])
 
 
+def _through(key: str, points: Sequence[Sequence[float]], total_steps: int) -> Schedule:
+    """Straight lines through `points` (fraction of the run, value), as a function of the step."""
+    fractions = [point[0] for point in points]
+    if not points or fractions != sorted(fractions) or not 0 <= fractions[0] <= fractions[-1] <= 1:
+        raise UserError(f"{key}={points} does not run from a fraction 0 of the run to at most 1")
+    steps = jnp.asarray([round(fraction * total_steps) for fraction in fractions], jnp.float32)
+    values = jnp.asarray([point[1] for point in points], jnp.float32)
+    return lambda step: jnp.interp(jnp.asarray(step, jnp.float32), steps, values)
+
+
 def _rule(
-    settings: ConfigDict, schedule: Schedule, stacked_paths: frozenset[str]
+    settings: ConfigDict, schedule: Schedule, total_steps: int, stacked_paths: frozenset[str]
 ) -> optax.GradientTransformation:
     decay = optax.add_decayed_weights(settings.weight_decay)
     match settings.name:
@@ -122,7 +136,13 @@ def _rule(
             parts = [decay, optax.scale_by_rss(initial_accumulator_value=0.0, eps=1e-20)]
         case "sgd":
             # PyTorch's order: the decay is part of the gradient that momentum averages.
-            parts = [decay, optax.trace(settings.momentum, settings.nesterov)]
+            if settings.momentum_points:
+                cycle = _through("optim.momentum_points", settings.momentum_points, total_steps)
+                trace = optax.inject_hyperparams(optax.trace, static_args="nesterov")
+                momentum = trace(decay=cycle, nesterov=settings.nesterov)
+            else:
+                momentum = optax.trace(settings.momentum, settings.nesterov)
+            parts = [decay, momentum]
         case "adamw":
             parts = [optax.scale_by_adam(settings.b1, settings.b2, eps=1e-8), decay]
         case "lamb":

@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rezero_jax import data
+from rezero_jax.data.augment import Augmentation
 from rezero_jax.data.order import Order, eval_batches
 from rezero_jax.data.source import Dataset, HostBatch, standardise
 from rezero_jax.errors import UserError
@@ -31,7 +32,7 @@ class Program:
 
     Args:
       config: see rezero_jax.config.base_config.
-      dataset: what to train on; config.data is not read.
+      dataset: what to train on; of config.data only the augmentation is read.
 
     Raises:
       UserError: anything in the config that cannot be.
@@ -41,7 +42,16 @@ class Program:
     def from_config(cls, config: ConfigDict) -> "Program":
         """The program of a config on the data set that it names."""
         source = config.data
-        return cls(config, data.load(source.name, source.dir, stream=source.stream))
+        dataset = data.load(
+            source.name,
+            source.dir,
+            stream=source.stream,
+            mean=source.mean,
+            std=source.std,
+            image_size=source.image_size,
+            seed=config.seed,
+        )
+        return cls(config, dataset)
 
     def __init__(self, config: ConfigDict, dataset: Dataset):
         self.config = config
@@ -69,7 +79,7 @@ class Program:
             partial(standardise, mean=dataset.mean, std=dataset.std), input_shape
         )
         train_step = step.make_train_step(
-            self.skeleton, objective, optimizer, train.accumulate, seed
+            self.skeleton, objective, optimizer, train.accumulate, seed, _augment(config.data)
         )
         train_steps = step.make_train_steps(
             train_step, dataset.train.gather, self.skeleton, schedules
@@ -121,3 +131,15 @@ class Program:
             f"eval/{name}": math.fsum(float(part[name]) for part in sums) / self._eval.size
             for name in sums[0]
         }
+
+
+def _augment(config: ConfigDict) -> step.Augment | None:
+    augmentation = Augmentation(
+        crop_padding=config.crop_padding,
+        flip=config.flip,
+        jitter=config.jitter,
+        rotation=config.rotation,
+    )
+    if augmentation == Augmentation():
+        return None
+    return lambda batch, key: batch | {"image": augmentation(batch["image"], key)}

@@ -23,8 +23,7 @@ def make_mesh(config: ConfigDict, batch_sizes: dict[str, int]) -> Mesh:
     count = jax.device_count()
     if config.model != 1:
         raise UserError(
-            f"mesh.model is {config.model}, but the fully connected family is only data parallel; "
-            "leave it at 1"
+            f"mesh.model is {config.model}, but training is only data parallel; leave it at 1"
         )
     data = count if config.data == -1 else config.data
     if not 1 <= data <= count:

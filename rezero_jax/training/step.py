@@ -15,6 +15,8 @@ from rezero_jax.training.state import Skeleton, State
 Batch = dict[str, Array]
 # objective(model, batch, key) -> {"loss": (batch,), ...}, one value per example, all float32.
 Objective = Callable[[nnx.Module, Batch, Array], dict[str, Array]]
+# augment(batch, key) -> batch, on the device; random.
+Augment = Callable[[Batch, Array], Batch]
 # gather(resident, fetched) -> batch, on the device.
 Gather = Callable[[dict[str, Array], dict[str, Array]], Batch]
 
@@ -25,7 +27,7 @@ def classification(
     """Cross entropy (nats) and accuracy of a model that maps inputs to logits.
 
     Args:
-      standardise: maps uint8 images to float32.
+      standardise: maps images 0 .. 255 to float32.
       input_shape: shape of one input of the model.
     """
 
@@ -45,13 +47,15 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     accumulate: int,
     seed: int,
+    augment: Augment | None = None,
 ) -> Callable[..., tuple[State, dict[str, Array]]]:
     """One update: (state, batch, measure) -> (state, {"loss", "grad_norm", ...}), float32 scalars.
 
     "grad_norm" is 0 where the bool `measure` is False: reading every gradient once more costs a
     tenth of the step of a deep narrow network.
     Everything random in update t is a function of fold_in(key(seed), t). With `accumulate` > 1 the
-    batch is split into this many parts, run one after another, and their gradients averaged.
+    batch, once augmented, is split into this many parts, run one after another, and their gradients
+    averaged.
     """
 
     def loss(params: Any, stats: Any, batch: Batch, key: Array) -> tuple[Array, tuple]:
@@ -90,6 +94,9 @@ def make_train_step(
         state: State, batch: Batch, measure: Array | bool = True
     ) -> tuple[State, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.key(seed), state["step"])
+        if augment is not None:
+            key, augment_key = jax.random.split(key)
+            batch = augment(batch, augment_key)
         grads, stats, means = gradients(state["params"], state["stats"], batch, key)
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
         norm = jax.lax.cond(measure, optax.tree.norm, lambda grads: jnp.zeros(()), grads)

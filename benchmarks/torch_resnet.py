@@ -1,0 +1,278 @@
+"""The peers: the ResNets of the authors' CIFAR-10 experiments and their rivals in PyTorch.
+
+Needs the environment of benchmarks/requirements.txt; nothing of rezero_jax is imported. Where the
+authors have a network, this is their network, also where another version of it is better known:
+BatchNorm on the shortcut, and no norm or ReLU before the head of a pre-activation network. One
+differs: their ReZero network without BatchNorm keeps it in the stem and on the shortcuts, and has
+no biases in the convolutions.
+"""
+
+import itertools
+import sys
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.worker import serve
+
+RULES = ("residual", "zero_gamma", "gated", "rezero", "skipinit", "fixup")
+PREACT = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
+
+
+def scalar(value: float = 0.0) -> nn.Parameter:
+    """A learned scalar."""
+    return nn.Parameter(torch.tensor(value))
+
+
+def conv(channels: int, features: int, size: int, stride: int, bias: bool) -> nn.Conv2d:
+    """A convolution that keeps the size of its input, but for the stride."""
+    return nn.Conv2d(channels, features, size, stride, padding=size // 2, bias=bias)
+
+
+def make_norm(channels: int, norm: bool) -> nn.Module:
+    """BatchNorm, or nothing."""
+    return nn.BatchNorm2d(channels) if norm else nn.Identity()
+
+
+class CifarBlock(nn.Module):
+    """Two 3x3 convolutions; a shortcut without weights: every second pixel, channels of zeros."""
+
+    def __init__(
+        self, channels: int, features: int, stride: int, residual: str, norm: bool, shortcut: str
+    ):
+        super().__init__()
+        self.residual = residual
+        self.stride = stride
+        self.added = features - channels
+        self.changes_shape = stride != 1 or channels != features
+        bias = not norm and residual != "fixup"
+        self.conv1 = conv(channels, features, 3, stride, bias)
+        self.norm1 = make_norm(features, norm)
+        self.conv2 = conv(features, features, 3, 1, bias)
+        self.norm2 = make_norm(features, norm)
+        if self.changes_shape:
+            self.shortcut_norm = make_norm(channels, norm and shortcut == "norm")
+        if residual == "zero_gamma":
+            assert isinstance(self.norm2, nn.BatchNorm2d)
+            nn.init.zeros_(self.norm2.weight)
+        if residual in ("gated", "rezero", "skipinit"):
+            self.alpha = scalar()
+        if residual == "fixup":
+            self.bias1a, self.bias1b = scalar(), scalar()
+            self.bias2a, self.bias2b = scalar(), scalar()
+            self.scale = scalar(1.0)
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        """x in the shape of the block's output."""
+        if not self.changes_shape:
+            return x
+        x = self.shortcut_norm(x[:, :, :: self.stride, :: self.stride])
+        return nn.functional.pad(x, (0, 0, 0, 0, 0, self.added))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The ReLUs work in place, as the authors' do in these networks: PyTorch is faster so.
+        if self.residual == "fixup":
+            u = x + self.bias1a
+            fx = torch.relu_(self.conv1(u) + self.bias1b)
+            fx = self.scale * self.conv2(fx + self.bias2a) + self.bias2b
+            return torch.relu_(self.shortcut(u if self.changes_shape else x) + fx)
+        fx = torch.relu_(self.norm1(self.conv1(x)))
+        fx = self.norm2(self.conv2(fx))
+        match self.residual:
+            case "gated":
+                return (1 - self.alpha) * self.shortcut(x) + self.alpha * torch.relu_(fx)
+            case "rezero":
+                return self.shortcut(x) + self.alpha * torch.relu_(fx)
+            case "skipinit":
+                return torch.relu_(self.shortcut(x) + self.alpha * fx)
+        return torch.relu_(self.shortcut(x) + fx)
+
+
+class PreactBlock(nn.Module):
+    """Norm and ReLU before each convolution: two of 3x3, or a bottleneck of 1x1, 3x3, 1x1."""
+
+    def __init__(
+        self, channels: int, width: int, stride: int, residual: str, norm: bool, bottleneck: bool
+    ):
+        super().__init__()
+        self.residual = residual
+        self.bottleneck = bottleneck
+        features = 4 * width if bottleneck else width
+        self.changes_shape = stride != 1 or channels != features
+        bias = not norm and residual != "fixup"
+        self.norm1 = make_norm(channels, norm)
+        self.norm2 = make_norm(width, norm)
+        if bottleneck:
+            self.conv1 = conv(channels, width, 1, 1, bias)
+            self.conv2 = conv(width, width, 3, stride, bias)
+            self.norm3 = make_norm(width, norm)
+            self.conv3 = conv(width, features, 1, 1, bias)
+        else:
+            self.conv1 = conv(channels, width, 3, stride, bias)
+            self.conv2 = conv(width, width, 3, 1, bias)
+        if self.changes_shape:
+            self.shortcut_conv = conv(channels, features, 1, stride, bias)
+        if residual in ("gated", "rezero", "skipinit"):
+            self.alpha = scalar()
+        if residual == "fixup":
+            self.bias1a, self.bias1b = scalar(), scalar()
+            self.bias2a, self.bias2b = scalar(), scalar()
+            if bottleneck:
+                self.bias3a, self.bias3b, self.bias3c = scalar(), scalar(), scalar()
+            else:
+                self.bias2c = scalar()
+            self.scale = scalar(1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.residual == "fixup":
+            u = torch.relu(x + self.bias1a) + self.bias1b
+            fx = self.conv2(torch.relu(self.conv1(u) + self.bias2a) + self.bias2b)
+            if self.bottleneck:
+                fx = self.conv3(torch.relu(fx + self.bias3a) + self.bias3b)
+            fx = self.scale * fx + (self.bias3c if self.bottleneck else self.bias2c)
+        else:
+            u = torch.relu(self.norm1(x))
+            fx = self.conv2(torch.relu(self.norm2(self.conv1(u))))
+            if self.bottleneck:
+                fx = self.conv3(torch.relu(self.norm3(fx)))
+        s = self.shortcut_conv(u) if self.changes_shape else x
+        match self.residual:
+            case "gated":
+                return (1 - self.alpha) * s + self.alpha * fx
+            case "rezero" | "skipinit":
+                return s + self.alpha * fx
+        return s + fx
+
+
+class Stem(nn.Module):
+    """From images to the channels of the first stage; `imagenet` makes them four times smaller."""
+
+    def __init__(self, family: str, width: int, residual: str, norm: bool, imagenet: bool):
+        super().__init__()
+        self.activates = family == "cifar"
+        self.imagenet = imagenet
+        bias = not norm and residual != "fixup"
+        self.conv = conv(3, width, 7, 2, bias) if imagenet else conv(3, width, 3, 1, bias)
+        if self.activates:
+            self.norm = make_norm(width, norm)
+        self.bias = scalar() if self.activates and residual == "fixup" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        if self.activates:
+            x = self.norm(x)
+            x = torch.relu_(x if self.bias is None else x + self.bias)
+        return nn.functional.max_pool2d(x, 3, 2, padding=1) if self.imagenet else x
+
+
+class TorchResNet(nn.Module):
+    """Stem, stages of blocks joined by a rule, mean over the pixels, linear head.
+
+    Args:
+      family: "cifar" has three stages of basic blocks; "preact" has four, of pre-activation blocks.
+      depth: 6n + 2 with n blocks a stage for "cifar"; 18, 34 or 50 for "preact".
+      residual: one of RULES; "skipinit" and "fixup" have no BatchNorm.
+      num_classes: number of logits.
+      batch_norm: False leaves out every BatchNorm and gives the convolutions a bias.
+      shortcut: "norm" or "subsample": with BatchNorm at the stage changes of "cifar", or without.
+      stem: "cifar", a 3x3 convolution; or "imagenet", a 7x7 one and a pool, each of stride 2.
+      width: channels of the first stage, doubled at each stage change; default 16 or 64.
+
+    Raises:
+      ValueError: there is no such network.
+    """
+
+    def __init__(
+        self,
+        family: str,
+        depth: int,
+        residual: str,
+        num_classes: int = 10,
+        *,
+        batch_norm: bool = True,
+        shortcut: str = "norm",
+        stem: str = "cifar",
+        width: int | None = None,
+    ):
+        super().__init__()
+        if residual not in RULES:
+            raise ValueError(f"no residual rule is called {residual}")
+        norm = batch_norm and residual not in ("skipinit", "fixup")
+        if residual == "zero_gamma" and (family == "preact" or not norm):
+            # A ReLU behind a scale of zero would pass on no gradient: the scale would stay zero.
+            raise ValueError("zero_gamma needs a BatchNorm at the end of the branch")
+        blocks: tuple[int, ...]
+        if family == "cifar":
+            if depth < 8 or depth % 6 != 2:
+                raise ValueError(f"a cifar network has 6n + 2 layers, not {depth}")
+            blocks, width, expansion = (depth // 6,) * 3, width or 16, 1
+        elif family == "preact":
+            if depth not in PREACT:
+                raise ValueError(f"a preact network has 18, 34 or 50 layers, not {depth}")
+            blocks, width, expansion = PREACT[depth], width or 64, 4 if depth == 50 else 1
+        else:
+            raise ValueError(f"no family is called {family}")
+        self.stem = Stem(family, width, residual, norm, stem == "imagenet")
+        self.stages = nn.ModuleList()
+        channels = width
+        for i, count in enumerate(blocks):
+            stage = nn.Sequential()
+            for j in range(count):
+                stride = 2 if i > 0 and j == 0 else 1
+                block: nn.Module
+                if family == "cifar":
+                    block = CifarBlock(channels, width, stride, residual, norm, shortcut)
+                else:
+                    block = PreactBlock(channels, width, stride, residual, norm, expansion > 1)
+                stage.append(block)
+                channels = width * expansion
+            self.stages.append(stage)
+            width *= 2
+        self.head = nn.Linear(channels, num_classes)
+        self.head_bias = scalar() if residual == "fixup" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps images (batch, 3, height, width) to logits (batch, num_classes)."""
+        x = self.stem(x)
+        for stage in self.stages:
+            x = stage(x)
+        x = x.mean((2, 3))
+        return self.head(x if self.head_bias is None else x + self.head_bias)
+
+
+def main() -> None:
+    """Serves timings of training steps; arguments: MODE DEPTH BATCH.
+
+    MODE is eager, channels_last (also the memory format of compile) or compile, with -foreach or
+    -fused behind it for these implementations of SGD.
+    """
+    mode, depth, batch = sys.argv[1], *map(int, sys.argv[2:])
+    torch.manual_seed(0)
+    model = TorchResNet("cifar", depth, "rezero")
+    images = list(torch.randn(16, batch, 3, 32, 32))
+    labels = torch.randint(10, (16, batch))
+    if not mode.startswith("eager"):
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        images = [x.to(memory_format=torch.channels_last) for x in images]
+    kind = {word: True for word in ("foreach", "fused") if mode.endswith(f"-{word}")}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, **kind)
+    cross_entropy = nn.functional.cross_entropy
+    turn = itertools.cycle(range(16))
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        return cross_entropy(model(x), y)
+
+    compiled = torch.compile(loss) if mode.startswith("compile") else loss
+
+    def steps(count: int) -> None:
+        for _ in range(count):
+            i = next(turn)
+            optimizer.zero_grad()
+            compiled(images[i], labels[i]).backward()
+            optimizer.step()
+
+    serve(steps)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Batch normalisation with PyTorch's semantics and few passes over memory."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jaxtyping import Float
+
+
+class BatchNorm(nnx.Module):
+    """y = scale (x - mean) / sqrt(var + 1e-5) + bias, per channel.
+
+    In training, mean and (biased) variance are those of the batch, over every axis but the last;
+    the running statistics move a tenth of the way to the batch's mean and unbiased variance, as in
+    `torch.nn.BatchNorm2d`. After `model.eval()` the running statistics are used instead.
+
+    Under jit the batch is the whole batch, however many devices share it. With gradient
+    accumulation each part is normalised by its own statistics and moves the running ones once, as
+    in a PyTorch loop that accumulates.
+
+    Args:
+      features: number of channels, the size of the last axis.
+      scale_init: initial scale.
+    """
+
+    momentum = 0.1
+    epsilon = 1e-5
+
+    def __init__(self, features: int, *, scale_init: float = 1.0):
+        self.scale = nnx.Param(jnp.full((features,), scale_init, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
+        self.mean = nnx.BatchStat(jnp.zeros((features,), jnp.float32))
+        self.var = nnx.BatchStat(jnp.ones((features,), jnp.float32))
+        self.use_running_average = False  # set by model.eval() and model.train()
+
+    def __call__(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch features"]:
+        """Returns y in the dtype of x; statistics are computed in float32."""
+        # Sums of squares are taken around the running mean, which keeps them exact where the mean
+        # is large against the spread, and lets one pass over x find both moments. The output is
+        # written as centred * a + b because its automatic gradient then is the closed form: two
+        # sums over the batch in one pass, and one pass to write dx.
+        shift = self.mean[...]
+        centred = x.astype(jnp.float32) - _per_channel(shift, x)
+        if self.use_running_average:
+            mean, var = jnp.zeros_like(shift), self.var[...]
+        else:
+            axes = tuple(range(x.ndim - 1))
+            mean = centred.mean(axes)
+            var = jnp.maximum(jnp.square(centred).mean(axes) - jnp.square(mean), 0.0)
+            self._update(jax.lax.stop_gradient((mean, var)), x.size // x.shape[-1])
+        a = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
+        b = self.bias[...] - mean * a
+        return (centred * _per_channel(a, x) + _per_channel(b, x)).astype(x.dtype)
+
+    def _update(self, moments: tuple[Array, Array], count: int) -> None:
+        mean, var = moments
+        unbiased = var * (count / max(count - 1, 1))
+        self.mean[...] += self.momentum * mean  # `mean` is measured from the running one
+        self.var[...] += self.momentum * (unbiased - self.var[...])
+
+
+def _per_channel(values: Array, x: Array) -> Array:
+    return values.reshape((1,) * (x.ndim - 1) + (-1,))

@@ -1,0 +1,301 @@
+"""Residual networks on images: the paper's CIFAR nets and pre-activation nets of ResNet's sizes."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.nn.initializers import Initializer
+from jaxtyping import Float
+
+from rezero_jax import init
+from rezero_jax.errors import UserError, choose_from
+from rezero_jax.models.blocks import Images, Style, post_block, pre_block, scalar
+from rezero_jax.stack import Stack
+
+PREACT_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
+VARIANTS = ("paper", "notebook")
+STEMS = ("cifar", "imagenet")
+
+MakeBlock = Callable[[int, int, int, nnx.Rngs], nnx.Module]
+KAIMING_FAN_OUT = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+KAIMING_FAN_IN = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
+
+
+class Stage(nnx.Module):
+    """Blocks at one resolution: `entry`, if the first changes the shape, and the equal `rest`."""
+
+    def __init__(
+        self,
+        make_block: MakeBlock,
+        cin: int,
+        channels: int,
+        out: int,
+        stride: int,
+        blocks: int,
+        *,
+        scan: bool,
+        remat: str,
+        rngs: nnx.Rngs,
+    ):
+        changes = stride != 1 or cin != out
+        self.entry = make_block(cin, channels, stride, rngs) if changes else None
+        equal = blocks - 1 if changes else blocks
+        self.rest = (
+            Stack(
+                lambda rngs: make_block(out, channels, 1, rngs),
+                equal,
+                scan=scan,
+                remat=remat,
+                rngs=rngs,
+            )
+            if equal
+            else None
+        )
+
+    def __call__(self, x: Images) -> Images:
+        if self.entry is not None:
+            x = self.entry(x)
+        return x if self.rest is None else self.rest(x)
+
+
+class Stem(nnx.Module):
+    """From the image to the trunk.
+
+    Args:
+      kind: "cifar" is a 3x3 convolution; "imagenet" one of 7x7 with stride 2, and after whatever
+        follows it a 3x3 max-pool with stride 2.
+      activate: whether BatchNorm (or Fixup's bias) and ReLU follow.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        cin: int,
+        channels: int,
+        style: Style,
+        *,
+        activate: bool,
+        rngs: nnx.Rngs,
+    ):
+        kernel, stride = (3, 1) if kind == "cifar" else (7, 2)
+        self.conv = style.conv(cin, channels, kernel, stride=stride, rngs=rngs)
+        self.activate = activate
+        self.norm = style.norm(channels) if activate else nnx.identity
+        self.bias = scalar(0.0) if activate and style.residual == "fixup" else None
+        self.pool = kind == "imagenet"
+
+    def __call__(self, x: Images) -> Images:
+        x = self.norm(self.conv(x))
+        if self.bias is not None:
+            x = x + self.bias
+        if self.activate:
+            x = nnx.relu(x)
+        if self.pool:
+            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        return x
+
+
+class ResNet(nnx.Module):
+    """A stem, stages of residual blocks, the mean over all pixels, a linear head.
+
+    Made by `ResNet.cifar` and `ResNet.preact`; the rules' equations are in
+    `rezero_jax.models.blocks`. It has running statistics: call `model.eval()` before inference and
+    `model.train()` before training.
+    """
+
+    def __init__(
+        self,
+        stem: Stem,
+        stages: Sequence[Stage],
+        features: int,
+        num_classes: int,
+        style: Style,
+        *,
+        in_channels: int,
+        head_init: Initializer,
+        rngs: nnx.Rngs,
+    ):
+        self.stem = stem
+        self.stages = nnx.List(stages)
+        fixup = style.residual == "fixup"
+        zeros = nnx.initializers.zeros_init()
+        self.head_bias = scalar(0.0) if fixup else None
+        self.head = nnx.Linear(
+            features,
+            num_classes,
+            kernel_init=zeros if fixup else head_init,
+            bias_init=zeros if fixup else init.torch_uniform(features),
+            rngs=rngs,
+        )
+        self.in_channels = in_channels
+
+    def __call__(
+        self, x: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch classes"]:
+        """Returns float32 logits.
+
+        Raises:
+          UserError: x is not a batch of images with `in_channels` channels.
+        """
+        if x.ndim != 4 or x.shape[-1] != self.in_channels:
+            raise UserError(
+                f"this network takes images (batch, height, width, {self.in_channels}), not "
+                f"{x.shape}; make it with in_channels={x.shape[-1]}, or convert the images"
+            )
+        x = self.stem(x)
+        for stage in self.stages:
+            x = stage(x)
+        x = x.astype(jnp.float32).mean(axis=(1, 2))
+        return self.head(x if self.head_bias is None else x + self.head_bias)
+
+    @classmethod
+    def cifar(
+        cls,
+        depth: int,
+        residual: str = "rezero",
+        num_classes: int = 10,
+        *,
+        width: int = 16,
+        in_channels: int = 3,
+        batch_norm: bool = True,
+        variant: str = "paper",
+        alpha_init: float = 0.0,
+        scan: bool = False,
+        remat: str = "none",
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> "ResNet":
+        """The network of He et al. for CIFAR-10: three stages of post-activation blocks.
+
+        Args:
+          depth: 6n + 2 for n blocks a stage, such as 20, 32, 44, 56 or 110.
+          residual: a name of `rezero_jax.models.blocks.RULES`.
+          num_classes: number of logits.
+          width: channels of the first stage; each later stage has twice as many.
+          in_channels: 3 for colour images, 1 for grey ones.
+          batch_norm: False leaves out every BatchNorm, as `fixup` and `skipinit` do anyway.
+          variant: "paper", the code behind the paper's table: a BatchNorm in each shortcut that
+            subsamples, Kaiming normal convolutions by fan out (PyTorch's default for `gated`);
+            "notebook", the authors' notebook: none there, Kaiming normal by fan in, in the head
+            too.
+          alpha_init: initial gate, where the rule has one.
+          scan, remat: see `rezero_jax.stack.Stack`; for the equal blocks of a stage.
+          dtype: dtype of the computation; parameters and logits are float32.
+          rngs: source of the initial parameters.
+
+        Raises:
+          UserError: another depth, an unknown rule or variant, or an impossible combination.
+        """
+        if depth < 8 or (depth - 2) % 6:
+            below = max(depth - (depth - 2) % 6, 8)
+            raise UserError(
+                f"depth={depth} is not 6n + 2; the closest depths are {below} and {below + 6}"
+            )
+        if variant not in VARIANTS:
+            raise choose_from("variant", variant, VARIANTS)
+        blocks = (depth - 2) // 6
+        notebook = variant == "notebook"
+        default = residual == "gated" and not notebook
+        style = Style(
+            residual,
+            batch_norm,
+            shortcut_norm=not notebook,
+            alpha_init=alpha_init,
+            kernel_init=None if default else KAIMING_FAN_IN if notebook else KAIMING_FAN_OUT,
+            blocks=3 * blocks,
+            dtype=dtype,
+        )
+        block = post_block(style)
+
+        def make(cin: int, channels: int, stride: int, rngs: nnx.Rngs) -> nnx.Module:
+            return block(cin, channels, stride, style, rngs=rngs)
+
+        stem = Stem("cifar", in_channels, width, style, activate=True, rngs=rngs)
+        stages, cin = [], width
+        for i in range(3):
+            out = width * 2**i
+            stride = 1 if i == 0 else 2
+            stages.append(
+                Stage(make, cin, out, out, stride, blocks, scan=scan, remat=remat, rngs=rngs)
+            )
+            cin = out
+        return cls(
+            stem,
+            stages,
+            cin,
+            num_classes,
+            style,
+            in_channels=in_channels,
+            head_init=KAIMING_FAN_IN if notebook else init.torch_uniform(cin),
+            rngs=rngs,
+        )
+
+    @classmethod
+    def preact(
+        cls,
+        depth: int,
+        residual: str = "rezero",
+        num_classes: int = 10,
+        *,
+        width: int = 64,
+        in_channels: int = 3,
+        stem: str = "cifar",
+        batch_norm: bool = True,
+        alpha_init: float = 0.0,
+        scan: bool = False,
+        remat: str = "none",
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> "ResNet":
+        """Four stages of pre-activation blocks, as in the paper's table; PyTorch's default init.
+
+        Args:
+          depth: 18 or 34 (two 3x3 convolutions a block), 50 (bottleneck blocks).
+          stem: "cifar" keeps the resolution; "imagenet" lowers it four times, for large images.
+          residual, num_classes, width, in_channels, batch_norm, alpha_init, scan, remat, dtype,
+            rngs: see `cifar`; `zero_gamma` does not exist here.
+
+        Raises:
+          UserError: another depth, an unknown rule or stem, or an impossible combination.
+        """
+        if depth not in PREACT_BLOCKS:
+            raise choose_from("depth", depth, map(str, PREACT_BLOCKS))
+        if stem not in STEMS:
+            raise choose_from("stem", stem, STEMS)
+        counts = PREACT_BLOCKS[depth]
+        style = Style(
+            residual,
+            batch_norm,
+            shortcut_norm=False,
+            alpha_init=alpha_init,
+            kernel_init=None,
+            blocks=sum(counts),
+            dtype=dtype,
+        )
+        block = pre_block(style, bottleneck=depth == 50)
+
+        def make(cin: int, channels: int, stride: int, rngs: nnx.Rngs) -> nnx.Module:
+            return block(cin, channels, stride, style, rngs=rngs)
+
+        stem_module = Stem(stem, in_channels, width, style, activate=False, rngs=rngs)
+        stages, cin = [], width
+        for i, count in enumerate(counts):
+            channels = width * 2**i
+            out = channels * block.expansion
+            stride = 1 if i == 0 else 2
+            stages.append(
+                Stage(make, cin, channels, out, stride, count, scan=scan, remat=remat, rngs=rngs)
+            )
+            cin = out
+        return cls(
+            stem_module,
+            stages,
+            cin,
+            num_classes,
+            style,
+            in_channels=in_channels,
+            head_init=init.torch_uniform(cin),
+            rngs=rngs,
+        )

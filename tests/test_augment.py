@@ -1,0 +1,329 @@
+"""Augmentation: against per-image NumPy and PIL, in distribution, and on several devices."""
+
+import functools
+import itertools
+import re
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh
+from PIL import Image, ImageEnhance
+
+from rezero_jax.data.augment import Augmentation
+from rezero_jax.errors import UserError
+from rezero_jax.training.sharding import batched, replicated
+
+PAPER = Augmentation(crop_padding=4, flip=True, jitter=0.25, rotation=2.0)
+KEY = jax.random.key(7)
+ORDERS = list(itertools.permutations(range(3)))
+Draws = dict[str, np.ndarray]
+
+
+def images(batch: int, shape: tuple[int, ...] = (32, 32, 3), seed: int = 0) -> np.ndarray:
+    """Without black pixels, so that black ones tell what was filled in."""
+    return np.random.default_rng(seed).integers(1, 256, (batch, *shape), dtype=np.uint8)
+
+
+@functools.cache  # one compilation for all tests of one augmentation
+def jitted(augmentation: Augmentation) -> Callable[..., jax.Array]:
+    return jax.jit(augmentation.apply)
+
+
+def drawn(augmentation: Augmentation, batch: int, key: jax.Array = KEY) -> Draws:
+    return {name: np.asarray(x) for name, x in augmentation.draw(key, batch).items()}
+
+
+def applied(augmentation: Augmentation, image: np.ndarray, draws: Draws) -> np.ndarray:
+    return np.asarray(jitted(augmentation)(image, draws))
+
+
+def called(augmentation: Augmentation, image: np.ndarray, key: jax.Array = KEY) -> np.ndarray:
+    return np.asarray(jax.jit(augmentation)(image, key))
+
+
+def crop(image: np.ndarray, padding: int, corner: np.ndarray) -> np.ndarray:
+    height, width, channels = image.shape
+    padded = np.zeros((height + 2 * padding, width + 2 * padding, channels), image.dtype)
+    padded[padding : padding + height, padding : padding + width] = image
+    row, column = corner
+    return padded[row : row + height, column : column + width]
+
+
+def jitter(image: np.ndarray, factors: np.ndarray, order: np.ndarray) -> np.ndarray:
+    image = image.astype(np.float64)
+    for kind in order:
+        grey = image @ [0.299, 0.587, 0.114] if image.shape[-1] == 3 else image[..., 0]
+        target = [0.0, grey.mean(), grey[..., None]][kind]
+        image = np.clip(factors[kind] * image + (1 - factors[kind]) * target, 0, 255)
+    return image
+
+
+def rotate(image: np.ndarray, degrees: float) -> np.ndarray:
+    planes = [Image.fromarray(plane) for plane in np.moveaxis(image, -1, 0)]
+    turned = [plane.rotate(float(degrees), Image.Resampling.NEAREST) for plane in planes]
+    return np.stack([np.asarray(plane) for plane in turned], axis=-1)
+
+
+def reference(augmentation: Augmentation, image: np.ndarray, draws: Draws) -> np.ndarray:
+    """One image after another, each change in the paper's order."""
+    results = []
+    for i, one in enumerate(image):
+        if augmentation.crop_padding:
+            one = crop(one, augmentation.crop_padding, draws["crop"][i])
+        if augmentation.jitter:
+            one = jitter(one, draws["factors"][i], draws["order"][i]).astype(np.float32)
+        if augmentation.rotation:
+            one = rotate(one, draws["angle"][i])
+        if augmentation.flip and draws["flip"][i]:
+            one = one[:, ::-1]
+        results.append(one)
+    return np.stack(results)
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 3), (9, 14, 2)])
+@pytest.mark.parametrize(
+    "augmentation",
+    [
+        Augmentation(crop_padding=4),
+        Augmentation(crop_padding=20),  # some crops miss the image
+        Augmentation(flip=True),
+        Augmentation(rotation=40.0),
+        Augmentation(crop_padding=3, flip=True, rotation=15.0),
+    ],
+    ids=str,
+)
+def test_moved_pixels_are_those_of_the_reference(
+    augmentation: Augmentation, shape: tuple[int, ...]
+) -> None:
+    image = images(64, shape)
+    draws = drawn(augmentation, 64)
+    result = applied(augmentation, image, draws)
+    assert result.dtype == np.uint8
+    np.testing.assert_array_equal(result, reference(augmentation, image, draws))
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 3), (9, 14, 1)])
+@pytest.mark.parametrize("augmentation", [Augmentation(jitter=0.6), PAPER], ids=str)
+def test_jitter_alone_and_all_together_are_the_reference(
+    augmentation: Augmentation, shape: tuple[int, ...]
+) -> None:
+    image = images(64, shape)
+    draws = drawn(augmentation, 64)
+    result = applied(augmentation, image, draws)
+    assert result.dtype == np.float32
+    # float32 against float64: some eps (6e-8) of 255 for each of three blends.
+    np.testing.assert_allclose(result, reference(augmentation, image, draws), rtol=0, atol=5e-4)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_jitter_in_each_order(order: tuple[int, ...]) -> None:
+    image = images(8)
+    factors = np.random.default_rng(1).uniform(0.3, 1.7, (8, 3)).astype(np.float32)
+    expected = {
+        other: np.stack([jitter(one, f, other) for one, f in zip(image, factors, strict=True)])
+        for other in ORDERS
+    }
+    draws = {"factors": factors, "order": np.tile(np.int32(order), (8, 1))}
+    result = applied(Augmentation(jitter=0.7), image, draws)
+    for other in ORDERS:  # the order matters by whole levels, or this test could not tell
+        error = np.abs(result - expected[other]).max(axis=(1, 2, 3))
+        assert (error < 5e-4).all() if other == order else (error > 1).any()
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_jitter_is_pils_but_for_its_rounding(order: tuple[int, ...]) -> None:
+    enhancers = [ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color]
+    image = images(8)
+    factors = np.random.default_rng(2).uniform(0.75, 1.25, (8, 3)).astype(np.float32)
+    draws = {"factors": factors, "order": np.tile(np.int32(order), (8, 1))}
+    result = applied(Augmentation(jitter=0.7), image, draws)
+    for one, f, ours in zip(image, factors, result, strict=True):
+        pil = Image.fromarray(one)
+        for kind in order:
+            pil = enhancers[kind](pil).enhance(float(f[kind]))
+        # PIL truncates after each blend (up to 1) and rounds its target (0.5 * 0.25); an earlier
+        # error grows at most 1.25 + 0.25 times: 1.125 * (1 + 1.5 + 1.5**2) = 5.3.
+        assert np.abs(ours - np.asarray(pil, np.float32)).max() < 5.4
+
+
+@pytest.mark.parametrize(("limit", "size"), [(2.0, 32), (2.0, 64), (45.0, 32)])
+def test_rotation_takes_the_pixels_that_pil_takes(limit: float, size: int) -> None:
+    augmentation = Augmentation(rotation=limit)
+    image = images(200, (size, size, 3))
+    draws = drawn(augmentation, 200)
+    expected = np.stack(
+        [
+            np.asarray(Image.fromarray(one).rotate(float(angle), Image.Resampling.NEAREST))
+            for one, angle in zip(image, draws["angle"], strict=True)
+        ]
+    )
+    moved = (expected != image).any(axis=(1, 2, 3)).sum()
+    assert moved >= 10  # few, where the corners of a small image move by about half a pixel
+    np.testing.assert_array_equal(applied(augmentation, image, draws), expected)
+
+
+def test_rotation_by_any_angle_differs_from_pil_only_at_ties() -> None:
+    augmentation = Augmentation(rotation=360.0)
+    image = images(200)
+    draws = drawn(augmentation, 200)
+    wrong = applied(augmentation, image, draws) != reference(augmentation, image, draws)
+    # Far from 0 the float32 offset is out by up to 2/65536 of a pixel, so of 204,800 pixels with
+    # two coordinates each about 204800 * 2 * 2/65536 = 12 may land on a neighbour.
+    assert wrong.any(axis=-1).sum() <= 12
+
+
+@pytest.mark.parametrize("size", [7, 8])
+def test_quarter_turns_are_counter_clockwise(size: int) -> None:
+    image = images(5, (size, size, 3))
+    angles = np.float32([0, 90, 180, 270, -90])
+    result = applied(Augmentation(rotation=1.0), image, {"angle": angles})
+    for one, turned, quarters in zip(image, result, [0, 1, 2, 3, -1], strict=True):
+        np.testing.assert_array_equal(turned, np.rot90(one, quarters))
+
+
+def test_padding_is_black_and_nothing_else_is() -> None:
+    image = np.full((64, 16, 16, 3), 255, np.uint8)
+    augmentation = Augmentation(crop_padding=4)
+    draws = drawn(augmentation, 64)
+    result = applied(augmentation, image, draws)
+    for one, (row, column) in zip(result, draws["crop"] - 4, strict=True):
+        expected = np.zeros((16, 16, 3), np.uint8)
+        expected[max(0, -row) : 16 - max(0, row), max(0, -column) : 16 - max(0, column)] = 255
+        np.testing.assert_array_equal(one, expected)
+    assert set(np.unique(draws["crop"])) == set(range(9))
+
+
+def test_jitter_stays_within_0_and_255() -> None:
+    factors = np.tile(np.float32([2.9, 3.9, 1.9]), (8, 1))
+    draws = {"factors": factors, "order": np.tile(np.int32([2, 1, 0]), (8, 1))}
+    result = applied(Augmentation(jitter=0.7), images(8), draws)
+    assert result.min() == 0
+    assert result.max() == 255
+
+
+def test_saturation_leaves_grey_images_to_the_bit() -> None:
+    image = images(16, (8, 8, 1))
+    factors = np.ones((16, 3), np.float32)
+    factors[:, 2] = np.linspace(0, 2, 16)
+    draws = {"factors": factors, "order": np.tile(np.int32([2, 0, 1]), (16, 1))}
+    only = applied(Augmentation(jitter=1.0), image, draws)
+    factors[:, 2] = 1
+    np.testing.assert_array_equal(only, applied(Augmentation(jitter=1.0), image, draws))
+    np.testing.assert_allclose(only, image, rtol=0, atol=1e-4)
+
+
+N = 60_000
+
+
+def assert_uniform(values: np.ndarray, options: int) -> None:
+    """Each of 0 .. options - 1 about equally often: five standard deviations."""
+    counts = np.bincount(values, minlength=options)
+    assert len(counts) == options
+    p = 1 / options
+    assert np.abs(counts - N * p).max() < 5 * np.sqrt(N * p * (1 - p))
+
+
+def test_discrete_draws_are_equally_likely_and_all_draws_independent() -> None:
+    draws = drawn(PAPER, N)
+    row, column = draws["crop"].T
+    order = np.array([ORDERS.index(tuple(one)) for one in draws["order"].tolist()])
+    assert_uniform(row * 9 + column, 81)
+    assert_uniform(order, 6)
+    assert_uniform(draws["flip"].astype(int), 2)
+    assert_uniform((row * 6 + order) * 2 + draws["flip"], 9 * 6 * 2)
+    each = [row, column, order, draws["flip"], *draws["factors"].T, draws["angle"]]
+    assert np.abs(np.corrcoef(each) - np.eye(8)).max() < 5 / np.sqrt(N)
+
+
+@pytest.mark.parametrize(("amount", "low", "high"), [(0.25, 0.75, 1.25), (1.5, 0.0, 2.5)])
+def test_continuous_draws_are_uniform(amount: float, low: float, high: float) -> None:
+    draws = drawn(Augmentation(jitter=amount, rotation=amount), N)
+    columns = [*draws["factors"].T, draws["angle"]]
+    bounds = [(low, high)] * 3 + [(-amount, amount)]
+    for values, (least, most) in zip(columns, bounds, strict=True):
+        assert least <= values.min()
+        assert values.max() <= most
+        # Kolmogorov-Smirnov; 2.3 / sqrt(N) is exceeded by chance once in 20,000.
+        rank = (np.sort(values.astype(np.float64)) - least) / (most - least)
+        assert np.abs(rank - (np.arange(N) + 0.5) / N).max() < 2.3 / np.sqrt(N)
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "names"),
+    [
+        (Augmentation(), set()),
+        (Augmentation(crop_padding=4), {"crop"}),
+        (Augmentation(flip=True), {"flip"}),
+        (Augmentation(jitter=0.25), {"factors", "order"}),
+        (Augmentation(rotation=2.0), {"angle"}),
+    ],
+    ids=str,
+)
+def test_only_what_is_on_is_drawn_and_the_rest_does_not_change_it(
+    augmentation: Augmentation, names: set[str]
+) -> None:
+    draws, everything = drawn(augmentation, 64), drawn(PAPER, 64)
+    assert set(draws) == names
+    for name in names:
+        np.testing.assert_array_equal(draws[name], everything[name])
+
+
+def test_the_key_decides() -> None:
+    image = images(64)
+    first = called(PAPER, image)
+    np.testing.assert_array_equal(first, called(PAPER, image))
+    other = called(PAPER, image, jax.random.fold_in(KEY, 1))
+    assert (first != other).any(axis=(1, 2, 3)).all()
+
+
+def test_equal_images_change_each_in_its_own_way() -> None:
+    result = called(PAPER, np.repeat(images(1), 64, axis=0))
+    assert len({one.tobytes() for one in result}) == 64
+
+
+def test_an_image_does_not_depend_on_the_others() -> None:
+    image, others = images(64), images(64, seed=1)
+    expected = called(PAPER, image)
+    for i in range(64):
+        mixed = np.random.default_rng(i).permutation(others)
+        mixed[i] = image[i]
+        np.testing.assert_array_equal(called(PAPER, mixed)[i], expected[i])
+
+
+def test_four_devices_make_the_images_of_one_without_talking() -> None:
+    results = []
+    for count in (1, 4):
+        devices = np.asarray(jax.devices()[:count]).reshape(count, 1)
+        mesh = Mesh(devices, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+        image = jax.device_put(images(128), batched(mesh))
+        key = jax.device_put(KEY, replicated(mesh))
+        compiled = jax.jit(PAPER).lower(image, key).compile()
+        assert not re.search(r"(all-|collective-)\w+\(", compiled.as_text())
+        result = compiled(image, key)
+        assert result.sharding.is_equivalent_to(batched(mesh), 4)
+        results.append(np.asarray(result))
+    np.testing.assert_array_equal(*results)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_all_off_is_the_identity(dtype: type) -> None:
+    image = images(4, (5, 6, 2)).astype(dtype)
+    result = called(Augmentation(), image)
+    assert result.dtype == dtype
+    np.testing.assert_array_equal(result, image)
+
+
+@pytest.mark.parametrize("name", ["crop_padding", "jitter", "rotation"])
+@pytest.mark.parametrize("value", [-1, float("nan"), float("inf")])
+def test_impossible_values_are_refused(name: str, value: float) -> None:
+    words = rf"^data\.{name}={value} is not possible; set it to 0 \(off\) or more$"
+    with pytest.raises(UserError, match=words):
+        Augmentation(**{name: value})
+
+
+def test_jitter_refuses_channels_that_are_no_colours() -> None:
+    with pytest.raises(UserError, match=r"data\.jitter needs 1 or 3 channels, not 4; set it to 0"):
+        jax.eval_shape(PAPER, jnp.asarray(images(2, (8, 8, 4))), KEY)

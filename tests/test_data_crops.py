@@ -1,0 +1,199 @@
+"""ImageNet's crops: torchvision's boxes, a triangle filter, and nothing but (seed, step, place)."""
+
+import io
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rezero_jax.data import imagenet
+from rezero_jax.data.imagenet import CentralCrop, RandomCrop, random_box
+
+SIZE = 32
+
+
+def encoded(
+    width: int, height: int, mode: str = "RGB", kind: str = "JPEG", noise: int = 40
+) -> bytes:
+    """An image file, darkest at the left (red) and at the top (green), with noise."""
+    x = np.broadcast_to(np.linspace(0, 255, width), (height, width))
+    y = np.broadcast_to(np.linspace(0, 255, height)[:, None], (height, width))
+    ramps = np.stack([x, y, (x + y) / 2], axis=-1)
+    ramps += np.random.default_rng(0).integers(-noise, noise + 1, ramps.shape)
+    buffer = io.BytesIO()
+    options = {"quality": 95} if kind == "JPEG" else {}
+    image = Image.fromarray(np.clip(ramps, 0, 255).astype(np.uint8))
+    image.convert(mode).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+FILES = {
+    "landscape": encoded(60, 45),
+    "grey": encoded(45, 60, "L"),
+    "CMYK": encoded(50, 50, "CMYK"),
+    "PNG": encoded(70, 50, kind="PNG"),
+    "wide": encoded(300, 20),
+    "small": encoded(20, 30),
+    "large": encoded(520, 400, noise=0),  # decoded at 1/2, 1/4 or 1/8
+}
+
+
+def torchvision_box(rng: np.random.Generator, width: int, height: int) -> tuple[int, ...]:
+    """get_params of torchvision 0.20's RandomResizedCrop, with the numbers of `rng`."""
+    for _ in range(10):
+        target_area = height * width * rng.uniform(0.08, 1.0)
+        aspect_ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+        w = int(np.round(np.sqrt(target_area * aspect_ratio)))
+        h = int(np.round(np.sqrt(target_area / aspect_ratio)))
+        if 0 < w <= width and 0 < h <= height:
+            i = rng.integers(0, height - h + 1)
+            j = rng.integers(0, width - w + 1)
+            return j, i, j + w, i + h
+    in_ratio = width / height
+    w, h = width, height
+    if in_ratio < 3 / 4:
+        h = int(np.round(w / (3 / 4)))
+    elif in_ratio > 4 / 3:
+        w = int(np.round(h * (4 / 3)))
+    i, j = (height - h) // 2, (width - w) // 2
+    return j, i, j + w, i + h
+
+
+def resized(content: bytes, box: tuple[float, ...]) -> np.ndarray:
+    """The box of the whole decoded image under a triangle filter, float64 (SIZE, SIZE, 3)."""
+    pixels = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"), np.float64)
+    rows, columns = (triangle(pixels.shape[axis], box[1 - axis], box[3 - axis]) for axis in (0, 1))
+    return np.stack([rows @ pixels[..., c] @ columns.T for c in range(3)], axis=-1)
+
+
+def triangle(length: int, start: float, end: float) -> np.ndarray:
+    """Weights (SIZE, length) of output pixels spread over start .. end; shrinking widens them."""
+    scale = (end - start) / SIZE
+    centre = start + (np.arange(SIZE) + 0.5) * scale
+    distance = np.abs(np.arange(length) + 0.5 - centre[:, None])
+    weights = np.maximum(0, 1 - distance / max(scale, 1))
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("name", list(FILES))
+def test_a_crop_is_that_of_a_reference_with_the_same_random_numbers(name: str) -> None:
+    content = FILES[name]
+    # Pillow rounds after each of two passes; decoding a JPEG small is another filter.
+    tolerance = 3 if name == "large" else 1.01
+    for step in range(20):
+        sequence = np.random.SeedSequence(5, spawn_key=(step, 3))
+        with Image.open(io.BytesIO(content)) as image:
+            box = torchvision_box(np.random.default_rng(sequence), *image.size)
+        actual = RandomCrop(SIZE, seed=5)(content, step, 3)
+        assert (actual.shape, actual.dtype) == ((SIZE, SIZE, 3), np.uint8)
+        np.testing.assert_allclose(actual, resized(content, box), atol=tolerance)
+
+
+def test_seed_step_and_position_each_change_the_crop() -> None:
+    content = FILES["large"]
+    crops = [
+        RandomCrop(SIZE, seed)(content, step, position)
+        for seed, step, position in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 2**33, 1)]
+    ]
+    for i, one in enumerate(crops):
+        for other in crops[:i]:
+            assert not np.array_equal(one, other)
+    np.testing.assert_array_equal(crops[3], RandomCrop(SIZE, 0)(content, 0, 1))
+
+
+def test_areas_aspects_and_places_of_boxes_are_spread_as_they_should() -> None:
+    rng = np.random.default_rng(0)
+    side = 1000
+    boxes = np.array([random_box(rng, side, side) for _ in range(4000)])
+    left, top, right, bottom = boxes.T
+    w, h = right - left, bottom - top
+    assert boxes.min() >= 0
+    assert boxes.max() <= side
+    area, log_aspect = w * h / side**2, np.log(w / h)
+    assert 0.079 < area.min() < 0.085
+    assert area.max() > 0.98
+    assert np.abs(log_aspect).max() < math.log(4 / 3) + 0.01
+    # Every box of less than 3/4 of the area fits at every ratio: there both are uniform.
+    small = area < 0.75
+    quarters = np.array([0.25, 0.5, 0.75])
+    np.testing.assert_allclose(
+        np.quantile(area[small], quarters), 0.08 + (0.75 - 0.08) * quarters, atol=0.02
+    )
+    np.testing.assert_allclose(
+        np.quantile(log_aspect[small], quarters), (2 * quarters - 1) * math.log(4 / 3), atol=0.02
+    )
+    for start, room in ((left, side - w), (top, side - h)):
+        free = room > 100
+        np.testing.assert_allclose(
+            np.quantile(start[free] / room[free], quarters), quarters, atol=0.03
+        )
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "box"),
+    [
+        (3000, 10, (1493, 0, 1506, 10)),
+        (10, 3000, (0, 1493, 10, 1506)),
+        (1, 1, (0, 0, 1, 1)),
+    ],
+)
+def test_where_no_box_fits_the_central_one_is_taken(
+    width: int, height: int, box: tuple[int, ...]
+) -> None:
+    assert random_box(np.random.default_rng(1), width, height) == box
+    assert torchvision_box(np.random.default_rng(1), width, height) == box
+
+
+@pytest.mark.parametrize("name", list(FILES))
+def test_a_central_crop_is_cut_from_the_resized_image(name: str) -> None:
+    short = 37  # round(32 * 256 / 224)
+    with Image.open(io.BytesIO(FILES[name])) as image:
+        narrow = min(image.size)
+        w, h = (int(short * side / narrow) for side in image.size)
+        left, top = round((w - SIZE) / 2), round((h - SIZE) / 2)
+        whole = image.convert("RGB").resize((w, h), Image.Resampling.BILINEAR)
+    expected = np.asarray(whole.crop((left, top, left + SIZE, top + SIZE)), int)
+    actual = CentralCrop(SIZE)(FILES[name])
+    assert (actual.shape, actual.dtype) == ((SIZE, SIZE, 3), np.uint8)
+    assert np.abs(actual - expected).max() <= (3 if name == "large" else 1)
+    np.testing.assert_array_equal(CentralCrop(SIZE)(FILES[name], 7, 2), actual)
+
+
+@pytest.mark.parametrize(("width", "height"), [(600, 410), (400, 601), (74, 74)])
+def test_a_central_crop_is_centred(width: int, height: int) -> None:
+    actual = CentralCrop(SIZE)(encoded(width, height, noise=0)).astype(int)
+    red, green = actual[..., 0].mean(), actual[..., 1].mean()
+    # Half a pixel off is the most that an odd margin can be.
+    np.testing.assert_allclose([red, green], 127.5, atol=0.5 * 255 / 37 + 1)
+    # The short side is shown at 37 pixels, so that neighbours are min / 37 old pixels apart.
+    spans = [np.ptp(actual.mean(axis=0)[:, 0]), np.ptp(actual.mean(axis=1)[:, 1])]
+    slopes = [255 / (side - 1) for side in (width, height)]
+    expected = (SIZE - 1) * min(width, height) / 37 * np.array(slopes)
+    np.testing.assert_allclose(spans, expected, atol=2)
+
+
+@pytest.mark.parametrize(
+    ("crop", "side", "scale"),
+    [
+        *((RandomCrop(64, 0), *pair) for pair in [(40, 1), (127, 1), (128, 2), (511, 4), (512, 8)]),
+        *((CentralCrop(64), *pair) for pair in [(40, 1), (145, 1), (146, 2), (583, 4), (584, 8)]),
+    ],
+)
+def test_a_jpeg_is_decoded_small_only_where_every_needed_pixel_is_left(
+    crop: RandomCrop | CentralCrop, side: int, scale: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = []
+    resize = Image.Image.resize
+
+    def spy(image: Image.Image, size: tuple[int, int], *args: Any, box: Any) -> Image.Image:
+        decoded.append((image.size, box))
+        return resize(image, size, *args, box=box)
+
+    monkeypatch.setattr(Image.Image, "resize", spy)
+    monkeypatch.setattr(imagenet, "random_box", lambda rng, w, h: (0, 0, w, h))
+    assert crop(encoded(side, side), 0, 0).shape == (64, 64, 3)
+    (((width, height), (left, top, right, bottom)),) = decoded
+    assert width == height == math.ceil(side / scale)
+    assert scale == 1 or min(right - left, bottom - top) >= 64

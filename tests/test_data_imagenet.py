@@ -1,0 +1,242 @@
+"""ImageNet on a tiny set: prepared by the official builder from tiny archives, and streamed.
+
+The archives have the layout of the real ones. Among the images are those that the real set is known
+for: grey, CMYK, a PNG with the name of a JPEG, very wide ones, and large ones.
+"""
+
+import io
+import json
+import resource
+import shutil
+import sys
+import tarfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from rezero_jax.data import Dataset, Order, eval_batches, load
+from rezero_jax.data.imagenet import MEAN, STD, CentralCrop, RandomCrop
+from rezero_jax.data.prepare import prepared_builder
+from rezero_jax.errors import UserError
+from tests.test_data_crops import encoded
+
+SIZE = 32
+
+
+TRAIN = {
+    "n01440764": {"n01440764_1.JPEG": encoded(60, 45), "n01440764_2.JPEG": encoded(45, 60, "L")},
+    "n01739381": {"n01739381_1309.JPEG": encoded(50, 50, "CMYK")},  # one that the builder knows
+    "n02105855": {
+        "n02105855_2933.JPEG": encoded(70, 50, kind="PNG"),  # the one that is a PNG
+        "n02105855_7.JPEG": encoded(300, 20),
+        "n02105855_8.JPEG": encoded(520, 400, noise=0),  # large enough to be decoded at 1/2 or 1/4
+        "n02105855_9.JPEG": encoded(20, 30),  # smaller than the result
+    },
+}
+EVAL = {
+    f"ILSVRC2012_val_{number:08d}.JPEG": encoded(width, height)
+    for number, (width, height) in enumerate(
+        [(60, 45), (45, 61), (320, 40), (600, 410), (SIZE, SIZE), (400, 601)], 1
+    )
+}
+# Of the first six images, as published.
+EVAL_NOUNS = ("n01751748", "n09193705", "n02105855", "n04263257", "n03125729", "n01735189")
+
+
+def tar(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+ARCHIVES = {
+    "ILSVRC2012_img_train.tar": tar({f"{k}.tar": tar(files) for k, files in TRAIN.items()}),
+    "ILSVRC2012_img_val.tar": tar(EVAL),
+}
+
+
+def put_archives(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, archives: dict[str, bytes] = ARCHIVES
+) -> None:
+    """Lay `archives` where the user has to, and let the builder expect the sizes of ARCHIVES."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download.checksums import UrlInfo
+    from tensorflow_datasets.core.utils import Size
+
+    infos = {
+        f"http://image-net.org/{name}": UrlInfo(Size(len(content)), "", name)
+        for name, content in ARCHIVES.items()
+    }
+    monkeypatch.setattr(tfds.builder_cls("imagenet2012"), "url_infos", infos)
+    folder = data_dir / "downloads" / "manual"
+    folder.mkdir(parents=True)
+    for name, content in archives.items():
+        (folder / name).write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A TFDS folder with the tiny set, prepared from the archives, which are gone."""
+    folder = tmp_path_factory.mktemp("tfds")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        put_archives(folder, monkeypatch)
+        prepared_builder("imagenet2012", str(folder))
+    for name in ARCHIVES:
+        (folder / "downloads" / "manual" / name).unlink()
+    return folder
+
+
+@pytest.fixture
+def dataset(data_dir: Path) -> Dataset:
+    return load("imagenet", str(data_dir), image_size=SIZE, seed=5)
+
+
+def test_the_official_builder_keeps_every_file_byte_for_byte(data_dir: Path) -> None:
+    import tensorflow_datasets as tfds
+
+    builder = prepared_builder("imagenet2012", str(data_dir))
+    labels = builder.info.features["label"]
+    wanted = {
+        "train": {
+            name: (content, labels.str2int(noun))
+            for noun, files in TRAIN.items()
+            for name, content in files.items()
+        },
+        "validation": {
+            name: (content, labels.str2int(noun))
+            for (name, content), noun in zip(EVAL.items(), EVAL_NOUNS, strict=True)
+        },
+    }
+    assert set(builder.info.splits) == set(wanted)
+    for part, files in wanted.items():
+        source = builder.as_data_source(part, decoders={"image": tfds.decode.SkipDecoding()})
+        found = {e["file_name"].decode(): (e["image"], int(e["label"])) for e in source}
+        assert found == files
+        assert len(source) == len(files)
+    assert "tensorflow" not in sys.modules
+
+
+def test_the_data_set_is_always_streamed(data_dir: Path, dataset: Dataset) -> None:
+    assert (dataset.train.size, dataset.eval.size) == (7, 6)
+    assert (dataset.example_shape, dataset.num_classes) == ((SIZE, SIZE, 3), 1000)
+    assert (dataset.mean, dataset.std) == (MEAN, STD)
+    resident = load("imagenet", str(data_dir), stream=False, mean=(0.1, 0.2, 0.3))
+    assert resident.train.resident == resident.eval.resident == {}
+    assert resident.example_shape == (224, 224, 3)
+    assert (resident.mean, resident.std) == ((0.1, 0.2, 0.3), STD)
+    with pytest.raises(UserError, match="image_size=0 is not positive"):
+        load("imagenet", str(data_dir), image_size=0)
+
+
+def test_a_batch_holds_the_crops_of_its_step(dataset: Dataset) -> None:
+    order = Order(seed=5, size=7, batch_size=3)
+    visited = []
+    for step, batch in enumerate(dataset.train.batches(order.indices, 0, 7)):
+        records = dataset.train.records.__getitems__(list(order.indices(step)))
+        assert (batch["image"].shape, batch["image"].dtype) == ((3, SIZE, SIZE, 3), np.uint8)
+        assert (batch["label"].shape, batch["label"].dtype) == ((3,), np.int32)
+        np.testing.assert_array_equal(batch["label"], [record["label"] for record in records])
+        for position, (pixels, record) in enumerate(zip(batch["image"], records, strict=True)):
+            expected = RandomCrop(SIZE, seed=5)(record["image"], step, position)
+            np.testing.assert_array_equal(pixels, expected)
+            visited.append(record["file_name"].decode())
+    names = sorted(name for files in TRAIN.values() for name in files)
+    assert [sorted(visited[i : i + 7]) for i in (0, 7, 14)] == [names] * 3
+
+
+def test_any_step_can_be_first_and_gives_the_same_pixels(data_dir: Path, dataset: Dataset) -> None:
+    order = Order(seed=5, size=7, batch_size=3)
+    whole = list(dataset.train.batches(order.indices, 0, 9))
+    resumed = load("imagenet", str(data_dir), image_size=SIZE, seed=5).train
+    rest = list(resumed.batches(order.indices, 4, 9))
+    jax.tree.map(np.testing.assert_array_equal, whole[4:], rest)
+    for step in (8, 2):
+        one = resumed.fetch(order.indices(step), step)
+        jax.tree.map(np.testing.assert_array_equal, whole[step], one)
+
+
+def test_evaluation_shows_each_image_once(dataset: Dataset) -> None:
+    indices, mask = eval_batches(dataset.eval.size, 4)
+    batches = list(dataset.eval.batches(indices.__getitem__, 0, len(indices)))
+    image, label = (
+        np.concatenate([batch[name] for batch in batches])[mask.ravel()]
+        for name in ("image", "label")
+    )
+    assert (image.shape, image.dtype) == ((6, SIZE, SIZE, 3), np.uint8)
+    records = dataset.eval.records.__getitems__(list(range(6)))
+    np.testing.assert_array_equal(label, [record["label"] for record in records])
+    for pixels, record in zip(image, records, strict=True):
+        np.testing.assert_array_equal(pixels, CentralCrop(SIZE)(record["image"]))
+
+
+def test_a_folder_without_a_split_is_refused(data_dir: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "imagenet2012" / "5.1.0"
+    shutil.copytree(data_dir / "imagenet2012" / "5.1.0", folder)
+    info = json.loads((folder / "dataset_info.json").read_text())
+    info["splits"] = [split for split in info["splits"] if split["name"] == "train"]
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    with pytest.raises(UserError, match=f"in {folder} has no validation split; delete that"):
+        load("imagenet", str(tmp_path))
+
+
+def test_missing_archives_are_named_with_their_place_and_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError) as info:
+        load("imagenet", str(tmp_path))
+    manual = tmp_path / "downloads" / "manual"
+    assert str(info.value) == (
+        f'data set "imagenet2012" is not prepared in {tmp_path} and cannot be downloaded without '
+        "an account; register at https://image-net.org/ and put ILSVRC2012_img_train.tar and "
+        f"ILSVRC2012_img_val.tar into {manual}, or set TFDS_DATA_DIR or --config.data.dir to a "
+        "folder that holds the prepared data set"
+    )
+    name = "ILSVRC2012_img_train.tar"
+    put_archives(tmp_path, monkeypatch, {name: ARCHIVES[name]})
+    with pytest.raises(UserError, match=r"and put ILSVRC2012_img_val\.tar into"):
+        load("imagenet", str(tmp_path))
+
+
+@pytest.mark.parametrize("name", list(ARCHIVES))
+def test_an_archive_cut_short_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = len(ARCHIVES[name])
+    put_archives(tmp_path, monkeypatch, ARCHIVES | {name: ARCHIVES[name][:-1024]})
+    with pytest.raises(UserError, match=f"{name} has {size - 1024} bytes and should have {size};"):
+        load("imagenet", str(tmp_path))
+
+
+@pytest.mark.parametrize("name", list(ARCHIVES))
+def test_an_archive_that_is_none_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_archives(tmp_path, monkeypatch, ARCHIVES | {name: bytes([1]) * len(ARCHIVES[name])})
+    with pytest.raises(UserError, match=r'of data set "imagenet2012" in .*; download it again'):
+        load("imagenet", str(tmp_path))
+    assert not (tmp_path / "imagenet2012" / "5.1.0").exists()
+
+
+def test_more_files_may_be_open_than_the_system_allows_at_first(data_dir: Path) -> None:
+    from rezero_jax.data import prepare
+
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    low = 1024
+    assert before[1] == resource.RLIM_INFINITY or before[1] >= 2000
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (low, before[1]))
+        load("imagenet", str(data_dir), image_size=SIZE)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == low
+        prepare._allow_open_files(1088)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 1088 + 256
+        if before[1] != resource.RLIM_INFINITY:
+            with pytest.raises(UserError, match=f"and the system allows {before[1]}; raise the"):
+                prepare._allow_open_files(before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
