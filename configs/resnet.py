@@ -67,11 +67,11 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.remat = "none"
     config.model.dtype = "float32"
 
-    config.data.name = args.dataset
-    if args.dataset == "cifar10":
+    config.data.name = "digits" if args.smoke else args.dataset
+    if config.data.name == "cifar10":
         config.data.mean, config.data.std = MEAN_STD[args.recipe]
     config.data.crop_padding = 4
-    config.data.flip = args.dataset.startswith("cifar")  # a mirrored digit is another sign
+    config.data.flip = config.data.name.startswith("cifar")  # a mirrored digit is another sign
 
     config.train.epochs = args.epochs
     config.train.batch_size = 128

@@ -26,7 +26,9 @@ def base_config() -> ConfigDict:
     config.data.name = "digits"  # see rezero_jax.data.NAMES
     config.data.dir = config_dict.placeholder(str)  # unset: $TFDS_DATA_DIR or ~/tensorflow_datasets
     config.data.stream = False  # True: read from disk while training, for data larger than memory
-    config.data.mean = config_dict.placeholder(tuple)  # per channel, of pixels 0 .. 1; unset: 0.5
+    config.data.mean = config_dict.placeholder(
+        tuple
+    )  # per channel, pixels 0 .. 1; unset: the data set's
     config.data.std = config_dict.placeholder(tuple)
     config.data.image_size = 224  # imagenet
     config.data.crop_padding = 0  # random crops of images padded by this many pixels

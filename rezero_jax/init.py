@@ -1,7 +1,12 @@
-"""Initial distributions that JAX does not bring along."""
+"""Initial distributions that JAX does not bring along, or compiles slowly for convolutions."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import jax
 import numpy as np
+from jax import Array
 from jax.nn.initializers import Initializer
 
 
@@ -13,7 +18,27 @@ def torch_uniform(fan_in: int) -> Initializer:
     """
     bound = 1.0 / np.sqrt(fan_in)
 
-    def initialise(key, shape, dtype=np.float32, out_sharding=None):  # type: ignore[no-untyped-def]
-        return jax.random.uniform(key, shape, dtype, -bound, bound, out_sharding=out_sharding)
+    def initialise(
+        key: Array, shape: Sequence[int], dtype: Any = np.float32, out_sharding: Any = None
+    ) -> Array:
+        # A flat draw gives the same numbers and compiles three times faster than one of 4 axes.
+        flat = jax.random.uniform(key, (math.prod(shape),), dtype, -bound, bound)
+        return flat.reshape(shape, out_sharding=out_sharding)
+
+    return initialise
+
+
+def kaiming_normal(mode: Literal["fan_in", "fan_out"], scale: float = 1.0) -> Initializer:
+    """Normal with deviation scale * sqrt(2 / fan), for kernels (..., in, out) (arXiv 1502.01852).
+
+    The fan is the number of inputs (or outputs) times the size of the window.
+    """
+
+    def initialise(
+        key: Array, shape: Sequence[int], dtype: Any = np.float32, out_sharding: Any = None
+    ) -> Array:
+        fan = math.prod(shape[:-2]) * shape[-2 if mode == "fan_in" else -1]
+        flat = jax.random.normal(key, (math.prod(shape),), dtype) * (scale * math.sqrt(2 / fan))
+        return flat.reshape(shape, out_sharding=out_sharding)
 
     return initialise

@@ -48,7 +48,7 @@ def listing(folder):
     }
 
 
-RULES = "gpt2_norm, layerscale, norm, plain, post_norm, pre_norm, residual, rezero"
+RULES = "gated, gpt2_norm, layerscale, norm, plain, post_norm, pre_norm, residual, rezero"
 
 
 @pytest.mark.parametrize(

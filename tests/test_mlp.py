@@ -99,6 +99,7 @@ def test_the_stored_numbers_are_what_the_script_makes():
         ("post_norm", 2_894_602 + 32 * 2 * 256),
         ("gpt2_norm", 2_894_602 + 32 * 2 * 256),
         ("rezero", 2_894_602 + 32),
+        ("gated", 2_894_602 + 32),
         ("layerscale", 2_894_602 + 32 * 256),
     ],
 )
@@ -118,7 +119,7 @@ def test_parameter_count_of_the_10000_layer_network():
     assert structure.parameter_count == 226_972_460
 
 
-@pytest.mark.parametrize("rule", ["rezero", "layerscale"])
+@pytest.mark.parametrize("rule", ["rezero", "gated", "layerscale"])
 def test_gated_network_is_stem_and_head_alone_at_the_start(rule):
     model = MLP(12, 16, 50, 4, rule, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (3, 12))

@@ -36,6 +36,7 @@ EQUATIONS = {
     "post_norm": lambda x, a: layer_norm(x + numpy_branch(x)),
     "gpt2_norm": lambda x, a: x + layer_norm(numpy_branch(x)),
     "rezero": lambda x, a: x + a * numpy_branch(x),
+    "gated": lambda x, a: (1 - a) * x + a * numpy_branch(x),
     "layerscale": lambda x, a: x + a * numpy_branch(x),
 }
 
@@ -59,7 +60,7 @@ def test_layerscale_gates_each_channel_by_itself():
     np.testing.assert_allclose(rule(X, branch), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["rezero", "layerscale"])
+@pytest.mark.parametrize("name", ["rezero", "gated", "layerscale"])
 def test_gated_rule_is_the_identity_at_the_start_to_the_bit(name):
     rule = make_rule(name, 8, rngs=nnx.Rngs(0))
     np.testing.assert_array_equal(rule(X, branch), X)
@@ -74,7 +75,7 @@ def test_alpha_is_the_only_gate_and_a_scalar():
         ]
         for name in RULES
     }
-    assert gates.pop("rezero") == [()]
+    assert gates.pop("rezero") == gates.pop("gated") == [()]
     assert gates.pop("layerscale") == [(8,)]
     assert all(shapes == [] for shapes in gates.values())
 

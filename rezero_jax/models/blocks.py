@@ -26,6 +26,7 @@ from jax import Array
 from jax.nn.initializers import Initializer
 from jaxtyping import Float
 
+from rezero_jax import init
 from rezero_jax.errors import UserError, choose_from
 from rezero_jax.models.batch_norm import BatchNorm
 from rezero_jax.models.conv import Conv
@@ -75,13 +76,25 @@ class Style:
         return self.batch_norm and self.residual not in NORM_FREE
 
     def conv(
-        self, cin: int, cout: int, kernel: int, *, stride: int = 1, rngs: nnx.Rngs, **init: Any
+        self,
+        cin: int,
+        cout: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        kernel_init: Initializer | None = None,
+        rngs: nnx.Rngs,
     ) -> Conv:
         """A convolution; it has a bias where neither a BatchNorm nor Fixup's scalars give one."""
-        init.setdefault("kernel_init", self.kernel_init)
-        bias = not self.normed and self.residual != "fixup"
         return Conv(
-            cin, cout, kernel, stride=stride, bias=bias, dtype=self.dtype, rngs=rngs, **init
+            cin,
+            cout,
+            kernel,
+            stride=stride,
+            bias=not self.normed and self.residual != "fixup",
+            kernel_init=kernel_init or self.kernel_init,
+            dtype=self.dtype,
+            rngs=rngs,
         )
 
     def norm(self, features: int, scale_init: float = 1.0) -> Callable[[Array], Array]:
@@ -310,5 +323,4 @@ def scalar(value: float) -> nnx.Param:
 
 def fixup_init(blocks: int, layers: int) -> Initializer:
     """Kaiming normal (fan out) times blocks^(-1 / (2 layers - 2)): Fixup's rule 2."""
-    scale = 2.0 * blocks ** (-1.0 / (layers - 1))
-    return nnx.initializers.variance_scaling(scale, "fan_out", "normal")
+    return init.kaiming_normal("fan_out", blocks ** (-1.0 / (2 * layers - 2)))

@@ -19,8 +19,8 @@ VARIANTS = ("paper", "notebook")
 STEMS = ("cifar", "imagenet")
 
 MakeBlock = Callable[[int, int, int, nnx.Rngs], nnx.Module]
-KAIMING_FAN_OUT = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
-KAIMING_FAN_IN = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
+KAIMING_FAN_OUT = init.kaiming_normal("fan_out")
+KAIMING_FAN_IN = init.kaiming_normal("fan_in")
 
 
 class Stage(nnx.Module):

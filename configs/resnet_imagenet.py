@@ -1,0 +1,47 @@
+"""PreAct-ResNet-50 with ReZero on ImageNet. Not an experiment of the paper; for accelerators.
+
+    python train.py --config=configs/resnet_imagenet.py:depth=50 --workdir=runs/imagenet
+        90 epochs of the usual recipe: SGD 0.1 for batches of 256, a tenth at epochs 30, 60 and 80,
+        random resized crops of 224 and flips. No result of ours yet
+
+The data set is read from disk while training; the README says where its archives belong.
+"""
+
+from ml_collections import ConfigDict
+
+from rezero_jax.config import base_config, parse_arg
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The config for `arg`, such as "depth=18,residual=residual"."""
+    args = parse_arg(arg, depth=50, residual="rezero", epochs=90.0, batch=256, smoke=False)
+    config = base_config()
+    config.model.name = "resnet"
+    config.model.family = "preact"
+    config.model.depth = args.depth
+    config.model.residual = args.residual
+    config.model.width = 2 if args.smoke else 64
+    config.model.batch_norm = True
+    config.model.variant = "paper"  # read by the family cifar alone
+    config.model.stem = "imagenet"
+    config.model.alpha_init = 0.0
+    config.model.scan = False
+    config.model.remat = "none"
+    config.model.dtype = "float32"
+
+    config.data.name = "digits" if args.smoke else "imagenet"
+    config.data.flip = True
+
+    config.train.epochs = args.epochs
+    config.train.batch_size = args.batch
+
+    config.optim.name = "sgd"
+    config.optim.learning_rate = 0.1 * args.batch / 256
+    config.optim.weight_decay = 1e-4
+    config.optim.schedule = "multistep"
+    config.optim.milestones = (30 / 90, 60 / 90, 80 / 90)
+
+    config.eval.every_epochs = 1.0
+    config.eval.batch_size = 250
+    config.checkpoint.every_steps = 1000
+    return config
