@@ -9,7 +9,7 @@ The data set is read from disk while training; the README says where its archive
 
 from ml_collections import ConfigDict
 
-from rezero_jax.config import base_config, parse_arg
+from rezero_jax.config import base_config, host_devices, parse_arg
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -40,6 +40,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optim.weight_decay = 1e-4
     config.optim.schedule = "multistep"
     config.optim.milestones = (30 / 90, 60 / 90, 80 / 90)
+
+    config.mesh.cpu_devices = host_devices()
 
     config.eval.every_epochs = 1.0
     config.eval.batch_size = 250

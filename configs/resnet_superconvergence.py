@@ -13,7 +13,7 @@ the cycled SGD went to NaN for the authors.
 
 from ml_collections import ConfigDict
 
-from rezero_jax.config import base_config, parse_arg
+from rezero_jax.config import base_config, host_devices, parse_arg
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -65,6 +65,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optim.alpha.name = "adagrad"
     config.optim.alpha.learning_rate = 0.1
     config.optim.alpha.schedule = "constant"
+
+    config.mesh.cpu_devices = host_devices()
 
     config.eval.every_epochs = 1.0
     config.checkpoint.every_steps = 100

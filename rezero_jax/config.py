@@ -3,6 +3,7 @@
 import ast
 import difflib
 import importlib.util
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,16 @@ def base_config() -> ConfigDict:
     # How many devices a CPU poses as; unset: one.
     config.mesh.cpu_devices = config_dict.placeholder(int)
     return config
+
+
+def host_devices() -> int:
+    """How many devices a CPU should pose as for convolutions: one per core, at most 4.
+
+    Convolutions and what is element by element between them run on one core of a device.
+    """
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return 2 ** min(cores.bit_length() - 1, 2)
 
 
 def optim_group(

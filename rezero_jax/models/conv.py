@@ -130,9 +130,10 @@ def _to_kernel(x: Images, shape: tuple[int, ...], dy: Images, stride: int) -> Ke
     padding = tuple(
         (side // 2, side - 1 - side // 2 - n + _spread(n, stride)) for n in x.shape[1:3]
     )
-    # The barrier keeps XLA from merging the transposes with what makes x and dy, which would write
-    # through the cache in the wrong order.
-    x, dy = jax.lax.optimization_barrier((x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3)))
+    # Row by row, in a loop: a transpose of the whole would write through the cache in the wrong
+    # order, and XLA would fuse it with, and compute again, all that x was made of.
+    rows = jax.lax.map(lambda row: row.transpose(2, 1, 0), x.swapaxes(0, 1))  # H C W B
+    x, dy = rows.swapaxes(0, 1), dy.transpose(1, 2, 0, 3)
     return _conv(x, dy, padding=padding, rhs_dilation=(stride, stride)).transpose(1, 2, 0, 3)
 
 

@@ -1,0 +1,186 @@
+"""Training steps of CIFAR ResNets: ours against PyTorch, and what each of our means gains.
+
+    python -m benchmarks.resnet --torch-python=.venv-torch/bin/python
+
+where .venv-torch is the environment of `python -m benchmarks.mlp --help`.
+
+Timed is the whole step, of the ReZero network with batches of 128 and SGD. Ours is the step of
+train.py: it gathers the batch from uint8 images on the device, crops and flips, standardises, and
+applies the update. PyTorch's is handed float images and does zero_grad, forward, backward and
+SGD's step; `channels_last` is the memory format, `fused` its SGD with fused=True, not the default.
+The processes take turns; a ratio above 1 says that ours is faster.
+
+--means times ours step by step: a plain version (nnx.BatchNorm, jax.grad of the plain convolution,
+one device, one update a dispatch), then with one means after another. Run it on an otherwise idle
+machine.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable
+from itertools import islice
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from benchmarks.mlp import random_images
+from benchmarks.worker import Worker, serve
+from rezero_jax.config import load_config
+from rezero_jax.models import blocks, conv
+from rezero_jax.models.resnet import ResNet
+from rezero_jax.training.program import Program
+from rezero_jax.training.state import skeleton
+
+BATCH = 128
+MEANS = ("plain", "batch_norm", "gradients", "pairs", "devices")
+SAID = {
+    "plain": "nnx.BatchNorm, plain convolutions, one device",
+    "batch_norm": "+ BatchNorm in few passes",
+    "gradients": "+ gradients of convolutions by hand, 10 updates a dispatch",
+    "pairs": "+ 16 channels as pairs of pixels",
+    "devices": "+ one device per core (what train.py does)",
+}
+
+
+class FlaxBatchNorm(nnx.BatchNorm):
+    """Flax's own, with PyTorch's constants and our constructor."""
+
+    def __init__(self, features: int, *, scale_init: float = 1.0):
+        super().__init__(features, momentum=0.9, epsilon=1e-5, rngs=nnx.Rngs(0))
+
+
+def serve_ours(depth: int, scan: bool, means: str, fields: list[str]) -> None:
+    """Serves timings of our training step, with all means up to `means` in MEANS."""
+    used = MEANS[: MEANS.index(means) + 1]
+    if "batch_norm" not in used:
+        blocks.BatchNorm = FlaxBatchNorm  # type: ignore[assignment,misc]
+    if "gradients" not in used:
+        conv._convolve = conv._plain  # type: ignore[assignment]
+        return serve(plain_steps(depth))
+    if "pairs" not in used:
+        conv._has_pairs = lambda *_: False
+    config = load_config(
+        f"configs/resnet.py:depth={depth}",
+        ["train.epochs=None", f"train.steps={10**6}", f"model.scan={scan}", *fields],
+    )
+    devices = config.mesh.cpu_devices if "devices" in used else 1
+    jax.config.update("jax_num_cpu_devices", devices)
+    program = Program(config, random_images())
+    state, batches = program.init(), program.batches(0)
+    group = config.train.steps_per_dispatch
+
+    def steps(count: int) -> None:
+        nonlocal state
+        for start in range(0, count, group):
+            many = list(islice(batches, min(group, count - start)))
+            state, report = program.train_steps(state, many)
+        jax.block_until_ready((state, report))
+
+    return serve(steps)
+
+
+def plain_steps(depth: int) -> Callable[[int], None]:
+    """A step as an example would have it, on float images, one update a dispatch."""
+
+    def make(rngs: nnx.Rngs) -> ResNet:
+        return ResNet.cifar(depth, rngs=rngs)
+
+    structure = skeleton(make)
+    optimizer = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.1, momentum=0.9))
+    _, state, rest = nnx.split(jax.jit(lambda: make(nnx.Rngs(0)))(), nnx.Param, ...)
+    params, stats = nnx.to_pure_dict(state), nnx.to_pure_dict(rest)
+    opt_state = optimizer.init(params)
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.normal(size=(BATCH, 32, 32, 3)), jnp.float32)
+    labels = jnp.asarray(rng.integers(0, 10, BATCH))
+
+    def loss(params: Any, stats: Any) -> tuple[Any, Any]:
+        model = structure.model(params, stats)
+        losses = optax.softmax_cross_entropy_with_integer_labels(model(images), labels)
+        return losses.mean(), nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+
+    @jax.jit
+    def step(params: Any, stats: Any, opt_state: Any) -> tuple[Any, Any, Any]:
+        grads, stats = jax.grad(loss, has_aux=True)(params, stats)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), stats, opt_state
+
+    def steps(count: int) -> None:
+        nonlocal params, stats, opt_state
+        for _ in range(count):
+            params, stats, opt_state = step(params, stats, opt_state)
+        jax.block_until_ready(params)
+
+    return steps
+
+
+def take_turns(commands: dict[str, list[str]], turns: int, count: int) -> dict[str, list[float]]:
+    """Seconds a step of each worker in each turn."""
+    workers = {name: Worker(command) for name, command in commands.items()}
+    times: dict[str, list[float]] = {name: [] for name in workers}
+    for _ in range(turns):
+        for name, worker in workers.items():
+            times[name].append(worker.seconds_per_step(count))
+    for worker in workers.values():
+        worker.close()
+    return times
+
+
+def ours(depth: int, means: str = "devices", scan: bool = False, *fields: str) -> list[str]:
+    """The command of a worker."""
+    command = [sys.executable, "-m", "benchmarks.resnet", "--serve", str(depth), str(scan), means]
+    return [*command, *fields]
+
+
+def print_ratios(title: str, times: dict[str, list[float]], base: str) -> None:
+    """One row for each worker: its median, and its ratio to `base`, pair by pair."""
+    for name, seconds in times.items():
+        ratios = [t / b for t, b in zip(seconds, times[base], strict=True)]
+        print(
+            f"| {title} | {name} | {1e3 * statistics.median(seconds):.0f} | "
+            f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}) |",
+            flush=True,
+        )
+
+
+def main() -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--torch-python", metavar="FILE", help="a Python that has PyTorch")
+    parser.add_argument("--turns", type=int, default=11, help="turns of each worker")
+    parser.add_argument("--depths", type=int, nargs="*", default=[20, 56])
+    parser.add_argument("--means", action="store_true", help="time our means one by one")
+    parser.add_argument("--scan", action="store_true", help="time scanned stages too")
+    parser.add_argument("--serve", nargs="+", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.serve:
+        depth, scan, means = args.serve[:3]
+        return serve_ours(int(depth), scan == "True", means, args.serve[3:])
+    if not (args.torch_python or args.means or args.scan):
+        parser.error("--torch-python is needed to time PyTorch; see --help")
+
+    print("| depth | | ms a step, median | time over ours, median (range) |")
+    print("| --- | --- | --- | --- |")
+    for depth in args.depths:
+        commands = {"ours": ours(depth)}
+        if args.torch_python:
+            for mode in ("eager", "channels_last", "channels_last-fused"):
+                peer = [args.torch_python, "-m", "benchmarks.torch_resnet", mode, str(depth)]
+                commands[f"PyTorch {mode}"] = [*peer, str(BATCH)]
+        if args.scan:
+            commands["ours, scanned stages"] = ours(depth, scan=True)
+        if args.means:
+            commands |= {SAID[means]: ours(depth, means) for means in MEANS[:-1]}
+        print_ratios(f"ResNet-{depth}", take_turns(commands, args.turns, 10), "ours")
+    return None
+
+
+if __name__ == "__main__":
+    main()
