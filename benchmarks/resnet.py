@@ -33,6 +33,7 @@ from benchmarks.worker import Worker, serve
 from rezero_jax.config import load_config
 from rezero_jax.models import blocks, conv
 from rezero_jax.models.resnet import ResNet
+from rezero_jax.stack import split_params
 from rezero_jax.training.program import Program
 from rezero_jax.training.state import skeleton
 
@@ -92,8 +93,8 @@ def plain_steps(depth: int) -> Callable[[int], None]:
 
     structure = skeleton(make)
     optimizer = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.1, momentum=0.9))
-    _, state, rest = nnx.split(jax.jit(lambda: make(nnx.Rngs(0)))(), nnx.Param, ...)
-    params, stats = nnx.to_pure_dict(state), nnx.to_pure_dict(rest)
+    _, param_state, stat_state = split_params(jax.jit(lambda: make(nnx.Rngs(0)))())
+    params, stats = nnx.to_pure_dict(param_state), nnx.to_pure_dict(stat_state)
     opt_state = optimizer.init(params)
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.normal(size=(BATCH, 32, 32, 3)), jnp.float32)

@@ -176,6 +176,14 @@ def test_a_path_that_matches_nothing_and_one_matched_twice_are_errors():
         ({"schedule": "linear"}, {0: 1.0, 50: 0.5, 100: 0.0}),
         ({"schedule": "cosine"}, {0: 1.0, 50: 0.5, 100: 0.0}),
         ({"schedule": "multistep"}, {0: 1.0, 49: 1.0, 50: 0.1, 74: 0.1, 75: 0.01}),
+        (
+            {"schedule": "piecewise", "points": ((0.0, 0.1), (0.2, 1.0), (0.7, 0.5), (1.0, 0.0))},
+            {0: 0.1, 10: 0.55, 20: 1.0, 45: 0.75, 70: 0.5, 85: 0.25, 100: 0.0},
+        ),
+        (
+            {"schedule": "piecewise", "points": ((0.0, 1.0), (0.5, 0.5)), "warmup_steps": 10},
+            {0: 0.1, 9: 1.0, 10: 0.9, 50: 0.5, 100: 0.5},
+        ),
         ({"schedule": "constant", "warmup_steps": 10}, {0: 0.1, 4: 0.5, 9: 1.0, 10: 1.0}),
         ({"schedule": "linear", "warmup_steps": 10}, {0: 0.1, 10: 1.0, 55: 0.5, 100: 0.0}),
         ({"schedule": "multistep", "warmup_steps": 10}, {9: 1.0, 49: 1.0, 50: 0.1, 75: 0.01}),
@@ -194,3 +202,33 @@ def test_clipping_is_by_the_global_norm_over_all_groups():
     np.testing.assert_allclose(optax.tree.norm(change), 0.5, rtol=1e-4)
     scale = 0.5 / optax.tree.norm(grads[0])
     np.testing.assert_allclose(alpha(change), -scale * alpha(grads[0]), rtol=1e-3, atol=1e-6)
+
+
+def test_momentum_follows_its_points():
+    points = ((0.0, 0.9), (0.5, 0.5), (1.0, 0.7))
+    config = settings(name="sgd", learning_rate=0.1, weight_decay=0.01, momentum_points=points)
+    history, grads, _ = run(config, updates=8, total=8)
+    p, v = kernel(history[0]), 0.0
+    for step, g in enumerate(map(kernel, grads)):
+        momentum = np.interp(step / 8, [0, 0.5, 1], [0.9, 0.5, 0.7])
+        v = momentum * v + g + 0.01 * p
+        p = p - 0.1 * v
+    np.testing.assert_allclose(kernel(history[-1]), p, rtol=1e-4, atol=1e-5)
+
+
+def test_a_group_may_drop_its_rate_at_other_times_and_by_another_factor():
+    config = settings(name="sgd", learning_rate=1.0, schedule="multistep", milestones=(0.5, 0.75))
+    config.groups.bias = optim_group(
+        path="bias", learning_rate=0.1, milestones=(0.5,), decay_factor=0.01
+    )
+    _, schedules = make_optimizer(config, 100, MODEL)
+    for step, base, bias in ((0, 1.0, 0.1), (49, 1.0, 0.1), (50, 0.1, 0.001), (75, 0.01, 0.001)):
+        np.testing.assert_allclose(schedules["base"](step), base, rtol=1e-5)
+        np.testing.assert_allclose(schedules["alpha"](step), base, rtol=1e-5)
+        np.testing.assert_allclose(schedules["bias"](step), bias, rtol=1e-5)
+
+
+@pytest.mark.parametrize("points", [(), ((0.5, 1.0), (0.0, 0.0)), ((0.0, 1.0), (2.0, 0.0))])
+def test_points_that_are_no_schedule_are_user_errors(points):
+    with pytest.raises(UserError, match=r"optim.points=.* from a fraction 0"):
+        make_optimizer(settings(schedule="piecewise", points=points), 100, MODEL)

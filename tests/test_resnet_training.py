@@ -1,0 +1,213 @@
+"""ResNets in the training loop: recipes, devices, accumulation, augmentation, resume."""
+
+import shutil
+from itertools import islice
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from rezero_jax.config import load_config
+from rezero_jax.data import Dataset, ResidentSplit
+from rezero_jax.data.augment import Augmentation
+from rezero_jax.errors import UserError
+from rezero_jax.models.build import make_model
+from rezero_jax.training import loop
+from rezero_jax.training.optim import make_optimizer
+from rezero_jax.training.program import Program
+from rezero_jax.training.state import path_text, skeleton
+from rezero_jax.training.step import make_train_step
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+RNG = np.random.default_rng(0)
+SMALL = {
+    "model.width": 2,
+    "model.depth": 8,
+    "model.scan": True,  # compiles faster
+    "train.epochs": None,
+    "train.steps": 6,
+    "train.batch_size": 16,
+    "train.steps_per_dispatch": 3,
+    "eval.every_epochs": None,
+    "eval.batch_size": 16,
+    "log.every_steps": 3,
+    "checkpoint.every_steps": 3,
+    "mesh.data": 1,
+}
+
+
+def images(size=64, side=8, classes=10):
+    split = ResidentSplit(
+        {
+            "image": RNG.integers(0, 256, (size, side, side, 3), np.uint8),
+            "label": RNG.integers(0, classes, size).astype(np.int32),
+        }
+    )
+    return Dataset("random", split, split, (side, side, 3), classes, (0.5,) * 3, (0.5,) * 3)
+
+
+DATA = images()
+
+
+def config(name="resnet", arg="", **fields):
+    overrides = [f"{key}={value}" for key, value in (SMALL | fields).items()]
+    return load_config(f"{CONFIGS / name}.py:{arg}", overrides)
+
+
+def train(config):
+    """The losses of a run and its final state."""
+    program = Program(config, DATA)
+    state, batches, losses = program.init(), program.batches(0), []
+    while group := list(islice(batches, config.train.steps_per_dispatch)):
+        state, report = program.train_steps(state, group)
+        losses.extend(np.asarray(report["loss"])[: len(group)].tolist())
+    return np.asarray(losses), state, program
+
+
+def test_four_devices_train_the_same_as_one():
+    """With BatchNorm over the whole batch, augmentation and statistics."""
+    one, one_state, program = train(config())
+    four, four_state, _ = train(config(**{"mesh.data": 4}))
+    np.testing.assert_allclose(four, one, rtol=2e-5)
+    for a, b in zip(*(jax.tree.leaves(s["stats"]) for s in (one_state, four_state)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    assert program.evaluate(one_state)["eval/loss"] > 0
+
+
+def test_resume_gives_the_same_bits_with_batch_norm_and_augmentation(tmp_path):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    loop.train(config(), whole, DATA)
+    shutil.copytree(whole, stopped)
+    (stopped / "final.json").unlink()
+    shutil.rmtree(stopped / "checkpoints" / "6")  # as if it had been killed after step 3
+    loop.train(config(), stopped, DATA)
+    with ocp.StandardCheckpointer() as checkpointer:
+        a, b = (checkpointer.restore(f / "checkpoints" / "6" / "state") for f in (whole, stopped))
+    assert any("mean" in path_text(path) for path, _ in jax.tree.leaves_with_path(a["stats"]))
+    for (path, x), y in zip(jax.tree.leaves_with_path(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y, err_msg=path_text(path))
+
+
+def test_accumulation_normalises_each_part_and_moves_the_statistics_once_for_each():
+    """As a PyTorch loop that accumulates: gradients averaged, statistics one after another."""
+    settings = config()
+    make, _ = make_model(settings.model, (8, 8, 3), 10)
+    structure = skeleton(make)
+
+    def objective(model, batch, key):
+        return {"loss": jnp.square(model(batch["image"])).mean(axis=1)}
+
+    batch = {"image": jnp.asarray(RNG.normal(size=(8, 8, 8, 3)), jnp.float32)}
+    settings.optim.unlock()
+    settings.optim.groups = {}
+    optimizer, _ = make_optimizer(settings.optim, 10, structure)
+    state = Program(settings, DATA).init()
+    state["opt_state"] = optimizer.init(state["params"])
+
+    def step(accumulate):
+        return jax.jit(make_train_step(structure, objective, optimizer, accumulate, seed=0))
+
+    both, metrics = step(2)(state, batch)
+    # Part j holds every second example from j on.
+    parts = [{"image": batch["image"][j::2]} for j in range(2)]
+    stats, losses = state["stats"], []
+    for part in parts:
+        after, report = step(1)(state | {"stats": stats}, part)
+        stats = after["stats"]
+        losses.append(float(report["loss"]))
+    for a, b in zip(*map(jax.tree.leaves, (both["stats"], stats)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(metrics["loss"], np.mean(losses), rtol=1e-5)
+
+
+def test_training_sees_augmented_images_that_depend_on_seed_and_step_and_evaluation_does_not():
+    """The step's batch is the augmentation of the gathered one, under a key of (seed, step)."""
+    seen = []
+    bones = skeleton(make_model(config().model, (8, 8, 3), 10)[0])
+    optimizer, _ = make_optimizer(config().optim, 10, bones)
+    augmentation = Augmentation(crop_padding=2, flip=True)
+
+    def objective(model, batch, key):
+        jax.debug.callback(lambda image: seen.append(np.asarray(image)), batch["image"])
+        return {"loss": jnp.square(model(batch["image"].astype(jnp.float32))).mean(axis=1)}
+
+    def augment(batch, key):
+        return batch | {"image": augmentation(batch["image"], key)}
+
+    batch = {"image": jnp.asarray(RNG.integers(0, 256, (8, 8, 8, 3), np.uint8))}
+    state = Program(config(), DATA).init()
+    for seed, number, accumulate in ((0, 5, 1), (0, 5, 1), (0, 6, 1), (1, 5, 1), (0, 5, 2)):
+        step = make_train_step(bones, objective, optimizer, accumulate, seed, augment)
+        jax.block_until_ready(step(state | {"step": jnp.int32(number)}, batch))
+        jax.effects_barrier()
+    first, again, later, other, *parts = seen
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, later)
+    assert not np.array_equal(first, other)
+    assert not np.array_equal(first, batch["image"])
+    # Splitting the batch does not change what happens to an example.
+    assert sorted(p.tobytes() for p in parts) == sorted(first[j::2].tobytes() for j in range(2))
+
+
+def test_the_papers_recipe_puts_each_parameter_where_the_authors_code_does():
+    """Biases (and Fixup's multipliers) at a tenth of the rate, gates as weights; all decayed."""
+    for rule, slow in (("rezero", "bias"), ("fixup", "bias|scale")):
+        settings = config(arg=f"residual={rule}", **{"train.steps": 200})
+        assert settings.optim.groups.bias.path == slow
+        structure = skeleton(make_model(settings.model, (32, 32, 3), 10)[0])
+        optimizer, schedules = make_optimizer(settings.optim, 200, structure)
+        rates = {
+            name: [float(schedule(t)) for t in (0, 99, 100, 150)]
+            for name, schedule in schedules.items()
+        }
+        np.testing.assert_allclose(rates["base"], [0.1, 0.1, 0.01, 0.001], rtol=1e-5)
+        np.testing.assert_allclose(rates["bias"], [0.01, 0.01, 1e-4, 1e-4], rtol=1e-5)
+        if rule == "rezero":
+            np.testing.assert_allclose(rates["alpha"], rates["base"])
+        params = jax.tree.map(lambda s: jnp.ones(s.shape, s.dtype), structure.shapes)
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+        for path, update in jax.tree.leaves_with_path(updates):
+            text = path_text(path)
+            rate = 0.01 if "bias" in text or (rule == "fixup" and "scale" in text) else 0.1
+            np.testing.assert_allclose(update, -rate * 5e-4, rtol=1e-5, err_msg=text)
+
+
+def test_superconvergence_cycles_sgd_and_leaves_the_gates_to_a_constant_adagrad():
+    settings = load_config(f"{CONFIGS / 'resnet_superconvergence.py'}:")
+    structure = skeleton(make_model(settings.model, (32, 32, 3), 10)[0])
+    assert structure.parameter_count == 11_171_154
+    optimizer, schedules = make_optimizer(settings.optim, 4410, structure)
+    rates = [float(schedules["base"](t)) for t in (0, 441, 2205, 3969, 4410)]
+    np.testing.assert_allclose(rates, [0.032, 1.2, 0.616, 0.032, 0.001], rtol=1e-4)
+    assert [float(schedules["alpha"](t)) for t in (0, 441, 4410)] == pytest.approx([0.1] * 3)
+    params = jax.tree.map(lambda s: jnp.ones(s.shape, s.dtype), structure.shapes)
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    for path, update in jax.tree.leaves_with_path(updates):
+        is_gate = path_text(path) in structure.alpha_paths
+        # Adagrad's first step is the rate; SGD's is the rate times gradient and decay.
+        expected = -0.1 if is_gate else -0.032 * (1 + 2e-4)
+        np.testing.assert_allclose(update, expected, rtol=1e-4, err_msg=path_text(path))
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"model.depth": 9}, "depth=9 is not 6n [+] 2; the closest depths are 8 and 14"),
+        ({"model.family": "prect"}, 'did you mean "preact"'),
+        ({"model.residual": "fixxup"}, 'did you mean "fixup"'),
+        ({"data.crop_padding": -1}, "data.crop_padding"),
+        ({"model.batch_norm": False, "model.residual": "zero_gamma"}, "set batch_norm=True"),
+    ],
+)
+def test_mistakes_in_the_config_are_one_sentence(fields, sentence):
+    with pytest.raises(UserError, match=sentence):
+        Program(config(**fields), DATA)
+
+
+def test_an_unknown_recipe_names_the_closest():
+    with pytest.raises(UserError, match='did you mean "paper"'):
+        config(arg="recipe=papr")
