@@ -80,6 +80,28 @@ def test_table_has_mean_and_range_over_seeds(tmp_path):
     ]
 
 
+def test_a_label_leaves_out_what_the_optimizer_has_for_a_rule(tmp_path):
+    fields = ({"model.residual": "fixup", "optim.rate": 2}, {"optim.rate": 1}, {"optim.rate": 1})
+    runs = [Run.read(make_run(tmp_path / str(i), [1.0], **f)) for i, f in enumerate(fields)]
+    assert labels(runs[:2]) == ["residual=fixup", "residual=rezero"]
+    other = Run.read(make_run(tmp_path / "other", [1.0], **{"optim.rate": 3}))
+    assert labels([*runs, other])[2:] == ["residual=rezero, rate=1", "residual=rezero, rate=3"]
+
+
+def test_accuracies_after_epochs_and_the_first_epoch_at_a_target(tmp_path):
+    runs = []
+    for name, seed, values in (("a", 0, [0.5, 0.7]), ("b", 1, [0.65, 0.6])):
+        folder = make_run(tmp_path / name, [1.0, 1.0], seed=seed)
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        lines = [line | {"eval/accuracy": v} for line, v in zip(lines, values, strict=True)]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        runs.append(Run.read(folder))
+    assert table.accuracies(runs, [1, 2, 3], [0.6, 0.7, 0.8]).splitlines()[2:] == [
+        "| rezero | 2 | 57.50 (50.00-65.00) | 65.00 (60.00-70.00) | not reached "
+        "| 2 (1-2) | 1 of 2 reached | not reached |"
+    ]
+
+
 def test_plot_of_one_run_shows_its_numbers(tmp_path):
     figure = plots.plot_run(Run.read(make_run(tmp_path / "a", [3.0, 2.0, 1.0])))
     loss, _, gates, _ = figure.axes

@@ -47,6 +47,11 @@ class Run:
         """Mean training loss (nats) of each finished epoch, float64 (epochs,)."""
         return self.series("train/epoch_loss")[1]
 
+    def evaluations(self, key: str) -> dict[int, float]:
+        """Epoch -> value of `key`, such as "eval/accuracy", at the evaluation that ended it."""
+        epochs, values = self.series(key, "epoch")
+        return dict(zip(epochs.astype(int).tolist(), values.tolist(), strict=True))
+
     def alphas(self) -> tuple[np.ndarray, np.ndarray]:
         """Steps (lines,) and every gate at them (lines, layers); no layers for an ungated rule."""
         steps = np.array([line["step"] for line in self.lines])
@@ -58,9 +63,18 @@ class Run:
 def labels(runs: Sequence[Run]) -> list[str]:
     """A name for each run: the config fields in which the runs differ, the seed left out."""
     keys = sorted({key for run in runs for key in run.config} - {"seed"})
-    telling = [key for key in keys if len({json.dumps(run.config.get(key)) for run in runs}) > 1]
-    # Lengths and cadences rarely tell runs apart for a reader; used only when nothing else does.
-    short = [k for k in telling if k.startswith(("model.", "optim.", "data.name"))] or telling
+
+    def values(keys: Sequence[str]) -> list[str]:
+        return [json.dumps([run.config.get(key) for key in keys]) for run in runs]
+
+    telling = [key for key in keys if len(set(values([key]))) > 1]
+    # Lengths and cadences rarely tell runs apart for a reader, and what the optimizer has of its
+    # own for a rule is told by the rule; each is used only when nothing before it does.
+    recipe = [key for key in telling if key.startswith(("model.", "optim.", "data.name"))]
+    model = [key for key in recipe if key.startswith("model.")]
+    kinds = [keys for keys in (model, recipe) if keys]
+    kinds = [keys for keys in kinds if len(set(values(keys))) == len(set(values(recipe)))]
+    short = kinds[0] if kinds else telling
     return [
         ", ".join(f"{key.split('.')[-1]}={run.config.get(key)}" for key in short)
         or str(run.config.get("model.residual", run.folder.name))

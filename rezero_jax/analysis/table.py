@@ -27,12 +27,36 @@ def table(runs: Sequence[Run], epochs: Sequence[int], targets: Sequence[float]) 
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _cell(values: Sequence[float | None]) -> str:
+def accuracies(runs: Sequence[Run], epochs: Sequence[int], targets: Sequence[float]) -> str:
+    """The same of test accuracy: after each of `epochs`, and the first epoch that ends at a target.
+
+    Returns:
+      A Markdown table; accuracies are percentages in it, `targets` are fractions.
+    """
+    head = [
+        "run",
+        "seeds",
+        *(f"epoch {e}" for e in epochs),
+        *(f"first at {t:.0%}" for t in targets),
+    ]
+    rows = [head, ["---"] * len(head)]
+    for name, group in by_label(runs).items():
+        curves = [run.evaluations("eval/accuracy") for run in group]
+        cells = [name, str(len(curves))]
+        cells += [_cell([100 * c[e] if e in c else None for c in curves]) for e in epochs]
+        for target in targets:
+            first = [min((e for e, a in c.items() if a >= target), default=None) for c in curves]
+            cells.append(_cell(first, digits=0))
+        rows.append(cells)
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _cell(values: Sequence[float | None], digits: int = 2) -> str:
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return "not reached" if not known else f"{len(known)} of {len(values)} reached"
-    mean = f"{np.mean(known):.2f}"
-    return mean if len(known) == 1 else f"{mean} ({min(known):.2f}-{max(known):.2f})"
+    mean, low, high = (f"{x:.{digits}f}" for x in (np.mean(known), min(known), max(known)))
+    return mean if len(known) == 1 else f"{mean} ({low}-{high})"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -42,10 +66,14 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("workdirs", nargs="+", metavar="WORKDIR")
     parser.add_argument("--epochs", nargs="*", type=int, default=[1, 2, 5, 10], metavar="E")
-    parser.add_argument("--targets", nargs="*", type=float, default=[], metavar="LOSS")
+    parser.add_argument("--targets", nargs="*", type=float, default=[], metavar="VALUE")
+    parser.add_argument(
+        "--accuracy", action="store_true", help="of test accuracy; targets as fractions, like 0.7"
+    )
     args = parser.parse_args(argv)
     try:
-        print(table([Run.read(folder) for folder in args.workdirs], args.epochs, args.targets))
+        make = accuracies if args.accuracy else table
+        print(make([Run.read(folder) for folder in args.workdirs], args.epochs, args.targets))
     except UserError as error:
         print(f"table: {error}", file=sys.stderr)
         return 2
