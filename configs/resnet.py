@@ -15,7 +15,7 @@
 
 Runs of a comparison differ in `model.residual` alone, and with it, as in the authors' code, in
 what belongs to the scheme: the initial weights of `gated` and `fixup`, the learning rate of
-Fixup's multipliers. batch_norm=False takes every BatchNorm away.
+Fixup's multipliers. batch_norm=False takes every BatchNorm away. lr= sets the rate of every group.
 
 recipe=paper follows the code behind the table: SGD with momentum 0.9 and weight decay 5e-4 on
 every parameter, the gates included; learning rate 0.1, a tenth of it from half of the run, a
@@ -47,7 +47,7 @@ def get_config(arg: str = "") -> ConfigDict:
         recipe="paper",
         dataset="cifar10",
         lr=0.1,
-        epochs=200.0,
+        epochs=float,
         smoke=False,
     )
     if args.recipe not in MEAN_STD:
@@ -73,7 +73,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.crop_padding = 4
     config.data.flip = config.data.name.startswith("cifar")  # a mirrored digit is another sign
 
-    config.train.epochs = args.epochs
+    config.train.epochs = args.epochs or (200.0 if paper else 2.0)
     config.train.batch_size = 128
     config.train.steps_per_dispatch = 10
 
@@ -82,10 +82,10 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optim.learning_rate = args.lr
     config.optim.weight_decay = 5e-4 if paper else 1e-4
     config.optim.schedule = "multistep" if paper else "constant"  # epochs 100 and 150 of 200
-    config.optim.alpha.weight_decay = config.optim.weight_decay
+    config.optim.alpha.weight_decay = None  # as the weights, which is not our default
     if paper:
         config.optim.groups.bias = optim_group(
-            path="bias|scale" if args.residual == "fixup" else "bias",
+            path=r"bias|/(entry|blocks|\d+)/scale$",  # the scale of Fixup, not of BatchNorm
             learning_rate=args.lr / 10,
             milestones=(0.5,),
             decay_factor=0.01,

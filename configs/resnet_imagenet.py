@@ -22,7 +22,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.residual = args.residual
     config.model.width = 2 if args.smoke else 64
     config.model.batch_norm = True
-    config.model.variant = "paper"  # read by the family cifar alone
     config.model.stem = "imagenet"
     config.model.alpha_init = 0.0
     config.model.scan = False
@@ -44,6 +43,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.mesh.cpu_devices = host_devices()
 
     config.eval.every_epochs = 1.0
-    config.eval.batch_size = 250
+    config.eval.batch_size = 256
     config.checkpoint.every_steps = 1000
     return config

@@ -27,7 +27,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.residual = args.residual
     config.model.width = 2 if args.smoke else 64
     config.model.batch_norm = True
-    config.model.variant = "paper"  # read by the family cifar alone
     config.model.stem = "cifar"
     config.model.alpha_init = 0.0
     config.model.scan = False

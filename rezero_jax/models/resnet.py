@@ -177,7 +177,8 @@ class ResNet(nnx.Module):
           in_channels: 3 for colour images, 1 for grey ones.
           batch_norm: False leaves out every BatchNorm, as `fixup` and `skipinit` do anyway.
           variant: "paper", the code behind the paper's table: a BatchNorm in each shortcut that
-            subsamples, Kaiming normal convolutions by fan out (PyTorch's default for `gated`);
+            subsamples, Kaiming normal convolutions by fan out (PyTorch's default for `gated` and
+            for the stem of `fixup`);
             "notebook", the authors' notebook: none there, Kaiming normal by fan in, in the head
             too.
           alpha_init: initial gate, where the rule has one.
@@ -197,7 +198,7 @@ class ResNet(nnx.Module):
             raise choose_from("variant", variant, VARIANTS)
         blocks = (depth - 2) // 6
         notebook = variant == "notebook"
-        default = residual == "gated" and not notebook
+        default = residual in ("gated", "fixup") and not notebook
         style = Style(
             residual,
             batch_norm,
