@@ -70,8 +70,17 @@ def main(argv: list[str]) -> int:
 def _set_cpu_devices(count: int | None) -> None:
     import jax
 
-    if count is not None:
+    if count is None:
+        return
+    try:
         jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError:
+        from rezero_jax.errors import UserError
+
+        raise UserError(
+            f"mesh.cpu_devices={count} comes too late, as JAX has started in this process; set it "
+            "to None"
+        ) from None
 
 
 def _run(config: "ConfigDict", args: argparse.Namespace) -> int:

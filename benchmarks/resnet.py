@@ -10,9 +10,10 @@ applies the update. PyTorch's is handed float images and does zero_grad, forward
 SGD's step; `channels_last` is the memory format, `fused` its SGD with fused=True, not the default.
 The processes take turns; a ratio above 1 says that ours is faster.
 
---means times ours step by step: a plain version (nnx.BatchNorm, jax.grad of the plain convolution,
-one device, one update a dispatch), then with one means after another. Run it on an otherwise idle
-machine.
+--ablation builds ours up from a plain version: nnx.BatchNorm, jax.grad of the plain convolution,
+one device, one update a dispatch. Its first two rows are a step as an example would have it, handed
+float images; those after it are the whole step of train.py, augmentation included. Run it on an
+otherwise idle machine.
 """
 
 import argparse
@@ -31,43 +32,44 @@ from flax import nnx
 from benchmarks.mlp import random_images
 from benchmarks.worker import Worker, serve
 from rezero_jax.config import load_config
-from rezero_jax.models import blocks, conv
+from rezero_jax.models import conv, style
 from rezero_jax.models.resnet import ResNet
 from rezero_jax.stack import split_params
 from rezero_jax.training.program import Program
 from rezero_jax.training.state import skeleton
 
 BATCH = 128
-MEANS = ("plain", "batch_norm", "gradients", "pairs", "devices")
-SAID = {
-    "plain": "nnx.BatchNorm, plain convolutions, one device",
-    "batch_norm": "+ BatchNorm in few passes",
-    "gradients": "+ gradients of convolutions by hand, 10 updates a dispatch",
-    "pairs": "+ 16 channels as pairs of pixels",
-    "devices": "+ one device per core (what train.py does)",
+PEERS = ("eager", "channels_last", "channels_last-fused", "compile", "compile-fused")
+STAGES = {
+    "plain": "a step by the book: nnx.BatchNorm, plain convolutions",
+    "batch_norm": "with our BatchNorm",
+    "gradients": "train.py: our gradients of convolutions, 10 updates a dispatch",
+    "pairs": "and 16 channels as pairs of pixels",
+    "devices": "and a device for each core (the default)",
 }
 
 
 class FlaxBatchNorm(nnx.BatchNorm):
-    """Flax's own, with PyTorch's constants and our constructor."""
+    """Flax's own, with PyTorch's constants and our constructor (for rules without zero scales)."""
 
     def __init__(self, features: int, *, scale_init: float = 1.0):
         super().__init__(features, momentum=0.9, epsilon=1e-5, rngs=nnx.Rngs(0))
 
 
-def serve_ours(depth: int, scan: bool, means: str, fields: list[str]) -> None:
-    """Serves timings of our training step, with all means up to `means` in MEANS."""
-    used = MEANS[: MEANS.index(means) + 1]
+def serve_ours(depth: int, scan: bool, stage: str) -> None:
+    """Serves timings of our training step, with all of STAGES up to `stage`."""
+    used = list(STAGES)[: list(STAGES).index(stage) + 1]
     if "batch_norm" not in used:
-        blocks.BatchNorm = FlaxBatchNorm  # type: ignore[assignment,misc]
+        style.BatchNorm = FlaxBatchNorm  # type: ignore[assignment,misc]
     if "gradients" not in used:
         conv._convolve = conv._plain  # type: ignore[assignment]
-        return serve(plain_steps(depth))
+        serve(plain_steps(depth))
+        return
     if "pairs" not in used:
         conv._has_pairs = lambda *_: False
     config = load_config(
         f"configs/resnet.py:depth={depth}",
-        ["train.epochs=None", f"train.steps={10**6}", f"model.scan={scan}", *fields],
+        ["train.epochs=None", f"train.steps={10**6}", f"model.scan={scan}"],
     )
     devices = config.mesh.cpu_devices if "devices" in used else 1
     jax.config.update("jax_num_cpu_devices", devices)
@@ -82,7 +84,7 @@ def serve_ours(depth: int, scan: bool, means: str, fields: list[str]) -> None:
             state, report = program.train_steps(state, many)
         jax.block_until_ready((state, report))
 
-    return serve(steps)
+    serve(steps)
 
 
 def plain_steps(depth: int) -> Callable[[int], None]:
@@ -132,10 +134,9 @@ def take_turns(commands: dict[str, list[str]], turns: int, count: int) -> dict[s
     return times
 
 
-def ours(depth: int, means: str = "devices", scan: bool = False, *fields: str) -> list[str]:
+def ours(depth: int, stage: str = "devices", scan: bool = False) -> list[str]:
     """The command of a worker."""
-    command = [sys.executable, "-m", "benchmarks.resnet", "--serve", str(depth), str(scan), means]
-    return [*command, *fields]
+    return [sys.executable, "-m", "benchmarks.resnet", "--serve", str(depth), str(scan), stage]
 
 
 def print_ratios(title: str, times: dict[str, list[float]], base: str) -> None:
@@ -157,30 +158,30 @@ def main() -> None:
     parser.add_argument("--torch-python", metavar="FILE", help="a Python that has PyTorch")
     parser.add_argument("--turns", type=int, default=11, help="turns of each worker")
     parser.add_argument("--depths", type=int, nargs="*", default=[20, 56])
-    parser.add_argument("--means", action="store_true", help="time our means one by one")
+    parser.add_argument("--ablation", action="store_true", help="build ours up from a plain one")
     parser.add_argument("--scan", action="store_true", help="time scanned stages too")
-    parser.add_argument("--serve", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        depth, scan, means = args.serve[:3]
-        return serve_ours(int(depth), scan == "True", means, args.serve[3:])
-    if not (args.torch_python or args.means or args.scan):
+        depth, scan, stage = args.serve
+        serve_ours(int(depth), scan == "True", stage)
+        return
+    if not (args.torch_python or args.ablation or args.scan):
         parser.error("--torch-python is needed to time PyTorch; see --help")
 
-    print("| depth | | ms a step, median | time over ours, median (range) |")
+    print("| network | | ms a step, median | time over ours, median (range) |")
     print("| --- | --- | --- | --- |")
     for depth in args.depths:
         commands = {"ours": ours(depth)}
         if args.torch_python:
-            for mode in ("eager", "channels_last", "channels_last-fused"):
+            for mode in PEERS:
                 peer = [args.torch_python, "-m", "benchmarks.torch_resnet", mode, str(depth)]
                 commands[f"PyTorch {mode}"] = [*peer, str(BATCH)]
         if args.scan:
-            commands["ours, scanned stages"] = ours(depth, scan=True)
-        if args.means:
-            commands |= {SAID[means]: ours(depth, means) for means in MEANS[:-1]}
+            commands["ours, stages scanned"] = ours(depth, scan=True)
+        if args.ablation:
+            commands |= {STAGES[stage]: ours(depth, stage) for stage in list(STAGES)[:-1]}
         print_ratios(f"ResNet-{depth}", take_turns(commands, args.turns, 10), "ours")
-    return None
 
 
 if __name__ == "__main__":

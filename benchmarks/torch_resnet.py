@@ -243,8 +243,8 @@ class TorchResNet(nn.Module):
 def main() -> None:
     """Serves timings of training steps; arguments: MODE DEPTH BATCH.
 
-    MODE is eager, channels_last (also the memory format of compile) or compile, with -foreach or
-    -fused behind it for these implementations of SGD.
+    MODE is eager, channels_last (also the memory format of compile) or compile, with -fused behind
+    it for this implementation of SGD.
     """
     mode, depth, batch = sys.argv[1], *map(int, sys.argv[2:])
     torch.manual_seed(0)
@@ -254,7 +254,7 @@ def main() -> None:
     if not mode.startswith("eager"):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         images = [x.to(memory_format=torch.channels_last) for x in images]
-    kind = {word: True for word in ("foreach", "fused") if mode.endswith(f"-{word}")}
+    kind = {"fused": True} if mode.endswith("-fused") else {}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, **kind)
     cross_entropy = nn.functional.cross_entropy
     turn = itertools.cycle(range(16))

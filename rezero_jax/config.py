@@ -27,9 +27,8 @@ def base_config() -> ConfigDict:
     config.data.name = "digits"  # see rezero_jax.data.NAMES
     config.data.dir = config_dict.placeholder(str)  # unset: $TFDS_DATA_DIR or ~/tensorflow_datasets
     config.data.stream = False  # True: read from disk while training, for data larger than memory
-    config.data.mean = config_dict.placeholder(
-        tuple
-    )  # per channel, pixels 0 .. 1; unset: the data set's
+    # Per channel, of pixels scaled to 0 .. 1; unset: the data set's own.
+    config.data.mean = config_dict.placeholder(tuple)
     config.data.std = config_dict.placeholder(tuple)
     config.data.image_size = 224  # imagenet
     config.data.crop_padding = 0  # random crops of images padded by this many pixels
@@ -82,15 +81,16 @@ def base_config() -> ConfigDict:
     config.mesh = ConfigDict()
     config.mesh.data = -1  # devices that share a batch; -1: all there are
     config.mesh.model = 1
-    # How many devices a CPU poses as; unset: one.
+    # How many devices a CPU poses as; unset: one. Read by train.py, before JAX starts.
     config.mesh.cpu_devices = config_dict.placeholder(int)
     return config
 
 
 def host_devices() -> int:
-    """How many devices a CPU should pose as for convolutions: one per core, at most 4.
+    """How many devices a CPU should pose as for convolutions, which use one core of a device.
 
-    Convolutions and what is element by element between them run on one core of a device.
+    The largest power of two up to the number of cores and 4: it divides the usual batches, and
+    leaves each device images enough.
     """
     affinity = getattr(os, "sched_getaffinity", None)  # Linux only
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -91,9 +91,11 @@ def test_a_label_leaves_out_what_the_optimizer_has_for_a_rule(tmp_path):
 def test_accuracies_after_epochs_and_the_first_epoch_at_a_target(tmp_path):
     runs = []
     for name, seed, values in (("a", 0, [0.5, 0.7]), ("b", 1, [0.65, 0.6])):
-        folder = make_run(tmp_path / name, [1.0, 1.0], seed=seed)
+        fields = {"seed": seed, "mesh.cpu_devices": seed}  # where it ran does not tell runs apart
+        folder = make_run(tmp_path / name, [1.0, 1.0], **fields)
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         lines = [line | {"eval/accuracy": v} for line, v in zip(lines, values, strict=True)]
+        lines.append({"step": 25, "epoch": 2.5, "eval/accuracy": 0.9})  # ends no epoch
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         runs.append(Run.read(folder))
     assert table.accuracies(runs, [1, 2, 3], [0.6, 0.7, 0.8]).splitlines()[2:] == [

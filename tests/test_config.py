@@ -145,7 +145,8 @@ def test_every_config_has_the_base_fields_and_a_docstring_with_its_command(file)
 
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
 def test_every_config_trains_when_small(file):
-    overrides = ["train.epochs=None", "train.examples=None", "train.steps=2", "mesh.data=1"]
+    devices = 1 if file.stem == "mlp" else 4  # the batch of the MLPs is 50
+    overrides = ["train.epochs=None", "train.steps=2", f"mesh.data={devices}"]
     config = load_config(f"{file}:smoke", overrides)
     program = Program.from_config(config)
     state, losses = program.init(), []
@@ -156,3 +157,4 @@ def test_every_config_trains_when_small(file):
     assert int(state["step"]) == len(losses) == 2
     assert 0 < losses[0] < float("inf")
     assert 0 < losses[1] < float("inf")
+    assert 0 < program.evaluate(state)["eval/loss"] < float("inf")

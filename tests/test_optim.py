@@ -228,7 +228,10 @@ def test_a_group_may_drop_its_rate_at_other_times_and_by_another_factor():
         np.testing.assert_allclose(schedules["bias"](step), bias, rtol=1e-5)
 
 
-@pytest.mark.parametrize("points", [(), ((0.5, 1.0), (0.0, 0.0)), ((0.0, 1.0), (2.0, 0.0))])
+@pytest.mark.parametrize(
+    "points",
+    [(), (0.5,), ((0.5, 1.0), (0.0, 0.0)), ((0.0, 1.0), (2.0, 0.0)), ((-0.1, 1.0), (1.0, 0.0))],
+)
 def test_points_that_are_no_schedule_are_user_errors(points):
-    with pytest.raises(UserError, match=r"optim.points=.* from a fraction 0"):
+    with pytest.raises(UserError, match=r"optim.points=.* ascending from 0 to 1"):
         make_optimizer(settings(schedule="piecewise", points=points), 100, MODEL)

@@ -10,7 +10,7 @@ import numpy as np
 
 from rezero_jax.config import flatten
 from rezero_jax.errors import UserError
-from rezero_jax.training.record import read_metrics
+from rezero_jax.training.record import TOPOLOGY, read_metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Run:
 
     def evaluations(self, key: str) -> dict[int, float]:
         """Epoch -> value of `key`, such as "eval/accuracy", at the evaluation that ended it."""
-        epochs, values = self.series(key, "epoch")
-        return dict(zip(epochs.astype(int).tolist(), values.tolist(), strict=True))
+        ends = (line for line in self.lines if "train/epoch_loss" in line and key in line)
+        return {int(line["epoch"]): line[key] for line in ends}
 
     def alphas(self) -> tuple[np.ndarray, np.ndarray]:
         """Steps (lines,) and every gate at them (lines, layers); no layers for an ungated rule."""
@@ -63,6 +63,7 @@ class Run:
 def labels(runs: Sequence[Run]) -> list[str]:
     """A name for each run: the config fields in which the runs differ, the seed left out."""
     keys = sorted({key for run in runs for key in run.config} - {"seed"})
+    keys = [key for key in keys if not key.startswith(TOPOLOGY)]
 
     def values(keys: Sequence[str]) -> list[str]:
         return [json.dumps([run.config.get(key) for key in keys]) for run in runs]

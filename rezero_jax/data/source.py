@@ -138,7 +138,7 @@ class Dataset:
 
 
 def standardise(image: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
-    """(image / 255 - mean) / std, traceable: uint8 (..., C) to float32 (..., C)."""
+    """(image / 255 - mean) / std, traceable: (..., C) in 0 .. 255 to float32 (..., C)."""
     scaled = image.astype(jnp.float32) / 255
     shape = (1,) * (image.ndim - 1) + (-1,)  # explicit, for strict rank promotion
     return (scaled - jnp.reshape(jnp.float32(mean), shape)) / jnp.reshape(jnp.float32(std), shape)

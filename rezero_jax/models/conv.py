@@ -11,6 +11,7 @@ from jax.nn.initializers import Initializer
 from jaxtyping import Float
 
 from rezero_jax import init
+from rezero_jax.errors import UserError
 
 Images = Float[Array, "batch height width channels"]
 Kernel = Float[Array, "side side in_channels out_channels"]
@@ -18,6 +19,9 @@ Kernel = Float[Array, "side side in_channels out_channels"]
 
 class Conv(nnx.Module):
     """A square convolution with PyTorch's padding (kernel // 2 zeros on each side).
+
+    It has a custom gradient, so that forward-mode differentiation (jax.jvp, jax.jacfwd) is not
+    possible; `jax.vjp`, and the linear transpose of a vjp, are.
 
     Args:
       in_channels, out_channels: sizes of the last axes.
@@ -27,6 +31,9 @@ class Conv(nnx.Module):
       kernel_init: by default PyTorch's, U(-1/sqrt(fan_in), 1/sqrt(fan_in)); the bias always has
         that distribution.
       dtype: dtype of the computation; parameters are float32.
+
+    Raises:
+      UserError: a size below 1, or an even kernel.
     """
 
     def __init__(
@@ -41,6 +48,11 @@ class Conv(nnx.Module):
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        if min(in_channels, out_channels) < 1 or kernel % 2 == 0:
+            raise UserError(
+                f"a convolution of {kernel}x{kernel} pixels from {in_channels} to {out_channels} "
+                "channels cannot be; give at least 1 channel (width, in_channels) and an odd kernel"
+            )
         uniform = init.torch_uniform(in_channels * kernel**2)
         shape = (kernel, kernel, in_channels, out_channels)
         self.kernel = nnx.Param((kernel_init or uniform)(rngs.params(), shape, jnp.float32))
@@ -103,7 +115,7 @@ def _has_pairs(x: Images, kernel: Kernel, stride: int) -> bool:
 def _by_pairs(x: Images, kernel: Kernel) -> Images:
     """The same for 16 output channels: two neighbouring pixels at once as 32 channels.
 
-    A third of the products are with zeros; it is still faster.
+    A quarter of the products are with zeros; it is still faster.
     """
     pad = kernel.shape[0] // 2
     left = jnp.pad(kernel, ((0, 0), (0, 1), (0, 0), (0, 0)))

@@ -11,90 +11,17 @@ from jaxtyping import Float
 
 from rezero_jax import init
 from rezero_jax.errors import UserError, choose_from
-from rezero_jax.models.blocks import Images, Style, post_block, pre_block, scalar
-from rezero_jax.stack import Stack
+from rezero_jax.models.blocks import PreBlock, PreBottleneck, ReluAfter, ReluInside
+from rezero_jax.models.fixup import PostFixup, PreFixup, PreFixupBottleneck
+from rezero_jax.models.stage import Stage, Stem
+from rezero_jax.models.style import Style, scalar
 
 PREACT_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 VARIANTS = ("paper", "notebook")
 STEMS = ("cifar", "imagenet")
 
-MakeBlock = Callable[[int, int, int, nnx.Rngs], nnx.Module]
 KAIMING_FAN_OUT = init.kaiming_normal("fan_out")
 KAIMING_FAN_IN = init.kaiming_normal("fan_in")
-
-
-class Stage(nnx.Module):
-    """Blocks at one resolution: `entry`, if the first changes the shape, and the equal `rest`."""
-
-    def __init__(
-        self,
-        make_block: MakeBlock,
-        cin: int,
-        channels: int,
-        out: int,
-        stride: int,
-        blocks: int,
-        *,
-        scan: bool,
-        remat: str,
-        rngs: nnx.Rngs,
-    ):
-        changes = stride != 1 or cin != out
-        self.entry = make_block(cin, channels, stride, rngs) if changes else None
-        equal = blocks - 1 if changes else blocks
-        self.rest = (
-            Stack(
-                lambda rngs: make_block(out, channels, 1, rngs),
-                equal,
-                scan=scan,
-                remat=remat,
-                rngs=rngs,
-            )
-            if equal
-            else None
-        )
-
-    def __call__(self, x: Images) -> Images:
-        if self.entry is not None:
-            x = self.entry(x)
-        return x if self.rest is None else self.rest(x)
-
-
-class Stem(nnx.Module):
-    """From the image to the trunk.
-
-    Args:
-      kind: "cifar" is a 3x3 convolution; "imagenet" one of 7x7 with stride 2, and after whatever
-        follows it a 3x3 max-pool with stride 2.
-      activate: whether BatchNorm (or Fixup's bias) and ReLU follow.
-    """
-
-    def __init__(
-        self,
-        kind: str,
-        cin: int,
-        channels: int,
-        style: Style,
-        *,
-        activate: bool,
-        rngs: nnx.Rngs,
-    ):
-        kernel, stride = (3, 1) if kind == "cifar" else (7, 2)
-        self.conv = style.conv(cin, channels, kernel, stride=stride, rngs=rngs)
-        self.activate = activate
-        self.norm = style.norm(channels) if activate else nnx.identity
-        self.bias = scalar(0.0) if activate and style.residual == "fixup" else None
-        self.pool = kind == "imagenet"
-
-    def __call__(self, x: Images) -> Images:
-        x = self.norm(self.conv(x))
-        if self.bias is not None:
-            x = x + self.bias
-        if self.activate:
-            x = nnx.relu(x)
-        if self.pool:
-            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-        return x
 
 
 class ResNet(nnx.Module):
@@ -103,33 +30,66 @@ class ResNet(nnx.Module):
     Made by `ResNet.cifar` and `ResNet.preact`; the rules' equations are in
     `rezero_jax.models.blocks`. It has running statistics: call `model.eval()` before inference and
     `model.train()` before training.
+
+    Args:
+      style: what the blocks have in common.
+      block: their class.
+      counts: blocks in each stage; each stage but the first halves the resolution.
+      width: channels of the first stage; each later stage has twice as many.
+      num_classes, in_channels, scan, remat: see `cifar`.
+      stem: see `Stem`.
+      activate_stem: whether the stem ends in BatchNorm and ReLU.
+      head_init: initial distribution of the head's weights; by default PyTorch's.
+
+    Raises:
+      UserError: a size below 1.
     """
 
     def __init__(
         self,
-        stem: Stem,
-        stages: Sequence[Stage],
-        features: int,
-        num_classes: int,
         style: Style,
+        block: Callable[..., nnx.Module],
+        counts: Sequence[int],
+        width: int,
+        num_classes: int,
         *,
         in_channels: int,
-        head_init: Initializer,
+        stem: str,
+        activate_stem: bool,
+        head_init: Initializer | None,
+        scan: bool,
+        remat: str,
         rngs: nnx.Rngs,
     ):
-        self.stem = stem
+        if num_classes < 1:
+            raise UserError(f"num_classes is {num_classes}; a network needs at least 1")
+
+        def make(cin: int, channels: int, stride: int, rngs: nnx.Rngs) -> nnx.Module:
+            return block(cin, channels, stride, style, rngs=rngs)
+
+        self.in_channels = in_channels
+        self.stem = Stem(stem, in_channels, width, style, activate=activate_stem, rngs=rngs)
+        stages, cin = [], width
+        for i, count in enumerate(counts):
+            channels = width * 2**i
+            out = channels * getattr(block, "expansion", 1)
+            stride = 1 if i == 0 else 2
+            stages.append(
+                Stage(make, cin, channels, out, stride, count, scan=scan, remat=remat, rngs=rngs)
+            )
+            cin = out
         self.stages = nnx.List(stages)
         fixup = style.residual == "fixup"
         zeros = nnx.initializers.zeros_init()
+        uniform = init.torch_uniform(cin)
         self.head_bias = scalar(0.0) if fixup else None
         self.head = nnx.Linear(
-            features,
+            cin,
             num_classes,
-            kernel_init=zeros if fixup else head_init,
-            bias_init=zeros if fixup else init.torch_uniform(features),
+            kernel_init=zeros if fixup else head_init or uniform,
+            bias_init=zeros if fixup else uniform,
             rngs=rngs,
         )
-        self.in_channels = in_channels
 
     def __call__(
         self, x: Float[Array, "batch height width channels"]
@@ -182,7 +142,9 @@ class ResNet(nnx.Module):
             "notebook", the authors' notebook: none there, Kaiming normal by fan in, in the head
             too.
           alpha_init: initial gate, where the rule has one.
-          scan, remat: see `rezero_jax.stack.Stack`; for the equal blocks of a stage.
+          scan, remat: see `rezero_jax.stack.Stack`; for the equal blocks of a stage. Unrolled by
+            default, because @@SCAN@@. As convolutions are no matrix products, remat="dots" does
+            what "full" does where all kernels are 3x3.
           dtype: dtype of the computation; parameters and logits are float32.
           rngs: source of the initial parameters.
 
@@ -208,28 +170,22 @@ class ResNet(nnx.Module):
             blocks=3 * blocks,
             dtype=dtype,
         )
-        block = post_block(style)
-
-        def make(cin: int, channels: int, stride: int, rngs: nnx.Rngs) -> nnx.Module:
-            return block(cin, channels, stride, style, rngs=rngs)
-
-        stem = Stem("cifar", in_channels, width, style, activate=True, rngs=rngs)
-        stages, cin = [], width
-        for i in range(3):
-            out = width * 2**i
-            stride = 1 if i == 0 else 2
-            stages.append(
-                Stage(make, cin, out, out, stride, blocks, scan=scan, remat=remat, rngs=rngs)
-            )
-            cin = out
+        if residual == "fixup":
+            block: Callable[..., nnx.Module] = PostFixup
+        else:
+            block = ReluInside if residual in ("rezero", "gated") else ReluAfter
         return cls(
-            stem,
-            stages,
-            cin,
-            num_classes,
             style,
+            block,
+            (blocks,) * 3,
+            width,
+            num_classes,
             in_channels=in_channels,
-            head_init=KAIMING_FAN_IN if notebook else init.torch_uniform(cin),
+            stem="cifar",
+            activate_stem=True,
+            head_init=KAIMING_FAN_IN if notebook else None,
+            scan=scan,
+            remat=remat,
             rngs=rngs,
         )
 
@@ -275,28 +231,26 @@ class ResNet(nnx.Module):
             blocks=sum(counts),
             dtype=dtype,
         )
-        block = pre_block(style, bottleneck=depth == 50)
-
-        def make(cin: int, channels: int, stride: int, rngs: nnx.Rngs) -> nnx.Module:
-            return block(cin, channels, stride, style, rngs=rngs)
-
-        stem_module = Stem(stem, in_channels, width, style, activate=False, rngs=rngs)
-        stages, cin = [], width
-        for i, count in enumerate(counts):
-            channels = width * 2**i
-            out = channels * block.expansion
-            stride = 1 if i == 0 else 2
-            stages.append(
-                Stage(make, cin, channels, out, stride, count, scan=scan, remat=remat, rngs=rngs)
+        if residual == "zero_gamma":
+            raise UserError(
+                "zero_gamma needs a branch that ends in a BatchNorm; the last one of a "
+                "pre-activation block feeds a ReLU, where a scale of zero would never get a "
+                "gradient: use rezero"
             )
-            cin = out
+        blocks = (
+            (PreFixup, PreFixupBottleneck) if residual == "fixup" else (PreBlock, PreBottleneck)
+        )
         return cls(
-            stem_module,
-            stages,
-            cin,
-            num_classes,
             style,
+            blocks[depth == 50],
+            counts,
+            width,
+            num_classes,
             in_channels=in_channels,
-            head_init=init.torch_uniform(cin),
+            stem=stem,
+            activate_stem=False,
+            head_init=None,
+            scan=scan,
+            remat=remat,
             rngs=rngs,
         )

@@ -6,6 +6,7 @@ of config.optim.groups whose regular expression its path matches; else "base".
 
 import re
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -37,8 +38,8 @@ def make_optimizer(
         stacked, as if each layer had a tensor of its own.
 
     Raises:
-      UserError: an unknown optimizer or schedule, a negative rate, a group whose path matches no
-        parameter, or a parameter that two groups match.
+      UserError: an unknown optimizer or schedule, a negative rate, points that are no schedule, a
+        group whose path matches no parameter, or a parameter that two groups match.
     """
     if config.clip_norm is not None and config.clip_norm <= 0:
         raise UserError(f"optim.clip_norm={config.clip_norm} is not positive; None clips nothing")
@@ -118,9 +119,15 @@ def _schedule(settings: ConfigDict, total_steps: int) -> Schedule:
 
 def _through(key: str, points: Sequence[Sequence[float]], total_steps: int) -> Schedule:
     """Straight lines through `points` (fraction of the run, value), as a function of the step."""
-    fractions = [point[0] for point in points]
-    if not points or fractions != sorted(fractions) or not 0 <= fractions[0] <= fractions[-1] <= 1:
-        raise UserError(f"{key}={points} does not run from a fraction 0 of the run to at most 1")
+    try:
+        fractions = [fraction for fraction, _ in points]
+    except TypeError:
+        fractions = []
+    if not fractions or any(a > b for a, b in pairwise([0, *fractions, 1])):
+        raise UserError(
+            f"{key}={points} is no schedule; give pairs (fraction of the run, value), with "
+            "fractions ascending from 0 to 1"
+        )
     steps = jnp.asarray([round(fraction * total_steps) for fraction in fractions], jnp.float32)
     values = jnp.asarray([point[1] for point in points], jnp.float32)
     return lambda step: jnp.interp(jnp.asarray(step, jnp.float32), steps, values)

@@ -79,7 +79,7 @@ class Program:
             partial(standardise, mean=dataset.mean, std=dataset.std), input_shape
         )
         train_step = step.make_train_step(
-            self.skeleton, objective, optimizer, train.accumulate, seed, _augment(config.data)
+            self.skeleton, objective, optimizer, train.accumulate, seed, augment(config.data)
         )
         train_steps = step.make_train_steps(
             train_step, dataset.train.gather, self.skeleton, schedules
@@ -133,7 +133,8 @@ class Program:
         }
 
 
-def _augment(config: ConfigDict) -> step.Augment | None:
+def augment(config: ConfigDict) -> step.Augment | None:
+    """The augmentation that config.data asks for; None if it asks for nothing."""
     augmentation = Augmentation(
         crop_padding=config.crop_padding,
         flip=config.flip,
