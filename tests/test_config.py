@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rezero_jax.config import base_config, differences, load_config, parse_arg
+from rezero_jax.config import base_config, differences, flatten, load_config, parse_arg
 from rezero_jax.errors import UserError
 from rezero_jax.training.program import Program
 
@@ -137,9 +137,8 @@ def test_two_rules_of_a_comparison_differ_in_the_rule_alone():
 
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
 def test_every_config_has_the_base_fields_and_a_docstring_with_its_command(file):
-    flat = {line.partition(":")[0] for line in differences({}, base_config().to_dict())}
-    own = {line.partition(":")[0] for line in differences({}, load_config(str(file)).to_dict())}
-    assert flat <= own
+    base, own = (flatten(c.to_dict()) for c in (base_config(), load_config(str(file))))
+    assert base.keys() <= own.keys()
     assert f"--config=configs/{file.name}" in file.read_text()
 
 
