@@ -143,7 +143,7 @@ class ResNet(nnx.Module):
             too.
           alpha_init: initial gate, where the rule has one.
           scan, remat: see `rezero_jax.stack.Stack`; for the equal blocks of a stage. Unrolled by
-            default, because @@SCAN@@. As convolutions are no matrix products, remat="dots" does
+            default, as that is faster. As convolutions are no matrix products, remat="dots" does
             what "full" does where all kernels are 3x3.
           dtype: dtype of the computation; parameters and logits are float32.
           rngs: source of the initial parameters.
