@@ -158,6 +158,7 @@ def main() -> None:
     parser.add_argument("--torch-python", metavar="FILE", help="a Python that has PyTorch")
     parser.add_argument("--turns", type=int, default=11, help="turns of each worker")
     parser.add_argument("--depths", type=int, nargs="*", default=[20, 56])
+    parser.add_argument("--peers", nargs="*", default=PEERS, help="which of PyTorch's settings")
     parser.add_argument("--ablation", action="store_true", help="build ours up from a plain one")
     parser.add_argument("--scan", action="store_true", help="time scanned stages too")
     parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
@@ -174,7 +175,7 @@ def main() -> None:
     for depth in args.depths:
         commands = {"ours": ours(depth)}
         if args.torch_python:
-            for mode in PEERS:
+            for mode in args.peers:
                 peer = [args.torch_python, "-m", "benchmarks.torch_resnet", mode, str(depth)]
                 commands[f"PyTorch {mode}"] = [*peer, str(BATCH)]
         if args.scan:

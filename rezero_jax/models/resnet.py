@@ -142,9 +142,10 @@ class ResNet(nnx.Module):
             "notebook", the authors' notebook: none there, Kaiming normal by fan in, in the head
             too.
           alpha_init: initial gate, where the rule has one.
-          scan, remat: see `rezero_jax.stack.Stack`; for the equal blocks of a stage. Unrolled by
-            default, as that is faster. As convolutions are no matrix products, remat="dots" does
-            what "full" does where all kernels are 3x3.
+          scan, remat: see `rezero_jax.stack.Stack`; for the equal blocks of a stage. On a CPU
+            ResNet-20 takes the same time a step either way; scanned stages compile faster at great
+            depth. As convolutions are no matrix products, remat="dots" does what "full" does where
+            all kernels are 3x3.
           dtype: dtype of the computation; parameters and logits are float32.
           rngs: source of the initial parameters.
 
