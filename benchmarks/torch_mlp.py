@@ -3,13 +3,12 @@
 Needs the environment of benchmarks/requirements.txt; nothing of rezero_jax is imported.
 """
 
-import itertools
 import sys
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.worker import serve
+from benchmarks.torch_step import serve_training
 
 
 class TorchMLP(nn.Module):
@@ -58,24 +57,9 @@ def main() -> None:
     model = TorchMLP(3072, width, depth, 10, "rezero")
     fused = {"fused": True} if "fused" in mode else {}
     optimizer = torch.optim.Adagrad(model.parameters(), lr=0.01, **fused)
-    cross_entropy = nn.functional.cross_entropy
     images = torch.randn(16, batch, 3072)
     labels = torch.randint(10, (16, batch))
-    turn = itertools.cycle(range(16))
-
-    def loss(x: Tensor, y: Tensor) -> Tensor:
-        return cross_entropy(model(x), y)
-
-    compiled = torch.compile(loss) if "compile" in mode else loss
-
-    def steps(count: int) -> None:
-        for _ in range(count):
-            i = next(turn)
-            optimizer.zero_grad()
-            compiled(images[i], labels[i]).backward()
-            optimizer.step()
-
-    serve(steps)
+    serve_training(model, optimizer, images, labels, compiled="compile" in mode)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,12 @@ differs: their ReZero network without BatchNorm keeps it in the stem and on the 
 no biases in the convolutions.
 """
 
-import itertools
 import sys
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.worker import serve
+from benchmarks.torch_step import serve_training
 
 RULES = ("residual", "zero_gamma", "gated", "rezero", "skipinit", "fixup")
 PREACT = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
@@ -256,22 +255,7 @@ def main() -> None:
         images = [x.to(memory_format=torch.channels_last) for x in images]
     kind = {"fused": True} if mode.endswith("-fused") else {}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, **kind)
-    cross_entropy = nn.functional.cross_entropy
-    turn = itertools.cycle(range(16))
-
-    def loss(x: Tensor, y: Tensor) -> Tensor:
-        return cross_entropy(model(x), y)
-
-    compiled = torch.compile(loss) if mode.startswith("compile") else loss
-
-    def steps(count: int) -> None:
-        for _ in range(count):
-            i = next(turn)
-            optimizer.zero_grad()
-            compiled(images[i], labels[i]).backward()
-            optimizer.step()
-
-    serve(steps)
+    serve_training(model, optimizer, images, labels, compiled=mode.startswith("compile"))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """Runs side by side, as Markdown: `python -m rezero_jax.analysis.table WORKDIR [WORKDIR ...]`.
 
-Prints the mean training loss of chosen epochs and the epochs until chosen losses are reached, one
-row per setting, with the mean and the range over the runs that differ in the seed alone.
+Prints the mean training loss of chosen epochs and the epochs until chosen losses are reached, or
+the same of test accuracy, one row per setting, with the mean and the range over the runs that
+differ in the seed alone.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -16,15 +17,14 @@ from rezero_jax.errors import UserError
 
 def table(runs: Sequence[Run], epochs: Sequence[int], targets: Sequence[float]) -> str:
     """The Markdown table: a column per epoch, then a column per target loss."""
-    head = ["run", "seeds", *(f"epoch {e}" for e in epochs), *(f"epochs to {t}" for t in targets)]
-    rows = [head, ["---"] * len(head)]
-    for name, group in by_label(runs).items():
+
+    def cells(group: Sequence[Run]) -> list[str]:
         curves = [run.epoch_losses() for run in group]
-        cells = [name, str(len(curves))]
-        cells += [_cell([c[e - 1] if e <= len(c) else None for c in curves]) for e in epochs]
-        cells += [_cell([epochs_to(c, t) for c in curves]) for t in targets]
-        rows.append(cells)
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        after = [_cell([c[e - 1] if e <= len(c) else None for c in curves]) for e in epochs]
+        return after + [_cell([epochs_to(c, t) for c in curves]) for t in targets]
+
+    columns = [*(f"epoch {e}" for e in epochs), *(f"epochs to {t}" for t in targets)]
+    return _markdown(runs, columns, cells)
 
 
 def accuracies(runs: Sequence[Run], epochs: Sequence[int], targets: Sequence[float]) -> str:
@@ -33,21 +33,27 @@ def accuracies(runs: Sequence[Run], epochs: Sequence[int], targets: Sequence[flo
     Returns:
       A Markdown table; accuracies are percentages in it, `targets` are fractions.
     """
-    head = [
-        "run",
-        "seeds",
-        *(f"epoch {e}" for e in epochs),
-        *(f"first at {t:.0%}" for t in targets),
-    ]
-    rows = [head, ["---"] * len(head)]
-    for name, group in by_label(runs).items():
+
+    def cells(group: Sequence[Run]) -> list[str]:
         curves = [run.evaluations("eval/accuracy") for run in group]
-        cells = [name, str(len(curves))]
-        cells += [_cell([100 * c[e] if e in c else None for c in curves]) for e in epochs]
-        for target in targets:
-            first = [min((e for e, a in c.items() if a >= target), default=None) for c in curves]
-            cells.append(_cell(first, digits=0))
-        rows.append(cells)
+        after = [_cell([100 * c[e] if e in c else None for c in curves]) for e in epochs]
+        first = [
+            [min((e for e, a in c.items() if a >= t), default=None) for c in curves]
+            for t in targets
+        ]
+        return after + [_cell(values, digits=0) for values in first]
+
+    columns = [*(f"epoch {e}" for e in epochs), *(f"first at {t:.0%}" for t in targets)]
+    return _markdown(runs, columns, cells)
+
+
+def _markdown(
+    runs: Sequence[Run], columns: Sequence[str], cells: Callable[[Sequence[Run]], list[str]]
+) -> str:
+    """A row for each setting: its name, the number of its runs, and the cells of these runs."""
+    head = ["run", "seeds", *columns]
+    rows = [head, ["---"] * len(head)]
+    rows += [[name, str(len(group)), *cells(group)] for name, group in by_label(runs).items()]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

@@ -131,16 +131,15 @@ class ResNet(nnx.Module):
 
         Args:
           depth: 6n + 2 for n blocks a stage, such as 20, 32, 44, 56 or 110.
-          residual: a name of `rezero_jax.models.blocks.RULES`.
+          residual: a name of `rezero_jax.models.style.RULES`.
           num_classes: number of logits.
           width: channels of the first stage; each later stage has twice as many.
           in_channels: 3 for colour images, 1 for grey ones.
           batch_norm: False leaves out every BatchNorm, as `fixup` and `skipinit` do anyway.
           variant: "paper", the code behind the paper's table: a BatchNorm in each shortcut that
             subsamples, Kaiming normal convolutions by fan out (PyTorch's default for `gated` and
-            for the stem of `fixup`);
-            "notebook", the authors' notebook: none there, Kaiming normal by fan in, in the head
-            too.
+            for the stem of `fixup`); "notebook", the authors' notebook: none there, Kaiming normal
+            by fan in, in the head too.
           alpha_init: initial gate, where the rule has one.
           scan, remat: see `rezero_jax.stack.Stack`; for the equal blocks of a stage. On a CPU
             ResNet-20 takes the same time a step either way; scanned stages compile faster at great
