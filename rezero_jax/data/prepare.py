@@ -1,9 +1,9 @@
-"""Prepare an official TFDS image data set as array_record files, without TensorFlow.
+"""Prepare a TFDS data set as array_record files, without TensorFlow.
 
-The official builder class does the work: it downloads, verifies checksums, splits and shuffles as
-TFDS defines. Two things on its way ask for TensorFlow, and only those are replaced: plain file
-access (`tf.io.gfile`) and encoding images. Pixels are encoded as PNG here; images that come as
-files (ImageNet's JPEGs) are kept byte for byte.
+The builder class does the work: it downloads, verifies checksums, splits and shuffles as TFDS
+defines. Two things on its way ask for TensorFlow, and only those are replaced: plain file access
+(`tf.io.gfile`) and encoding images. Pixels are encoded as PNG here; images that come as files
+(ImageNet's JPEGs) are kept byte for byte.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ def prepared_builder(name: str, data_dir: str | None = None) -> Any:
     of its size in that folder; memory stays below about 1 GB plus 1/256 of the split.
 
     Args:
-      name: a TFDS name whose features are "image" and "label" and perhaps more.
+      name: a TFDS name; of its features only "image" is ever encoded here.
       data_dir: where TFDS data lives; None is TFDS's own default ($TFDS_DATA_DIR or
           ~/tensorflow_datasets).
 
@@ -68,9 +68,10 @@ def _prepare(builder: Any) -> None:
 
     def generate_encoded(*args: Any, **kwargs: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
         for key, example in generate(*args, **kwargs):
-            image = example["image"]
-            encoded = encode_png(image) if isinstance(image, np.ndarray) else image
-            yield key, {**example, "image": encoded}
+            image = example.get("image")
+            if isinstance(image, np.ndarray):
+                example = {**example, "image": encode_png(image)}
+            yield key, example
 
     builder._generate_examples = generate_encoded
     # The few files of ImageNet that are no RGB JPEGs are converted when they are read instead.
@@ -80,7 +81,8 @@ def _prepare(builder: Any) -> None:
         with contextlib.ExitStack() as replaced:
             own = sys.modules[type(builder).__module__]
             for module in (own, imagenet_common, extractor, shuffle):
-                replaced.enter_context(_replaced(module, "tf", file_access))
+                if hasattr(module, "tf"):
+                    replaced.enter_context(_replaced(module, "tf", file_access))
             # A thousand files at once are more than many systems allow. The order is the same.
             replaced.enter_context(_replaced(shuffle, "BUCKETS_NUMBER", 256))
             # Ten retries, each after twice the wait, are three silent minutes without a network.
@@ -106,6 +108,14 @@ def _unavailable(builder: Any, reason: str) -> UserError:
     return UserError(
         f'data set "{builder.name}" is not prepared in {builder.data_dir_root} and could not be '
         f"downloaded ({reason}); set TFDS_DATA_DIR or --config.data.dir to a folder that holds it"
+    )
+
+
+def damaged(info: Any, error: RuntimeError) -> UserError:
+    """The error for records of a prepared data set (a DatasetInfo) that cannot be read."""
+    return UserError(
+        f'data set "{info.name}" in {info.data_dir} is damaged ({error}); delete that folder to '
+        "have the data set prepared again"
     )
 
 

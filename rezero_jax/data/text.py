@@ -1,0 +1,221 @@
+"""Text as bytes: windows to train on, and windows that score each byte of a text exactly once."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rezero_jax.data.source import Batch, HostBatch, check_range
+from rezero_jax.data.text_files import stdlib_text, user_text
+from rezero_jax.errors import UserError, choose_from
+
+SPLITS = ("train", "validation", "test")
+TEXT_NAMES = ("enwik8", "stdlib", "text")
+WINDOWS = ("segments", "random")
+
+_LONGEST = 2**31 - 2  # bytes; with the start before them, as many as int32 counts
+_STREAM = 0x7E87  # keeps what windows draw from a seed apart from what data.order draws from it
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TextSplit:
+    """Windows of T = `length` bytes of a text of N bytes, which lives on the device whole.
+
+    A byte 0, the start, precedes the text. The target at position p of the text is byte p and the
+    input there is the byte before it, so every byte can be predicted.
+
+    To train on (`whole` is False), the examples are the N // T full segments: example i has the
+    targets i T .. (i+1) T - 1. With `random`, an example is a window that starts anywhere instead,
+    drawn from (seed, step) whatever its index.
+
+    To evaluate (`whole` is True), example i scores the S = T - context targets i S .. (i+1) S - 1,
+    or up to the end of the text; its window starts `context` targets before them, moved to lie
+    within the text. Each byte is so scored once, and sees `context` bytes or more before it, or all
+    there are. A context of 0 cuts the text into segments.
+
+    Attributes:
+      text: uint8 (N,).
+      length: T, at most N.
+      context: bytes of a window that only lead up to those it scores, 0 .. T - 1.
+      random, seed: whether windows start anywhere, and what they are drawn from.
+      whole: whether the examples score each byte once.
+      name: of the text, to name it in errors.
+
+    Raises:
+      UserError: length or context is out of its range, or the text is shorter than a window or
+          longer than 2,147,483,646 bytes.
+    """
+
+    text: np.ndarray
+    length: int
+    context: int = 0
+    random: bool = False
+    seed: int = 0
+    whole: bool = False
+    name: str = "text"
+
+    def __post_init__(self) -> None:
+        _check_window(self.length, self.context)
+        if len(self.text) < self.length:
+            raise UserError(
+                f"{self.name} has {len(self.text)} bytes, fewer than data.length={self.length}; "
+                "lower it or take a longer text"
+            )
+        if len(self.text) > _LONGEST:
+            raise UserError(
+                f"{self.name} has {len(self.text)} bytes; take at most {_LONGEST} of them"
+            )
+
+    @property
+    def size(self) -> int:
+        """The number of examples: N // T to train on, ceil(N / (T - context)) to evaluate."""
+        if self.whole:
+            return -(-len(self.text) // (self.length - self.context))
+        return len(self.text) // self.length
+
+    @property
+    def resident(self) -> Mapping[str, np.ndarray]:
+        """{"text": uint8 (N + 1,)}, the start and the text."""
+        return {"text": np.concatenate([np.zeros(1, np.uint8), self.text])}
+
+    def fetch(self, indices: np.ndarray, step: int = 0) -> HostBatch:
+        """{"start": int32 (B,)}, the position of each window's first target; see Split.
+
+        If `whole`, also the targets that count: "first" .. "last" - 1, both int32 (B,).
+        """
+        check_range(indices, self.size)
+        count, example = len(self.text), np.asarray(indices, np.int64)
+        if self.whole:
+            first = example * (self.length - self.context)
+            last = np.minimum(first + self.length - self.context, count)
+            start = np.clip(first - self.context, 0, count - self.length)
+            positions = {"start": start, "first": first, "last": last}
+        elif self.random:
+            rng = np.random.default_rng([self.seed, step, _STREAM])
+            positions = {"start": rng.integers(count - self.length + 1, size=len(example))}
+        else:
+            positions = {"start": example * self.length}
+        return {name: values.astype(np.int32) for name, values in positions.items()}
+
+    def batches(
+        self, indices: Callable[[int], np.ndarray], first: int, last: int
+    ) -> Iterator[HostBatch]:
+        """`fetch(indices(step), step)` for step = first .. last - 1."""
+        return (self.fetch(indices(step), step) for step in range(first, last))
+
+    def gather(self, resident: Mapping[str, jax.Array], fetched: Mapping[str, jax.Array]) -> Batch:
+        """{"tokens", "targets"}, the inputs and targets, int32 (B, T) in 0 .. 255; traceable.
+
+        If `whole`, also "weight", float32 (B, T): 1 for a target that counts and 0 for another.
+        """
+        start = fetched["start"][:, None]
+        position = start + jnp.arange(self.length + 1, dtype=jnp.int32)[None, :]
+        window = jnp.take(resident["text"], position, axis=0).astype(jnp.int32)
+        batch = {"tokens": window[:, :-1], "targets": window[:, 1:]}
+        if self.whole:
+            target = position[:, :-1]
+            counts = (fetched["first"][:, None] <= target) & (target < fetched["last"][:, None])
+            batch["weight"] = counts.astype(jnp.float32)
+        return batch
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Text:
+    """A text data set: its two splits and what a model must know about it.
+
+    `vocab_size` counts the values that a byte can have.
+    """
+
+    name: str
+    train: TextSplit
+    eval: TextSplit
+    vocab_size: int = 256
+
+    @property
+    def largest(self) -> int:
+        """The largest byte value in the two splits."""
+        return int(max(self.train.text.max(), self.eval.text.max()))
+
+    @property
+    def length(self) -> int:
+        """T, the bytes in a window."""
+        return self.train.length
+
+
+def load_text(
+    name: str,
+    data_dir: str | None = None,
+    path: str | None = None,
+    *,
+    length: int = 256,
+    windows: str = "segments",
+    context: int = 0,
+    eval_split: str = "validation",
+    seed: int = 0,
+) -> Text:
+    """The text `name`, one of TEXT_NAMES.
+
+    "enwik8" is the Hutter Prize's 100 MB of Wikipedia, its first 90 % to train. "stdlib" needs no
+    files: the sources of Python's own standard library, about 11 MB, of which every twentieth file
+    is for validation and the one after it for test; they differ from one version and installation
+    of Python to another. "text" is the user's own: the first 90 % of its bytes train, the next 5 %
+    are for validation, the rest for test.
+
+    Args:
+      name: one of TEXT_NAMES.
+      data_dir: "enwik8" only: where TFDS data lives, as in data.load.
+      path: "text" only: a file, or a folder, whose files are joined by newlines in the order of
+          their paths; hidden ones are left out.
+      length: T, the bytes in a window.
+      windows: "segments" or "random", the windows that train; see TextSplit.
+      context: what the windows that evaluate hold before the bytes they score; see TextSplit.
+      eval_split: "validation" or "test".
+      seed: what random windows are drawn from, with the number of the update.
+
+    Raises:
+      UserError: an argument is not one of these, the text cannot be read or had, or a split is
+          shorter than a window.
+    """
+    if name not in TEXT_NAMES:
+        raise choose_from("text", name, TEXT_NAMES)
+    if windows not in WINDOWS:
+        raise choose_from("data.windows", windows, WINDOWS)
+    if eval_split not in SPLITS[1:]:
+        raise choose_from("data.eval_split", eval_split, SPLITS[1:])
+    _check_window(length, context)  # before anything is downloaded
+    train, held = _parts(name, data_dir, path, eval_split)
+    return Text(
+        name,
+        TextSplit(
+            train, length, random=windows == "random", seed=seed, name=f"the train split of {name}"
+        ),
+        TextSplit(held, length, context, whole=True, name=f"the {eval_split} split of {name}"),
+    )
+
+
+def _parts(
+    name: str, data_dir: str | None, path: str | None, eval_split: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """The bytes of the train split and those of `eval_split`, uint8 (N,) each."""
+    if name == "stdlib":
+        return stdlib_text("train"), stdlib_text(eval_split)
+    if name == "enwik8":
+        from rezero_jax.data.enwik8 import enwik8_bytes  # importing TFDS takes a while
+
+        return enwik8_bytes("train", data_dir), enwik8_bytes(eval_split, data_dir)
+    text = user_text(path)
+    cuts = [len(text) * percent // 100 for percent in (90, 95)]
+    parts = dict(zip(SPLITS, np.split(text, cuts), strict=True))
+    return parts["train"], parts[eval_split]
+
+
+def _check_window(length: int, context: int) -> None:
+    if length < 1:
+        raise UserError(f"data.length={length} is empty; set it to at least 1")
+    if not 0 <= context < length:
+        raise UserError(
+            f"data.context={context} is not in 0 .. {length - 1}; set it to 0 or more and below "
+            f"data.length={length}, so that a window has bytes to score"
+        )

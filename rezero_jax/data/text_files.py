@@ -1,0 +1,94 @@
+"""Text from files: the user's own, and the sources of Python's standard library."""
+
+import difflib
+import os
+import sysconfig
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+
+from rezero_jax.errors import UserError
+
+# Of the standard library: what others installed, tests (half of it), and parts that some
+# installations lack.
+LEFT_OUT = (
+    "__pycache__",
+    "dist-packages",
+    "ensurepip",
+    "idlelib",
+    "lib2to3",
+    "site-packages",
+    "test",
+    "tests",
+    "turtledemo",
+)
+
+
+def user_text(path: str | None) -> np.ndarray:
+    """The bytes of a file, or of all files in a folder and below, uint8 (N,).
+
+    Files of a folder come in the order of their paths relative to it, with a newline between any
+    two; those whose path has a part that starts with a dot are left out.
+
+    Raises:
+      UserError: there is no path, nothing at it, or nothing in it, or a file cannot be read.
+    """
+    if not path:
+        raise UserError("data.name=text needs a file or folder; set --config.data.path=...")
+    root = Path(path).expanduser()
+    try:
+        if not root.exists():
+            siblings = os.listdir(root.parent) if root.parent.is_dir() else []
+            close = difflib.get_close_matches(root.name, siblings, n=1)
+            hint = f"did you mean {root.parent / close[0]}?" if close else "give a file or folder"
+            raise UserError(f"data.path={path} does not exist; {hint}")
+        files = files_below(root) if root.is_dir() else [root]
+        text = b"\n".join(file.read_bytes() for file in files)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename} cannot be read ({error.strerror}); make it readable or leave it out"
+        ) from error
+    if not text:
+        raise UserError(f"data.path={path} holds no text; give a file or folder that does")
+    return np.frombuffer(text, np.uint8)
+
+
+def stdlib_text(part: str) -> np.ndarray:
+    """The files of a part of stdlib_files, a newline after each, uint8 (N,)."""
+    text = b"".join(path.read_bytes() + b"\n" for path in stdlib_files()[part])
+    return np.frombuffer(text, np.uint8)
+
+
+def stdlib_files() -> dict[str, list[Path]]:
+    """The .py files of Python's standard library, less those below LEFT_OUT, in three parts.
+
+    Of the files in the order of their relative paths, number 10 of each 20 (counting from 0) is in
+    "validation", number 11 in "test" and the others in "train", so that all three are text of one
+    kind. About 580 files and 11 MB; they differ from one version and installation of Python to
+    another.
+    """
+    parts: dict[str, list[Path]] = {"train": [], "validation": [], "test": []}
+    paths = files_below(Path(sysconfig.get_paths()["stdlib"]), LEFT_OUT)
+    for number, path in enumerate(path for path in paths if path.suffix == ".py"):
+        parts[{10: "validation", 11: "test"}.get(number % 20, "train")].append(path)
+    return parts
+
+
+def files_below(root: Path, left_out: Collection[str] = ()) -> list[Path]:
+    """The regular files in `root` and below, sorted by relative path with / between its parts.
+
+    Hidden files and folders and folders named in `left_out` are skipped.
+
+    Raises:
+      OSError: a folder cannot be read.
+    """
+    paths = []
+    for folder, folders, names in os.walk(root, onerror=_raise):
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in left_out]
+        paths += [Path(folder, name) for name in names if not name.startswith(".")]
+    return sorted(filter(Path.is_file, paths), key=lambda path: path.relative_to(root).as_posix())
+
+
+def _raise(error: OSError) -> None:
+    raise error  # os.walk passes over what it cannot read otherwise

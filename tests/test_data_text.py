@@ -1,0 +1,335 @@
+"""Text: every byte scored exactly once, windows as in plain NumPy, and files in their order."""
+
+import re
+import sysconfig
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rezero_jax.data import Order, Text, TextSplit, eval_batches, load
+from rezero_jax.data.text import load_text
+from rezero_jax.data.text_files import LEFT_OUT, stdlib_files, stdlib_text, user_text
+from rezero_jax.errors import UserError
+
+# N, T and context: with and without a ragged end, one window, one byte scored at a time.
+SHAPES = [
+    (12, 4, 0),
+    (14, 4, 0),
+    (14, 4, 3),
+    (50, 7, 3),
+    (51, 10, 5),
+    (7, 7, 2),
+    (9, 7, 6),
+    (8, 7, 1),
+    (5, 1, 0),
+]
+
+
+def random_text(size: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, size, np.uint8)
+
+
+def examples(split: TextSplit, indices: np.ndarray, step: int = 0) -> dict[str, np.ndarray]:
+    batch = jax.jit(split.gather)(dict(split.resident), split.fetch(indices, step))
+    return {name: np.asarray(values) for name, values in batch.items()}
+
+
+@pytest.mark.parametrize(("count", "length", "context"), SHAPES)
+def test_evaluation_scores_every_byte_once_after_its_context(
+    count: int, length: int, context: int
+) -> None:
+    text = random_text(count)
+    split = TextSplit(text, length, context, whole=True)
+    indices = np.arange(split.size)
+    starts, last = (split.fetch(indices)[name] for name in ("start", "last"))
+    assert last[-1] == count
+    batch = examples(split, indices)
+    scored = np.zeros(count, int)
+    for i, start in enumerate(starts):
+        np.testing.assert_array_equal(batch["targets"][i], text[start : start + length])
+        for place in np.flatnonzero(batch["weight"][i]):
+            scored[start + place] += 1
+            assert place >= min(context, start + place)
+    np.testing.assert_array_equal(scored, 1)
+    assert set(np.unique(batch["weight"])) <= {0, 1}
+    stride = length - context
+    np.testing.assert_array_equal(batch["weight"].sum(axis=1)[:-1], stride)
+    assert batch["weight"][-1].sum() == count - (split.size - 1) * stride
+    assert batch["weight"].dtype == np.float32
+
+
+@pytest.mark.parametrize(("count", "length", "context"), SHAPES)
+def test_scores_add_up_to_those_of_the_whole_text(count: int, length: int, context: int) -> None:
+    """A model of pairs of bytes needs no more than one byte before, which every window has."""
+    text = random_text(count) % 5
+    cost = np.random.default_rng(1).exponential(size=(5, 5))
+    expected = cost[np.concatenate([[0], text[:-1]]), text].sum()
+    split = TextSplit(text, length, context, whole=True)
+    indices, mask = eval_batches(split.size, 4)
+    total = 0.0
+    for fetched, keep in zip(
+        split.batches(indices.__getitem__, 0, len(indices)), mask, strict=True
+    ):
+        batch = jax.jit(split.gather)(dict(split.resident), fetched)
+        costs = cost[np.asarray(batch["tokens"]), np.asarray(batch["targets"])]
+        total += (costs * np.asarray(batch["weight"]) * keep[:, None]).sum()
+    assert total == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["segments", "random", "whole"])
+def test_inputs_are_the_bytes_before_the_targets(kind: str) -> None:
+    text = random_text(103)
+    split = TextSplit(text, 8, 3 * (kind == "whole"), kind == "random", whole=kind == "whole")
+    before = np.concatenate([[0], text])
+    indices = np.arange(split.size)
+    for step in range(4 if kind == "random" else 1):
+        start = split.fetch(indices, step)["start"]
+        batch = examples(split, indices, step)
+        assert batch["tokens"].dtype == batch["targets"].dtype == np.int32
+        for i, position in enumerate(start):
+            np.testing.assert_array_equal(batch["tokens"][i], before[position : position + 8])
+            np.testing.assert_array_equal(batch["targets"][i], text[position : position + 8])
+
+
+def test_bytes_above_127_keep_their_value() -> None:
+    text = np.arange(256, dtype=np.uint8)
+    batch = examples(TextSplit(text, 256), np.array([0]))
+    np.testing.assert_array_equal(batch["targets"][0], np.arange(256))
+    np.testing.assert_array_equal(batch["tokens"][0], [0, *range(255)])
+
+
+@pytest.mark.parametrize(("count", "segments"), [(12, 3), (14, 3), (15, 3), (16, 4)])
+def test_training_segments_tile_the_text_without_its_ragged_end(count: int, segments: int) -> None:
+    text = random_text(count)
+    split = TextSplit(text, 4)
+    assert split.size == segments
+    batch = examples(split, np.arange(segments))
+    assert set(batch) == {"tokens", "targets"}
+    np.testing.assert_array_equal(batch["targets"].ravel(), text[: 4 * segments])
+
+
+def test_a_shuffled_epoch_holds_each_segment_once() -> None:
+    text = random_text(42)
+    split = TextSplit(text, 5)
+    order = Order(seed=3, size=split.size, batch_size=4)
+    batches = [
+        np.asarray(
+            split.gather({k: jnp.asarray(v) for k, v in split.resident.items()}, fetched)["targets"]
+        )
+        for fetched in split.batches(order.indices, 0, 2)
+    ]
+    rows = sorted(map(tuple, np.concatenate(batches)))
+    assert rows == sorted(map(tuple, text[:40].reshape(8, 5)))
+
+
+def test_random_windows_are_a_function_of_seed_and_step_alone() -> None:
+    text = random_text(1000)
+    split = TextSplit(text, 10, random=True, seed=5)
+    assert split.size == 100
+
+    def start(split: TextSplit, indices: list[int], step: int) -> list[int]:
+        return split.fetch(np.array(indices), step)["start"].tolist()
+
+    assert start(split, [0, 1, 2, 3], 7) == start(split, [9, 9, 50, 0], 7)
+    again = TextSplit(text, 10, random=True, seed=5)
+    (fetched,) = again.batches(lambda step: np.arange(4), 7, 8)
+    assert fetched["start"].tolist() == start(split, [0, 1, 2, 3], 7)
+    draws = {tuple(start(split, [0] * 8, step)) for step in range(50)}
+    assert len(draws) == 50
+    other = TextSplit(text, 10, random=True, seed=6)
+    assert start(other, [0] * 8, 7) != start(split, [0] * 8, 7)
+
+
+def test_random_windows_start_everywhere_equally_often() -> None:
+    split = TextSplit(random_text(16), 5, random=True)
+    draws = np.concatenate([split.fetch(np.zeros(3, int), step)["start"] for step in range(4000)])
+    counts = np.bincount(draws, minlength=12)
+    assert len(counts) == 12  # 0 .. 16 - 5
+    # Chi-squared with 11 degrees of freedom: above 35 in fewer than 1 of 4,000 cases.
+    assert ((counts - 1000) ** 2 / 1000).sum() < 35
+
+
+def test_random_windows_do_not_reuse_the_numbers_that_shuffle_the_examples() -> None:
+    split = TextSplit(random_text(1008), 9, random=True, seed=1)
+    for step in range(3):
+        shuffling = np.random.default_rng([1, step]).integers(1000, size=20)  # as in data.order
+        start = split.fetch(np.zeros(20, int), step)["start"]
+        assert (start == shuffling).mean() < 0.2
+
+
+@pytest.mark.parametrize("indices", [[-1], [0, 4]])
+@pytest.mark.parametrize("kind", [{}, {"random": True}, {"whole": True, "context": 1}])
+def test_indices_outside_the_split_are_refused(indices: list[int], kind: dict[str, int]) -> None:
+    split = TextSplit(random_text(12), 4 if "whole" in kind else 3, **kind)
+    with pytest.raises(IndexError, match=r"0 \.\. 3"):
+        split.fetch(np.array(indices))
+
+
+def test_the_longest_text_can_be_indexed_and_a_longer_one_is_refused() -> None:
+    longest = 2**31 - 2
+    text = np.broadcast_to(np.uint8(0), longest)  # takes one byte of memory
+    split = TextSplit(text, 1000, 999, whole=True)
+    fetched = split.fetch(np.array([0, split.size - 1]))
+    assert fetched["last"].tolist() == [1, longest]
+    assert fetched["start"].tolist() == [0, longest - 1000]
+    shapes = {"text": jax.ShapeDtypeStruct((longest + 1,), np.uint8)}
+    assert jax.eval_shape(split.gather, shapes, fetched)["tokens"].shape == (2, 1000)
+    with pytest.raises(UserError, match="the book has 2147483647 bytes; take at most 2147483646"):
+        TextSplit(np.broadcast_to(np.uint8(0), longest + 1), 1000, name="the book")
+
+
+def test_a_text_is_cut_into_90_5_and_5_percent(tmp_path: Path) -> None:
+    content = random_text(1019).tobytes()
+    (tmp_path / "book").write_bytes(content)
+    parts = {}
+    for part in ("validation", "test"):
+        text = load("text", path=str(tmp_path / "book"), length=16, context=4, eval_split=part)
+        assert isinstance(text, Text)
+        assert (text.name, text.length, text.vocab_size) == ("text", 16, 256)
+        assert text.largest == max(text.train.text.max(), text.eval.text.max())
+        assert (text.eval.whole, text.eval.context) == (True, 4)
+        assert not text.train.whole
+        parts["train"], parts[part] = text.train.text.tobytes(), text.eval.text.tobytes()
+    assert [len(parts[part]) for part in ("train", "validation", "test")] == [917, 51, 51]
+    assert parts["train"] + parts["validation"] + parts["test"] == content
+
+
+def test_largest_is_of_both_splits(tmp_path: Path) -> None:
+    for place, largest in ((0, 200), (905, 200), (960, 65)):  # train, validation, test
+        content = bytearray(b"A" * 1000)
+        content[place] = 200
+        (tmp_path / "book").write_bytes(content)
+        assert load_text("text", path=str(tmp_path / "book"), length=8).largest == largest
+
+
+def test_windows_and_seed_reach_the_training_split() -> None:
+    text = load("stdlib", windows="random", seed=4, length=32)
+    assert isinstance(text, Text)
+    assert (text.train.random, text.train.seed, text.eval.random) == (True, 4, False)
+    assert not load_text("stdlib").train.random
+
+
+def test_a_folder_is_its_files_in_the_order_of_their_paths(tmp_path: Path) -> None:
+    files = {
+        "b.txt": b"two\n",
+        "a/z.txt": b"one",
+        "a.txt": b"zero",  # "." sorts before "/"
+        "a/deep/er": b"half",
+        "c": b"",
+        "d": b"\xff\x00",
+        ".hidden": b"no",
+        ".git/config": b"no",
+        "a/.cache/x": b"no",
+    }
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    expected = b"zero\nhalf\none\ntwo\n\n\n\xff\x00"
+    assert user_text(str(tmp_path)).tobytes() == expected
+
+
+def test_the_standard_library_is_three_sets_of_its_own_sources() -> None:
+    files = stdlib_files()
+    assert list(files) == ["train", "validation", "test"]
+    everything = [path for part in files.values() for path in part]
+    assert len(set(everything)) == len(everything)
+    root = Path(sysconfig.get_paths()["stdlib"])
+    relative = sorted(path.relative_to(root).as_posix() for path in everything)
+    assert {"argparse.py", "json/decoder.py"} <= set(relative)
+    assert all(name.endswith(".py") for name in relative)
+    assert not any(set(name.split("/")[:-1]) & set(LEFT_OUT) for name in relative)
+    for part, place in (("validation", 10), ("test", 11)):
+        names = [path.relative_to(root).as_posix() for path in files[part]]
+        assert names == relative[place::20]
+    assert stdlib_files() == files
+
+
+def test_the_text_of_the_standard_library_is_its_files_and_newlines() -> None:
+    files = stdlib_files()["validation"]
+    text = stdlib_text("validation").tobytes()
+    place = 0
+    for path in files:
+        content = path.read_bytes()
+        assert text[place : place + len(content) + 1] == content + b"\n"
+        place += len(content) + 1
+    assert place == len(text) > 50_000
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"length": 0}, "data.length=0 is empty; set it to at least 1"),
+        ({"length": 8, "context": 8}, "data.context=8 is not in 0 .. 7; set it to 0 or more and"),
+        ({"context": -1}, "data.context=-1 is not in 0 .. 255; set it to 0 or more and below"),
+        ({"windows": "randum"}, 'unknown data.windows "randum"; did you mean "random"?'),
+        ({"eval_split": "tests"}, 'unknown data.eval_split "tests"; did you mean "test"?'),
+        (
+            {"eval_split": "train"},
+            'unknown data.eval_split "train"; choose one of test, validation',
+        ),
+    ],
+)
+@pytest.mark.parametrize("name", ["stdlib", "enwik8"])  # the latter before anything is downloaded
+def test_a_wrong_argument_is_named(name: str, wrong: dict[str, object], sentence: str) -> None:
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        load(name, **wrong)
+
+
+def test_a_wrong_name_is_named() -> None:
+    with pytest.raises(UserError, match=r'unknown data set "enwik9"; did you mean "enwik8"\?'):
+        load("enwik9")
+    with pytest.raises(UserError, match='unknown text "digits"; '):
+        load_text("digits")
+
+
+@pytest.mark.parametrize("path", [None, ""])
+def test_a_text_needs_a_path(path: str | None) -> None:
+    words = r"^data.name=text needs a file or folder; set --config.data.path=\.\.\.$"
+    with pytest.raises(UserError, match=words):
+        load("text", path=path)
+
+
+def test_a_path_without_text_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path) -> str:
+        with pytest.raises(UserError) as info:
+            load("text", path=str(path))
+        return str(info.value).replace(str(tmp_path), "ROOT")
+
+    (tmp_path / "tales.txt").write_bytes(b"")
+    (tmp_path / "folder").mkdir()
+    missing = "data.path=ROOT/tale.txt does not exist; did you mean ROOT/tales.txt?"
+    assert refused(tmp_path / "tale.txt") == missing
+    alone = "data.path=ROOT/q/w does not exist; give a file or folder"
+    assert refused(tmp_path / "q" / "w") == alone
+    for name in ("tales.txt", "folder"):
+        empty = f"data.path=ROOT/{name} holds no text; give a file or folder that does"
+        assert refused(tmp_path / name) == empty
+
+    def denied(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    (tmp_path / "folder" / "a").touch()
+    words = "ROOT/folder/a cannot be read (Permission denied); make it readable or leave it out"
+    assert refused(tmp_path / "folder") == words
+
+
+def test_a_short_split_is_named(tmp_path: Path) -> None:
+    (tmp_path / "book").write_bytes(bytes(1000))
+    assert load_text("text", path=str(tmp_path / "book"), length=50).eval.size == 1
+    for part, length, count in (("validation", 51, 50), ("test", 51, 50), ("train", 901, 900)):
+        words = (
+            f"^the {part} split of text has {count} bytes, fewer than data.length={length}; "
+            "lower it or take a longer text$"
+        )
+        with pytest.raises(UserError, match=words):
+            load_text(
+                "text",
+                path=str(tmp_path / "book"),
+                length=length,
+                eval_split="test" if part == "test" else "validation",
+            )
