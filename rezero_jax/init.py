@@ -10,13 +10,8 @@ from jax import Array
 from jax.nn.initializers import Initializer
 
 
-def torch_uniform(fan_in: int) -> Initializer:
-    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): the default of PyTorch's Linear and convolution layers.
-
-    PyTorch draws biases from the same interval as the weights, which is why `fan_in` is given: a
-    bias's own shape does not tell it.
-    """
-    bound = 1.0 / np.sqrt(fan_in)
+def uniform(bound: float) -> Initializer:
+    """U(-bound, bound)."""
 
     def initialise(
         key: Array, shape: Sequence[int], dtype: Any = np.float32, out_sharding: Any = None
@@ -26,6 +21,20 @@ def torch_uniform(fan_in: int) -> Initializer:
         return flat.reshape(shape, out_sharding=out_sharding)
 
     return initialise
+
+
+def torch_uniform(fan_in: int) -> Initializer:
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): the default of PyTorch's Linear and convolution layers.
+
+    PyTorch draws biases from the same interval as the weights, which is why `fan_in` is given: a
+    bias's own shape does not tell it.
+    """
+    return uniform(1.0 / np.sqrt(fan_in))
+
+
+def xavier_uniform(fan_in: int, fan_out: int) -> Initializer:
+    """U(-b, b) with b = sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio, 2010)."""
+    return uniform(math.sqrt(6 / (fan_in + fan_out)))
 
 
 def kaiming_normal(mode: Literal["fan_in", "fan_out"], scale: float = 1.0) -> Initializer:

@@ -15,6 +15,9 @@ A *rule* says how the output of a branch F joins the trunk x. Table 1 of the pap
 
 Each rule is a module called with the trunk and the branch, `rule(x, f)`, so that the sublayers of
 one layer can share a gate. To gate a module of your own, wrap it: `ReZero(f)`.
+
+For inference a gate can be folded: `fold_into` multiplies alpha into the branch's last weights
+(`rezero_jax.fold` does so for a whole model).
 """
 
 from collections.abc import Callable
@@ -25,9 +28,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from rezero_jax.errors import choose_from
+from rezero_jax.errors import UserError, choose_from
 
 Branch = Callable[[Array], Array]
+Activation = Callable[[Array], Array]
 LAYER_NORM = partial(nnx.LayerNorm, epsilon=1e-5)
 
 RULES = (
@@ -41,6 +45,7 @@ RULES = (
     "gated",
     "layerscale",
 )
+GATES = ("rezero", "gated", "layerscale")  # the rules that have an alpha
 
 
 class Alpha(nnx.Param):
@@ -54,6 +59,24 @@ class Rule(nnx.Module):
         """Returns x' for the trunk `x` and the branch `f`, which must keep the shape of `x`."""
         raise NotImplementedError
 
+    def fold_into(self, *ends: Any) -> "Rule":
+        """Multiplies the gate, if there is one, into the branches' last weights.
+
+        Args:
+          *ends: what the branches end in: see `last_weights`.
+
+        Returns:
+          The rule by which they are to be joined from now on.
+
+        Raises:
+          UserError: the gate cannot be folded, or the last weights of an end are unknown.
+        """
+        return self
+
+    def folded_relu(self) -> Activation:
+        """r with r(alpha z) = alpha relu(z): after `fold_into`, the ReLU that ends a branch."""
+        return nnx.relu
+
 
 class Plain(Rule):
     """x' = F(x)."""
@@ -66,7 +89,7 @@ class Residual(Rule):
     """x' = x + F(x)."""
 
     def __call__(self, x: Array, f: Branch) -> Array:
-        return x + _branch(f, x, x)
+        return x + _branch(f, x, x).astype(x.dtype)
 
 
 class Gate(Rule):
@@ -74,13 +97,26 @@ class Gate(Rule):
 
     def __init__(self, shape: tuple[int, ...] = (), alpha_init: float = 0.0):
         self.alpha = Alpha(jnp.full(shape, alpha_init, jnp.float32))
+        self.axes = len(shape)  # of one layer's alpha; a stack puts its layer axis before them
 
     def __call__(self, x: Array, f: Branch) -> Array:
         fx = _branch(f, x, x)
-        return x + (self._alpha(fx) * fx).astype(x.dtype)
+        return x + (self._along(fx) * fx).astype(x.dtype)
 
-    def _alpha(self, fx: Array) -> Array:
-        return self.alpha[...].reshape((1,) * (fx.ndim - self.alpha.ndim) + self.alpha.shape)
+    def fold_into(self, *ends: Any) -> Rule:
+        for weight in [weight for end in ends for weight in last_weights(end)]:
+            if weight is not None:
+                weight[...] = (weight[...] * self._along(weight)).astype(weight.dtype)
+        return Residual()
+
+    def folded_relu(self) -> Activation:
+        return SignedRelu(self.alpha[...])
+
+    def _along(self, y: Array | nnx.Param) -> Array:
+        """alpha, ready to be multiplied with a branch's output or with (stacked) weights."""
+        shape, layers = self.alpha.shape, self.alpha.ndim - self.axes
+        ones = (1,) * (y.ndim - self.alpha.ndim)
+        return self.alpha[...].reshape(shape[:layers] + ones + shape[layers:])
 
 
 class Convex(Gate):
@@ -88,8 +124,14 @@ class Convex(Gate):
 
     def __call__(self, x: Array, f: Branch) -> Array:
         fx = _branch(f, x, x)
-        alpha = self._alpha(fx)
+        alpha = self._along(fx)
         return ((1 - alpha) * x + alpha * fx).astype(x.dtype)
+
+    def fold_into(self, *ends: Any) -> Rule:
+        raise UserError(
+            "the gate of `gated` scales the trunk as well as the branch, so it cannot be folded "
+            "into weights; use the model as it is"
+        )
 
 
 class Normed(Rule):
@@ -147,7 +189,31 @@ class ReZero(Gate):
         self.f = f
 
     def __call__(self, x: Array, *args: Any, **kwargs: Any) -> Array:  # type: ignore[override]
-        return super().__call__(x, lambda trunk: self.f(trunk, *args, **kwargs))
+        join = Residual() if self.alpha is None else super().__call__
+        return join(x, lambda trunk: self.f(trunk, *args, **kwargs))
+
+    def fold_gates(self) -> None:
+        """Moves alpha into the last weights of f; see `rezero_jax.fold`."""
+        self.fold_into(self.f)
+        self.alpha = None  # type: ignore[assignment]
+
+
+class SignedRelu(nnx.Module):
+    """max(z, 0) where alpha >= 0, min(z, 0) where alpha < 0: alpha relu(z) is this of alpha z.
+
+    It is written as a clip, whose bounds a stack can scan over.
+    """
+
+    def __init__(self, alpha: Array):
+        self.low = nnx.Variable(jnp.where(alpha < 0, -jnp.inf, 0.0))
+        self.high = nnx.Variable(jnp.where(alpha < 0, 0.0, jnp.inf))
+
+    def __call__(self, z: Array) -> Array:
+        low, high = (
+            bound[...].astype(z.dtype).reshape((1,) * (z.ndim - bound.ndim) + bound.shape)
+            for bound in (self.low, self.high)
+        )
+        return jnp.clip(z, low, high)
 
 
 def make_rule(
@@ -190,6 +256,33 @@ def make_rule(
         case "layerscale":
             return Gate((features,), alpha_init)
     raise choose_from("residual rule", name, RULES)
+
+
+def last_weights(end: Any) -> tuple[nnx.Param | None, ...]:
+    """The parameters that, all multiplied by a number, multiply what a branch ends in by it.
+
+    Their last axis is that of the channels. None stands for a bias that is not there.
+
+    Args:
+      end: a linear layer or convolution of Flax, an nnx.Sequential that ends in one, a parameter,
+        or an object with a method `last_weights()`, which is asked.
+
+    Raises:
+      UserError: it is something else.
+    """
+    if isinstance(end, nnx.Param):
+        return (end,)
+    if type(end) in (nnx.Linear, nnx.LinearGeneral, nnx.Conv):  # a subclass may do more
+        return end.kernel, end.bias
+    if type(end) is nnx.Sequential:
+        return last_weights(end.layers[-1])
+    if hasattr(end, "last_weights"):
+        return end.last_weights()
+    raise UserError(
+        f"the last weights of a branch that is or ends in a {type(end).__name__} are unknown, so "
+        "no gate can be folded into them; make it a module with a method last_weights() that "
+        "returns what its output is proportional to, such as (self.out.kernel, self.out.bias)"
+    )
 
 
 def _branch(f: Callable[..., Array], x: Array, trunk: Array) -> Array:

@@ -13,7 +13,7 @@ from jax import Array
 
 from rezero_jax.errors import UserError, choose_from
 
-LayerState = tuple[nnx.State, nnx.State]
+LayerState = tuple[nnx.State, nnx.State, Array | None]  # parameters, other arrays, random key
 Layer = Callable[[Array, LayerState], tuple[Array, nnx.State]]
 
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
@@ -58,20 +58,33 @@ class Stack(nnx.Module):
         blocks = jax.lax.map(make_block, rngs.split(depth))
         self.blocks: nnx.Module | nnx.List = blocks if scan else _unstack(blocks, depth)
 
-    def __call__(self, x: Array, *args: Any) -> Array:
-        """Applies the blocks in order to x; `args` go to every block as they are."""
+    def __call__(self, x: Array, *args: Any, rngs: nnx.Rngs | None = None, **kwargs: Any) -> Array:
+        """Applies the blocks in order to x.
+
+        Args:
+          *args, **kwargs: go to every block as they are.
+          rngs: if given, every block gets `rngs=` of its own, drawn from the stream "dropout".
+        """
+        keys = None if rngs is None else jax.random.split(rngs.dropout(), self.depth)
         if isinstance(self.blocks, nnx.List):
-            for block in self.blocks:
-                layer, state = self._functional(block, args)
-                x, updated = layer(x, state)
+            for i, block in enumerate(self.blocks):
+                layer, arrays = self._functional(block, args, kwargs)
+                x, updated = layer(x, (*arrays, None if keys is None else keys[i]))
                 nnx.update(block, updated)
         else:
-            layer, state = self._functional(self.blocks, args)
-            x, updated = jax.lax.scan(layer, x, state)
+            layer, arrays = self._functional(self.blocks, args, kwargs)
+            x, updated = jax.lax.scan(layer, x, (*arrays, keys))
             nnx.update(self.blocks, updated)
         return x
 
-    def _functional(self, block: nnx.Module, args: tuple[Any, ...]) -> tuple[Layer, LayerState]:
+    def layers(self) -> list[Any]:
+        """The blocks one by one; of a scanned stack, copies with their slices of the arrays."""
+        blocks = self.blocks
+        return list(blocks if isinstance(blocks, nnx.List) else _unstack(blocks, self.depth))
+
+    def _functional(
+        self, block: nnx.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Layer, tuple[nnx.State, nnx.State]]:
         """The block as a function of x and its arrays, and those arrays.
 
         What the block updates while it runs (running statistics) comes out as a result: neither a
@@ -80,8 +93,10 @@ class Stack(nnx.Module):
         graphdef, params, rest = split_params(block)
 
         def layer(x: Array, state: LayerState) -> tuple[Array, nnx.State]:
-            merged = nnx.merge(graphdef, *state)
-            return merged(x, *args), nnx.state(merged, nnx.Not(nnx.Param))
+            *arrays, key = state
+            merged = nnx.merge(graphdef, *arrays)
+            random = {} if key is None else {"rngs": nnx.Rngs(dropout=key)}
+            return merged(x, *args, **kwargs, **random), nnx.state(merged, nnx.Not(nnx.Param))
 
         if self.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[self.remat], prevent_cse=False)

@@ -24,6 +24,7 @@ from jax import Array
 from jaxtyping import Float
 
 from rezero_jax.models.style import Style
+from rezero_jax.residual import Activation
 
 Images = Float[Array, "batch height width channels"]
 
@@ -59,6 +60,11 @@ class PostBlock(nnx.Module):
         """F(x)."""
         return self.norm2(self.conv2(nnx.relu(self.norm1(self.conv1(x)))))
 
+    def fold_gates(self) -> None:
+        """Moves the gate into the last BatchNorm or convolution of F; see `rezero_jax.fold`."""
+        end = self.conv2 if self.norm2 is nnx.identity else self.norm2
+        self.rule = self.rule.fold_into(end)
+
 
 class ReluAfter(PostBlock):
     """x' = relu(s(x) + F(x)); `skipinit`: x' = relu(s(x) + a F(x))."""
@@ -70,8 +76,14 @@ class ReluAfter(PostBlock):
 class ReluInside(PostBlock):
     """`rezero`: x' = s(x) + a relu(F(x)); `gated`: x' = (1 - a) s(x) + a relu(F(x))."""
 
+    relu: Activation = staticmethod(nnx.relu)
+
     def __call__(self, x: Images) -> Images:
-        return self.rule(self.shortcut(x), lambda _: nnx.relu(self.branch(x)))
+        return self.rule(self.shortcut(x), lambda _: self.relu(self.branch(x)))
+
+    def fold_gates(self) -> None:
+        self.relu = self.rule.folded_relu()
+        super().fold_gates()
 
 
 class PreBlock(nnx.Module):
@@ -103,6 +115,10 @@ class PreBlock(nnx.Module):
         """F as a function of u."""
         return self.conv2(nnx.relu(self.norm2(self.conv1(u))))
 
+    def fold_gates(self) -> None:
+        """Moves the gate into the last convolution of F; see `rezero_jax.fold`."""
+        self.rule = self.rule.fold_into(self.conv2)
+
     def __call__(self, x: Images) -> Images:
         u = nnx.relu(self.norm1(x))
         s = x if self.shortcut is None else self.shortcut(u)
@@ -128,3 +144,6 @@ class PreBottleneck(PreBlock):
         """F as a function of u."""
         f = self.conv2(nnx.relu(self.norm2(self.conv1(u))))
         return self.conv3(nnx.relu(self.norm3(f)))
+
+    def fold_gates(self) -> None:
+        self.rule = self.rule.fold_into(self.conv3)

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from rezero_jax import init
 from rezero_jax.errors import UserError
-from rezero_jax.residual import make_rule
+from rezero_jax.residual import Activation, make_rule
 from rezero_jax.stack import Stack
 
 
@@ -19,6 +19,8 @@ class Block(nnx.Module):
 
     The gate of ReZero stands outside the ReLU: x' = x + alpha relu(W x + b).
     """
+
+    relu: Activation = staticmethod(nnx.relu)
 
     def __init__(
         self,
@@ -41,7 +43,12 @@ class Block(nnx.Module):
         self.rule = make_rule(residual, width, alpha_init=alpha_init, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
-        return self.rule(x, lambda trunk: nnx.relu(self.linear(trunk)))
+        return self.rule(x, lambda trunk: self.relu(self.linear(trunk)))
+
+    def fold_gates(self) -> None:
+        """Moves the gate into W, b and the ReLU; see `rezero_jax.fold`."""
+        self.relu = self.rule.folded_relu()
+        self.rule = self.rule.fold_into(self.linear)
 
 
 class MLP(nnx.Module):
