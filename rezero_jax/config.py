@@ -35,6 +35,11 @@ def base_config() -> ConfigDict:
     config.data.flip = False  # left to right, for half of the images
     config.data.jitter = 0.0  # brightness, contrast and saturation vary by this fraction
     config.data.rotation = 0.0  # degrees, at most
+    config.data.path = config_dict.placeholder(str)  # text: the file or folder
+    config.data.length = 256  # text: bytes in an example
+    config.data.windows = "segments"  # text: what is trained on; segments, random
+    config.data.context = 0  # text: bytes at least that lead up to each byte in an evaluation
+    config.data.eval_split = "validation"  # text: validation, test
 
     config.train = ConfigDict()
     config.train.steps = config_dict.placeholder(int)  # exactly one of these three sets the length

@@ -118,13 +118,15 @@ def train(
 def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
     """The evaluation of a run's newest checkpoint: {"step": ..., "eval/loss": ...}.
 
+    What is evaluated may be set otherwise than in training: record.EVALUATION.
+
     Raises:
       UserError: there is no checkpoint, or the workdir is of another config.
     """
     program = Program.from_config(config)
     if not (Path(workdir) / "checkpoints").is_dir():
         raise UserError(f"{workdir} holds no checkpoint; train there first, or name another")
-    home = Workdir(workdir, config)
+    home = Workdir(workdir, config, evaluating=True)
     checkpoints = Checkpoints(home.folder / "checkpoints", config.checkpoint)
     restored = checkpoints.restore(program.shapes, warn=_warn)
     checkpoints.close()

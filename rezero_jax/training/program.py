@@ -13,11 +13,12 @@ from rezero_jax import data
 from rezero_jax.data.augment import Augmentation
 from rezero_jax.data.order import Order, eval_batches
 from rezero_jax.data.source import Dataset, HostBatch, standardise
+from rezero_jax.data.text import Text
 from rezero_jax.errors import UserError
-from rezero_jax.models.build import make_model
+from rezero_jax.models.build import make_language_model, make_model
 from rezero_jax.training import sharding, step
 from rezero_jax.training.optim import make_optimizer
-from rezero_jax.training.state import State, init_state, skeleton
+from rezero_jax.training.state import MakeModel, State, init_state, skeleton
 from rezero_jax.training.timetable import Timetable
 
 
@@ -49,11 +50,16 @@ class Program:
             mean=source.mean,
             std=source.std,
             image_size=source.image_size,
+            path=source.path,
+            length=source.length,
+            windows=source.windows,
+            context=source.context,
+            eval_split=source.eval_split,
             seed=config.seed,
         )
         return cls(config, dataset)
 
-    def __init__(self, config: ConfigDict, dataset: Dataset):
+    def __init__(self, config: ConfigDict, dataset: Dataset | Text):
         self.config = config
         train, seed = config.train, config.seed
         self._train, self._eval = dataset.train, dataset.eval
@@ -72,12 +78,9 @@ class Program:
                 "eval.batch_size": config.eval.batch_size,
             },
         )
-        make, input_shape = make_model(config.model, dataset.example_shape, dataset.num_classes)
+        make, objective = _task(config.model, dataset)
         self.skeleton = skeleton(make)
         optimizer, schedules = make_optimizer(config.optim, self.timetable.total, self.skeleton)
-        objective = step.classification(
-            partial(standardise, mean=dataset.mean, std=dataset.std), input_shape
-        )
         train_step = step.make_train_step(
             self.skeleton, objective, optimizer, train.accumulate, seed, augment(config.data)
         )
@@ -120,17 +123,39 @@ class Program:
         return self._train_steps(state, self._train_resident, fetched, count)
 
     def evaluate(self, state: State) -> dict[str, float]:
-        """Means over the evaluation split, every example exactly once: {"eval/loss": ...}."""
+        """Means over the evaluation split, all of it exactly once: {"eval/loss": ...}.
+
+        They are means over examples, or in a text over bytes.
+        """
         indices, mask = self._eval_batches
         batched = sharding.batched(self.mesh)
         sums = []
         for i, fetched in enumerate(self._eval.batches(indices.__getitem__, 0, len(indices))):
             args = sharding.put((fetched, mask[i]), batched)
             sums.append(self._eval_step(state, self._eval_resident, *args))
-        return {
-            f"eval/{name}": math.fsum(float(part[name]) for part in sums) / self._eval.size
-            for name in sums[0]
-        }
+        totals = {name: math.fsum(float(part[name]) for part in sums) for name in sums[0]}
+        count = totals.pop("weight")
+        return {f"eval/{name}": total / count for name, total in totals.items()}
+
+
+def _task(model: ConfigDict, dataset: Dataset | Text) -> tuple[MakeModel, step.Objective]:
+    """The constructor of the model, and what it learns from the data."""
+    if isinstance(dataset, Text):
+        make: MakeModel = make_language_model(model)
+        if dataset.length > model.max_len:
+            raise UserError(
+                f"data.length={dataset.length} is more than model.max_len={model.max_len}; lower "
+                "it, or raise model.max_len"
+            )
+        if dataset.largest >= model.vocab_size:
+            raise UserError(
+                f'the text "{dataset.name}" has the byte {dataset.largest}, which is not in '
+                f"model.vocab_size={model.vocab_size}; set it to 256"
+            )
+        return make, step.language_modelling
+    make, input_shape = make_model(model, dataset.example_shape, dataset.num_classes)
+    pixels = partial(standardise, mean=dataset.mean, std=dataset.std)
+    return make, step.classification(pixels, input_shape)
 
 
 def augment(config: ConfigDict) -> step.Augment | None:

@@ -27,17 +27,25 @@ from rezero_jax.errors import UserError
 
 # Where and on how much hardware a run happens may change between two starts; what it computes not.
 TOPOLOGY = ("mesh.", "data.dir", "data.stream")
+# What an evaluation of a finished run may ask for otherwise than the run did.
+EVALUATION = ("eval.", "data.context", "data.eval_split")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 class Workdir:
     """The folder of one run, held by this process alone until it ends.
 
+    Args:
+      folder: made if need be.
+      config: of the run.
+      evaluating: the process only evaluates: the config may ask for another evaluation than the
+        run did, and the folder's files stay as they are.
+
     Raises:
       UserError: the folder cannot be written, belongs to another config, or is in use.
     """
 
-    def __init__(self, folder: str | Path, config: ConfigDict):
+    def __init__(self, folder: str | Path, config: ConfigDict, evaluating: bool = False):
         self.folder = Path(folder).absolute()
         resolved = json.loads(config.to_json())
         try:
@@ -52,18 +60,20 @@ class Workdir:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"another process is training in {folder}; wait or stop it") from None
-        self._check_config(resolved)
+        self._check_config(resolved, TOPOLOGY + EVALUATION if evaluating else TOPOLOGY)
+        if evaluating:
+            return
         write_json(self.folder / "config.json", resolved)
         write_json(self.folder / "environment.json", environment())
 
-    def _check_config(self, resolved: dict[str, Any]) -> None:
+    def _check_config(self, resolved: dict[str, Any], free: tuple[str, ...]) -> None:
         path = self.folder / "config.json"
         if not path.exists():
             return
         changes = [
             change
             for change in differences(json.loads(path.read_text()), resolved)
-            if not change.startswith(TOPOLOGY)
+            if not change.startswith(free)
         ]
         if changes:
             raise UserError(

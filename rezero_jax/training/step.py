@@ -1,5 +1,6 @@
 """The pure functions of training: one update, several updates in one dispatch, one evaluation."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,8 @@ from rezero_jax.training.optim import Schedule
 from rezero_jax.training.state import Skeleton, State
 
 Batch = dict[str, Array]
-# objective(model, batch, key) -> {"loss": (batch,), ...}, one value per example, all float32.
+# objective(model, batch, key) -> {"loss": (batch,), ...}, one value per example, all float32. Where
+# there is a "weight" among them, an evaluation counts each example so many times.
 Objective = Callable[[nnx.Module, Batch, Array], dict[str, Array]]
 # augment(batch, key) -> batch, on the device; random.
 Augment = Callable[[Batch, Array], Batch]
@@ -39,6 +41,21 @@ def classification(
         return {"loss": losses, "accuracy": hits}
 
     return objective
+
+
+def language_modelling(model: Any, batch: Batch, key: Array) -> dict[str, Array]:
+    """Mean cross entropy of an example's targets, in nats ("loss") and in bits per byte.
+
+    With batch["weight"] (batch, length) the mean is over the targets that have a weight of 1, and
+    the example's "weight" is their number.
+    """
+    losses = model.losses(batch["tokens"], batch["targets"], rngs=nnx.Rngs(dropout=key))
+    if "weight" not in batch:
+        loss = losses.mean(axis=1)
+        return {"loss": loss, "bits_per_byte": loss / math.log(2)}
+    counted = batch["weight"].sum(axis=1)
+    loss = (losses * batch["weight"]).sum(axis=1) / jnp.maximum(counted, 1)
+    return {"loss": loss, "bits_per_byte": loss / math.log(2), "weight": counted}
 
 
 def make_train_step(
@@ -153,7 +170,10 @@ def make_train_steps(
 def make_eval_step(
     skeleton: Skeleton, objective: Objective, gather: Gather
 ) -> Callable[..., dict[str, Array]]:
-    """eval_step(state, resident, fetched, mask) -> metrics summed over the unmasked examples."""
+    """eval_step(state, resident, fetched, mask) -> weighted sums over the unmasked examples.
+
+    "weight" among the results is the sum of the weights, which are 1 unless the objective says.
+    """
 
     def eval_step(
         state: State, resident: dict[str, Array], fetched: dict[str, Array], mask: Array
@@ -161,6 +181,8 @@ def make_eval_step(
         model = skeleton.model(state["params"], state["stats"])
         model.eval()
         values = objective(model, gather(resident, fetched), jax.random.key(0))
-        return {name: jnp.where(mask, value, 0.0).sum() for name, value in values.items()}
+        weight = values.pop("weight", jnp.ones(mask.shape))
+        sums = {name: jnp.where(mask, value * weight, 0).sum() for name, value in values.items()}
+        return sums | {"weight": jnp.where(mask, weight, 0).sum()}
 
     return eval_step

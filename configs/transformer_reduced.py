@@ -1,0 +1,68 @@
+"""The comparison of the paper's section 5 at a size for a CPU: which rule learns faster.
+
+    python train.py --config=configs/transformer_reduced.py:residual=RULE,path=FILE --workdir=...
+        RULE is rezero, post_norm, pre_norm or gpt2_norm; rezero,alpha_init=1 starts with open
+        gates, post_norm,warmup=100 with a warm-up
+
+One setting of the optimizer for all, as in the paper: LAMB at a constant rate, whatever the rule.
+12 layers as there, of width 128, feed-forward 256 and 8 heads where it has 512, 2048 and 2.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+from rezero_jax.config import base_config, host_devices, parse_arg
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The config for `arg`, such as "residual=post_norm,warmup=100,path=book.txt"."""
+    args = parse_arg(
+        arg,
+        residual="rezero",
+        alpha_init=0.0,
+        warmup=0,
+        path=str,
+        lr=0.016,
+        steps=600,
+        smoke=False,
+    )
+    config = base_config()
+    config.model.name = "transformer"
+    config.model.residual = args.residual
+    config.model.alpha_init = args.alpha_init
+    config.model.alpha_per = "layer"
+    config.model.depth = 2 if args.smoke else 12
+    config.model.width = 16 if args.smoke else 128
+    config.model.heads = 8
+    config.model.kv_heads = config_dict.placeholder(int)
+    config.model.feedforward = 256
+    config.model.vocab_size = 256
+    config.model.max_len = 16 if args.smoke else 128
+    config.model.positions = "sinusoidal"
+    config.model.tied = False
+    config.model.final_norm = False
+    config.model.activation = "gelu"
+    config.model.dropout = 0.0
+    config.model.bias = True
+    config.model.scan = True
+    config.model.remat = "none"
+    config.model.dtype = "float32"
+
+    config.data.name = "text" if args.path else "stdlib"
+    config.data.path = args.path
+    config.data.length = config.model.max_len
+
+    config.train.steps = args.steps
+    config.train.batch_size = 16
+    config.train.steps_per_dispatch = 5
+
+    config.optim.name = "lamb"
+    config.optim.learning_rate = args.lr
+    config.optim.warmup_steps = args.warmup
+
+    config.mesh.cpu_devices = host_devices()
+
+    config.eval.every_steps = 50
+    config.eval.batch_size = 128
+    config.checkpoint.every_steps = 200
+    config.log.every_steps = 5
+    return config

@@ -1,0 +1,77 @@
+"""A small ReZero Transformer that learns to write Python on a CPU, byte by byte.
+
+python train.py --config=configs/transformer_small.py --workdir=runs/stdlib
+    4 layers on the sources of Python's own standard library, some minutes on 2 cores
+
+python sample.py --workdir=runs/stdlib --prompt="def main("
+    what it writes
+
+python train.py --config=configs/transformer_small.py:path=book.txt --workdir=runs/book
+    the same on a text of your own, a file or a folder
+
+python train.py --config=configs/transformer_small.py:residual=pre_norm --workdir=runs/pre_norm
+    one of its rivals: post_norm, pre_norm, gpt2_norm; alpha_init=1 opens ReZero's gates
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+from rezero_jax.config import base_config, host_devices, parse_arg
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The config for `arg`, such as "path=book.txt,residual=pre_norm"."""
+    args = parse_arg(
+        arg,
+        residual="rezero",
+        alpha_init=0.0,
+        depth=4,
+        width=128,
+        length=128,
+        path=str,
+        steps=1000,
+        smoke=False,
+    )
+    config = base_config()
+    config.model.name = "transformer"
+    config.model.residual = args.residual
+    config.model.alpha_init = args.alpha_init
+    config.model.alpha_per = "layer"
+    config.model.depth = 2 if args.smoke else args.depth
+    config.model.width = 16 if args.smoke else args.width
+    config.model.heads = 4
+    config.model.kv_heads = config_dict.placeholder(int)
+    config.model.feedforward = config_dict.placeholder(int)
+    config.model.vocab_size = 256
+    config.model.max_len = 8 if args.smoke else args.length
+    config.model.positions = "rotary"
+    config.model.tied = False
+    config.model.final_norm = args.residual == "pre_norm"
+    config.model.activation = "gelu"
+    config.model.dropout = 0.0
+    config.model.bias = True
+    config.model.scan = True
+    config.model.remat = "none"
+    config.model.dtype = "float32"
+
+    config.data.name = "text" if args.path else "stdlib"
+    config.data.path = args.path
+    config.data.length = config.model.max_len
+    config.data.windows = "random"
+
+    config.train.steps = args.steps
+    config.train.batch_size = 16
+    config.train.steps_per_dispatch = 10
+
+    config.optim.name = "adamw"
+    config.optim.learning_rate = 0.003
+    config.optim.schedule = "cosine"
+    config.optim.b2 = 0.99
+    config.optim.clip_norm = 1.0
+
+    config.mesh.cpu_devices = host_devices()
+
+    config.eval.every_steps = 250
+    config.eval.batch_size = 64
+    config.checkpoint.every_steps = 250
+    config.log.every_steps = 10
+    return config
