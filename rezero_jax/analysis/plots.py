@@ -1,12 +1,13 @@
 """Plots of runs: `python -m rezero_jax.analysis.plots WORKDIR [WORKDIR ...] [--out=FILE]`.
 
 One workdir gives its learning curves and its gates by layer and step; several give their epoch
-losses in one panel, runs that differ in the seed alone as their mean and range.
+losses in one panel, or of language models the evaluations by step, runs that differ in the seed
+alone as their mean and range.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import cycle
 from pathlib import Path
 
@@ -28,11 +29,16 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 
 def plot_run(run: Run) -> Figure:
-    """Loss and accuracy by epoch, and, if the network is gated, every alpha by layer and step."""
+    """Loss and accuracy by epoch, and, if the network is gated, every alpha by layer and step.
+
+    Of a language model the bits per byte stand in place of the accuracy.
+    """
     steps, alphas = run.alphas()
     gated = alphas.shape[1] > 0
     figure, axes = plt.subplots(1, 3 if gated else 2, figsize=(13 if gated else 9, 3.8))
-    panels = (("loss", "cross entropy (nats)"), ("accuracy", "accuracy"))
+    text = _is_text(run)
+    second = ("bits_per_byte", "bits per byte") if text else ("accuracy", "accuracy")
+    panels = (("loss", "cross entropy (nats)"), second)
     for axis, (metric, title) in zip(axes, panels, strict=False):
         axis.plot(*run.series(f"train/{metric}", "epoch"), color=COLOURS[0], alpha=0.35, lw=1)
         if metric == "loss":
@@ -47,7 +53,8 @@ def plot_run(run: Run) -> Figure:
         axis.set(xlabel="epoch", title=title)
         axis.grid(alpha=0.3)
     axes[0].legend(frameon=False)
-    axes[1].legend(["training batches", "evaluation"], frameon=False, loc="lower right")
+    corner = "upper right" if text else "lower right"
+    axes[1].legend(["training batches", "evaluation"], frameon=False, loc=corner)
     if gated:
         bound = max(np.abs(alphas).max(), 1e-12)
         mesh = axes[2].pcolormesh(
@@ -62,23 +69,15 @@ def plot_run(run: Run) -> Figure:
 
 
 def plot_comparison(runs: Sequence[Run]) -> Figure:
-    """Epoch loss of several runs on a log axis; the seeds of one setting as mean and range."""
+    """Epoch loss of several runs on a log axis; the seeds of one setting as mean and range.
+
+    Of language models the bits per byte of their evaluations by step.
+    """
     figure, axis = plt.subplots(figsize=(7, 4.5))
-    for colour, (name, group) in zip(cycle(COLOURS), by_label(runs).items(), strict=False):
-        curves = [run.epoch_losses() for run in group]
-        shortest = min(map(len, curves))
-        losses = np.stack([curve[:shortest] for curve in curves])
-        epochs = np.arange(1, shortest + 1)
-        seeds = f" ({len(curves)} seeds)" if len(curves) > 1 else ""
-        axis.plot(epochs, losses.mean(0), color=colour, marker=".", label=name + seeds)
-        axis.fill_between(epochs, losses.min(0), losses.max(0), color=colour, alpha=0.25, lw=0)
-    axis.set(xlabel="epoch", ylabel="training loss (nats), mean over the epoch", yscale="log")
-    # A run that exploded at first would squeeze all others into a line; it comes in from above.
-    losses = np.concatenate([run.epoch_losses() for run in runs])
-    ceiling = min(1.3 * losses.max(), 5 * min(run.epoch_losses().max() for run in runs))
-    axis.set_ylim(losses.min() / 1.3, ceiling)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _plain_ticks(axis)
+    if all(map(_is_text, runs)):
+        _compare_bits(axis, runs)
+    else:
+        _compare_losses(axis, runs)
     axis.grid(alpha=0.3, which="both")
     axis.legend(frameon=False)
     config = runs[0].config
@@ -87,6 +86,39 @@ def plot_comparison(runs: Sequence[Run]) -> Figure:
     )
     figure.tight_layout()
     return figure
+
+
+def _is_text(run: Run) -> bool:
+    return len(run.series("train/bits_per_byte")[0]) > 0
+
+
+def _compare_bits(axis: Axes, runs: Sequence[Run]) -> None:
+    _draw(axis, runs, lambda run: run.series("eval/bits_per_byte"))
+    axis.set(xlabel="step", ylabel="bits per byte, evaluation")
+
+
+def _compare_losses(axis: Axes, runs: Sequence[Run]) -> None:
+    _draw(axis, runs, lambda run: (np.arange(1, len(run.epoch_losses()) + 1), run.epoch_losses()))
+    axis.set(xlabel="epoch", ylabel="training loss (nats), mean over the epoch", yscale="log")
+    # A run that exploded at first would squeeze all others into a line; it comes in from above.
+    losses = np.concatenate([run.epoch_losses() for run in runs])
+    ceiling = min(1.3 * losses.max(), 5 * min(run.epoch_losses().max() for run in runs))
+    axis.set_ylim(losses.min() / 1.3, ceiling)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _plain_ticks(axis)
+
+
+def _draw(
+    axis: Axes, runs: Sequence[Run], curve: Callable[[Run], tuple[np.ndarray, np.ndarray]]
+) -> None:
+    """A line for each setting: the mean of its seeds as far as all of them go, and their range."""
+    for colour, (name, group) in zip(cycle(COLOURS), by_label(runs).items(), strict=False):
+        curves = [curve(run) for run in group]
+        shortest = min(len(x) for x, _ in curves)
+        x, values = curves[0][0][:shortest], np.stack([y[:shortest] for _, y in curves])
+        seeds = f" ({len(curves)} seeds)" if len(curves) > 1 else ""
+        axis.plot(x, values.mean(0), color=colour, marker=".", label=name + seeds)
+        axis.fill_between(x, values.min(0), values.max(0), color=colour, alpha=0.25, lw=0)
 
 
 def _plain_ticks(axis: Axes) -> None:

@@ -1,8 +1,8 @@
 """Runs side by side, as Markdown: `python -m rezero_jax.analysis.table WORKDIR [WORKDIR ...]`.
 
 Prints the mean training loss of chosen epochs and the epochs until chosen losses are reached, or
-the same of test accuracy, one row per setting, with the mean and the range over the runs that
-differ in the seed alone.
+the same of test accuracy, or of a text's bits per byte by steps, one row per setting, with the mean
+and the range over the runs that differ in the seed alone.
 """
 
 import argparse
@@ -47,6 +47,41 @@ def accuracies(runs: Sequence[Run], epochs: Sequence[int], targets: Sequence[flo
     return _markdown(runs, columns, cells)
 
 
+def bits_per_byte(runs: Sequence[Run], steps: Sequence[int], targets: Sequence[float]) -> str:
+    """Bits per byte of the evaluations after `steps`, and the first step evaluated at a target.
+
+    Returns:
+      A Markdown table; the last column is the first run's steps to the last target over a row's:
+      the speed-up of the paper's table (supplement B).
+    """
+
+    def evaluations(run: Run) -> dict[float, float]:
+        return dict(zip(*run.series("eval/bits_per_byte"), strict=True))
+
+    def reached(group: Sequence[Run], target: float) -> list[float | None]:
+        return [
+            min((step for step, bits in evaluations(run).items() if bits <= target), default=None)
+            for run in group
+        ]
+
+    baseline = next(iter(by_label(runs).values()))
+
+    def cells(group: Sequence[Run]) -> list[str]:
+        after = [_cell([evaluations(run).get(step) for run in group]) for step in steps]
+        first = [_cell(reached(group, target), digits=0) for target in targets]
+        speed_up = [_speed_up(reached(baseline, t), reached(group, t)) for t in targets[-1:]]
+        return after + first + speed_up
+
+    columns = [*(f"step {s:,}" for s in steps), *(f"steps to {t}" for t in targets)]
+    return _markdown(runs, columns + ["speed-up"] * bool(targets), cells)
+
+
+def _speed_up(baseline: Sequence[float | None], steps: Sequence[float | None]) -> str:
+    if None in baseline or None in steps:
+        return ""
+    return f"{np.mean(baseline) / np.mean(steps):.2f}"  # type: ignore[arg-type]
+
+
 def _markdown(
     runs: Sequence[Run], columns: Sequence[str], cells: Callable[[Sequence[Run]], list[str]]
 ) -> str:
@@ -72,14 +107,24 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("workdirs", nargs="+", metavar="WORKDIR")
     parser.add_argument("--epochs", nargs="*", type=int, default=[1, 2, 5, 10], metavar="E")
+    parser.add_argument("--steps", nargs="*", type=int, default=[], metavar="S")
     parser.add_argument("--targets", nargs="*", type=float, default=[], metavar="VALUE")
-    parser.add_argument(
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument(
         "--accuracy", action="store_true", help="of test accuracy; targets as fractions, like 0.7"
+    )
+    kind.add_argument(
+        "--bits_per_byte",
+        action="store_true",
+        help="of a text's evaluations, after --steps; speed-ups are against the first run",
     )
     args = parser.parse_args(argv)
     try:
-        make = accuracies if args.accuracy else table
-        print(make([Run.read(folder) for folder in args.workdirs], args.epochs, args.targets))
+        runs = [Run.read(folder) for folder in args.workdirs]
+        if args.bits_per_byte:
+            print(bits_per_byte(runs, args.steps, args.targets))
+        else:
+            print((accuracies if args.accuracy else table)(runs, args.epochs, args.targets))
     except UserError as error:
         print(f"table: {error}", file=sys.stderr)
         return 2
