@@ -34,6 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from benchmarks.program import serve_training
 from benchmarks.worker import Worker, serve
 from rezero_jax.config import load_config
 from rezero_jax.data import Dataset, ResidentSplit
@@ -67,20 +68,7 @@ def config_for(depth: int, width: int, batch: int, lr: float = 0.01) -> ConfigDi
 
 def serve_ours(depth: int, width: int, batch: int) -> None:
     """Serves timings of our training step."""
-    config = config_for(depth, width, batch)
-    program = Program(config, random_images())
-    state = program.init()
-    batches = program.batches(0)
-    group = config.train.steps_per_dispatch
-
-    def steps(count: int) -> None:
-        nonlocal state
-        while count > 0:
-            state, report = program.train_steps(state, list(islice(batches, min(group, count))))
-            count -= group
-        jax.block_until_ready((state, report))
-
-    serve(steps)
+    serve_training(config_for(depth, width, batch), random_images())
 
 
 def serve_gemm(size: int) -> None:

@@ -17,10 +17,8 @@ otherwise idle machine.
 """
 
 import argparse
-import statistics
 import sys
 from collections.abc import Callable
-from itertools import islice
 from typing import Any
 
 import jax
@@ -30,12 +28,12 @@ import optax
 from flax import nnx
 
 from benchmarks.mlp import random_images
-from benchmarks.worker import Worker, serve
+from benchmarks.program import serve_training
+from benchmarks.worker import print_ratios, serve, take_turns
 from rezero_jax.config import load_config
 from rezero_jax.models import conv, style
 from rezero_jax.models.resnet import ResNet
 from rezero_jax.stack import split_params
-from rezero_jax.training.program import Program
 from rezero_jax.training.state import skeleton
 
 BATCH = 128
@@ -73,18 +71,7 @@ def serve_ours(depth: int, scan: bool, stage: str) -> None:
     )
     devices = config.mesh.cpu_devices if "devices" in used else 1
     jax.config.update("jax_num_cpu_devices", devices)
-    program = Program(config, random_images())
-    state, batches = program.init(), program.batches(0)
-    group = config.train.steps_per_dispatch
-
-    def steps(count: int) -> None:
-        nonlocal state
-        for start in range(0, count, group):
-            many = list(islice(batches, min(group, count - start)))
-            state, report = program.train_steps(state, many)
-        jax.block_until_ready((state, report))
-
-    serve(steps)
+    serve_training(config, random_images())
 
 
 def plain_steps(depth: int) -> Callable[[int], None]:
@@ -122,32 +109,9 @@ def plain_steps(depth: int) -> Callable[[int], None]:
     return steps
 
 
-def take_turns(commands: dict[str, list[str]], turns: int, count: int) -> dict[str, list[float]]:
-    """Seconds a step of each worker in each turn."""
-    workers = {name: Worker(command) for name, command in commands.items()}
-    times: dict[str, list[float]] = {name: [] for name in workers}
-    for _ in range(turns):
-        for name, worker in workers.items():
-            times[name].append(worker.seconds_per_step(count))
-    for worker in workers.values():
-        worker.close()
-    return times
-
-
 def ours(depth: int, stage: str = "devices", scan: bool = False) -> list[str]:
     """The command of a worker."""
     return [sys.executable, "-m", "benchmarks.resnet", "--serve", str(depth), str(scan), stage]
-
-
-def print_ratios(title: str, times: dict[str, list[float]], base: str) -> None:
-    """One row for each worker: its median, and its ratio to `base`, pair by pair."""
-    for name, seconds in times.items():
-        ratios = [t / b for t, b in zip(seconds, times[base], strict=True)]
-        print(
-            f"| {title} | {name} | {1e3 * statistics.median(seconds):.0f} | "
-            f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}) |",
-            flush=True,
-        )
 
 
 def main() -> None:

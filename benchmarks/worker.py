@@ -4,6 +4,7 @@ The parent writes a number n to the worker's standard input; the worker makes n 
 with the seconds per step. While one worker is timed every other one waits for its input.
 """
 
+import statistics
 import subprocess
 import sys
 import time
@@ -50,3 +51,27 @@ class Worker:
         """Ends the process."""
         self._in.close()
         self._process.wait()
+
+
+def take_turns(commands: dict[str, list[str]], turns: int, count: int) -> dict[str, list[float]]:
+    """Seconds a step of each worker in each turn."""
+    workers = {name: Worker(command) for name, command in commands.items()}
+    times: dict[str, list[float]] = {name: [] for name in workers}
+    for _ in range(turns):
+        for name, worker in workers.items():
+            times[name].append(worker.seconds_per_step(count))
+    for worker in workers.values():
+        worker.close()
+    return times
+
+
+def print_ratios(title: str, times: dict[str, list[float]], base: str) -> None:
+    """One row for each worker: its median, and its ratio to `base`, pair by pair."""
+    for name, seconds in times.items():
+        ratios = [t / b for t, b in zip(seconds, times[base], strict=True)]
+        median = 1e3 * statistics.median(seconds)
+        print(
+            f"| {title} | {name} | {median:.{0 if median >= 100 else 1}f} | "
+            f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}) |",
+            flush=True,
+        )

@@ -1,0 +1,145 @@
+"""Training steps and generation of byte-level Transformers: ours against PyTorch, pair by pair.
+
+    python -m benchmarks.transformer --torch-python=.venv-torch/bin/python
+
+where .venv-torch is the environment of `python -m benchmarks.mlp --help`.
+
+12 layers of width 256, feed-forward 1024 and 8 heads, 256 bytes, GELU by erf, no dropout, AdamW,
+batches of 8. Ours is the ReZero network and the whole step of train.py: it gathers the batch from
+the text on the device. The peers (benchmarks/torch_transformer.py) are handed their tokens:
+`official` is made of the authors' own ReZero layers, `x-transformers` is that package's pre-norm
+decoder, `flash` its attention by PyTorch's fused kernel; `compile` is torch.compile, `fused` AdamW
+with fused=True, not its default. Generation continues 16 bytes by the likeliest one, a sequence at
+a time; the official layers have no cache and read everything anew for each byte.
+
+The processes take turns; a ratio above 1 says that ours is faster. Also: seconds from nothing to
+the first finished update, by depth. Run it on an otherwise idle machine.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from benchmarks.program import serve_training
+from benchmarks.worker import print_ratios, serve, take_turns
+from rezero_jax.config import load_config
+from rezero_jax.data import Text, TextSplit
+from rezero_jax.models.build import make_language_model
+from rezero_jax.training.program import Program
+
+WIDTH, HEADS, LENGTH, BATCH, PROMPT = 256, 8, 256, 8, 16
+TRAINING = ("official", "official-compile", "x-transformers", "x-transformers-flash")
+GENERATION = ("official", "x-transformers", "x-transformers-flash")
+
+
+def random_text() -> Text:
+    """Random bytes: speed does not depend on what they say."""
+    text = np.random.default_rng(0).integers(0, 256, 1_000_000, np.uint8)
+    return Text("random", TextSplit(text, LENGTH), TextSplit(text[:10_000], LENGTH, whole=True))
+
+
+def config_for(depth: int, scan: bool) -> ConfigDict:
+    """The config of configs/transformer_small.py at these sizes, endless and silent."""
+    fields = {
+        "model.heads": HEADS,
+        "model.positions": "sinusoidal",
+        "model.scan": scan,
+        "train.steps": 10**6,
+        "train.batch_size": BATCH,
+        "eval.every_steps": None,
+        "optim.schedule": "constant",
+        "optim.clip_norm": None,
+    }
+    spec = f"configs/transformer_small.py:depth={depth},width={WIDTH},length={LENGTH}"
+    config = load_config(spec, [f"{key}={value}" for key, value in fields.items()])
+    jax.config.update("jax_num_cpu_devices", config.mesh.cpu_devices)
+    return config
+
+
+def serve_generation(depth: int) -> None:
+    """Serves timings of bytes that go on from a prompt, the reading of the prompt included."""
+    config = config_for(depth, scan=True)
+    model = jax.jit(lambda: make_language_model(config.model)(nnx.Rngs(0)))()
+    prompt = np.arange(PROMPT)[None]
+
+    def steps(count: int) -> None:
+        jax.block_until_ready(model.generate(prompt, count, temperature=0))
+
+    steps(LENGTH - PROMPT)  # each count is compiled; the parent asks for this one
+    serve(steps)
+
+
+def first_step(depth: int) -> dict[str, float]:
+    """Seconds from nothing to the first finished update, and to the one after."""
+    started = time.perf_counter()
+    program = Program(config_for(depth, scan=True), random_text())
+    state, batches = program.init(), program.batches(0)
+    seconds = []
+    for _ in range(3):
+        state, report = program.train_steps(state, [next(batches)])
+        jax.block_until_ready((state, report))
+        seconds.append(time.perf_counter() - started)
+        started = time.perf_counter()
+    return {"first": seconds[0], "later": min(seconds[1:])}
+
+
+def main() -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--torch-python", metavar="FILE", help="a Python that has PyTorch")
+    parser.add_argument("--turns", type=int, default=11, help="turns of each worker")
+    parser.add_argument("--depth", type=int, default=12)
+    parser.add_argument("--peers", nargs="*", default=TRAINING, help="in training; also -fused")
+    parser.add_argument("--generators", nargs="*", default=GENERATION, help="in generation")
+    parser.add_argument("--first-depths", type=int, nargs="*", default=[12, 64, 128])
+    parser.add_argument(
+        "--serve", choices=("scanned", "unrolled", "generate"), help=argparse.SUPPRESS
+    )
+    parser.add_argument("--first", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.serve == "generate":
+        return serve_generation(args.depth)
+    if args.serve:
+        return serve_training(config_for(args.depth, args.serve == "scanned"), random_text())
+    if args.first:
+        print(json.dumps(first_step(args.first)))
+        return None
+    if not args.torch_python:
+        parser.error("--torch-python is needed to time PyTorch; see --help")
+
+    ours = [sys.executable, "-m", "benchmarks.transformer", f"--depth={args.depth}", "--serve"]
+    peer = [args.torch_python, "-m", "benchmarks.torch_transformer"]
+    sizes = [str(args.depth), str(WIDTH), str(LENGTH)]
+    title = f"{args.depth} layers"
+    if args.peers:
+        print("| training | | ms a step, median | time over ours, median (range) |")
+        print("| --- | --- | --- | --- |")
+        commands = {"ours, scanned": [*ours, "scanned"], "ours, unrolled": [*ours, "unrolled"]}
+        commands |= {name: [*peer, name, *sizes, str(BATCH)] for name in args.peers}
+        print_ratios(title, take_turns(commands, args.turns, 10), "ours, scanned")
+    if args.generators:
+        print("\n| generation | | ms a byte, median | time over ours, median (range) |")
+        print("| --- | --- | --- | --- |")
+        commands = {"ours": [*ours, "generate"]}
+        commands |= {name: [*peer, "--generate", name, *sizes] for name in args.generators}
+        print_ratios(title, take_turns(commands, args.turns, LENGTH - PROMPT), "ours")
+    if args.first_depths:
+        print("\n| depth | first step, s | later step, s |\n| --- | --- | --- |")
+    for depth in args.first_depths:
+        command = [sys.executable, "-m", "benchmarks.transformer", "--first", str(depth)]
+        found = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+        print(f"| {depth} | {found['first']:.1f} | {found['later']:.2f} |", flush=True)
+    return None
+
+
+if __name__ == "__main__":
+    main()
