@@ -104,6 +104,49 @@ def test_accuracies_after_epochs_and_the_first_epoch_at_a_target(tmp_path):
     ]
 
 
+def make_text_run(folder, bits, **config):
+    """A run of a language model: a line every 10 steps, an evaluation after each."""
+    make_run(folder, [], **config)
+    lines = [
+        {"step": 10 * i, "epoch": i / 9, "train/loss": b, "train/bits_per_byte": b}
+        | {"eval/loss": b, "eval/bits_per_byte": b, "alpha/0": 0.0}
+        for i, b in enumerate(bits, 1)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return Run.read(folder)
+
+
+def test_bits_per_byte_by_steps_and_the_speed_up_against_the_first_run(tmp_path):
+    runs = [
+        make_text_run(tmp_path / "a", [4.0, 3.0, 2.5, 2.0], **{"model.residual": "pre_norm"}),
+        make_text_run(tmp_path / "b", [3.0, 2.0]),
+        make_text_run(tmp_path / "c", [2.0, 2.2], seed=1),
+        make_text_run(tmp_path / "d", [8.0], **{"model.residual": "post_norm"}),
+    ]
+    # pre_norm takes 40 steps to 2.0; rezero's seeds 20 and 10.
+    assert table.bits_per_byte(runs, [10, 20], [2.5, 2.0]).splitlines() == [
+        "| run | seeds | step 10 | step 20 | steps to 2.5 | steps to 2.0 | speed-up |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| residual=pre_norm | 1 | 4.00 | 3.00 | 30 | 40 | 1.00 |",
+        "| residual=rezero | 2 | 2.50 (2.00-3.00) | 2.10 (2.00-2.20) | 15 (10-20) | 15 (10-20) "
+        "| 2.67 |",
+        "| residual=post_norm | 1 | 8.00 | not reached | not reached | not reached |  |",
+    ]
+
+
+def test_plots_of_language_models_show_bits_per_byte(tmp_path):
+    runs = [make_text_run(tmp_path / str(b), [4.0, b], seed=i) for i, b in enumerate((2.0, 3.0))]
+    figure = plots.plot_run(runs[0])
+    assert figure.axes[1].get_title() == "bits per byte"
+    assert [line.get_ydata().tolist() for line in figure.axes[1].lines] == [[4.0, 2.0]] * 2
+    plt.close(figure)
+    figure = plots.plot_comparison(runs)
+    (line,) = figure.axes[0].lines
+    assert line.get_xdata().tolist() == [10, 20]
+    assert line.get_ydata().tolist() == [4.0, 2.5]
+    plt.close(figure)
+
+
 def test_plot_of_one_run_shows_its_numbers(tmp_path):
     figure = plots.plot_run(Run.read(make_run(tmp_path / "a", [3.0, 2.0, 1.0])))
     loss, _, gates, _ = figure.axes

@@ -180,6 +180,18 @@ def test_evaluation_repeats_the_last_one(straight):
     assert after == before
 
 
+def test_an_evaluation_may_be_another_one_but_the_training_may_not(straight):
+    before = contents(straight)
+    result = run(straight, "--mode=eval", **{"eval.batch_size": 100, "data.context": 3})
+    assert result.returncode == 0, result.stderr
+    last = read_metrics(straight)[-1]
+    np.testing.assert_allclose(json.loads(result.stdout)["eval/loss"], last["eval/loss"], rtol=1e-5)
+    refused = run(straight, "--mode=eval", **{"optim.learning_rate": 0.5})
+    assert refused.returncode == 2
+    assert "optim.learning_rate: 0.01 -> 0.5" in refused.stderr
+    assert contents(straight) == before
+
+
 def test_a_workdir_in_use_is_refused_to_another_process(tmp_path):
     held = Workdir(tmp_path, config_with())
     before = contents(tmp_path)
