@@ -1,0 +1,742 @@
+"""Transformer layers: parity with PyTorch, masks, heads, dropout, identity, counts, precision."""
+
+import functools
+import math
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from rezero_jax.errors import UserError
+from rezero_jax.migrate import from_torch, to_torch
+from rezero_jax.models import attention as attention_module
+from rezero_jax.models.attention import CPU_BLOCK, CPU_BLOCKS, Attention, attend, rotate
+from rezero_jax.models.encoder import Decoder, Encoder
+from rezero_jax.models.layers import ACTIVATIONS, DecoderLayer, EncoderLayer, FeedForward
+from rezero_jax.residual import RULES, Alpha
+from rezero_jax.training.state import skeleton
+
+SIZES = (16, 4, 32)  # width, heads, feed-forward of the references
+MAKE = {
+    "encoder": partial(EncoderLayer, *SIZES),
+    "encoder_gelu": partial(EncoderLayer, *SIZES, activation="gelu"),
+    "encoder_causal": partial(EncoderLayer, *SIZES),
+    "encoder_padded": partial(EncoderLayer, *SIZES),
+    "encoder_12": partial(Encoder, *SIZES[:2], 12, feedforward=SIZES[2]),
+    "encoder_12_unrolled": partial(Encoder, *SIZES[:2], 12, feedforward=SIZES[2], scan=False),
+    "decoder": partial(DecoderLayer, *SIZES),
+    "decoder_plain": partial(DecoderLayer, *SIZES),
+    "post_norm": partial(EncoderLayer, *SIZES, residual="post_norm"),
+    "pre_norm": partial(EncoderLayer, *SIZES, residual="pre_norm"),
+    "post_norm_decoder": partial(DecoderLayer, *SIZES, residual="post_norm"),
+}
+NOT_CAUSAL = ("encoder", "encoder_gelu", "decoder_plain")
+
+# These programs are small and run once or twice: optimising them would take longest.
+jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def normal(seed, *shape, dtype=jnp.float32):
+    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
+
+
+def some_mask(seed, *shape):
+    """A random mask in which no query sees nothing."""
+    mask = np.random.default_rng(seed).random(shape) < 0.5
+    return mask | np.eye(*shape[-2:], dtype=bool)
+
+
+def lengths(longest, *each):
+    """A key mask of sequences of these lengths."""
+    return np.arange(longest) < np.array(each)[:, None]
+
+
+X, MEMORY = normal(0, 3, 7, 16), normal(1, 3, 5, 16)
+CAUSAL = np.tri(7, dtype=bool)
+
+
+def rngs(seed):
+    """Random bits of a kind that compiles fast."""
+    return nnx.Rngs(jax.random.key(seed, impl="unsafe_rbg"))
+
+
+def new(layer, *args, alpha=0.5, **options):
+    """A module whose parameters NumPy draws, biases and norms too: nothing to compile."""
+    module = nnx.eval_shape(lambda: layer(*args, **options, rngs=nnx.Rngs(0)))
+    generator = np.random.default_rng(0)
+    for _, param in nnx.to_flat_state(nnx.state(module, nnx.Param)):
+        values = generator.uniform(-0.4, 0.4, param.shape)
+        if isinstance(param, Alpha):
+            values = np.full(param.shape, alpha)
+        param.set_value(jnp.asarray(values, param.dtype))
+    return module
+
+
+@partial(jit, static_argnames="is_causal")
+def call(module, *args, seed=None, **options):
+    """The module's output; with dropout where there is a seed."""
+    return module(*args, **options, **({} if seed is None else {"rngs": rngs(seed)}))
+
+
+@functools.cache
+def stored():
+    return dict(np.load(Path(__file__).parent / "reference" / "transformer.npz"))
+
+
+@functools.cache
+def live():
+    """What PyTorch computes here and now."""
+    pytest.importorskip("torch", reason="PyTorch is not installed; the stored numbers are tested")
+    pytest.importorskip("rezero", reason="rezero is not installed; the stored numbers are tested")
+    from tests.reference.make_transformer import all_references
+
+    return all_references()
+
+
+@partial(jit, static_argnames="is_causal")
+def run(module, inputs, masks, cotangent, is_causal):
+    """The output, and the gradients of sum(out * cotangent) of parameters and inputs."""
+
+    def loss(module, inputs):
+        out = module(*inputs, **masks, is_causal=is_causal)
+        return jnp.sum(out * cotangent), out
+
+    (_, out), grads = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(module, inputs)
+    return out, *grads
+
+
+def assert_close(actual, expected, name="", relative=1e-5):
+    """Within 1e-5 of the tensor's largest entry.
+
+    Rounding in float32 is relative to what is summed, not to the sum, which may be small. (The
+    keys' biases change no softmax: their gradient is zero but for it.)
+    """
+    actual, expected = np.asarray(actual, np.float32), np.asarray(expected, np.float32)
+    bound = relative * np.abs(expected).max()
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=bound, err_msg=name)
+
+
+@pytest.mark.parametrize("references", [stored, live])
+@pytest.mark.parametrize(
+    ("case", "is_causal"),
+    [(case, case not in NOT_CAUSAL) for case in MAKE]
+    + [("encoder_causal", False), ("encoder_padded", False), ("decoder", False)],
+)
+def test_same_outputs_and_gradients_as_pytorch(case, is_causal, references):
+    """The causal ones by is_causal, and some by a mask as PyTorch has it."""
+    module = nnx.eval_shape(lambda: MAKE[case](rngs=nnx.Rngs(0)))
+    prefix = f"{case.removesuffix('_unrolled')}/"
+    arrays = {k.removeprefix(prefix): v for k, v in references().items() if k.startswith(prefix)}
+    state = {k: v for k, v in arrays.items() if k.startswith("state/")}
+    from_torch(module, state, prefix="state/")
+    inputs = [arrays[name] for name in ("x", "memory") if name in arrays]
+    masks = {
+        ours: ~arrays[theirs]
+        for ours, theirs in (
+            ("mask", "mask"),
+            ("key_mask", "key_padding_mask"),
+            ("memory_key_mask", "memory_key_padding_mask"),
+        )
+        if theirs in arrays and not (is_causal and theirs == "mask")
+    }
+    assert is_causal or ("mask" in masks) == (case not in NOT_CAUSAL)
+
+    out, grads, input_grads = run(module, inputs, masks, arrays["cotangent"], is_causal)
+    assert_close(out, arrays["out"], "out")
+    ours = to_torch(grads, prefix="grad/")
+    assert ours.keys() == {name for name in arrays if name.startswith("grad/")}
+    ours |= dict(zip(("grad_x", "grad_memory"), input_grads, strict=False))
+    for name, grad in ours.items():
+        assert_close(grad, arrays[name], name)
+
+
+def test_the_stored_numbers_are_what_the_script_makes():
+    fresh, kept = live(), stored()
+    assert fresh.keys() == kept.keys()
+    for name, value in fresh.items():
+        np.testing.assert_allclose(value, kept[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("make", "count"),
+    [
+        (partial(EncoderLayer, 256, 4, 1024), 788_737),  # of the authors' package
+        (partial(DecoderLayer, 256, 4, 1024), 1_051_905),
+        (partial(EncoderLayer, 256, 4), 788_737),  # 4 * width is the default
+        (partial(Encoder, 256, 4, 12, feedforward=1024), 12 * 788_737),
+        (partial(Encoder, 256, 4, 12, scan=False), 12 * 788_737),
+        (partial(EncoderLayer, 256, 4, residual="pre_norm"), 788_736 + 2 * 512),
+        (partial(EncoderLayer, 256, 4, residual="layerscale"), 788_736 + 256),
+        (partial(EncoderLayer, 256, 4, alpha_per="sublayer"), 788_738),
+        (partial(EncoderLayer, 256, 4, kv_heads=1), 788_737 - 2 * 192 * 257),
+        (partial(EncoderLayer, 256, 4, bias=False), 788_737 - 4 * 256 - 1024 - 256),
+        (partial(Encoder, 256, 4, 2, final_norm=True), 2 * 788_737 + 512),
+    ],
+)
+def test_parameter_counts(make, count):
+    assert skeleton(lambda rngs: make(rngs=rngs)).parameter_count == count
+
+
+def test_parameter_counts_are_those_of_the_authors_package():
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    transformer = pytest.importorskip("rezero.transformer", reason="rezero is not installed")
+    for layer, count in (
+        (transformer.RZTXEncoderLayer, 788_737),
+        (transformer.RZTXDecoderLayer, 1_051_905),
+    ):
+        assert sum(p.numel() for p in layer(256, 4, 1024).parameters()) == count
+
+
+@pytest.mark.parametrize("residual", ["rezero", "gated"])
+def test_one_gate_per_layer_or_per_sublayer(residual):
+    def gates(layer, *args, **options):
+        params = nnx.to_flat_state(
+            nnx.state(new(layer, 16, 4, *args, residual=residual, **options))
+        )
+        return [param.shape for _, param in params if isinstance(param, Alpha)]
+
+    assert gates(EncoderLayer) == gates(DecoderLayer) == [()]
+    assert gates(Encoder, 3) == [(3,)]
+    assert gates(EncoderLayer, alpha_per="sublayer") == [(), ()]
+    assert gates(DecoderLayer, alpha_per="sublayer") == [(), (), ()]
+    assert gates(Decoder, 2, alpha_per="sublayer") == [(2,), (2,), (2,)]
+
+
+def test_gates_of_sublayers_share_out_the_gradient_of_the_layers_gate():
+    shared, each = (
+        run(new(DecoderLayer, *SIZES, alpha_per=per), [X, MEMORY], {}, X, False)[1].rules
+        for per in ("layer", "sublayer")
+    )
+    (one,), three = ([rule.alpha[...] for rule in rules] for rules in (shared, each))
+    assert len({float(gradient) for gradient in three}) == 3
+    np.testing.assert_allclose(one, sum(three), rtol=1e-5)
+
+
+@functools.cache
+def initial(layer, *args, **options):
+    """A module as its constructor makes it; not to be changed."""
+    return jit(lambda: layer(16, 4, *args, **options, rngs=nnx.Rngs(0)))()
+
+
+@pytest.mark.parametrize(
+    ("layer", "args", "options"),
+    [
+        (EncoderLayer, (), {"dropout": 0.3}),
+        (DecoderLayer, (), {}),
+        (Encoder, (5,), {}),
+        (Decoder, (2,), {"scan": False, "alpha_per": "sublayer"}),
+    ],
+)
+def test_rezero_is_the_identity_at_the_start_and_only_its_gates_have_gradients(
+    layer, args, options
+):
+    module = initial(layer, *args, **options)
+    inputs = (X, MEMORY) if layer in (DecoderLayer, Decoder) else (X,)
+
+    @jit
+    def run(module):
+        def loss(module):
+            out = module(*inputs, is_causal=True, rngs=rngs(0))
+            return jnp.sum(out * normal(9, *X.shape)), out
+
+        return jax.grad(loss, has_aux=True)(module)
+
+    grads, out = run(module)
+    np.testing.assert_array_equal(np.asarray(out).view(np.uint32), np.asarray(X).view(np.uint32))
+    for path, grad in nnx.to_flat_state(nnx.state(grads, nnx.Param)):
+        if isinstance(grad, Alpha):
+            assert np.all(np.abs(grad[...]) > 1e-3), path
+        else:
+            np.testing.assert_array_equal(grad[...], 0.0, err_msg=str(path))
+
+
+@pytest.mark.parametrize("residual", ["gated", "layerscale"])
+def test_other_gates_are_the_identity_at_the_start_too(residual):
+    np.testing.assert_array_equal(call(initial(EncoderLayer, residual=residual), X), X)
+
+
+def assert_uniform(values, bound):
+    values = np.asarray(values)
+    assert (1 - 20 / values.size) * bound < np.abs(values).max() <= bound
+    np.testing.assert_allclose(values.var(), bound**2 / 3, rtol=0.15)
+    assert abs(values.mean()) < 5 * bound / np.sqrt(3 * values.size)
+
+
+def test_initial_distributions():
+    width, hidden = 48, 1200
+
+    @jit
+    def make():
+        stack = Decoder(width, 4, 4, feedforward=hidden, final_norm=True, rngs=nnx.Rngs(0))
+        return stack, [Attention(width, 8, kv_heads=2, rngs=nnx.Rngs(seed)) for seed in (0, 1)]
+
+    stack, (grouped, other) = make()
+    for _, param in nnx.to_flat_state(nnx.state((stack, grouped, other))):
+        param.set_value(np.asarray(param[...]))
+    layer = stack.layers.blocks
+    for attention in (layer.attention, layer.cross_attention):
+        assert attention.qkv.shape == (4, width, 4, 3, 12)
+        for part in range(3):  # queries, keys and values count as one matrix
+            assert_uniform(attention.qkv[...][:, :, :, part], np.sqrt(6 / (4 * width)))
+        assert_uniform(attention.out.kernel[...], np.sqrt(6 / (2 * width)))
+        np.testing.assert_array_equal(attention.qkv_bias[...], 0)
+        np.testing.assert_array_equal(attention.out.bias[...], 0)
+    for linear, fan_in in ((layer.feedforward.up, width), (layer.feedforward.down, hidden)):
+        assert_uniform(linear.kernel[...], np.sqrt(6 / (width + hidden)))
+        assert_uniform(linear.bias[...], 1 / np.sqrt(fan_in))
+    np.testing.assert_array_equal(layer.rules[0].alpha[...], np.zeros(4))
+    np.testing.assert_array_equal(stack.norm.scale[...], 1)
+    np.testing.assert_array_equal(stack.norm.bias[...], 0)
+    assert not np.array_equal(layer.attention.qkv[0], layer.attention.qkv[1])
+    assert not np.array_equal(layer.attention.qkv[...], layer.cross_attention.qkv[...])
+
+    assert_uniform(grouped.qkv[...], np.sqrt(6 / (2 * width + 2 * 2 * 6)))
+    assert not np.array_equal(grouped.qkv[...], other.qkv[...])
+
+
+def test_activations():
+    x = np.linspace(-3, 3, 13, dtype=np.float32)
+    tanh = np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))
+    expected = {
+        "relu": np.maximum(x, 0),
+        "gelu": 0.5 * x * (1 + np.asarray([math.erf(value / math.sqrt(2)) for value in x])),
+        "gelu_tanh": 0.5 * x * (1 + tanh),
+        "silu": x / (1 + np.exp(-x)),
+    }
+    assert expected.keys() == ACTIVATIONS.keys()
+    options = {"dropout": 0.0, "bias": False, "dtype": jnp.float32}
+    for name, values in expected.items():
+        layer = new(FeedForward, 1, 1, activation=name, **options)
+        layer.up.kernel[...] = layer.down.kernel[...] = jnp.ones((1, 1))
+        np.testing.assert_allclose(
+            call(layer, x[None, :, None])[0, :, 0], values, rtol=1e-5, atol=1e-6
+        )
+
+
+def test_masks_of_two_three_and_four_axes_agree():
+    layer = new(DecoderLayer, 16, 4)
+    to_memory = some_mask(2, 7, 5) | (np.arange(5) == 0)
+    expected = call(layer, X, MEMORY, CAUSAL, to_memory)
+    assert not np.allclose(expected, call(layer, X, MEMORY), atol=1e-3)
+    for axes in ((3,), (3, 4)):
+        masks = [np.broadcast_to(mask, (*axes, *mask.shape)) for mask in (CAUSAL, to_memory)]
+        assert_close(call(layer, X, MEMORY, *masks), expected)
+    assert_close(call(layer, X, MEMORY, memory_mask=to_memory, is_causal=True), expected)
+    # Both: what either forbids is not seen.
+    encoder, apart = new(EncoderLayer, 16, 4), some_mask(3, 7, 7) & CAUSAL
+    assert_close(
+        call(encoder, X, apart | ~CAUSAL, is_causal=True), call(encoder, X, apart[None, None])
+    )
+
+
+def test_every_sequence_and_head_has_a_mask_of_its_own():
+    mask = some_mask(2, 3, 4, 7, 7)
+    layer = new(EncoderLayer, 16, 4)
+    out = call(layer, X, mask)
+    for i in range(3):
+        assert_close(call(layer, X[i : i + 1], mask[i : i + 1])[0], out[i])
+    q, k, v = (normal(seed, 3, 7, 4, 8) for seed in range(3))
+    heads = jit(attend)(q, k, v, mask=mask)
+    alone = jit(attend)
+    for h in range(4):
+        one = (slice(None), slice(None), slice(h, h + 1))
+        assert_close(alone(q[one], k[one], v[one], mask=mask[:, h : h + 1]), heads[one])
+
+
+def test_padding_is_not_seen():
+    layer = new(DecoderLayer, 16, 4)
+    seen, seen_memory = lengths(7, 7, 4, 2), lengths(5, 3, 5, 1)
+    masks = {"key_mask": seen, "memory_key_mask": seen_memory}
+    out = call(layer, X, MEMORY, **masks)
+    x, memory = np.where(seen[..., None], X, 9), np.where(seen_memory[..., None], MEMORY, 9)
+    assert_close(np.asarray(call(layer, x, memory, **masks))[seen], np.asarray(out)[seen])
+    assert_close(call(layer, X[1:2, :4], MEMORY[1:2])[0], out[1, :4])
+    both = call(layer, X, MEMORY, CAUSAL, **masks)
+    together = call(layer, X, MEMORY, CAUSAL & seen[:, None], memory_mask=seen_memory[:, None])
+    assert_close(together, both)
+
+
+def full_heads(grouped, heads):
+    """The projections of as many heads of keys and values, each repeated."""
+    shared = grouped.shape[-2] - 2
+    queries = grouped[..., :shared, :].reshape(*grouped.shape[:-3], heads, 1, -1)
+    rest = jnp.repeat(grouped[..., shared:, :], shared, axis=-3)
+    return jnp.concatenate([queries, rest], axis=-2)
+
+
+@pytest.mark.parametrize(
+    ("kv_heads", "how"),
+    [
+        (1, "plain"),
+        (2, "causal"),
+        (2, "mask"),
+        (2, "memory"),
+        (2, "dropout"),
+        (2, "rotary"),
+    ],
+)
+def test_shared_key_heads_equal_repeated_ones(how, kv_heads):
+    options = {"dropout": 0.5 * (how == "dropout"), "rotary": how == "rotary"}
+    grouped = new(Attention, 16, 4, kv_heads=kv_heads, **options)
+    full = new(Attention, 16, 4, **options)
+    nnx.update(full.out, nnx.state(grouped.out))
+    masked = how in ("mask", "dropout")
+
+    @jit
+    def run(params):
+        def loss(params, attention):
+            attention.qkv[...], attention.qkv_bias[...] = params
+            out = attention(
+                X,
+                MEMORY if how == "memory" else None,
+                mask=some_mask(3, 3, 4, 7, 7) if masked else None,
+                is_causal=how in ("causal", "dropout"),
+                rngs=rngs(4),
+            )
+            return jnp.sum(jnp.sin(out)), out
+
+        def full_loss(params):
+            return loss([full_heads(param, 4) for param in params], nnx.clone(full))
+
+        return (
+            jax.grad(lambda params: loss(params, nnx.clone(grouped)), has_aux=True)(params),
+            jax.grad(full_loss, has_aux=True)(params),
+        )
+
+    (grads, out), (full_grads, full_out) = run([grouped.qkv[...], grouped.qkv_bias[...]])
+    assert_close(out, full_out)
+    for ours, theirs in zip(grads, full_grads, strict=True):
+        assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_materialised_weights_give_the_same(is_causal):
+    """The path that dropout takes, with a dropout that does nothing."""
+    q, k, v = (normal(seed, 3, 7, heads, 8) for seed, heads in enumerate((4, 2, 2)))
+    whole = some_mask(3, 3, 4, 7, 7)
+    for mask in (None, whole, whole[:1], whole[:, :1], whole[:1, :1]):
+        out, expected = jit(
+            lambda mask: [
+                attend(q, k, v, mask=mask, is_causal=is_causal, drop=drop)
+                for drop in (None, lambda weights: weights)
+            ]
+        )(mask)
+        assert_close(out, expected)
+
+
+@pytest.mark.parametrize(
+    ("length", "dtype"),
+    [(length, jnp.float32) for length in (1, 63, 64, 65, 200, 600)] + [(100, jnp.bfloat16)],
+)
+def test_blocks_of_causal_attention_equal_the_whole(length, dtype):
+    q, k, v, g = (
+        normal(seed, 1, length, heads, 8, dtype=dtype) for seed, heads in enumerate((2, 1, 1, 2))
+    )
+
+    def blocked(q, k, v):
+        return attend(q, k, v, is_causal=True)
+
+    def whole(q, k, v):
+        return jax.nn.dot_product_attention(q, k, v, is_causal=True)
+
+    blocks = -(-length // max(CPU_BLOCK, -(-length // CPU_BLOCKS)))
+    assert str(jax.make_jaxpr(blocked)(q, k, v)).count(" exp ") == blocks
+    assert blocks == {1: 1, 63: 1, 64: 1, 65: 2, 100: 2, 200: 4, 600: 8}[length]
+
+    @jit
+    def with_gradients(q, k, v, g):
+        results = [jax.vjp(f, q, k, v) for f in (blocked, whole)]
+        return [(out, *pullback(g)) for out, pullback in results]
+
+    for a, b in zip(*with_gradients(q, k, v, g), strict=True):
+        assert a.dtype == dtype
+        if length == 1 and np.all(np.asarray(b) == 0):  # one key: its score has no gradient
+            np.testing.assert_array_equal(a, b)
+        else:  # bfloat16 keeps 8 bits, rounded a few times
+            assert_close(a, b, relative=1e-5 if dtype == jnp.float32 else 2.0**-6)
+
+
+def test_causal_attention_sees_no_later_position():
+    attention, x = new(Attention, 16, 4, rotary=True), normal(0, 1, 150, 16)
+    expected = call(attention, x, is_causal=True)
+    for last in (0, 63, 64, 100):
+        changed = np.where(np.arange(150)[:, None] > last, np.float32(9), x)
+        out = call(attention, changed, is_causal=True)
+        np.testing.assert_array_equal(out[:, : last + 1], expected[:, : last + 1])
+
+
+def test_decoding_equals_causal_attention():
+    encoder = new(Encoder, 16, 4, 2, kv_heads=2, rotary=True)
+    decode = jit(lambda *args: encoder.decode(*args))
+    caches = encoder.init_cache(3, 9)
+    start, caches = decode(X[:, :4], caches, np.broadcast_to(np.arange(4), (3, 4)))
+    outs = [start]
+    for i in range(4, 7):
+        out, caches = decode(X[:, i : i + 1], caches, np.full((3, 1), i))
+        outs.append(out)
+    assert_close(np.concatenate(outs, axis=1), call(encoder, X, is_causal=True))
+
+
+def test_rotation_turns_pairs_by_their_position():
+    heads = normal(0, 2, 5, 3, 8)
+    positions = np.array([[0, 1, 2, 3, 4], [7, 9, 100, 3, 1]])
+    turned = np.asarray(jit(rotate)(heads, positions))
+    pairs = np.asarray(heads[..., :4]) + 1j * np.asarray(heads[..., 4:])
+    angle = np.asarray(positions)[..., None, None] * 10_000.0 ** (-np.arange(4) / 4)
+    expected = pairs * np.exp(1j * angle)
+    np.testing.assert_allclose(turned[..., :4], expected.real, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(turned[..., 4:], expected.imag, rtol=1e-5, atol=1e-5)
+    norms = np.linalg.norm(turned, axis=-1)
+    np.testing.assert_allclose(norms, np.linalg.norm(heads, axis=-1), rtol=1e-6)
+    assert jit(rotate)(heads.astype(jnp.bfloat16), positions).dtype == jnp.bfloat16
+
+
+def test_rotary_scores_depend_on_relative_positions_only():
+    q, k = normal(0, 1, 6, 2, 8), normal(1, 1, 6, 2, 8)
+
+    @jit
+    def scores(shift):
+        positions = jnp.arange(6)[None] + shift
+        return jnp.einsum("bths,buhs->bhtu", rotate(q, positions), rotate(k, positions))
+
+    start, unturned = scores(0), np.einsum("bths,buhs->bhtu", q, k)
+    assert_close(scores(100), start, relative=1e-4)  # float32 holds an angle of 100 to 4e-6
+    i = np.arange(6)
+    assert_close(start[:, :, i, i], unturned[:, :, i, i])
+    assert not np.allclose(start, unturned, atol=0.1)
+
+
+@pytest.mark.parametrize("rotary", [False, True])
+def test_rotary_attention_tells_orders_apart(rotary):
+    attention = new(Attention, 16, 4, rotary=rotary)
+    one, other = call(attention, X), call(attention, X[:, [3, 1, 5, 0, 2, 4, 6]])
+    assert np.allclose(one[:, -1], other[:, -1], atol=1e-4) != rotary
+
+
+def many(f, count):
+    """Mean of f(rngs) over many keys, and its standard error."""
+    keys = jax.random.split(jax.random.key(0, impl="unsafe_rbg"), count)
+    samples = np.asarray(jit(jax.vmap(lambda key: f(nnx.Rngs(dropout=key))))(keys))
+    return samples.mean(0), samples.std(0) / np.sqrt(count)
+
+
+def test_attention_dropout_leaves_the_mean():
+    attention = new(Attention, 16, 4, kv_heads=2, dropout=0.4)
+    options = {"is_causal": True, "mask": lengths(7, 7, 4, 2)[:, None, None]}
+    mean, error = many(lambda rngs: attention(X, **options, rngs=rngs), 2000)
+    attention.eval()
+    assert np.all(np.abs(mean - call(attention, X, **options)) < 6 * error + 1e-6)
+    assert 0 < error.max() < 0.05
+
+
+def test_attention_dropout_drops_weights_one_by_one():
+    attention = new(Attention, 16, 4, dropout=0.25)
+    values = np.tile(np.eye(16, dtype=np.float32)[None, :, None], (8, 1, 4, 1))
+    even = np.zeros_like(values)
+    weights = 16 * np.asarray(
+        jit(lambda: attend(even, even, values, drop=partial(attention.dropout, rngs=rngs(0))))()
+    )
+    kept = np.isclose(weights, 4 / 3, rtol=1e-5)
+    assert np.all(kept | (weights == 0))
+    assert abs(kept.mean() - 0.75) < 0.03
+    for axis in range(4):  # along none of them do weights share their fate
+        assert np.any(kept.std(axis=axis) > 0)
+
+
+def test_dropout_of_hidden_layer_and_branches():
+    layer = new(EncoderLayer, 16, 4, 32, dropout=0.4, residual="plain")
+    mean, error = many(lambda rngs: layer.feedforward(X, rngs=rngs), 2000)
+    assert np.all(error > 0)
+    branch = np.asarray(jit(lambda: layer.join(0, X, jnp.ones_like, rngs(0)))())
+    kept = np.isclose(branch, 1 / 0.6)
+    assert np.all(kept | (branch == 0))
+    assert abs(kept.mean() - 0.6) < 0.1
+    layer.eval()
+    assert np.all(np.abs(mean - call(layer.feedforward, X)) < 6 * error)
+    np.testing.assert_array_equal(layer.join(0, X, jnp.ones_like, None), 1)
+
+
+def test_zero_dropout_and_evaluation_are_exact_and_keys_repeat():
+    without, dropping = (new(EncoderLayer, 16, 4, dropout=rate) for rate in (0.0, 0.3))
+    expected = call(without, X)
+    np.testing.assert_array_equal(call(without, X, seed=0), expected)
+    one, same, other = (call(dropping, X, seed=seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(one, same)
+    assert not np.allclose(one, other, atol=1e-2)
+    assert not np.allclose(one, expected, atol=1e-2)
+    dropping.eval()
+    np.testing.assert_array_equal(call(dropping, X), expected)
+    np.testing.assert_array_equal(call(dropping, X, seed=0), expected)
+    dropping.train()
+    np.testing.assert_array_equal(call(dropping, X, seed=0), one)
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_layers_of_a_stack_drop_different_things(scan):
+    """Layers that add 1, or 2 and nothing where half of it is dropped."""
+    stack = new(Encoder, 16, 4, 2, dropout=0.5, residual="residual", scan=scan)
+    for _, param in nnx.to_flat_state(nnx.state(stack)):
+        param.set_value(jnp.zeros(param.shape))
+    for block in [stack.layers.blocks] if scan else stack.layers.blocks:
+        block.feedforward.down.bias.set_value(jnp.ones(block.feedforward.down.bias.shape))
+    added = np.round(np.asarray(call(stack, X, seed=0)) - X)
+    assert {*added.ravel()} == {0.0, 2.0, 4.0}  # 2 where one of them drops and the other does not
+
+
+def test_scan_and_remat_change_nothing_about_a_stack_with_dropout():
+    scanned = new(Decoder, 16, 4, 2, dropout=0.3, remat="full")
+    unrolled = new(Decoder, 16, 4, 2, dropout=0.3, scan=False)
+    from_torch(unrolled, to_torch(scanned))
+
+    @jit
+    def run(module):
+        def loss(module, x, memory):
+            masks = {"key_mask": lengths(7, 7, 4, 2), "is_causal": True}
+            return jnp.sum(jnp.sin(module(x, memory, **masks, rngs=rngs(3))))
+
+        return jax.value_and_grad(loss, argnums=(0, 1, 2))(module, X, MEMORY)
+
+    (value, (grads, *inputs)), (twin_value, (twin_grads, *twin_inputs)) = (
+        run(module) for module in (scanned, unrolled)
+    )
+    np.testing.assert_allclose(value, twin_value, rtol=1e-5)
+    expected = to_torch(twin_grads)
+    for name, grad in to_torch(grads).items():
+        assert_close(grad, expected[name], name)
+    for grad, twin in zip(inputs, twin_inputs, strict=True):
+        assert_close(grad, twin)
+
+
+@pytest.mark.parametrize("residual", RULES)
+def test_bfloat16_keeps_float32_parameters_and_the_trunks_dtype(residual):
+    """Of a scanned stack, whose trunk may not change its dtype; parameters' gradients are float32.
+
+    A trunk is what the caller gives: the language model gives bfloat16.
+    """
+
+    def run(model, x):
+        def loss(model):
+            out = model(x)
+            return jnp.sum(out.astype(jnp.float32)), out
+
+        return jax.grad(loss, has_aux=True)(model)
+
+    model = new(Encoder, 16, 4, 2, residual=residual, dtype=jnp.bfloat16)
+    assert jax.eval_shape(model, X).dtype == jnp.float32
+    grads, out = jax.eval_shape(run, model, X.astype(jnp.bfloat16))
+    assert out.dtype == jnp.bfloat16
+    for leaf in jax.tree.leaves((nnx.state(model), nnx.state(grads))):
+        assert leaf.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("residual", ["rezero", "post_norm"])
+def test_bfloat16_is_close_to_float32(residual):
+    wide, model = (
+        new(Encoder, 16, 4, 2, residual=residual, dtype=dtype)
+        for dtype in (jnp.float32, jnp.bfloat16)
+    )
+    out, expected = call(model, X.astype(jnp.bfloat16)), call(wide, X)
+    assert_close(out, expected, relative=0.03)
+    assert not np.array_equal(np.asarray(out, np.float32), expected)
+
+
+def test_bfloat16_scores_and_softmax_are_float32():
+    """Scores of 240 to 240.75: bfloat16 would have them all 240 or 241."""
+    q, k = np.ones((1, 4, 1, 16)), np.full((1, 4, 1, 16), 64.0)
+    k[0, :, 0, 0] = 0, 1, 2, 3
+    v = np.eye(4, 16)[None, :, None]
+    expected = np.exp([0, 0.25, 0.5, 0.75]) / np.exp([0, 0.25, 0.5, 0.75]).sum()
+    for options in ({}, {"is_causal": True}, {"drop": lambda weights: weights}):
+        out = jit(partial(attend, **options))(*(jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)))
+        weights = np.asarray(out[0, -1, 0, :4], np.float32)
+        np.testing.assert_allclose(weights, expected, rtol=2.0**-7, err_msg=str(options))
+
+
+@pytest.mark.parametrize(
+    ("backend", "dtype", "size", "chosen"),
+    [
+        ("gpu", jnp.bfloat16, 64, "cudnn"),
+        ("gpu", jnp.float16, 64, "cudnn"),
+        ("gpu", jnp.bfloat16, 8, "cudnn"),
+        ("gpu", jnp.bfloat16, 128, "cudnn"),
+        ("gpu", jnp.bfloat16, 136, None),
+        ("gpu", jnp.bfloat16, 12, None),
+        ("gpu", jnp.float32, 64, None),
+        ("cpu", jnp.bfloat16, 64, None),
+        ("tpu", jnp.bfloat16, 64, None),
+    ],
+)
+def test_cudnn_is_chosen_where_it_can(backend, dtype, size, chosen, monkeypatch):
+    calls = []
+
+    def record(q, k, v, **options):
+        calls.append(options)
+        return q
+
+    q = jnp.zeros((1, 4, 2, size), dtype)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", record)
+    assert attention_module._implementation(q) == chosen
+    jax.eval_shape(lambda: attend(q, q, q, is_causal=True))
+    expected = {"mask": None, "is_causal": True, "implementation": chosen}
+    assert calls == ([] if backend == "cpu" else [expected])
+
+
+def test_final_norm():
+    stack = new(Encoder, 16, 4, 2, final_norm=True)
+    scale, bias = np.asarray(stack.norm.scale[...]), np.asarray(stack.norm.bias[...])
+    out = (np.asarray(call(stack, X)) - bias) / scale
+    np.testing.assert_allclose(out.mean(-1), 0, atol=1e-5)
+    np.testing.assert_allclose(out.var(-1), 1, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"width": 0}, "width is 0; attention needs a width of at least 1"),
+        ({"heads": 0}, "heads is 0; attention needs a heads of at least 1"),
+        ({"kv_heads": 0}, "kv_heads is 0; attention needs a kv_heads of at least 1"),
+        ({"heads": 3}, "heads=3 does not divide width=16; choose 1, 2, 4, 8 or 16 heads"),
+        ({"kv_heads": 3}, "kv_heads=3 does not divide heads=4; choose 1, 2 or 4"),
+        ({"feedforward": 0}, "feedforward is 0; a layer needs a width of at least 1"),
+        ({"dropout": 1.0}, "dropout=1.0 is not a fraction; give 0 or more, below 1"),
+        ({"dropout": -0.1}, "dropout=-0.1 is not a fraction"),
+        ({"activation": "gulu"}, 'unknown activation "gulu"; did you mean "gelu"?'),
+        ({"residual": "rezer"}, 'unknown residual rule "rezer"; did you mean "rezero"?'),
+        ({"alpha_per": "layers"}, 'unknown alpha_per "layers"; did you mean "layer"?'),
+        ({"heads": 16, "rotary": True}, "a head has the odd size 1; choose other heads or pos"),
+    ],
+)
+def test_wrong_options_are_user_errors(options, sentence):
+    for layer in (EncoderLayer, DecoderLayer):
+        with pytest.raises(UserError) as error:
+            new(layer, **{"width": 16, "heads": 4} | options)
+        assert sentence in str(error.value)
+
+
+def test_wrong_calls_are_user_errors():
+    layer = new(DecoderLayer, 16, 4, dropout=0.1)
+    with pytest.raises(UserError, match=r"dropout in training needs rngs=nnx\.Rngs"):
+        layer(X, MEMORY)
+    layer.eval()
+    for x in (X[0], X[..., :8], X[None]):
+        with pytest.raises(UserError, match=r"takes sequences \(batch, length, 16\), not"):
+            layer(x, MEMORY)
+    for memory in (MEMORY[0], MEMORY[..., :8], MEMORY[:2]):
+        with pytest.raises(UserError, match=r"takes a memory \(3, length, 16\), not"):
+            layer(X, memory)
+    # PyTorch's additive masks would mean the opposite.
+    for masks in (
+        {"mask": np.zeros((7, 7))},
+        {"memory_mask": np.zeros((7, 5))},
+        {"key_mask": np.ones((3, 7), int)},
+        {"memory_key_mask": np.ones((3, 5))},
+    ):
+        with pytest.raises(UserError, match=r"a mask is bool, not (float|int)64; give True where"):
+            layer(X, MEMORY, **masks)
+    with pytest.raises(UserError, match="depth is 0"):
+        new(Encoder, 16, 4, 0)
