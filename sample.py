@@ -2,6 +2,7 @@
 
 import argparse
 import codecs
+import itertools
 import signal
 import sys
 from collections.abc import Iterator
@@ -53,11 +54,14 @@ def main(argv: list[str]) -> int:
     try:
         if not args.prompt:
             raise UserError("--prompt is empty; give at least one character to go on from")
+        if args.bytes < 1:
+            raise UserError(f"--bytes={args.bytes} asks for nothing; give at least 1")
         model, step = trained_language_model(args.workdir)
         print(f"{args.workdir} after {step:,} updates:\n", file=sys.stderr)
+        prompt = args.prompt.encode(errors="surrogateescape")  # the bytes that were typed
         written = write(
             model,
-            args.prompt.encode(),
+            prompt,
             args.bytes,
             temperature=args.temperature,
             top_k=args.top_k,
@@ -66,8 +70,8 @@ def main(argv: list[str]) -> int:
         )
         # A character may take several bytes, and a young model writes bytes that are none.
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        print(args.prompt, end="", flush=True)
-        for some in written:
+        first = next(written)  # here a wrong option shows
+        for some in itertools.chain([prompt + first], written):
             print(decoder.decode(some), end="", flush=True)
         print(decoder.decode(b"", final=True))
     except UserError as error:

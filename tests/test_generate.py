@@ -1,0 +1,329 @@
+"""Generation against the model without a cache, and sampling against its probabilities."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from rezero_jax.errors import UserError
+from rezero_jax.models import generate
+from rezero_jax.models.generate import Choice, pick, stream
+from tests.test_transformer import VOCAB, quick_compilation, some_params, structure_of
+
+__all__ = ["quick_compilation"]  # a fixture
+
+MAX_LEN, NEW = 64, 24
+CASES = {
+    "sinusoidal": {},
+    "learned": {"positions": "learned", "tied": True, "kv_heads": 1, "scan": False},
+    "rotary": {"positions": "rotary", "kv_heads": 2, "residual": "pre_norm", "final_norm": True},
+}
+RNG = np.random.default_rng(0)
+# About the multiple of 32 to which prompts are padded, and up to max_len with what is added.
+PROMPTS = [RNG.integers(0, VOCAB, length).tolist() for length in (1, 5, 31, 32, 33, MAX_LEN - NEW)]
+
+forward = jax.jit(lambda model, tokens: model(tokens))
+
+
+@functools.cache
+def made(case, **options):
+    structure = structure_of(max_len=MAX_LEN, **CASES[case], **options)
+    return structure.model(some_params(structure), {})
+
+
+@functools.cache
+def likeliest(case):
+    """What `generate` adds to PROMPTS at temperature 0."""
+    return np.asarray(made(case).generate(PROMPTS, NEW, temperature=0))
+
+
+def texts(new):
+    """PROMPTS with what was added to them, and zeros up to max_len."""
+    rows = [[*prompt, *added] for prompt, added in zip(PROMPTS, new.tolist(), strict=True)]
+    return np.array([row + [0] * (MAX_LEN - len(row)) for row in rows])
+
+
+def logits_before(model, new):
+    """The logits that each of the added tokens was picked from, by the model without a cache."""
+    logits = np.asarray(forward(model, jnp.asarray(texts(new))), np.float64)
+    return np.stack([logits[i, len(p) - 1 :][:NEW] for i, p in enumerate(PROMPTS)])
+
+
+# ---- The cache
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_generating_with_a_cache_is_calling_the_model_token_by_token(case):
+    expected = np.zeros((len(PROMPTS), NEW), int)
+    for i in range(NEW):
+        expected[:, i] = logits_before(made(case), expected)[:, i].argmax(axis=-1)
+    np.testing.assert_array_equal(likeliest(case), expected)
+    assert len(np.unique(expected)) > 3
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_with_a_cache_are_those_of_the_whole_text(case):
+    model, tokens, lengths = made(case), texts(likeliest(case)), np.array([1, 2, 3, 4, 5, 6])
+    expected = forward(model, jnp.asarray(tokens))
+
+    @jax.jit
+    def decode(model, tokens, cache, positions):
+        hidden, cache = model.decode(tokens, cache, positions)
+        return model.logits(hidden), cache
+
+    # Six tokens of each row at once, of which some are then taken for padding.
+    positions, rows = np.tile(np.arange(6), (6, 1)), np.arange(6)[:, None]
+    cache = model.init_cache(6, 12)
+    for _ in range(7):
+        known = jnp.asarray(tokens[rows, positions])
+        logits, cache = decode(model, known, cache, jnp.asarray(positions))
+        np.testing.assert_allclose(logits, expected[rows, positions], rtol=1e-5, atol=1e-5)
+        positions = lengths[:, None] if positions.shape[1] > 1 else positions + 1
+
+
+def test_bfloat16_picks_tokens_that_are_as_good_as_the_likeliest():
+    model = made("sinusoidal", dtype=jnp.bfloat16)
+    new = np.asarray(model.generate(PROMPTS, NEW, temperature=0))
+    logits = logits_before(model, new)
+    picked = np.take_along_axis(logits, new[..., None], axis=-1)[..., 0]
+    assert (logits.max(axis=-1) - picked).max() < 0.02 * np.abs(logits).max()
+
+
+def test_a_row_does_not_depend_on_the_others():
+    for row in (0, 3):  # padded to 32 alone, and to 64 together
+        (alone,) = made("sinusoidal").generate([PROMPTS[row]], NEW, temperature=0)
+        np.testing.assert_array_equal(alone, likeliest("sinusoidal")[row])
+
+
+def test_what_is_in_the_padding_does_not_matter_to_the_bit():
+    model = made("sinusoidal")
+    request = generate._request(model, PROMPTS, NEW, temperature=0)
+    padding = np.arange(request.tokens.shape[1])[None] >= np.asarray(request.lengths)[:, None]
+    junk = jnp.asarray(RNG.integers(0, VOCAB, padding.shape), jnp.int32)
+    assert padding.sum() > 100
+    other = request._replace(tokens=jnp.where(padding, junk, request.tokens))
+    logits = [
+        generate._begin(model, r.tokens, r.lengths, r.keys, r.room).logits for r in (request, other)
+    ]
+    np.testing.assert_array_equal(*logits)
+    *arrays, filtered, room = other
+    new = generate._generate(model, *arrays, NEW, filtered, room)
+    np.testing.assert_array_equal(new, likeliest("sinusoidal"))
+
+
+def test_a_model_with_dropout_generates_without_and_stays_as_it_is():
+    model = made("sinusoidal", dropout=0.5)
+    graph, state = nnx.split(model)
+    new = model.generate(PROMPTS, NEW, temperature=0)
+    np.testing.assert_array_equal(new, likeliest("sinusoidal"))
+    graph_after, state_after = nnx.split(model)
+    assert graph_after == graph
+    jax.tree.map(np.testing.assert_array_equal, state_after, state)
+    assert not model.dropout.deterministic
+    assert not isinstance(model.trunk.layers.blocks, nnx.List)
+
+
+# ---- The end
+
+
+def test_the_stop_token_ends_its_row_and_no_other():
+    free = likeliest("sinusoidal")
+    # One that some rows pick in their midst and others never.
+    ends = {token: (free == token).any(axis=1).sum() for token in range(VOCAB)}
+    stop = next(token for token, rows in ends.items() if 2 <= rows <= 4)
+    stopped = made("sinusoidal").generate(PROMPTS, NEW, temperature=0, stop_token=stop)
+    for row, expected in zip(stopped.tolist(), free.tolist(), strict=True):
+        end = expected.index(stop) if stop in expected else NEW
+        assert row == expected[:end] + [stop] * (NEW - end)
+
+
+def test_a_stream_ends_when_every_row_has_stopped():
+    prompts, row = [PROMPTS[4]] * 6, likeliest("sinusoidal")[4].tolist()
+    stop = next(token for token in row[6:] if token not in row[:6])
+    end = row.index(stop)
+    assert end < 15
+    options = {"temperature": 0, "stop_token": stop}
+    chunks = list(stream(made("sinusoidal"), prompts, NEW, chunk=5, **options))
+    assert [chunk.shape for chunk in chunks] == [(6, 5)] * (end // 5 + 1)
+    for streamed in np.concatenate(chunks, axis=1).tolist():
+        assert streamed == row[:end] + [stop] * (len(streamed) - end)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 40])
+def test_a_stream_is_what_generate_gives_cut_into_chunks(chunk):
+    model = made("sinusoidal")
+    whole = model.generate(PROMPTS, NEW, temperature=0.8, rngs=nnx.Rngs(3))
+    options = {"temperature": 0.8, "rngs": nnx.Rngs(3)}
+    chunks = list(stream(model, PROMPTS, NEW, chunk=chunk, **options))
+    assert [c.shape[1] for c in chunks] == [
+        min(chunk, NEW - start) for start in range(0, NEW, chunk)
+    ]
+    np.testing.assert_array_equal(np.concatenate(chunks, axis=1), whole)
+
+
+# ---- Sampling
+
+
+def softmax(logits):
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def filtered_softmax(logits, temperature, top_k, top_p):
+    """Probabilities of one token: the k likeliest, then those of them that together reach p."""
+    probabilities = softmax(np.asarray(logits, np.float64) / temperature)
+    order = np.argsort(-probabilities)[:top_k]
+    probabilities = probabilities / probabilities[order].sum()
+    kept, total = [], 0.0
+    for token in order:
+        if total < top_p:
+            kept.append(token)
+            total += probabilities[token]
+    result = np.zeros_like(probabilities)
+    result[kept] = probabilities[kept] / probabilities[kept].sum()
+    return result
+
+
+def chi_squared(counts, probabilities):
+    """Over what is possible; what is not must not have happened."""
+    possible = probabilities > 0
+    assert counts[~possible].sum() == 0
+    expected = counts.sum() * probabilities[possible]
+    assert expected.min() > 5
+    return ((counts[possible] - expected) ** 2 / expected).sum()
+
+
+def test_two_tokens_are_sampled_as_often_as_they_are_probable():
+    """The second given the first, so that the draws are independent too."""
+    vocab, count, temperature = 4, 4_000, 1.5
+    structure = structure_of(vocab_size=vocab, max_len=8)
+    model = structure.model(some_params(structure), {})
+    prompt = [2, 0, 1]
+    pairs = np.asarray(
+        model.generate([prompt] * count, 2, temperature=temperature, rngs=nnx.Rngs(0))
+    )
+    logits = forward(model, jnp.asarray([[*prompt, token] for token in range(vocab)]))
+    probabilities = softmax(np.asarray(logits[:, 2:], np.float64) / temperature)
+    joint = probabilities[0, 0][:, None] * probabilities[:, 1]
+    counts = np.bincount(pairs[:, 0] * vocab + pairs[:, 1], minlength=vocab**2)
+    # 15 degrees of freedom: above 45 in fewer than 1 of 10,000 cases.
+    assert chi_squared(counts, joint.ravel()) < 45
+    uniform = np.full(vocab**2, 1 / vocab**2)
+    assert chi_squared(counts, uniform) > 450
+
+
+LOGITS = np.array([[0.3, -1.0, 1.9, 0.9, 0.0, 1.2], [2.0, 2.4, -3.0, 1.0, 0.5, -0.5]], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p", "sizes"),
+    [
+        (1.0, 6, 1.0, (6, 6)),
+        (1.0, 3, 1.0, (3, 3)),
+        (1.0, 1, 1.0, (1, 1)),
+        (1.0, 6, 0.7, (3, 2)),
+        (2.0, 6, 0.7, (4, 3)),
+        (0.3, 6, 0.7, (1, 1)),
+        (1.0, 3, 0.7, (2, 2)),
+        (1.0, 6, 1e-6, (1, 1)),
+    ],
+)
+def test_filtered_tokens_are_never_picked_and_the_others_as_often_as_they_should(
+    temperature, top_k, top_p, sizes
+):
+    count = 3_000
+    choice = Choice(temperature, top_k, top_p, -1)
+    keys = jax.random.split(jax.random.key(1), 2 * count)
+    picked = PICK(jnp.repeat(jnp.asarray(LOGITS), count, axis=0), keys, choice)
+    for row, tokens, size in zip(LOGITS, np.asarray(picked).reshape(2, count), sizes, strict=True):
+        probabilities = filtered_softmax(row, temperature, top_k, top_p)
+        assert (probabilities > 0).sum() == size
+        # At most 5 degrees of freedom: above 26 in fewer than 1 of 10,000 cases.
+        assert chi_squared(np.bincount(tokens, minlength=6), probabilities) < 26
+
+
+PICK = jax.jit(functools.partial(pick, filtered=True))
+
+
+@pytest.mark.parametrize("options", [{"top_k": 1}, {"top_p": 1e-6}])
+def test_the_narrowest_choice_is_the_likeliest_token(options):
+    new = made("sinusoidal").generate(PROMPTS, NEW, rngs=nnx.Rngs(0), **options)
+    np.testing.assert_array_equal(new, likeliest("sinusoidal"))
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(2, None), (None, 0.4), (3, 0.5)])
+def test_every_token_of_a_text_is_among_those_it_may_be_picked_from(top_k, top_p):
+    model = made("sinusoidal")
+    options = {"top_k": top_k, "top_p": top_p, "temperature": 0.9}
+    new = np.asarray(model.generate(PROMPTS, NEW, rngs=nnx.Rngs(1), **options))
+    logits = logits_before(model, new)
+    for place, token in np.ndenumerate(new):
+        assert filtered_softmax(logits[place], 0.9, top_k or VOCAB, top_p or 1.0)[token] > 0
+    assert not np.array_equal(new, likeliest("sinusoidal"))
+
+
+def test_the_seed_decides_the_text():
+    model = made("sinusoidal")
+
+    def text(rngs):
+        return np.asarray(model.generate(PROMPTS, NEW, rngs=rngs))
+
+    rngs = nnx.Rngs(4)
+    first, second = text(rngs), text(rngs)
+    np.testing.assert_array_equal(text(nnx.Rngs(4)), first)
+    np.testing.assert_array_equal(text(nnx.Rngs(sample=4)), first)
+    assert (second != first).any(axis=1).all()
+    assert (text(nnx.Rngs(5)) != first).any(axis=1).all()
+    same = np.asarray(model.generate([PROMPTS[4]] * 6, NEW, rngs=nnx.Rngs(4)))
+    assert len({tuple(row) for row in same.tolist()}) == 6
+
+
+def test_other_settings_and_prompts_of_like_length_compile_nothing():
+    model = made("sinusoidal")
+    model.generate(PROMPTS, NEW, temperature=0)
+    model.generate(PROMPTS, NEW, top_k=3, rngs=nnx.Rngs(0))
+    compiled = generate._generate._cache_size()
+    prompts = [[1] * length for length in (2, 3, 38, 1, 1, 1)]
+    for temperature in (0, 0.0, 1, 0.7, np.float32(1.3)):
+        model.generate(prompts, NEW, temperature=temperature, rngs=nnx.Rngs(1))
+    model.generate(np.full((6, 33), 2), NEW, stop_token=np.int64(3), rngs=nnx.Rngs(1))
+    model.generate(jnp.full((6, 40), 2), NEW, temperature=0, stop_token=3)
+    for options in ({"top_k": 2}, {"top_k": 99, "top_p": 1}, {"top_p": 0.5, "temperature": 2}):
+        model.generate(prompts, NEW, rngs=nnx.Rngs(1), **options)
+    assert generate._generate._cache_size() == compiled
+
+
+# ---- Mistakes
+
+
+@pytest.mark.parametrize(
+    ("prompts", "count", "options", "sentence"),
+    [
+        ([[1]], 0, {}, "max_new_tokens=0 asks for nothing; give at least 1"),
+        ([[1]], 2, {"temperature": -0.5}, "temperature=-0.5 is not 0 or more; 0 picks the"),
+        ([[1]], 2, {"temperature": float("nan")}, "temperature=nan is not 0 or more"),
+        ([[1]], 2, {"top_k": 0}, "top_k=0 leaves no token; give at least 1"),
+        ([[1]], 2, {"top_p": 0.0}, "top_p=0.0 is no probability; give one above 0, at most 1"),
+        ([[1]], 2, {"top_p": 1.5}, "top_p=1.5 is no probability"),
+        ([[1]], 2, {"stop_token": 13}, r"stop_token=13 is not in the vocabulary; .* 0 .. 12"),
+        ([[1]], 2, {"stop_token": -1}, "stop_token=-1 is not in the vocabulary"),
+        ([[1]], 2, {"temperature": 0.5}, r"sampling needs rngs=nnx.Rngs\(seed\); give it, or"),
+        ([], 2, {}, "a prompt is empty; give at least one token to go on from"),
+        ([[1], []], 2, {}, "a prompt is empty"),
+        ([[1], [1] * 63], 2, {}, "63 tokens of prompt and 2 new ones are more than max_len=64"),
+        ([[1], [2, 13]], 2, {}, "the token 13 is not in the vocabulary, 0 .. 12"),
+        ([[-1]], 2, {}, "the token -1 is not in the vocabulary"),
+        ([[2**40]], 2, {}, "the token 1099511627776 is not in the vocabulary"),
+        ([[1.5]], 2, {}, r"a prompt is a sequence of integer tokens, not float64 of shape \(1,\)"),
+        ([1, 2], 2, {}, r"a prompt is a sequence of integer tokens, not int64 of shape \(\)"),
+        ([b"ab"], 2, {}, r"a prompt is a sequence of integer tokens, not \|S2 of shape \(\)"),
+    ],
+)
+def test_mistakes_are_user_errors(prompts, count, options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        made("sinusoidal").generate(prompts, count, **{"temperature": 0} | options)
+    with pytest.raises(UserError, match=sentence):
+        next(stream(made("sinusoidal"), prompts, count, **{"temperature": 0} | options))

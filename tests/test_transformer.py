@@ -1,0 +1,470 @@
+"""The language model: causality, identity at the start, its twins, its counts and its losses."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx, traverse_util
+
+from rezero_jax.config import load_config
+from rezero_jax.errors import UserError
+from rezero_jax.models import attention, transformer
+from rezero_jax.models.build import make_language_model
+from rezero_jax.models.transformer import Transformer, sinusoids
+from rezero_jax.training.state import init_state, path_text, skeleton
+
+RULES_WITH_NORM = ("norm", "pre_norm", "post_norm", "gpt2_norm")
+VOCAB, WIDTH, DEPTH, HEADS, LENGTH = 13, 8, 2, 4, 7
+RNG = np.random.default_rng(0)
+TOKENS = jnp.asarray(RNG.integers(0, VOCAB, (3, LENGTH)), jnp.int32)
+TARGETS = jnp.asarray(RNG.integers(0, VOCAB, (3, LENGTH)), jnp.int32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """What is small compiles longer than it runs: with optimisation twice as long, or more."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
+
+
+def structure_of(**options):
+    options = {"residual": "rezero", "max_len": 16} | options
+    sizes = (options.pop(k, d) for k, d in (("vocab_size", VOCAB), ("width", WIDTH)))
+    make = functools.partial(
+        Transformer, *sizes, options.pop("depth", DEPTH), options.pop("heads", HEADS), **options
+    )
+    return skeleton(lambda rngs: make(rngs=rngs))
+
+
+def some_params(structure, gate=0.5, seed=1):
+    """Random parameters, gates around `gate`; nothing is compiled."""
+    rng = np.random.default_rng(seed)
+
+    def value(path, leaf):
+        if path_text(path) in structure.alpha_paths:
+            values = gate * rng.uniform(0.5, 1.5, leaf.shape)
+        else:
+            values = rng.normal(size=leaf.shape) / math.sqrt(WIDTH)
+        return jnp.asarray(values, jnp.float32)
+
+    return jax.tree.map_with_path(value, structure.shapes)
+
+
+def flat(tree):
+    return {"/".join(map(str, k)): v for k, v in traverse_util.flatten_dict(tree).items()}
+
+
+def assert_close(ours, theirs, rtol, atol):
+    ours, theirs = flat(ours), flat(theirs)
+    assert ours.keys() == theirs.keys()
+    for name, expected in theirs.items():
+        np.testing.assert_allclose(ours[name], expected, rtol=rtol, atol=atol, err_msg=name)
+
+
+@functools.cache
+def compiled(**options):
+    """Gradients of the mean loss of TARGETS given TOKENS, and logits, as a function of params."""
+    structure = structure_of(**options)
+
+    @functools.partial(jax.grad, has_aux=True)
+    def gradients(params):
+        logits = structure.model(params, {})(TOKENS, rngs=nnx.Rngs(dropout=5))
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, TARGETS)
+        return losses.mean(), logits
+
+    return jax.jit(gradients)
+
+
+def gradients_and_logits(params=None, **options):
+    """The same, at some parameters unless they are given."""
+    params = some_params(structure_of(**options)) if params is None else params
+    return compiled(**options)(params)
+
+
+# ---- What a logit sees
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"positions": "sinusoidal", "kv_heads": 2, "dropout": 0.1},
+        {"positions": "learned", "kv_heads": 1, "scan": False},
+        {"positions": "rotary", "residual": "pre_norm", "final_norm": True, "remat": "full"},
+    ],
+)
+def test_logits_depend_on_their_own_and_earlier_tokens_and_on_no_later_one(options, monkeypatch):
+    monkeypatch.setattr(attention, "CPU_BLOCK", 3)  # blocks of 3, 3 and 1 queries
+    structure = structure_of(**options)
+    params = some_params(structure)
+    tokens = np.random.default_rng(2).permutation(VOCAB)[:LENGTH]  # distinct
+    weights = jnp.asarray(RNG.normal(size=(1, VOCAB)), jnp.float32)
+
+    def outputs(embedding):
+        model = structure.model(params | {"embedding": embedding}, {})
+        logits = model(jnp.asarray(tokens)[None], rngs=nnx.Rngs(dropout=0))
+        return (logits[0] * weights).sum(axis=-1)
+
+    jacobian = jax.jit(jax.jacrev(outputs))(params["embedding"])
+    sees = np.any(np.asarray(jacobian)[:, tokens] != 0, axis=-1)
+    np.testing.assert_array_equal(sees, np.tri(LENGTH, dtype=bool))
+
+
+@pytest.mark.parametrize("width", [8, 7, 1])
+def test_sinusoids_are_the_papers(width):
+    positions = np.array([[0, 1, 2, 3, 30], [5, 4, 100, 99, 98]])
+    expected = np.zeros((*positions.shape, width))
+    for place, position in np.ndenumerate(positions):
+        for channel in range(width):
+            angle = position / 10_000 ** (2 * (channel // 2) / width)
+            expected[(*place, channel)] = (math.sin if channel % 2 == 0 else math.cos)(angle)
+    np.testing.assert_allclose(sinusoids(jnp.asarray(positions), width), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("positions", ["sinusoidal", "learned", "rotary"])
+def test_the_trunk_starts_from_the_embedding_times_the_root_of_the_width(positions):
+    structure = structure_of(positions=positions)
+    params = some_params(structure, gate=0.0)
+    expected = np.asarray(params["embedding"], np.float64)[TOKENS]
+    if positions == "learned":
+        expected = expected + np.asarray(params["position"])[:LENGTH]
+    expected = expected * math.sqrt(WIDTH)
+    if positions == "sinusoidal":
+        expected = expected + np.asarray(sinusoids(jnp.arange(LENGTH)[None], WIDTH))
+    hidden = jax.jit(lambda model: model.hidden(TOKENS))(structure.model(params, {}))
+    np.testing.assert_allclose(hidden, expected, rtol=1e-5, atol=1e-6)
+
+
+# ---- At the start
+
+
+class Bare(nnx.Module):
+    def __call__(self, x, **_):
+        return x
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"residual": "gated", "positions": "learned"},
+        {"residual": "layerscale", "positions": "rotary", "scan": False},
+        {"alpha_per": "sublayer", "tied": True},
+    ],
+)
+def test_the_trunk_starts_as_the_identity_to_the_bit(options):
+    structure = structure_of(**options)
+
+    def logits(gate, bare=False):
+        model = structure.model(some_params(structure, gate), {})
+        if bare:
+            model.trunk = Bare()
+        return jax.jit(lambda model: model(TOKENS))(model)
+
+    np.testing.assert_array_equal(logits(0.0), logits(0.0, bare=True))
+    assert np.abs(logits(0.5) - logits(0.5, bare=True)).max() > 0.1
+
+
+def test_only_gates_and_ends_learn_first_and_the_branches_next():
+    structure = structure_of()
+    params = some_params(structure, gate=0.0)
+    grads, _ = gradients_and_logits(params)
+    ends = {"embedding", "head", "head_bias"}
+    branches = flat(grads).keys() - structure.alpha_paths - ends
+    assert len(branches) == 8
+    for path in branches:
+        np.testing.assert_array_equal(flat(grads)[path], 0, err_msg=path)
+    for path in structure.alpha_paths | ends:
+        assert np.all(np.any(flat(grads)[path] != 0)), path
+    (gates,) = (flat(grads)[path] for path in structure.alpha_paths)
+    assert np.all(gates != 0)
+    params = jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
+    grads, _ = gradients_and_logits(params)
+    for path in branches:
+        layers = flat(grads)[path].reshape(DEPTH, -1)
+        assert np.all(np.any(layers != 0, axis=1)), path
+
+
+@functools.cache
+def initial(scan):
+    """The parameters that a model starts from."""
+    make = functools.partial(Transformer, 100, 32, 2, 4, 64, positions="learned", scan=scan)
+    init = functools.partial(init_state, lambda rngs: make(rngs=rngs), optax.identity())
+    return jax.jit(init)(jax.random.key(1))["params"]
+
+
+def test_embeddings_and_head_start_uniform():
+    for name, shape in (("embedding", (100, 32)), ("position", (64, 32)), ("head", (32, 100))):
+        values = np.asarray(initial(scan=True)[name], np.float64)
+        assert values.shape == shape
+        assert -0.1 <= values.min() < -0.099
+        assert 0.099 < values.max() <= 0.1
+        quarters = np.histogram(values, bins=4, range=(-0.1, 0.1))[0] / values.size
+        np.testing.assert_allclose(quarters, 0.25, atol=4 * math.sqrt(3 / 16 / values.size))
+    assert not np.any(initial(scan=True)["head_bias"])
+    corners = [initial(scan=True)[name][0, 0] for name in ("embedding", "position", "head")]
+    assert len(set(map(float, corners))) == 3
+
+
+# ---- Twins
+
+
+def unrolled(tree):
+    """The parameters of a scanned model as those of its unrolled twin."""
+    layers = tree["trunk"]["layers"]
+    depth = jax.tree.leaves(layers)[0].shape[0]
+    split = {i: jax.tree.map(lambda leaf, i=i: leaf[i], layers["blocks"]) for i in range(depth)}
+    return tree | {"trunk": tree["trunk"] | {"layers": {"blocks": split}}}
+
+
+DROPPED = {"dropout": 0.3, "kv_heads": 2}
+
+
+def test_scanned_equals_unrolled():
+    grads, logits = gradients_and_logits(**DROPPED)
+    params = unrolled(some_params(structure_of(**DROPPED)))
+    twin_grads, twin_logits = gradients_and_logits(params, scan=False, **DROPPED)
+    np.testing.assert_allclose(logits, twin_logits, rtol=1e-5, atol=1e-5)
+    assert_close(unrolled(grads), twin_grads, rtol=1e-4, atol=1e-6)
+
+
+def test_scanned_and_unrolled_start_from_the_same_parameters():
+    scanned, listed = flat(unrolled(initial(scan=True))), flat(initial(scan=False))
+    assert scanned.keys() == listed.keys()
+    for name, value in scanned.items():
+        np.testing.assert_array_equal(value, listed[name], err_msg=name)
+
+
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_rematerialised_gradients_are_the_same(remat):
+    grads, logits = gradients_and_logits(**DROPPED)
+    again_grads, again = gradients_and_logits(**DROPPED, remat=remat)
+    np.testing.assert_allclose(again, logits, rtol=1e-5, atol=1e-6)
+    assert_close(again_grads, grads, rtol=1e-4, atol=1e-6)
+
+
+def test_a_tied_head_is_the_embedding_and_feels_both_its_uses():
+    tied, untied = structure_of(tied=True), structure_of()
+    params = some_params(tied)
+    assert untied.parameter_count - tied.parameter_count == VOCAB * WIDTH
+    grads, logits = gradients_and_logits(params, tied=True)
+    untied_grads, untied_logits = gradients_and_logits(params | {"head": params["embedding"].T})
+    np.testing.assert_allclose(logits, untied_logits, rtol=1e-5, atol=1e-6)
+    head = untied_grads.pop("head")
+    for use in (head.T, untied_grads["embedding"]):
+        assert np.abs(use).max() > 1e-3
+    both = untied_grads | {"embedding": untied_grads["embedding"] + head.T}
+    assert_close(grads, both, rtol=1e-4, atol=1e-6)
+
+
+# ---- Counts
+
+
+def count(
+    vocab_size,
+    width,
+    depth,
+    heads,
+    max_len,
+    residual="rezero",
+    *,
+    feedforward=None,
+    kv_heads=None,
+    positions="sinusoidal",
+    tied=False,
+    final_norm=False,
+    bias=True,
+    alpha_per="layer",
+):
+    """The number of parameters, by hand."""
+    feedforward = feedforward or 4 * width
+    queries_keys_values = width + 2 * width // heads * (kv_heads or heads)
+    layer = width * queries_keys_values + width**2 + 2 * width * feedforward
+    if bias:
+        layer += queries_keys_values + width + feedforward + width
+    if residual in RULES_WITH_NORM:
+        layer += 2 * 2 * width
+    if residual in ("rezero", "gated", "layerscale"):
+        gate = width if residual == "layerscale" else 1
+        layer += gate * (2 if alpha_per == "sublayer" else 1)
+    ends = vocab_size * width * (1 if tied else 2) + (vocab_size if bias else 0)
+    if positions == "learned":
+        ends += max_len * width
+    return depth * layer + ends + (2 * width if final_norm else 0)
+
+
+def parameter_count(*args, **options):
+    return skeleton(lambda rngs: Transformer(*args, **options, rngs=rngs)).parameter_count
+
+
+@pytest.mark.parametrize(
+    ("config", "total"),
+    [
+        ("transformer_enwik8.py:layers=12", 38_066_444),
+        ("transformer_enwik8.py:layers=64", 50_610_496),
+        ("transformer_enwik8.py:layers=128", 101_089_664),
+        ("transformer_notebook.py:layers=128", 16_957_824),
+    ],
+)
+def test_the_papers_and_the_notebooks_networks_have_their_parameter_counts(config, total):
+    model = load_config(f"configs/{config}").model
+    assert skeleton(make_language_model(model)).parameter_count == total
+    sizes = (model.vocab_size, model.width, model.depth, model.heads, model.max_len)
+    assert count(*sizes, feedforward=model.feedforward) == total
+
+
+@pytest.mark.parametrize(
+    ("options", "change"),
+    [
+        ({}, 0),
+        ({"residual": "gated", "final_norm": True}, 24),
+        ({"positions": "learned"}, 20 * 12),
+        ({"tied": True}, -13 * 12),
+        ({"kv_heads": 2}, -2 * 2 * 6 * (12 + 1)),
+        ({"bias": False}, -2 * (36 + 12 + 48 + 12) - 13),
+        ({"feedforward": 5}, -2 * (48 - 5) * (12 + 12 + 1)),
+        ({"alpha_per": "sublayer"}, 2),
+        ({"residual": "gated"}, 0),
+        ({"residual": "layerscale"}, -2 + 2 * 12),
+        ({"residual": "plain"}, -2),
+        ({"residual": "residual"}, -2),
+        ({"residual": "norm"}, -2 + 4 * 24),
+        ({"residual": "post_norm"}, -2 + 4 * 24),
+        ({"residual": "gpt2_norm", "alpha_per": "sublayer"}, -2 + 4 * 24),
+        ({"residual": "pre_norm", "final_norm": True}, -2 + 5 * 24),
+    ],
+)
+def test_parameter_counts_of_variants(options, change):
+    sizes = (13, 12, 2, 4, 20)
+    assert parameter_count(*sizes, **options) == 3999 + change
+    assert count(*sizes, **options) == 3999 + change
+
+
+# ---- Precision
+
+
+def products(jaxpr):
+    """The dtypes of the factors of every matrix product."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield [factor.aval.dtype for factor in equation.invars]
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from products(inner)
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters_and_logits():
+    _, logits = gradients_and_logits()
+    narrow = structure_of(dtype=jnp.bfloat16)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(narrow.shapes))
+    narrow_logits = jax.jit(lambda m: m(TOKENS))(narrow.model(some_params(narrow), {}))
+    assert narrow_logits.dtype == jnp.float32
+    factors = list(products(jax.make_jaxpr(narrow.model(some_params(narrow), {}))(TOKENS).jaxpr))
+    assert len(factors) == 7  # of a layer 6, which is scanned, and the head
+    assert all(dtype == jnp.bfloat16 for pair in factors for dtype in pair)
+    error = np.abs(narrow_logits - logits)
+    assert 0 < error.max() < 0.05 * np.abs(logits).max()
+
+
+# ---- Losses
+
+
+def test_losses_are_the_cross_entropy_of_the_next_token():
+    structure = structure_of()
+    model = structure.model(some_params(structure), {})
+    losses, logits = jax.jit(lambda m: (m.losses(TOKENS, TARGETS), m(TOKENS)))(model)
+    logits = np.asarray(logits, np.float64)
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    for place, loss in np.ndenumerate(losses):
+        expected = -math.log(probabilities[place][TARGETS[place]])
+        np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    assert np.std(losses) > 0.1
+
+
+def test_losses_in_parts_are_the_same_and_take_less_memory(monkeypatch):
+    vocab, batch, length = 5_000, 4, 12
+    rng = np.random.default_rng(0)
+    tokens, targets = jnp.asarray(rng.integers(0, vocab, (2, batch, length)), jnp.int32)
+    structure = structure_of(vocab_size=vocab)
+    params = some_params(structure)
+
+    def measured(at_once):
+        monkeypatch.setattr(transformer, "LOGITS_AT_ONCE", at_once)
+
+        @functools.partial(jax.grad, has_aux=True)
+        def gradients(params):
+            losses = structure.model(params, {}).losses(tokens, targets)
+            return (losses * jnp.arange(length, dtype=jnp.float32)[None]).mean(), losses
+
+        compiled = jax.jit(gradients).lower(params).compile()
+        text = str(jax.make_jaxpr(gradients)(params))
+        sizes = {size for size in range(1, length + 1) if f"f32[{batch},{size},{vocab}]" in text}
+        return *compiled(params), compiled.memory_analysis().temp_size_in_bytes, sizes
+
+    logits = batch * length * vocab
+    grads, losses, memory, sizes = measured(logits)
+    assert sizes == {12}
+    parts_grads, parts, parts_memory, sizes = measured(logits // 5)
+    assert sizes == {2}  # 5 parts of 12 places would not be equal
+    np.testing.assert_allclose(parts, losses, rtol=1e-6)
+    assert_close(parts_grads, grads, rtol=1e-4, atol=1e-6)
+    assert parts_memory < memory - 4 * logits  # bytes
+
+
+# ---- Mistakes
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"vocab_size": 0}, "vocab_size is 0; a language model needs at least 1"),
+        ({"max_len": 0}, "max_len is 0; a language model needs at least 1"),
+        ({"positions": "rotery"}, 'unknown positions "rotery"; did you mean "rotary"'),
+        ({"residual": "rezerro"}, 'did you mean "rezero"'),
+        ({"heads": 3}, "heads=3 does not divide width=8; choose 1, 2, 4 or 8 heads"),
+        ({"heads": 8, "positions": "rotary"}, "a head has the odd size 1"),
+        ({"depth": 0}, "depth is 0; a network needs a depth of at least 1"),
+    ],
+)
+def test_models_that_cannot_be(options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        structure_of(**options)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "sentence"),
+    [
+        ([[0.0, 1.0]], r"takes integer tokens \(batch, length\), not float32 of shape \(1, 2\)"),
+        ([0, 1], r"takes integer tokens \(batch, length\), not int32 of shape \(2,\)"),
+        ([[0] * 17], "17 tokens are more than max_len=16; give fewer, or make the model with"),
+        ([[0, 13]], "the token 13 is not in the vocabulary, 0 .. 12; mend the tokens, or"),
+        ([[-1, 99]], "the token -1 is not in the vocabulary, 0 .. 12"),
+    ],
+)
+def test_tokens_that_cannot_be(tokens, sentence):
+    structure = structure_of()
+    with pytest.raises(UserError, match=sentence):
+        structure.model(some_params(structure), {})(jnp.asarray(tokens))
+
+
+def test_dropout_without_random_numbers_is_a_user_error():
+    structure = structure_of(dropout=0.1)
+    model = structure.model(some_params(structure), {})
+    with pytest.raises(UserError, match=r"dropout in training needs rngs=.* model.eval\(\) first"):
+        model(TOKENS)
+    model.eval()
+    assert jax.eval_shape(model, TOKENS).shape == (3, LENGTH, VOCAB)
+
+
+def test_in_a_compiled_function_a_token_beyond_the_vocabulary_gives_nan():
+    structure = structure_of()
+    tokens = jnp.asarray([[1, 2, VOCAB - 1, 3], [1, 2, VOCAB, 3]])
+    logits = jax.jit(lambda m, t: m(t))(structure.model(some_params(structure), {}), tokens)
+    assert np.isfinite(logits[0]).all()
+    assert np.isnan(logits[1, 2:]).all()
