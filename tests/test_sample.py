@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from ml_collections import ConfigDict
 import sample
 import train
 from rezero_jax.errors import UserError
+from rezero_jax.models import generate
 from rezero_jax.training.record import Workdir
 from rezero_jax.training.trained import trained_language_model
 from tests.test_transformer import quick_compilation
@@ -112,6 +114,30 @@ def test_a_long_prompt_is_written_whole_and_its_end_is_gone_on_from(capsys, work
     status, out, _ = run(capsys, workdir, f"--prompt={prompt}", "--bytes=3", "--temperature=0")
     assert status == 0
     assert out == prompt + likeliest(model, b"full", 3)[4:].decode() + "\n"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "count", "asked"),
+    [
+        (b"abc", 5, [(b"abc", 5)]),
+        (b"abc", 6, [(b"abc", 5), (b"1234", 1)]),
+        (b"abc", 12, [(b"abc", 5), (b"1234", 4), (b"5678", 3)]),
+        (b"abcdefgh", 2, [(b"efgh", 2)]),
+        (b"abcdefghi", 7, [(b"fghi", 4), (b"0123", 3)]),
+    ],
+)
+def test_it_goes_on_from_the_last_half_where_there_is_no_room(monkeypatch, prompt, count, asked):
+    seen, digits = [], iter(range(ord("0"), ord("0") + count))
+
+    def stream(model, prompts, room, **options):
+        seen.append((bytes(*prompts), room))
+        for start in range(0, room, 3):
+            yield np.array([[next(digits) for _ in range(min(3, room - start))]])
+
+    monkeypatch.setattr(generate, "stream", stream)
+    written = b"".join(sample.write(SimpleNamespace(max_len=8), prompt, count))
+    assert seen == asked
+    assert written == bytes(range(ord("0"), ord("0") + count))
 
 
 @pytest.mark.parametrize("count", [1, 8, 9, 30])

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -312,7 +313,7 @@ def parameter_count(*args, **options):
     ],
 )
 def test_the_papers_and_the_notebooks_networks_have_their_parameter_counts(config, total):
-    model = load_config(f"configs/{config}").model
+    model = load_config(f"{Path(__file__).parents[1] / 'configs'}/{config}").model
     assert skeleton(make_language_model(model)).parameter_count == total
     sizes = (model.vocab_size, model.width, model.depth, model.heads, model.max_len)
     assert count(*sizes, feedforward=model.feedforward) == total
