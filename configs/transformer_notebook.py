@@ -52,7 +52,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.train.epochs = None if args.steps else float(args.epochs)
     config.train.steps = args.steps
-    config.train.batch_size = 50
+    config.train.batch_size = 16 if args.smoke else 50
     config.train.steps_per_dispatch = 5
 
     config.optim.name = "adagrad"
