@@ -43,7 +43,10 @@ def plot_run(run: Run) -> Figure:
         axis.plot(*run.series(f"train/{metric}", "epoch"), color=COLOURS[0], alpha=0.35, lw=1)
         if metric == "loss":
             epochs, losses = run.series("train/epoch_loss", "epoch")
-            axis.plot(epochs, losses, color=COLOURS[0], marker=".", label="training, epoch mean")
+            if len(epochs):  # a run may be shorter than an epoch
+                axis.plot(
+                    epochs, losses, color=COLOURS[0], marker=".", label="training, epoch mean"
+                )
             axis.set_yscale("log")
         axis.plot(
             *run.series(f"eval/{metric}", "epoch"), color=COLOURS[1], marker=".", label="evaluation"
@@ -62,6 +65,7 @@ def plot_run(run: Run) -> Figure:
         )
         figure.colorbar(mesh, ax=axes[2])
         axes[2].set(xlabel="step", ylabel="layer", title="alpha")
+        axes[2].yaxis.set_major_locator(MaxNLocator(integer=True))
     name = ", ".join(f"{k}={run.config[f'model.{k}']}" for k in ("residual", "depth", "width"))
     figure.suptitle(f"{run.config['data.name']}: {name}")
     figure.tight_layout()
