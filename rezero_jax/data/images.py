@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 
 from rezero_jax.data.cache import cached_arrays, fingerprint
-from rezero_jax.data.prepare import prepared_builder
+from rezero_jax.data.prepare import damaged, prepared_builder
 from rezero_jax.data.source import Dataset, ResidentSplit, Split
 from rezero_jax.data.stream import StreamSplit
-from rezero_jax.errors import UserError
 
 TFDS_NAMES = ("cifar10", "cifar100", "fashion_mnist", "mnist", "svhn_cropped")
 
@@ -81,11 +80,7 @@ class EncodedImages:
         try:
             return self._source.__getitems__(list(keys))
         except RuntimeError as error:  # array_record checks a hash of every chunk
-            info = self._source.dataset_info
-            raise UserError(
-                f'data set "{info.name}" in {info.data_dir} is damaged ({error}); delete that '
-                "folder to have the data set prepared again"
-            ) from error
+            raise damaged(self._source.dataset_info, error) from error
 
 
 def decode(encoded: bytes, step: int = 0, position: int = 0) -> np.ndarray:
