@@ -54,10 +54,12 @@ def main(argv: list[str]) -> int:
 
     from rezero_jax.config import load_config
     from rezero_jax.errors import UserError
+    from rezero_jax.host import pose_as
 
     try:
         config = load_config(args.config, overrides)
-        _set_cpu_devices(config.mesh.cpu_devices)
+        if config.mesh.cpu_devices is not None:
+            pose_as(config.mesh.cpu_devices)
         return _run(config, args)
     except UserError as error:
         print(f"train.py: {error}", file=sys.stderr)
@@ -65,22 +67,6 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("train.py: stopped before training began", file=sys.stderr)
         return 128 + signal.SIGINT
-
-
-def _set_cpu_devices(count: int | None) -> None:
-    import jax
-
-    if count is None:
-        return
-    try:
-        jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError:
-        from rezero_jax.errors import UserError
-
-        raise UserError(
-            f"mesh.cpu_devices={count} comes too late, as JAX has started in this process; set it "
-            "to None"
-        ) from None
 
 
 def _run(config: "ConfigDict", args: argparse.Namespace) -> int:

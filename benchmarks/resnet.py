@@ -31,6 +31,7 @@ from benchmarks.mlp import random_images
 from benchmarks.program import serve_training
 from benchmarks.worker import print_ratios, serve, take_turns
 from rezero_jax.config import load_config
+from rezero_jax.host import pose_as
 from rezero_jax.models import conv, style
 from rezero_jax.models.resnet import ResNet
 from rezero_jax.stack import split_params
@@ -69,8 +70,8 @@ def serve_ours(depth: int, scan: bool, stage: str) -> None:
         f"configs/resnet.py:depth={depth}",
         ["train.epochs=None", f"train.steps={10**6}", f"model.scan={scan}"],
     )
-    devices = config.mesh.cpu_devices if "devices" in used else 1
-    jax.config.update("jax_num_cpu_devices", devices)
+    if "devices" in used:
+        pose_as(config.mesh.cpu_devices)
     serve_training(config, random_images())
 
 

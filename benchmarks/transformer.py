@@ -31,6 +31,7 @@ from benchmarks.program import serve_training
 from benchmarks.worker import print_ratios, serve, take_turns
 from rezero_jax.config import load_config
 from rezero_jax.data import Text, TextSplit
+from rezero_jax.host import pose_as
 from rezero_jax.models.build import make_language_model
 from rezero_jax.training.program import Program
 
@@ -59,7 +60,7 @@ def config_for(depth: int, scan: bool) -> ConfigDict:
     }
     spec = f"configs/transformer_small.py:depth={depth},width={WIDTH},length={LENGTH}"
     config = load_config(spec, [f"{key}={value}" for key, value in fields.items()])
-    jax.config.update("jax_num_cpu_devices", config.mesh.cpu_devices)
+    pose_as(config.mesh.cpu_devices)
     return config
 
 

@@ -13,7 +13,8 @@ the cycled SGD went to NaN for the authors.
 
 from ml_collections import ConfigDict
 
-from rezero_jax.config import base_config, host_devices, parse_arg
+from rezero_jax.config import base_config, parse_arg
+from rezero_jax.host import host_devices
 
 
 def get_config(arg: str = "") -> ConfigDict:

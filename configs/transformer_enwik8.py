@@ -24,9 +24,9 @@ counts), sinusoidal positions and the embedding's distribution (from the authors
 other constants (optax's), a constant rate right after the warm-up.
 """
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
 
-from rezero_jax.config import base_config, parse_arg
+from rezero_jax.config import base_config, parse_arg, transformer_model
 from rezero_jax.errors import choose_from
 
 BATCH = {12: 1080, 64: 304, 128: 144}
@@ -49,26 +49,15 @@ def get_config(arg: str = "") -> ConfigDict:
         raise choose_from("number of layers", args.layers, map(str, BATCH))
     deep, batch = args.layers > 12, BATCH[args.layers]
     config = base_config()
-    config.model.name = "transformer"
+    config.model = transformer_model()
     config.model.residual = args.residual
     config.model.alpha_init = args.alpha_init
-    config.model.alpha_per = "layer"
     config.model.depth = 2 if args.smoke else args.layers
     config.model.width = 16 if args.smoke else 256 if deep else 512
     config.model.heads = 2
-    config.model.kv_heads = config_dict.placeholder(int)
-    config.model.feedforward = config_dict.placeholder(int)
-    config.model.vocab_size = 256
     config.model.max_len = 8 if args.smoke else 512
-    config.model.positions = "sinusoidal"
-    config.model.tied = False
-    config.model.final_norm = False
-    config.model.activation = "gelu"
     config.model.dropout = 0.2
-    config.model.bias = True
-    config.model.scan = True
     config.model.remat = "full" if deep else "none"
-    config.model.dtype = "float32"
 
     config.data.name = "stdlib" if args.smoke else "enwik8"
     config.data.length = config.model.max_len

@@ -16,35 +16,26 @@ notebook's words of WikiText-2 are bytes here, so its perplexities are no yardst
 has no final norm either.
 """
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
 
-from rezero_jax.config import base_config, host_devices, parse_arg
+from rezero_jax.config import base_config, parse_arg, transformer_model
+from rezero_jax.host import host_devices
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The config for `arg`, such as "layers=128,residual=post_norm"."""
     args = parse_arg(arg, layers=12, residual="rezero", path=str, epochs=3, steps=int, smoke=False)
     config = base_config()
-    config.model.name = "transformer"
+    config.model = transformer_model()
     config.model.residual = args.residual
     config.model.alpha_init = 0.0
-    config.model.alpha_per = "layer"
     config.model.depth = 2 if args.smoke else args.layers
     config.model.width = 16 if args.smoke else 128
     config.model.heads = 8
-    config.model.kv_heads = config_dict.placeholder(int)
     config.model.feedforward = 256
-    config.model.vocab_size = 256
     config.model.max_len = 35
-    config.model.positions = "sinusoidal"
-    config.model.tied = False
-    config.model.final_norm = False
     config.model.activation = "relu"
     config.model.dropout = 0.1
-    config.model.bias = True
-    config.model.scan = True
-    config.model.remat = "none"
-    config.model.dtype = "float32"
 
     config.data.name = "text" if args.path else "stdlib"
     config.data.path = args.path

@@ -8,9 +8,10 @@ One setting of the optimizer for all, as in the paper: LAMB at a constant rate, 
 12 layers as there, of width 128, feed-forward 256 and 8 heads where it has 512, 2048 and 2.
 """
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
 
-from rezero_jax.config import base_config, host_devices, parse_arg
+from rezero_jax.config import base_config, parse_arg, transformer_model
+from rezero_jax.host import host_devices
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -26,26 +27,14 @@ def get_config(arg: str = "") -> ConfigDict:
         smoke=False,
     )
     config = base_config()
-    config.model.name = "transformer"
+    config.model = transformer_model()
     config.model.residual = args.residual
     config.model.alpha_init = args.alpha_init
-    config.model.alpha_per = "layer"
     config.model.depth = 2 if args.smoke else 12
     config.model.width = 16 if args.smoke else 128
     config.model.heads = 8
-    config.model.kv_heads = config_dict.placeholder(int)
     config.model.feedforward = 256
-    config.model.vocab_size = 256
     config.model.max_len = 16 if args.smoke else 128
-    config.model.positions = "sinusoidal"
-    config.model.tied = False
-    config.model.final_norm = False
-    config.model.activation = "gelu"
-    config.model.dropout = 0.0
-    config.model.bias = True
-    config.model.scan = True
-    config.model.remat = "none"
-    config.model.dtype = "float32"
 
     config.data.name = "text" if args.path else "stdlib"
     config.data.path = args.path
@@ -61,7 +50,8 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.mesh.cpu_devices = host_devices()
 
-    config.eval.every_steps = 50
+    config.eval.every_steps = 25
+    config.eval.examples = 512  # 64 KiB: the whole split would take longer than the training
     config.eval.batch_size = 128
     config.checkpoint.every_steps = 200
     config.log.every_steps = 5

@@ -13,9 +13,10 @@ python train.py --config=configs/transformer_small.py:residual=pre_norm --workdi
     one of its rivals: post_norm, pre_norm, gpt2_norm; alpha_init=1 opens ReZero's gates
 """
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
 
-from rezero_jax.config import base_config, host_devices, parse_arg
+from rezero_jax.config import base_config, parse_arg, transformer_model
+from rezero_jax.host import host_devices
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -32,26 +33,15 @@ def get_config(arg: str = "") -> ConfigDict:
         smoke=False,
     )
     config = base_config()
-    config.model.name = "transformer"
+    config.model = transformer_model()
     config.model.residual = args.residual
     config.model.alpha_init = args.alpha_init
-    config.model.alpha_per = "layer"
     config.model.depth = 2 if args.smoke else args.depth
     config.model.width = 16 if args.smoke else args.width
     config.model.heads = 4
-    config.model.kv_heads = config_dict.placeholder(int)
-    config.model.feedforward = config_dict.placeholder(int)
-    config.model.vocab_size = 256
     config.model.max_len = 8 if args.smoke else args.length
     config.model.positions = "rotary"
-    config.model.tied = False
     config.model.final_norm = args.residual == "pre_norm"
-    config.model.activation = "gelu"
-    config.model.dropout = 0.0
-    config.model.bias = True
-    config.model.scan = True
-    config.model.remat = "none"
-    config.model.dtype = "float32"
 
     config.data.name = "text" if args.path else "stdlib"
     config.data.path = args.path

@@ -3,7 +3,6 @@
 import ast
 import difflib
 import importlib.util
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -54,6 +53,7 @@ def base_config() -> ConfigDict:
     config.eval.every_epochs = config_dict.placeholder(float)
     config.eval.every_examples = config_dict.placeholder(int)
     config.eval.batch_size = 1000
+    config.eval.examples = config_dict.placeholder(int)  # the first so many; unset: all
 
     config.optim = ConfigDict()
     config.optim.name = "adagrad"  # adagrad, sgd, adamw, lamb
@@ -91,15 +91,26 @@ def base_config() -> ConfigDict:
     return config
 
 
-def host_devices() -> int:
-    """How many devices a CPU should pose as for convolutions, which use one core of a device.
-
-    The largest power of two up to the number of cores and 4: it divides the usual batches, and
-    leaves each device images enough.
-    """
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return 2 ** min(cores.bit_length() - 1, 2)
+def transformer_model() -> ConfigDict:
+    """config.model of a byte-level language model, but for its depth, width, heads and max_len."""
+    model = ConfigDict()
+    model.name = "transformer"
+    model.residual = "rezero"  # post_norm, pre_norm, gpt2_norm, rezero
+    model.alpha_init = 0.0
+    model.alpha_per = "layer"  # layer, sublayer
+    model.kv_heads = config_dict.placeholder(int)  # unset: as many as heads
+    model.feedforward = config_dict.placeholder(int)  # unset: 4 times the width
+    model.vocab_size = 256
+    model.positions = "sinusoidal"  # sinusoidal, learned, rotary
+    model.tied = False  # the head's weights are the embedding's
+    model.final_norm = False
+    model.activation = "gelu"  # gelu, relu
+    model.dropout = 0.0
+    model.bias = True
+    model.scan = True
+    model.remat = "none"
+    model.dtype = "float32"  # float32, bfloat16
+    return model
 
 
 def optim_group(

@@ -83,6 +83,14 @@ def test_eval_covers_every_example_exactly_once(size: int, batch_size: int) -> N
     assert not indices[~mask].any()
 
 
-def test_eval_refuses_an_empty_batch() -> None:
+@pytest.mark.parametrize(("examples", "count"), [(1, 1), (7, 7), (10, 10), (11, 10)])
+def test_eval_covers_the_first_examples(examples: int, count: int) -> None:
+    indices, mask = eval_batches(10, 4, examples)
+    assert len(indices) == -(-count // 4)
+    np.testing.assert_array_equal(indices[mask], np.arange(count))
+
+
+@pytest.mark.parametrize(("batch_size", "examples"), [(0, None), (4, 0)])
+def test_eval_refuses_to_evaluate_nothing(batch_size: int, examples: int | None) -> None:
     with pytest.raises(UserError, match="at least 1"):
-        eval_batches(10, 0)
+        eval_batches(10, batch_size, examples)

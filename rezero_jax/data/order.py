@@ -55,18 +55,24 @@ class Order:
         return batch.copy()
 
 
-def eval_batches(size: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Every example once, in order, in batches of one shape.
+def eval_batches(
+    size: int, batch_size: int, examples: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Every example once, or the first `examples` of them, in order, in batches of one shape.
 
     Returns:
       indices, int32 (batches, batch_size), and mask, bool of the same shape. The mask is False
       where the last batch is filled up; those places hold index 0.
 
     Raises:
-      UserError: batch_size is below 1.
+      UserError: batch_size or examples is below 1.
     """
     if batch_size < 1:
         raise UserError(f"the evaluation batch size {batch_size} is empty; set it to at least 1")
+    if examples is not None:
+        if examples < 1:
+            raise UserError(f"eval.examples={examples} evaluates nothing; set it to at least 1")
+        size = min(size, examples)
     batches = -(-size // batch_size)
     positions = np.arange(batches * batch_size, dtype=np.int32).reshape(batches, batch_size)
     mask = positions < size

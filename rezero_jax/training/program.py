@@ -64,7 +64,9 @@ class Program:
         train, seed = config.train, config.seed
         self._train, self._eval = dataset.train, dataset.eval
         self._order = Order(seed, dataset.train.size, train.batch_size)
-        self._eval_batches = eval_batches(dataset.eval.size, config.eval.batch_size)
+        self._eval_batches = eval_batches(
+            dataset.eval.size, config.eval.batch_size, config.eval.examples
+        )
         self.timetable = Timetable.from_config(config, dataset.train.size)
         if train.accumulate < 1 or train.batch_size % train.accumulate:
             raise UserError(
@@ -123,9 +125,10 @@ class Program:
         return self._train_steps(state, self._train_resident, fetched, count)
 
     def evaluate(self, state: State) -> dict[str, float]:
-        """Means over the evaluation split, all of it exactly once: {"eval/loss": ...}.
+        """Means over the evaluation split, each example exactly once: {"eval/loss": ...}.
 
-        They are means over examples, or in a text over bytes.
+        They are means over examples, or in a text over bytes; over the first `eval.examples`
+        alone if that is set.
         """
         indices, mask = self._eval_batches
         batched = sharding.batched(self.mesh)
