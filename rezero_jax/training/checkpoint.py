@@ -91,10 +91,10 @@ class Checkpoints:
                 try:
                     return self._read(step, shapes)
                 except Exception as error:  # Orbax raises whatever its storage layers raise.
-                    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                    reason = first_line(error)
                 target = self._set_aside(step)
             warn(
-                f"checkpoint {step} is damaged ({reason[:200]}); moved it to {target} "
+                f"checkpoint {step} is damaged ({reason}); moved it to {target} "
                 "and going back to the one before it"
             )
         if steps:
@@ -132,6 +132,11 @@ class Checkpoints:
     def close(self) -> None:
         """Waits and releases the manager's threads."""
         self._manager.close()
+
+
+def first_line(error: Exception) -> str:
+    """The gist of one of Orbax's errors, which may go on for pages."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 @contextlib.contextmanager

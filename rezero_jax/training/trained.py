@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from rezero_jax.errors import UserError
 from rezero_jax.models.build import make_language_model
 from rezero_jax.models.transformer import Transformer
+from rezero_jax.training.checkpoint import first_line
 from rezero_jax.training.optim import make_optimizer
 from rezero_jax.training.state import init_state, skeleton
 
@@ -51,10 +52,9 @@ def trained_language_model(workdir: str | Path) -> tuple[Transformer, int]:
         try:
             state = checkpointer.restore(folder / "checkpoints" / str(step) / "state", shapes)
         except Exception as error:  # Orbax raises whatever its storage layers raise.
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"checkpoint {step} in {workdir} cannot be read ({reason[:200]}); go on with the "
-                "training, which sets it aside"
+                f"checkpoint {step} in {workdir} cannot be read ({first_line(error)}); go "
+                "on with the training, which sets it aside"
             ) from error
     model = nnx.merge(structure.graphdef, state["params"], state["stats"])
     model.eval()
