@@ -49,5 +49,5 @@ def test_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError
 
     monkeypatch.setattr("jax.config.update", started)
-    with pytest.raises(UserError, match="mesh.cpu_devices=2 comes too late"):
+    with pytest.raises(UserError, match="cpu_devices=2 comes too late"):
         host.pose_as(2)
