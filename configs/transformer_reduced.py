@@ -23,7 +23,7 @@ def get_config(arg: str = "") -> ConfigDict:
         warmup=0,
         path=str,
         lr=0.016,
-        steps=600,
+        steps=500,
         smoke=False,
     )
     config = base_config()
@@ -51,7 +51,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.mesh.cpu_devices = host_devices()
 
     config.eval.every_steps = 25
-    config.eval.examples = 512  # 64 KiB: the whole split would take longer than the training
+    config.eval.examples = 256  # 32 KiB: the whole split would take longer than the training
     config.eval.batch_size = 128
     config.checkpoint.every_steps = 200
     config.log.every_steps = 5
