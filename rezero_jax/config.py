@@ -84,8 +84,9 @@ def base_config() -> ConfigDict:
     config.log.every_steps = 50
 
     config.mesh = ConfigDict()
-    config.mesh.data = -1  # devices that share a batch; -1: all there are
-    config.mesh.model = 1
+    config.mesh.data = -1  # devices that share a batch; -1: all there are, divided by mesh.model
+    config.mesh.model = 1  # devices that share each weight matrix of a Transformer or MLP
+    config.mesh.fully_sharded = False  # True: spread the state over mesh.data as well
     # How many devices a CPU poses as; unset: one. Read by train.py, before JAX starts.
     config.mesh.cpu_devices = config_dict.placeholder(int)
     return config

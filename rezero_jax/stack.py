@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.sharding import PartitionSpec
 
 from rezero_jax.errors import UserError, choose_from
 
@@ -95,12 +96,25 @@ class Stack(nnx.Module):
         def layer(x: Array, state: LayerState) -> tuple[Array, nnx.State]:
             *arrays, key = state
             merged = nnx.merge(graphdef, *arrays)
+            x = _batch_on_data(x)
             random = {} if key is None else {"rngs": nnx.Rngs(dropout=key)}
             return merged(x, *args, **kwargs, **random), nnx.state(merged, nnx.Not(nnx.Param))
 
         if self.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
         return layer, (params, rest)
+
+
+def _batch_on_data(x: Array) -> Array:
+    """Under a mesh with an axis `data`, keeps the batch shared along it, and else whole.
+
+    Where the weights are sharded too, the compiler then fetches the weights of one layer at a time,
+    and does not cut up the activations in their stead.
+    """
+    shape = jax.sharding.get_abstract_mesh().shape
+    if shape.get("data", 1) == 1 or x.shape[0] % shape["data"]:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec("data", *(None,) * (x.ndim - 1)))
 
 
 def unstacked(stack: Stack) -> Stack:

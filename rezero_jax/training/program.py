@@ -93,12 +93,19 @@ class Program:
 
         self._whole = sharding.replicated(self.mesh)
         init = partial(init_state, make, optimizer)
-        self._init = jax.jit(init, out_shardings=self._whole)
-        self.shapes = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._whole),
-            self._init.eval_shape(jax.random.key(0)),
+        shapes = jax.eval_shape(init, jax.random.key(0))
+        placed = sharding.state_shardings(
+            shapes, self.mesh, self.skeleton.stacked_paths, config.mesh.fully_sharded
         )
-        self._train_steps = jax.jit(train_steps, donate_argnums=0, out_shardings=self._whole)
+        self.shapes = jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            shapes,
+            placed,
+        )
+        self._init = jax.jit(init, out_shardings=placed)
+        self._train_steps = jax.jit(
+            train_steps, donate_argnums=0, out_shardings=(placed, self._whole)
+        )
         self._eval_step = jax.jit(eval_step, out_shardings=self._whole)
         self._train_resident, self._eval_resident = (
             sharding.put(dict(split.resident), self._whole) for split in (self._train, self._eval)
@@ -106,7 +113,8 @@ class Program:
 
     def init(self) -> State:
         """The state after no updates, born on the mesh."""
-        return self._init(jax.random.fold_in(jax.random.key(self.config.seed), 2**31))
+        with jax.set_mesh(self.mesh):
+            return self._init(jax.random.fold_in(jax.random.key(self.config.seed), 2**31))
 
     def batches(self, first: int) -> Iterator[HostBatch]:
         """What travels to the device for the updates from number `first` (0-based) on."""
@@ -122,7 +130,8 @@ class Program:
         fetched = {name: np.stack([batch[name] for batch in padded]) for name in batches[0]}
         fetched = sharding.put(fetched, sharding.batched(self.mesh, axis=1))
         count = sharding.put(np.int32(len(batches)), self._whole)
-        return self._train_steps(state, self._train_resident, fetched, count)
+        with jax.set_mesh(self.mesh):
+            return self._train_steps(state, self._train_resident, fetched, count)
 
     def evaluate(self, state: State) -> dict[str, float]:
         """Means over the evaluation split, each example exactly once: {"eval/loss": ...}.
@@ -135,7 +144,8 @@ class Program:
         sums = []
         for i, fetched in enumerate(self._eval.batches(indices.__getitem__, 0, len(indices))):
             args = sharding.put((fetched, mask[i]), batched)
-            sums.append(self._eval_step(state, self._eval_resident, *args))
+            with jax.set_mesh(self.mesh):
+                sums.append(self._eval_step(state, self._eval_resident, *args))
         totals = {name: math.fsum(float(part[name]) for part in sums) for name in sums[0]}
         count = totals.pop("weight")
         return {f"eval/{name}": total / count for name, total in totals.items()}

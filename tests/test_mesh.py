@@ -1,0 +1,222 @@
+"""Full sharding and tensor parallelism: the same training, the state spread over the devices."""
+
+import re
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from rezero_jax.config import load_config
+from rezero_jax.errors import UserError
+from rezero_jax.training import sharding
+from rezero_jax.training.checkpoint import Checkpoints
+from rezero_jax.training.program import Program
+from rezero_jax.training.state import path_text
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+STEPS = 20
+# Adam's first steps are the signs of the gradients, and rounding may flip a sign: hence SGD.
+COMMON = {
+    "train.epochs": None,
+    "train.steps": STEPS,
+    "train.steps_per_dispatch": STEPS,
+    "optim.name": "sgd",
+    "optim.schedule": "constant",
+    "optim.learning_rate": 0.05,
+    "eval.every_epochs": None,
+    "eval.every_steps": None,
+    "eval.batch_size": 120,
+}
+FAMILIES = {
+    "mlp": (
+        "mlp.py:smoke",
+        {
+            "model.width": 32,
+            "train.batch_size": 48,
+            "eval.batch_size": 120,
+            "optim.alpha.name": None,
+        },
+    ),
+    "resnet": (
+        "resnet.py:smoke",
+        {"train.batch_size": 16, "optim.learning_rate": 0.02, "data.crop_padding": 0},
+    ),
+    "transformer": (
+        "transformer_small.py:smoke",
+        {"model.alpha_init": 1.0, "optim.learning_rate": 0.5, "eval.examples": 64},
+    ),
+}
+MESHES = {  # data, model, fully_sharded
+    "one": (1, 1, False),
+    "data": (4, 1, False),
+    "full": (4, 1, True),
+    "model": (1, 2, False),
+    "data+model": (2, 2, False),
+    "full+model": (2, 2, True),
+}
+PLACES = [
+    (family, mesh)
+    for family in FAMILIES
+    for mesh in MESHES
+    if mesh != "one" and not (family == "resnet" and "model" in mesh)
+]
+
+
+def make_program(family, mesh, **overrides):
+    file, fields = FAMILIES[family]
+    data, model, fully_sharded = MESHES[mesh]
+    fields = COMMON | fields | overrides
+    fields |= {"mesh.data": data, "mesh.model": model, "mesh.fully_sharded": fully_sharded}
+    return Program.from_config(
+        load_config(str(CONFIGS / file), [f"{key}={value}" for key, value in fields.items()])
+    )
+
+
+@pytest.fixture(scope="module")
+def runs():
+    """(family, mesh) -> (program, final state, losses, evaluation), made when asked for."""
+    done = {}
+
+    def get(family, mesh):
+        if (family, mesh) not in done:
+            program = make_program(family, mesh)
+            state, report = program.train_steps(
+                program.init(), list(islice(program.batches(0), 20))
+            )
+            losses, evaluation = np.asarray(report["loss"]), program.evaluate(state)
+            done[family, mesh] = program, state, losses, evaluation
+        return done[family, mesh]
+
+    return get
+
+
+@pytest.mark.parametrize(("family", "mesh"), PLACES)
+def test_every_mesh_trains_the_same(family, mesh, runs):
+    _, one_state, one_losses, one_evaluation = runs(family, "one")
+    _, state, losses, evaluation = runs(family, mesh)
+    assert one_losses[-5:].mean() < one_losses[:5].mean() - 0.1
+    # Only the order of summation differs: some eps (6e-8) a step, over 20 steps of a stable run.
+    np.testing.assert_allclose(losses, one_losses, rtol=2e-5)
+    np.testing.assert_allclose(evaluation["eval/loss"], one_evaluation["eval/loss"], rtol=2e-5)
+    for one, other in zip(
+        jax.tree.leaves(one_state["params"]), jax.tree.leaves(state["params"]), strict=True
+    ):
+        np.testing.assert_allclose(other, one, rtol=1e-3, atol=1e-4 * np.abs(one).max())
+
+
+@pytest.mark.parametrize(("family", "mesh"), PLACES)
+def test_the_state_is_born_the_same(family, mesh, runs):
+    one, other = (runs(family, name)[0].init()["params"] for name in ("one", mesh))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        # The same random bits; the compiler may round their scaling in another way.
+        np.testing.assert_allclose(
+            b, a, rtol=0, atol=2 * np.finfo(np.float32).eps * np.abs(a).max()
+        )
+
+
+@pytest.mark.parametrize(("family", "mesh"), PLACES)
+def test_each_device_holds_its_share(family, mesh, runs):
+    program, state, *_ = runs(family, mesh)
+    data, model, fully_sharded = MESHES[mesh]
+    sizes = {"opt_state": 0, "params": 0}
+    for (path, leaf), shape in zip(
+        jax.tree.leaves_with_path(state), jax.tree.leaves(program.shapes), strict=True
+    ):
+        assert leaf.sharding.is_equivalent_to(shape.sharding, leaf.ndim)
+        cut = Counter(leaf.sharding.spec)
+        shard = leaf.addressable_shards[0].data
+        ways = data ** cut["data"] * model ** cut["model"]
+        assert shard.size * ways == leaf.size
+        assert cut["data"] == 0 or (fully_sharded and leaf.size >= sharding.FULLY_SHARDED_FROM)
+        if path_text(path) == "step":
+            assert ways == 1
+        if path_text(path[:1]) in sizes:
+            sizes[path_text(path[:1])] += shard.size
+    whole = program.skeleton.parameter_count
+    # What stays whole: gates, and small or odd arrays.
+    share = {"one": 1, "data": 1, "full": 0.5, "model": 0.75}.get(mesh, 0.75)
+    assert sizes["params"] <= share * whole
+    assert sizes["opt_state"] == pytest.approx(sizes["params"], abs=whole * 0.01)  # momentum
+
+
+def test_a_layer_axis_is_never_cut(runs):
+    _, state, *_ = runs("mlp", "full+model")
+    specs = {path_text(p): x.sharding.spec for p, x in jax.tree.leaves_with_path(state["params"])}
+    assert specs["trunk/blocks/linear/kernel"] == PartitionSpec(None, "data", "model")
+    assert specs["trunk/blocks/rule/alpha"] == PartitionSpec(None)
+    assert specs["head/bias"] == PartitionSpec(None)
+
+
+def collectives(program, state):
+    """How often each kind of communication stands in the compiled training step."""
+    batches = [next(program.batches(0))] * STEPS
+    fetched = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+    fetched = sharding.put(fetched, sharding.batched(program.mesh, axis=1))
+    with jax.set_mesh(program.mesh):
+        lowered = program._train_steps.lower(
+            state, program._train_resident, fetched, sharding.put(np.int32(1), program._whole)
+        )
+    kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
+    return Counter(re.findall(rf"= [^\n]*? ({kinds})(?:-start)?\(", lowered.compile().as_text()))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_data_parallelism_sums_gradients_and_fetches_nothing(family, runs):
+    program, state, *_ = runs(family, "data")
+    assert collectives(program, state).keys() == {"all-reduce"}
+
+
+@pytest.mark.parametrize("family", ["mlp", "transformer"])
+def test_tensor_parallelism_fetches_no_weights(family, runs):
+    program, state, *_ = runs(family, "model")
+    found = collectives(program, state)
+    assert found["all-reduce"]
+    if family == "transformer":
+        assert found.keys() == {"all-reduce"}
+
+
+def test_full_sharding_fetches_weights_layer_by_layer(runs):
+    program, state, *_ = runs("transformer", "full")
+    assert collectives(program, state)["all-gather"]
+
+
+@pytest.mark.parametrize(
+    ("first", "then"), [("full", "one"), ("one", "full+model"), ("full+model", "data")]
+)
+def test_a_checkpoint_of_any_mesh_goes_on_on_any_other(first, then, runs, tmp_path):
+    saver, state, *_ = runs("transformer", first)
+    program, _, _, evaluation = runs("transformer", then)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", saver.config.checkpoint)
+    checkpoints.save(STEPS, state, {}, None)
+    checkpoints.wait()
+    restored, _ = checkpoints.restore(program.shapes, warn=pytest.fail)
+    checkpoints.close()
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
+    for leaf, shape in zip(jax.tree.leaves(restored), jax.tree.leaves(program.shapes), strict=True):
+        assert leaf.sharding.is_equivalent_to(shape.sharding, leaf.ndim)
+    found = program.evaluate(restored)
+    np.testing.assert_allclose(found["eval/loss"], evaluation["eval/loss"], rtol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "sentence"),
+    [
+        ("resnet", {"mesh.model": 2}, "finds nothing to cut in this network; set it to 1"),
+        ("mlp", {"mesh.model": 3}, "mesh.model=3 does not divide the 8 device(s)"),
+        ("mlp", {"mesh.model": 0}, "mesh.model=0 does not divide the 8 device(s)"),
+        ("mlp", {"mesh.model": 4, "mesh.data": 3}, "mesh.data=3 needs 1 to 2 devices"),
+        ("transformer", {"mesh.model": 8}, "mesh.model=8 does not divide the 4 of axis -3 of"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_told(family, fields, sentence):
+    file, own = FAMILIES[family]
+    fields = COMMON | own | {"mesh.data": -1} | fields
+    config = load_config(str(CONFIGS / file), [f"{key}={value}" for key, value in fields.items()])
+    with pytest.raises(UserError) as info:
+        Program.from_config(config)
+    assert sentence in str(info.value)
+    assert "\n" not in str(info.value)
