@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import jax
+import pytest
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml-collections")
 
@@ -15,3 +16,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # where train.py lies
 
 def pytest_report_header():
     return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """For modules whose functions compile longer than they run: leaves most optimisation out."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()

@@ -11,9 +11,9 @@ from flax import nnx
 from rezero_jax.errors import UserError
 from rezero_jax.models import generate
 from rezero_jax.models.generate import Choice, pick, stream
-from tests.test_transformer import VOCAB, quick_compilation, some_params, structure_of
+from tests.test_transformer import VOCAB, some_params, structure_of
 
-__all__ = ["quick_compilation"]  # a fixture
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 MAX_LEN, NEW = 64, 24
 CASES = {

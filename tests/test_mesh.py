@@ -17,6 +17,8 @@ from rezero_jax.training.checkpoint import Checkpoints
 from rezero_jax.training.program import Program
 from rezero_jax.training.state import path_text
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 CONFIGS = Path(__file__).parents[1] / "configs"
 STEPS = 20
 # Adam's first steps are the signs of the gradients, and rounding may flip a sign: hence SGD.

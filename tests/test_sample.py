@@ -21,9 +21,8 @@ from rezero_jax.errors import UserError
 from rezero_jax.models import generate
 from rezero_jax.training.record import Workdir
 from rezero_jax.training.trained import trained_language_model
-from tests.test_transformer import quick_compilation
 
-__all__ = ["quick_compilation"]  # a fixture
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 ROOT = Path(__file__).parents[1]
 MAX_LEN = 8

@@ -25,13 +25,7 @@ TOKENS = jnp.asarray(RNG.integers(0, VOCAB, (3, LENGTH)), jnp.int32)
 TARGETS = jnp.asarray(RNG.integers(0, VOCAB, (3, LENGTH)), jnp.int32)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """What is small compiles longer than it runs: with optimisation twice as long, or more."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.clear_caches()
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def structure_of(**options):

@@ -30,13 +30,12 @@ from tests.test_transformer import (
     TARGETS,
     TOKENS,
     flat,
-    quick_compilation,
     some_params,
     structure_of,
     unrolled,
 )
 
-__all__ = ["quick_compilation"]  # a fixture
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RNG = np.random.default_rng(0)
