@@ -31,6 +31,8 @@ from rezero_jax.models.layers import FeedForward
 from rezero_jax.models.style import Style
 from rezero_jax.residual import Gate, SignedRelu, make_rule
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 RNG = np.random.default_rng(0)
 
 

@@ -20,6 +20,8 @@ from rezero_jax.models.layers import ACTIVATIONS, DecoderLayer, EncoderLayer, Fe
 from rezero_jax.residual import RULES, Alpha
 from rezero_jax.training.state import skeleton
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SIZES = (16, 4, 32)  # width, heads, feed-forward of the references
 MAKE = {
     "encoder": partial(EncoderLayer, *SIZES),
