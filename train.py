@@ -22,6 +22,8 @@ examples:
       --workdir=runs/slow_alpha
   the same command again goes on where an interrupted run stopped. To evaluate what it saved:
     python train.py --config=configs/mlp.py --workdir=runs/digits --mode=eval
+  what a run will need, without training:
+    python train.py --config=configs/transformer_enwik8.py:layers=64 --plan=h100
 
 exit status: 0 finished; 2 a mistake in the command, the config or the workdir; 3 the loss or the
 gradient stopped being finite; 130 or 143 stopped by Ctrl-C or SIGTERM, state saved.
@@ -42,15 +44,25 @@ def main(argv: list[str]) -> int:
         metavar="FILE[:KEY=VALUE,...]",
         help="a file of configs/ and arguments for it; its docstring says which there are",
     )
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder")
+    parser.add_argument("--workdir", metavar="DIR", help="the run's folder")
     parser.add_argument(
         "--mode", choices=("train", "eval"), default="train", help="eval: of the newest checkpoint"
+    )
+    parser.add_argument(
+        "--plan",
+        nargs="?",
+        const="here",
+        metavar="ACCELERATOR",
+        help="print memory, FLOPs and time of the run instead of training: as measured here, or by "
+        "the peak of v4, v5e, v5p, v6e, a100, h100 or h200",
     )
     parser.add_argument(
         "--config.KEY", metavar="VALUE", help="sets a field of the config, such as --config.seed=1"
     )
     overrides = [text.removeprefix("--config.") for text in argv if text.startswith("--config.")]
     args = parser.parse_args([text for text in argv if not text.startswith("--config.")])
+    if args.workdir is None and args.plan is None:
+        parser.error("--workdir is missing: name the run's folder, such as --workdir=runs/first")
 
     from rezero_jax.config import load_config
     from rezero_jax.errors import UserError
@@ -71,7 +83,11 @@ def main(argv: list[str]) -> int:
 
 def _run(config: "ConfigDict", args: argparse.Namespace) -> int:
     from rezero_jax.training import loop
+    from rezero_jax.training.plan import plan
 
+    if args.plan is not None:
+        print(plan(config, None if args.plan == "here" else args.plan))
+        return 0
     if args.mode == "eval":
         print(json.dumps(loop.evaluate(config, args.workdir)))
         return 0

@@ -16,7 +16,7 @@ from rezero_jax.data.source import Dataset, HostBatch, standardise
 from rezero_jax.data.text import Text
 from rezero_jax.errors import UserError
 from rezero_jax.models.build import make_language_model, make_model
-from rezero_jax.training import sharding, step
+from rezero_jax.training import cost, sharding, step
 from rezero_jax.training.optim import make_optimizer
 from rezero_jax.training.state import MakeModel, State, init_state, skeleton
 from rezero_jax.training.timetable import Timetable
@@ -86,6 +86,7 @@ class Program:
         train_step = step.make_train_step(
             self.skeleton, objective, optimizer, train.accumulate, seed, augment(config.data)
         )
+        self._train_step = train_step
         train_steps = step.make_train_steps(
             train_step, dataset.train.gather, self.skeleton, schedules
         )
@@ -132,6 +133,39 @@ class Program:
         count = sharding.put(np.int32(len(batches)), self._whole)
         with jax.set_mesh(self.mesh):
             return self._train_steps(state, self._train_resident, fetched, count)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Of the data that stays on every device."""
+        both = (self._train_resident, self._eval_resident)
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(both))
+
+    def flops(self) -> int:
+        """Floating-point operations of an update, recomputation included; see `cost.flops`."""
+        one = jax.tree.map(lambda leaf: leaf[0], self._fetched_shapes())
+        batch = jax.eval_shape(self._train.gather, self._train_resident, one)
+        return cost.flops(self._train_step, self.shapes, batch)
+
+    def compile(self) -> jax.stages.Compiled:
+        """The updates of one dispatch, compiled, to learn about; nothing is computed."""
+        fetched = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=sharding.batched(self.mesh, axis=1)
+            ),
+            self._fetched_shapes(),
+        )
+        count = jax.ShapeDtypeStruct((), np.int32, sharding=self._whole)
+        with jax.set_mesh(self.mesh):
+            lowered = self._train_steps.lower(self.shapes, self._train_resident, fetched, count)
+            return lowered.compile()
+
+    def _fetched_shapes(self) -> dict[str, np.ndarray]:
+        """What travels to the device for one dispatch, as its shapes."""
+        group = self.config.train.steps_per_dispatch
+        return {
+            name: np.broadcast_to(leaf, (group, *leaf.shape))
+            for name, leaf in next(self.batches(0)).items()
+        }
 
     def evaluate(self, state: State) -> dict[str, float]:
         """Means over the evaluation split, each example exactly once: {"eval/loss": ...}.

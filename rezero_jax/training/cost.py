@@ -1,0 +1,87 @@
+"""What an update costs: its floating-point operations, and what accelerators can do of them."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+from jax.extend import core
+
+
+class Accelerator(NamedTuple):
+    """What one chip can do, by its maker's data sheet.
+
+    Attributes:
+      kind: beginning of JAX's `device_kind`.
+      flops: bfloat16 operations a second at best, matrix products without sparsity.
+      memory: bytes.
+    """
+
+    kind: str
+    flops: float
+    memory: float
+
+
+ACCELERATORS = {
+    "v4": Accelerator("TPU v4", 275e12, 32e9),
+    "v5e": Accelerator("TPU v5 lite", 197e12, 16e9),
+    "v5p": Accelerator("TPU v5", 459e12, 95e9),
+    "v6e": Accelerator("TPU v6", 918e12, 32e9),
+    "a100": Accelerator("NVIDIA A100", 312e12, 80e9),
+    "h100": Accelerator("NVIDIA H100", 989e12, 80e9),
+    "h200": Accelerator("NVIDIA H200", 989e12, 141e9),
+}
+
+
+def accelerator() -> Accelerator | None:
+    """The one that this process runs on, if its data sheet is known here."""
+    kind = jax.devices()[0].device_kind
+    fitting = [one for one in ACCELERATORS.values() if kind.startswith(one.kind)]
+    return max(fitting, key=lambda one: len(one.kind), default=None)
+
+
+def flops(function: Callable[..., Any], *args: Any) -> int:
+    """Floating-point operations of the matrix products and convolutions in function(*args).
+
+    Each multiplication and each addition counts; a scan's body counts for each of its turns, of
+    several branches the costliest counts, and a loop of unknown length is one turn.
+
+    Args:
+      *args: arrays or their shapes; nothing is computed.
+    """
+    return _flops(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _flops(jaxpr: core.Jaxpr) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        if name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left = _shape(equation.invars[0])
+            terms = math.prod(left[axis] for axis in contracted)
+            total += 2 * terms * math.prod(_shape(equation.outvars[0]))
+        elif name == "conv_general_dilated":
+            kernel = _shape(equation.invars[1])
+            out_features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+            terms = math.prod(kernel) // out_features
+            total += 2 * terms * math.prod(_shape(equation.outvars[0]))
+        else:
+            inner = [_flops(sub) for sub in _inner(equation)]
+            turns = equation.params["length"] if name == "scan" else 1
+            total += turns * (max(inner, default=0) if name == "cond" else sum(inner))
+    return total
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape
+
+
+def _inner(equation: core.JaxprEqn) -> Iterator[core.Jaxpr]:
+    """The functions within an operation."""
+    for value in equation.params.values():
+        for one in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(one, core.ClosedJaxpr):
+                yield one.jaxpr
+            elif isinstance(one, core.Jaxpr):
+                yield one

@@ -1,0 +1,107 @@
+"""What a run will need and how long it will take, told before it is trained."""
+
+import datetime
+import math
+import time
+from itertools import islice
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from rezero_jax.errors import choose_from
+from rezero_jax.training.cost import ACCELERATORS
+from rezero_jax.training.program import Program
+
+USUAL = 0.4  # of its peak is what an accelerator does in a well-made training
+
+
+def plan(config: ConfigDict, accelerator: str | None = None) -> str:
+    """The account of the run that `config` describes, as lines of text.
+
+    Memory is that of one device, as compiled here for the mesh of the config. The time is that of
+    the updates alone: measured here, on a state that is thrown away, or if an accelerator is named
+    computed from its peak.
+
+    Args:
+      accelerator: one of cost.ACCELERATORS.
+
+    Raises:
+      UserError: an unknown accelerator, or anything in the config that cannot be.
+    """
+    if accelerator is not None and accelerator not in ACCELERATORS:
+        raise choose_from("accelerator", accelerator, ACCELERATORS)
+    program = Program.from_config(config)
+    times, shapes = program.timetable, program.shapes
+    gradients = _bytes(shapes["params"])
+    memory = program.compile().memory_analysis()
+    activations = max(memory.temp_size_in_bytes - gradients, 0) if memory is not None else 0
+    flops = program.flops()
+    mesh = program.mesh
+    spread = "spread over data" if config.mesh.fully_sharded else "whole on each along data"
+    rows = [
+        ("parameters", f"{program.skeleton.parameter_count:,}"),
+        (
+            "devices",
+            f"{mesh.size} x {jax.devices()[0].device_kind} (data {mesh.shape['data']}, model "
+            f"{mesh.shape['model']}; the state {spread})",
+        ),
+        ("updates", f"{times.total:,} of {times.batch_size:,} examples"),
+        ("bytes of a device", ""),
+        ("  parameters", _size(_bytes(shapes["params"]))),
+        ("  optimizer state", _size(_bytes(shapes["opt_state"]))),
+        ("  gradients", _size(gradients)),
+        ("  activations", f"{_size(activations)}, with all that is temporary"),
+        ("  data", _size(program.resident_bytes)),
+        ("FLOPs of an update", f"{flops:.3g}, in matrix products and convolutions"),
+    ]
+    if accelerator is None:
+        seconds = _seconds_per_update(program)
+        rows += [
+            ("an update", f"{seconds:.3g} s, {flops / seconds:.3g} FLOP/s (measured here)"),
+            ("the run", _duration(times.total * seconds)),
+        ]
+    else:
+        chip = ACCELERATORS[accelerator]
+        best = times.total * flops / (chip.flops * mesh.size)
+        rows += [
+            ("the run", f"{_duration(best / USUAL)} at {USUAL:.0%} of {chip.flops:.3g} FLOP/s"),
+            ("  at best", f"{_duration(best)} on {mesh.size} x {chip.kind} in bfloat16"),
+            ("  memory", f"{_size(int(chip.memory))} on each"),
+        ]
+    return "\n".join(f"{name:<20}{value}".rstrip() for name, value in rows)
+
+
+def _bytes(shapes: Any) -> int:
+    """Bytes of a tree of arrays on one device."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(shapes)
+    )
+
+
+def _seconds_per_update(program: Program) -> float:
+    group = program.config.train.steps_per_dispatch
+    batches = program.batches(0)
+    state = program.init()
+    seconds = math.inf
+    for _ in range(3):  # the first one compiles
+        many = list(islice(batches, group))
+        if not many:
+            break
+        started = time.perf_counter()
+        state, report = program.train_steps(state, many)
+        jax.block_until_ready((state, report))
+        seconds = min(seconds, (time.perf_counter() - started) / len(many))
+    return seconds
+
+
+def _size(count: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1e3:.1f} kB"
+
+
+def _duration(seconds: float) -> str:
+    return str(datetime.timedelta(seconds=round(seconds)))

@@ -1,0 +1,116 @@
+"""The operations of an update, counted, and what --plan makes of them."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+import train
+from rezero_jax.models.mlp import MLP
+from rezero_jax.training import cost
+
+W, X = jax.ShapeDtypeStruct((5, 6), jnp.float32), jax.ShapeDtypeStruct((4, 5), jnp.float32)
+
+
+def scanned(weights, x):
+    return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0].sum()
+
+
+def convolved(x, kernel, groups=1):
+    dimensions = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=dimensions, feature_group_count=groups
+    )
+
+
+def shapes(*all_of_them):
+    return [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in all_of_them]
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "expected"),
+    [
+        (jnp.matmul, [X, W], 2 * 4 * 5 * 6),
+        (jax.jit(jnp.matmul), [X, W], 2 * 4 * 5 * 6),
+        (
+            lambda a, b: jnp.einsum("bij,bjk->bik", a, b),
+            shapes((3, 4, 5), (3, 5, 6)),
+            2 * 3 * 4 * 5 * 6,
+        ),
+        (jax.grad(lambda w, x: jnp.tanh(x @ w).sum()), [W, X], 2 * 2 * 4 * 5 * 6),
+        (scanned, shapes((7, 5, 5), (4, 5)), 7 * 2 * 4 * 5 * 5),
+        (jax.grad(scanned, argnums=(0, 1)), shapes((7, 5, 5), (4, 5)), 3 * 7 * 2 * 4 * 5 * 5),
+        (
+            jax.grad(jax.checkpoint(lambda w, x: jnp.tanh(jnp.tanh(x @ w) @ w.T).sum())),
+            [W, X],
+            # Both products, the first again to go back through tanh, two gradients of w, one of
+            # what lies between; the second need not be made again to be gone back through.
+            7 * 2 * 4 * 5 * 6,
+        ),
+        (convolved, shapes((2, 8, 8, 3), (3, 3, 3, 7)), 2 * (2 * 8 * 8 * 7) * (3 * 3 * 3)),
+        (
+            lambda x, kernel: convolved(x, kernel, 3),
+            shapes((2, 8, 8, 3), (3, 3, 1, 6)),
+            2 * (2 * 8 * 8 * 6) * (3 * 3),
+        ),
+        (
+            lambda w, x: jax.lax.cond(x[0, 0] > 0, lambda: x @ w @ w.T @ w, lambda: x @ w),
+            [W, X],
+            3 * 2 * 4 * 5 * 6,
+        ),
+        (jnp.tanh, [X], 0),
+    ],
+)
+def test_counts(function, args, expected):
+    assert cost.flops(function, *args) == expected
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_a_network_costs_two_operations_a_weight_and_example(scan):
+    graphdef, state = nnx.split(
+        nnx.eval_shape(lambda: MLP(6, 5, 9, 4, scan=scan, rngs=nnx.Rngs(0)))
+    )
+    found = cost.flops(lambda state, x: nnx.merge(graphdef, state)(x), state, *shapes((8, 6)))
+    assert found == 2 * 8 * (6 * 5 + 9 * 5 * 5 + 5 * 4)
+
+
+def test_the_longest_fitting_name_is_the_accelerator(monkeypatch):
+    class Device:
+        device_kind = "TPU v5 lite"
+
+    monkeypatch.setattr(jax, "devices", lambda: [Device])
+    assert cost.accelerator() == cost.ACCELERATORS["v5e"]
+    Device.device_kind = "TPU v5p"
+    assert cost.accelerator() == cost.ACCELERATORS["v5p"]
+    Device.device_kind = "cpu"
+    assert cost.accelerator() is None
+
+
+def rows(capsys, *flags):
+    config = "--config=configs/mlp.py:depth=3,width=64"  # on images of 64 pixels, 10 classes
+    assert train.main([config, "--config.mesh.data=2", *flags]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    return {line[:20].rstrip(): line[20:] for line in lines}
+
+
+def test_plan(capsys):
+    here = rows(capsys, "--plan")
+    count = 4 * (64 * 64 + 64) + 3 + 64 * 10 + 10
+    assert here["parameters"] == f"{count:,}"
+    assert here["devices"].startswith("2 x cpu (data 2, model 1")
+    assert here["  parameters"] == f"{4 * count / 1e3:.1f} kB"
+    assert "measured here" in here["an update"]
+    there = rows(capsys, "--plan=h100", "--config.mesh.fully_sharded=True")
+    assert there["the run"].endswith("at 40% of 9.89e+14 FLOP/s")
+    # Each of two devices holds half of the matrices; the biases of the trunk are too few to cut.
+    cut = 4 * 64 * 64
+    assert there["  parameters"] == f"{4 * (count - cut / 2) / 1e3:.1f} kB"
+    # Forward, and backward but for the gradient of the images.
+    assert float(here["FLOPs of an update"].split(",")[0]) == pytest.approx(
+        50 * 2 * (3 * 4 * 64 * 64 - 64 * 64 + 3 * 64 * 10), rel=0.01
+    )
+
+
+def test_plan_of_an_unknown_accelerator(capsys):
+    assert train.main(["--config=configs/mlp.py:smoke", "--plan=h10"]) == 2
+    assert 'did you mean "h100"?' in capsys.readouterr().err
