@@ -49,6 +49,7 @@ def main(argv: list[str]) -> int:
     from flax import nnx
 
     from rezero_jax.errors import UserError
+    from rezero_jax.host import keep_compiled
     from rezero_jax.training.trained import trained_language_model
 
     try:
@@ -56,6 +57,7 @@ def main(argv: list[str]) -> int:
             raise UserError("--prompt is empty; give at least one character to go on from")
         if args.bytes < 1:
             raise UserError(f"--bytes={args.bytes} asks for nothing; give at least 1")
+        keep_compiled()
         model, step = trained_language_model(args.workdir)
         print(f"{args.workdir} after {step:,} updates:\n", file=sys.stderr)
         prompt = args.prompt.encode(errors="surrogateescape")  # the bytes that were typed

@@ -66,12 +66,13 @@ def main(argv: list[str]) -> int:
 
     from rezero_jax.config import load_config
     from rezero_jax.errors import UserError
-    from rezero_jax.host import pose_as
+    from rezero_jax.host import keep_compiled, pose_as
 
     try:
         config = load_config(args.config, overrides)
         if config.mesh.cpu_devices is not None:
             pose_as(config.mesh.cpu_devices)
+        keep_compiled()
         return _run(config, args)
     except UserError as error:
         print(f"train.py: {error}", file=sys.stderr)

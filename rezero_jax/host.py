@@ -1,6 +1,8 @@
-"""A CPU as several devices: what makes use of all its cores."""
+"""The machine a process runs on: its cores as devices, and its cache folder."""
 
 import os
+import platform
+from pathlib import Path
 
 import jax
 
@@ -11,6 +13,24 @@ def cores() -> int:
     """How many cores this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux only
     return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept: $XDG_CACHE_HOME/rezero_jax, by default in ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rezero_jax"
+
+
+def keep_compiled() -> None:
+    """Keeps what JAX compiles in the cache folder, so that a restart compiles nothing.
+
+    Unless $JAX_COMPILATION_CACHE_DIR says where, which may be empty: nowhere. Each host has a
+    folder of its own, as homes are shared by hosts whose processors differ.
+    """
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+        jax.config.update(
+            "jax_compilation_cache_dir", str(cache_folder() / "xla" / platform.node())
+        )
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def host_devices() -> int:

@@ -1,6 +1,7 @@
 """One CPU posing as eight devices, and strict JAX, for every test."""
 
 import importlib.metadata
+import os
 import sys
 from pathlib import Path
 
@@ -11,6 +12,8 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml-c
 
 jax.config.update("jax_num_cpu_devices", 8)  # takes effect when the backend starts, later
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_compilation_cache_dir", "")  # nowhere: a test leaves nothing behind
+os.environ["JAX_COMPILATION_CACHE_DIR"] = ""  # nor do the processes it starts
 sys.path.insert(0, str(Path(__file__).parents[1]))  # where train.py lies
 
 

@@ -1,8 +1,10 @@
-"""A CPU that poses as several devices."""
+"""A CPU that poses as several devices, and the cache folder."""
 
 import os
+import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -51,3 +53,29 @@ def test_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jax.config.update", started)
     with pytest.raises(UserError, match="cpu_devices=2 comes too late"):
         host.pose_as(2)
+
+
+KEEP = """
+import jax
+from rezero_jax.host import keep_compiled
+keep_compiled()
+print(jax.config.jax_compilation_cache_dir)
+jax.block_until_ready(jax.jit(lambda x: x + 1)(1.0))
+"""
+
+
+@pytest.mark.parametrize("said", [None, "elsewhere", ""])
+def test_what_is_compiled_is_kept_unless_told_otherwise(said: str | None, tmp_path: Path) -> None:
+    env = {key: value for key, value in os.environ.items() if not key.startswith("JAX_")}
+    env |= {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    if said is not None:
+        env["JAX_COMPILATION_CACHE_DIR"] = said and str(tmp_path / said)
+    command = [sys.executable, "-c", KEEP]
+    run = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    default = tmp_path / "cache" / "rezero_jax" / "xla" / platform.node()
+    folder = {None: default, "elsewhere": tmp_path / "elsewhere"}.get(said)
+    assert run.stdout.strip() == str(folder or "")
+    assert [path for path in tmp_path.rglob("*-cache")] == (
+        list(folder.glob("*-cache")) if folder else []
+    )
+    assert bool(folder) == any(tmp_path.rglob("*-cache"))

@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from rezero_jax.data.stream import StreamSplit
+from rezero_jax.host import cache_folder
 
 _CHUNK = 500  # examples decoded by one worker at a time
 
@@ -21,7 +22,7 @@ def cached_arrays(key: str, split: StreamSplit) -> dict[str, np.ndarray]:
     Read from `$XDG_CACHE_HOME/rezero_jax/<key>_*.npy` (~/.cache where that is not set), or decoded
     and written there. A file that cannot be read or does not fit the split is written again.
     """
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rezero_jax"
+    root = cache_folder()
     paths = {name: root / f"{key}_{name}.npy" for name in ("image", "label")}
     example = split.fetch(np.arange(1))
     try:
