@@ -14,6 +14,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from rezero_jax.config import load_config
 from rezero_jax.training import loop
+from rezero_jax.training.cost import Accelerator
 from rezero_jax.training.program import Program
 from rezero_jax.training.record import Record, environment, read_metrics, write_json
 
@@ -73,6 +74,15 @@ def scalars(folder):
     return found
 
 
+def timeless(line):
+    """What does not depend on the clock."""
+    return {
+        name: value
+        for name, value in line.items()
+        if name != "examples_per_second" and not name.startswith("time/")
+    }
+
+
 def test_every_step_has_its_line_and_every_line_its_keys(lines):
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     always = {
@@ -84,7 +94,6 @@ def test_every_step_has_its_line_and_every_line_its_keys(lines):
         "param_norm",
         "learning_rate/alpha",
         "learning_rate/base",
-        "examples_per_second",
         *(f"alpha/{layer}" for layer in range(DEPTH)),
     }
     for line in lines:
@@ -93,7 +102,7 @@ def test_every_step_has_its_line_and_every_line_its_keys(lines):
             keys.add("train/epoch_loss")
         if line["step"] in EVALS:
             keys |= {"eval/loss", "eval/accuracy"}
-        assert set(line) == keys
+        assert set(timeless(line)) == keys
         assert all(math.isfinite(value) for value in line.values())
         assert line["epoch"] == line["step"] * BATCH / SIZE
 
@@ -132,10 +141,30 @@ def test_an_epoch_loss_counts_the_steps_without_a_line_too(config, lines, tmp_pa
     sparse = {line["step"]: line for line in read_metrics(tmp_path)}
     assert sorted(sparse) == sorted({7, 14, 21, 28, *EPOCH_ENDS, *EVALS})
     for step, line in sparse.items():
-        dense = dict(lines[step - 1])
-        for one in (line, dense):
-            del one["examples_per_second"]
-        assert line == dense
+        assert timeless(line) == timeless(lines[step - 1])
+
+
+def test_every_line_tells_where_the_time_went(run, lines):
+    assert lines[0]["time/start"] > 0
+    assert lines[0]["examples_per_second"] == 0  # compiling is no rate
+    for line in lines[4:]:  # the first group of updates compiled
+        np.testing.assert_allclose(line["time/step"], BATCH / line["examples_per_second"])
+        assert "time/start" not in line
+    for line in lines:
+        assert ("time/evaluation" in line) == (line["step"] in EVALS)
+    # The groups of 4 updates that end between two lines, of which there may be none.
+    assert sum("time/data" in line for line in lines) >= STEPS / 4
+    final = json.loads((run / "final.json").read_text())
+    spent = sum(line.get(f"time/{what}", 0) for line in lines for what in ("data", "evaluation"))
+    assert spent < final["seconds"] + lines[0]["time/data"]
+
+
+def test_utilisation_is_told_where_the_peak_is_known(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "accelerator", lambda: Accelerator("cpu", 1e9, 1e9))
+    loop.train(config, tmp_path)
+    for line in read_metrics(tmp_path)[4:]:
+        flops = Program.from_config(config).flops() / line["time/step"]
+        np.testing.assert_allclose(line["mfu"], flops / 1e9)
 
 
 def test_tensorboard_shows_the_same_numbers(run, lines):

@@ -36,7 +36,10 @@ FIELDS = {
     "log.every_steps": 3,
     "mesh.data": 1,
 }
-TIMES = ("seconds", "examples_per_second")
+
+
+def is_time(key):
+    return key in ("seconds", "examples_per_second") or key.startswith("time/")
 
 
 def settings(**fields):
@@ -85,11 +88,11 @@ def saved(workdir, step=STEPS):
 
 def final(workdir):
     values = json.loads((workdir / "final.json").read_text())
-    return {key: value for key, value in values.items() if key not in TIMES}
+    return {key: value for key, value in values.items() if not is_time(key)}
 
 
 def metrics(workdir):
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in read_metrics(workdir)]
+    return [{k: v for k, v in line.items() if not is_time(k)} for line in read_metrics(workdir)]
 
 
 def assert_same_run(one, other):

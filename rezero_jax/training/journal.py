@@ -17,6 +17,7 @@ from rezero_jax.training.timetable import Timetable
 
 Line = dict[str, float]
 
+PAUSES = ("evaluation", "checkpoint")  # what training waits for, left out of its rates
 SILENCE = 20.0  # seconds without a line after which one is said
 
 
@@ -33,6 +34,7 @@ class Journal:
       record: where lines are written.
       progress: what `progress` was when the checkpoint was saved from which the run goes on; None
         for a new run.
+      peak_rate: updates a second at the peak of the devices, if that is known.
     """
 
     def __init__(
@@ -41,10 +43,12 @@ class Journal:
         parameters: int,
         record: Record,
         progress: dict[str, Any] | None,
+        peak_rate: float | None = None,
     ):
         self._timetable = timetable
         self._parameters = parameters
         self._record = record
+        self._peak_rate = peak_rate
         # Plain JSON data, saved with each checkpoint so that a resumed run tells the same story.
         self.progress: dict[str, Any] = progress or {
             "epoch_loss": {"sum": 0.0, "steps": 0},
@@ -68,6 +72,7 @@ class Journal:
         """
         self.say(f"first {last - first} step(s) with compilation: {seconds:.1f} s")
         self._clock.restart()
+        self._clock.spent["start"] = seconds
         self._first_step = last
         self._bar = tqdm(
             total=self._timetable.total,
@@ -115,8 +120,7 @@ class Journal:
 
     def write(self, step: int, line: Line) -> None:
         """Records the line of `step`; says it after an evaluation, or where it was long silent."""
-        self._clock.lap()
-        self._record.write(step, line | {"examples_per_second": self._clock.rate})
+        self._record.write(step, line | self._rates())
         self.progress["best"] = _best(self.progress["best"], line)
         self.progress["last"] |= {
             k: v for k, v in line.items() if k.startswith(("train/", "eval/", "epoch"))
@@ -124,6 +128,20 @@ class Journal:
         shown = {k: v for k, v in line.items() if k == "train/epoch_loss" or k.startswith("eval/")}
         if "eval/loss" in line or self._clock.has_been_silent():
             self._say_progress(step, line["epoch"], shown or {"train/loss": line["train/loss"]})
+
+    def _rates(self) -> Line:
+        """Where the time since the last line went: seconds, those of "time/step" for one update.
+
+        An update's time has the wait for its data in it, but neither evaluation nor saving.
+        """
+        spent = self._clock.lap()
+        rates = {"examples_per_second": self._clock.rate}
+        updates = self._clock.rate / self._timetable.batch_size
+        if updates:
+            rates["time/step"] = 1 / updates
+            if self._peak_rate:
+                rates["mfu"] = updates / self._peak_rate
+        return rates | {f"time/{what}": seconds for what, seconds in spent.items()}
 
     def _say_progress(self, step: int, epoch: float, numbers: Line) -> None:
         total = self._timetable.total
@@ -135,9 +153,9 @@ class Journal:
             + f", {self._clock.rate:,.0f} examples/s, {datetime.timedelta(seconds=left)} left"
         )
 
-    def paused(self) -> contextlib.AbstractContextManager[None]:
-        """Keeps evaluation and saving out of the rates."""
-        return self._clock.paused()
+    def timed(self, what: str) -> contextlib.AbstractContextManager[None]:
+        """Notes the time spent on `what`, which is left out of the rates unless it is "data"."""
+        return self._clock.timed(what)
 
     def snapshot(self) -> dict[str, Any]:
         """The progress to save with a checkpoint."""
@@ -176,19 +194,21 @@ class _Clock:
 
     def restart(self) -> None:
         self._started = self._ticked = self._lapped = self._spoke = time.perf_counter()
-        self._pause = 0.0
+        self.spent: dict[str, float] = {}  # seconds since the last lap
         self._examples = 0
         self.rate = 0.0  # examples per second up to the last lap
 
     def count(self, examples: int) -> None:
         self._examples += examples
 
-    def lap(self) -> None:
-        """Sets `rate` from the examples counted since the last lap, pauses left out."""
-        now = time.perf_counter()
+    def lap(self) -> dict[str, float]:
+        """Sets `rate` from the examples since the last lap; the seconds spent on this and that."""
+        now, spent = time.perf_counter(), self.spent
+        pauses = sum(seconds for what, seconds in spent.items() if what in PAUSES)
         if self._examples:
-            self.rate = self._examples / max(now - self._lapped - self._pause, 1e-9)
-        self._lapped, self._pause, self._examples = now, 0.0, 0
+            self.rate = self._examples / max(now - self._lapped - pauses, 1e-9)
+        self._lapped, self.spent, self._examples = now, {}, 0
+        return spent
 
     def tick(self) -> float:
         """Seconds since the last tick."""
@@ -209,10 +229,10 @@ class _Clock:
         return time.perf_counter() - self._started
 
     @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
+    def timed(self, what: str) -> Iterator[None]:
         started = time.perf_counter()
         yield
-        self._pause += time.perf_counter() - started
+        self.spent[what] = self.spent.get(what, 0.0) + time.perf_counter() - started
 
 
 def _diverged(what: str, value: Any, step: int) -> Diverged:

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from rezero_jax.data import Dataset
 from rezero_jax.errors import UserError
 from rezero_jax.training.checkpoint import Checkpoints
+from rezero_jax.training.cost import accelerator
 from rezero_jax.training.journal import Diverged, Journal
 from rezero_jax.training.program import Program
 from rezero_jax.training.record import Record, Workdir, write_json
@@ -61,7 +62,7 @@ def train(
     restored = checkpoints.restore(program.shapes, warn=_warn)
     state, progress = restored or (program.init(), None)
     now = int(state["step"])
-    journal = Journal(times, parameters, Record(home.folder, now), progress)
+    journal = Journal(times, parameters, Record(home.folder, now), progress, _peak_rate(program))
     journal.say(
         f"{parameters:,} parameters, {times.total:,} steps of {times.batch_size} examples on "
         f"{program.mesh.size} device(s), in {home.folder}"
@@ -75,8 +76,10 @@ def train(
             while now < times.total:
                 # ---- Step: the device computes one group while the host takes in the one before
                 last = times.next_stop(now)
+                with journal.timed("data"):
+                    fetched = list(islice(batches, last - now))
                 started = time.perf_counter()
-                state, report = program.train_steps(state, list(islice(batches, last - now)))
+                state, report = program.train_steps(state, fetched)
                 if not journal.is_started:
                     jax.block_until_ready(report)
                     journal.start(now, last, time.perf_counter() - started)
@@ -92,12 +95,12 @@ def train(
                     continue
                 line = journal.receive(*pending)
                 pending = None
-                with journal.paused():
+                with journal.timed("evaluation"):
                     evaluation = program.evaluate(state) if is_eval else None
                 if times.is_log(now):
                     journal.write(now, line | (evaluation or {}))
                 if stop or times.is_save(now):
-                    with journal.paused():
+                    with journal.timed("checkpoint"):
                         checkpoints.save(now, state, journal.snapshot(), evaluation)
                 if stop and now < times.total:
                     raise Interrupted(stop, now)
@@ -134,6 +137,12 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
         raise UserError(f"{workdir} holds no good checkpoint; train there first, or name another")
     state, _ = restored
     return {"step": int(state["step"])} | program.evaluate(state)
+
+
+def _peak_rate(program: Program) -> float | None:
+    """Updates a second if the devices did nothing but multiply at their peak; None if unknown."""
+    chip = accelerator()
+    return chip and chip.flops * program.mesh.size / program.flops()
 
 
 def _warn(text: str) -> None:
