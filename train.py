@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import signal
 import sys
 from typing import TYPE_CHECKING
@@ -57,6 +58,11 @@ def main(argv: list[str]) -> int:
         "the peak of v4, v5e, v5p, v6e, a100, h100 or h200",
     )
     parser.add_argument(
+        "--profile_steps",
+        metavar="FIRST:LAST",
+        help="write a trace of these updates to DIR/profile, for TensorBoard and ui.perfetto.dev",
+    )
+    parser.add_argument(
         "--config.KEY", metavar="VALUE", help="sets a field of the config, such as --config.seed=1"
     )
     overrides = [text.removeprefix("--config.") for text in argv if text.startswith("--config.")]
@@ -85,6 +91,7 @@ def main(argv: list[str]) -> int:
 def _run(config: "ConfigDict", args: argparse.Namespace) -> int:
     from rezero_jax.training import loop
     from rezero_jax.training.plan import plan
+    from rezero_jax.training.profile import parse_steps
 
     if args.plan is not None:
         print(plan(config, None if args.plan == "here" else args.plan))
@@ -92,8 +99,9 @@ def _run(config: "ConfigDict", args: argparse.Namespace) -> int:
     if args.mode == "eval":
         print(json.dumps(loop.evaluate(config, args.workdir)))
         return 0
+    profile = parse_steps(args.profile_steps) if args.profile_steps else None
     try:
-        final = loop.train(config, args.workdir)
+        final = loop.train(config, args.workdir, profile=profile)
     except loop.Diverged as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 3
@@ -110,4 +118,9 @@ def _run(config: "ConfigDict", args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status:
+        # A failed write leaves threads of Orbax that wait for it, and Python would for them.
+        os._exit(status)

@@ -10,6 +10,7 @@ import gc
 import logging
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,8 @@ class Checkpoints:
             save_decision_policy=policies.FixedIntervalPolicy(1),
             cleanup_tmp_directories=True,
         )
+        # Orbax logs a traceback of what it then raises.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         self._manager = self._open()
         self._bit_sums = jax.jit(_bit_sums)
 
@@ -66,15 +69,19 @@ class Checkpoints:
           state: the training state.
           progress: plain JSON data, given back by `restore`.
           metrics: the evaluation after this very step, if there was one.
+
+        Raises:
+          OSError: this one, or the one before it, cannot be written.
         """
         record = {"progress": progress, "fingerprint": self._fingerprint(state)}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
-            ),
-            metrics=metrics,
-        )
+        with _failed_writes_told():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
+                ),
+                metrics=metrics,
+            )
 
     def restore(
         self, shapes: Any, warn: Callable[[str], None]
@@ -126,17 +133,38 @@ class Checkpoints:
         return target
 
     def wait(self) -> None:
-        """Returns when every save is on disk."""
-        self._manager.wait_until_finished()
+        """Returns when every save is on disk.
+
+        Raises:
+          OSError: the last one cannot be written.
+        """
+        with _failed_writes_told():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits and releases the manager's threads."""
-        self._manager.close()
+        """Waits, and releases the manager's threads.
+
+        Raises:
+          OSError: the last save cannot be written.
+        """
+        with _failed_writes_told():
+            self._manager.close()
 
 
 def first_line(error: Exception) -> str:
     """The gist of one of Orbax's errors, which may go on for pages."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+@contextlib.contextmanager
+def _failed_writes_told() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # Orbax raises whatever its storage layers raise.
+        # Its other threads stumble over the same failure, each with a traceback of its own.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        threading.excepthook = lambda _: None
+        raise OSError(first_line(error)) from error
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from rezero_jax.errors import UserError
 from rezero_jax.training.checkpoint import Checkpoints
 from rezero_jax.training.cost import accelerator
 from rezero_jax.training.journal import Diverged, Journal
+from rezero_jax.training.profile import Profile
 from rezero_jax.training.program import Program
 from rezero_jax.training.record import Record, Workdir, write_json
 
@@ -32,7 +33,10 @@ class Interrupted(Exception):
 
 
 def train(
-    config: ConfigDict, workdir: str | Path, dataset: Dataset | None = None
+    config: ConfigDict,
+    workdir: str | Path,
+    dataset: Dataset | None = None,
+    profile: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Trains to the end, from the newest checkpoint if there is one.
 
@@ -40,12 +44,15 @@ def train(
       config: see rezero_jax.config.base_config.
       workdir: the run's folder; see rezero_jax.training.record.
       dataset: what to train on; by default the data set that config.data names.
+      profile: (first, last) updates of which a trace is written to workdir/profile, for TensorBoard
+        and Perfetto; it begins and ends with the dispatches that hold them.
 
     Returns:
       The content of final.json.
 
     Raises:
-      UserError: a mistake in the config or the workdir; found before the workdir is touched.
+      UserError: a mistake in the config or the workdir, found before the workdir is touched; or
+        the workdir can no longer be written.
       Diverged: a loss, gradient or parameter is not finite; nothing is saved after it.
       Interrupted: SIGINT or SIGTERM came; the state is saved.
     """
@@ -69,13 +76,14 @@ def train(
         + (f"\ngoing on after step {now:,}" if now else "")
     )
 
-    with _Signals() as signals:
+    with _Signals() as signals, Profile(home.folder / "profile", profile) as tracing:
         try:
             batches = program.batches(now)
             pending: tuple[int, int, dict[str, jax.Array]] | None = None
             while now < times.total:
                 # ---- Step: the device computes one group while the host takes in the one before
                 last = times.next_stop(now)
+                tracing.begin(now, last)
                 with journal.timed("data"):
                     fetched = list(islice(batches, last - now))
                 started = time.perf_counter()
@@ -88,6 +96,9 @@ def train(
                     if times.is_log(pending[1]):
                         journal.write(pending[1], line)
                 pending, now = (now, last, report), last
+                if tracing.is_over(now):
+                    jax.block_until_ready(report)
+                    journal.say(tracing.end())
 
                 # ---- Evaluate and save, where it is time
                 is_eval, stop = times.is_eval(now), signals.received
@@ -108,13 +119,18 @@ def train(
             # ---- Finish
             checkpoints.wait()
             final = journal.summary("finished", now)
+            write_json(home.folder / "final.json", final)
         except Diverged:
             write_json(home.folder / "final.json", journal.summary("diverged", now))
             raise
+        except OSError as error:
+            raise UserError(
+                f"cannot write to the workdir {home.folder} any more ({error.strerror or error}); "
+                "make room or mend it, and the same command goes on from the newest checkpoint"
+            ) from error
         finally:
             checkpoints.close()
             journal.close()
-    write_json(home.folder / "final.json", final)
     return final
 
 

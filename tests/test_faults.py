@@ -1,0 +1,122 @@
+"""What a run says when it can no longer write, and that nothing saved is lost by it."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from rezero_jax.training.profile import Profile, parse_steps
+from rezero_jax.training.record import read_metrics
+
+ROOT = Path(__file__).parents[1]
+COMMAND = [
+    sys.executable,
+    str(ROOT / "train.py"),
+    f"--config={ROOT / 'configs/mlp.py'}:depth=2,width=256",
+    "--config.train.epochs=None",
+    "--config.train.steps=60",
+    "--config.eval.every_epochs=None",
+    "--config.checkpoint.every_steps=20",
+    "--config.log.every_steps=5",
+]
+
+
+def run(workdir, *flags, kilobytes=None):
+    """The command to its end; `kilobytes` is the largest file that it may write."""
+    limit = ["bash", "-c", f'ulimit -f {kilobytes} && exec "$@"', "-"] if kilobytes else []
+    return subprocess.run(
+        [*limit, *COMMAND, f"--workdir={workdir}", *flags],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def assert_one_sentence(result):
+    """Exit status 2, and one sentence that says what to do.
+
+    TensorStore, not Python, may print a traceback before it for each array that it could not write.
+    """
+    said = [line for line in result.stderr.splitlines() if line.startswith("train.py:")]
+    assert result.returncode == 2, result.stderr
+    assert len(said) == 1
+    assert result.stderr.endswith(said[0] + "\n")
+    assert said[0].endswith("and the same command goes on from the newest checkpoint")
+
+
+def params(workdir, step):
+    with ocp.StandardCheckpointer() as checkpointer:
+        state = checkpointer.restore(workdir / "checkpoints" / str(step) / "state")
+    return state["params"]
+
+
+def test_a_full_disk_is_told_and_the_same_command_goes_on(tmp_path):
+    whole, full = tmp_path / "whole", tmp_path / "full"
+    assert run(whole).returncode == 0
+    shutil.copytree(whole, full)
+    (full / "final.json").unlink()
+    for step in (40, 60):
+        shutil.rmtree(full / "checkpoints" / str(step))
+    result = run(full, kilobytes=100)
+    assert_one_sentence(result)
+    assert [path.name for path in (full / "checkpoints").iterdir() if path.name.isdigit()] == ["20"]
+    assert not (full / "final.json").exists()
+    assert run(full).returncode == 0
+    jax.tree.map(np.testing.assert_array_equal, params(whole, 60), params(full, 60))
+
+
+def test_a_workdir_that_vanishes_is_told(tmp_path):
+    workdir = tmp_path / "run"
+    process = subprocess.Popen(
+        [*COMMAND, f"--workdir={workdir}", "--config.train.steps=100000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None:
+        if (workdir / "checkpoints" / "20").exists():
+            workdir.rename(tmp_path / "elsewhere")
+            workdir.write_text("")  # no folder, nor can there be one
+            break
+        time.sleep(0.01)
+    _, err = process.communicate(timeout=120)
+    assert_one_sentence(subprocess.CompletedProcess(COMMAND, process.returncode, "", err))
+    assert (tmp_path / "elsewhere" / "checkpoints" / "20").is_dir()
+    assert read_metrics(tmp_path / "elsewhere")
+
+
+def test_a_trace_of_some_updates(tmp_path):
+    assert run(tmp_path, "--profile_steps=31:33").returncode == 0
+    names = [path.name for path in (tmp_path / "profile").rglob("*")]
+    assert "perfetto_trace.json.gz" in names
+    assert any(name.endswith(".xplane.pb") for name in names)
+    assert json.loads((tmp_path / "final.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("now", "last", "expected"),
+    [(0, 9, False), (5, 10, True), (15, 25, True), (20, 30, False), (40, 50, False)],
+)
+def test_a_trace_begins_with_the_dispatch_of_its_first_update(
+    now, last, expected, tmp_path, monkeypatch
+):
+    started = []
+    monkeypatch.setattr("jax.profiler.start_trace", lambda *_, **__: started.append(now))
+    monkeypatch.setattr("jax.profiler.stop_trace", lambda: None)
+    with Profile(tmp_path, (10, 20)) as profile:
+        profile.begin(now, last)
+        assert profile.is_over(last) == (expected and last >= 20)
+    assert bool(started) == expected
+
+
+@pytest.mark.parametrize("text", ["", "10", "20:10", "0:5", "a:b", "1:2:3"])
+def test_a_range_that_is_none(text):
+    with pytest.raises(ValueError, match="FIRST:LAST"):
+        parse_steps(text)
