@@ -147,6 +147,13 @@ def test_plots_of_language_models_show_bits_per_byte(tmp_path):
     plt.close(figure)
 
 
+def test_a_text_run_that_exploded_leaves_room_for_the_others(tmp_path):
+    runs = [make_text_run(tmp_path / str(b), [b, 2.0], residual=str(b)) for b in (4.0, 9e9)]
+    figure = plots.plot_comparison(runs)
+    assert figure.axes[0].get_ylim() == (1.9, 8)
+    plt.close(figure)
+
+
 def test_plot_of_one_run_shows_its_numbers(tmp_path):
     figure = plots.plot_run(Run.read(make_run(tmp_path / "a", [3.0, 2.0, 1.0])))
     loss, _, gates, _ = figure.axes

@@ -99,6 +99,9 @@ def _is_text(run: Run) -> bool:
 def _compare_bits(axis: Axes, runs: Sequence[Run]) -> None:
     _draw(axis, runs, lambda run: run.series("eval/bits_per_byte"))
     axis.set(xlabel="step", ylabel="bits per byte, evaluation")
+    # 8 is to know nothing; a run that exploded would squeeze all others into a line.
+    values = np.concatenate([run.series("eval/bits_per_byte")[1] for run in runs])
+    axis.set_ylim(values.min() - 0.1, min(values.max() + 0.1, 8))
 
 
 def _compare_losses(axis: Axes, runs: Sequence[Run]) -> None:
