@@ -44,8 +44,7 @@ STAGES = {
     "batch_norm": "with our BatchNorm",
     "gradients": "train.py: our gradients of convolutions, 10 updates a dispatch",
     "pairs": "and 16 channels as pairs of pixels",
-    "devices": "and a device for each core",
-    "pool": "and no threads beyond the cores (the default)",
+    "devices": "and a device for each core (the default)",
 }
 
 
@@ -71,10 +70,8 @@ def serve_ours(depth: int, scan: bool, stage: str) -> None:
         f"configs/resnet.py:depth={depth}",
         ["train.epochs=None", f"train.steps={10**6}", f"model.scan={scan}"],
     )
-    if "pool" in used:
+    if "devices" in used:
         pose_as(config.mesh.cpu_devices)
-    elif "devices" in used:
-        jax.config.update("jax_num_cpu_devices", config.mesh.cpu_devices)
     serve_training(config, random_images())
 
 
@@ -113,7 +110,7 @@ def plain_steps(depth: int) -> Callable[[int], None]:
     return steps
 
 
-def ours(depth: int, stage: str = "pool", scan: bool = False) -> list[str]:
+def ours(depth: int, stage: str = "devices", scan: bool = False) -> list[str]:
     """The command of a worker."""
     return [sys.executable, "-m", "benchmarks.resnet", "--serve", str(depth), str(scan), stage]
 

@@ -42,6 +42,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.max_len = 8 if args.smoke else args.length
     config.model.positions = "rotary"
     config.model.final_norm = args.residual == "pre_norm"
+    # Unrolled, a step of 12 layers takes a fifth less on a CPU; deeper, compiling would take long.
+    config.model.scan = args.depth > 16
 
     config.data.name = "text" if args.path else "stdlib"
     config.data.path = args.path

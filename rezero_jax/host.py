@@ -43,11 +43,7 @@ def host_devices() -> int:
 
 
 def pose_as(count: int) -> None:
-    """Makes the CPU pose as `count` devices, which share its cores; other devices are unaffected.
-
-    Each device runs on its own thread. Those threads share one pool that XLA sizes for a single
-    device, and two that use it at once only hinder each other, so it gets a device's share of the
-    cores. XLA reads the pool's size from the environment alone.
+    """Makes the CPU pose as `count` devices; other devices are unaffected.
 
     Raises:
       UserError: JAX has started its devices already.
@@ -59,5 +55,3 @@ def pose_as(count: int) -> None:
             f"mesh.cpu_devices={count} comes too late, as JAX has started in this process; set it "
             "to None"
         ) from None
-    if count > 1:
-        os.environ.setdefault("NPROC", str(max(1, cores() // count)))

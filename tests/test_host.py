@@ -11,13 +11,6 @@ import pytest
 from rezero_jax import host
 from rezero_jax.errors import UserError
 
-POSE = """
-import os, jax
-from rezero_jax import host
-host.pose_as({count})
-print(jax.device_count(), os.environ.get("NPROC"))
-"""
-
 
 @pytest.mark.parametrize(
     ("cores", "devices"), [(1, 1), (2, 2), (3, 2), (4, 4), (7, 4), (8, 4), (64, 4)]
@@ -27,23 +20,6 @@ def test_host_devices_divide_the_usual_batches(
 ) -> None:
     monkeypatch.setattr(host, "cores", lambda: cores)
     assert host.host_devices() == devices
-
-
-@pytest.mark.parametrize("set_before", [None, "3"])
-def test_devices_share_the_cores(set_before: str | None) -> None:
-    count = 2
-    env = {key: value for key, value in os.environ.items() if key != "NPROC"}
-    env |= {"JAX_PLATFORMS": "cpu"} | ({"NPROC": set_before} if set_before else {})
-    command = [sys.executable, "-c", POSE.format(count=count)]
-    found = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
-    assert found.split() == [str(count), set_before or str(max(1, host.cores() // count))]
-
-
-def test_one_device_keeps_every_core(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("NPROC", raising=False)
-    monkeypatch.setattr("jax.config.update", lambda *_: None)
-    host.pose_as(1)
-    assert "NPROC" not in os.environ
 
 
 def test_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
