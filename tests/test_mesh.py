@@ -60,8 +60,9 @@ MESHES = {  # data, model, fully_sharded
     "data+model": (2, 2, False),
     "full+model": (2, 2, True),
 }
+SLOW = {("mlp", "data+model"), ("transformer", "data+model"), ("resnet", "full")}
 PLACES = [
-    (family, mesh)
+    pytest.param(family, mesh, marks=[pytest.mark.slow] if (family, mesh) in SLOW else [])
     for family in FAMILIES
     for mesh in MESHES
     if mesh != "one" and not (family == "resnet" and "model" in mesh)
