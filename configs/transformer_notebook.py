@@ -1,8 +1,8 @@
 """The language models of the authors' notebook, 12 to 128 layers and deeper, here on bytes.
 
     python train.py --config=configs/transformer_notebook.py:layers=128 --workdir=runs/deep
-        128 ReZero layers on the sources of Python's standard library; trains on a CPU, at about a
-        step a second
+        128 ReZero layers on the sources of Python's standard library; trains on a CPU, at some
+        seconds a step
 
     ...:layers=128,residual=post_norm
         the same without gates, which at this depth does not learn
