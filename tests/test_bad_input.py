@@ -90,7 +90,7 @@ RULES = "gated, gpt2_norm, layerscale, norm, plain, post_norm, pre_norm, residua
         ({"checkpoint.keep_every_steps": 0}, "checkpoint.keep_every_steps=0 is not positive"),
         ({"mesh.data": 9}, "mesh.data=9 needs 1 to 8 devices"),
         ({"mesh.data": 4}, "does not divide among 4 devices"),
-        ({"mesh.model": 2}, "mesh.model is 2"),
+        ({"mesh.model": 3}, "mesh.model=3 does not divide the 8 device(s)"),
     ],
 )
 def test_a_field_that_cannot_be(fields, sentence, tmp_path, capsys):
