@@ -28,7 +28,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config = base_config()
     config.model = transformer_model()
     config.model.residual = args.residual
-    config.model.alpha_init = 0.0
     config.model.depth = 2 if args.smoke else args.layers
     config.model.width = 16 if args.smoke else 128
     config.model.heads = 8

@@ -110,9 +110,10 @@ def test_a_trace_begins_with_the_dispatch_of_its_first_update(
     started = []
     monkeypatch.setattr("jax.profiler.start_trace", lambda *_, **__: started.append(now))
     monkeypatch.setattr("jax.profiler.stop_trace", lambda: None)
-    with Profile(tmp_path, (10, 20)) as profile:
-        profile.begin(now, last)
-        assert profile.is_over(last) == (expected and last >= 20)
+    profile = Profile(tmp_path, (10, 20))
+    profile.begin(now, last)
+    assert profile.is_over(last) == (expected and last >= 20)
+    profile.close()
     assert bool(started) == expected
 
 

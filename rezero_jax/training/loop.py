@@ -76,7 +76,8 @@ def train(
         + (f"\ngoing on after step {now:,}" if now else "")
     )
 
-    with _Signals() as signals, Profile(home.folder / "profile", profile) as tracing:
+    tracing = Profile(home.folder / "profile", profile)
+    with _Signals() as signals:
         try:
             batches = program.batches(now)
             pending: tuple[int, int, dict[str, jax.Array]] | None = None
@@ -114,6 +115,7 @@ def train(
                     with journal.timed("checkpoint"):
                         checkpoints.save(now, state, journal.snapshot(), evaluation)
                 if stop and now < times.total:
+                    checkpoints.wait()
                     raise Interrupted(stop, now)
 
             # ---- Finish
@@ -131,6 +133,7 @@ def train(
         finally:
             checkpoints.close()
             journal.close()
+            tracing.close()
     return final
 
 

@@ -1,7 +1,6 @@
 """A trace of some updates, for TensorBoard's profiler and for Perfetto."""
 
 from pathlib import Path
-from types import TracebackType
 
 import jax
 
@@ -51,14 +50,7 @@ class Profile:
         self._running, self._steps = False, None
         return f"trace: {self._folder} (tensorboard --logdir, or its .json.gz in ui.perfetto.dev)"
 
-    def __enter__(self) -> "Profile":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Ends a trace that still runs."""
         if self._running:
-            jax.profiler.stop_trace()
+            self.end()
