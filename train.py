@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ examples:
     python train.py --config=configs/transformer_enwik8.py:layers=64 --plan=h100
 
 exit status: 0 finished; 2 a mistake in the command, the config or the workdir; 3 the loss or the
-gradient stopped being finite; 130 or 143 stopped by Ctrl-C or SIGTERM, state saved.
+gradient stopped being finite; 4 another process of the run was lost; 130 or 143 stopped by Ctrl-C
+or SIGTERM, state saved.
 """
 
 
@@ -62,6 +64,18 @@ def main(argv: list[str]) -> int:
         metavar="FIRST:LAST",
         help="write a trace of these updates to DIR/profile, for TensorBoard and ui.perfetto.dev",
     )
+    processes = parser.add_argument_group(
+        "a run of several processes",
+        "found by themselves on TPU slices, in Slurm and in indexed Kubernetes jobs; elsewhere "
+        "start the same command everywhere, with",
+    )
+    processes.add_argument(
+        "--coordinator", metavar="HOST:PORT", help="a free port of the host of process 0"
+    )
+    processes.add_argument("--process_id", type=int, metavar="I", help="0 to N - 1")
+    processes.add_argument(
+        "--num_processes", type=int, metavar="N", help="how many there are; 1: do not look for any"
+    )
     parser.add_argument(
         "--config.KEY", metavar="VALUE", help="sets a field of the config, such as --config.seed=1"
     )
@@ -70,6 +84,9 @@ def main(argv: list[str]) -> int:
     if args.workdir is None and args.plan is None:
         parser.error("--workdir is missing: name the run's folder, such as --workdir=runs/first")
 
+    from jax.errors import JaxRuntimeError
+
+    from rezero_jax import hosts
     from rezero_jax.config import load_config
     from rezero_jax.errors import UserError
     from rezero_jax.host import keep_compiled, pose_as
@@ -79,7 +96,13 @@ def main(argv: list[str]) -> int:
         if config.mesh.cpu_devices is not None:
             pose_as(config.mesh.cpu_devices)
         keep_compiled()
-        return _run(config, args)
+        hosts.join(args.coordinator, args.process_id, args.num_processes)
+        try:
+            status = _run(config, args)
+        except JaxRuntimeError as error:
+            hosts.lose(error)
+        hosts.leave()
+        return status
     except UserError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
@@ -89,15 +112,20 @@ def main(argv: list[str]) -> int:
 
 
 def _run(config: "ConfigDict", args: argparse.Namespace) -> int:
+    from rezero_jax import hosts
     from rezero_jax.training import loop
     from rezero_jax.training.plan import plan
     from rezero_jax.training.profile import parse_steps
 
     if args.plan is not None:
-        print(plan(config, None if args.plan == "here" else args.plan))
+        account = plan(config, None if args.plan == "here" else args.plan)
+        if hosts.is_first():
+            print(account)
         return 0
     if args.mode == "eval":
-        print(json.dumps(loop.evaluate(config, args.workdir)))
+        evaluation = loop.evaluate(config, args.workdir)
+        if hosts.is_first():
+            print(json.dumps(evaluation))
         return 0
     profile = parse_steps(args.profile_steps) if args.profile_steps else None
     try:
@@ -108,6 +136,8 @@ def _run(config: "ConfigDict", args: argparse.Namespace) -> int:
     except loop.Interrupted as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 128 + error.signum
+    if not hosts.is_first():
+        return 0
     from rezero_jax.analysis.plots import write_plot
 
     numbers = ", ".join(f"{k} {final[k]:.4f}" for k in sorted(final) if k.startswith("eval/"))
@@ -118,7 +148,11 @@ def _run(config: "ConfigDict", args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    status = main(sys.argv[1:])
+    try:
+        status = main(sys.argv[1:])
+    except Exception:
+        traceback.print_exc()
+        status = 1
     sys.stdout.flush()
     sys.stderr.flush()
     if status:

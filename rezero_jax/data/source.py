@@ -11,6 +11,7 @@ import numpy as np
 from rezero_jax.errors import UserError
 
 HostBatch = dict[str, np.ndarray]
+ALL = slice(None)
 Batch = dict[str, jax.Array]
 
 
@@ -29,19 +30,20 @@ class Split(Protocol):
     def resident(self) -> Mapping[str, np.ndarray]:
         """Arrays to keep on the device for the whole run; empty for a stream."""
 
-    def fetch(self, indices: np.ndarray, step: int = 0) -> HostBatch:
+    def fetch(self, indices: np.ndarray, step: int = 0, rows: slice = ALL) -> HostBatch:
         """What travels to the device for these examples, int32 (B,); leading axis B throughout.
 
         `step` is the number of the update; a split that draws random crops draws them from it.
+        `rows` are those of the batch that are wanted, the same whether others are wanted or not.
 
         Raises:
           IndexError: an index is outside 0 .. size - 1.
         """
 
     def batches(
-        self, indices: Callable[[int], np.ndarray], first: int, last: int
+        self, indices: Callable[[int], np.ndarray], first: int, last: int, rows: slice = ALL
     ) -> Iterator[HostBatch]:
-        """`fetch(indices(step), step)` for step = first .. last - 1, perhaps read ahead.
+        """`fetch(indices(step), step, rows)` for step = first .. last - 1, perhaps read ahead.
 
         `indices` must be a pure function: it may be called early and from other threads.
         """
@@ -83,16 +85,16 @@ class ResidentSplit:
         """The number of examples."""
         return len(next(iter(self.resident.values())))
 
-    def fetch(self, indices: np.ndarray, step: int = 0) -> HostBatch:
+    def fetch(self, indices: np.ndarray, step: int = 0, rows: slice = ALL) -> HostBatch:
         """{"index": int32 (B,)}, whatever the step; see Split."""
         check_range(indices, self.size)
-        return {"index": np.asarray(indices, np.int32)}
+        return {"index": np.asarray(indices[rows], np.int32)}
 
     def batches(
-        self, indices: Callable[[int], np.ndarray], first: int, last: int
+        self, indices: Callable[[int], np.ndarray], first: int, last: int, rows: slice = ALL
     ) -> Iterator[HostBatch]:
-        """`fetch(indices(step), step)` for step = first .. last - 1."""
-        return (self.fetch(indices(step)) for step in range(first, last))
+        """`fetch(indices(step), step, rows)` for step = first .. last - 1."""
+        return (self.fetch(indices(step), step, rows) for step in range(first, last))
 
     def gather(self, resident: Mapping[str, jax.Array], fetched: Mapping[str, jax.Array]) -> Batch:
         """The rows of every resident array at fetched["index"]; traceable."""

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from rezero_jax.data.source import Batch, HostBatch, check_labels, check_range
+from rezero_jax.data.source import ALL, Batch, HostBatch, check_labels, check_range
 from rezero_jax.errors import UserError
 
 
@@ -58,7 +58,7 @@ class StreamSplit:
         """Nothing: see Split."""
         return {}
 
-    def fetch(self, indices: np.ndarray, step: int = 0) -> HostBatch:
+    def fetch(self, indices: np.ndarray, step: int = 0, rows: slice = ALL) -> HostBatch:
         """{"image": uint8 (B, H, W, C), "label": int32 (B,)}; see Split.
 
         Raises:
@@ -66,11 +66,15 @@ class StreamSplit:
           UserError: the images differ in shape, or a label is not in 0 .. num_classes - 1.
         """
         check_range(indices, self.size)
-        examples = self.records.__getitems__([int(index) for index in indices])
+        positions = range(len(indices))[rows]
+        examples = self.records.__getitems__([int(indices[position]) for position in positions])
         label = np.array([example["label"] for example in examples], np.int32)
         if self.num_classes is not None:
             check_labels(self.name, label, self.num_classes)
-        images = [self.pixels(e["image"], step, position) for position, e in enumerate(examples)]
+        images = [
+            self.pixels(example["image"], step, position)
+            for position, example in zip(positions, examples, strict=True)
+        ]
         for image in images:
             if image.shape != images[0].shape:
                 raise UserError(
@@ -80,15 +84,15 @@ class StreamSplit:
         return {"image": np.stack(images), "label": label}
 
     def batches(
-        self, indices: Callable[[int], np.ndarray], first: int, last: int
+        self, indices: Callable[[int], np.ndarray], first: int, last: int, rows: slice = ALL
     ) -> Iterator[HostBatch]:
-        """`fetch(indices(step), step)` for step = first .. last - 1, in order, decoded ahead.
+        """`fetch(indices(step), step, rows)` for step = first .. last - 1, in order, decoded ahead.
 
         Closing the iterator (or dropping it) stops the workers.
         """
         import grain
 
-        dataset = grain.MapDataset.source(_Batches(self, indices, first, last))
+        dataset = grain.MapDataset.source(_Batches(self, indices, first, last, rows))
         options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=self.ahead)
         iterator = iter(dataset.to_iter_dataset(options))
         try:
@@ -109,10 +113,11 @@ class _Batches:
     indices: Callable[[int], np.ndarray]
     first: int
     last: int
+    rows: slice
 
     def __len__(self) -> int:
         return max(0, self.last - self.first)
 
     def __getitem__(self, element: int) -> HostBatch:
         step = self.first + int(element)
-        return self.split.fetch(self.indices(step), step)
+        return self.split.fetch(self.indices(step), step, self.rows)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rezero_jax.data.source import Batch, HostBatch, check_range
+from rezero_jax.data.source import ALL, Batch, HostBatch, check_range
 from rezero_jax.data.text_files import stdlib_text, user_text
 from rezero_jax.errors import UserError, choose_from
 
@@ -80,7 +80,7 @@ class TextSplit:
         """{"text": uint8 (N + 1,)}, the start and the text."""
         return {"text": np.concatenate([np.zeros(1, np.uint8), self.text])}
 
-    def fetch(self, indices: np.ndarray, step: int = 0) -> HostBatch:
+    def fetch(self, indices: np.ndarray, step: int = 0, rows: slice = ALL) -> HostBatch:
         """{"start": int32 (B,)}, the position of each window's first target; see Split.
 
         If `whole`, also the targets that count: "first" .. "last" - 1, both int32 (B,).
@@ -97,13 +97,13 @@ class TextSplit:
             positions = {"start": rng.integers(count - self.length + 1, size=len(example))}
         else:
             positions = {"start": example * self.length}
-        return {name: values.astype(np.int32) for name, values in positions.items()}
+        return {name: values[rows].astype(np.int32) for name, values in positions.items()}
 
     def batches(
-        self, indices: Callable[[int], np.ndarray], first: int, last: int
+        self, indices: Callable[[int], np.ndarray], first: int, last: int, rows: slice = ALL
     ) -> Iterator[HostBatch]:
-        """`fetch(indices(step), step)` for step = first .. last - 1."""
-        return (self.fetch(indices(step), step) for step in range(first, last))
+        """`fetch(indices(step), step, rows)` for step = first .. last - 1."""
+        return (self.fetch(indices(step), step, rows) for step in range(first, last))
 
     def gather(self, resident: Mapping[str, jax.Array], fetched: Mapping[str, jax.Array]) -> Batch:
         """{"tokens", "targets"}, the inputs and targets, int32 (B, T) in 0 .. 255; traceable.

@@ -1,5 +1,7 @@
 """Checkpoints with Orbax: written in the background, never loaded when damaged.
 
+Several processes write and read each their own part, in one folder that all of them share.
+
 Checkpoint k is the state after k updates, with a small JSON record beside it: the loop's running
 sums and a fingerprint of every array. A checkpoint whose arrays do not match their fingerprints,
 or that cannot be read at all, is moved to `damaged/` with a warning, and the one before it is used.
@@ -22,6 +24,7 @@ from jax import Array
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as policies
 
+from rezero_jax import hosts
 from rezero_jax.training.state import path_text
 
 
@@ -50,6 +53,18 @@ class Checkpoints:
             preservation_policy=policies.AnyPreservationPolicy(kept),
             save_decision_policy=policies.FixedIntervalPolicy(1),
             cleanup_tmp_directories=True,
+            # Made in the background, a folder that cannot be made would leave threads waiting.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+        )
+        # Each process reads for itself, as one that finds damage must not leave others waiting.
+        own = ocp.options.MultiprocessingOptions(
+            primary_host=jax.process_index(), active_processes={jax.process_index()}
+        )
+        self._reader = ocp.Checkpointer(
+            ocp.CompositeCheckpointHandler(
+                composite_options=ocp.CompositeOptions(multiprocessing_options=own)
+            ),
+            multiprocessing_options=own,
         )
         # Orbax logs a traceback of what it then raises.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -92,13 +107,20 @@ class Checkpoints:
           shapes: the state's shapes, dtypes and shardings, which may be others than when saved.
           warn: told of each damaged checkpoint.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
+        steps = hosts.from_first(lambda: sorted(self._manager.all_steps(), reverse=True))
         for step in steps:
+            reason = "another process cannot read it"
+            read = None
             with _failed_reads_dropped():
                 try:
-                    return self._read(step, shapes)
+                    read = self._read(step, shapes)
                 except Exception as error:  # Orbax raises whatever its storage layers raise.
                     reason = first_line(error)
+                if hosts.all_agree(read is not None) and read is not None:
+                    state, progress, fingerprint = read
+                    if self._fingerprint(state) == fingerprint:
+                        return state, progress
+                    reason = "its arrays are not those that were saved"
                 target = self._set_aside(step)
             warn(
                 f"checkpoint {step} is damaged ({reason}); moved it to {target} "
@@ -108,27 +130,29 @@ class Checkpoints:
             warn(f"no good checkpoint is left in {self._folder}; a run starts anew")
         return None
 
-    def _read(self, step: int, shapes: Any) -> tuple[Any, dict[str, Any]]:
-        restored = self._manager.restore(
-            step,
+    def _read(self, step: int, shapes: Any) -> tuple[Any, dict[str, Any], dict[str, int]]:
+        """State, progress and fingerprint as they are in the files."""
+        restored = self._reader.restore(
+            self._folder / str(step),
             args=ocp.args.Composite(
                 state=ocp.args.StandardRestore(shapes), record=ocp.args.JsonRestore()
             ),
         )
-        if self._fingerprint(restored.state) != restored.record["fingerprint"]:
-            raise ValueError("its arrays are not those that were saved")
-        return restored.state, restored.record["progress"]
+        return restored.state, restored.record["progress"], restored.record["fingerprint"]
 
     def _fingerprint(self, state: Any) -> dict[str, int]:
         return {name: int(value) for name, value in self._bit_sums(state).items()}
 
     def _set_aside(self, step: int) -> Path:
         self._manager.close()
-        damaged = self._folder.parent / "damaged"
-        damaged.mkdir(exist_ok=True)
-        target = damaged / str(step)
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.move(self._folder / str(step), target)
+        target = self._folder.parent / "damaged" / str(step)
+
+        def move() -> None:
+            target.parent.mkdir(exist_ok=True)
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.move(self._folder / str(step), target)
+
+        hosts.from_first(move)
         self._manager = self._open()
         return target
 
@@ -149,6 +173,7 @@ class Checkpoints:
         """
         with _failed_writes_told():
             self._manager.close()
+            self._reader.close()
 
 
 def first_line(error: Exception) -> str:

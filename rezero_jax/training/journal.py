@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from rezero_jax import hosts
 from rezero_jax.training.record import Record
 from rezero_jax.training.timetable import Timetable
 
@@ -31,7 +32,7 @@ class Journal:
     Args:
       timetable: when things are due.
       parameters: number of the model's parameters.
-      record: where lines are written.
+      record: where lines are written; None writes none.
       progress: what `progress` was when the checkpoint was saved from which the run goes on; None
         for a new run.
       peak_rate: updates a second at the peak of the devices, if that is known.
@@ -41,7 +42,7 @@ class Journal:
         self,
         timetable: Timetable,
         parameters: int,
-        record: Record,
+        record: Record | None,
         progress: dict[str, Any] | None,
         peak_rate: float | None = None,
     ):
@@ -79,7 +80,8 @@ class Journal:
             initial=last,
             unit="step",
             dynamic_ncols=True,
-            disable=None,  # no bar where the output goes to a file: lines tell the progress there
+            # No bar where the output goes to a file: lines tell the progress there.
+            disable=None if hosts.is_first() else True,
         )
 
     def receive(self, first: int, last: int, report: dict[str, jax.Array]) -> Line:
@@ -89,7 +91,7 @@ class Journal:
           Diverged: a loss among them, or the norm of the last one's gradients or parameters, is
             not finite.
         """
-        values = {name: np.asarray(value) for name, value in report.items()}
+        values = {name: np.asarray(value) for name, value in report.items() if name != "stop"}
         finite = np.isfinite(values["loss"][: last - first])
         if not finite.all():
             at = int(finite.argmin())
@@ -120,7 +122,9 @@ class Journal:
 
     def write(self, step: int, line: Line) -> None:
         """Records the line of `step`; says it after an evaluation, or where it was long silent."""
-        self._record.write(step, line | self._rates())
+        rates = self._rates()
+        if self._record is not None:
+            self._record.write(step, line | rates)
         self.progress["best"] = _best(self.progress["best"], line)
         self.progress["last"] |= {
             k: v for k, v in line.items() if k.startswith(("train/", "eval/", "epoch"))
@@ -176,14 +180,16 @@ class Journal:
         }
 
     def say(self, text: str) -> None:
-        """Prints a line without breaking the progress bar."""
-        tqdm.write(text)
+        """Prints a line without breaking the progress bar, from the first process alone."""
+        if hosts.is_first():
+            tqdm.write(text)
 
     def close(self) -> None:
         """Ends the progress bar and the record."""
         if self._bar is not None:
             self._bar.close()
-        self._record.close()
+        if self._record is not None:
+            self._record.close()
 
 
 class _Clock:

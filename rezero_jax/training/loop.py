@@ -1,4 +1,7 @@
-"""The training loop, read from top to bottom: resume, step, record, evaluate, save, finish."""
+"""The training loop, read from top to bottom: resume, step, record, evaluate, save, finish.
+
+Every process of a run goes through it step by step with the others; the first one records.
+"""
 
 import os
 import signal
@@ -12,6 +15,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from rezero_jax import hosts
 from rezero_jax.data import Dataset
 from rezero_jax.errors import UserError
 from rezero_jax.training.checkpoint import Checkpoints
@@ -58,29 +62,41 @@ def train(
     """
     # ---- Set up
     program = Program(config, dataset) if dataset else Program.from_config(config)
-    times, parameters = program.timetable, program.skeleton.parameter_count
     home = Workdir(workdir, config)
-    if (final := home.final()) is not None:
-        print(f"{home.folder} holds a finished run of {final['steps']} steps; nothing to do")
+    if (final := home.final) is not None:
+        _say(f"{home.folder} holds a finished run of {final['steps']} steps; nothing to do")
         return final
+    try:
+        return _train(program, home.folder, profile)
+    except OSError as error:
+        raise UserError(
+            f"cannot write to the workdir {home.folder} any more ({error.strerror or error}); "
+            "make room or mend it, and the same command goes on from the newest checkpoint"
+        ) from error
 
+
+def _train(program: Program, folder: Path, profile: tuple[int, int] | None) -> dict[str, Any]:
+    """`train` in the workdir that this run holds; raises OSError where that cannot be written."""
     # ---- Resume, or begin
-    checkpoints = Checkpoints(home.folder / "checkpoints", config.checkpoint)
+    times, parameters = program.timetable, program.skeleton.parameter_count
+    checkpoints = Checkpoints(folder / "checkpoints", program.config.checkpoint)
     restored = checkpoints.restore(program.shapes, warn=_warn)
     state, progress = restored or (program.init(), None)
     now = int(state["step"])
-    journal = Journal(times, parameters, Record(home.folder, now), progress, _peak_rate(program))
+    record = Record(folder, now) if hosts.is_first() else None
+    journal = Journal(times, parameters, record, progress, _peak_rate(program))
     journal.say(
         f"{parameters:,} parameters, {times.total:,} steps of {times.batch_size} examples on "
-        f"{program.mesh.size} device(s), in {home.folder}"
+        f"{program.mesh.size} device(s), in {folder}"
         + (f"\ngoing on after step {now:,}" if now else "")
     )
 
-    tracing = Profile(home.folder / "profile", profile)
+    tracing = Profile(folder / "profile", profile if hosts.is_first() else None)
     with _Signals() as signals:
         try:
             batches = program.batches(now)
             pending: tuple[int, int, dict[str, jax.Array]] | None = None
+            stop = 0  # the signal that some process received
             while now < times.total:
                 # ---- Step: the device computes one group while the host takes in the one before
                 last = times.next_stop(now)
@@ -88,12 +104,12 @@ def train(
                 with journal.timed("data"):
                     fetched = list(islice(batches, last - now))
                 started = time.perf_counter()
-                state, report = program.train_steps(state, fetched)
+                state, report = program.train_steps(state, fetched, signals.received)
                 if not journal.is_started:
                     jax.block_until_ready(report)
                     journal.start(now, last, time.perf_counter() - started)
                 if pending is not None:
-                    line = journal.receive(*pending)
+                    line, stop = journal.receive(*pending), int(pending[2]["stop"])
                     if times.is_log(pending[1]):
                         journal.write(pending[1], line)
                 pending, now = (now, last, report), last
@@ -102,10 +118,10 @@ def train(
                     journal.say(tracing.end())
 
                 # ---- Evaluate and save, where it is time
-                is_eval, stop = times.is_eval(now), signals.received
+                is_eval = times.is_eval(now)
                 if not (is_eval or stop or times.is_save(now)):
                     continue
-                line = journal.receive(*pending)
+                line, stop = journal.receive(*pending), stop or int(report["stop"])
                 pending = None
                 with journal.timed("evaluation"):
                     evaluation = program.evaluate(state) if is_eval else None
@@ -121,15 +137,12 @@ def train(
             # ---- Finish
             checkpoints.wait()
             final = journal.summary("finished", now)
-            write_json(home.folder / "final.json", final)
+            _write_final(folder, final)
         except Diverged:
-            write_json(home.folder / "final.json", journal.summary("diverged", now))
+            _write_final(folder, journal.summary("diverged", now))
             raise
-        except OSError as error:
-            raise UserError(
-                f"cannot write to the workdir {home.folder} any more ({error.strerror or error}); "
-                "make room or mend it, and the same command goes on from the newest checkpoint"
-            ) from error
+        except jax.errors.JaxRuntimeError as error:
+            hosts.lose(error)
         finally:
             checkpoints.close()
             journal.close()
@@ -164,14 +177,25 @@ def _peak_rate(program: Program) -> float | None:
     return chip and chip.flops * program.mesh.size / program.flops()
 
 
+def _write_final(folder: Path, final: dict[str, Any]) -> None:
+    if hosts.is_first():
+        write_json(folder / "final.json", final)
+
+
+def _say(text: str) -> None:
+    if hosts.is_first():
+        print(text)
+
+
 def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr)
+    if hosts.is_first():
+        print(f"warning: {text}", file=sys.stderr)
 
 
 class _Signals:
     """Notes SIGINT and SIGTERM for the loop; a second one ends the process at once."""
 
-    received: int | None = None
+    received: int = 0
 
     def __enter__(self) -> "_Signals":
         self._old = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -187,7 +211,7 @@ class _Signals:
             signal.signal(signum, handler)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        if self.received is not None:
+        if self.received:
             os._exit(128 + signum)
         self.received = signum
         os.write(2, b"\nstopping after this step and saving; once more stops at once\n")

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from rezero_jax import data
+from rezero_jax import data, hosts
 from rezero_jax.data.augment import Augmentation
 from rezero_jax.data.order import Order, eval_batches
 from rezero_jax.data.source import Dataset, HostBatch, standardise
@@ -43,7 +43,8 @@ class Program:
     def from_config(cls, config: ConfigDict) -> "Program":
         """The program of a config on the data set that it names."""
         source = config.data
-        dataset = data.load(
+        load = partial(
+            data.load,
             source.name,
             source.dir,
             stream=source.stream,
@@ -57,7 +58,7 @@ class Program:
             eval_split=source.eval_split,
             seed=config.seed,
         )
-        return cls(config, dataset)
+        return cls(config, hosts.first_in_first(load))
 
     def __init__(self, config: ConfigDict, dataset: Dataset | Text):
         self.config = config
@@ -79,6 +80,10 @@ class Program:
                 "train.batch_size / train.accumulate": train.batch_size // train.accumulate,
                 "eval.batch_size": config.eval.batch_size,
             },
+        )
+        self._train_rows, self._eval_rows = (
+            sharding.own_rows(self.mesh, size)
+            for size in (train.batch_size, config.eval.batch_size)
         )
         make, objective = _task(config.model, dataset)
         self.skeleton = skeleton(make)
@@ -118,21 +123,29 @@ class Program:
             return self._init(jax.random.fold_in(jax.random.key(self.config.seed), 2**31))
 
     def batches(self, first: int) -> Iterator[HostBatch]:
-        """What travels to the device for the updates from number `first` (0-based) on."""
-        return self._train.batches(self._order.indices, first, self.timetable.total)
+        """What travels from this process to its devices for the updates from `first` (0-based)."""
+        return self._train.batches(
+            self._order.indices, first, self.timetable.total, self._train_rows
+        )
 
-    def train_steps(self, state: State, batches: list[HostBatch]) -> tuple[State, dict[str, Any]]:
+    def train_steps(
+        self, state: State, batches: list[HostBatch], stop: int = 0
+    ) -> tuple[State, dict[str, Any]]:
         """Applies one update per batch (1 to train.steps_per_dispatch of them); donates `state`.
 
-        The report, still being computed, is that of `step.make_train_steps`.
+        The report, still being computed, is that of `step.make_train_steps`; its "stop" is the
+        largest that any process gives.
         """
         missing = self.config.train.steps_per_dispatch - len(batches)
         padded = batches + [batches[-1]] * missing
         fetched = {name: np.stack([batch[name] for batch in padded]) for name in batches[0]}
-        fetched = sharding.put(fetched, sharding.batched(self.mesh, axis=1))
+        fetched = sharding.put_rows(
+            fetched, sharding.batched(self.mesh, axis=1), 1, self.config.train.batch_size
+        )
         count = sharding.put(np.int32(len(batches)), self._whole)
+        stops = sharding.put_from_each(stop, self.mesh)
         with jax.set_mesh(self.mesh):
-            return self._train_steps(state, self._train_resident, fetched, count)
+            return self._train_steps(state, self._train_resident, fetched, count, stops)
 
     @property
     def resident_bytes(self) -> int:
@@ -155,15 +168,18 @@ class Program:
             self._fetched_shapes(),
         )
         count = jax.ShapeDtypeStruct((), np.int32, sharding=self._whole)
+        stops = sharding.put_from_each(0, self.mesh)
         with jax.set_mesh(self.mesh):
-            lowered = self._train_steps.lower(self.shapes, self._train_resident, fetched, count)
+            lowered = self._train_steps.lower(
+                self.shapes, self._train_resident, fetched, count, stops
+            )
             return lowered.compile()
 
     def _fetched_shapes(self) -> dict[str, np.ndarray]:
         """What travels to the device for one dispatch, as its shapes."""
-        group = self.config.train.steps_per_dispatch
+        group, size = self.config.train.steps_per_dispatch, self.config.train.batch_size
         return {
-            name: np.broadcast_to(leaf, (group, *leaf.shape))
+            name: np.broadcast_to(leaf[:1], (group, size, *leaf.shape[1:]))
             for name, leaf in next(self.batches(0)).items()
         }
 
@@ -174,10 +190,10 @@ class Program:
         alone if that is set.
         """
         indices, mask = self._eval_batches
-        batched = sharding.batched(self.mesh)
+        batched, rows = sharding.batched(self.mesh), self._eval_rows
         sums = []
-        for i, fetched in enumerate(self._eval.batches(indices.__getitem__, 0, len(indices))):
-            args = sharding.put((fetched, mask[i]), batched)
+        for i, fetched in enumerate(self._eval.batches(indices.__getitem__, 0, len(indices), rows)):
+            args = sharding.put_rows((fetched, mask[i][rows]), batched, 0, mask.shape[1])
             with jax.set_mesh(self.mesh):
                 sums.append(self._eval_step(state, self._eval_resident, *args))
         totals = {name: math.fsum(float(part[name]) for part in sums) for name in sums[0]}

@@ -22,6 +22,7 @@ import jax
 from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
+from rezero_jax import hosts
 from rezero_jax.config import differences
 from rezero_jax.errors import UserError
 
@@ -33,7 +34,13 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 class Workdir:
-    """The folder of one run, held by this process alone until it ends.
+    """The folder of one run, held by this run alone until it ends.
+
+    Of several processes the first one holds and writes it; the others must see it too.
+
+    Attributes:
+      folder: its absolute path.
+      final: final.json of a finished run, or None.
 
     Args:
       folder: made if need be.
@@ -42,12 +49,28 @@ class Workdir:
         run did, and the folder's files stay as they are.
 
     Raises:
-      UserError: the folder cannot be written, belongs to another config, or is in use.
+      UserError: the folder cannot be written, belongs to another config, is in use, or is not on
+        storage that all processes share; in every process alike.
     """
 
     def __init__(self, folder: str | Path, config: ConfigDict, evaluating: bool = False):
+        if "://" in str(folder):
+            raise UserError(
+                f"--workdir={folder} is no folder; mount the storage and name the folder there"
+            )
         self.folder = Path(folder).absolute()
-        resolved = json.loads(config.to_json())
+        self.final = hosts.from_first(
+            lambda: self._claim(folder, json.loads(config.to_json()), evaluating)
+        )
+        if not hosts.all_agree((self.folder / "config.json").exists()):
+            raise UserError(
+                f"not every process finds the workdir {folder}; choose a --workdir on storage that "
+                "all hosts share"
+            )
+
+    def _claim(
+        self, folder: str | Path, resolved: dict[str, Any], evaluating: bool
+    ) -> dict[str, Any] | None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = (self.folder / ".lock").open("w")
@@ -61,10 +84,10 @@ class Workdir:
         except OSError:
             raise UserError(f"another process is training in {folder}; wait or stop it") from None
         self._check_config(resolved, TOPOLOGY + EVALUATION if evaluating else TOPOLOGY)
-        if evaluating:
-            return
-        write_json(self.folder / "config.json", resolved)
-        write_json(self.folder / "environment.json", environment())
+        if not evaluating:
+            write_json(self.folder / "config.json", resolved)
+            write_json(self.folder / "environment.json", environment())
+        return self._final()
 
     def _check_config(self, resolved: dict[str, Any], free: tuple[str, ...]) -> None:
         path = self.folder / "config.json"
@@ -81,8 +104,7 @@ class Workdir:
                 "choose another --workdir or the old settings"
             )
 
-    def final(self) -> dict[str, Any] | None:
-        """final.json of a finished run, or None."""
+    def _final(self) -> dict[str, Any] | None:
         path = self.folder / "final.json"
         if not path.exists():
             return None

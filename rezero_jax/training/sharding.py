@@ -57,7 +57,14 @@ def make_mesh(config: ConfigDict, batch_sizes: dict[str, int]) -> Mesh:
                 f"{key}={size} does not divide among {data} devices; "
                 f"make it a multiple of {data} or lower mesh.data"
             )
-    devices = np.asarray(jax.devices()[: data * model]).reshape(data, model)
+    if jax.process_count() > 1 and data * model < count:
+        raise UserError(
+            f"mesh.data={data} leaves devices of the {jax.process_count()} processes without work; "
+            "set it to -1"
+        )
+    # Each process's devices lie together, so that its rows of a batch do.
+    ordered = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    devices = np.asarray(ordered[: data * model]).reshape(data, model)
     return Mesh(devices, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 
 
@@ -140,6 +147,35 @@ def batched(mesh: Mesh, axis: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*(None,) * axis, "data"))
 
 
+def own_rows(mesh: Mesh, size: int) -> slice:
+    """The rows of a batch of `size` that this process's devices hold."""
+    held = batched(mesh).addressable_devices_indices_map((size,)).values()
+    bounds = [rows[0].indices(size) for rows in held if rows is not None]
+    return slice(min(first for first, _, _ in bounds), max(last for _, last, _ in bounds))
+
+
 def put(tree: Any, sharding: NamedSharding) -> Any:
-    """The host arrays of `tree` on the devices."""
-    return jax.device_put(tree, sharding)
+    """Host arrays that every process has whole, on the devices."""
+
+    def place(leaf: Any) -> jax.Array:
+        whole = np.asarray(leaf)
+        return jax.make_array_from_callback(whole.shape, sharding, whole.__getitem__)
+
+    return jax.tree.map(place, tree)
+
+
+def put_rows(tree: Any, sharding: NamedSharding, axis: int, size: int) -> Any:
+    """Batches of `size` rows along `axis`, of which every process has its `own_rows`."""
+
+    def place(leaf: np.ndarray) -> jax.Array:
+        shape = (*leaf.shape[:axis], size, *leaf.shape[axis + 1 :])
+        return jax.make_array_from_process_local_data(sharding, leaf, shape)
+
+    return jax.tree.map(place, tree)
+
+
+def put_from_each(value: int, mesh: Mesh) -> jax.Array:
+    """Every process's own number, int32, once for each of its devices: (devices,)."""
+    every = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    own = np.full(1, value, np.int32)
+    return jax.make_array_from_callback((mesh.size,), every, lambda _: own)

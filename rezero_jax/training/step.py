@@ -133,16 +133,23 @@ def make_train_steps(
     skeleton: Skeleton,
     schedules: dict[str, Schedule],
 ) -> Callable[..., tuple[State, dict[str, Array]]]:
-    """Up to K updates in one dispatch: steps(state, resident, fetched, count) -> state, report.
+    """Up to K updates in one dispatch.
+
+    They are steps(state, resident, fetched, count, stop) -> (state, report).
 
     `fetched` holds K batches on a leading axis, of which the first `count` are used; `count` is a
     traced number, so one compilation serves all. The report has every metric of `train_step` with
     a leading axis K (zeros beyond `count`), and of the last update "grad_norm", "param_norm",
-    "alphas" (layers,) and "learning_rate/<group>".
+    "alphas" (layers,) and "learning_rate/<group>"; and "stop", the largest number in `stop`
+    (devices,), so that all processes learn of a signal to one of them after the same update.
     """
 
     def steps(
-        state: State, resident: dict[str, Array], fetched: dict[str, Array], count: Array
+        state: State,
+        resident: dict[str, Array],
+        fetched: dict[str, Array],
+        count: Array,
+        stop: Array,
     ) -> tuple[State, dict[str, Array]]:
         def batch(i: Any) -> Batch:
             return gather(resident, jax.tree.map(lambda leaf: leaf[i], fetched))
@@ -160,6 +167,7 @@ def make_train_steps(
         report["grad_norm"] = report["grad_norm"][count - 1]
         report["param_norm"] = optax.tree.norm(state["params"])
         report["alphas"] = skeleton.alphas(state["params"])
+        report["stop"] = stop.max()
         for group, schedule in schedules.items():
             report[f"learning_rate/{group}"] = jnp.asarray(schedule(state["step"] - 1))
         return state, report
