@@ -175,4 +175,4 @@ def test_the_page_has_the_tables_of_the_command():
     page = scaling.PAGE.read_text()
     quick = scaling.TABLES.keys() - {"compiled"}  # the test above
     tables = {name: scaling.markdown(scaling.TABLES[name]()) for name in quick}
-    assert scaling.placed(page, tables) == page
+    assert scaling.placed(page, tables) == page, "run python -m benchmarks.scaling --write"
