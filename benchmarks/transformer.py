@@ -40,10 +40,10 @@ TRAINING = ("official", "official-compile", "x-transformers", "x-transformers-fl
 GENERATION = ("official", "x-transformers", "x-transformers-flash")
 
 
-def random_text() -> Text:
-    """Random bytes: speed does not depend on what they say."""
+def random_text(length: int = LENGTH) -> Text:
+    """Random bytes in windows of `length`: speed does not depend on what they say."""
     text = np.random.default_rng(0).integers(0, 256, 1_000_000, np.uint8)
-    return Text("random", TextSplit(text, LENGTH), TextSplit(text[:10_000], LENGTH, whole=True))
+    return Text("random", TextSplit(text, length), TextSplit(text[:10_000], length, whole=True))
 
 
 def config_for(depth: int, scan: bool) -> ConfigDict:

@@ -1,0 +1,158 @@
+"""launch/local.py with small programs in place of train.py."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DRIVER = """\
+import sys
+from pathlib import Path
+from launch.local import main
+sys.exit(main(sys.argv[3:], program=Path(sys.argv[1]), grace=float(sys.argv[2])))
+"""
+HEAD = """\
+import argparse, os, signal, sys, time
+parser = argparse.ArgumentParser()
+for name in ("coordinator", "process_id", "num_processes"):
+    parser.add_argument(f"--{name}")
+args, others = parser.parse_known_args()
+me = int(args.process_id)
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    """start(program, ...) -> the launcher, running."""
+    running = []
+
+    def start(program, processes=2, arguments=(), grace=30):
+        file = tmp_path / "program.py"
+        file.write_text(HEAD + textwrap.dedent(program))
+        command = [sys.executable, "-c", DRIVER, str(file), str(grace)]
+        command += [f"--processes={processes}", "--", *arguments]
+        pipe = subprocess.PIPE
+        launcher = subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+        running.append(launcher)
+        return launcher
+
+    yield start
+    for launcher in running:
+        launcher.kill()
+        launcher.communicate()
+
+
+def finish(launcher):
+    out, err = launcher.communicate(timeout=60)
+    return launcher.returncode, sorted(out.splitlines()), sorted(err.splitlines())
+
+
+def test_each_is_told_who_it_is(start):
+    program = """
+    print(args.coordinator, args.num_processes, *others)
+    print("no end of line", end="", file=sys.stderr)
+    """
+    status, out, err = finish(start(program, 3, ["--config=a.py:b=c", "--mode", "two words"]))
+    address = out[0].split()[1]
+    host, port = address.split(":")
+    assert host == "localhost"
+    assert 1024 <= int(port) < 2**16
+    assert out == [f"[{i}] {address} 3 --config=a.py:b=c --mode two words" for i in range(3)]
+    assert err == [f"[{i}] no end of line" for i in range(3)]
+    assert status == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="Linux only")
+def test_the_cores_are_shared(start):
+    cores = os.sched_getaffinity(0)
+    if len(cores) < 2:
+        pytest.skip("one core")
+    _, out, _ = finish(start("print(*os.sched_getaffinity(0))"))
+    first, second = ({int(core) for core in line.split()[1:]} for line in out)
+    assert first | second == cores
+    assert not first & second
+    assert abs(len(first) - len(second)) <= 1
+
+
+def test_more_processes_than_cores_have_them_all(start):
+    count = len(os.sched_getaffinity(0)) + 1
+    if count > 8:
+        pytest.skip("many cores")
+    _, out, _ = finish(start("print(len(os.sched_getaffinity(0)))", count))
+    assert out == [f"[{i}] {count - 1}" for i in range(count)]
+
+
+def test_accelerators_are_left_alone(start, monkeypatch):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    assert finish(start("print(os.environ['JAX_PLATFORMS'])", 1))[1] == ["[0] cpu"]
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    assert finish(start("print(os.environ['JAX_PLATFORMS'])", 1))[1] == ["[0] cuda"]
+
+
+def test_one_that_fails_ends_the_others(start):
+    began = time.monotonic()
+    program = """
+    if me == 1:
+        time.sleep(0.2)
+        sys.exit(3)
+    def told(signum, frame):
+        print("told", signum, flush=True)
+        sys.exit(7)  # not the first
+    signal.signal(signal.SIGTERM, told)
+    time.sleep(60)
+    """
+    status, out, _ = finish(start(program, 3))
+    assert status == 3
+    assert out == ["[0] told 15", "[2] told 15"]
+    assert time.monotonic() - began < 30
+
+
+def test_one_that_does_not_listen_is_killed(start):
+    program = """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    print("up", flush=True)
+    if me == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+    """
+    began = time.monotonic()
+    status, _, _ = finish(start(program, grace=0.3))
+    assert status == 128 + signal.SIGKILL
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_signals_go_to_all_once(start, signum):
+    program = """
+    count = 0
+    def told(signum, frame):
+        global count
+        count += 1
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, told)
+    print("up", flush=True)
+    while not count:
+        time.sleep(0.01)
+    time.sleep(0.3 * me)  # the first to end must not cut the other short
+    print("saved", count, flush=True)
+    sys.exit(130 + me)
+    """
+    launcher = start(program)
+    up = sorted(launcher.stdout.readline() for _ in range(2))
+    assert up == ["[0] up\n", "[1] up\n"]
+    launcher.send_signal(signum)
+    status, out, _ = finish(launcher)
+    assert out == ["[0] saved 1", "[1] saved 1"]
+    assert status == 130
+
+
+def test_nothing_to_start(start):
+    status, _, err = finish(start("", 0))
+    assert status == 2
+    assert any("--processes=0 starts nothing; give at least 1" in line for line in err)
