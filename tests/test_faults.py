@@ -12,6 +12,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from rezero_jax.config import load_config
+from rezero_jax.errors import UserError
+from rezero_jax.training import loop
 from rezero_jax.training.profile import Profile, parse_steps
 from rezero_jax.training.record import read_metrics
 
@@ -70,6 +73,21 @@ def test_a_full_disk_is_told_and_the_same_command_goes_on(tmp_path):
     assert not (full / "final.json").exists()
     assert run(full).returncode == 0
     jax.tree.map(np.testing.assert_array_equal, params(whole, 60), params(full, 60))
+
+
+def test_a_disk_without_room_is_told_before_it_is_full(tmp_path, monkeypatch):
+    config = load_config(str(ROOT / "configs/mlp.py") + ":smoke", ["checkpoint.every_steps=20"])
+    found = shutil.disk_usage(tmp_path)
+    free = iter([found.free, 100])  # at the second save
+
+    def usage(folder):
+        assert Path(folder).is_relative_to(tmp_path)
+        return found._replace(free=next(free))
+
+    monkeypatch.setattr("shutil.disk_usage", usage)
+    with pytest.raises(UserError, match=r"\(a checkpoint needs 0\.0 MB and 0\.0 MB are free\)"):
+        loop.train(config, tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["20"]
 
 
 def test_a_workdir_that_vanishes_is_told(tmp_path):

@@ -8,6 +8,7 @@ or that cannot be read at all, is moved to `damaged/` with a warning, and the on
 """
 
 import contextlib
+import errno
 import gc
 import logging
 import shutil
@@ -86,8 +87,9 @@ class Checkpoints:
           metrics: the evaluation after this very step, if there was one.
 
         Raises:
-          OSError: this one, or the one before it, cannot be written.
+          OSError: there is no room for it, or it or the one before it cannot be written.
         """
+        self._check_room(sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
         record = {"progress": progress, "fingerprint": self._fingerprint(state)}
         with _failed_writes_told():
             self._manager.save(
@@ -96,6 +98,16 @@ class Checkpoints:
                     state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
                 ),
                 metrics=metrics,
+            )
+
+    def _check_room(self, needed: int) -> None:
+        """Finds a full disk beforehand: found while writing, TensorStore prints tracebacks."""
+        folder = self._folder if self._folder.exists() else self._folder.parent
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise OSError(
+                errno.ENOSPC,
+                f"a checkpoint needs {needed / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free",
             )
 
     def restore(
