@@ -76,7 +76,9 @@ def test_a_full_disk_is_told_and_the_same_command_goes_on(tmp_path):
 
 
 def test_a_disk_without_room_is_told_before_it_is_full(tmp_path, monkeypatch):
-    config = load_config(str(ROOT / "configs/mlp.py") + ":smoke", ["checkpoint.every_steps=20"])
+    config = load_config(
+        str(ROOT / "configs/mlp.py") + ":smoke", ["checkpoint.every_steps=20", "mesh.data=1"]
+    )
     found = shutil.disk_usage(tmp_path)
     free = iter([found.free, 100])  # at the second save
 

@@ -296,6 +296,14 @@ def other_record(folder):
     (folder / "record" / "metadata").write_text("{}")
 
 
+def other_progress(folder):
+    """Sound JSON in which one number is another one."""
+    path = folder / "record" / "metadata"
+    record = json.loads(path.read_text())
+    record["progress"]["seconds"] += 1
+    path.write_text(json.dumps(record))
+
+
 def empty(folder):
     shutil.rmtree(folder)
     folder.mkdir()
@@ -315,6 +323,7 @@ DAMAGES = [
     delete_record,
     garbage_in_record,
     other_record,
+    other_progress,
     empty,
     other_numbers,
 ]

@@ -3,17 +3,19 @@
 Several processes write and read each their own part, in one folder that all of them share.
 
 Checkpoint k is the state after k updates, with a small JSON record beside it: the loop's running
-sums and a fingerprint of every array. A checkpoint whose arrays do not match their fingerprints,
+sums and a fingerprint of them and of every array. A checkpoint that does not match its fingerprint,
 or that cannot be read at all, is moved to `damaged/` with a warning, and the one before it is used.
 """
 
 import contextlib
 import errno
 import gc
+import json
 import logging
 import shutil
 import sys
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -90,7 +92,7 @@ class Checkpoints:
           OSError: there is no room for it, or it or the one before it cannot be written.
         """
         self._check_room(sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
-        record = {"progress": progress, "fingerprint": self._fingerprint(state)}
+        record = {"progress": progress, "fingerprint": self._fingerprint(state, progress)}
         with _failed_writes_told():
             self._manager.save(
                 step,
@@ -130,9 +132,9 @@ class Checkpoints:
                     reason = first_line(error)
                 if hosts.all_agree(read is not None) and read is not None:
                     state, progress, fingerprint = read
-                    if self._fingerprint(state) == fingerprint:
+                    if self._fingerprint(state, progress) == fingerprint:
                         return state, progress
-                    reason = "its arrays are not those that were saved"
+                    reason = "its numbers are not those that were saved"
                 target = self._set_aside(step)
             warn(
                 f"checkpoint {step} is damaged ({reason}); moved it to {target} "
@@ -152,8 +154,10 @@ class Checkpoints:
         )
         return restored.state, restored.record["progress"], restored.record["fingerprint"]
 
-    def _fingerprint(self, state: Any) -> dict[str, int]:
-        return {name: int(value) for name, value in self._bit_sums(state).items()}
+    def _fingerprint(self, state: Any, progress: dict[str, Any]) -> dict[str, int]:
+        arrays = {name: int(value) for name, value in self._bit_sums(state).items()}
+        text = json.dumps(progress, sort_keys=True).encode()
+        return arrays | {"progress": zlib.crc32(text)}
 
     def _set_aside(self, step: int) -> Path:
         self._manager.close()
