@@ -59,10 +59,17 @@ MESHES = {  # data, model, fully_sharded
     "model": (1, 2, False),
     "data+model": (2, 2, False),
     "full+model": (2, 2, True),
+    "data of 2": (2, 1, False),
+    "data of 8": (8, 1, False),
+    "full of 8": (8, 1, True),
+    "data of 4+model": (4, 2, False),
+    "full of 4+model": (4, 2, True),
 }
 SLOW = {("mlp", "data+model"), ("transformer", "data+model"), ("resnet", "full")}
 PLACES = [
-    pytest.param(family, mesh, marks=[pytest.mark.slow] if (family, mesh) in SLOW else [])
+    pytest.param(
+        family, mesh, marks=[pytest.mark.slow] if (family, mesh) in SLOW or "of" in mesh else []
+    )
     for family in FAMILIES
     for mesh in MESHES
     if mesh != "one" and not (family == "resnet" and "model" in mesh)
