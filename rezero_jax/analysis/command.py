@@ -1,0 +1,29 @@
+"""What the command lines of this package have in common."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable
+
+from rezero_jax.errors import UserError
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser that shows a module's docstring as it stands."""
+    return argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def exit_status(name: str, work: Callable[[], None]) -> int:
+    """Does the work of the command `name`: 0 done; 2 a user's mistake, said in one sentence."""
+    try:
+        work()
+    except UserError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    return 0
