@@ -2,15 +2,17 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from rezero_jax.config import flatten
 from rezero_jax.errors import UserError
-from rezero_jax.training.record import TOPOLOGY, read_metrics
+from rezero_jax.training.record import TOPOLOGY, read_final, read_metrics
+
+X = TypeVar("X", bound=float)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +60,20 @@ class Run:
         depth = sum(key.startswith("alpha/") for key in self.lines[0])
         values = [[line[f"alpha/{layer}"] for layer in range(depth)] for line in self.lines]
         return steps, np.array(values, float)
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the run ended because a loss, gradient or parameter was not finite."""
+        final = read_final(self.folder)
+        return final is not None and final["status"] == "diverged"
+
+
+def first_at(
+    values: Mapping[X, float], at_least: float = -np.inf, at_most: float = np.inf
+) -> X | None:
+    """The smallest key, an epoch or a step, whose value lies between the two; None if none does."""
+    within = (x for x, value in values.items() if at_least <= value <= at_most)
+    return min(within, default=None)
 
 
 def labels(runs: Sequence[Run]) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rezero_jax.analysis.runs import Run, by_label, epochs_to
+from rezero_jax.analysis.runs import Run, by_label, epochs_to, first_at
 from rezero_jax.errors import UserError
 
 
@@ -37,10 +37,7 @@ def accuracies(runs: Sequence[Run], epochs: Sequence[int], targets: Sequence[flo
     def cells(group: Sequence[Run]) -> list[str]:
         curves = [run.evaluations("eval/accuracy") for run in group]
         after = [_cell([100 * c[e] if e in c else None for c in curves]) for e in epochs]
-        first = [
-            [min((e for e, a in c.items() if a >= t), default=None) for c in curves]
-            for t in targets
-        ]
+        first = [[first_at(curve, at_least=t) for curve in curves] for t in targets]
         return after + [_cell(values, digits=0) for values in first]
 
     columns = [*(f"epoch {e}" for e in epochs), *(f"first at {t:.0%}" for t in targets)]
@@ -59,10 +56,7 @@ def bits_per_byte(runs: Sequence[Run], steps: Sequence[int], targets: Sequence[f
         return dict(zip(*run.series("eval/bits_per_byte"), strict=True))
 
     def reached(group: Sequence[Run], target: float) -> list[float | None]:
-        return [
-            min((step for step, bits in evaluations(run).items() if bits <= target), default=None)
-            for run in group
-        ]
+        return [first_at(evaluations(run), at_most=target) for run in group]
 
     baseline = next(iter(by_label(runs).values()))
 
