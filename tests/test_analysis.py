@@ -8,7 +8,7 @@ import pytest
 
 from rezero_jax.analysis import figures, plots, table
 from rezero_jax.analysis.gates import Gates
-from rezero_jax.analysis.runs import Run, Times, epochs_to, labels, times_to
+from rezero_jax.analysis.runs import Run, Times, epochs_to, first_at, labels, times_to
 from rezero_jax.analysis.style import save
 from rezero_jax.errors import UserError
 
@@ -307,3 +307,11 @@ def test_command_lines(tmp_path, capsys):
     for main in (plots.main, table.main):
         assert main([str(tmp_path / "nothing")]) == 2
         assert "holds no run" in capsys.readouterr().err
+
+
+def test_the_first_key_within_bounds():
+    values = {3: 0.5, 1: 0.2, 2: 0.7}
+    assert first_at(values, at_least=0.5) == 2
+    assert first_at(values, at_most=0.5) == 1
+    assert first_at(values, at_least=0.3, at_most=0.6) == 3
+    assert first_at(values, at_least=0.8) is None

@@ -2,16 +2,18 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from rezero_jax.analysis.statistics import Estimate
 from rezero_jax.config import flatten
 from rezero_jax.errors import UserError, choose_from
-from rezero_jax.training.record import TOPOLOGY, read_metrics
+from rezero_jax.training.record import TOPOLOGY, read_final, read_metrics
+
+X = TypeVar("X", bound=float)
 
 METRICS = ("loss", "accuracy", "bits_per_byte")
 
@@ -71,11 +73,10 @@ class Run:
             case "loss":
                 return epochs_to(self.epoch_losses(), target)
             case "accuracy":
-                ends = self.evaluations("eval/accuracy").items()
-                return min((epoch for epoch, value in ends if value >= target), default=None)
+                return first_at(self.evaluations("eval/accuracy"), at_least=target)
             case "bits_per_byte":
-                evaluated = zip(*self.series("eval/bits_per_byte"), strict=True)
-                return min((step for step, value in evaluated if value <= target), default=None)
+                steps, values = self.series("eval/bits_per_byte")
+                return first_at(dict(zip(steps, values, strict=True)), at_most=target)
         raise choose_from("metric", metric, METRICS)
 
     def alphas(self) -> tuple[np.ndarray, np.ndarray]:
@@ -84,6 +85,20 @@ class Run:
         depth = sum(key.startswith("alpha/") for key in self.lines[0])
         values = [[line[f"alpha/{layer}"] for layer in range(depth)] for line in self.lines]
         return steps, np.array(values, float)
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the run ended because a loss, gradient or parameter was not finite."""
+        final = read_final(self.folder)
+        return final is not None and final["status"] == "diverged"
+
+
+def first_at(
+    values: Mapping[X, float], at_least: float = -np.inf, at_most: float = np.inf
+) -> X | None:
+    """The smallest key, an epoch or a step, whose value lies between the two; None if none does."""
+    within = (x for x, value in values.items() if at_least <= value <= at_most)
+    return min(within, default=None)
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
