@@ -8,9 +8,10 @@ from collections.abc import Callable
 from rezero_jax.errors import UserError
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser that shows a module's docstring as it stands."""
+def parser(module: str, description: str | None) -> argparse.ArgumentParser:
+    """The parser of `python -m module`, which shows the module's docstring as it stands."""
     return argparse.ArgumentParser(
+        prog=f"python -m {module}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

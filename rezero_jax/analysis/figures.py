@@ -1,6 +1,6 @@
-"""Figures of what this package measures: spectra, gates, times to a target."""
+"""Figures of what this package measures: spectra, signals by depth, gates, times to a target."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -8,9 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from rezero_jax.analysis.diagnosis import Diagnosis
 from rezero_jax.analysis.gates import Gates
+from rezero_jax.analysis.propagation import Propagation
 from rezero_jax.analysis.runs import Times
-from rezero_jax.analysis.style import COLOURS, legend, looks, styled, wrap
+from rezero_jax.analysis.style import COLOURS, draw_curve, legend, looks, plain_ticks, styled, wrap
 
 Values = Float[np.ndarray, "..."]
 
@@ -48,6 +50,69 @@ def plot_spectra(spectra: Mapping[str, Values], *, floor: float = 1e-16, bins: i
     axis.axvline(0, color=COLOURS[-1], linewidth=0.8, linestyle=":")
     axis.set(xlabel="log10 of the singular values", ylabel="fraction of them", ylim=(0, None))
     legend(figure, axis)
+    return figure
+
+
+@styled
+def plot_propagation(networks: Mapping[str, Propagation]) -> Figure:
+    """Signals, gradients, angles and what layers add, by depth, one line for each network."""
+    figure = Figure(figsize=(7, 5))
+    axes = list(figure.subplots(2, 2).flat)
+    draw_propagation(axes, networks)
+    if len(networks) > 1:
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 3))
+    return figure
+
+
+def draw_propagation(axes: Sequence[Axes], networks: Mapping[str, Propagation]) -> None:
+    """The panels of `plot_propagation`, on four axes."""
+    signal, gradient, cosine, share = axes
+    for look, (label, network) in zip(looks(len(networks)), networks.items(), strict=True):
+        points = np.arange(len(network.signal))
+        for axis, values in ((signal, network.signal), (gradient, network.gradient)):
+            draw_curve(axis, points, values, **look, label=label)
+        draw_curve(cosine, points, network.cosine, **look)
+        draw_curve(share, points[1:], network.share, **look)
+        share.axhline(network.idle_below, color=look["color"], linewidth=0.8, linestyle=":")
+    signal.set(title="|x|")
+    gradient.set(title="|dL/dx|")
+    cosine.set(title="cosine of two examples' x")
+    share.set(title="|x' - x| / |x| of each layer (dotted: idle below)")
+    for axis in (signal, gradient, share):
+        if any((np.asarray(line.get_ydata()) > 0).any() for line in axis.lines):
+            axis.set_yscale("log")
+            low, high = axis.get_ylim()
+            widen = max(2 * low / high, 1) ** 0.5  # else what is constant shows its rounding
+            axis.set_ylim(low / widen, high * widen)
+            plain_ticks(axis)
+    for axis in axes:
+        axis.set_xlabel("layers passed")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+@styled
+def plot_diagnosis(diagnosis: Diagnosis, gates: Gates | None = None) -> Figure:
+    """A diagnosis, and of a run what its gates did: signals by depth, alpha by layer and step."""
+    gated = bool(diagnosis.is_gated.any())
+    columns = 2 + gated
+    figure = Figure(figsize=(3.5 * columns, 5))
+    axes = figure.subplots(2, columns)
+    draw_propagation(list(axes[:, :2].flat), {"": diagnosis.propagation})
+    if gated:
+        alpha = diagnosis.propagation.alpha
+        layers = np.arange(len(alpha))
+        axes[0, 2].vlines(layers, 0, alpha, color=COLOURS[0], linewidth=1)
+        axes[0, 2].plot(layers, alpha, linestyle="", marker="o", color=COLOURS[0])
+        axes[0, 2].set(xlabel="layer", title="alpha")
+        axes[0, 2].xaxis.set_major_locator(MaxNLocator(integer=True))
+        if gates is None:
+            axes[1, 2].remove()
+        else:
+            draw_gates(axes[1, 2], gates.steps, gates.alphas)
+    jacobian = diagnosis.jacobian.mean
+    title = f"{diagnosis.subject}; mean squared singular value {jacobian:.3g}"
+    figure.suptitle(wrap(title, int(12 * figure.get_figwidth())))
     return figure
 
 

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from rezero_jax.analysis import command
 from rezero_jax.analysis.figures import draw_gates, plot_times
 from rezero_jax.analysis.runs import Run, by_label, times_to
-from rezero_jax.analysis.style import COLOURS, draw_curve, legend, looks, save, styled
+from rezero_jax.analysis.style import COLOURS, draw_curve, legend, looks, plain_ticks, save, styled
 
 
 @styled
@@ -43,7 +43,7 @@ def plot_run(run: Run) -> Figure:
         evaluations = run.series(f"eval/{metric}", "epoch")
         draw_curve(axis, *evaluations, **looks(2)[1], label="evaluation")
         if metric == "loss":
-            _plain_ticks(axis)
+            plain_ticks(axis)
         axis.set(xlabel="epoch", title=title)
     axes[0].legend()
     corner = "upper right" if text else "lower right"
@@ -96,7 +96,7 @@ def _compare_losses(axis: Axes, runs: Sequence[Run]) -> None:
     ceiling = min(1.3 * losses.max(), 5 * min(run.epoch_losses().max() for run in runs))
     axis.set_ylim(losses.min() / 1.3, ceiling)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _plain_ticks(axis)
+    plain_ticks(axis)
 
 
 def _draw(
@@ -111,18 +111,6 @@ def _draw(
         seeds = f" ({len(curves)} seeds)" if len(curves) > 1 else ""
         draw_curve(axis, x, values.mean(0), **look, label=name + seeds)
         axis.fill_between(x, values.min(0), values.max(0), color=look["color"], alpha=0.2, lw=0)
-
-
-def _plain_ticks(axis: Axes) -> None:
-    """Writes 0.2, not 2e-01, at the ticks of a log axis, as many as have room."""
-    low, high = axis.get_ylim()
-    labelled = "12346" if high / low < 500 else "1"
-
-    def text(value: float, position: float) -> str:
-        return f"{value:g}" if f"{value:e}"[0] in labelled else ""
-
-    axis.yaxis.set_major_formatter(text)
-    axis.yaxis.set_minor_formatter(text)
 
 
 def write_plot(
@@ -152,7 +140,7 @@ def write_plot(
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command line and returns the exit status."""
-    parser = command.parser(__doc__)
+    parser = command.parser("rezero_jax.analysis.plots", __doc__)
     parser.add_argument("workdirs", nargs="+", metavar="WORKDIR")
     parser.add_argument(
         "--target",

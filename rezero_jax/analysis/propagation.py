@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 from jax.tree_util import Partial
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from rezero_jax.analysis.probe import (
     AFTER,
@@ -59,12 +59,12 @@ class Propagation:
     """
 
     names: tuple[str, ...]
-    signal: Float[Array, " points"]
-    gradient: Float[Array, " points"]
-    cosine: Float[Array, " points"]
-    change: Float[Array, " layers"]
-    share: Float[Array, " layers"]
-    alpha: Float[Array, " layers"]
+    signal: Float[np.ndarray, " points"]
+    gradient: Float[np.ndarray, " points"]
+    cosine: Float[np.ndarray, " points"]
+    change: Float[np.ndarray, " layers"]
+    share: Float[np.ndarray, " layers"]
+    alpha: Float[np.ndarray, " layers"]
 
     @property
     def idle_below(self) -> float:
@@ -75,9 +75,9 @@ class Propagation:
         return 0.1 / len(self.names)
 
     @property
-    def idle(self) -> Float[np.ndarray, " layers"]:
+    def idle(self) -> Bool[np.ndarray, " layers"]:
         """Whether each layer idles; False where its share is unknown."""
-        return np.asarray(self.share) < self.idle_below
+        return self.share < self.idle_below
 
 
 def random_projection(model: Any, x: Any) -> Array:
@@ -101,7 +101,7 @@ def propagate(model: nnx.Module, x: Any, loss: Loss = random_projection) -> Prop
     Raises:
       UserError: the model has no such layers, or one of them runs more than once in a pass.
     """
-    return _propagate(loss, model, x)
+    return jax.tree.map(np.asarray, _propagate(loss, model, x))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -130,15 +130,15 @@ def _propagate(loss: Loss, model: nnx.Module, x: Any) -> Propagation:
     def points(values: Float[Array, "layers 2"]) -> Float[Array, " points"]:
         return jnp.concatenate([values[:1, BEFORE], values[:, AFTER]])
 
-    return Propagation(
-        names=tuple(names),
-        signal=points(seen[:, SIGNAL]),
-        gradient=points(gradient),
-        cosine=points(seen[:, COSINE]),
-        change=seen[:, CHANGE, AFTER],
-        share=seen[:, SHARE, AFTER],
-        alpha=alpha,
-    )
+    measured: dict[str, Any] = {
+        "signal": points(seen[:, SIGNAL]),
+        "gradient": points(gradient),
+        "cosine": points(seen[:, COSINE]),
+        "change": seen[:, CHANGE, AFTER],
+        "share": seen[:, SHARE, AFTER],
+        "alpha": alpha,
+    }
+    return Propagation(names=tuple(names), **measured)
 
 
 def trunk(

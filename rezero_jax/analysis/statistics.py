@@ -34,7 +34,8 @@ class Estimate:
         if not values.size:
             raise UserError("a mean of no values is undefined; give at least one")
         count = len(values)
-        error = values.std(ddof=1) / np.sqrt(count) if count > 1 else np.nan
+        with np.errstate(invalid="ignore"):  # an infinite draw has no deviation
+            error = values.std(ddof=1) / np.sqrt(count) if count > 1 else np.nan
         return cls(float(values.mean()), float(error), count)
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:

@@ -74,6 +74,25 @@ def legend(figure: Figure, axis: Axes) -> None:
     figure.legend(handles, labels, loc="outside lower left")
 
 
+def plain_ticks(axis: Axes) -> None:
+    """Writes 0.2, not 2e-01, at the ticks of a log axis, as many as have room."""
+    low, high = axis.get_ylim()
+    labelled = "12346" if high / low < 500 else "1"
+
+    def text(value: float, position: float) -> str:
+        return f"{value:g}" if f"{value:e}"[0] in labelled else ""
+
+    axis.yaxis.set_major_formatter(text)
+    axis.yaxis.set_minor_formatter(text)
+
+
+def check_ending(path: str | Path) -> None:
+    """Raises the UserError of a path with another ending than one of FORMATS."""
+    suffix = Path(path).suffix
+    if suffix not in FORMATS:
+        raise choose_from("ending of a picture", suffix, FORMATS)
+
+
 @styled
 def save(figure: Figure, path: str | Path) -> Path:
     """Writes the figure in the format of the path's ending, one of FORMATS.
@@ -81,13 +100,11 @@ def save(figure: Figure, path: str | Path) -> Path:
     Raises:
       UserError: the path has another ending, or the file cannot be written.
     """
-    path = Path(path)
-    if path.suffix not in FORMATS:
-        raise choose_from("ending of a picture", path.suffix, FORMATS)
+    check_ending(path)
     try:
         figure.savefig(path)
     except OSError as error:
         raise UserError(
             f"cannot write {path} ({error.strerror or error}); name another file with --out"
         ) from error
-    return path
+    return Path(path)
