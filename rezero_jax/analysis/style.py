@@ -77,7 +77,7 @@ def legend(figure: Figure, axis: Axes) -> None:
 def plain_ticks(axis: Axes) -> None:
     """Writes 0.2, not 2e-01, at the ticks of a log axis, as many as have room."""
     low, high = axis.get_ylim()
-    labelled = "12346" if high / low < 500 else "1"
+    labelled = "12346" if high / low < 30 else "13" if high / low < 500 else "1"
 
     def text(value: float, position: float) -> str:
         return f"{value:g}" if f"{value:e}"[0] in labelled else ""
