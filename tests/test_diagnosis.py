@@ -54,7 +54,7 @@ def test_the_page_of_a_network_known_in_closed_form(toy):
     assert head == "Stack, means over 4 examples"
     assert entries["layers"] == "8"
     assert entries["signal"] == (
-        f"|x| {first:.3g} -> {first * growth:.3g}, x {growth:.3g}, x {growth ** (1 / 8):.4g} "
+        f"|x| {first:.3g} -> {first * growth:.3g}, x {growth:.3g}, x {growth ** (1 / 8):.5g} "
         "a layer, on the way through the layers"
     )
     assert f", x {growth:.3g}, x " in entries["gradient"]

@@ -151,7 +151,7 @@ def _growth(values: np.ndarray) -> str:
         factor = np.float64(last) / first
         return (
             f"{_number(first)} -> {_number(last)}, x {_number(factor)}, "
-            f"x {_number(factor ** (1 / layers), 4)} a layer"
+            f"x {_number(factor ** (1 / layers), 5)} a layer"
         )
 
 
