@@ -88,7 +88,7 @@ def draw_propagation(axes: Sequence[Axes], networks: Mapping[str, Propagation]) 
             plain_ticks(axis)
     for axis in axes:
         axis.set_xlabel("layers passed")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
 
 
 @styled
@@ -102,10 +102,12 @@ def plot_diagnosis(diagnosis: Diagnosis, gates: Gates | None = None) -> Figure:
     if gated:
         alpha = diagnosis.propagation.alpha
         layers = np.arange(len(alpha))
-        axes[0, 2].vlines(layers, 0, alpha, color=COLOURS[0], linewidth=1)
-        axes[0, 2].plot(layers, alpha, linestyle="", marker="o", color=COLOURS[0])
+        few = len(alpha) <= 200  # more lines would be an area
+        if few:
+            axes[0, 2].vlines(layers, 0, alpha, color=COLOURS[0], linewidth=1)
+        axes[0, 2].plot(layers, alpha, "o", color=COLOURS[0], markersize=3.5 if few else 0.5)
         axes[0, 2].set(xlabel="layer", title="alpha")
-        axes[0, 2].xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes[0, 2].xaxis.set_major_locator(MaxNLocator(6, integer=True))
         if gates is None:
             axes[1, 2].remove()
         else:
