@@ -2,12 +2,14 @@
 
 import json
 
+import matplotlib
 import numpy as np
 import pytest
-from matplotlib import pyplot as plt
 
-from rezero_jax.analysis import plots, table
-from rezero_jax.analysis.runs import Run, epochs_to, labels
+from rezero_jax.analysis import figures, plots, table
+from rezero_jax.analysis.gates import Gates
+from rezero_jax.analysis.runs import Run, Times, epochs_to, first_at, labels, times_to
+from rezero_jax.analysis.style import save
 from rezero_jax.errors import UserError
 
 
@@ -80,6 +82,33 @@ def test_table_has_mean_and_range_over_seeds(tmp_path):
     ]
 
 
+def test_intervals_take_the_place_of_ranges(tmp_path):
+    folders = [make_run(tmp_path / str(i), [float(i), 1.0], seed=i) for i in (2, 4)]
+    runs = [Run.read(folder) for folder in folders]
+    # Student's interval of two values, 3 +- 1 tan(0.475 pi); of two equal ones, no width.
+    (row,) = table.table(runs, epochs=[1, 2], targets=[], confidence=0.95).splitlines()[2:]
+    assert row == "| rezero | 2 | 3.00 [-9.71, 15.71] | 1.00 [1.00, 1.00] |"
+
+
+def test_times_to_a_target_and_their_estimate(tmp_path):
+    runs = [
+        Run.read(make_run(tmp_path / "a", [4.0, 1.0])),
+        Run.read(make_run(tmp_path / "b", [2.0, 0.5], seed=1)),
+        Run.read(make_run(tmp_path / "c", [9.0], **{"model.residual": "norm"})),
+    ]
+    times = times_to(runs, "loss", 2.0)
+    assert {label: group.seeds for label, group in times.items()} == {
+        "residual=rezero": [1.5, 1.0],  # log-linear from 4 to 1: halfway at 2
+        "residual=norm": [None],
+    }
+    estimate = times["residual=rezero"].estimate
+    assert (estimate.mean, estimate.count) == (1.25, 2)
+    np.testing.assert_allclose(estimate.standard_error, 0.25)
+    assert times["residual=norm"].estimate is None
+    with pytest.raises(UserError, match='did you mean "accuracy"'):
+        times_to(runs, "acuracy", 0.5)
+
+
 def test_a_label_leaves_out_what_the_optimizer_has_for_a_rule(tmp_path):
     fields = ({"model.residual": "fixup", "optim.rate": 2}, {"optim.rate": 1}, {"optim.rate": 1})
     runs = [Run.read(make_run(tmp_path / str(i), [1.0], **f)) for i, f in enumerate(fields)]
@@ -139,19 +168,16 @@ def test_plots_of_language_models_show_bits_per_byte(tmp_path):
     figure = plots.plot_run(runs[0])
     assert figure.axes[1].get_title() == "bits per byte"
     assert [line.get_ydata().tolist() for line in figure.axes[1].lines] == [[4.0, 2.0]] * 2
-    plt.close(figure)
     figure = plots.plot_comparison(runs)
     (line,) = figure.axes[0].lines
     assert line.get_xdata().tolist() == [10, 20]
     assert line.get_ydata().tolist() == [4.0, 2.5]
-    plt.close(figure)
 
 
 def test_a_text_run_that_exploded_leaves_room_for_the_others(tmp_path):
     runs = [make_text_run(tmp_path / str(b), [b, 2.0], residual=str(b)) for b in (4.0, 9e9)]
     figure = plots.plot_comparison(runs)
     assert figure.axes[0].get_ylim() == (1.9, 8)
-    plt.close(figure)
 
 
 def test_plot_of_one_run_shows_its_numbers(tmp_path):
@@ -161,7 +187,6 @@ def test_plot_of_one_run_shows_its_numbers(tmp_path):
     assert drawn["training, epoch mean"] == [3.0, 2.0, 1.0]
     (mesh,) = gates.collections
     np.testing.assert_array_equal(mesh.get_array(), [[1, 2, 3], [2, 4, 6]])
-    plt.close(figure)
 
 
 def test_comparison_draws_the_mean_over_the_epochs_that_all_seeds_have(tmp_path):
@@ -173,7 +198,100 @@ def test_comparison_draws_the_mean_over_the_epochs_that_all_seeds_have(tmp_path)
     (line,) = figure.axes[0].lines
     assert line.get_ydata().tolist() == [3.0, 1.5]
     assert line.get_label() == "rezero (2 seeds)"
-    plt.close(figure)
+
+
+def test_times_are_drawn_with_their_interval(tmp_path):
+    runs = [Run.read(make_run(tmp_path / str(i), [2.0**i, 0.5], seed=i)) for i in range(3)]
+    times = times_to(runs, "loss", 1.0)
+    figure = figures.plot_times(times | {"never": Times([None, 2.0])}, "epochs")
+    seeds, mean, *_ = figure.axes[0].lines
+    np.testing.assert_allclose(seeds.get_xdata(), [1, 1.5, 5 / 3])
+    np.testing.assert_allclose(mean.get_xdata(), [(1 + 1.5 + 5 / 3) / 3])
+    ends = figure.axes[0].collections[0].get_segments()[0][:, 0]
+    np.testing.assert_allclose(ends, times["rezero"].estimate.interval())
+    labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert labels == ["rezero", "never\n1 of 2 got there"]
+
+
+# ---- Gates
+
+
+def gates_of(tmp_path, alphas):
+    run = Run.read(make_run(tmp_path / str(len(alphas)), [1.0] * len(alphas), depth=len(alphas[0])))
+    for line, values in zip(run.lines, alphas, strict=True):
+        line |= {f"alpha/{layer}": value for layer, value in enumerate(values)}
+    return Gates.of(run)
+
+
+def test_what_gates_did(tmp_path):
+    gates = gates_of(tmp_path, [[0.0, -0.1, 0.02], [0.05, 0.4, 0.01], [0.05, -0.3, 0.03]])
+    np.testing.assert_allclose(gates.mean_abs, [0.04, 0.46 / 3, 0.38 / 3])
+    np.testing.assert_allclose(gates.threshold, 0.1 / 3)
+    np.testing.assert_array_equal(gates.opened, [True, True, False])
+    np.testing.assert_array_equal(gates.opening_steps, [20, 10, np.nan])
+    np.testing.assert_array_equal(gates.peak_steps, [20, 20, 30])
+    np.testing.assert_array_equal(gates.order, [0, 1, 2])
+    np.testing.assert_array_equal(gates_of(tmp_path, np.eye(12)[::-1]).order[:2], [11, 10])
+
+
+def test_a_run_without_gates_says_so(tmp_path):
+    ungated = Run.read(make_run(tmp_path / "a", [1.0], depth=0))
+    with pytest.raises(UserError, match="has no gates; choose"):
+        Gates.of(ungated)
+    (tmp_path / "a" / "metrics.jsonl").write_text("")
+    with pytest.raises(UserError, match="has logged nothing yet; choose"):
+        Gates.of(Run.read(tmp_path / "a"))
+
+
+def test_gates_are_drawn(tmp_path):
+    figure = figures.plot_gates(gates_of(tmp_path, [[0.0, 0.2], [0.5, -0.1]]))
+    every, mean, peaks = figure.axes[:3]
+    np.testing.assert_array_equal(every.collections[0].get_array(), [[0, 0.5], [0.2, -0.1]])
+    np.testing.assert_allclose(mean.lines[0].get_ydata(), [0.1, 0.3])
+    np.testing.assert_array_equal(peaks.lines[0].get_xdata(), [20, 10])
+
+
+# ---- Spectra
+
+
+def test_spectra_are_histograms_of_logarithms():
+    values = {"wide": np.logspace(-3, 3, 7), "dead": np.array([1.0, 0.0])}
+    figure = figures.plot_spectra(values, floor=1e-6, bins=20)
+    wide, _, dead, _ = figure.axes[0].patches
+    edges = wide.get_data().edges
+    for patch, logs in ((wide, range(-3, 4)), (dead, (-6, 0))):
+        expected = np.histogram(list(logs), edges)[0] / len(logs)
+        np.testing.assert_array_equal(patch.get_data().values, expected)
+    mean = np.mean(10.0 ** (2 * np.arange(-3, 4)))
+    assert wide.get_label() == f"wide, mean square {mean:.3g}"
+
+
+# ---- Files
+
+
+@pytest.mark.parametrize(("ending", "start"), [("png", b"\x89PNG"), ("svg", b"<?xml")])
+def test_figures_are_saved_in_the_format_of_their_ending(tmp_path, ending, start):
+    figure = figures.plot_spectra({"a": np.ones(3)})
+    path = save(figure, tmp_path / f"a.{ending}")
+    assert path.read_bytes().startswith(start)
+    assert matplotlib.rcParams["font.size"] == 10  # matplotlib's own: the style stays in figures
+
+
+def test_a_figure_that_cannot_be_saved_is_told(tmp_path):
+    figure = figures.plot_spectra({"a": np.ones(3)})
+    with pytest.raises(UserError, match=r'unknown ending .* "\.pnj"; did you mean "\.png"'):
+        save(figure, tmp_path / "a.pnj")
+    with pytest.raises(UserError, match=r"No such file or directory.*; name another file"):
+        save(figure, tmp_path / "nowhere" / "a.png")
+
+
+def test_a_long_label_leaves_the_curves_their_room(tmp_path):
+    names = [f"a label of very many words, that is one with the number {i}" for i in range(7)]
+    figure = figures.plot_spectra({name: np.ones(3) for name in names})
+    save(figure, tmp_path / "a.png")  # lays it out
+    box = figure.axes[0].get_window_extent()
+    assert box.width > 0.8 * figure.bbox.width
+    assert box.height > 200
 
 
 def test_command_lines(tmp_path, capsys):
@@ -182,8 +300,18 @@ def test_command_lines(tmp_path, capsys):
     assert (a / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert plots.main([str(a), str(b), f"--out={tmp_path / 'both.png'}"]) == 0
     assert (tmp_path / "both.png").exists()
+    assert plots.main([str(a), str(b), "--target=1.5", f"--out={tmp_path / 'times.svg'}"]) == 0
+    assert "epochs to a loss of 1.5" in (tmp_path / "times.svg").read_text()
     assert table.main([str(a), "--epochs", "1"]) == 0
     assert "| rezero | 1 | 2.00 |" in capsys.readouterr().out
     for main in (plots.main, table.main):
         assert main([str(tmp_path / "nothing")]) == 2
         assert "holds no run" in capsys.readouterr().err
+
+
+def test_the_first_key_within_bounds():
+    values = {3: 0.5, 1: 0.2, 2: 0.7}
+    assert first_at(values, at_least=0.5) == 2
+    assert first_at(values, at_most=0.5) == 1
+    assert first_at(values, at_least=0.3, at_most=0.6) == 3
+    assert first_at(values, at_least=0.8) is None

@@ -13,10 +13,17 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from rezero_jax.config import load_config
+from rezero_jax.errors import UserError
 from rezero_jax.training import loop
 from rezero_jax.training.cost import Accelerator
 from rezero_jax.training.program import Program
-from rezero_jax.training.record import Record, environment, read_metrics, write_json
+from rezero_jax.training.record import (
+    Record,
+    check_config,
+    environment,
+    read_metrics,
+    write_json,
+)
 
 MLP = str(Path(__file__).parents[1] / "configs/mlp.py")
 BATCH, SIZE, STEPS, DEPTH = 100, 1437, 32, 4
@@ -249,3 +256,14 @@ def test_a_json_file_is_the_old_or_the_new_one(tmp_path):
     with pytest.raises(TypeError):
         write_json(path, {"a": object()})
     assert json.loads(path.read_text()) == {"a": 1}
+
+
+def test_a_field_that_came_after_a_run_counts_as_its_default(config, tmp_path):
+    old = json.loads(config.to_json())
+    del old["data"]["flip"]
+    write_json(tmp_path / "config.json", old)
+    check_config(tmp_path, json.loads(config.to_json()))
+    flipped = config.copy_and_resolve_references()
+    flipped.data.flip = True
+    with pytest.raises(UserError, match=r"another config \(data.flip: False -> True\)"):
+        check_config(tmp_path, json.loads(flipped.to_json()))

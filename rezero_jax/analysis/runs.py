@@ -2,15 +2,20 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from rezero_jax.analysis.statistics import Estimate
 from rezero_jax.config import flatten
-from rezero_jax.errors import UserError
-from rezero_jax.training.record import TOPOLOGY, read_metrics
+from rezero_jax.errors import UserError, choose_from
+from rezero_jax.training.record import TOPOLOGY, read_final, read_metrics
+
+X = TypeVar("X", bound=float)
+
+METRICS = ("loss", "accuracy", "bits_per_byte")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +57,48 @@ class Run:
         ends = (line for line in self.lines if "train/epoch_loss" in line and key in line)
         return {int(line["epoch"]): line[key] for line in ends}
 
+    def time_to(self, metric: str, target: float) -> float | None:
+        """When the run first is as good as `target`; None if it never is.
+
+        Args:
+          metric: "loss", epochs until the mean training loss (nats) of an epoch is at or below it,
+            see `epochs_to`; "accuracy", the first epoch that ends with at least this test accuracy,
+            a fraction; "bits_per_byte", the first step evaluated at so many bits or fewer.
+          target: a value of the metric.
+
+        Raises:
+          UserError: no metric is called that, or the target loss is not above 0.
+        """
+        match metric:
+            case "loss":
+                return epochs_to(self.epoch_losses(), target)
+            case "accuracy":
+                return first_at(self.evaluations("eval/accuracy"), at_least=target)
+            case "bits_per_byte":
+                steps, values = self.series("eval/bits_per_byte")
+                return first_at(dict(zip(steps, values, strict=True)), at_most=target)
+        raise choose_from("metric", metric, METRICS)
+
     def alphas(self) -> tuple[np.ndarray, np.ndarray]:
         """Steps (lines,) and every gate at them (lines, layers); no layers for an ungated rule."""
         steps = np.array([line["step"] for line in self.lines])
         depth = sum(key.startswith("alpha/") for key in self.lines[0])
         values = [[line[f"alpha/{layer}"] for layer in range(depth)] for line in self.lines]
         return steps, np.array(values, float)
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the run ended because a loss, gradient or parameter was not finite."""
+        final = read_final(self.folder)
+        return final is not None and final["status"] == "diverged"
+
+
+def first_at(
+    values: Mapping[X, float], at_least: float = -np.inf, at_most: float = np.inf
+) -> X | None:
+    """The smallest key, an epoch or a step, whose value lies between the two; None if none does."""
+    within = (x for x, value in values.items() if at_least <= value <= at_most)
+    return min(within, default=None)
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
@@ -89,6 +130,35 @@ def by_label(runs: Sequence[Run]) -> dict[str, list[Run]]:
     for run, label in zip(runs, labels(runs), strict=True):
         groups.setdefault(label, []).append(run)
     return groups
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """When the seeds of one setting reached a target.
+
+    Attributes:
+      seeds: `Run.time_to` of each.
+    """
+
+    seeds: list[float | None]
+
+    @property
+    def estimate(self) -> Estimate | None:
+        """Mean over the seeds with its standard error and interval; None unless all got there."""
+        known = [time for time in self.seeds if time is not None]
+        return Estimate.of(known) if len(known) == len(self.seeds) else None
+
+
+def times_to(runs: Sequence[Run], metric: str, target: float) -> dict[str, Times]:
+    """When the seeds of each setting reach the target, under the settings' labels.
+
+    Raises:
+      UserError: see `Run.time_to`.
+    """
+    return {
+        label: Times([run.time_to(metric, target) for run in group])
+        for label, group in by_label(runs).items()
+    }
 
 
 def epochs_to(losses: Sequence[float] | np.ndarray, target: float) -> float | None:

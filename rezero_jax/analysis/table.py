@@ -5,29 +5,48 @@ the same of test accuracy, or of a text's bits per byte by steps, one row per se
 and the range over the runs that differ in the seed alone.
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rezero_jax.analysis.runs import Run, by_label, epochs_to
-from rezero_jax.errors import UserError
+from rezero_jax.analysis import command
+from rezero_jax.analysis.runs import Run, by_label
+from rezero_jax.analysis.statistics import Estimate
 
 
-def table(runs: Sequence[Run], epochs: Sequence[int], targets: Sequence[float]) -> str:
-    """The Markdown table: a column per epoch, then a column per target loss."""
+def table(
+    runs: Sequence[Run],
+    epochs: Sequence[int],
+    targets: Sequence[float],
+    confidence: float | None = None,
+) -> str:
+    """The Markdown table: a column per epoch, then a column per target loss.
+
+    Args:
+      runs: the runs.
+      epochs: after which the mean training loss (nats) is shown.
+      targets: training losses (nats); shown are the epochs until each.
+      confidence: of the intervals shown beside the means of several seeds, such as 0.95 (see
+        `Estimate.interval`); None shows their range.
+    """
 
     def cells(group: Sequence[Run]) -> list[str]:
         curves = [run.epoch_losses() for run in group]
-        after = [_cell([c[e - 1] if e <= len(c) else None for c in curves]) for e in epochs]
-        return after + [_cell([epochs_to(c, t) for c in curves]) for t in targets]
+        after = [[c[e - 1] if e <= len(c) else None for c in curves] for e in epochs]
+        times = [[run.time_to("loss", t) for run in group] for t in targets]
+        return [_cell(values, confidence) for values in after + times]
 
     columns = [*(f"epoch {e}" for e in epochs), *(f"epochs to {t}" for t in targets)]
     return _markdown(runs, columns, cells)
 
 
-def accuracies(runs: Sequence[Run], epochs: Sequence[int], targets: Sequence[float]) -> str:
+def accuracies(
+    runs: Sequence[Run],
+    epochs: Sequence[int],
+    targets: Sequence[float],
+    confidence: float | None = None,
+) -> str:
     """The same of test accuracy: after each of `epochs`, and the first epoch that ends at a target.
 
     Returns:
@@ -36,18 +55,22 @@ def accuracies(runs: Sequence[Run], epochs: Sequence[int], targets: Sequence[flo
 
     def cells(group: Sequence[Run]) -> list[str]:
         curves = [run.evaluations("eval/accuracy") for run in group]
-        after = [_cell([100 * c[e] if e in c else None for c in curves]) for e in epochs]
-        first = [
-            [min((e for e, a in c.items() if a >= t), default=None) for c in curves]
-            for t in targets
+        after = [[100 * c[e] if e in c else None for c in curves] for e in epochs]
+        first = [[run.time_to("accuracy", t) for run in group] for t in targets]
+        return [_cell(values, confidence) for values in after] + [
+            _cell(values, confidence, digits=0) for values in first
         ]
-        return after + [_cell(values, digits=0) for values in first]
 
     columns = [*(f"epoch {e}" for e in epochs), *(f"first at {t:.0%}" for t in targets)]
     return _markdown(runs, columns, cells)
 
 
-def bits_per_byte(runs: Sequence[Run], steps: Sequence[int], targets: Sequence[float]) -> str:
+def bits_per_byte(
+    runs: Sequence[Run],
+    steps: Sequence[int],
+    targets: Sequence[float],
+    confidence: float | None = None,
+) -> str:
     """Bits per byte of the evaluations after `steps`, and the first step evaluated at a target.
 
     Returns:
@@ -59,16 +82,13 @@ def bits_per_byte(runs: Sequence[Run], steps: Sequence[int], targets: Sequence[f
         return dict(zip(*run.series("eval/bits_per_byte"), strict=True))
 
     def reached(group: Sequence[Run], target: float) -> list[float | None]:
-        return [
-            min((step for step, bits in evaluations(run).items() if bits <= target), default=None)
-            for run in group
-        ]
+        return [run.time_to("bits_per_byte", target) for run in group]
 
     baseline = next(iter(by_label(runs).values()))
 
     def cells(group: Sequence[Run]) -> list[str]:
-        after = [_cell([evaluations(run).get(step) for run in group]) for step in steps]
-        first = [_cell(reached(group, target), digits=0) for target in targets]
+        after = [_cell([evaluations(run).get(step) for run in group], confidence) for step in steps]
+        first = [_cell(reached(group, target), confidence, digits=0) for target in targets]
         speed_up = [_speed_up(reached(baseline, t), reached(group, t)) for t in targets[-1:]]
         return after + first + speed_up
 
@@ -92,23 +112,32 @@ def _markdown(
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _cell(values: Sequence[float | None], digits: int = 2) -> str:
+def _cell(values: Sequence[float | None], confidence: float | None = None, digits: int = 2) -> str:
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return "not reached" if not known else f"{len(known)} of {len(values)} reached"
-    mean, low, high = (f"{x:.{digits}f}" for x in (np.mean(known), min(known), max(known)))
-    return mean if len(known) == 1 else f"{mean} ({low}-{high})"
+    mean = f"{np.mean(known):.{digits}f}"
+    if len(known) == 1:
+        return mean
+    if confidence is None:
+        return f"{mean} ({min(known):.{digits}f}-{max(known):.{digits}f})"
+    low, high = Estimate.of(known).interval(confidence)
+    return f"{mean} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command line and returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser("rezero_jax.analysis.table", __doc__)
     parser.add_argument("workdirs", nargs="+", metavar="WORKDIR")
     parser.add_argument("--epochs", nargs="*", type=int, default=[1, 2, 5, 10], metavar="E")
     parser.add_argument("--steps", nargs="*", type=int, default=[], metavar="S")
     parser.add_argument("--targets", nargs="*", type=float, default=[], metavar="VALUE")
+    parser.add_argument(
+        "--confidence",
+        type=float,
+        metavar="P",
+        help="of Student's interval of the mean over seeds, such as 0.95, in place of the range",
+    )
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument(
         "--accuracy", action="store_true", help="of test accuracy; targets as fractions, like 0.7"
@@ -119,16 +148,14 @@ def main(argv: Sequence[str]) -> int:
         help="of a text's evaluations, after --steps; speed-ups are against the first run",
     )
     args = parser.parse_args(argv)
-    try:
+
+    def work() -> None:
         runs = [Run.read(folder) for folder in args.workdirs]
-        if args.bits_per_byte:
-            print(bits_per_byte(runs, args.steps, args.targets))
-        else:
-            print((accuracies if args.accuracy else table)(runs, args.epochs, args.targets))
-    except UserError as error:
-        print(f"table: {error}", file=sys.stderr)
-        return 2
-    return 0
+        make = bits_per_byte if args.bits_per_byte else accuracies if args.accuracy else table
+        after = args.steps if args.bits_per_byte else args.epochs
+        print(make(runs, after, args.targets, args.confidence))
+
+    return command.exit_status("table", work)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend import core
 
+from rezero_jax.errors import choose_from
+
 
 class Accelerator(NamedTuple):
     """What one chip can do, by its maker's data sheet.
@@ -31,6 +33,17 @@ ACCELERATORS = {
     "h100": Accelerator("NVIDIA H100", 989e12, 80e9),
     "h200": Accelerator("NVIDIA H200", 989e12, 141e9),
 }
+
+
+def named(name: str) -> Accelerator:
+    """The accelerator of this name.
+
+    Raises:
+      UserError: it is not one of ACCELERATORS.
+    """
+    if name not in ACCELERATORS:
+        raise choose_from("accelerator", name, ACCELERATORS)
+    return ACCELERATORS[name]
 
 
 def accelerator() -> Accelerator | None:

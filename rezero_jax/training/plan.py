@@ -9,8 +9,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from rezero_jax.errors import choose_from
-from rezero_jax.training.cost import ACCELERATORS
+from rezero_jax.training.cost import Accelerator, named
 from rezero_jax.training.program import Program
 
 USUAL = 0.4  # of its peak is what an accelerator does in a well-made training
@@ -29,8 +28,7 @@ def plan(config: ConfigDict, accelerator: str | None = None) -> str:
     Raises:
       UserError: an unknown accelerator, or anything in the config that cannot be.
     """
-    if accelerator is not None and accelerator not in ACCELERATORS:
-        raise choose_from("accelerator", accelerator, ACCELERATORS)
+    chip = None if accelerator is None else named(accelerator)
     program = Program.from_config(config)
     times, shapes = program.timetable, program.shapes
     gradients = _bytes(shapes["params"])
@@ -55,21 +53,26 @@ def plan(config: ConfigDict, accelerator: str | None = None) -> str:
         ("  data", _size(program.resident_bytes)),
         ("FLOPs of an update", f"{flops:.3g}, in matrix products and convolutions"),
     ]
-    if accelerator is None:
+    if chip is None:
         seconds = _seconds_per_update(program)
         rows += [
             ("an update", f"{seconds:.3g} s, {flops / seconds:.3g} FLOP/s (measured here)"),
-            ("the run", _duration(times.total * seconds)),
+            ("the run", duration(times.total * seconds)),
         ]
     else:
-        chip = ACCELERATORS[accelerator]
-        best = times.total * flops / (chip.flops * mesh.size)
+        usual = usual_seconds(times.total * flops, chip, mesh.size)
+        best = usual * USUAL
         rows += [
-            ("the run", f"{_duration(best / USUAL)} at {USUAL:.0%} of {chip.flops:.3g} FLOP/s"),
-            ("  at best", f"{_duration(best)} on {mesh.size} x {chip.kind} in bfloat16"),
+            ("the run", f"{duration(usual)} at {USUAL:.0%} of {chip.flops:.3g} FLOP/s"),
+            ("  at best", f"{duration(best)} on {mesh.size} x {chip.kind} in bfloat16"),
             ("  memory", f"{_size(int(chip.memory))} on each"),
         ]
     return "\n".join(f"{name:<20}{value}".rstrip() for name, value in rows)
+
+
+def usual_seconds(flops: float, chip: Accelerator, devices: int = 1) -> float:
+    """How long so many floating-point operations take at USUAL of the peak of so many devices."""
+    return flops / (USUAL * chip.flops * devices)
 
 
 def _bytes(shapes: Any) -> int:
@@ -103,5 +106,6 @@ def _size(count: int) -> str:
     return f"{count / 1e3:.1f} kB"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as "3 days, 4:05:06"."""
     return str(datetime.timedelta(seconds=round(seconds)))

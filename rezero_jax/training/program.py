@@ -27,6 +27,7 @@ class Program:
 
     Attributes:
       skeleton: the model's structure.
+      objective: what the model learns, see `step.Objective`.
       timetable: when things are due.
       mesh: the devices.
       shapes: shapes, dtypes and shardings of the training state.
@@ -86,7 +87,7 @@ class Program:
             for size in (train.batch_size, config.eval.batch_size)
         )
         make, objective = _task(config.model, dataset)
-        self.skeleton = skeleton(make)
+        self.skeleton, self.objective = skeleton(make), objective
         optimizer, schedules = make_optimizer(config.optim, self.timetable.total, self.skeleton)
         train_step = step.make_train_step(
             self.skeleton, objective, optimizer, train.accumulate, seed, augment(config.data)
@@ -199,6 +200,12 @@ class Program:
         totals = {name: math.fsum(float(part[name]) for part in sums) for name in sums[0]}
         count = totals.pop("weight")
         return {f"eval/{name}": total / count for name, total in totals.items()}
+
+    def examples(self, count: int) -> step.Batch:
+        """The first `count` examples of the evaluation split, or all there are, as a batch."""
+        indices = np.arange(min(count, self._eval.size))
+        fetched = sharding.put(self._eval.fetch(indices), self._whole)
+        return self._eval.gather(self._eval_resident, fetched)
 
 
 def _task(model: ConfigDict, dataset: Dataset | Text) -> tuple[MakeModel, step.Objective]:

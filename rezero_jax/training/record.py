@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
 from rezero_jax import hosts
-from rezero_jax.config import differences
+from rezero_jax.config import base_config, differences, flatten
 from rezero_jax.errors import UserError
 
 # Where and on how much hardware a run happens may change between two starts; what it computes not.
@@ -83,33 +83,41 @@ class Workdir:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"another process is training in {folder}; wait or stop it") from None
-        self._check_config(resolved, TOPOLOGY + EVALUATION if evaluating else TOPOLOGY)
+        check_config(self.folder, resolved, TOPOLOGY + EVALUATION if evaluating else TOPOLOGY)
         if not evaluating:
             write_json(self.folder / "config.json", resolved)
             write_json(self.folder / "environment.json", environment())
-        return self._final()
+        final = read_final(self.folder)
+        return final if final is not None and final["status"] == "finished" else None
 
-    def _check_config(self, resolved: dict[str, Any], free: tuple[str, ...]) -> None:
-        path = self.folder / "config.json"
-        if not path.exists():
-            return
-        changes = [
-            change
-            for change in differences(json.loads(path.read_text()), resolved)
-            if not change.startswith(free)
-        ]
-        if changes:
-            raise UserError(
-                f"{self.folder} holds a run of another config ({'; '.join(changes)}); "
-                "choose another --workdir or the old settings"
-            )
 
-    def _final(self) -> dict[str, Any] | None:
-        path = self.folder / "final.json"
-        if not path.exists():
-            return None
-        final = json.loads(path.read_text())
-        return final if final["status"] == "finished" else None
+def check_config(folder: Path, resolved: dict[str, Any], free: tuple[str, ...] = TOPOLOGY) -> None:
+    """Checks that the run in a folder, if there is one, is that of a config.
+
+    A field that its config does not have, because it was begun before there was such a field, had
+    the default.
+
+    Args:
+      folder: a workdir.
+      resolved: a config as nested dicts of JSON's types.
+      free: prefixes of the fields that may differ.
+
+    Raises:
+      UserError: it is the run of another config.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        return
+    defaults = flatten(json.loads(base_config().to_json()))
+    old = defaults | flatten(json.loads(path.read_text()))
+    changes = [
+        change for change in differences(old, flatten(resolved)) if not change.startswith(free)
+    ]
+    if changes:
+        raise UserError(
+            f"{folder} holds a run of another config ({'; '.join(changes)}); "
+            "choose another --workdir or the old settings"
+        )
 
 
 class Record:
@@ -158,6 +166,12 @@ def read_metrics(folder: str | Path) -> list[dict[str, float]]:
         except json.JSONDecodeError:
             break
     return lines
+
+
+def read_final(folder: str | Path) -> dict[str, Any] | None:
+    """final.json of a run that finished or diverged, or None."""
+    path = Path(folder) / "final.json"
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def environment() -> dict[str, Any]:

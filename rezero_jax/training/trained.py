@@ -10,12 +10,14 @@ from flax import nnx
 from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 
+from rezero_jax.config import base_config
 from rezero_jax.errors import UserError
 from rezero_jax.models.build import make_language_model
 from rezero_jax.models.transformer import Transformer
 from rezero_jax.training.checkpoint import first_line
 from rezero_jax.training.optim import make_optimizer
-from rezero_jax.training.state import init_state, skeleton
+from rezero_jax.training.program import Program
+from rezero_jax.training.state import State, init_state, skeleton
 
 
 def trained_language_model(workdir: str | Path) -> tuple[Transformer, int]:
@@ -26,19 +28,13 @@ def trained_language_model(workdir: str | Path) -> tuple[Transformer, int]:
     Raises:
       UserError: there is no run or no checkpoint, it cannot be read, or is of another family.
     """
-    folder = Path(workdir).absolute()
-    if not (folder / "config.json").exists():
-        raise UserError(f"{workdir} holds no run: there is no config.json in it; train there first")
-    config = ConfigDict(json.loads((folder / "config.json").read_text()))
+    config = _config(workdir)
     if config.model.name != "transformer":
         raise UserError(
             f"{workdir} holds a run of model.name={config.model.name}, which writes no text; "
             "choose one of a transformer"
         )
-    # Orbax writes under another name and renames, so a whole number is a whole checkpoint.
-    steps = [int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit()]
-    if not steps:
-        raise UserError(f"{workdir} holds no checkpoint yet; wait for the first, or train there")
+    step = _newest(workdir)
     make = make_language_model(config.model)
     structure = skeleton(make)
     optimizer, _ = make_optimizer(config.optim, 1, structure)
@@ -47,15 +43,61 @@ def trained_language_model(workdir: str | Path) -> tuple[Transformer, int]:
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
         jax.eval_shape(partial(init_state, make, optimizer), jax.random.key(0)),
     )
-    step = max(steps)
+    state = _restore(workdir, step, shapes)
+    model = structure.model(state["params"], state["stats"])
+    model.eval()
+    return model, step  # type: ignore[return-value]
+
+
+def trained(workdir: str | Path) -> tuple[nnx.Module, int, Program]:
+    """The model of the run in `workdir`, of any family, with what it was trained on.
+
+    Only reads, on one device. Unlike `trained_language_model` it needs the data set.
+
+    Returns:
+      The model of the newest checkpoint, in evaluation mode; its number of updates; the program of
+      the run's config.
+
+    Raises:
+      UserError: there is no run or no checkpoint, it cannot be read, or its data are not there.
+    """
+    config = _config(workdir)
+    step = _newest(workdir)
+    config.mesh.data = config.mesh.model = 1
+    program = Program.from_config(config)
+    state = _restore(workdir, step, program.shapes)
+    model = program.skeleton.model(state["params"], state["stats"])
+    model.eval()
+    return model, step, program
+
+
+def _config(workdir: str | Path) -> ConfigDict:
+    """The run's config; a field that is younger than the run has its default."""
+    path = Path(workdir) / "config.json"
+    if not path.exists():
+        raise UserError(f"{workdir} holds no run: there is no config.json in it; train there first")
+    config = ConfigDict(json.loads(base_config().to_json()))
+    with config.ignore_type():
+        config.update(json.loads(path.read_text()))
+    return config
+
+
+def _newest(workdir: str | Path) -> int:
+    # Orbax writes under another name and renames, so a whole number is a whole checkpoint.
+    folders = (Path(workdir) / "checkpoints").glob("*")
+    steps = [int(folder.name) for folder in folders if folder.name.isdigit()]
+    if not steps:
+        raise UserError(f"{workdir} holds no checkpoint yet; wait for the first, or train there")
+    return max(steps)
+
+
+def _restore(workdir: str | Path, step: int, shapes: State) -> State:
     with ocp.StandardCheckpointer() as checkpointer:
         try:
-            state = checkpointer.restore(folder / "checkpoints" / str(step) / "state", shapes)
+            folder = Path(workdir).absolute() / "checkpoints" / str(step) / "state"
+            return checkpointer.restore(folder, shapes)
         except Exception as error:  # Orbax raises whatever its storage layers raise.
             raise UserError(
                 f"checkpoint {step} in {workdir} cannot be read ({first_line(error)}); go "
                 "on with the training, which sets it aside"
             ) from error
-    model = nnx.merge(structure.graphdef, state["params"], state["stats"])
-    model.eval()
-    return model, step

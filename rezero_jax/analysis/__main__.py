@@ -1,0 +1,59 @@
+"""Diagnoses a run: `python -m rezero_jax.analysis WORKDIR`.
+
+Prints one page on the network of the newest checkpoint, on the first examples of the run's own
+evaluation data: how signals and gradients grow with depth, which gates have opened, which layers
+idle, and how the Jacobian stretches. Draws the same, with every gate by layer and step, to
+diagnosis.png in the run folder. Only reads otherwise, also while the run goes on.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rezero_jax.analysis import command
+
+EXAMPLES = 16
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command line and returns the exit status."""
+    parser = command.parser("rezero_jax.analysis", __doc__)
+    parser.add_argument("workdir", metavar="WORKDIR", help="the run's folder")
+    parser.add_argument(
+        "--out", metavar="FILE", help="PNG, SVG, PDF; default: diagnosis.png in the run folder"
+    )
+    args = parser.parse_args(argv)
+    return command.exit_status("analysis", lambda: _diagnose(args.workdir, args.out))
+
+
+def _diagnose(workdir: str, out: str | None) -> None:
+    import jax
+
+    from rezero_jax.analysis.diagnosis import diagnose
+    from rezero_jax.analysis.figures import plot_diagnosis
+    from rezero_jax.analysis.gates import Gates
+    from rezero_jax.analysis.runs import Run
+    from rezero_jax.analysis.style import check_ending, save
+    from rezero_jax.host import keep_compiled
+    from rezero_jax.training.trained import trained
+
+    picture = Path(out or Path(workdir) / "diagnosis.png")
+    check_ending(picture)
+    keep_compiled()
+    model, step, program = trained(workdir)
+    batch = program.examples(EXAMPLES)
+    examples = len(jax.tree.leaves(batch)[0])
+    diagnosis = diagnose(
+        model,
+        batch,
+        lambda model, batch: program.objective(model, batch, jax.random.key(0))["loss"],
+        f"{workdir} after {step:,} updates, means over {examples} examples",
+    )
+    run = Run.read(workdir)
+    gates = Gates.of(run) if run.lines and run.alphas()[1].size else None
+    save(plot_diagnosis(diagnosis, gates), picture)
+    print(f"{diagnosis}\n\ndrawn in {picture}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

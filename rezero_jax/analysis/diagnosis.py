@@ -1,0 +1,159 @@
+"""One page on the state of a network: what its depth does to signals, gradients and gates."""
+
+import dataclasses
+import textwrap
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Bool
+
+from rezero_jax.analysis import gates
+from rezero_jax.analysis.jacobian import mean_squared_singular_value
+from rezero_jax.analysis.propagation import (
+    Loss,
+    Propagation,
+    propagate,
+    random_projection,
+    trunk,
+)
+from rezero_jax.analysis.statistics import Estimate
+
+PROBES = 32
+WIDTH = 96  # of the page
+ROWS = 24  # of the table of layers, at most
+NAMED = 6  # layers, or ranges of them, in a list, at most
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagnosis:
+    """What was measured; prints as one page.
+
+    Attributes:
+      propagation: signals and gradients by depth.
+      jacobian: the mean squared singular value of the layers' Jacobian, from what enters the first
+        to what leaves the last.
+      subject: what was diagnosed, the first line of the page.
+    """
+
+    propagation: Propagation
+    jacobian: Estimate
+    subject: str
+
+    @property
+    def is_gated(self) -> Bool[np.ndarray, " layers"]:
+        """Whether each layer has a gate."""
+        return ~np.isnan(self.propagation.alpha)
+
+    @property
+    def open(self) -> Bool[np.ndarray, " layers"]:
+        """Whether each layer's gate is open; see `rezero_jax.analysis.gates.threshold`."""
+        least = gates.threshold(max(int(self.is_gated.sum()), 1))
+        return np.abs(self.propagation.alpha) >= least
+
+    def __str__(self) -> str:
+        found = self.propagation
+        before, after = (_number(value) for value in found.cosine[np.array([0, -1])])
+        mean, error = _number(self.jacobian.mean), _number(self.jacobian.standard_error)
+        entries = {
+            "layers": str(len(found.names)),
+            "signal": f"|x| {_growth(found.signal)}, on the way through the layers",
+            "gradient": f"|dL/dx| {_growth(found.gradient[::-1])}, on the way back",
+            "angles": f"cosine of two examples' x {before} before, {after} after the layers",
+            "Jacobian": f"mean squared singular value {mean} +- {error}; 1 keeps lengths",
+            "gates": self._gates(),
+            "idle": self._idle(),
+        }
+        lines = [
+            textwrap.fill(f"{name:<10}{text}", WIDTH, subsequent_indent=" " * 10)
+            for name, text in entries.items()
+        ]
+        return "\n".join([self.subject, "", *lines, "", *self._table()])
+
+    def _gates(self) -> str:
+        gated = self.is_gated
+        if not gated.any():
+            return "none"
+        sizes = np.abs(self.propagation.alpha[gated])
+        return (
+            f"{self.open.sum()} of {len(sizes)} open (|alpha| >= 0.1 / {len(sizes)}), mean |alpha| "
+            f"{_number(sizes.mean())}, largest {_number(sizes.max())}"
+            + self._named("; shut", gated & ~self.open)
+        )
+
+    def _idle(self) -> str:
+        found, layers = self.propagation, len(self.propagation.names)
+        return (
+            f"{found.idle.sum()} of {layers} layers move x by less than 0.1 / {layers} of |x|"
+            + self._named("", found.idle)
+        )
+
+    def _named(self, what: str, chosen: Bool[np.ndarray, " layers"]) -> str:
+        """The chosen layers, those that follow one another as a range."""
+        cuts = np.flatnonzero(np.diff(chosen.astype(int), prepend=0, append=0)).reshape(-1, 2)
+        names = self.propagation.names
+        ranges = [
+            names[first] if after - first == 1 else f"{names[first]} to {names[after - 1]}"
+            for first, after in cuts
+        ]
+        more = len(ranges) - NAMED
+        listed = ", ".join(ranges[:NAMED]) + (f" and {more} more" if more > 0 else "")
+        return f"{what}: {listed}" if ranges else ""
+
+    def _table(self) -> list[str]:
+        found = self.propagation
+        layers = len(found.names)
+        rows = np.unique(np.linspace(0, layers, min(layers + 1, ROWS)).round().astype(int))
+        width = max(len("after layer"), *(len(name) for name in found.names))
+        head = ("|x|", "|dL/dx|", "cosine", "|x'-x|/|x|", *["alpha"] * bool(self.is_gated.any()))
+        lines = [f"{'after layer':<{width}}" + "".join(f"{name:>12}" for name in head)]
+        for row in rows:
+            name, share, alpha = "(input)", np.nan, np.nan
+            if row:
+                layer = row - 1
+                name, share, alpha = found.names[layer], found.share[layer], found.alpha[layer]
+            values = (found.signal[row], found.gradient[row], found.cosine[row], share, alpha)
+            cells = "".join(f"{_number(value):>12}" for value in values)
+            lines.append(f"{name:<{width}}{cells}".rstrip())
+        return lines
+
+
+def diagnose(
+    model: nnx.Module, x: Any, loss: Loss = random_projection, subject: str | None = None
+) -> Diagnosis:
+    """Diagnoses a model: `print(diagnose(model, x))`.
+
+    Args:
+      model: a module with a `Stack`, or with layers joined by a rule of `rezero_jax.residual`, in
+        the mode it is in: call `model.eval()` first where it drops out.
+      x: a batch of two examples or more.
+      loss: (model, x) -> losses (batch,), whose gradients are measured. By default <v, model(x)>
+        with one random v, which needs no labels.
+      subject: first line of the page; by default the model's class and the number of examples.
+
+    Raises:
+      UserError: the model has no such layers, or one of them runs more than once in a pass.
+    """
+    found = propagate(model, x, loss)
+    f, entered = trunk(model, x, loss)
+    jacobian = mean_squared_singular_value(f, entered, probes=PROBES, key=jax.random.key(0))
+    return Diagnosis(
+        found,
+        jacobian,
+        subject or f"{type(model).__name__}, means over {len(entered)} examples",
+    )
+
+
+def _growth(values: np.ndarray) -> str:
+    first, last, layers = float(values[0]), float(values[-1]), len(values) - 1
+    with np.errstate(all="ignore"):
+        factor = np.float64(last) / first
+        return (
+            f"{_number(first)} -> {_number(last)}, x {_number(factor)}, "
+            f"x {_number(factor ** (1 / layers), 5)} a layer"
+        )
+
+
+def _number(value: float, digits: int = 3) -> str:
+    return "-" if np.isnan(value) else f"{value:.{digits}g}"

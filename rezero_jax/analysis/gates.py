@@ -1,0 +1,75 @@
+"""What the gates did during a run (paper, Figure 8)."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from rezero_jax.analysis.runs import Run
+from rezero_jax.errors import UserError
+
+
+def threshold(layers: int) -> float:
+    """The |alpha| from which a gate counts as open: 0.1 / layers.
+
+    In the paper the gates of a trained network are 1 / layers on average; if all of them were at a
+    tenth of that, all branches together would weigh a tenth of a single open one.
+    """
+    return 0.1 / layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Gates:
+    """Every alpha by step and layer.
+
+    Attributes:
+      steps: number of updates at each logged line.
+      alphas: the gates at them, layer 0 first.
+    """
+
+    steps: Float[np.ndarray, " lines"]
+    alphas: Float[np.ndarray, "lines layers"]
+
+    @classmethod
+    def of(cls, run: Run) -> "Gates":
+        """The gates of a run, as its lines have them.
+
+        Raises:
+          UserError: the run has logged nothing yet, or its network has no gates.
+        """
+        gates = cls(*run.alphas()) if run.lines else None
+        if gates is None or not gates.alphas.size:
+            why = "has no gates" if run.lines else "has logged nothing yet"
+            raise UserError(f"the run in {run.folder} {why}; choose one of a gated network")
+        return gates
+
+    @property
+    def mean_abs(self) -> Float[np.ndarray, " lines"]:
+        """Mean |alpha| over the layers; at the end the paper's 0.0898 (12 layers), 0.0185 (64)."""
+        return np.abs(self.alphas).mean(axis=1)
+
+    @property
+    def threshold(self) -> float:
+        """The |alpha| from which a gate counts as open; see the function."""
+        return threshold(self.alphas.shape[1])
+
+    @property
+    def opened(self) -> Bool[np.ndarray, " layers"]:
+        """Whether each gate is open at the last line."""
+        return np.abs(self.alphas[-1]) >= self.threshold
+
+    @property
+    def opening_steps(self) -> Float[np.ndarray, " layers"]:
+        """The first logged step at which each gate is open; NaN if it never is."""
+        is_open = np.abs(self.alphas) >= self.threshold
+        return np.where(is_open.any(axis=0), self.steps[is_open.argmax(axis=0)], np.nan)
+
+    @property
+    def peak_steps(self) -> Float[np.ndarray, " layers"]:
+        """The logged step at which each |alpha| is largest."""
+        return self.steps[np.abs(self.alphas).argmax(axis=0)]
+
+    @property
+    def order(self) -> Int[np.ndarray, " layers"]:
+        """The layers by the step of their peak; the paper sees higher ones peak earlier."""
+        return np.argsort(self.peak_steps, kind="stable")

@@ -1,0 +1,232 @@
+"""Probes around the layers of a model, which measure what passes and let it pass unchanged.
+
+A layer is a block of a `Stack`, the entry of a ResNet's stage, or, outside of these, a module that
+is a `ReZero` or holds a rule of `rezero_jax.residual`. A probe stays where the layer was, so that
+a scanned stack is still scanned, and measures as float32 numbers of a layer alone: no activation is
+kept.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jaxtyping import Float
+
+from rezero_jax.analysis.jacobian import safe_norms
+from rezero_jax.errors import UserError
+from rezero_jax.models.stage import Stage
+from rezero_jax.residual import Alpha, ReZero, Rule
+from rezero_jax.stack import Stack
+
+Path = tuple[Any, ...]
+
+BEFORE, AFTER = 0, 1  # the axis of what is measured at a layer's input and at its output
+SIGNAL, COSINE, CHANGE, SHARE = range(4)
+
+
+class Seen(nnx.Variable):
+    """What a probe measured of the last signal: means over the batch, (4, 2); see `Probe`."""
+
+
+class Slot(nnx.Variable):
+    """Zeros (2,) whose gradient is the mean norm of the loss's gradient before and after."""
+
+
+class Probe(nnx.Module):
+    """A layer that notes of its input and output, as means over the examples of the batch,
+
+        SIGNAL  |x|
+        COSINE  of the angle between an example's x and the next example's; NaN for one example
+        CHANGE  |x' - x|, after only; NaN if the layer changes the shape
+        SHARE   |x' - x| / |x|, likewise
+
+    Args:
+      layer: the layer, or the stacked layers of a scanned stack.
+      depth: the size of their leading axis, () for a single one.
+    """
+
+    def __init__(self, layer: nnx.Module, depth: tuple[int, ...] = ()):
+        self.layer = layer
+        self.seen = Seen(jnp.zeros((*depth, 4, 2), jnp.float32))
+        self.slot = Slot(jnp.zeros((*depth, 2), jnp.float32))
+
+    def __call__(self, x: Array, *args: Any, **kwargs: Any) -> Array:
+        slot = self.slot[...]
+        x = _pass(x, slot[BEFORE])
+        y = _pass(self.layer(x, *args, **kwargs), slot[AFTER])  # type: ignore[operator]
+        self.seen[...] = _measure(*map(jax.lax.stop_gradient, (x, y)))
+        return y
+
+
+@jax.custom_vjp
+def _pass(x: Array, slot: Array) -> Array:
+    """x; the gradient with respect to the slot is the mean norm of that with respect to x."""
+    return x
+
+
+def _pass_back(_: None, gradient: Array) -> tuple[Array, Array]:
+    return gradient, safe_norms(gradient).mean().astype(jnp.float32)
+
+
+_pass.defvjp(lambda x, slot: (x, None), _pass_back)
+
+
+def _measure(x: Array, y: Array) -> Float[Array, "4 2"]:
+    before, after = safe_norms(x), safe_norms(y)
+    rows = jnp.full((4, 2), jnp.nan)
+    rows = rows.at[SIGNAL].set(jnp.array([before.mean(), after.mean()]))
+    rows = rows.at[COSINE].set(jnp.array([_cosine(x), _cosine(y)]))
+    if x.shape == y.shape:
+        changes = safe_norms(y.astype(jnp.float32) - x.astype(jnp.float32))
+        rows = rows.at[CHANGE, AFTER].set(changes.mean())
+        rows = rows.at[SHARE, AFTER].set((changes / before).mean())
+    return rows
+
+
+def _cosine(x: Array) -> Array:
+    if len(x) == 1:
+        return jnp.array(jnp.nan)
+    flat = x.reshape(len(x), -1).astype(jnp.float32)
+    unit = flat / safe_norms(x)[:, None]
+    return (unit * jnp.roll(unit, -1, axis=0)).sum(axis=1).mean()
+
+
+@dataclasses.dataclass(eq=False)  # hashed by identity, as a static part of the modules
+class Tape:
+    """Notes of one pass over a probed model.
+
+    Attributes:
+      given: replaces what enters the first layers, if it is set.
+      order: paths of the segments, as they were run.
+      entered, left: the input of the first layers and the output of the last.
+    """
+
+    given: Array | None = None
+    order: list[Path] = dataclasses.field(default_factory=list)
+    entered: Array | None = None
+    left: Array | None = None
+
+
+class Segment(nnx.Module):
+    """A stack or a single layer in its place in a model, with probes in it; notes when it runs."""
+
+    def __init__(self, module: nnx.Module, path: Path, tape: Tape):
+        self.path, self.tape = nnx.static(path), nnx.static(tape)
+        self.module: nnx.Module = module
+        if not isinstance(module, Stack):
+            self.module = Probe(module)
+        elif isinstance(module.blocks, nnx.List):
+            module.blocks = nnx.List([Probe(block) for block in module.blocks])
+        else:
+            module.blocks = Probe(module.blocks, (module.depth,))
+
+    def __call__(self, x: Array, *args: Any, **kwargs: Any) -> Array:
+        tape = self.tape
+        if self.path in tape.order:
+            raise UserError(
+                f"the layers {path_name(self.path)} run more than once in a pass, so that their "
+                "signals cannot be told apart; study a model that does not share them"
+            )
+        if not tape.order:
+            x = x if tape.given is None else tape.given
+            tape.entered = x
+        tape.order.append(self.path)
+        tape.left = self.module(x, *args, **kwargs)  # type: ignore[operator]
+        return tape.left
+
+    @property
+    def probes(self) -> list[Probe]:
+        """One for each layer, or a stacked one for all."""
+        blocks = self.module.blocks if isinstance(self.module, Stack) else self.module
+        return list(blocks) if isinstance(blocks, nnx.List) else [blocks]  # type: ignore[list-item]
+
+    def slots(self) -> Float[Array, "layers 2"]:
+        """The probes' slots."""
+        return jnp.concatenate([probe.slot[...].reshape(-1, 2) for probe in self.probes])
+
+    def fill(self, slots: Float[Array, "layers 2"]) -> None:
+        """Sets the probes' slots."""
+        probes = self.probes
+        for probe, part in zip(probes, jnp.split(slots, len(probes)), strict=True):
+            probe.slot[...] = part.reshape(probe.slot.shape)
+
+    def seen(self) -> Float[Array, "layers 4 2"]:
+        """What the probes saw."""
+        return jnp.concatenate([probe.seen[...].reshape(-1, 4, 2) for probe in self.probes])
+
+    def alphas(self) -> Float[Array, " layers"]:
+        """The gate of each layer; the mean |alpha| where it has several, NaN where none."""
+        return jnp.concatenate([_gate(probe) for probe in self.probes])
+
+
+def _gate(probe: Probe) -> Float[Array, " layers"]:
+    layers = probe.slot.size // 2
+    leaves = [leaf.reshape(layers, -1) for leaf in jax.tree.leaves(nnx.state(probe, Alpha))]
+    if not leaves:
+        return jnp.full((layers,), jnp.nan)
+    alphas = jnp.concatenate(leaves, axis=1)
+    return alphas[:, 0] if alphas.shape[1] == 1 else jnp.abs(alphas).mean(axis=1)
+
+
+def probed(model: nnx.Module, tape: Tape) -> tuple[nnx.Module, dict[Path, Segment]]:
+    """A copy of the model with its layers in segments, and these by their paths.
+
+    Raises:
+      UserError: it has no layers.
+    """
+    twin = nnx.clone(model)
+    paths = _segment_paths(twin)
+    if not paths:
+        raise UserError(
+            f"no layers were found in the {type(model).__name__}; put its blocks into a Stack, or "
+            "wrap their branches in ReZero or another rule of rezero_jax.residual"
+        )
+    segments = {}
+    for path in paths:
+        owner: Any = twin
+        for key in path[:-1]:
+            owner = _child(owner, key)
+        segments[path] = Segment(_child(owner, path[-1]) if path else twin, path, tape)
+        if not path:
+            twin = segments[path]
+        elif isinstance(path[-1], int):
+            owner[path[-1]] = segments[path]
+        else:
+            setattr(owner, path[-1], segments[path])
+    return twin, segments
+
+
+def path_name(path: Path) -> str:
+    """A path as "trunk.layers"; of the model itself "model"."""
+    return ".".join(map(str, path)) or "model"
+
+
+def _segment_paths(model: nnx.Module) -> list[Path]:
+    if isinstance(model, Stack):
+        return [()]
+    found = []
+    for path, module in nnx.iter_modules(model):
+        if isinstance(module, Stack) or _is_layer(module):
+            found.append(path)
+        if isinstance(module, Stage) and module.entry is not None:
+            found.append((*path, "entry"))
+    # A layer within a layer is part of it; but a model that holds layers is none itself.
+    inner = [path for path in dict.fromkeys(found) if path]
+    outer = [p for p in inner if not any(p[:i] in inner for i in range(1, len(p)))]
+    return outer or found
+
+
+def _is_layer(module: nnx.Module) -> bool:
+    if isinstance(module, ReZero):
+        return True
+    parts = [part for part in vars(module).values() if not isinstance(part, ReZero)]
+    lists = [part for part in parts if isinstance(part, nnx.List)]
+    parts += [part for some in lists for part in some if not isinstance(part, ReZero)]
+    return any(isinstance(part, Rule) for part in parts) and not isinstance(module, nnx.List)
+
+
+def _child(owner: Any, key: Any) -> Any:
+    return owner[key] if isinstance(key, int) else getattr(owner, key)

@@ -1,0 +1,55 @@
+"""A mean, how well a sample tells it, and the interval in which it lies."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+from rezero_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """The mean of a population, as independent draws from it tell it.
+
+    Attributes:
+      mean: of the draws.
+      standard_error: their deviation (with n - 1) over sqrt(n); NaN for a single draw.
+      count: n, the number of draws.
+    """
+
+    mean: float
+    standard_error: float
+    count: int
+
+    @classmethod
+    def of(cls, draws: Sequence[float] | np.ndarray) -> "Estimate":
+        """The estimate from at least one draw.
+
+        Raises:
+          UserError: there is none.
+        """
+        values = np.asarray(draws, float)
+        if not values.size:
+            raise UserError("a mean of no values is undefined; give at least one")
+        count = len(values)
+        with np.errstate(invalid="ignore"):  # an infinite draw has no deviation
+            error = values.std(ddof=1) / np.sqrt(count) if count > 1 else np.nan
+        return cls(float(values.mean()), float(error), count)
+
+    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """Student's interval, which holds the true mean of normal draws with this probability.
+
+        With the few seeds of a comparison it is the honest one: a bootstrap of three draws covers
+        far less than it says. Both ends are NaN for a single draw.
+
+        Raises:
+          UserError: the confidence is not between 0 and 1.
+        """
+        if not 0 < confidence < 1:
+            raise UserError(f"confidence={confidence} is no probability; give one such as 0.95")
+        if self.count < 2:
+            return np.nan, np.nan
+        half = float(stats.t.ppf((1 + confidence) / 2, self.count - 1)) * self.standard_error
+        return self.mean - half, self.mean + half

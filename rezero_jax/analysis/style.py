@@ -1,0 +1,110 @@
+"""How every figure looks: legible in a printed column, and told apart without colour."""
+
+import textwrap
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from rezero_jax.errors import UserError, choose_from
+
+# Okabe and Ito's colours, told apart in every common colour vision; and in black and white lines
+# and markers tell the same apart.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+FORMATS = (".png", ".svg", ".pdf")
+
+STYLE: dict[str, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "legend.frameon": False,
+    "legend.handlelength": 2.8,  # long enough for a pattern of dashes
+    "lines.linewidth": 1.4,
+    "lines.markersize": 3.5,
+    "axes.prop_cycle": cycler(color=COLOURS),
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 160,
+    "svg.fonttype": "none",  # text stays text
+}
+
+# As a decorator: the figure that the function makes has our style, and nothing else changes.
+styled = matplotlib.rc_context(STYLE)  # type: ignore[arg-type]
+
+
+def looks(count: int) -> list[dict[str, Any]]:
+    """Colour, line and marker of each of `count` curves, for Axes.plot."""
+    keys = ("color", "linestyle", "marker")
+    return [
+        dict(zip(keys, look, strict=True))
+        for look in islice(zip(*map(cycle, (COLOURS, LINES, MARKERS)), strict=False), count)
+    ]
+
+
+def draw_curve(axis: Axes, x: np.ndarray, y: np.ndarray, **look: Any) -> None:
+    """Axes.plot with about ten markers, however many points there are."""
+    axis.plot(x, y, markevery=max(len(x) // 10, 1), **look)
+
+
+def wrap(label: str, width: int = 32) -> str:
+    """A label on lines of at most so many characters, where it has spaces."""
+    return textwrap.fill(label, width)
+
+
+def legend(figure: Figure, axis: Axes) -> None:
+    """The legend of an axis, within it, or below a figure made higher where labels are long."""
+    handles, labels = axis.get_legend_handles_labels()
+    if all(len(label) <= 40 for label in labels):
+        axis.legend()
+        return
+    width = int(12 * figure.get_figwidth())  # about as many characters as have room
+    labels = [wrap(label, width) for label in labels]
+    lines = sum(1.5 + label.count("\n") for label in labels)
+    figure.set_figheight(figure.get_figheight() + 0.16 * lines)
+    figure.legend(handles, labels, loc="outside lower left")
+
+
+def plain_ticks(axis: Axes) -> None:
+    """Writes 0.2, not 2e-01, at the ticks of a log axis, as many as have room."""
+    low, high = axis.get_ylim()
+    labelled = "12346" if high / low < 30 else "13" if high / low < 500 else "1"
+
+    def text(value: float, position: float) -> str:
+        return f"{value:g}" if f"{value:e}"[0] in labelled else ""
+
+    axis.yaxis.set_major_formatter(text)
+    axis.yaxis.set_minor_formatter(text)
+
+
+def check_ending(path: str | Path) -> None:
+    """Raises the UserError of a path with another ending than one of FORMATS."""
+    suffix = Path(path).suffix
+    if suffix not in FORMATS:
+        raise choose_from("ending of a picture", suffix, FORMATS)
+
+
+@styled
+def save(figure: Figure, path: str | Path) -> Path:
+    """Writes the figure in the format of the path's ending, one of FORMATS.
+
+    Raises:
+      UserError: the path has another ending, or the file cannot be written.
+    """
+    check_ending(path)
+    try:
+        figure.savefig(path)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path} ({error.strerror or error}); name another file with --out"
+        ) from error
+    return Path(path)

@@ -1,0 +1,182 @@
+"""Signals and gradients by depth, against closed forms and against running the layers by hand."""
+
+import itertools
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from rezero_jax import ResNet, ReZero, Stack, Transformer
+from rezero_jax.analysis.propagation import propagate, random_projection, trunk
+from rezero_jax.errors import UserError
+from rezero_jax.residual import make_rule
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+X = jax.random.normal(jax.random.key(0), (4, 6))
+
+
+class Scaled(nnx.Module):
+    """f(x) = w x."""
+
+    def __init__(self, w):
+        self.w = nnx.Param(jnp.float32(w))
+
+    def __call__(self, x):
+        return self.w * x
+
+
+class Joined(nnx.Module):
+    """A linear branch, joined by a rule."""
+
+    def __init__(self, residual, rngs):
+        self.linear = nnx.Linear(6, 6, rngs=rngs)
+        self.rule = make_rule(residual, 6, alpha_init=0.3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.rule(x, lambda x: jnp.tanh(self.linear(x)))
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_the_papers_toy_model_grows_by_one_plus_alpha_w(scan):
+    """x_L = (1 + alpha w)^L x_0 (paper, eq. 5), and the gradient likewise on its way back."""
+    alpha, w, depth = 0.5, 0.4, 7
+    stack = Stack(lambda _: ReZero(Scaled(w), alpha), depth, scan=scan, rngs=nnx.Rngs(0))
+    found = propagate(stack, X)
+    growth = (1 + alpha * w) ** np.arange(depth + 1)
+    signal = np.linalg.norm(X, axis=1).mean()
+    np.testing.assert_allclose(found.signal, signal * growth, rtol=1e-5)
+    np.testing.assert_allclose(found.change, alpha * w * signal * growth[:-1], rtol=1e-5)
+    np.testing.assert_allclose(found.share, alpha * w, rtol=1e-5)
+    np.testing.assert_allclose(found.gradient / found.gradient[-1], growth[::-1], rtol=1e-5)
+    cosines = [
+        float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+        for a, b in zip(X, [*X[1:], X[0]], strict=True)
+    ]
+    np.testing.assert_allclose(found.cosine, np.mean(cosines), rtol=1e-4)
+    np.testing.assert_array_equal(found.alpha, np.float32(alpha))
+    assert found.names == tuple(f"model.{layer}" for layer in range(depth))
+    assert not found.idle.any()
+
+
+def test_rezero_at_its_start_lets_all_pass_and_idles():
+    found = propagate(
+        Stack(lambda rngs: ReZero(nnx.Linear(6, 6, rngs=rngs)), 5, rngs=nnx.Rngs(0)), X
+    )
+    for values in (found.signal, found.gradient, found.cosine):
+        np.testing.assert_allclose(values, values[0], rtol=1e-6)
+    np.testing.assert_array_equal(found.change, 0)
+    assert found.idle.all()
+
+
+@pytest.mark.parametrize("residual", ["layerscale", "post_norm"])
+def test_every_number_is_that_of_running_the_layers_by_hand(residual):
+    stack = Stack(partial(Joined, residual), 3, rngs=nnx.Rngs(1))
+    found = propagate(stack, X)
+    layers = stack.layers()
+    xs = [X]
+    for layer in layers:
+        xs.append(layer(xs[-1]))
+
+    def loss_from(point, x):
+        for layer in layers[point:]:
+            x = layer(x)
+        return random_projection(lambda x: x, x).sum()
+
+    norm = lambda x: np.linalg.norm(x, axis=1)  # noqa: E731
+    gradients = [norm(jax.grad(lambda x, i=i: loss_from(i, x))(x)).mean() for i, x in enumerate(xs)]
+    unit = [x / norm(x)[:, None] for x in xs]
+    changes = [norm(b - a) for a, b in itertools.pairwise(xs)]
+    np.testing.assert_allclose(found.signal, [norm(x).mean() for x in xs], rtol=1e-5)
+    np.testing.assert_allclose(found.gradient, gradients, rtol=1e-5)
+    cosines = [(u * np.roll(u, -1, axis=0)).sum(1).mean() for u in unit]
+    np.testing.assert_allclose(found.cosine, cosines, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found.change, [c.mean() for c in changes], rtol=1e-5)
+    shares = [(c / norm(x)).mean() for c, x in zip(changes, xs, strict=False)]
+    np.testing.assert_allclose(found.share, shares, rtol=1e-5)
+    np.testing.assert_allclose(found.alpha, np.nan if residual == "post_norm" else 0.3)
+
+
+def test_scanned_equals_unrolled():
+    def loss(stack, x):
+        return jnp.sin(stack(x)).sum(axis=1)
+
+    found = [
+        propagate(Stack(partial(Joined, "rezero"), 4, scan=scan, rngs=nnx.Rngs(1)), X, loss)
+        for scan in (True, False)
+    ]
+    assert found[1].names == found[0].names
+    for field in ("signal", "gradient", "cosine", "change", "share", "alpha"):
+        np.testing.assert_allclose(*(getattr(one, field) for one in found), rtol=1e-5, atol=1e-6)
+
+
+def test_a_language_model_and_its_trunk():
+    def loss(model, tokens):
+        return model.losses(tokens, tokens).mean(axis=1)
+
+    tokens = jax.random.randint(jax.random.key(1), (3, 5), 0, 7)
+    model = Transformer(7, 4, 2, 2, 5, alpha_init=0.2, alpha_per="sublayer", rngs=nnx.Rngs(0))
+    found = propagate(model, tokens, loss)
+    assert found.names == ("trunk.layers.0", "trunk.layers.1")
+    np.testing.assert_allclose(found.alpha, 0.2)
+    f, entered = trunk(model, tokens, loss)
+    signal = np.linalg.norm(entered.reshape(3, -1), axis=1).mean()
+    np.testing.assert_allclose(found.signal[0], signal, rtol=1e-5)
+    left = jax.jit(f)(entered)
+    np.testing.assert_allclose(left, jax.jit(lambda: model.hidden(tokens))(), rtol=1e-5, atol=1e-6)
+
+
+def test_the_stages_of_a_resnet_in_order():
+    model = ResNet.cifar(8, "rezero", width=2, alpha_init=0.5, rngs=nnx.Rngs(0))
+    before = [np.array(leaf) for leaf in jax.tree.leaves(model)]
+    found = propagate(model, jax.random.normal(jax.random.key(0), (2, 8, 8, 3)))
+    assert found.names == ("stages.0.rest", "stages.1.entry", "stages.2.entry")
+    np.testing.assert_array_equal(np.isnan(found.change), [False, True, True])
+    np.testing.assert_array_equal(found.idle, False)
+    np.testing.assert_allclose(found.alpha, 0.5)
+    assert np.isfinite(found.signal).all()
+    assert (found.gradient > 0).all()
+    for leaf, old in zip(jax.tree.leaves(model), before, strict=True):  # in training mode, too
+        np.testing.assert_array_equal(leaf, old)
+
+
+def test_layers_of_ones_own_in_the_order_in_which_they_run():
+    class Own(nnx.Module):
+        def __init__(self, rngs):
+            self.b_first = ReZero(Scaled(1.0), 0.5)
+            self.a_second = nnx.List([Joined("rezero", rngs), nnx.Linear(6, 6, rngs=rngs)])
+
+        def __call__(self, x):
+            for layer in (self.b_first, *self.a_second):
+                x = layer(x)
+            return x
+
+    found = propagate(Own(nnx.Rngs(0)), X)
+    assert found.names == ("b_first", "a_second.0")
+    np.testing.assert_allclose(found.share[0], 0.5, rtol=1e-6)
+    np.testing.assert_allclose(found.alpha, [0.5, 0.3])
+    assert propagate(ReZero(Scaled(1.0)), X).names == ("model",)
+
+
+def test_models_that_cannot_be_measured_are_told():
+    with pytest.raises(UserError, match="no layers were found in the Linear; put its blocks"):
+        propagate(nnx.Linear(6, 6, rngs=nnx.Rngs(0)), X)
+
+    class Twice(nnx.Module):
+        def __init__(self):
+            self.layer = ReZero(Scaled(1.0))
+
+        def __call__(self, x):
+            return self.layer(self.layer(x))
+
+    with pytest.raises(UserError, match="the layers layer run more than once"):
+        propagate(Twice(), X)
+
+
+def test_one_example_has_no_angle():
+    found = propagate(ReZero(Scaled(1.0), 1.0), X[:1])
+    assert np.isnan(found.cosine).all()
+    np.testing.assert_allclose(found.share, 1.0)
