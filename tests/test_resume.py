@@ -11,7 +11,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 from rezero_jax.config import load_config
@@ -19,6 +18,7 @@ from rezero_jax.training import loop
 from rezero_jax.training.checkpoint import Checkpoints
 from rezero_jax.training.program import Program
 from rezero_jax.training.record import Workdir, read_metrics
+from tests.faults.compare import differences, final, metrics, saved, steps_saved
 
 # When one read of a damaged checkpoint fails, Orbax drops the other failed reads unseen; Python
 # complains of them whenever they are collected, perhaps during a later test.
@@ -36,10 +36,6 @@ FIELDS = {
     "log.every_steps": 3,
     "mesh.data": 1,
 }
-
-
-def is_time(key):
-    return key in ("seconds", "examples_per_second") or key.startswith("time/")
 
 
 def settings(**fields):
@@ -74,38 +70,6 @@ def stop(workdir, signum, after, **fields):
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def steps_saved(workdir):
-    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
-
-
-def saved(workdir, step=STEPS):
-    """{path: array} of a checkpoint, read without the model."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        tree = checkpointer.restore(workdir / "checkpoints" / str(step) / "state")
-    flat = jax.tree.leaves_with_path(tree)
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in flat}
-
-
-def final(workdir):
-    values = json.loads((workdir / "final.json").read_text())
-    return {key: value for key, value in values.items() if not is_time(key)}
-
-
-def metrics(workdir):
-    return [{k: v for k, v in line.items() if not is_time(k)} for line in read_metrics(workdir)]
-
-
-def assert_same_run(one, other):
-    """The same story and the same final state, to the bit."""
-    assert metrics(one) == metrics(other)
-    assert final(one) == final(other)
-    a, b = saved(one), saved(other)
-    assert a.keys() == b.keys()
-    for path, array in a.items():
-        assert array.dtype == b[path].dtype
-        np.testing.assert_array_equal(array, b[path], err_msg=path)
-
-
 def contents(workdir):
     return {path: path.read_bytes() for path in sorted(workdir.rglob("*")) if path.is_file()}
 
@@ -117,7 +81,7 @@ def straight(tmp_path_factory):
     result = run(workdir)
     assert result.returncode == 0, result.stderr
     assert steps_saved(workdir) == [200, 250, 300]
-    assert int(saved(workdir)["['step']"]) == STEPS
+    assert int(saved(workdir, STEPS)["['step']"]) == STEPS
     assert final(workdir)["status"] == "finished"
     return workdir
 
@@ -137,7 +101,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(signum, code, straight, tmp
     resumed = run(tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert f"going on after step {step}" in resumed.stdout
-    assert_same_run(tmp_path, straight)
+    assert differences(tmp_path, straight) == []
 
 
 @pytest.mark.slow
@@ -146,7 +110,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(straight, tmp_path):
     assert killed.returncode == -signal.SIGKILL
     resumed = run(tmp_path)
     assert resumed.returncode == 0, resumed.stderr
-    assert_same_run(tmp_path, straight)
+    assert differences(tmp_path, straight) == []
 
 
 def test_a_finished_run_says_so(straight):
@@ -237,10 +201,7 @@ def copied(short, tmp_path):
 @pytest.mark.parametrize("group", [1, pytest.param(40, marks=pytest.mark.slow)])
 def test_the_grouping_of_steps_does_not_change_a_bit(group, short, tmp_path):
     loop.train(config_with(**SHORT, **{"train.steps_per_dispatch": group}), tmp_path)
-    assert metrics(tmp_path) == metrics(short)
-    a, b = (saved(folder, 40) for folder in (tmp_path, short))
-    for path, array in a.items():
-        np.testing.assert_array_equal(array, b[path], err_msg=path)
+    assert differences(tmp_path, short) == []
 
 
 def test_a_run_goes_on_with_another_number_of_devices(copied, short):
@@ -373,10 +334,7 @@ def test_a_run_with_a_damaged_checkpoint_ends_with_the_same_bits(copied, short, 
     truncate(copied / "checkpoints" / "40")
     loop.train(config_with(**SHORT), copied)
     assert "warning: checkpoint 40 is damaged" in capsys.readouterr().err
-    assert metrics(copied) == metrics(short)
-    assert final(copied) == final(short)
-    for path, array in saved(copied, 40).items():
-        np.testing.assert_array_equal(array, saved(short, 40)[path], err_msg=path)
+    assert differences(copied, short) == []
 
 
 def test_no_good_checkpoint(copied, program):
