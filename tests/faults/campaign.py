@@ -29,7 +29,6 @@ from typing import Any
 from tqdm import tqdm
 
 from rezero_jax.config import load_config
-from rezero_jax.host import host_devices, pose_as
 from rezero_jax.training.checkpoint import Checkpoints
 from rezero_jax.training.program import Program
 from rezero_jax.training.record import environment
@@ -68,7 +67,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.out.exists() and any(args.out.iterdir()):
         parser.error(f"{args.out} is not empty; name a new folder")
-    pose_as(host_devices())  # as the runs do, whose checkpoints are restored here
     logging.getLogger("absl").setLevel(logging.ERROR)
 
     out = args.out.absolute()
@@ -194,7 +192,7 @@ class Judge:
 
     def _restored(self, family: Family, checkpoint: Path) -> tuple[Any, dict[str, Any]] | None:
         """State and progress, as train.py would restore them; of a copy, which it may move."""
-        config = load_config(str(ROOT / family.config), family.settings)
+        config = load_config(str(ROOT / family.config), [*family.settings, "mesh.data=1"])
         if family.name not in self._programs:
             self._programs[family.name] = Program.from_config(config)
         with tempfile.TemporaryDirectory() as folder:
