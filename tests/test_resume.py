@@ -257,6 +257,14 @@ def other_record(folder):
     (folder / "record" / "metadata").write_text("{}")
 
 
+def other_digit_in_record(folder):
+    """Sound JSON with another number in it, as one flipped bit can make it."""
+    path = folder / "record" / "metadata"
+    text = path.read_text()
+    at = text.index('"eval/loss": ') + len('"eval/loss": 0.')
+    path.write_text(text[:at] + chr(ord(text[at]) ^ 1) + text[at + 1 :])
+
+
 def empty(folder):
     shutil.rmtree(folder)
     folder.mkdir()
@@ -276,6 +284,7 @@ DAMAGES = [
     delete_record,
     garbage_in_record,
     other_record,
+    other_digit_in_record,
     empty,
     other_numbers,
 ]
@@ -320,6 +329,16 @@ def test_a_damaged_checkpoint_is_never_loaded(damage, copied, program):
     assert "\n" not in warning
     assert steps_saved(copied) == [20, 30]
     assert (copied / "damaged" / "40").is_dir()
+
+
+def test_a_checkpoint_from_before_there_were_checksums_is_restored(copied, program):
+    path = copied / "checkpoints" / "40" / "record" / "metadata"
+    record = json.loads(path.read_text())
+    del record["checksum"]
+    path.write_text(json.dumps(record))
+    (state, _), warned = restore(copied, program)
+    assert int(state["step"]) == 40
+    assert warned == []
 
 
 def test_two_damaged_checkpoints(copied, program):

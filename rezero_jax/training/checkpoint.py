@@ -1,16 +1,18 @@
 """Checkpoints with Orbax: written in the background, never loaded when damaged.
 
 Checkpoint k is the state after k updates, with a small JSON record beside it: the loop's running
-sums and a fingerprint of every array. A checkpoint whose arrays do not match their fingerprints,
+sums, a fingerprint of every array, and a checksum of both. A checkpoint that does not match them,
 or that cannot be read at all, is moved to `damaged/` with a warning, and the one before it is used.
 """
 
 import contextlib
 import gc
+import json
 import logging
 import shutil
 import sys
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -73,7 +75,8 @@ class Checkpoints:
         Raises:
           OSError: this one, or the one before it, cannot be written.
         """
-        record = {"progress": progress, "fingerprint": self._fingerprint(state)}
+        record: dict[str, Any] = {"progress": progress, "fingerprint": self._fingerprint(state)}
+        record["checksum"] = _checksum(record)
         with _failed_writes_told():
             self._manager.save(
                 step,
@@ -115,9 +118,10 @@ class Checkpoints:
                 state=ocp.args.StandardRestore(shapes), record=ocp.args.JsonRestore()
             ),
         )
-        if self._fingerprint(restored.state) != restored.record["fingerprint"]:
+        record = _verified(restored.record)
+        if self._fingerprint(restored.state) != record["fingerprint"]:
             raise ValueError("its arrays are not those that were saved")
-        return restored.state, restored.record["progress"]
+        return restored.state, record["progress"]
 
     def _fingerprint(self, state: Any) -> dict[str, int]:
         return {name: int(value) for name, value in self._bit_sums(state).items()}
@@ -181,6 +185,18 @@ def _failed_reads_dropped() -> Iterator[None]:
         gc.collect()
     finally:
         sys.unraisablehook = hook
+
+
+def _checksum(record: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(record, sort_keys=True).encode())
+
+
+def _verified(record: dict[str, Any]) -> dict[str, Any]:
+    """The record without its checksum, which those of earlier versions lack."""
+    rest = {key: value for key, value in record.items() if key != "checksum"}
+    if record.get("checksum") not in (None, _checksum(rest)):
+        raise ValueError("its record is not the one that was saved")
+    return rest
 
 
 def _bit_sums(state: Any) -> dict[str, Array]:
