@@ -387,7 +387,8 @@ def test_a_half_written_checkpoint_is_ignored(copied, program):
     assert int(state["step"]) == 40
 
 
-def test_the_checkpoints_kept_are_the_newest_the_regular_and_the_best(tmp_path, program):
+@pytest.mark.parametrize("restarts", [(), (4, 6, 9)], ids=["one process", "four processes"])
+def test_the_checkpoints_kept_are_the_newest_the_regular_and_the_best(restarts, tmp_path, program):
     config = config_with(
         **{"checkpoint.keep": 2, "checkpoint.keep_every_steps": 4, "checkpoint.keep_best": 1}
     ).checkpoint
@@ -395,8 +396,10 @@ def test_the_checkpoints_kept_are_the_newest_the_regular_and_the_best(tmp_path, 
     state = program.init()
     losses = {1: 3.0, 3: 1.0, 5: 2.0, 7: 4.0}
     for step in range(1, 11):
+        if step in restarts:
+            checkpoints.close()
+            checkpoints = Checkpoints(tmp_path / "checkpoints", config)
         evaluation = {"eval/loss": losses[step]} if step in losses else None
         checkpoints.save(step, state, {}, evaluation)
-    checkpoints.wait()
     checkpoints.close()
     assert steps_saved(tmp_path) == [3, 4, 8, 9, 10]

@@ -13,7 +13,7 @@ import shutil
 import sys
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,7 @@ class Checkpoints:
         if config.keep_every_steps is not None:
             kept.append(policies.EveryNSteps(config.keep_every_steps))
         if config.keep_best:
-            best = policies.BestN(
-                get_metric_fn=lambda metrics: metrics["eval/loss"],
-                reverse=True,
-                n=config.keep_best,
-                keep_checkpoints_without_metrics=False,
-            )
-            kept.append(best)
+            kept.append(_Best(folder, config.keep_best))
         self._options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(kept),
             save_decision_policy=policies.FixedIntervalPolicy(1),
@@ -75,7 +69,11 @@ class Checkpoints:
         Raises:
           OSError: this one, or the one before it, cannot be written.
         """
-        record: dict[str, Any] = {"progress": progress, "fingerprint": self._fingerprint(state)}
+        record: dict[str, Any] = {
+            "progress": progress,
+            "evaluation": metrics,
+            "fingerprint": self._fingerprint(state),
+        }
         record["checksum"] = _checksum(record)
         with _failed_writes_told():
             self._manager.save(
@@ -153,6 +151,33 @@ class Checkpoints:
         """
         with _failed_writes_told():
             self._manager.close()
+
+
+class _Best(policies.PreservationPolicy):
+    """Keeps the `count` checkpoints of lowest eval/loss.
+
+    Orbax's BestN knows the evaluations of this process alone: after a restart it would delete what
+    was best before.
+    """
+
+    def __init__(self, folder: Path, count: int):
+        self._folder, self._count = folder, count
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        losses = {
+            info.step: evaluation["eval/loss"]
+            for info in checkpoints
+            if (evaluation := info.metrics or self._recorded(info.step))
+        }
+        best = sorted(losses, key=losses.__getitem__)[: self._count]
+        return [info.step in best for info in checkpoints]
+
+    def _recorded(self, step: int) -> dict[str, float] | None:
+        try:
+            record = json.loads((self._folder / str(step) / "record" / "metadata").read_text())
+            return _verified(record)["evaluation"]
+        except (OSError, ValueError, KeyError, AttributeError):  # damaged, or of an earlier version
+            return None
 
 
 def first_line(error: Exception) -> str:
