@@ -4,13 +4,11 @@ import importlib.metadata
 import json
 import math
 import platform
-import struct
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from rezero_jax.config import load_config
 from rezero_jax.errors import UserError
@@ -24,6 +22,7 @@ from rezero_jax.training.record import (
     read_metrics,
     write_json,
 )
+from tests.faults.compare import scalars
 
 MLP = str(Path(__file__).parents[1] / "configs/mlp.py")
 BATCH, SIZE, STEPS, DEPTH = 100, 1437, 32, 4
@@ -58,27 +57,6 @@ def run(config, tmp_path_factory):
 @pytest.fixture(scope="module")
 def lines(run):
     return read_metrics(run)
-
-
-def events(folder):
-    """The events in TensorBoard's record files, in order of writing."""
-    for path in sorted(folder.iterdir()):
-        data, at = path.read_bytes(), 0
-        while at < len(data):  # length, its checksum, the event, its checksum
-            (length,) = struct.unpack_from("<Q", data, at)
-            yield Event.FromString(data[at + 12 : at + 12 + length])
-            at += 12 + length + 4
-
-
-def scalars(folder):
-    """{(step, name): value}, as TensorBoard shows it: a restart hides later steps seen before."""
-    found = {}
-    for event in events(folder):
-        if event.session_log.status == SessionLog.START:
-            found = {key: value for key, value in found.items() if key[0] < event.step}
-        for value in event.summary.value:
-            found[event.step, value.tag] = value.simple_value
-    return found
 
 
 def timeless(line):

@@ -3,7 +3,7 @@
 Several processes write and read each their own part, in one folder that all of them share.
 
 Checkpoint k is the state after k updates, with a small JSON record beside it: the loop's running
-sums and a fingerprint of them and of every array. A checkpoint that does not match its fingerprint,
+sums, a fingerprint of every array, and a checksum of both. A checkpoint that does not match them,
 or that cannot be read at all, is moved to `damaged/` with a warning, and the one before it is used.
 """
 
@@ -16,7 +16,7 @@ import shutil
 import sys
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +45,7 @@ class Checkpoints:
         if config.keep_every_steps is not None:
             kept.append(policies.EveryNSteps(config.keep_every_steps))
         if config.keep_best:
-            best = policies.BestN(
-                get_metric_fn=lambda metrics: metrics["eval/loss"],
-                reverse=True,
-                n=config.keep_best,
-                keep_checkpoints_without_metrics=False,
-            )
-            kept.append(best)
+            kept.append(_Best(folder, config.keep_best))
         self._options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(kept),
             save_decision_policy=policies.FixedIntervalPolicy(1),
@@ -92,7 +86,12 @@ class Checkpoints:
           OSError: there is no room for it, or it or the one before it cannot be written.
         """
         self._check_room(sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
-        record = {"progress": progress, "fingerprint": self._fingerprint(state, progress)}
+        record: dict[str, Any] = {
+            "progress": progress,
+            "evaluation": metrics,
+            "fingerprint": self._fingerprint(state),
+        }
+        record["checksum"] = _checksum(record)
         with _failed_writes_told():
             self._manager.save(
                 step,
@@ -132,9 +131,9 @@ class Checkpoints:
                     reason = first_line(error)
                 if hosts.all_agree(read is not None) and read is not None:
                     state, progress, fingerprint = read
-                    if self._fingerprint(state, progress) == fingerprint:
+                    if self._fingerprint(state) == fingerprint:
                         return state, progress
-                    reason = "its numbers are not those that were saved"
+                    reason = "its arrays are not those that were saved"
                 target = self._set_aside(step)
             warn(
                 f"checkpoint {step} is damaged ({reason}); moved it to {target} "
@@ -152,12 +151,11 @@ class Checkpoints:
                 state=ocp.args.StandardRestore(shapes), record=ocp.args.JsonRestore()
             ),
         )
-        return restored.state, restored.record["progress"], restored.record["fingerprint"]
+        record = _verified(restored.record)
+        return restored.state, record["progress"], record["fingerprint"]
 
-    def _fingerprint(self, state: Any, progress: dict[str, Any]) -> dict[str, int]:
-        arrays = {name: int(value) for name, value in self._bit_sums(state).items()}
-        text = json.dumps(progress, sort_keys=True).encode()
-        return arrays | {"progress": zlib.crc32(text)}
+    def _fingerprint(self, state: Any) -> dict[str, int]:
+        return {name: int(value) for name, value in self._bit_sums(state).items()}
 
     def _set_aside(self, step: int) -> Path:
         self._manager.close()
@@ -192,6 +190,33 @@ class Checkpoints:
             self._reader.close()
 
 
+class _Best(policies.PreservationPolicy):
+    """Keeps the `count` checkpoints of lowest eval/loss.
+
+    Orbax's BestN knows the evaluations of this process alone: after a restart it would delete what
+    was best before.
+    """
+
+    def __init__(self, folder: Path, count: int):
+        self._folder, self._count = folder, count
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        losses = {
+            info.step: evaluation["eval/loss"]
+            for info in checkpoints
+            if (evaluation := info.metrics or self._recorded(info.step))
+        }
+        best = sorted(losses, key=losses.__getitem__)[: self._count]
+        return [info.step in best for info in checkpoints]
+
+    def _recorded(self, step: int) -> dict[str, float] | None:
+        try:
+            record = json.loads((self._folder / str(step) / "record" / "metadata").read_text())
+            return _verified(record)["evaluation"]
+        except (OSError, ValueError, KeyError, AttributeError):  # damaged, or of an earlier version
+            return None
+
+
 def first_line(error: Exception) -> str:
     """The gist of one of Orbax's errors, which may go on for pages."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
@@ -222,6 +247,18 @@ def _failed_reads_dropped() -> Iterator[None]:
         gc.collect()
     finally:
         sys.unraisablehook = hook
+
+
+def _checksum(record: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(record, sort_keys=True).encode())
+
+
+def _verified(record: dict[str, Any]) -> dict[str, Any]:
+    """The record without its checksum, which those of earlier versions lack."""
+    rest = {key: value for key, value in record.items() if key != "checksum"}
+    if record.get("checksum") not in (None, _checksum(rest)):
+        raise ValueError("its record is not the one that was saved")
+    return rest
 
 
 def _bit_sums(state: Any) -> dict[str, Array]:

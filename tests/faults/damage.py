@@ -1,0 +1,259 @@
+"""What a disk, or a hand, can do to a checkpoint; and what the run did with it."""
+
+import dataclasses
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.faults.compare import steps_saved
+from tests.faults.runs import Process, Reference, Said
+
+FOUND, HARMLESS = "found and set aside", "harmless"
+LOADED, CRASHED, PASSED_OVER = "LOADED", "CRASHED", "PASSED OVER SILENTLY"
+OUTCOMES = (FOUND, HARMLESS, LOADED, CRASHED, PASSED_OVER)
+
+# Takes the checkpoint's folder, that of another checkpoint, and what draws; says what it did.
+Damage = Callable[[Path, Path, random.Random], str]
+
+
+def files(folder: Path, under: str = "") -> list[Path]:
+    """The files with something in them, in an order that their random names have no part in."""
+    found = [path for path in (folder / under).rglob("*") if path.is_file() and path.stat().st_size]
+    return sorted(found, key=lambda path: (path.parent, path.stat().st_size))
+
+
+def pick(folder: Path, rng: random.Random) -> Path:
+    """A file: half the time each as likely as any other, else each byte."""
+    found = files(folder)
+    weights = [path.stat().st_size for path in found] if rng.random() < 0.5 else None
+    return rng.choices(found, weights)[0]
+
+
+def truncated_file(folder: Path, other: Path, rng: random.Random) -> str:
+    path = pick(folder, rng)
+    data = path.read_bytes()
+    size = rng.randrange(1, len(data)) if len(data) > 1 else 0
+    path.write_bytes(data[:size])
+    return f"{path.relative_to(folder)} cut from {len(data)} to {size} bytes"
+
+
+def emptied_file(folder: Path, other: Path, rng: random.Random) -> str:
+    path = pick(folder, rng)
+    path.write_bytes(b"")
+    return f"{path.relative_to(folder)} emptied"
+
+
+def deleted_file(folder: Path, other: Path, rng: random.Random) -> str:
+    path = pick(folder, rng)
+    path.unlink()
+    return f"{path.relative_to(folder)} deleted"
+
+
+def deleted_folder(folder: Path, other: Path, rng: random.Random) -> str:
+    path = rng.choice(sorted(path for path in folder.rglob("*") if path.is_dir()))
+    shutil.rmtree(path)
+    return f"{path.relative_to(folder)}/ deleted"
+
+
+def appended_bytes(folder: Path, other: Path, rng: random.Random) -> str:
+    path, count = pick(folder, rng), rng.randint(1, 100)
+    path.write_bytes(path.read_bytes() + rng.randbytes(count))
+    return f"{count} bytes appended to {path.relative_to(folder)}"
+
+
+def zeroed_block(folder: Path, other: Path, rng: random.Random) -> str:
+    path = rng.choice([path for path in files(folder) if any(path.read_bytes())])
+    data = bytearray(path.read_bytes())
+    at = rng.choice([i for i, byte in enumerate(data) if byte])
+    end = min(at + 64, len(data))
+    data[at:end] = bytes(end - at)
+    path.write_bytes(data)
+    return f"bytes {at} to {end} of {path.relative_to(folder)} zeroed"
+
+
+def _flip_bit(folder: Path, path: Path, rng: random.Random) -> str:
+    data = bytearray(path.read_bytes())
+    at, bit = rng.randrange(len(data)), rng.randrange(8)
+    data[at] ^= 1 << bit
+    path.write_bytes(data)
+    return f"bit {bit} of byte {at} of {path.relative_to(folder)} flipped"
+
+
+def flipped_bit(folder: Path, other: Path, rng: random.Random) -> str:
+    return _flip_bit(folder, pick(folder, rng), rng)
+
+
+def flipped_bit_of_arrays(folder: Path, other: Path, rng: random.Random) -> str:
+    largest = max(files(folder, "state"), key=lambda path: path.stat().st_size)
+    data = [path for path in files(folder, "state") if path.parent.name == "d"]
+    return _flip_bit(folder, rng.choice([*data, largest]), rng)
+
+
+def flipped_bit_of_record(folder: Path, other: Path, rng: random.Random) -> str:
+    return _flip_bit(folder, folder / "record" / "metadata", rng)
+
+
+def changed_digit_of_progress(folder: Path, other: Path, rng: random.Random) -> str:
+    """The worst that one bit of the record can do: what can be read, and is another number."""
+    path = folder / "record" / "metadata"
+    text = path.read_text()
+    digits = [i for i, char in enumerate(text[: text.index('"fingerprint"')]) if char.isdigit()]
+    at = rng.choice(digits)
+    path.write_text(text[:at] + chr(ord(text[at]) ^ 1) + text[at + 1 :])
+    return f"digit {text[at]} at byte {at} of record/metadata changed"
+
+
+def swapped_files(folder: Path, other: Path, rng: random.Random) -> str:
+    a = pick(folder, rng)
+    b = rng.choice([path for path in files(folder) if path.read_bytes() != a.read_bytes()])
+    of_a, of_b = a.read_bytes(), b.read_bytes()
+    a.write_bytes(of_b)
+    b.write_bytes(of_a)
+    return f"{a.relative_to(folder)} and {b.relative_to(folder)} swapped"
+
+
+def file_of_another_checkpoint(folder: Path, other: Path, rng: random.Random) -> str:
+    """The file of the same name where there is one, else another of the same folder."""
+    path = pick(folder, rng)
+    where = path.parent.relative_to(folder)
+    theirs = [p for p in files(other, str(where)) if p.read_bytes() != path.read_bytes()]
+    theirs = [p for p in theirs if p.name == path.name] or theirs or files(other)
+    source = rng.choice(theirs)
+    path.write_bytes(source.read_bytes())
+    return f"{path.relative_to(folder)} replaced by {source.relative_to(other.parent)}"
+
+
+def state_of_another_checkpoint(folder: Path, other: Path, rng: random.Random) -> str:
+    shutil.rmtree(folder / "state")
+    shutil.copytree(other / "state", folder / "state")
+    return f"state/ replaced by that of {other.name}"
+
+
+def record_of_another_checkpoint(folder: Path, other: Path, rng: random.Random) -> str:
+    shutil.rmtree(folder / "record")
+    shutil.copytree(other / "record", folder / "record")
+    return f"record/ replaced by that of {other.name}"
+
+
+def half_written(folder: Path, other: Path, rng: random.Random) -> str:
+    """As if the process had been killed before it wrote the last files."""
+    last = [
+        ["_CHECKPOINT_METADATA"],
+        ["_CHECKPOINT_METADATA", "commit_success.txt"],
+        ["_CHECKPOINT_METADATA", "commit_success.txt", "state/_METADATA", "state/_sharding"],
+        ["state/_METADATA"],
+        ["state/manifest.ocdbt", "state/_METADATA", "_CHECKPOINT_METADATA"],
+        ["record/metadata", "_CHECKPOINT_METADATA"],
+    ]
+    gone = [name for name in rng.choice(last) if (folder / name).exists()]
+    for name in gone:
+        (folder / name).unlink()
+    return f"{', '.join(gone)} missing"
+
+
+KINDS: tuple[Damage, ...] = (
+    truncated_file,
+    emptied_file,
+    deleted_file,
+    deleted_folder,
+    appended_bytes,
+    zeroed_block,
+    flipped_bit,
+    flipped_bit_of_arrays,
+    flipped_bit_of_record,
+    changed_digit_of_progress,
+    swapped_files,
+    file_of_another_checkpoint,
+    state_of_another_checkpoint,
+    record_of_another_checkpoint,
+    half_written,
+)
+
+
+def name_of(kind: Damage) -> str:
+    """What the table calls it."""
+    return kind.__name__.replace("_", " ")
+
+
+@dataclasses.dataclass
+class DamagedRun:
+    """A damaged checkpoint and what became of it.
+
+    Attributes:
+      step: of the checkpoint, the newest one.
+      outcome: one of OUTCOMES.
+      problems: empty if nothing was lost.
+    """
+
+    family: str
+    kind: str
+    what: str
+    step: int
+    outcome: str
+    problems: list[str]
+
+
+def classify(said: Said, code: int, step: int, before: int, is_as_saved: Callable[[], bool]) -> str:
+    """What a run did with its newest checkpoint, of `step`; the one before is of step `before`.
+
+    Args:
+      said: the run's output.
+      code: its exit status.
+      step: of the damaged checkpoint.
+      before: of the sound one before it.
+      is_as_saved: whether what it is restored to is, to the bit, what was saved.
+    """
+    if code or said.has_traceback:
+        return CRASHED
+    if said.resumed_at == step:
+        return HARMLESS if is_as_saved() and not said.damaged else LOADED
+    if said.resumed_at == before and said.damaged == [step]:
+        return FOUND
+    return PASSED_OVER
+
+
+def damage_run(
+    reference: Reference,
+    kind: Damage,
+    home: Path,
+    cache: Path,
+    rng: random.Random,
+    compare: Callable[[Path, Path], list[str]],
+    is_as_saved: Callable[[Reference, Path], bool],
+) -> list[DamagedRun]:
+    """Damages the newest checkpoint of an unfinished copy of the run, and lets it go on.
+
+    Args:
+      reference: the run that nothing stopped.
+      kind: one of KINDS.
+      home: folder for the copy and its output; removed if there are no problems.
+      cache: folder of what JAX compiled.
+      rng: draws what is damaged.
+      compare: what differs between two workdirs.
+      is_as_saved: whether a checkpoint's folder is restored to what the reference saved.
+    """
+    workdir = home / "run"
+    shutil.copytree(reference.workdir, workdir)
+    (workdir / "final.json").unlink()
+    steps = steps_saved(workdir)
+    at = rng.randrange(1, len(steps))
+    for later in steps[at + 1 :]:
+        shutil.rmtree(workdir / "checkpoints" / str(later))
+    step, before = steps[at], steps[at - 1]
+    folder = workdir / "checkpoints" / str(step)
+    what = kind(folder, folder.with_name(str(before)), rng)
+    evidence = home / "evidence" / str(step)
+    shutil.copytree(folder, evidence)
+
+    process = Process(reference.family, workdir, home / "log", cache)
+    code = process.wait()
+    outcome = classify(process.said, code, step, before, lambda: is_as_saved(reference, evidence))
+    problems = [] if outcome in (FOUND, HARMLESS) else [outcome]
+    if outcome == FOUND and not (workdir / "damaged" / str(step)).is_dir():
+        problems.append(f"damaged/{step} is not there")
+    if code == 0:
+        problems += compare(workdir, reference.workdir)
+    if not problems:
+        shutil.rmtree(home)
+    return [DamagedRun(reference.family.name, name_of(kind), what, step, outcome, problems)]

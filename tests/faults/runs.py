@@ -1,0 +1,165 @@
+"""The runs that the campaign stops and damages: one small network of each family, by train.py."""
+
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 900.0  # seconds after which a process that does not end is said to hang
+
+COMMON = {
+    "train.epochs": None,
+    "train.steps_per_dispatch": 7,  # does not divide what is due
+    "checkpoint.keep": 4,
+    "checkpoint.keep_best": 1,
+    "log.every_steps": 5,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A kind of network, and a run of it that takes some seconds longer than its start."""
+
+    name: str
+    config: str
+    steps: int
+    save_every: int
+    fields: dict[str, object]
+
+    @property
+    def settings(self) -> list[str]:
+        """The config's fields as "key=value"."""
+        length = {"train.steps": self.steps, "checkpoint.every_steps": self.save_every}
+        return [f"{key}={value}" for key, value in (COMMON | length | self.fields).items()]
+
+    def command(self, workdir: Path) -> list[str]:
+        """The command line of the run."""
+        overrides = [f"--config.{text}" for text in self.settings]
+        train = [sys.executable, str(ROOT / "train.py"), f"--config={ROOT / self.config}"]
+        return [*train, f"--workdir={workdir}", *overrides]
+
+
+FAMILIES = [
+    # Learns too fast, so that the best checkpoint is an early one.
+    Family(
+        "mlp",
+        "configs/mlp.py:smoke",
+        2000,
+        50,
+        {"eval.every_epochs": None, "eval.every_steps": 50, "optim.learning_rate": 0.1},
+    ),
+    Family("resnet", "configs/resnet.py:smoke", 400, 25, {"eval.every_epochs": 5.0}),
+    Family(
+        "transformer",
+        "configs/transformer_small.py:smoke",
+        800,
+        50,
+        {"eval.every_steps": 100, "eval.examples": 512},
+    ),
+]
+
+
+class Process:
+    """A process with the command; its output goes to a file.
+
+    Args:
+      family: what it trains.
+      workdir: the run's folder.
+      log: the file.
+      cache: folder of what JAX compiled, so that a kill cannot harm the user's own.
+    """
+
+    def __init__(self, family: Family, workdir: Path, log: Path, cache: Path):
+        self._log = log
+        self.started = time.monotonic()
+        env = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache), "PYTHONUNBUFFERED": "1"}
+        with log.open("w") as file:
+            self.popen = subprocess.Popen(
+                family.command(workdir), stdout=file, stderr=subprocess.STDOUT, env=env
+            )
+
+    @property
+    def is_running(self) -> bool:
+        return self.popen.poll() is None
+
+    @property
+    def age(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.started
+
+    def wait(self) -> int:
+        """The exit status, once it ended by itself; a process that hangs is killed."""
+        try:
+            return self.popen.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise TimeoutError(f"{self._log} has not ended in {PATIENCE:.0f} s") from None
+
+    def kill(self) -> int:
+        """kill -9, and the exit status: another one if the process had ended before."""
+        self.popen.kill()
+        return self.popen.wait()
+
+    @property
+    def said(self) -> "Said":
+        return Said(self._log.read_text(errors="replace"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Said:
+    """The output of a process."""
+
+    text: str
+
+    @property
+    def resumed_at(self) -> int | None:
+        """The step that it went on after; None if it did not get that far."""
+        if found := re.search(r"going on after step ([\d,]+)", self.text):
+            return int(found[1].replace(",", ""))
+        return 0 if self.has_begun else None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it had restored or initialised its state."""
+        return " steps of " in self.text
+
+    @property
+    def has_trained(self) -> bool:
+        """Whether it had compiled and made its first updates."""
+        return re.search(r"first \d+ step\(s\) with compilation", self.text) is not None
+
+    @property
+    def damaged(self) -> list[int]:
+        """The checkpoints that it said are damaged."""
+        return [
+            int(step) for step in re.findall(r"warning: checkpoint (\d+) is damaged", self.text)
+        ]
+
+    @property
+    def has_traceback(self) -> bool:
+        return "Traceback (most recent call last)" in self.text
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """The run that nothing stopped.
+
+    Attributes:
+      family: what it trained.
+      workdir: its folder.
+      seconds: of the whole process, when everything is compiled.
+      training: of these, seconds after the first updates.
+    """
+
+    family: Family
+    workdir: Path
+    seconds: float
+    training: float
+
+    def seconds_from(self, step: int) -> float:
+        """What a process that goes on after `step` should take."""
+        return self.seconds - self.training * step / self.family.steps

@@ -1,0 +1,254 @@
+"""The pieces of the fault campaign: what it compares, damages, aims at and calls lost."""
+
+import itertools
+import json
+import random
+import shutil
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from rezero_jax.config import base_config, load_config
+from rezero_jax.training.checkpoint import Checkpoints
+from rezero_jax.training.program import Program
+from rezero_jax.training.record import Record
+from tests.faults import damage, kill
+from tests.faults.campaign import Judge, main
+from tests.faults.compare import changed_arrays, differences
+from tests.faults.runs import FAMILIES, ROOT, Reference, Said
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+STEPS = (5, 10)
+
+
+def write_run(folder, weight=0.25, loss=0.5, best=0.5, seconds=1.0, total=7.0):
+    """A finished run in miniature, as the loop would leave it."""
+    record = Record(folder, 0)
+    checkpoints = Checkpoints(folder / "checkpoints", base_config().checkpoint)
+    for step in STEPS:
+        record.write(step, {"train/loss": loss, "time/data": seconds})
+        state = {
+            "step": np.array(step, np.int32),
+            "params": {"w": np.array([1.0, weight, step], np.float32), "b": np.zeros(4096)},
+        }
+        progress = {"epoch_loss": {"sum": total, "steps": step}, "seconds": seconds}
+        checkpoints.save(step, state, progress, None)
+    checkpoints.close()
+    record.close()
+    final = {"steps": STEPS[-1], "best/eval/loss": best, "seconds": seconds}
+    (folder / "final.json").write_text(json.dumps(final))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("one"))
+
+
+def test_runs_that_differ_in_time_alone_are_the_same(one, tmp_path):
+    assert differences(one, write_run(tmp_path, seconds=2.0)) == []
+
+
+def next_float(value):
+    return float(np.nextafter(np.float64(value), 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"weight": float(np.nextafter(np.float32(0.25), 1))}, ["state ['params']['w']"]),
+        ({"weight": -0.25}, ["state ['params']['w']"]),
+        ({"best": next_float(0.5)}, ["final.json"]),
+        ({"total": next_float(7.0)}, ["saved progress"]),
+        ({"loss": next_float(0.5)}, [f"metrics.jsonl, step {step}" for step in STEPS]),
+    ],
+)
+def test_one_changed_bit_is_noticed(change, expected, one, tmp_path):
+    assert differences(write_run(tmp_path, **change), one) == expected
+
+
+def test_what_is_missing_is_noticed(one, tmp_path):
+    shutil.copytree(one, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/5")
+    (tmp_path / "run/metrics.jsonl").write_text("")
+    for path in (tmp_path / "run/tensorboard").iterdir():
+        path.write_bytes(path.read_bytes()[:-100])
+    found = differences(tmp_path / "run", one)
+    assert [text.split(" (")[0] for text in found] == [
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints kept",
+    ]
+
+
+def test_bits_are_compared_not_values():
+    zero, other = np.zeros(2, np.float32), np.array([0.0, -0.0], np.float32)
+    assert changed_arrays({"a": zero}, {"a": zero.copy()}) == []
+    assert changed_arrays({"a": zero}, {"a": other}) == ["a"]
+    assert changed_arrays({"a": zero}, {"a": zero.view(np.int32)}) == ["a"]
+    assert changed_arrays({"a": zero}, {"a": zero, "b": zero}) == ["b"]
+
+
+# ---- Damages
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in damage.files(folder)}
+
+
+@pytest.mark.parametrize("kind", damage.KINDS, ids=lambda kind: kind.__name__)
+def test_a_damage_changes_files_and_says_which(kind, one, tmp_path):
+    sound = contents(one / "checkpoints/10")
+    said = set()
+    for seed in range(4):
+        twice = []
+        for again in range(2):
+            folder = tmp_path / f"{seed}{again}"
+            shutil.copytree(one / "checkpoints", folder)
+            twice.append(kind(folder / "10", folder / "5", random.Random(seed)))
+            changed = contents(folder / "10")
+            assert changed != sound
+            for path in changed.keys() ^ sound.keys():
+                assert path.name in twice[-1] or any(p.name in twice[-1] for p in path.parents)
+            assert contents(folder / "5") == contents(one / "checkpoints/5")
+        assert twice[0] == twice[1]
+        said.add(twice[0])
+    assert len(said) > 1 or kind.__name__.endswith("of_another_checkpoint")
+
+
+def test_a_flipped_bit_is_one_bit(one, tmp_path):
+    for seed in range(20):
+        folder = tmp_path / str(seed)
+        shutil.copytree(one / "checkpoints/10", folder)
+        damage.flipped_bit(folder, folder, random.Random(seed))
+        sound, changed = contents(one / "checkpoints/10"), contents(folder)
+        (path,) = [path for path in sound if sound[path] != changed[path]]
+        a, b = (np.frombuffer(files[path], np.uint8) for files in (sound, changed))
+        assert np.bitwise_count(a ^ b).sum() == 1
+
+
+BEGUN = "902 parameters, 2,000 steps of 50 examples on 1 device(s), in run\n"
+AT_10 = BEGUN + "going on after step 10\n"
+AT_5 = BEGUN + "going on after step 5\n"
+WARNED = "warning: checkpoint 10 is damaged (bad); moved it to run/damaged/10\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "is_as_saved", "expected"),
+    [
+        (WARNED + AT_5, 0, True, damage.FOUND),
+        (AT_10, 0, True, damage.HARMLESS),
+        (AT_10, 0, False, damage.LOADED),
+        (AT_5, 0, True, damage.PASSED_OVER),
+        (BEGUN, 0, True, damage.PASSED_OVER),
+        (WARNED + BEGUN, 0, True, damage.PASSED_OVER),
+        (WARNED + AT_5, 1, True, damage.CRASHED),
+        (WARNED + "Traceback (most recent call last):\n" + AT_5, 0, True, damage.CRASHED),
+    ],
+)
+def test_what_became_of_a_damaged_checkpoint(text, code, is_as_saved, expected):
+    assert damage.classify(Said(text), code, 10, 5, lambda: is_as_saved) == expected
+
+
+def test_a_checkpoint_restored_to_other_numbers_is_not_harmless(tmp_path):
+    family = FAMILIES[0]
+    config = load_config(str(ROOT / family.config), [*family.settings, "mesh.data=1"])
+    checkpoints = Checkpoints(tmp_path / "run/checkpoints", config.checkpoint)
+    checkpoints.save(10, Program.from_config(config).init(), {"last": {"eval/loss": 0.5}}, None)
+    checkpoints.close()
+    reference = Reference(family, tmp_path / "run", 1.0, 1.0)
+    sound, evidence = tmp_path / "run/checkpoints/10", tmp_path / "evidence/10"
+    shutil.copytree(sound, evidence)
+    (evidence / "commit_success.txt").unlink()
+    judge = Judge()
+    assert judge.is_as_saved(reference, evidence)
+    record = evidence / "record/metadata"
+    record.write_text(record.read_text().replace('"eval/loss": 0.5', '"eval/loss": 0.4'))
+    assert not judge.is_as_saved(reference, evidence)
+
+
+# ---- Kills
+
+
+@pytest.mark.parametrize("count", [1, 5, 20, 23])
+def test_a_third_of_the_kills_aims_at_checkpoints_being_written(count):
+    runs = kill.plan(random.Random(0), count)
+    aims = list(itertools.chain(*runs))
+    assert len(aims) == count
+    assert aims.count("writing") == -(-count // 3)
+    assert max(map(len, runs)) <= kill.KILLS_PER_RUN
+
+
+class Pretended:
+    """A process that writes a checkpoint and another, with one left behind by its predecessor."""
+
+    def __init__(self, workdir):
+        self.folder = workdir / "checkpoints"
+        self.is_running, self.age = True, 0.0
+        self.writing = None
+        (self.folder / "5.orbax-checkpoint-tmp").mkdir(parents=True)
+        threading.Thread(target=self._run).start()
+
+    def _run(self):
+        time.sleep(0.1)
+        (self.folder / "5.orbax-checkpoint-tmp").rmdir()
+        for step in (5, 10, 15, 20):
+            time.sleep(0.05)
+            folder = self.folder / f"{step}.orbax-checkpoint-tmp"
+            folder.mkdir()
+            self.writing = step
+            time.sleep(0.2)
+            self.writing = None
+            folder.rmdir()
+        self.is_running = False
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_kill_aimed_at_a_checkpoint_strikes_while_it_is_written(seed, tmp_path):
+    process = Pretended(tmp_path)
+    kill.await_moment("writing", process, tmp_path, 9.0, random.Random(seed))
+    step = process.writing
+    assert step == 5 * random.Random(seed).randint(1, 4)
+    assert kill.half_written(tmp_path) == {f"{step}.orbax-checkpoint-tmp"}
+
+
+def struck(newest, recorded=12):
+    return kill.Kill("random", 3.0, "training", recorded, newest)
+
+
+def test_a_run_that_goes_on_after_its_newest_checkpoint_lost_the_steps_since():
+    kills = [struck(10)]
+    assert kill.check_resumed(kills, Said(AT_10)) == []
+    assert kills[0].resumed == 10
+    assert kills[0].lost == 2
+
+
+@pytest.mark.parametrize(
+    ("newest", "text", "expected"),
+    [
+        (10, AT_5, "went on after 5 though 10 was saved"),
+        (5, BEGUN, "went on after 0 though 5 was saved"),
+        (5, WARNED + AT_5, "checkpoint 10 called damaged after a kill"),
+        (0, BEGUN + "Traceback (most recent call last):", "traceback"),
+    ],
+)
+def test_what_a_restart_may_not_do(newest, text, expected):
+    assert kill.check_resumed([struck(newest)], Said(text)) == [expected]
+
+
+def test_a_folder_in_use_is_refused(tmp_path, capsys):
+    (tmp_path / "old").touch()
+    with pytest.raises(SystemExit):
+        main([f"--out={tmp_path}"])
+    assert "is not empty; name a new folder" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_small_campaign(tmp_path):
+    assert main(["--kills=3", "--damages=3", f"--out={tmp_path / 'out'}"]) == 0
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert len(report["runs"]) >= 6
+    assert report["failures"] == []
