@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import math
 import platform
+import shutil
 from pathlib import Path
 
 import jax
@@ -226,6 +227,23 @@ def test_a_resumed_record_drops_what_will_be_made_again(tmp_path):
     expected = [(1, 1.0), (2, 0.5), (3, 9.0)]
     assert [(line["step"], line["train/loss"]) for line in read_metrics(tmp_path)] == expected
     assert scalars(tmp_path / "tensorboard") == {(s, "train/loss"): v for s, v in expected}
+
+
+def test_tensorboard_has_no_gap_after_a_kill(tmp_path):
+    (tmp_path / "killed").mkdir()
+    killed = Record(tmp_path / "killed", 0)
+    for step in range(1, 51):
+        killed.write(step, {"train/loss": 1.0 / 2**step})
+    shutil.copytree(tmp_path / "killed", tmp_path / "run")  # as it lies on the disk now
+    killed.close()
+    (old,) = (tmp_path / "run" / "tensorboard").iterdir()
+    old.rename(old.with_name("events.out.tfevents.0.first"))  # names have a resolution of 1 s
+    assert len(scalars(tmp_path / "run" / "tensorboard")) < 50
+    record = Record(tmp_path / "run", 40)
+    record.write(41, {"train/loss": 9.0})
+    record.close()
+    expected = {(step, "train/loss"): 1.0 / 2**step for step in range(1, 41)}
+    assert scalars(tmp_path / "run" / "tensorboard") == expected | {(41, "train/loss"): 9.0}
 
 
 def test_a_json_file_is_the_old_or_the_new_one(tmp_path):

@@ -30,6 +30,9 @@ from rezero_jax.errors import UserError
 TOPOLOGY = ("mesh.", "data.dir", "data.stream")
 # What an evaluation of a finished run may ask for otherwise than the run did.
 EVALUATION = ("eval.", "data.context", "data.eval_split")
+# TensorBoard's file is written in blocks, so that a kill loses the last lines of it: how many lines
+# a run that goes on writes there again.
+AGAIN = 200
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -131,16 +134,24 @@ class Record:
 
     def __init__(self, folder: Path, step: int):
         path = folder / "metrics.jsonl"
+        again: list[dict[str, float]] = []
         if path.exists():
             kept = [line for line in read_metrics(folder) if line["step"] <= step]
             _replace(path, "".join(json.dumps(line) + "\n" for line in kept))
+            again = kept[-AGAIN:]
         self._lines: TextIO = path.open("a")
-        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        first = int(again[0]["step"]) if again else step + 1
+        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=first)
+        for line in again:
+            self._show(int(line["step"]), {k: v for k, v in line.items() if k != "step"})
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """One line: `metrics` after `step` updates."""
         self._lines.write(json.dumps({"step": step} | metrics) + "\n")
         self._lines.flush()
+        self._show(step, metrics)
+
+    def _show(self, step: int, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
             self._events.add_scalar(name, value, step)
 

@@ -16,7 +16,7 @@ COMMON = {
     "train.steps_per_dispatch": 7,  # does not divide what is due
     "checkpoint.keep": 4,
     "checkpoint.keep_best": 1,
-    "log.every_steps": 5,
+    "log.every_steps": 10,
 }
 
 
@@ -48,16 +48,16 @@ FAMILIES = [
     Family(
         "mlp",
         "configs/mlp.py:smoke",
-        2000,
-        50,
-        {"eval.every_epochs": None, "eval.every_steps": 50, "optim.learning_rate": 0.1},
+        6000,
+        200,
+        {"eval.every_epochs": None, "eval.every_steps": 200, "optim.learning_rate": 0.1},
     ),
-    Family("resnet", "configs/resnet.py:smoke", 400, 25, {"eval.every_epochs": 5.0}),
+    Family("resnet", "configs/resnet.py:smoke", 800, 50, {"eval.every_epochs": 5.0}),
     Family(
         "transformer",
         "configs/transformer_small.py:smoke",
-        800,
-        50,
+        1500,
+        100,
         {"eval.every_steps": 100, "eval.examples": 512},
     ),
 ]
