@@ -100,13 +100,17 @@ def test_a_workdir_that_vanishes_is_told(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    while process.poll() is None:
-        if (workdir / "checkpoints" / "20").exists():
-            workdir.rename(tmp_path / "elsewhere")
-            workdir.write_text("")  # no folder, nor can there be one
-            break
-        time.sleep(0.01)
-    _, err = process.communicate(timeout=120)
+    try:
+        while process.poll() is None:
+            if (workdir / "checkpoints" / "20").exists():
+                workdir.rename(tmp_path / "elsewhere")
+                workdir.write_text("")  # no folder, nor can there be one
+                break
+            time.sleep(0.01)
+        _, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+        process.communicate()
     assert_one_sentence(subprocess.CompletedProcess(COMMAND, process.returncode, "", err))
     assert (tmp_path / "elsewhere" / "checkpoints" / "20").is_dir()
     assert read_metrics(tmp_path / "elsewhere")
