@@ -170,7 +170,8 @@ def _claims(scale: str, rows: Sequence[Row], runs: Mapping[str, Sequence[Run]]) 
             f"{vanished:.0%} are below 1e-10 (more than half); the mode of log10 goes from "
             f"{number(mean('post-norm, 4 layers', 'mode of log10'))} at 4 layers over "
             f"{number(mean('post-norm, 12 layers', 'mode of log10'))} at 12 to "
-            f"{number(mean('post-norm, 64 layers', 'mode of log10'))} at 64",
+            f"{number(mean('post-norm, 64 layers', 'mode of log10'))} at 64, in networks of the "
+            "notebook's size; that of Figure 4a is unknown",
         ),
         Claim(
             "The vanilla ResNet-110 multiplies signals by up to 10^8 at initialisation",
