@@ -86,11 +86,14 @@ class Run:
         values = [[line[f"alpha/{layer}"] for layer in range(depth)] for line in self.lines]
         return steps, np.array(values, float)
 
+    def final(self) -> dict[str, Any]:
+        """final.json; empty while the run has not ended."""
+        return read_final(self.folder) or {}
+
     @property
     def diverged(self) -> bool:
         """Whether the run ended because a loss, gradient or parameter was not finite."""
-        final = read_final(self.folder)
-        return final is not None and final["status"] == "diverged"
+        return self.final().get("status") == "diverged"
 
 
 def first_at(

@@ -94,7 +94,12 @@ class Workdir:
         return final if final is not None and final["status"] == "finished" else None
 
 
-def check_config(folder: Path, resolved: dict[str, Any], free: tuple[str, ...] = TOPOLOGY) -> None:
+def check_config(
+    folder: Path,
+    resolved: dict[str, Any],
+    free: tuple[str, ...] = TOPOLOGY,
+    mend: str = "choose another --workdir or the old settings",
+) -> None:
     """Checks that the run in a folder, if there is one, is that of a config.
 
     A field that its config does not have, because it was begun before there was such a field, had
@@ -104,6 +109,7 @@ def check_config(folder: Path, resolved: dict[str, Any], free: tuple[str, ...] =
       folder: a workdir.
       resolved: a config as nested dicts of JSON's types.
       free: prefixes of the fields that may differ.
+      mend: what the error advises.
 
     Raises:
       UserError: it is the run of another config.
@@ -117,10 +123,7 @@ def check_config(folder: Path, resolved: dict[str, Any], free: tuple[str, ...] =
         change for change in differences(old, flatten(resolved)) if not change.startswith(free)
     ]
     if changes:
-        raise UserError(
-            f"{folder} holds a run of another config ({'; '.join(changes)}); "
-            "choose another --workdir or the old settings"
-        )
+        raise UserError(f"{folder} holds a run of another config ({'; '.join(changes)}); {mend}")
 
 
 class Record:

@@ -49,23 +49,31 @@ def trained_language_model(workdir: str | Path) -> tuple[Transformer, int]:
     return model, step  # type: ignore[return-value]
 
 
-def trained(workdir: str | Path) -> tuple[nnx.Module, int, Program]:
+def trained(workdir: str | Path, step: int | None = None) -> tuple[nnx.Module, int, Program]:
     """The model of the run in `workdir`, of any family, with what it was trained on.
 
     Only reads, on one device. Unlike `trained_language_model` it needs the data set.
 
+    Args:
+      workdir: the run's folder.
+      step: which checkpoint, by default the newest; 0 is the model as it was born.
+
     Returns:
-      The model of the newest checkpoint, in evaluation mode; its number of updates; the program of
-      the run's config.
+      The model in evaluation mode; its number of updates; the program of the run's config.
 
     Raises:
-      UserError: there is no run or no checkpoint, it cannot be read, or its data are not there.
+      UserError: there is no run or no such checkpoint, it cannot be read, or its data are not
+        there.
     """
     config = _config(workdir)
-    step = _newest(workdir)
+    step = _newest(workdir) if step is None else step
+    if step and not (Path(workdir) / "checkpoints" / str(step)).is_dir():
+        raise UserError(
+            f"{workdir} holds no checkpoint {step}; train anew with checkpoint.keep_every_steps"
+        )
     config.mesh.data = config.mesh.model = 1
     program = Program.from_config(config)
-    state = _restore(workdir, step, program.shapes)
+    state = _restore(workdir, step, program.shapes) if step else program.init()
     model = program.skeleton.model(state["params"], state["stats"])
     model.eval()
     return model, step, program
