@@ -179,6 +179,7 @@ def test_a_third_of_the_kills_aims_at_checkpoints_being_written(count):
     aims = list(itertools.chain(*runs))
     assert len(aims) == count
     assert aims.count("writing") == -(-count // 3)
+    assert abs(aims.count("any") - aims.count("training")) <= 1
     assert max(map(len, runs)) <= kill.KILLS_PER_RUN
 
 
@@ -187,10 +188,15 @@ class Pretended:
 
     def __init__(self, workdir):
         self.folder = workdir / "checkpoints"
-        self.is_running, self.age = True, 0.0
+        self.is_running, self.said = True, Said("")
+        self.started = time.monotonic()
         self.writing = None
         (self.folder / "5.orbax-checkpoint-tmp").mkdir(parents=True)
         threading.Thread(target=self._run).start()
+
+    @property
+    def age(self):
+        return time.monotonic() - self.started
 
     def _run(self):
         time.sleep(0.1)
@@ -200,23 +206,36 @@ class Pretended:
             folder = self.folder / f"{step}.orbax-checkpoint-tmp"
             folder.mkdir()
             self.writing = step
-            time.sleep(0.2)
+            time.sleep(0.35)
             self.writing = None
             folder.rmdir()
+            self.said = Said(BEGUN + "first 7 step(s) with compilation: 1.0 s\n")
         self.is_running = False
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_kill_aimed_at_a_checkpoint_strikes_while_it_is_written(seed, tmp_path):
     process = Pretended(tmp_path)
-    kill.await_moment("writing", process, tmp_path, 9.0, random.Random(seed))
+    kill.await_moment("writing", process, tmp_path, (9.0, 9.0), random.Random(seed))
     step = process.writing
     assert step == 5 * random.Random(seed).randint(1, 4)
     assert kill.half_written(tmp_path) == {f"{step}.orbax-checkpoint-tmp"}
 
 
+def test_other_kills_strike_within_their_time(tmp_path):
+    process = Pretended(tmp_path)
+    kill.await_moment("any", process, tmp_path, (0.2, 0.1), random.Random(0))
+    assert process.age >= random.Random(0).uniform(0, 0.2)
+    assert process.is_running
+    kill.await_moment("training", process, tmp_path, (9.0, 0.2), random.Random(0))
+    assert process.said.has_trained
+    assert process.is_running
+    kill.await_moment("any", process, tmp_path, (9e9, 9e9), random.Random(0))
+    assert not process.is_running
+
+
 def struck(newest, recorded=12):
-    return kill.Kill("random", 3.0, "training", recorded, newest)
+    return kill.Kill("any", 3.0, "training", recorded, newest)
 
 
 def test_a_run_that_goes_on_after_its_newest_checkpoint_lost_the_steps_since():

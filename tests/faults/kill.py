@@ -12,6 +12,7 @@ from tests.faults.compare import steps_saved
 from tests.faults.runs import Process, Reference, Said
 
 KILLS_PER_RUN = 5
+AIMS = ("writing", "any", "training")
 PHASES = ("start-up", "training", "writing", "finishing")
 POLL = 0.001  # seconds; a small checkpoint is written in some fifty of them
 WRITE = 0.06  # seconds within which a kill aims at a checkpoint being written
@@ -22,7 +23,7 @@ class Kill:
     """One kill -9 and what followed.
 
     Attributes:
-      planned: "random" or "writing".
+      aim: one of AIMS.
       seconds: age of the process.
       phase: what it was doing, one of PHASES.
       recorded: the last step in metrics.jsonl.
@@ -31,7 +32,7 @@ class Kill:
         it said so, or had nothing to do.
     """
 
-    planned: str
+    aim: str
     seconds: float
     phase: str
     recorded: int
@@ -54,9 +55,8 @@ class KilledRun:
 
 
 def plan(rng: random.Random, count: int) -> list[list[str]]:
-    """What to aim at, for each run; a third at checkpoints being written."""
-    aims = ["writing"] * -(-count // 3)
-    aims += ["random"] * (count - len(aims))
+    """What to aim at, for each run: a third at checkpoints being written, two at random moments."""
+    aims = [AIMS[i % len(AIMS)] for i in range(count)]
     rng.shuffle(aims)
     return [aims[i : i + KILLS_PER_RUN] for i in range(0, count, KILLS_PER_RUN)]
 
@@ -68,21 +68,25 @@ def half_written(workdir: Path) -> set[str]:
 
 
 def await_moment(
-    aim: str, process: Process, workdir: Path, seconds: float, rng: random.Random
+    aim: str, process: Process, workdir: Path, seconds: tuple[float, float], rng: random.Random
 ) -> None:
     """Returns when it is time to kill, or when the process has ended.
 
     Args:
-      aim: "random": within `seconds` from the start; "writing": in one of the first checkpoints.
+      aim: "any": from the start of the process to its end, most of which may go into starting;
+        "training": from its first updates to the end; "writing": in one of the first checkpoints.
       process: the one to kill.
       workdir: its folder.
-      seconds: what it should take.
+      seconds: what all of it should take, and the part after the first updates.
       rng: draws the moment.
     """
-    if aim == "random":
-        moment = rng.uniform(0, seconds)
-        while process.is_running and process.age < moment:
-            time.sleep(min(0.05, max(moment - process.age, POLL)))
+    if aim != "writing":
+        moment = rng.uniform(0, seconds[0] if aim == "any" else seconds[1])
+        while aim == "training" and process.is_running and not process.said.has_trained:
+            time.sleep(0.02)
+        until = moment + (process.age if aim == "training" else 0.0)
+        while process.is_running and process.age < until:
+            time.sleep(min(0.05, max(until - process.age, POLL)))
         return
     wanted, delay = rng.randint(1, 4), rng.uniform(0, WRITE)
     left_behind = half_written(workdir)
@@ -193,7 +197,7 @@ def _kill_and_finish(
             result.problems.append(f"checkpoint {at_start} is gone")
         kill = Kill(aims[0], age, phase(said, workdir, family.steps), recorded(workdir), newest)
         result.kills.append(kill)
-        if kill.planned == "random" or kill.phase == "writing":
+        if kill.aim != "writing" or kill.phase == "writing":
             aims.pop(0)
             tick()
     result.problems.append("no kill struck a checkpoint being written")

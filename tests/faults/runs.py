@@ -160,6 +160,7 @@ class Reference:
     seconds: float
     training: float
 
-    def seconds_from(self, step: int) -> float:
-        """What a process that goes on after `step` should take."""
-        return self.seconds - self.training * step / self.family.steps
+    def seconds_from(self, step: int) -> tuple[float, float]:
+        """What a process that goes on after `step` should take: in all, and to train."""
+        training = self.training * (1 - step / self.family.steps)
+        return self.seconds - self.training + training, training
