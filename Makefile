@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test lint setup setup-dev clean
+.PHONY: train test lint notebooks setup setup-dev clean
 
 train: setup  ## train the default network on embedded data, in seconds
 	$(BIN)/python train.py --config=configs/mlp.py --workdir=runs/digits
@@ -15,6 +15,9 @@ lint: setup-dev  ## check format, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+notebooks: setup-dev  ## make the notebooks from their .py and execute them, in some minutes
+	$(BIN)/python notebooks/execute.py
 
 setup: $(VENV)/installed
 

@@ -1,0 +1,49 @@
+"""Makes notebooks from their .py files and executes them: `python notebooks/execute.py [NAME ...]`.
+
+Without a name it does so with all. What would differ from one execution to the next for no reason
+(identifiers of cells, times) is left out.
+"""
+
+import argparse
+from pathlib import Path
+
+import jupytext
+import nbformat
+from nbclient import NotebookClient
+
+FOLDER = Path(__file__).resolve().parent
+NAMES = ("rezero_in_ten_minutes", "from_a_config_to_a_result", "inside_a_deep_transformer")
+
+
+def execute(name: str, folder: Path) -> None:
+    """Executes notebooks/NAME.py from top to bottom and writes NAME.ipynb to the folder.
+
+    Raises:
+      nbclient.exceptions.CellExecutionError: a cell failed; nothing is written.
+    """
+    notebook = jupytext.read(FOLDER / f"{name}.py")
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number}"
+    NotebookClient(
+        notebook,
+        kernel_name="python3",
+        record_timing=False,
+        coalesce_streams=True,
+        resources={"metadata": {"path": FOLDER.parent}},  # where the project is importable
+    ).execute()
+    nbformat.write(notebook, folder / f"{name}.ipynb")
+
+
+def main() -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: {', '.join(NAMES)}")
+    parser.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help="default: here")
+    args = parser.parse_args()
+    for name in args.names or NAMES:
+        execute(name, args.out)
+        print(f"wrote {args.out / name}.ipynb")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""The notebooks: each .ipynb is its .py with outputs that are whole, small and of no machine."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+import types
+from importlib.metadata import version
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+
+PROJECT = Path(__file__).parents[1]
+TRUE = {  # what an execution says on any machine
+    "rezero_in_ten_minutes": [
+        "the block is the identity, bit for bit: True",
+        "|dL/dF| = 0.000000",
+        "1,000 layers are the identity: True",
+    ],
+    "from_a_config_to_a_result": [
+        'did you mean "optim.learning_rate"?',
+        "logged losses, largest difference 0.0",
+        '"status": "finished"',
+    ],
+    "inside_a_deep_transformer": ["ReZero, 64 layers: smallest 1.0, largest 1.0"],
+}
+
+
+def read(path):
+    return nbformat.read(path, as_version=4).cells
+
+
+def text_of(cells):
+    """All that the cells put out, but for pictures."""
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    data = [value for o in outputs for kind, value in o.get("data", {}).items() if "text" in kind]
+    return "".join([o.text for o in outputs if o.output_type == "stream"] + data)
+
+
+def check_outputs(name, cells):
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error"]
+    assert not [output.text for output in outputs if output.get("name") == "stderr"]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 2
+    for sentence in TRUE[name]:
+        assert sentence in text_of(cells)
+
+
+def test_none_is_left_out():
+    assert {path.stem for path in (PROJECT / "notebooks").glob("*.ipynb")} == set(TRUE)
+
+
+@pytest.mark.parametrize("name", TRUE)
+def test_saved_notebook(name):
+    path = PROJECT / "notebooks" / f"{name}.ipynb"
+    cells = read(path)
+    pair = jupytext.read(path.with_suffix(".py")).cells
+    assert [(c.cell_type, c.source) for c in cells] == [(c.cell_type, c.source) for c in pair]
+    check_outputs(name, cells)
+    assert path.stat().st_size < 300_000
+    paths = r"(?:/home|/root|/Users|/tmp|/var|/opt|/work|/mnt|/content)/\S*|[A-Z]:\\\S*"
+    assert not re.findall(paths, text_of(cells) + "".join(cell.source for cell in cells))
+
+
+def first_cells():
+    return [read(PROJECT / "notebooks" / f"{name}.ipynb")[1].source for name in TRUE]
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """What the code under test would have run."""
+    ran = []
+    monkeypatch.setattr(subprocess, "run", lambda command, check: ran.append(command))
+    return ran
+
+
+def test_first_cell_does_nothing_outside_of_colab(commands):
+    source, *others = first_cells()
+    assert others == [source] * 2
+    exec(source, {})
+    assert commands == []
+
+
+def in_colab(monkeypatch):
+    monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+
+
+def test_first_cell_leaves_colabs_jax_alone(commands, monkeypatch, tmp_path):
+    needs = ["jax>=99", "numpy>=1", "scikit-learn>=99", "not_there>=1,<2", "ml-collections>=1"]
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "requirements.txt").write_text("\n".join(needs) + "\n")
+    monkeypatch.chdir(tmp_path)
+    in_colab(monkeypatch)
+    exec(first_cells()[0].replace('REPOSITORY = ""', 'REPOSITORY = "address"'), {})
+    assert Path.cwd() == tmp_path / "project"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet"]
+    kept = [f"{name}=={version(name)}" for name in ("jax", "jaxlib")]
+    assert commands == [
+        ["git", "clone", "--quiet", "--depth=1", "address", "project"],
+        [*pip, "--no-deps", "."],
+        [*pip, *kept, "scikit-learn>=99", "not_there<2,>=1"],
+    ]
+
+
+def test_first_cell_asks_for_the_address(commands, monkeypatch):
+    in_colab(monkeypatch)
+    with pytest.raises(SystemExit, match="REPOSITORY"):
+        exec(first_cells()[0], {})
+    assert commands == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRUE)
+def test_executes_from_top_to_bottom(name, tmp_path):
+    execute = [sys.executable, PROJECT / "notebooks" / "execute.py", name, "--out", tmp_path]
+    subprocess.run(execute, check=True)
+    check_outputs(name, read(tmp_path / f"{name}.ipynb"))
