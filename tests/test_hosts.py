@@ -100,7 +100,7 @@ def straight(tmp_path_factory):
 
 def test_a_signal_to_one_process_stops_all_and_another_topology_goes_on(straight, tmp_path):
     processes = start(2, tmp_path)
-    wait_until((tmp_path / "metrics.jsonl").exists)
+    wait_until(lambda: (tmp_path / "metrics.jsonl").exists() and read_metrics(tmp_path))
     processes[1].send_signal(signal.SIGTERM)
     (status, out, err), (status_1, out_1, err_1) = end(processes)
     assert (status, status_1) == (143, 143), err + err_1

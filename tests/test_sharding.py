@@ -88,7 +88,7 @@ def test_every_device_gets_its_part_of_each_batch(devices, runs, monkeypatch):
     monkeypatch.setattr(program, "_train_steps", lambda *args: seen.append(args) or compiled(*args))
     batches = list(islice(program.batches(0), 2))
     program.train_steps(program.init(), batches)
-    ((_, _, fetched, _),) = seen
+    ((_, _, fetched, *_),) = seen
     index = fetched["index"]
     assert index.sharding.spec == PartitionSpec(None, "data")
     assert index.shape == (GROUP, BATCH)

@@ -161,7 +161,8 @@ def put(tree: Any, sharding: NamedSharding) -> Any:
         whole = np.asarray(leaf)
         return jax.make_array_from_callback(whole.shape, sharding, whole.__getitem__)
 
-    return jax.tree.map(place, tree)
+    with jax.transfer_guard_host_to_device("allow"):  # these are asked for
+        return jax.tree.map(place, tree)
 
 
 def put_rows(tree: Any, sharding: NamedSharding, axis: int, size: int) -> Any:
@@ -171,11 +172,13 @@ def put_rows(tree: Any, sharding: NamedSharding, axis: int, size: int) -> Any:
         shape = (*leaf.shape[:axis], size, *leaf.shape[axis + 1 :])
         return jax.make_array_from_process_local_data(sharding, leaf, shape)
 
-    return jax.tree.map(place, tree)
+    with jax.transfer_guard_host_to_device("allow"):
+        return jax.tree.map(place, tree)
 
 
 def put_from_each(value: int, mesh: Mesh) -> jax.Array:
     """Every process's own number, int32, once for each of its devices: (devices,)."""
     every = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     own = np.full(1, value, np.int32)
-    return jax.make_array_from_callback((mesh.size,), every, lambda _: own)
+    with jax.transfer_guard_host_to_device("allow"):
+        return jax.make_array_from_callback((mesh.size,), every, lambda _: own)
