@@ -142,7 +142,15 @@ def test_every_config_has_the_base_fields_and_a_docstring_with_its_command(file)
     assert f"--config=configs/{file.name}" in file.read_text()
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
+# These compile a network that another config compiles as well, for half a minute each.
+LONG = ("resnet_imagenet", "resnet_superconvergence")
+
+
+@pytest.mark.parametrize(
+    "file",
+    [pytest.param(f, marks=[pytest.mark.slow] if f.stem in LONG else []) for f in FILES],
+    ids=lambda path: path.stem,
+)
 def test_every_config_trains_when_small(file):
     devices = 1 if file.stem == "mlp" else 4  # the batch of the MLPs is 50
     overrides = ["train.epochs=None", "train.steps=2", f"mesh.data={devices}"]

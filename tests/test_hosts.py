@@ -136,6 +136,7 @@ def test_a_killed_process_ends_the_others_and_the_command_goes_on(victim, straig
     assert json.loads((tmp_path / "final.json").read_text())["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_and_a_held_workdir_are_told_by_all(straight, tmp_path):
     workdir = tmp_path / "run"
     subprocess.run(["cp", "-r", straight, workdir], check=True)

@@ -76,7 +76,10 @@ def assert_close(ours, theirs, rtol, atol):
         np.testing.assert_allclose(ours[name], expected, rtol=rtol, atol=atol, err_msg=name)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, marks=[pytest.mark.slow] if c == "preact50_fixup" else []) for c in CASES],
+)
 def test_same_as_pytorch_in_training_and_evaluation(case):
     arrays = part(stored(), f"{case}/")
     structure = skeleton(lambda rngs: CASES[case](rngs=rngs))
