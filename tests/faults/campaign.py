@@ -160,8 +160,8 @@ def unbroken(family: Family, out: Path, cache: Path) -> Reference:
     folders = [out / f"unbroken_{family.name}_{i}" for i in range(2)]
     for folder in folders:
         process = Process(family, folder, folder.with_suffix(".log"), cache)
-        if process.wait():
-            raise RuntimeError(process.said.text)
+        if code := process.wait():
+            raise RuntimeError(f"an unbroken run ends with status {code}:\n{process.said.text}")
         seconds = process.age
     if found := compare.differences(*folders):
         raise RuntimeError(f"two unbroken runs of {family.name} differ: {found}")
