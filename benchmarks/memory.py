@@ -1,6 +1,6 @@
 """What recomputation and accumulation save: peak memory and time of a step at 1,000 layers.
 
-python -m benchmarks.memory
+    python -m benchmarks.memory
 
 Each row is a process of its own, which makes three updates of a batch: a fully connected network of
 width 256 on 1,000 images, and a Transformer of width 64 on 4 sequences of 128 bytes. `remat` is
@@ -11,7 +11,6 @@ never updates: the program, its data and the state (parameters and the optimizer
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ import jax
 import numpy as np
 
 from benchmarks.mlp import random_images
+from benchmarks.program import peak_gib
 from benchmarks.transformer import random_text
 from rezero_jax.config import load_config
 from rezero_jax.training.program import Program
@@ -53,7 +53,7 @@ def measure(name: str, remat: str, parts: int) -> dict[str, float]:
     config = load_config(spec, [f"{key}={value}" for key, value in fields.items()])
     program = Program(config, random_images() if name == "mlp" else random_text(128))
     state = jax.block_until_ready(program.init())
-    held = _peak_gib()
+    held = peak_gib()
     seconds = []
     for batch_ in islice(program.batches(0), 3):
         started = time.perf_counter()
@@ -61,11 +61,7 @@ def measure(name: str, remat: str, parts: int) -> dict[str, float]:
         jax.block_until_ready((state, report))
         seconds.append(time.perf_counter() - started)
     loss = float(np.asarray(report["loss"])[0])
-    return {"held": held, "peak": _peak_gib(), "seconds": min(seconds), "loss": loss}
-
-
-def _peak_gib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {"held": held, "peak": peak_gib(), "seconds": min(seconds), "loss": loss}
 
 
 def main() -> None:

@@ -21,7 +21,6 @@ import argparse
 import contextlib
 import io
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -34,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from benchmarks.program import serve_training
+from benchmarks.program import peak_gib, serve_training
 from benchmarks.worker import Worker, serve
 from rezero_jax.config import load_config
 from rezero_jax.data import Dataset, ResidentSplit
@@ -103,8 +102,7 @@ def first_step(depth: int, width: int) -> dict[str, float]:
         jax.block_until_ready((state, report))
         seconds.append(time.perf_counter() - started)
         started = time.perf_counter()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {"first": seconds[0], "later": min(seconds[1:]), "peak_gib": peak}
+    return {"first": seconds[0], "later": min(seconds[1:]), "peak_gib": peak_gib()}
 
 
 def loop_overhead(depth: int, pairs: int) -> list[float]:

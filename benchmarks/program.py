@@ -1,5 +1,6 @@
 """The training step of train.py, timed."""
 
+import resource
 from itertools import islice
 
 import jax
@@ -24,3 +25,8 @@ def serve_training(config: ConfigDict, dataset: Dataset | Text) -> None:
         jax.block_until_ready((state, report))
 
     serve(steps)
+
+
+def peak_gib() -> float:
+    """The most memory that this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -32,7 +32,8 @@ from benchmarks.networks import (
 from benchmarks.roofline import MACHINES, sent, step
 from benchmarks.transformer import random_text
 from benchmarks.work import Layout, Work
-from rezero_jax.analysis.plots import COLOURS
+from rezero_jax.analysis.style import COLOURS
+from rezero_jax.analysis.table import markdown
 from rezero_jax.host import pose_as
 from rezero_jax.training.program import Program
 
@@ -171,12 +172,6 @@ TABLES: dict[str, Callable[[], Iterable[tuple[object, ...]]]] = {
     "collectives": collective_table,
     "compiled": compiled_table,
 }
-
-
-def markdown(rows: Iterable[tuple[object, ...]]) -> str:
-    """Rows, the first of them the head, as a table."""
-    head, *body = (f"| {' | '.join(map(str, row))} |" for row in rows)
-    return "\n".join([head, "|" + " --- |" * (head.count(" | ") + 1), *body])
 
 
 def placed(page: str, tables: dict[str, str]) -> str:

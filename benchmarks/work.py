@@ -1,7 +1,6 @@
 """What one device does in a training step of a language model: counted, nothing computed."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -96,13 +95,7 @@ class Work:
     def state_bytes(self, layout: Layout) -> dict[str, int]:
         """Bytes on one device of "params" and "opt_state"."""
         placed = self._placed(layout)
-        return {
-            name: sum(
-                math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-                for leaf in jax.tree.leaves(placed[name])
-            )
-            for name in ("params", "opt_state")
-        }
+        return {name: sharding.device_bytes(placed[name]) for name in ("params", "opt_state")}
 
     def activation_bytes(self, layout: Layout, remat: str) -> int:
         """Bytes of activations on one device at the height of the backward pass.

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from rezero_jax.errors import UserError
+from rezero_jax.errors import UserError, first_line
 
 T = TypeVar("T")
 
@@ -91,7 +91,7 @@ def join(
         if len(missing) == len(flags) and "must be called before" in str(error):
             return  # JAX has started: whoever did that decided
         raise UserError(
-            f"cannot join the other processes of this run ({str(error).splitlines()[0]}); see that "
+            f"cannot join the other processes of this run ({first_line(error)}); see that "
             "process 0 runs where --coordinator says, or give --num_processes=1 to run alone"
         ) from error
     finally:
@@ -159,8 +159,7 @@ def lose(error: Exception) -> NoReturn:
     """
     if jax.process_count() == 1:
         raise error
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-    _end(LOST, f"process {jax.process_index()} cannot go on ({reason}); {_AGAIN}")
+    _end(LOST, f"process {jax.process_index()} cannot go on ({first_line(error)}); {_AGAIN}")
 
 
 _AGAIN = (

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from launch.local import free_port
 from rezero_jax import hosts
 from rezero_jax.data.source import ResidentSplit
 from rezero_jax.data.text import TextSplit
@@ -41,10 +41,7 @@ def command(workdir, file="mlp.py:smoke", **fields):
 
 def start(count, workdir, **fields):
     """`count` processes of the command, each with one device."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    flags = [f"--coordinator=localhost:{port}", f"--num_processes={count}"]
+    flags = [f"--coordinator=localhost:{free_port()}", f"--num_processes={count}"]
     return [
         subprocess.Popen(
             [*command(workdir, **{"mesh.cpu_devices": 1} | fields), *flags, f"--process_id={i}"],

@@ -17,8 +17,8 @@ from rezero_jax.config import load_config
 from rezero_jax.training import loop
 from rezero_jax.training.checkpoint import Checkpoints
 from rezero_jax.training.program import Program
-from rezero_jax.training.record import Workdir, read_metrics
-from tests.faults.compare import differences, final, metrics, saved, steps_saved
+from rezero_jax.training.record import Workdir, read_metrics, saved_steps
+from tests.faults.compare import differences, final, metrics, saved
 
 # When one read of a damaged checkpoint fails, Orbax drops the other failed reads unseen; Python
 # complains of them whenever they are collected, perhaps during a later test.
@@ -80,7 +80,7 @@ def straight(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("straight")
     result = run(workdir)
     assert result.returncode == 0, result.stderr
-    assert steps_saved(workdir) == [200, 250, 300]
+    assert saved_steps(workdir) == [200, 250, 300]
     assert int(saved(workdir, STEPS)["['step']"]) == STEPS
     assert final(workdir)["status"] == "finished"
     return workdir
@@ -93,7 +93,7 @@ def straight(tmp_path_factory):
 def test_a_signal_saves_and_the_same_command_goes_on(signum, code, straight, tmp_path):
     stopped = stop(tmp_path, signum, after=20)
     assert stopped.returncode == code, stopped.stderr
-    step = steps_saved(tmp_path)[-1]
+    step = saved_steps(tmp_path)[-1]
     assert 20 <= step < STEPS
     assert f"train.py: stopped after step {step} and saved" in stopped.stderr
     assert "Traceback" not in stopped.stderr
@@ -327,7 +327,7 @@ def test_a_damaged_checkpoint_is_never_loaded(damage, copied, program):
     assert "checkpoint 40 is damaged" in warning
     assert str(copied / "damaged" / "40") in warning
     assert "\n" not in warning
-    assert steps_saved(copied) == [20, 30]
+    assert saved_steps(copied) == [20, 30]
     assert (copied / "damaged" / "40").is_dir()
 
 
@@ -363,7 +363,7 @@ def test_no_good_checkpoint(copied, program):
     assert restored is None
     assert len(warned) == 4
     assert "no good checkpoint is left" in warned[-1]
-    assert steps_saved(copied) == []
+    assert saved_steps(copied) == []
 
 
 @pytest.mark.slow
@@ -402,4 +402,4 @@ def test_the_checkpoints_kept_are_the_newest_the_regular_and_the_best(restarts, 
         evaluation = {"eval/loss": losses[step]} if step in losses else None
         checkpoints.save(step, state, {}, evaluation)
     checkpoints.close()
-    assert steps_saved(tmp_path) == [3, 4, 8, 9, 10]
+    assert saved_steps(tmp_path) == [3, 4, 8, 9, 10]

@@ -8,11 +8,14 @@ from collections.abc import Callable
 from rezero_jax.errors import UserError
 
 
-def parser(module: str, description: str | None) -> argparse.ArgumentParser:
-    """The parser of `python -m module`, which shows the module's docstring as it stands."""
+def parser(
+    module: str, description: str | None, epilog: str | None = None
+) -> argparse.ArgumentParser:
+    """The parser of `python -m module`, which shows its docstring and epilog as they stand."""
     return argparse.ArgumentParser(
         prog=f"python -m {module}",
         description=description,
+        epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -148,8 +148,7 @@ class Times:
     @property
     def estimate(self) -> Estimate | None:
         """Mean over the seeds with its standard error and interval; None unless all got there."""
-        known = [time for time in self.seeds if time is not None]
-        return Estimate.of(known) if len(known) == len(self.seeds) else None
+        return Estimate.of_all(self.seeds)
 
 
 def times_to(runs: Sequence[Run], metric: str, target: float) -> dict[str, Times]:

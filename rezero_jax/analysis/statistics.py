@@ -38,6 +38,12 @@ class Estimate:
             error = values.std(ddof=1) / np.sqrt(count) if count > 1 else np.nan
         return cls(float(values.mean()), float(error), count)
 
+    @classmethod
+    def of_all(cls, draws: Sequence[float | None]) -> "Estimate | None":
+        """The estimate from draws of which None is a missing one; None unless all are there."""
+        known = [draw for draw in draws if draw is not None]
+        return cls.of(known) if known and len(known) == len(draws) else None
+
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """Student's interval, which holds the true mean of normal draws with this probability.
 

@@ -6,7 +6,7 @@ and the range over the runs that differ in the seed alone.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -38,7 +38,7 @@ def table(
         return [_cell(values, confidence) for values in after + times]
 
     columns = [*(f"epoch {e}" for e in epochs), *(f"epochs to {t}" for t in targets)]
-    return _markdown(runs, columns, cells)
+    return _table(runs, columns, cells)
 
 
 def accuracies(
@@ -62,7 +62,7 @@ def accuracies(
         ]
 
     columns = [*(f"epoch {e}" for e in epochs), *(f"first at {t:.0%}" for t in targets)]
-    return _markdown(runs, columns, cells)
+    return _table(runs, columns, cells)
 
 
 def bits_per_byte(
@@ -93,7 +93,7 @@ def bits_per_byte(
         return after + first + speed_up
 
     columns = [*(f"step {s:,}" for s in steps), *(f"steps to {t}" for t in targets)]
-    return _markdown(runs, columns + ["speed-up"] * bool(targets), cells)
+    return _table(runs, columns + ["speed-up"] * bool(targets), cells)
 
 
 def _speed_up(baseline: Sequence[float | None], steps: Sequence[float | None]) -> str:
@@ -102,14 +102,19 @@ def _speed_up(baseline: Sequence[float | None], steps: Sequence[float | None]) -
     return f"{np.mean(baseline) / np.mean(steps):.2f}"  # type: ignore[arg-type]
 
 
-def _markdown(
+def _table(
     runs: Sequence[Run], columns: Sequence[str], cells: Callable[[Sequence[Run]], list[str]]
 ) -> str:
     """A row for each setting: its name, the number of its runs, and the cells of these runs."""
-    head = ["run", "seeds", *columns]
-    rows = [head, ["---"] * len(head)]
-    rows += [[name, str(len(group)), *cells(group)] for name, group in by_label(runs).items()]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    rows = [[name, len(group), *cells(group)] for name, group in by_label(runs).items()]
+    return markdown([["run", "seeds", *columns], *rows])
+
+
+def markdown(rows: Iterable[Sequence[object]]) -> str:
+    """Rows, the first of them the head, as a Markdown table."""
+    head, *body = rows
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def _cell(values: Sequence[float | None], confidence: float | None = None, digits: int = 2) -> str:

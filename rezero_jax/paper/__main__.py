@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 
+from rezero_jax.analysis import command
 from rezero_jax.analysis.runs import Run
 from rezero_jax.analysis.style import styled
 from rezero_jax.errors import UserError, choose_from
@@ -59,13 +60,7 @@ or SIGTERM, all runs saved: the same command goes on.
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command line and returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m rezero_jax.paper",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command.parser("rezero_jax.paper", __doc__, EXAMPLES)
     parser.add_argument("names", nargs="+", metavar="NAME", help=f"all, {', '.join(EXPERIMENTS)}")
     parser.add_argument(
         "--scale",

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 import rezero_jax
 from rezero_jax.config import load_config
-from rezero_jax.training.record import check_config, read_final
+from rezero_jax.training.record import check_config, read_final, saved_steps
 
 ROOT = Path(rezero_jax.__file__).parents[1]  # of the repository, where train.py and configs/ lie
 TEST = "test.json"  # in the run folder: the evaluation of the test split
@@ -92,9 +92,8 @@ def state(job: Job, folder: Path) -> State:
     check_config(folder, resolved, mend="choose another --out, or delete that folder")
     final = read_final(folder)
     if final is None:
-        saved = [int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit()]
         begun = (folder / "config.json").exists()
-        return State("begun" if begun else "new", max(saved, default=0))
+        return State("begun" if begun else "new", max(saved_steps(folder), default=0))
     if final["status"] == "diverged":
         return State("diverged", final["steps"])
     missing = job.test and not (folder / TEST).exists()

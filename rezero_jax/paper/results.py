@@ -56,8 +56,7 @@ class Row(NamedTuple):
     @property
     def estimate(self) -> Estimate | None:
         """The mean over the runs and its standard error; None unless all have the number."""
-        known = [value for value in self.ours if value is not None]
-        return Estimate.of(known) if known and len(known) == len(self.ours) else None
+        return Estimate.of_all(self.ours)
 
     @property
     def mean(self) -> float | None:

@@ -28,6 +28,7 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as policies
 
 from rezero_jax import hosts
+from rezero_jax.errors import first_line
 from rezero_jax.training.state import path_text
 
 
@@ -215,11 +216,6 @@ class _Best(policies.PreservationPolicy):
             return _verified(record)["evaluation"]
         except (OSError, ValueError, KeyError, AttributeError):  # damaged, or of an earlier version
             return None
-
-
-def first_line(error: Exception) -> str:
-    """The gist of one of Orbax's errors, which may go on for pages."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 @contextlib.contextmanager

@@ -4,13 +4,13 @@ import datetime
 import math
 import time
 from itertools import islice
-from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from rezero_jax.training.cost import Accelerator, named
 from rezero_jax.training.program import Program
+from rezero_jax.training.sharding import device_bytes
 
 USUAL = 0.4  # of its peak is what an accelerator does in a well-made training
 
@@ -31,7 +31,7 @@ def plan(config: ConfigDict, accelerator: str | None = None) -> str:
     chip = None if accelerator is None else named(accelerator)
     program = Program.from_config(config)
     times, shapes = program.timetable, program.shapes
-    gradients = _bytes(shapes["params"])
+    gradients = device_bytes(shapes["params"])
     memory = program.compile().memory_analysis()
     activations = max(memory.temp_size_in_bytes - gradients, 0) if memory is not None else 0
     flops = program.flops()
@@ -46,8 +46,8 @@ def plan(config: ConfigDict, accelerator: str | None = None) -> str:
         ),
         ("updates", f"{times.total:,} of {times.batch_size:,} examples"),
         ("bytes of a device", ""),
-        ("  parameters", _size(_bytes(shapes["params"]))),
-        ("  optimizer state", _size(_bytes(shapes["opt_state"]))),
+        ("  parameters", _size(device_bytes(shapes["params"]))),
+        ("  optimizer state", _size(device_bytes(shapes["opt_state"]))),
         ("  gradients", _size(gradients)),
         ("  activations", f"{_size(activations)}, with all that is temporary"),
         ("  data", _size(program.resident_bytes)),
@@ -73,14 +73,6 @@ def plan(config: ConfigDict, accelerator: str | None = None) -> str:
 def usual_seconds(flops: float, chip: Accelerator, devices: int = 1) -> float:
     """How long so many floating-point operations take at USUAL of the peak of so many devices."""
     return flops / (USUAL * chip.flops * devices)
-
-
-def _bytes(shapes: Any) -> int:
-    """Bytes of a tree of arrays on one device."""
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(shapes)
-    )
 
 
 def _seconds_per_update(program: Program) -> float:

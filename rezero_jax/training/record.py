@@ -182,6 +182,15 @@ def read_metrics(folder: str | Path) -> list[dict[str, float]]:
     return lines
 
 
+def saved_steps(folder: str | Path) -> list[int]:
+    """The steps of a run's finished checkpoints, ascending.
+
+    Orbax writes under another name and renames, so a whole number is a whole checkpoint.
+    """
+    folders = (Path(folder) / "checkpoints").glob("*")
+    return sorted(int(path.name) for path in folders if path.name.isdigit())
+
+
 def read_final(folder: str | Path) -> dict[str, Any] | None:
     """final.json of a run that finished or diverged, or None."""
     path = Path(folder) / "final.json"

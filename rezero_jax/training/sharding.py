@@ -1,5 +1,6 @@
 """The device mesh and who holds what: one code path from one CPU device to many hosts."""
 
+import math
 import re
 from collections.abc import Collection
 from typing import Any
@@ -135,6 +136,14 @@ def _cut_by_data(
     ]
     if free:
         axes[max(free, key=lambda axis: shape[axis])] = "data"
+
+
+def device_bytes(tree: Any) -> int:
+    """Bytes on one device of a tree of arrays, or of their shapes with shardings."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

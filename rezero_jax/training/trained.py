@@ -11,12 +11,12 @@ from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 
 from rezero_jax.config import base_config
-from rezero_jax.errors import UserError
+from rezero_jax.errors import UserError, first_line
 from rezero_jax.models.build import make_language_model
 from rezero_jax.models.transformer import Transformer
-from rezero_jax.training.checkpoint import first_line
 from rezero_jax.training.optim import make_optimizer
 from rezero_jax.training.program import Program
+from rezero_jax.training.record import saved_steps
 from rezero_jax.training.state import State, init_state, skeleton
 
 
@@ -91,12 +91,10 @@ def _config(workdir: str | Path) -> ConfigDict:
 
 
 def _newest(workdir: str | Path) -> int:
-    # Orbax writes under another name and renames, so a whole number is a whole checkpoint.
-    folders = (Path(workdir) / "checkpoints").glob("*")
-    steps = [int(folder.name) for folder in folders if folder.name.isdigit()]
+    steps = saved_steps(workdir)
     if not steps:
         raise UserError(f"{workdir} holds no checkpoint yet; wait for the first, or train there")
-    return max(steps)
+    return steps[-1]
 
 
 def _restore(workdir: str | Path, step: int, shapes: State) -> State:

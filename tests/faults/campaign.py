@@ -29,6 +29,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from rezero_jax.analysis.table import markdown
 from rezero_jax.config import load_config
 from rezero_jax.training.checkpoint import Checkpoints
 from rezero_jax.training.program import Program
@@ -233,7 +234,7 @@ def kill_table(results: Sequence[Run]) -> str:
                 f"{sum(not run.problems for run in runs)}/{len(runs)}",
             ]
         )
-    return markdown(columns, rows)
+    return markdown([columns, *rows])
 
 
 def damage_table(results: Sequence[Run]) -> str:
@@ -250,13 +251,7 @@ def damage_table(results: Sequence[Run]) -> str:
         ]
         for name, group in [*groups, ("all", damaged)]
     ]
-    return markdown(["damage", "checkpoints", *damage.OUTCOMES, "same bits"], rows)
-
-
-def markdown(columns: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+    return markdown([["damage", "checkpoints", *damage.OUTCOMES, "same bits"], *rows])
 
 
 if __name__ == "__main__":

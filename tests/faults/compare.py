@@ -11,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from rezero_jax.training.record import read_metrics
+from rezero_jax.training.record import read_metrics, saved_steps
 
 
 def is_time(key: str) -> bool:
@@ -54,12 +54,6 @@ def scalars(folder: Path) -> dict[tuple[int, str], float]:
 def final(workdir: Path) -> dict[str, Any]:
     """The content of final.json."""
     return _without_times(json.loads((workdir / "final.json").read_text()))
-
-
-def steps_saved(workdir: Path) -> list[int]:
-    """The finished checkpoints, oldest first."""
-    folder = workdir / "checkpoints"
-    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
 
 
 def saved(workdir: Path, step: int) -> dict[str, np.ndarray]:
@@ -119,8 +113,8 @@ def differences(one: Path, other: Path) -> list[str]:
     )
     if kept_a != kept_b:
         found.append(f"checkpoints kept ({kept_a}, {kept_b})")
-    last = steps_saved(other)[-1]
-    if last not in steps_saved(one):
+    last = saved_steps(other)[-1]
+    if last not in saved_steps(one):
         return found
     found += [f"state {path}" for path in changed_arrays(saved(one, last), saved(other, last))]
     if _text(progress(one, last)) != _text(progress(other, last)):

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.faults.compare import steps_saved
+from rezero_jax.training.record import saved_steps
 from tests.faults.runs import Process, Reference, Said
 
 FOUND, HARMLESS = "found and set aside", "harmless"
@@ -236,7 +236,7 @@ def damage_run(
     workdir = home / "run"
     shutil.copytree(reference.workdir, workdir)
     (workdir / "final.json").unlink()
-    steps = steps_saved(workdir)
+    steps = saved_steps(workdir)
     at = rng.randrange(1, len(steps))
     for later in steps[at + 1 :]:
         shutil.rmtree(workdir / "checkpoints" / str(later))

@@ -7,8 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from rezero_jax.training.record import read_metrics
-from tests.faults.compare import steps_saved
+from rezero_jax.training.record import read_metrics, saved_steps
 from tests.faults.runs import Process, Reference, Said
 
 KILLS_PER_RUN = 5
@@ -178,7 +177,7 @@ def _kill_and_finish(
     result = KilledRun(family.name)
     for number in range(10 * KILLS_PER_RUN):
         process = Process(family, workdir, folder / f"{number}.log", cache)
-        at_start = max(steps_saved(workdir), default=0)
+        at_start = max(saved_steps(workdir), default=0)
         if aims:
             await_moment(aims[0], process, workdir, reference.seconds_from(at_start), rng)
             age, code = process.age, process.kill()
@@ -192,7 +191,7 @@ def _kill_and_finish(
         if code != -9:
             result.problems.append(f"exit status {code}; see {folder / f'{number}.log'}")
             return result
-        newest = max(steps_saved(workdir), default=0)
+        newest = max(saved_steps(workdir), default=0)
         if newest < at_start:
             result.problems.append(f"checkpoint {at_start} is gone")
         kill = Kill(aims[0], age, phase(said, workdir, family.steps), recorded(workdir), newest)
