@@ -13,6 +13,7 @@ import json
 import sys
 import tarfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -134,6 +135,15 @@ def test_loading_again_downloads_nothing(data_dir: Path, monkeypatch: pytest.Mon
     again = load("cifar10", str(data_dir))
     assert requested == []
     np.testing.assert_array_equal(first.train.resident["image"], again.train.resident["image"])
+
+
+def test_two_at_once_prepare_it_once(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    requested = serve(monkeypatch, {URL: ARCHIVE})
+    with ThreadPoolExecutor(2) as pool:
+        builders = list(pool.map(prepared_builder, ["cifar10"] * 2, [str(data_dir)] * 2))
+    assert requested == [URL]
+    for builder in builders:
+        assert builder.info.splits["train"].num_examples == len(LABELS["train"])
 
 
 def test_stream_and_resident_are_the_same_to_the_bit(data_dir: Path) -> None:

@@ -7,7 +7,9 @@ defines. Two things on its way ask for TensorFlow, and only those are replaced: 
 """
 
 import contextlib
+import fcntl
 import io
+import logging
 import os
 import sys
 import tarfile
@@ -27,8 +29,9 @@ def prepared_builder(name: str, data_dir: str | None = None) -> Any:
     Data that is not in the folder yet is downloaded and prepared there, or prepared from archives
     in its downloads/manual where TFDS cannot download them (imagenet2012). TFDS writes to a folder
     of another name and renames it at the end, so an interrupted preparation leaves nothing behind
-    that could be taken for the data set. A split of more than 1 GB goes through temporary files
-    of its size in that folder; memory stays below about 1 GB plus 1/256 of the split.
+    that could be taken for the data set; other processes that want it wait until it is there. A
+    split of more than 1 GB goes through temporary files of its size in that folder; memory stays
+    below about 1 GB plus 1/256 of the split.
 
     Args:
       name: a TFDS name; of its features only "image" is ever encoded here.
@@ -39,23 +42,50 @@ def prepared_builder(name: str, data_dir: str | None = None) -> Any:
       UserError: the data set could not be downloaded, an archive that only the user can get is
           missing, or the data is damaged or in another format.
     """
+    builder = _builder(name, data_dir)
+    if not builder.is_prepared():
+        if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+            _check_archives(builder)
+        with _alone(builder):
+            builder = _builder(name, data_dir)  # another process may have prepared it meanwhile
+            if not builder.is_prepared():
+                _prepare(builder)
+    _check_files(builder)
+    return builder
+
+
+def _builder(name: str, data_dir: str | None) -> Any:
     import tensorflow_datasets as tfds
     from google.protobuf.json_format import ParseError
 
     try:
-        builder = tfds.builder(name, data_dir=data_dir)
+        return tfds.builder(name, data_dir=data_dir)
     except ParseError as error:
         folder = f"{data_dir or tfds.core.constants.DATA_DIR}/{name}"
         raise UserError(
             f'data set "{name}": dataset_info.json in {folder} cannot be read; delete that folder '
             "to have the data set prepared again"
         ) from error
-    if not builder.is_prepared():
-        if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
-            _check_archives(builder)
-        _prepare(builder)
-    _check_files(builder)
-    return builder
+
+
+@contextlib.contextmanager
+def _alone(builder: Any) -> Iterator[None]:
+    """Waits until no other process prepares the data set, and keeps others waiting."""
+    root = Path(builder.data_dir_root)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = (root / f".{builder.name}.lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logging.getLogger(__name__).warning(
+                'another process prepares data set "%s"; waiting for it', builder.name
+            )
+            fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError as error:
+        raise _unavailable(builder, " ".join(str(error).split())) from error
+    with lock:  # closing it frees it
+        yield
 
 
 def _prepare(builder: Any) -> None:
