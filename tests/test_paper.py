@@ -21,7 +21,8 @@ from rezero_jax.errors import UserError
 from rezero_jax.paper import depth, jobs, running, spectra, toy
 from rezero_jax.paper.__main__ import EXPERIMENTS, main
 from rezero_jax.paper.published import SOURCES, curve, published
-from rezero_jax.paper.results import Claim, Curve, Results, Row, lower
+from rezero_jax.paper.results import Claim, Curve, Made, Results, Row, lower
+from rezero_jax.paper.summary import summary
 from rezero_jax.training import loop
 from rezero_jax.training.cost import ACCELERATORS
 from rezero_jax.training.program import Program
@@ -138,8 +139,9 @@ def test_results_come_back_from_their_file(tmp_path):
     assert spread == Curve([1, 2], [2, 4], [math.sqrt(2), math.sqrt(8)])
     rows = [Row("FC", "epochs to 1.2", (30.0, 32.0), True), Row("FC", "none", (None, 1.0))]
     claims = [Claim("it is so", "UAI 1", None, "nobody knows")]
+    made = Made("python -m rezero_jax.paper fc", "8 x TPU v5 lite", 3700.4, ["run"])
     results = Results(
-        "fc", "cpu", rows, claims, {"FC": spread, "x": Curve([1.0], [math.nan])}, ["run"]
+        "fc", "cpu", rows, claims, {"FC": spread, "x": Curve([1.0], [math.nan])}, made
     )
     results.write(tmp_path)
     back = Results.read(tmp_path / "fc.json")
@@ -154,6 +156,10 @@ def test_results_come_back_from_their_file(tmp_path):
     )
     assert (first["paper"], first["source"]) == ("29.5", "DIG Fig 5")
     assert (second["ours"], second["paper"], second["runs_with_the_number"]) == ("", "", "1")
+    assert summary([results]).splitlines()[2:] == [
+        "| FC, epochs to 1.2 | 31 ± 1 | 29.5 | the paper's | 2 | 8 x TPU v5 lite | 1:01:40 "
+        "| `python -m rezero_jax.paper fc` |"
+    ]
 
 
 # ---- Every experiment, on stand-ins for its runs
@@ -188,6 +194,7 @@ def stand_in(command, cores, log):
     folder = Path(given["workdir"])
     folder.mkdir(parents=True)
     write_json(folder / "config.json", json.loads(config.to_json()))
+    write_json(folder / "environment.json", {"device": "TPU v5 lite", "devices": 8})
     rule = config.model.residual
     depth = 8 if config.model.name == "resnet" else config.model.depth
     epochs = int(config.train.epochs or 0)
@@ -310,6 +317,9 @@ def test_all_at_smoke_scale_on_stand_ins(stand_ins, monkeypatch, tmp_path, capsy
     assert page.tags.index("table") < page.tags.index("section")  # the summary is first
     assert text.count("Scale smoke") == len(EXPERIMENTS)
     assert "transformer_notebook.py:smoke" in text  # how to make it again
+    assert "Made on 8 x TPU v5 lite, in 0:00:04." in text  # fc: four runs of a second
+    table = (folder / "summary.md").read_text()
+    assert table.count("`python -m rezero_jax.paper fc --scale=smoke`") == 2
 
     # It is done: a second call starts nothing, and writes the same page.
     monkeypatch.setattr(running, "start", None)

@@ -11,7 +11,7 @@ import numpy as np
 from rezero_jax.analysis.statistics import Estimate
 from rezero_jax.config import flatten
 from rezero_jax.errors import UserError, choose_from
-from rezero_jax.training.record import TOPOLOGY, read_final, read_metrics
+from rezero_jax.training.record import TOPOLOGY, device, read_final, read_metrics
 
 X = TypeVar("X", bound=float)
 
@@ -89,6 +89,11 @@ class Run:
     def final(self) -> dict[str, Any]:
         """final.json; empty while the run has not ended."""
         return read_final(self.folder) or {}
+
+    @property
+    def device(self) -> str:
+        """What it ran on when it was last started."""
+        return device(json.loads((self.folder / "environment.json").read_text()))
 
     @property
     def diverged(self) -> bool:

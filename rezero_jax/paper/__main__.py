@@ -1,7 +1,9 @@
 """Runs figures and tables of the paper and writes what came out beside the paper's numbers."""
 
 import argparse
+import shlex
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,9 +29,11 @@ from rezero_jax.paper import (
 from rezero_jax.paper.estimate import Estimator
 from rezero_jax.paper.jobs import Job, state
 from rezero_jax.paper.report import Experiment, write_report
+from rezero_jax.paper.results import Made
 from rezero_jax.paper.running import Stopped, execute
 from rezero_jax.training.cost import ACCELERATORS, named
 from rezero_jax.training.plan import USUAL, duration
+from rezero_jax.training.record import device, environment
 
 EXPERIMENTS: Mapping[str, Experiment] = {
     "toy": toy,
@@ -182,12 +186,33 @@ def _write(name: str, jobs: Sequence[Job], folder: Path, args: argparse.Namespac
     runs: dict[str, list[Run]] = {}
     for job in jobs:
         runs.setdefault(job.setting, []).append(Run.read(folder / "runs" / job.name))
+    started = time.monotonic()
     results = experiment.measure(args.scale, runs)
-    results = replace(results, commands=[job.shown for job in jobs])
+    seconds = time.monotonic() - started
+    trained = [run for group in runs.values() for run in group]
+    seconds += sum(run.final()["seconds"] for run in trained)
+    devices = dict.fromkeys(run.device for run in trained)
+    made = Made(
+        _shown(name, args),
+        ", ".join(devices) or device(environment()),
+        seconds,
+        [job.shown for job in jobs],
+    )
+    results = replace(results, made=made)
     drawing.save(styled(experiment.plot)(results), folder, name)
     results.write(folder)
     write_report(folder, args.scale, EXPERIMENTS)
     print(f"{name}: {folder / name}.json, .csv, .png, .svg", flush=True)
+
+
+def _shown(name: str, args: argparse.Namespace) -> str:
+    """The command that makes an experiment again, as a reader types it."""
+    command = ["python", "-m", "rezero_jax.paper", name, f"--scale={args.scale}"]
+    if args.seeds:
+        command.append(f"--seeds={args.seeds}")
+    if args.text:
+        command.append(f"--text={Path(args.text).name}")
+    return shlex.join(command)
 
 
 def _dry_run(jobs: Mapping[str, Sequence[Job]], args: argparse.Namespace) -> None:

@@ -12,6 +12,8 @@ from rezero_jax.analysis.runs import Run
 from rezero_jax.paper.jobs import Job
 from rezero_jax.paper.published import SOURCES
 from rezero_jax.paper.results import Claim, Results, Row, number
+from rezero_jax.paper.summary import summary
+from rezero_jax.training.plan import duration
 
 
 class Experiment(Protocol):
@@ -91,12 +93,13 @@ Found = Sequence[tuple[str, Experiment, Results]]
 
 
 def write_report(folder: Path, scale: str, experiments: Mapping[str, Experiment]) -> Path:
-    """Writes report.html of all results in a folder, and returns it."""
+    """Writes report.html and summary.md of all results in a folder; returns the former."""
     found = [
         (name, experiment, Results.read(folder / f"{name}.json"))
         for name, experiment in experiments.items()
         if (folder / f"{name}.json").exists()
     ]
+    (folder / "summary.md").write_text(summary(results for _, _, results in found) + "\n")
     path = folder / "report.html"
     path.write_text(page(folder, scale, found))
     return path
@@ -150,13 +153,16 @@ def _section(folder: Path, name: str, experiment: Experiment, results: Results) 
         for claim in results.claims
         for verdict, css in [_verdict(claim)]
     )
-    commands = escape("\n".join(results.commands))
+    made, commands = "", ""
+    if results.made:
+        made = escape(f" Made on {results.made.device}, in {duration(results.made.seconds)}.")
+        commands = escape("\n".join((results.made.command, *results.made.runs)))
     return "\n".join(
         (
             f'<section id="{name}">',
             f"<h2>{escape(experiment.TITLE)}</h2>",
             f'<p class="setting">{escape(experiment.SOURCE)}. Scale {escape(results.scale)}: '
-            f"{escape(experiment.SETTING[results.scale])}</p>",
+            f"{escape(experiment.SETTING[results.scale])}{made}</p>",
             f'<figure><img alt="{escape(experiment.TITLE)}, plotted" '
             f'src="data:image/svg+xml;base64,{picture}"></figure>',
             f"<ul>{claims}</ul>" if claims else "",

@@ -100,6 +100,22 @@ class Curve(NamedTuple):
         return cls(listed[0][0][:length], values.mean(0).tolist(), spread)
 
 
+class Made(NamedTuple):
+    """How results were made.
+
+    Attributes:
+      command: of `rezero_jax.paper`.
+      device: what the runs ran on.
+      seconds: of all runs, one after another, and of what was computed from them.
+      runs: the commands of the runs.
+    """
+
+    command: str
+    device: str
+    seconds: float
+    runs: list[str]
+
+
 @dataclasses.dataclass(frozen=True)
 class Results:
     """All that an experiment found at a scale."""
@@ -109,7 +125,7 @@ class Results:
     rows: list[Row]
     claims: list[Claim] = dataclasses.field(default_factory=list)
     curves: dict[str, Curve] = dataclasses.field(default_factory=dict)
-    commands: list[str] = dataclasses.field(default_factory=list)  # of the runs behind it
+    made: Made | None = None
 
     def paper(self, row: Row) -> Published | None:
         """The paper's number for a row, if it has one."""
@@ -137,7 +153,7 @@ class Results:
             [Row(*row)._replace(ours=tuple(row[2])) for row in content["rows"]],
             [Claim(*claim) for claim in content["claims"]],
             {name: Curve(*curve) for name, curve in content["curves"].items()},
-            content["commands"],
+            Made(*content["made"]) if content["made"] else None,
         )
 
     def csv(self) -> str:

@@ -212,6 +212,13 @@ def environment() -> dict[str, Any]:
     }
 
 
+def device(environment: dict[str, Any]) -> str:
+    """What an `environment` says that a run ran on, in a few words."""
+    if environment["device"] == "cpu":
+        return str(environment["machine"])
+    return f"{environment['devices']} x {environment['device']}"
+
+
 def write_json(path: Path, content: Any) -> None:
     """Writes a file that is either the old one or the new one, never half of it."""
     _replace(path, json.dumps(content, indent=2) + "\n")
