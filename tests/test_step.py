@@ -11,6 +11,7 @@ from flax import nnx
 
 from rezero_jax.config import base_config
 from rezero_jax.data import standardise
+from rezero_jax.models.encoder import Encoder
 from rezero_jax.models.mlp import MLP
 from rezero_jax.training.optim import make_optimizer
 from rezero_jax.training.state import init_state, path_text, skeleton
@@ -239,6 +240,23 @@ def test_alphas_come_in_the_order_of_the_layers(scan):
             block.rule.alpha[...] = value
     params = nnx.to_pure_dict(nnx.split(model, nnx.Param, ...)[1])
     np.testing.assert_array_equal(skeleton(make).alphas(params), values)
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_gates_of_the_sublayers_of_a_layer_stand_together(scan):
+    def make(rngs):
+        return Encoder(8, 2, DEPTH, feedforward=8, alpha_per="sublayer", scan=scan, rngs=rngs)
+
+    model = make(nnx.Rngs(0))
+    values = jnp.arange(2 * DEPTH, dtype=jnp.float32).reshape(DEPTH, 2)
+    for sublayer in range(2):
+        if scan:
+            model.layers.blocks.rules[sublayer].alpha[...] = values[:, sublayer]
+        else:
+            for layer in range(DEPTH):
+                model.layers.blocks[layer].rules[sublayer].alpha[...] = values[layer, sublayer]
+    params = nnx.to_pure_dict(nnx.split(model, nnx.Param, ...)[1])
+    np.testing.assert_array_equal(skeleton(make).alphas(params), values.reshape(-1))
 
 
 def test_a_gate_per_channel_is_told_by_its_mean_size():

@@ -39,17 +39,23 @@ class Skeleton:
         return nnx.merge(self.graphdef, params, stats)
 
     def alphas(self, params: Any) -> Array:
-        """Every gate in the order of the layers, float32 (layers,).
+        """Every gate in the order of the layers, float32 (gates,).
 
-        A gate per channel is represented by the mean of its absolute values.
+        A gate per channel is represented by the mean of its absolute values. Where each sublayer
+        has a gate, those of a layer follow each other.
         """
-        values = []
+        stacks: dict[str, list[Array]] = {}  # each (layers,); a gate of no stack is one by itself
         for path, leaf in jax.tree.leaves_with_path(params):
-            if path_text(path) in self.alpha_paths:
-                stacked = path_text(path) in self.stacked_paths
-                layers = leaf if stacked else leaf[None]
-                per_layer = layers.reshape(layers.shape[0], -1)
-                values.append(per_layer[:, 0] if per_layer.shape[1] == 1 else _mean_abs(per_layer))
+            text = path_text(path)
+            if text not in self.alpha_paths:
+                continue
+            stacked = text in self.stacked_paths
+            layers = leaf if stacked else leaf[None]
+            per_layer = layers.reshape(layers.shape[0], -1)
+            gate = per_layer[:, 0] if per_layer.shape[1] == 1 else _mean_abs(per_layer)
+            stack = text[: text.index("blocks/")] if stacked else text
+            stacks.setdefault(stack, []).append(gate)
+        values = [jnp.stack(gates, axis=1).reshape(-1) for gates in stacks.values()]
         return jnp.concatenate(values) if values else jnp.zeros((0,))
 
     @property
