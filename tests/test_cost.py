@@ -101,7 +101,9 @@ def test_plan(capsys):
     assert here["  parameters"] == f"{4 * count / 1e3:.1f} kB"
     assert "measured here" in here["an update"]
     there = rows(capsys, "--plan=h100", "--config.mesh.fully_sharded=True")
-    assert there["the run"].endswith("at 40% of 9.89e+14 FLOP/s")
+    assert there["the run"].endswith("at 40% of 4.94e+14 FLOP/s")  # TensorFloat-32
+    half = rows(capsys, "--plan=h100", "--config.model.dtype=bfloat16")
+    assert half["the run"].endswith("at 40% of 9.89e+14 FLOP/s")
     # Each of two devices holds half of the matrices; the biases of the trunk are too few to cut.
     cut = 4 * 64 * 64
     assert there["  parameters"] == f"{4 * (count - cut / 2) / 1e3:.1f} kB"

@@ -475,7 +475,7 @@ def test_costs_at_the_papers_scale(capsys, tmp_path):
     lines = [line.split() for line in out.splitlines() if "fc32-" in line]
     assert [line[2:4] for line in lines] == [["new", "150,000"]] * 4
     assert all(float(line[4]) == pytest.approx(150_000 * update, rel=0.06) for line in lines)
-    seconds = 4 * 150_000 * update / (0.4 * ACCELERATORS["a100"].flops)
+    seconds = 4 * 150_000 * update / (0.4 * ACCELERATORS["a100"].float32)
     assert f"all, each run once: 0:00:{round(seconds):02} on one NVIDIA A100" in out
     assert not list(tmp_path.iterdir())
 

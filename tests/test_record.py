@@ -146,7 +146,7 @@ def test_every_line_tells_where_the_time_went(run, lines):
 
 
 def test_utilisation_is_told_where_the_peak_is_known(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "accelerator", lambda: Accelerator("cpu", 1e9, 1e9))
+    monkeypatch.setattr(loop, "accelerator", lambda: Accelerator("cpu", 1e9, 5e8, 1e9))
     loop.train(config, tmp_path)
     for line in read_metrics(tmp_path)[4:]:
         flops = Program.from_config(config).flops() / line["time/step"]

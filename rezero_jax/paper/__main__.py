@@ -245,11 +245,11 @@ def _dry_run(jobs: Mapping[str, Sequence[Job]], args: argparse.Namespace) -> Non
         print(form.format(name, what, "", "", f"{operations:.2g}", _time(seconds)) + "\n")
     where = estimator.chip.kind
     print(f"all, each run once: {_time(total)} on one {where}" if chip else f"left: {_time(total)}")
-    rate = f"{estimator.chip.flops:.3g} FLOP/s"
+    rate = f"{estimator.chip.float32:.3g} FLOP/s"
     print(
         f"Times are those of the updates alone, at {USUAL:.0%} of {rate}, "
         + (
-            f"the bfloat16 peak of {where}; small networks are bound by latency and take longer."
+            f"the peak of {where} on float32; small networks are bound by latency and take longer."
             if chip
             else "that of a matrix product here; a run that has begun goes on at its own rate, and "
             "of one that is done it is the time that it took."

@@ -44,7 +44,8 @@ class Estimator:
     """
 
     def __init__(self, chip: Accelerator | None = None):
-        self.chip = chip or Accelerator("this machine", _matmul_rate(), 0.0)
+        rate = 0.0 if chip else _matmul_rate()
+        self.chip = chip or Accelerator("this machine", rate, rate, 0.0)
         self._is_here = chip is None
         self._flops: dict[str, int] = {}
 
@@ -63,15 +64,15 @@ class Estimator:
         kind = _without_length(config)
         if kind not in self._flops:
             self._flops[kind] = program.flops()
-        flops = self._flops[kind]
+        flops, peak = self._flops[kind], self.chip.peak(config.model.dtype)
         if not self._is_here:
-            return Cost(total, flops, usual_seconds(total * flops, self.chip))
+            return Cost(total, flops, usual_seconds(total * flops, peak))
         if done.is_over:
             return Cost(total, flops, Run.read(folder).final()["seconds"])
         left = total - done.step
         if done.step and len(rates := Run.read(folder).series("time/step")[1]):
             return Cost(total, flops, left * float(np.median(rates)))
-        return Cost(total, flops, usual_seconds(left * flops, self.chip))
+        return Cost(total, flops, usual_seconds(left * flops, peak))
 
 
 def stand_in(config: ConfigDict) -> Dataset | Text | None:

@@ -16,22 +16,29 @@ class Accelerator(NamedTuple):
     Attributes:
       kind: beginning of JAX's `device_kind`.
       flops: bfloat16 operations a second at best, matrix products without sparsity.
+      float32: the same of float32 numbers, as JAX multiplies them unless it is told otherwise: on a
+        TPU as bfloat16, on these GPUs as TensorFloat-32.
       memory: bytes.
     """
 
     kind: str
     flops: float
+    float32: float
     memory: float
+
+    def peak(self, dtype: str) -> float:
+        """Operations a second at best of a model that computes in `dtype`."""
+        return self.float32 if dtype == "float32" else self.flops
 
 
 ACCELERATORS = {
-    "v4": Accelerator("TPU v4", 275e12, 32e9),
-    "v5e": Accelerator("TPU v5 lite", 197e12, 16e9),
-    "v5p": Accelerator("TPU v5", 459e12, 95e9),
-    "v6e": Accelerator("TPU v6", 918e12, 32e9),
-    "a100": Accelerator("NVIDIA A100", 312e12, 80e9),
-    "h100": Accelerator("NVIDIA H100", 989e12, 80e9),
-    "h200": Accelerator("NVIDIA H200", 989e12, 141e9),
+    "v4": Accelerator("TPU v4", 275e12, 275e12, 32e9),
+    "v5e": Accelerator("TPU v5 lite", 197e12, 197e12, 16e9),
+    "v5p": Accelerator("TPU v5", 459e12, 459e12, 95e9),
+    "v6e": Accelerator("TPU v6", 918e12, 918e12, 32e9),
+    "a100": Accelerator("NVIDIA A100", 312e12, 156e12, 80e9),
+    "h100": Accelerator("NVIDIA H100", 989e12, 494e12, 80e9),
+    "h200": Accelerator("NVIDIA H200", 989e12, 494e12, 141e9),
 }
 
 

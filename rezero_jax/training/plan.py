@@ -8,7 +8,7 @@ from itertools import islice
 import jax
 from ml_collections import ConfigDict
 
-from rezero_jax.training.cost import Accelerator, named
+from rezero_jax.training.cost import named
 from rezero_jax.training.program import Program
 from rezero_jax.training.sharding import device_bytes
 
@@ -60,19 +60,20 @@ def plan(config: ConfigDict, accelerator: str | None = None) -> str:
             ("the run", duration(times.total * seconds)),
         ]
     else:
-        usual = usual_seconds(times.total * flops, chip, mesh.size)
+        dtype = config.model.dtype
+        usual = usual_seconds(times.total * flops, mesh.size * chip.peak(dtype))
         best = usual * USUAL
         rows += [
-            ("the run", f"{duration(usual)} at {USUAL:.0%} of {chip.flops:.3g} FLOP/s"),
-            ("  at best", f"{duration(best)} on {mesh.size} x {chip.kind} in bfloat16"),
+            ("the run", f"{duration(usual)} at {USUAL:.0%} of {chip.peak(dtype):.3g} FLOP/s"),
+            ("  at best", f"{duration(best)} on {mesh.size} x {chip.kind} in {dtype}"),
             ("  memory", f"{_size(int(chip.memory))} on each"),
         ]
     return "\n".join(f"{name:<20}{value}".rstrip() for name, value in rows)
 
 
-def usual_seconds(flops: float, chip: Accelerator, devices: int = 1) -> float:
-    """How long so many floating-point operations take at USUAL of the peak of so many devices."""
-    return flops / (USUAL * chip.flops * devices)
+def usual_seconds(flops: float, peak: float) -> float:
+    """How long so many floating-point operations take at USUAL of a peak rate."""
+    return flops / (USUAL * peak)
 
 
 def _seconds_per_update(program: Program) -> float:
