@@ -331,6 +331,37 @@ def test_all_at_smoke_scale_on_stand_ins(stand_ins, monkeypatch, tmp_path, capsy
     assert [line[2] for line in lines if line[:1] == ["fc"]] == ["done"] * 4 + ["0"]
 
 
+@pytest.mark.parametrize(
+    "name", ["fc", "resnet", "superconvergence", "transformer12", "transformer_deep", "alphas"]
+)
+def test_rivals_that_diverge_at_once_are_results(name, stand_ins, monkeypatch, tmp_path):
+    ours = ("ReZero", "ReZero alpha = 0", "alpha = 0")
+
+    def is_ours(setting):
+        return setting.split(" + ")[-1].split(",")[0] in ours
+
+    settings = {job.with_seed(0).name: job.setting for job in EXPERIMENTS[name].runs("cpu")}
+
+    def diverging(command, cores, log):
+        process = stand_in(command, cores, log)
+        folder = Path(next(p for p in command if p.startswith("--workdir=")).partition("=")[2])
+        if not is_ours(settings[folder.name]):
+            (folder / "metrics.jsonl").write_text("")
+            end = {"status": "diverged", "steps": 5, "seconds": 1.0, "parameters": 7}
+            write_json(folder / "final.json", end)
+            process.status = running.DIVERGED
+        return process
+
+    monkeypatch.setattr(running, "start", diverging)
+    assert main([name, f"--out={tmp_path}"]) == 0
+    Page((tmp_path / "cpu/report.html").read_text())
+    numbers = {}
+    for row in Results.read(tmp_path / f"cpu/{name}.json").rows:
+        numbers.setdefault(is_ours(row.setting), []).extend(row.ours)
+    assert set(numbers[False]) == {None}
+    assert any(number is not None for number in numbers[True])
+
+
 # ---- Running
 
 

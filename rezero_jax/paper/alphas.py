@@ -53,6 +53,10 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
     claims: list[Claim] = []
     curves = {}
     for setting, group in runs.items():
+        if not all(run.lines for run in group):  # one diverged before its first line
+            none = (None,) * len(group)
+            rows.append(make(setting, "mean |alpha| at the end", none, missing="diverged"))
+            continue
         found = [Gates.of(run) for run in group]
         ends = [np.abs(gates.alphas[-1]) for gates in found]
         layers = len(ends[0])

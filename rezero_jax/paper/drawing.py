@@ -50,7 +50,9 @@ def line(axis: Axes, curve: Curve, label: str | None, colour: str, width: float 
 
 
 def smoothed(curve: Curve) -> Curve:
-    """Means over a twentieth of the curve, which end where it ends."""
+    """Means over a twentieth of the curve, which end where it ends; nothing if it is empty."""
+    if not curve.x:
+        return curve
     window = max(len(curve.x) // 20, 1)
     means = np.convolve(np.array(curve.y, float), np.ones(window) / window, "valid")
     return Curve(curve.x[window - 1 :], means.tolist())

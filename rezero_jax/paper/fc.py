@@ -100,11 +100,11 @@ def plot(results: Results) -> Figure:
         if results.scale != "smoke":
             read_off = curve("fc", setting, "loss of epoch")
             read_off += [(x, y) for y, x in curve("fc", setting, "epochs to")]
-            ends = max(max(drawn.x) for drawn in results.curves.values())
+            ends = max(x for drawn in results.curves.values() for x in drawn.x)
             drawing.points(axis, [point for point in read_off if point[0] <= ends], colour)
     axis.set(xlabel="epoch", ylabel="training cross entropy (nats)")
     drawing.plain_log(axis)
-    lowest = min(min(drawn.y) for drawn in results.curves.values())
+    lowest = min(y for drawn in results.curves.values() for y in drawn.y)
     axis.set_ylim(lowest / 1.2, 4)  # what exploded at first comes in from above
     axis.legend(title="lines ours, crosses the paper's")
     return figure

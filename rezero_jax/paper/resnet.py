@@ -79,21 +79,23 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
     for setting, group in runs.items():
         net, _, scheme = setting.partition(" + ")
         of = setting if scale == "paper" else "ResNet-56" + " + " * bool(scheme) + scheme
-        make = partial(Row, reduced=scale != "paper", against=of)
+        make = partial(Row, reduced=scale != "paper", against=of, missing="diverged")
         found = [_errors(run) for run in group]
         headline = scheme in ("", "ReZero")
-        errors[setting] = make(setting, "error %", tuple(e[max(e)] for e in found), headline)
+        ends = [None if run.diverged else e[max(e)] for run, e in zip(group, found, strict=True)]
+        errors[setting] = make(setting, "error %", tuple(ends), headline)
         times = tuple(run.time_to("accuracy", 0.8) for run in group)
-        epochs[setting] = make(setting, "epochs to 80 %", times)
-        losses = tuple(1000 * float(run.epoch_losses()[-1]) for run in group)
+        epochs[setting] = make(setting, "epochs to 80 %", times, missing="not reached")
+        losses = tuple(
+            None if run.diverged else 1000 * float(run.epoch_losses()[-1]) for run in group
+        )
         rows += [errors[setting], epochs[setting], make(setting, "training loss x 1000", losses)]
         if scheme:
-            change = [
-                ours - theirs
+            change = tuple(
+                None if ours is None or theirs is None else ours - theirs
                 for ours, theirs in zip(errors[setting].ours, errors[net].ours, strict=True)
-                if ours is not None and theirs is not None
-            ]
-            rows.append(make(setting, "change of error %", tuple(change)))
+            )
+            rows.append(make(setting, "change of error %", change))
         if scale != "paper" or net == "ResNet-110":
             against = of.replace("56", "110")
             for epoch in CURVE:
@@ -151,7 +153,7 @@ def plot(results: Results) -> Figure:
         for scheme, colour in colours.items():
             if net + scheme in results.curves:
                 drawn = results.curves[net + scheme]
-                last = max(last, drawn.x[-1])
+                last = max([last, *drawn.x])
                 drawing.line(axis, drawn, scheme.removeprefix(" + ") or "vanilla", colour)
             if net in ("ResNet-20", "ResNet-110"):
                 crosses = curve("resnet", f"ResNet-110{scheme}", "error % after epoch")

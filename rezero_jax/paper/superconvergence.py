@@ -104,7 +104,8 @@ def plot(results: Results) -> Figure:
             drawing.line(axes[1], drawn, setting, colour)
             crosses = curve("superconvergence", setting, "accuracy % after epoch")
             drawing.points(axes[1], [point for point in crosses if point[0] <= drawn.x[-1]], colour)
-    highest = max(max(results.curves[setting].y) for setting in RULES if setting in results.curves)
+    losses = [results.curves[setting].y for setting in RULES if setting in results.curves]
+    highest = max(y for ys in losses for y in ys)
     axes[0].set(xlabel="epoch", ylabel="training cross entropy (nats)")
     axes[0].set_ylim(0, min(1.05 * highest, 5))  # a run that diverges leaves at the top
     axes[0].legend()

@@ -121,7 +121,8 @@ def plot(results: Results) -> Figure:
     lowest = []
     for setting, colour in drawing.colours(list(results.curves)).items():
         drawn = drawing.smoothed(results.curves[setting])
-        drawing.line(axis, drawn, setting, colour)
+        label = setting if drawn.x else f"{setting} (diverged at once)"
+        drawing.line(axis, drawn, label, colour)
         lowest += [y for y in drawn.y if y is not None]
     axis.set(xlabel="update", ylabel="bits per byte, training")
     axis.set_ylim(min(lowest) - 0.1, min(max(lowest) + 0.1, 8))
