@@ -156,10 +156,14 @@ def test_results_come_back_from_their_file(tmp_path):
     )
     assert (first["paper"], first["source"]) == ("29.5", "DIG Fig 5")
     assert (second["ours"], second["paper"], second["runs_with_the_number"]) == ("", "", "1")
-    assert summary([results]).splitlines()[2:] == [
+    results.rows.append(Row("FC", "|a| at the end", (1.0,), headline=True))
+    assert summary([results]).splitlines()[2:3] == [
         "| FC, epochs to 1.2 | 31 ± 1 | 29.5 | the paper's | 2 | 8 x TPU v5 lite | 1:01:40 "
         "| `python -m rezero_jax.paper fc` |"
     ]
+    assert (
+        summary([results]).splitlines()[3].startswith(r"| FC, \|a\| at the end | 1 | not given |")
+    )
 
 
 # ---- Every experiment, on stand-ins for its runs
@@ -492,6 +496,8 @@ def test_seeds_and_text_go_into_the_runs(stand_ins, tmp_path):
     folders = sorted((tmp_path / "smoke/runs").glob("*/config.json"))
     configs = [json.loads(path.read_text()) for path in folders]
     assert [config["seed"] for config in configs] == [0, 1]
+    table = (tmp_path / "smoke/summary.md").read_text()
+    assert "rezero_jax.paper transformer_deep --scale=smoke --seeds=2 --text=book.txt`" in table
     assert all(config["data"]["path"] == str(text) for config in configs)
     (row,) = Results.read(tmp_path / "smoke/transformer_deep.json").rows
     assert row.ours == (1.25, 1.25)

@@ -113,8 +113,9 @@ def _table(
 def markdown(rows: Iterable[Sequence[object]]) -> str:
     """Rows, the first of them the head, as a Markdown table."""
     head, *body = rows
-    lines = [head, ["---"] * len(head), *body]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+    lines = [[str(cell).replace("|", r"\|") for cell in row] for row in (head, *body)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _cell(values: Sequence[float | None], confidence: float | None = None, digits: int = 2) -> str:

@@ -193,7 +193,7 @@ def _write(name: str, jobs: Sequence[Job], folder: Path, args: argparse.Namespac
     seconds += sum(run.final()["seconds"] for run in trained)
     devices = dict.fromkeys(run.device for run in trained)
     made = Made(
-        _shown(name, args),
+        _shown(name, jobs, args),
         ", ".join(devices) or device(environment()),
         seconds,
         [job.shown for job in jobs],
@@ -205,12 +205,12 @@ def _write(name: str, jobs: Sequence[Job], folder: Path, args: argparse.Namespac
     print(f"{name}: {folder / name}.json, .csv, .png, .svg", flush=True)
 
 
-def _shown(name: str, args: argparse.Namespace) -> str:
+def _shown(name: str, jobs: Sequence[Job], args: argparse.Namespace) -> str:
     """The command that makes an experiment again, as a reader types it."""
     command = ["python", "-m", "rezero_jax.paper", name, f"--scale={args.scale}"]
     if args.seeds:
         command.append(f"--seeds={args.seeds}")
-    if args.text:
+    if args.text and any(text.startswith("data.path=") for job in jobs for text in job.overrides):
         command.append(f"--text={Path(args.text).name}")
     return shlex.join(command)
 

@@ -153,7 +153,7 @@ class Results:
             [Row(*row)._replace(ours=tuple(row[2])) for row in content["rows"]],
             [Claim(*claim) for claim in content["claims"]],
             {name: Curve(*curve) for name, curve in content["curves"].items()},
-            Made(*content["made"]) if content["made"] else None,
+            Made(*made) if (made := content.get("made")) else None,
         )
 
     def csv(self) -> str:
