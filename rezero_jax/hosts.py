@@ -169,7 +169,10 @@ _AGAIN = (
 
 
 def _end(status: int, sentence: str) -> NoReturn:
-    os.write(2, f"\ntrain.py: {sentence}\n".encode())
+    # JAX's threads write what they notice of a lost process until the end: not after the sentence.
+    stderr = os.dup(2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    os.write(stderr, f"\ntrain.py: {sentence}\n".encode())
     os._exit(status)
 
 
