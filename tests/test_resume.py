@@ -198,6 +198,13 @@ def copied(short, tmp_path):
     return workdir
 
 
+def test_what_a_process_killed_at_the_end_left_is_deleted(copied, short):
+    # The last checkpoint is written, the one that it replaces not deleted yet.
+    shutil.copytree(copied / "checkpoints/20", copied / "checkpoints/10")
+    loop.train(config_with(**SHORT), copied)
+    assert differences(copied, short) == []
+
+
 @pytest.mark.parametrize("group", [1, pytest.param(40, marks=pytest.mark.slow)])
 def test_the_grouping_of_steps_does_not_change_a_bit(group, short, tmp_path):
     loop.train(config_with(**SHORT, **{"train.steps_per_dispatch": group}), tmp_path)

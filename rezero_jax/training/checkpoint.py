@@ -17,6 +17,8 @@ import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +49,9 @@ class Checkpoints:
             kept.append(policies.EveryNSteps(config.keep_every_steps))
         if config.keep_best:
             kept.append(_Best(folder, config.keep_best))
+        self._policy = policies.AnyPreservationPolicy(kept)
         self._options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(kept),
+            preservation_policy=self._policy,
             save_decision_policy=policies.FixedIntervalPolicy(1),
             cleanup_tmp_directories=True,
             # Made in the background, a folder that cannot be made would leave threads waiting.
@@ -171,6 +174,24 @@ class Checkpoints:
         self._manager = self._open()
         return target
 
+    def finish(self) -> None:
+        """Returns when every save is on disk, and no checkpoint but those to be kept.
+
+        Each save deletes what it replaces, but only once it is written: a process killed in
+        between leaves one too many.
+
+        Raises:
+          OSError: the last one cannot be written.
+        """
+        self.wait()
+        for step in hosts.from_first(self._left_over):
+            self._manager.delete(step)
+
+    def _left_over(self) -> list[int]:
+        found = [_Info(step) for step in sorted(self._manager.all_steps())]
+        kept = self._policy.should_preserve(found, context=policies.PreservationContext())
+        return [info.step for info, is_kept in zip(found, kept, strict=True) if not is_kept]
+
     def wait(self) -> None:
         """Returns when every save is on disk.
 
@@ -189,6 +210,15 @@ class Checkpoints:
         with _failed_writes_told():
             self._manager.close()
             self._reader.close()
+
+
+@dataclass
+class _Info:
+    """What a policy is told of a checkpoint."""
+
+    step: int
+    metrics: dict[str, Any] | None = None  # in the record
+    time: datetime = datetime.min
 
 
 class _Best(policies.PreservationPolicy):

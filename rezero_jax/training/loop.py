@@ -135,7 +135,7 @@ def _train(program: Program, folder: Path, profile: tuple[int, int] | None) -> d
                     raise Interrupted(stop, now)
 
             # ---- Finish
-            checkpoints.wait()
+            checkpoints.finish()
             final = journal.summary("finished", now)
             _write_final(folder, final)
         except Diverged:
