@@ -178,7 +178,10 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
     """
     path, _, arg = spec.partition(":")
     if not Path(path).is_file():
-        raise UserError(f"there is no config file {path}; the project's own are in configs/")
+        beside = {other.stem: other for other in Path(path).parent.glob("*.py")}
+        close = difflib.get_close_matches(Path(path).stem, beside, n=1)
+        hint = f"did you mean {beside[close[0]]}? The" if close else "the"
+        raise UserError(f"there is no config file {path}; {hint} project's own are in configs/")
     module_spec = importlib.util.spec_from_file_location("config_file", path)
     if module_spec is None or module_spec.loader is None:
         raise UserError(f"{path} is not a Python file; a config file ends in .py")

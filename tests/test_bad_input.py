@@ -101,7 +101,8 @@ def test_a_field_that_cannot_be(fields, sentence, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("spec", "sentence"),
     [
-        ("configs/nowhere.py", "there is no config file configs/nowhere.py"),
+        ("configs/nowhere.py", "there is no config file configs/nowhere.py; the project's own"),
+        (MLP.replace("mlp", "mpl"), f"did you mean {MLP}?"),
         (f"{MLP}:smoke,depht=3", 'unknown config argument "depht"; did you mean "depth"?'),
         (f"{MLP}:smoke,depth=deep", "depth takes a whole number, not 'deep'"),
         (f"{MLP}:smoke,depth", "depth takes a whole number"),
