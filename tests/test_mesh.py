@@ -173,6 +173,16 @@ def test_data_parallelism_sums_gradients_and_fetches_nothing(family, runs):
     assert collectives(program).keys() == {"all-reduce"}
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_collective_beside_the_updates(family, runs):
+    """Two that wait for nothing of each other can lock the devices of a CPU."""
+    program, *_ = runs(family, "data")
+    text = program.compile().as_text()
+    entry = text[text.index("\nENTRY ") :]
+    assert "channel_id" in entry
+    assert entry.index(" while(") < entry.index("channel_id")
+
+
 @pytest.mark.parametrize("family", ["mlp", "transformer"])
 def test_tensor_parallelism_fetches_no_weights(family, runs):
     program, *_ = runs(family, "model")

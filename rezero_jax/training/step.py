@@ -167,7 +167,10 @@ def make_train_steps(
         report["grad_norm"] = report["grad_norm"][count - 1]
         report["param_norm"] = optax.tree.norm(state["params"])
         report["alphas"] = skeleton.alphas(state["params"])
-        report["stop"] = stop.max()
+        # After the loop, by a value of it: of collectives that wait for nothing of each other, XLA
+        # may start another one on each device of a CPU, and with a thread for each core they would
+        # wait for each other for ever.
+        report["stop"] = jnp.where(state["step"] < 0, 0, stop).max()
         for group, schedule in schedules.items():
             report[f"learning_rate/{group}"] = jnp.asarray(schedule(state["step"] - 1))
         return state, report
