@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from rezero_jax.errors import UserError, choose_from
+from rezero_jax.errors import UserError, choose_from, closest_beside
 
 
 def base_config() -> ConfigDict:
@@ -178,9 +178,8 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
     """
     path, _, arg = spec.partition(":")
     if not Path(path).is_file():
-        beside = {other.stem: other for other in Path(path).parent.glob("*.py")}
-        close = difflib.get_close_matches(Path(path).stem, beside, n=1)
-        hint = f"did you mean {beside[close[0]]}? The" if close else "the"
+        close = closest_beside(Path(path))
+        hint = f"did you mean {close}? The" if close else "the"
         raise UserError(f"there is no config file {path}; {hint} project's own are in configs/")
     module_spec = importlib.util.spec_from_file_location("config_file", path)
     if module_spec is None or module_spec.loader is None:

@@ -1,7 +1,9 @@
 """What a user did wrong, said in one sentence that tells what to do."""
 
 import difflib
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -14,6 +16,13 @@ def choose_from(what: str, name: object, valid: Iterable[str]) -> UserError:
     close = difflib.get_close_matches(str(name), options, n=1)
     hint = f'did you mean "{close[0]}"? The valid ones are' if close else "choose one of"
     return UserError(f'unknown {what} "{name}"; {hint} {", ".join(options)}')
+
+
+def closest_beside(path: Path) -> Path | None:
+    """What lies beside a missing file or folder under the closest name, if one is close."""
+    siblings = os.listdir(path.parent) if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, siblings, n=1)
+    return path.parent / close[0] if close else None
 
 
 def first_line(error: Exception) -> str:

@@ -1,6 +1,5 @@
 """Text from files: the user's own, and the sources of Python's standard library."""
 
-import difflib
 import os
 import sysconfig
 from collections.abc import Collection
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rezero_jax.errors import UserError
+from rezero_jax.errors import UserError, closest_beside
 
 # Of the standard library: what others installed, tests (half of it), and parts that some
 # installations lack.
@@ -39,9 +38,8 @@ def user_text(path: str | None) -> np.ndarray:
     root = Path(path).expanduser()
     try:
         if not root.exists():
-            siblings = os.listdir(root.parent) if root.parent.is_dir() else []
-            close = difflib.get_close_matches(root.name, siblings, n=1)
-            hint = f"did you mean {root.parent / close[0]}?" if close else "give a file or folder"
+            close = closest_beside(root)
+            hint = f"did you mean {close}?" if close else "give a file or folder"
             raise UserError(f"data.path={path} does not exist; {hint}")
         files = files_below(root) if root.is_dir() else [root]
         text = b"\n".join(file.read_bytes() for file in files)

@@ -49,9 +49,8 @@ class Checkpoints:
             kept.append(policies.EveryNSteps(config.keep_every_steps))
         if config.keep_best:
             kept.append(_Best(folder, config.keep_best))
-        self._policy = policies.AnyPreservationPolicy(kept)
         self._options = ocp.CheckpointManagerOptions(
-            preservation_policy=self._policy,
+            preservation_policy=policies.AnyPreservationPolicy(kept),
             save_decision_policy=policies.FixedIntervalPolicy(1),
             cleanup_tmp_directories=True,
             # Made in the background, a folder that cannot be made would leave threads waiting.
@@ -189,7 +188,8 @@ class Checkpoints:
 
     def _left_over(self) -> list[int]:
         found = [_Info(step) for step in sorted(self._manager.all_steps())]
-        kept = self._policy.should_preserve(found, context=policies.PreservationContext())
+        policy = self._options.preservation_policy
+        kept = policy.should_preserve(found, context=policies.PreservationContext())
         return [info.step for info, is_kept in zip(found, kept, strict=True) if not is_kept]
 
     def wait(self) -> None:
