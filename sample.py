@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rezero_jax.models.transformer import Transformer
+    from rezero_jax.models.transformer.model import Transformer
 
 EXAMPLES = """\
 examples:
@@ -48,9 +48,9 @@ def main(argv: list[str]) -> int:
 
     from flax import nnx
 
+    from rezero_jax.devices import keep_compiled
     from rezero_jax.errors import UserError
-    from rezero_jax.host import keep_compiled
-    from rezero_jax.training.trained import trained_language_model
+    from rezero_jax.training.load import load_language_model
 
     try:
         if not args.prompt:
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
         if args.bytes < 1:
             raise UserError(f"--bytes={args.bytes} asks for nothing; give at least 1")
         keep_compiled()
-        model, step = trained_language_model(args.workdir)
+        model, step = load_language_model(args.workdir)
         print(f"{args.workdir} after {step:,} updates:\n", file=sys.stderr)
         prompt = args.prompt.encode(errors="surrogateescape")  # the bytes that were typed
         written = write(
@@ -91,7 +91,7 @@ def write(model: "Transformer", prompt: bytes, count: int, **options: Any) -> It
     Where max_len has no room for all, it goes on from the last max_len / 2 bytes, time and again.
     The options are those of `Transformer.generate`.
     """
-    from rezero_jax.models.generate import stream
+    from rezero_jax.models.transformer.generate import stream
 
     text, half = prompt, max(model.max_len // 2, 1)
     while count > 0:

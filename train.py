@@ -64,16 +64,16 @@ def main(argv: list[str]) -> int:
         metavar="FIRST:LAST",
         help="write a trace of these updates to DIR/profile, for TensorBoard and ui.perfetto.dev",
     )
-    processes = parser.add_argument_group(
+    multi = parser.add_argument_group(
         "a run of several processes",
         "found by themselves on TPU slices, in Slurm and in indexed Kubernetes jobs; elsewhere "
         "start the same command everywhere, with",
     )
-    processes.add_argument(
+    multi.add_argument(
         "--coordinator", metavar="HOST:PORT", help="a free port of the host of process 0"
     )
-    processes.add_argument("--process_id", type=int, metavar="I", help="0 to N - 1")
-    processes.add_argument(
+    multi.add_argument("--process_id", type=int, metavar="I", help="0 to N - 1")
+    multi.add_argument(
         "--num_processes", type=int, metavar="N", help="how many there are; 1: do not look for any"
     )
     parser.add_argument(
@@ -86,22 +86,22 @@ def main(argv: list[str]) -> int:
 
     from jax.errors import JaxRuntimeError
 
-    from rezero_jax import hosts
+    from rezero_jax import processes
     from rezero_jax.config import load_config
+    from rezero_jax.devices import keep_compiled, pose_as
     from rezero_jax.errors import UserError
-    from rezero_jax.host import keep_compiled, pose_as
 
     try:
         config = load_config(args.config, overrides)
         if config.mesh.cpu_devices is not None:
             pose_as(config.mesh.cpu_devices)
         keep_compiled()
-        hosts.join(args.coordinator, args.process_id, args.num_processes)
+        processes.join(args.coordinator, args.process_id, args.num_processes)
         try:
             status = _run(config, args)
         except JaxRuntimeError as error:
-            hosts.lose(error)
-        hosts.leave()
+            processes.lose(error)
+        processes.leave()
         return status
     except UserError as error:
         print(f"train.py: {error}", file=sys.stderr)
@@ -112,19 +112,19 @@ def main(argv: list[str]) -> int:
 
 
 def _run(config: "ConfigDict", args: argparse.Namespace) -> int:
-    from rezero_jax import hosts
+    from rezero_jax import processes
     from rezero_jax.training import loop
     from rezero_jax.training.plan import plan
     from rezero_jax.training.profile import parse_steps
 
     if args.plan is not None:
         account = plan(config, None if args.plan == "here" else args.plan)
-        if hosts.is_first():
+        if processes.is_first():
             print(account)
         return 0
     if args.mode == "eval":
         evaluation = loop.evaluate(config, args.workdir)
-        if hosts.is_first():
+        if processes.is_first():
             print(json.dumps(evaluation))
         return 0
     profile = parse_steps(args.profile_steps) if args.profile_steps else None
@@ -136,9 +136,9 @@ def _run(config: "ConfigDict", args: argparse.Namespace) -> int:
     except loop.Interrupted as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 128 + error.signum
-    if not hosts.is_first():
+    if not processes.is_first():
         return 0
-    from rezero_jax.analysis.plots import write_plot
+    from rezero_jax.analysis.plots.curves import write_plot
 
     numbers = ", ".join(f"{k} {final[k]:.4f}" for k in sorted(final) if k.startswith("eval/"))
     print(f"finished {final['steps']:,} steps in {final['seconds']:,.1f} s: {numbers}")

@@ -23,7 +23,7 @@ from benchmarks.mlp import random_images
 from benchmarks.program import peak_gib
 from benchmarks.transformer import random_text
 from rezero_jax.config import load_config
-from rezero_jax.training.program import Program
+from rezero_jax.training.trainer import Trainer
 
 SIZES = {
     "mlp": ("configs/mlp.py:depth=1000,width=256", 1000, {}),
@@ -51,7 +51,7 @@ def measure(name: str, remat: str, parts: int) -> dict[str, float]:
         "eval.every_steps": None,
     }
     config = load_config(spec, [f"{key}={value}" for key, value in fields.items()])
-    program = Program(config, random_images() if name == "mlp" else random_text(128))
+    program = Trainer(config, random_images() if name == "mlp" else random_text(128))
     state = jax.block_until_ready(program.init())
     held = peak_gib()
     seconds = []

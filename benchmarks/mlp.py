@@ -37,9 +37,9 @@ from benchmarks.program import peak_gib, serve_training
 from benchmarks.worker import Worker, serve
 from rezero_jax.config import load_config
 from rezero_jax.data import Dataset, ResidentSplit
+from rezero_jax.runs.metrics import read_metrics
 from rezero_jax.training import loop
-from rezero_jax.training.program import Program
-from rezero_jax.training.record import read_metrics
+from rezero_jax.training.trainer import Trainer
 
 CLASSES, EXAMPLES = 10, 10_000
 
@@ -93,7 +93,7 @@ def first_step(depth: int, width: int) -> dict[str, float]:
     """Seconds from nothing to the first finished update, to the second one, and peak memory."""
     dataset = random_images()
     started = time.perf_counter()
-    program = Program(config_for(depth, width, 100, lr=0.003), dataset)
+    program = Trainer(config_for(depth, width, 100, lr=0.003), dataset)
     state = program.init()
     batches = program.batches(0)
     seconds = []
@@ -111,7 +111,7 @@ def loop_overhead(depth: int, pairs: int) -> list[float]:
     config.train.steps = count = 400
     config.checkpoint.every_steps = config.train.steps
     dataset = random_images()
-    program = Program(config, dataset)
+    program = Trainer(config, dataset)
     group = config.train.steps_per_dispatch
     ratios = []
     for _ in range(pairs + 1):

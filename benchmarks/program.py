@@ -8,12 +8,12 @@ from ml_collections import ConfigDict
 
 from benchmarks.worker import serve
 from rezero_jax.data import Dataset, Text
-from rezero_jax.training.program import Program
+from rezero_jax.training.trainer import Trainer
 
 
 def serve_training(config: ConfigDict, dataset: Dataset | Text) -> None:
     """Serves timings of updates, `train.steps_per_dispatch` of them in one dispatch."""
-    program = Program(config, dataset)
+    program = Trainer(config, dataset)
     state, batches = program.init(), program.batches(0)
     group = config.train.steps_per_dispatch
 

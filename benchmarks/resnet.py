@@ -31,11 +31,11 @@ from benchmarks.mlp import random_images
 from benchmarks.program import serve_training
 from benchmarks.worker import print_ratios, serve, take_turns
 from rezero_jax.config import load_config
-from rezero_jax.host import pose_as
-from rezero_jax.models import conv, style
-from rezero_jax.models.resnet import ResNet
+from rezero_jax.devices import pose_as
+from rezero_jax.models.resnet import conv, parts
+from rezero_jax.models.resnet.model import ResNet
 from rezero_jax.stack import split_params
-from rezero_jax.training.state import skeleton
+from rezero_jax.training.state import model_spec
 
 BATCH = 128
 PEERS = ("eager", "channels_last", "channels_last-fused", "compile", "compile-fused")
@@ -59,7 +59,7 @@ def serve_ours(depth: int, scan: bool, stage: str) -> None:
     """Serves timings of our training step, with all of STAGES up to `stage`."""
     used = list(STAGES)[: list(STAGES).index(stage) + 1]
     if "batch_norm" not in used:
-        style.BatchNorm = FlaxBatchNorm  # type: ignore[assignment,misc]
+        parts.BatchNorm = FlaxBatchNorm  # type: ignore[assignment,misc]
     if "gradients" not in used:
         conv._convolve = conv._plain  # type: ignore[assignment]
         serve(plain_steps(depth))
@@ -81,7 +81,7 @@ def plain_steps(depth: int) -> Callable[[int], None]:
     def make(rngs: nnx.Rngs) -> ResNet:
         return ResNet.cifar(depth, rngs=rngs)
 
-    structure = skeleton(make)
+    structure = model_spec(make)
     optimizer = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.1, momentum=0.9))
     _, param_state, stat_state = split_params(jax.jit(lambda: make(nnx.Rngs(0)))())
     params, stats = nnx.to_pure_dict(param_state), nnx.to_pure_dict(stat_state)

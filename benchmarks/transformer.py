@@ -31,9 +31,9 @@ from benchmarks.program import serve_training
 from benchmarks.worker import print_ratios, serve, take_turns
 from rezero_jax.config import load_config
 from rezero_jax.data import Text, TextSplit
-from rezero_jax.host import pose_as
+from rezero_jax.devices import pose_as
 from rezero_jax.models.build import make_language_model
-from rezero_jax.training.program import Program
+from rezero_jax.training.trainer import Trainer
 
 WIDTH, HEADS, LENGTH, BATCH, PROMPT = 256, 8, 256, 8, 16
 TRAINING = ("official", "official-compile", "x-transformers", "x-transformers-flash")
@@ -80,7 +80,7 @@ def serve_generation(depth: int) -> None:
 def first_step(depth: int) -> dict[str, float]:
     """Seconds from nothing to the first finished update, and to the one after."""
     started = time.perf_counter()
-    program = Program(config_for(depth, scan=True), random_text())
+    program = Trainer(config_for(depth, scan=True), random_text())
     state, batches = program.init(), program.batches(0)
     seconds = []
     for _ in range(3):

@@ -28,8 +28,8 @@ before its first milestone), ImageNet's mean and deviation.
 from ml_collections import ConfigDict
 
 from rezero_jax.config import base_config, optim_group, parse_arg
+from rezero_jax.devices import host_devices
 from rezero_jax.errors import choose_from
-from rezero_jax.host import host_devices
 
 MEAN_STD = {  # of CIFAR-10, as each recipe has them
     "paper": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),

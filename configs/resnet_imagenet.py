@@ -10,7 +10,7 @@ The data set is read from disk while training; the README says where its archive
 from ml_collections import ConfigDict
 
 from rezero_jax.config import base_config, parse_arg
-from rezero_jax.host import host_devices
+from rezero_jax.devices import host_devices
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -14,7 +14,7 @@ the cycled SGD went to NaN for the authors.
 from ml_collections import ConfigDict
 
 from rezero_jax.config import base_config, parse_arg
-from rezero_jax.host import host_devices
+from rezero_jax.devices import host_devices
 
 
 def get_config(arg: str = "") -> ConfigDict:

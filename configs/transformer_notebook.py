@@ -19,7 +19,7 @@ has no final norm either.
 from ml_collections import ConfigDict
 
 from rezero_jax.config import base_config, parse_arg, transformer_model
-from rezero_jax.host import host_devices
+from rezero_jax.devices import host_devices
 
 
 def get_config(arg: str = "") -> ConfigDict:

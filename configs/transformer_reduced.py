@@ -11,7 +11,7 @@ One setting of the optimizer for all, as in the paper: LAMB at a constant rate, 
 from ml_collections import ConfigDict
 
 from rezero_jax.config import base_config, parse_arg, transformer_model
-from rezero_jax.host import host_devices
+from rezero_jax.devices import host_devices
 
 
 def get_config(arg: str = "") -> ConfigDict:

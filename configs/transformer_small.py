@@ -16,7 +16,7 @@ python train.py --config=configs/transformer_small.py:residual=pre_norm --workdi
 from ml_collections import ConfigDict
 
 from rezero_jax.config import base_config, parse_arg, transformer_model
-from rezero_jax.host import host_devices
+from rezero_jax.devices import host_devices
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -62,10 +62,10 @@ from IPython.display import Markdown
 
 import rezero_jax
 from rezero_jax.analysis.plots import plot_comparison, plot_run
-from rezero_jax.analysis.runs import Run
 from rezero_jax.analysis.table import accuracies, table
 from rezero_jax.config import load_config
 from rezero_jax.errors import UserError
+from rezero_jax.runs.reader import Run
 
 PROJECT = Path(rezero_jax.__file__).parents[1]
 assert (PROJECT / "train.py").exists(), "open this notebook in a clone of the project"

@@ -63,15 +63,15 @@ from matplotlib import rcParams
 
 from rezero_jax import Alpha, Encoder, Transformer
 from rezero_jax.analysis.diagnosis import diagnose
-from rezero_jax.analysis.figures import (
+from rezero_jax.analysis.gates import Gates
+from rezero_jax.analysis.plots.figures import (
     plot_diagnosis,
     plot_gates,
     plot_propagation,
     plot_spectra,
 )
-from rezero_jax.analysis.gates import Gates
-from rezero_jax.analysis.jacobian import singular_values
 from rezero_jax.analysis.propagation import propagate
+from rezero_jax.analysis.singular_values import singular_values
 from rezero_jax.data.text_files import stdlib_text
 
 rcParams["figure.dpi"] = 80  # small pictures

@@ -1,11 +1,11 @@
 """ReZero in JAX and Flax: very deep residual networks whose branches are gated by alpha = 0."""
 
-from rezero_jax.fold import fold_alpha
-from rezero_jax.models.encoder import Decoder, Encoder
-from rezero_jax.models.layers import DecoderLayer, EncoderLayer
+from rezero_jax.models.fold import fold_alpha
 from rezero_jax.models.mlp import MLP
-from rezero_jax.models.resnet import ResNet
-from rezero_jax.models.transformer import Transformer
+from rezero_jax.models.resnet.model import ResNet
+from rezero_jax.models.transformer.encoder import Decoder, Encoder
+from rezero_jax.models.transformer.layer import DecoderLayer, EncoderLayer
+from rezero_jax.models.transformer.model import Transformer
 from rezero_jax.residual import Alpha, ReZero
 from rezero_jax.stack import Stack
 

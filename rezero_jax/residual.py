@@ -17,7 +17,7 @@ Each rule is a module called with the trunk and the branch, `rule(x, f)`, so tha
 one layer can share a gate. To gate a module of your own, wrap it: `ReZero(f)`.
 
 For inference a gate can be folded: `fold_into` multiplies alpha into the branch's last weights
-(`rezero_jax.fold` does so for a whole model).
+(`rezero_jax.models.fold` does so for a whole model).
 """
 
 from collections.abc import Callable
@@ -119,7 +119,7 @@ class Gate(Rule):
         return self.alpha[...].reshape(shape[:layers] + ones + shape[layers:])
 
 
-class Convex(Gate):
+class Gated(Gate):
     """x' = (1 - alpha) x + alpha F(x): the gate opens the branch and closes the trunk."""
 
     def __call__(self, x: Array, f: Branch) -> Array:
@@ -193,7 +193,7 @@ class ReZero(Gate):
         return join(x, lambda trunk: self.f(trunk, *args, **kwargs))
 
     def fold_gates(self) -> None:
-        """Moves alpha into the last weights of f; see `rezero_jax.fold`."""
+        """Moves alpha into the last weights of f; see `rezero_jax.models.fold`."""
         self.fold_into(self.f)
         self.alpha = None  # type: ignore[assignment]
 
@@ -252,7 +252,7 @@ def make_rule(
         case "rezero":
             return Gate((), alpha_init)
         case "gated":
-            return Convex((), alpha_init)
+            return Gated((), alpha_init)
         case "layerscale":
             return Gate((features,), alpha_init)
     raise choose_from("residual rule", name, RULES)

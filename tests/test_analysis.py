@@ -6,11 +6,13 @@ import matplotlib
 import numpy as np
 import pytest
 
-from rezero_jax.analysis import figures, plots, table
+from rezero_jax.analysis import table
 from rezero_jax.analysis.gates import Gates
-from rezero_jax.analysis.runs import Run, Times, epochs_to, first_at, labels, times_to
-from rezero_jax.analysis.style import save
+from rezero_jax.analysis.plots import __main__ as plots
+from rezero_jax.analysis.plots import curves, figures
+from rezero_jax.analysis.plots.theme import save
 from rezero_jax.errors import UserError
+from rezero_jax.runs.reader import Run, Times, epochs_to, first_at, labels, times_to
 
 
 def make_run(folder, losses, depth=2, **config):
@@ -165,10 +167,10 @@ def test_bits_per_byte_by_steps_and_the_speed_up_against_the_first_run(tmp_path)
 
 def test_plots_of_language_models_show_bits_per_byte(tmp_path):
     runs = [make_text_run(tmp_path / str(b), [4.0, b], seed=i) for i, b in enumerate((2.0, 3.0))]
-    figure = plots.plot_run(runs[0])
+    figure = curves.plot_run(runs[0])
     assert figure.axes[1].get_title() == "bits per byte"
     assert [line.get_ydata().tolist() for line in figure.axes[1].lines] == [[4.0, 2.0]] * 2
-    figure = plots.plot_comparison(runs)
+    figure = curves.plot_comparison(runs)
     (line,) = figure.axes[0].lines
     assert line.get_xdata().tolist() == [10, 20]
     assert line.get_ydata().tolist() == [4.0, 2.5]
@@ -176,12 +178,12 @@ def test_plots_of_language_models_show_bits_per_byte(tmp_path):
 
 def test_a_text_run_that_exploded_leaves_room_for_the_others(tmp_path):
     runs = [make_text_run(tmp_path / str(b), [b, 2.0], residual=str(b)) for b in (4.0, 9e9)]
-    figure = plots.plot_comparison(runs)
+    figure = curves.plot_comparison(runs)
     assert figure.axes[0].get_ylim() == (1.9, 8)
 
 
 def test_plot_of_one_run_shows_its_numbers(tmp_path):
-    figure = plots.plot_run(Run.read(make_run(tmp_path / "a", [3.0, 2.0, 1.0])))
+    figure = curves.plot_run(Run.read(make_run(tmp_path / "a", [3.0, 2.0, 1.0])))
     loss, _, gates, _ = figure.axes
     drawn = {line.get_label(): line.get_ydata().tolist() for line in loss.lines}
     assert drawn["training, epoch mean"] == [3.0, 2.0, 1.0]
@@ -194,7 +196,7 @@ def test_comparison_draws_the_mean_over_the_epochs_that_all_seeds_have(tmp_path)
         Run.read(make_run(tmp_path / "a", [4.0, 2.0, 1.0])),
         Run.read(make_run(tmp_path / "b", [2.0, 1.0], seed=1)),
     ]
-    figure = plots.plot_comparison(runs)
+    figure = curves.plot_comparison(runs)
     (line,) = figure.axes[0].lines
     assert line.get_ydata().tolist() == [3.0, 1.5]
     assert line.get_label() == "rezero (2 seeds)"

@@ -8,8 +8,8 @@ import pytest
 import train
 from rezero_jax.config import load_config
 from rezero_jax.errors import UserError
+from rezero_jax.runs.metrics import read_metrics
 from rezero_jax.training import loop
-from rezero_jax.training.record import read_metrics
 
 MLP = str(Path(__file__).parents[1] / "configs/mlp.py")
 SMOKE = {"mesh.data": 1, "train.epochs": None, "train.steps": 4}

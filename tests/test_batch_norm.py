@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from rezero_jax.models.batch_norm import BatchNorm
+from rezero_jax.models.resnet.batch_norm import BatchNorm
 
 RNG = np.random.default_rng(0)
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from rezero_jax.config import base_config, load_config
-from rezero_jax.training.checkpoint import Checkpoints
-from rezero_jax.training.program import Program
-from rezero_jax.training.record import Record
+from rezero_jax.runs.checkpoint import Checkpoints
+from rezero_jax.runs.metrics import MetricsWriter
+from rezero_jax.training.trainer import Trainer
 from tests.faults import damage, kill
 from tests.faults.campaign import Judge, main
 from tests.faults.compare import changed_arrays, differences
@@ -26,7 +26,7 @@ STEPS = (5, 10)
 
 def write_run(folder, weight=0.25, loss=0.5, best=0.5, seconds=1.0, total=7.0):
     """A finished run in miniature, as the loop would leave it."""
-    record = Record(folder, 0)
+    record = MetricsWriter(folder, 0)
     checkpoints = Checkpoints(folder / "checkpoints", base_config().checkpoint)
     for step in STEPS:
         record.write(step, {"train/loss": loss, "time/data": seconds})
@@ -157,7 +157,7 @@ def test_a_checkpoint_restored_to_other_numbers_is_not_harmless(tmp_path):
     family = FAMILIES[0]
     config = load_config(str(ROOT / family.config), [*family.settings, "mesh.data=1"])
     checkpoints = Checkpoints(tmp_path / "run/checkpoints", config.checkpoint)
-    checkpoints.save(10, Program.from_config(config).init(), {"last": {"eval/loss": 0.5}}, None)
+    checkpoints.save(10, Trainer.from_config(config).init(), {"last": {"eval/loss": 0.5}}, None)
     checkpoints.close()
     reference = Reference(family, tmp_path / "run", 1.0, 1.0)
     sound, evidence = tmp_path / "run/checkpoints/10", tmp_path / "evidence/10"

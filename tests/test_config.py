@@ -6,7 +6,7 @@ import pytest
 
 from rezero_jax.config import base_config, differences, flatten, load_config, parse_arg
 from rezero_jax.errors import UserError
-from rezero_jax.training.program import Program
+from rezero_jax.training.trainer import Trainer
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 MLP = str(CONFIGS / "mlp.py")
@@ -155,7 +155,7 @@ def test_every_config_trains_when_small(file):
     devices = 1 if file.stem == "mlp" else 4  # the batch of the MLPs is 50
     overrides = ["train.epochs=None", "train.steps=2", f"mesh.data={devices}"]
     config = load_config(f"{file}:smoke", overrides)
-    program = Program.from_config(config)
+    program = Trainer.from_config(config)
     state, losses = program.init(), []
     for batch in program.batches(0):
         state, report = program.train_steps(state, [batch])

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rezero_jax.models import conv
-from rezero_jax.models.conv import Conv, convolve
+from rezero_jax.models.resnet import conv
+from rezero_jax.models.resnet.conv import Conv, convolve
 
 FAST = "b01f_01io->b01f"
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rezero_jax.data import imagenet
-from rezero_jax.data.imagenet import CentralCrop, RandomCrop, random_box
+from rezero_jax.data.tfds import imagenet
+from rezero_jax.data.tfds.imagenet import CentralCrop, RandomCrop, random_box
 
 SIZE = 32
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rezero_jax.data import Text, load
-from rezero_jax.data.enwik8 import URL, Enwik8, enwik8_bytes
+from rezero_jax.data.tfds.enwik8 import URL, Enwik8, enwik8_bytes
 from rezero_jax.errors import UserError
 from tests.test_data_prepare import serve
 
@@ -65,7 +65,7 @@ def test_the_splits_hold_the_bytes_in_their_order_without_tensorflow(data_dir: P
 
 
 def test_the_module_imports_no_tensorflow() -> None:
-    code = "import sys, rezero_jax.data.enwik8; sys.exit('tensorflow' in sys.modules)"
+    code = "import sys, rezero_jax.data.tfds.enwik8; sys.exit('tensorflow' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
 
 

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from rezero_jax.data import Dataset, Order, eval_batches, load
-from rezero_jax.data.imagenet import MEAN, STD, CentralCrop, RandomCrop
-from rezero_jax.data.prepare import prepared_builder
+from rezero_jax.data.tfds.imagenet import MEAN, STD, CentralCrop, RandomCrop
+from rezero_jax.data.tfds.prepare import prepared_builder
 from rezero_jax.errors import UserError
 from tests.test_data_crops import encoded
 
@@ -224,7 +224,7 @@ def test_an_archive_that_is_none_is_refused(
 
 
 def test_more_files_may_be_open_than_the_system_allows_at_first(data_dir: Path) -> None:
-    from rezero_jax.data import prepare
+    from rezero_jax.data.tfds import prepare
 
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     low = 1024

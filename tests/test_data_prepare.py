@@ -23,7 +23,7 @@ import pytest
 
 from rezero_jax.data import load
 from rezero_jax.data.images import decode
-from rezero_jax.data.prepare import encode_png, prepared_builder
+from rezero_jax.data.tfds.prepare import encode_png, prepared_builder
 from rezero_jax.errors import UserError
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -221,7 +221,7 @@ def test_an_archive_with_the_wrong_checksum_is_refused_and_nothing_is_left_prepa
 def test_interrupted_preparation_is_not_taken_as_prepared(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rezero_jax.data import prepare
+    from rezero_jax.data.tfds import prepare
 
     encoded = 0
 

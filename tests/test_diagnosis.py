@@ -14,10 +14,10 @@ import train
 from rezero_jax import ReZero, Stack
 from rezero_jax.analysis import __main__ as analysis
 from rezero_jax.analysis.diagnosis import diagnose
-from rezero_jax.analysis.figures import plot_diagnosis, plot_propagation
 from rezero_jax.analysis.gates import Gates
-from rezero_jax.analysis.runs import Run
-from rezero_jax.training.trained import trained
+from rezero_jax.analysis.plots.figures import plot_diagnosis, plot_propagation
+from rezero_jax.runs.reader import Run
+from rezero_jax.training.load import load_model
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -139,7 +139,7 @@ def test_the_command_prints_the_page_and_writes_the_picture_alone(run, capsys):
 
 
 def test_the_diagnosis_is_of_the_runs_own_loss_and_data(run):
-    model, step, program = trained(run)
+    model, step, program = load_model(run)
     batch = program.examples(16)
     assert step == 20
     np.testing.assert_array_equal(batch["image"], program.examples(10**9)["image"][:16])

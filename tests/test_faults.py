@@ -14,9 +14,9 @@ import pytest
 
 from rezero_jax.config import load_config
 from rezero_jax.errors import UserError
+from rezero_jax.runs.metrics import read_metrics
 from rezero_jax.training import loop
 from rezero_jax.training.profile import Profile, parse_steps
-from rezero_jax.training.record import read_metrics
 
 ROOT = Path(__file__).parents[1]
 COMMAND = [

@@ -23,12 +23,12 @@ from rezero_jax import (
     fold_alpha,
 )
 from rezero_jax.errors import UserError
-from rezero_jax.models.attention import Attention
-from rezero_jax.models.batch_norm import BatchNorm
-from rezero_jax.models.blocks import PreBlock, PreBottleneck
-from rezero_jax.models.conv import Conv
-from rezero_jax.models.layers import FeedForward
-from rezero_jax.models.style import Style
+from rezero_jax.models.resnet.batch_norm import BatchNorm
+from rezero_jax.models.resnet.blocks import PreBlock, PreBottleneck
+from rezero_jax.models.resnet.conv import Conv
+from rezero_jax.models.resnet.parts import Parts
+from rezero_jax.models.transformer.attention import Attention
+from rezero_jax.models.transformer.layer import FeedForward
 from rezero_jax.residual import Gate, SignedRelu, make_rule
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -47,7 +47,7 @@ TOKENS = jnp.asarray(RNG.integers(11, size=(2, 6)))
 
 def preact(rule, block, counts, rngs):
     """A shallow one: BatchNorm over few pixels, layer after layer, would blow up the rounding."""
-    style = Style(
+    style = Parts(
         rule,
         batch_norm=True,
         shortcut_norm=False,

@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from rezero_jax.errors import UserError
-from rezero_jax.models import generate
-from rezero_jax.models.generate import Choice, pick, stream
+from rezero_jax.models.transformer import generate
+from rezero_jax.models.transformer.generate import Choice, pick, stream
 from tests.test_transformer import VOCAB, some_params, structure_of
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

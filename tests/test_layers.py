@@ -12,13 +12,13 @@ import pytest
 from flax import nnx
 
 from rezero_jax.errors import UserError
-from rezero_jax.migrate import from_torch, to_torch
-from rezero_jax.models import attention as attention_module
-from rezero_jax.models.attention import CPU_BLOCK, CPU_BLOCKS, Attention, attend, rotate
-from rezero_jax.models.encoder import Decoder, Encoder
-from rezero_jax.models.layers import ACTIVATIONS, DecoderLayer, EncoderLayer, FeedForward
+from rezero_jax.models.torch_weights import from_torch, to_torch
+from rezero_jax.models.transformer import attention as attention_module
+from rezero_jax.models.transformer.attention import CPU_BLOCK, CPU_BLOCKS, Attention, attend, rotate
+from rezero_jax.models.transformer.encoder import Decoder, Encoder
+from rezero_jax.models.transformer.layer import ACTIVATIONS, DecoderLayer, EncoderLayer, FeedForward
 from rezero_jax.residual import RULES, Alpha
-from rezero_jax.training.state import skeleton
+from rezero_jax.training.state import model_spec
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -180,7 +180,7 @@ def test_the_stored_numbers_are_what_the_script_makes():
     ],
 )
 def test_parameter_counts(make, count):
-    assert skeleton(lambda rngs: make(rngs=rngs)).parameter_count == count
+    assert model_spec(lambda rngs: make(rngs=rngs)).parameter_count == count
 
 
 def test_parameter_counts_are_those_of_the_authors_package():

@@ -12,10 +12,10 @@ from jax.sharding import PartitionSpec
 
 from rezero_jax.config import load_config
 from rezero_jax.errors import UserError
+from rezero_jax.runs.checkpoint import Checkpoints
 from rezero_jax.training import sharding
-from rezero_jax.training.checkpoint import Checkpoints
-from rezero_jax.training.program import Program
 from rezero_jax.training.state import path_text
+from rezero_jax.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -81,7 +81,7 @@ def make_program(family, mesh, **overrides):
     data, model, fully_sharded = MESHES[mesh]
     fields = COMMON | fields | overrides
     fields |= {"mesh.data": data, "mesh.model": model, "mesh.fully_sharded": fully_sharded}
-    return Program.from_config(
+    return Trainer.from_config(
         load_config(str(CONFIGS / file), [f"{key}={value}" for key, value in fields.items()])
     )
 
@@ -146,7 +146,7 @@ def test_each_device_holds_its_share(family, mesh, runs):
             assert ways == 1
         if path_text(path[:1]) in sizes:
             sizes[path_text(path[:1])] += shard.size
-    whole = program.skeleton.parameter_count
+    whole = program.spec.parameter_count
     # What stays whole: gates, and small or odd arrays.
     share = 0.75 if model > 1 else 0.5 if fully_sharded else 1
     assert sizes["params"] <= share * whole
@@ -230,6 +230,6 @@ def test_a_mesh_that_does_not_fit_is_told(family, fields, sentence):
     fields = COMMON | own | {"mesh.data": -1} | fields
     config = load_config(str(CONFIGS / file), [f"{key}={value}" for key, value in fields.items()])
     with pytest.raises(UserError) as info:
-        Program.from_config(config)
+        Trainer.from_config(config)
     assert sentence in str(info.value)
     assert "\n" not in str(info.value)

@@ -14,7 +14,7 @@ from rezero_jax.config import base_config
 from rezero_jax.errors import UserError
 from rezero_jax.residual import RULES
 from rezero_jax.training.optim import make_optimizer
-from rezero_jax.training.state import skeleton
+from rezero_jax.training.state import model_spec
 
 RULES_IN_PAPER = ("plain", "residual", "norm", "rezero")
 
@@ -50,7 +50,7 @@ def test_same_logits_gradients_and_updates_as_pytorch(rule, references):
     def make(rngs):
         return MLP(12, 6, 5, 4, rule, rngs=rngs)
 
-    structure = skeleton(make)
+    structure = model_spec(make)
     params = jax.tree.map(jnp.asarray, arrays["params"])
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, structure.shapes)
 
@@ -104,7 +104,7 @@ def test_the_stored_numbers_are_what_the_script_makes():
     ],
 )
 def test_parameter_counts_of_the_papers_network(rule, count):
-    assert skeleton(lambda r: MLP(3072, 256, 32, 10, rule, rngs=r)).parameter_count == count
+    assert model_spec(lambda r: MLP(3072, 256, 32, 10, rule, rngs=r)).parameter_count == count
 
 
 def test_every_rule_has_a_parameter_count():
@@ -115,7 +115,7 @@ def test_every_rule_has_a_parameter_count():
 
 
 def test_parameter_count_of_the_10000_layer_network():
-    structure = skeleton(lambda r: MLP(3072, 150, 10_000, 10, rngs=r))
+    structure = model_spec(lambda r: MLP(3072, 150, 10_000, 10, rngs=r))
     assert structure.parameter_count == 226_972_460
 
 

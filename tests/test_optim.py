@@ -11,9 +11,9 @@ from rezero_jax import MLP, Alpha, ReZero
 from rezero_jax.config import base_config, optim_group
 from rezero_jax.errors import UserError
 from rezero_jax.training.optim import make_optimizer
-from rezero_jax.training.state import skeleton
+from rezero_jax.training.state import model_spec
 
-MODEL = skeleton(lambda rngs: MLP(4, 3, 5, 2, rngs=rngs))
+MODEL = model_spec(lambda rngs: MLP(4, 3, 5, 2, rngs=rngs))
 RNG = np.random.default_rng(0)
 
 
@@ -144,7 +144,7 @@ def test_gates_are_found_by_type_whatever_they_are_called():
             self.alpha = nnx.Param(jnp.zeros(()))
             self.wrapped = ReZero(nnx.Linear(2, 2, rngs=rngs))
 
-    assert skeleton(Layer).alpha_paths == {"switch", "wrapped/alpha"}
+    assert model_spec(Layer).alpha_paths == {"switch", "wrapped/alpha"}
 
 
 def test_groups_by_path():

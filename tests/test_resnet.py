@@ -14,9 +14,9 @@ from flax import nnx, traverse_util
 
 from rezero_jax import ResNet
 from rezero_jax.errors import UserError
-from rezero_jax.models.style import RULES
+from rezero_jax.models.resnet.parts import RULES
 from rezero_jax.stack import stacked
-from rezero_jax.training.state import skeleton
+from rezero_jax.training.state import model_spec
 
 CIFAR = functools.partial(ResNet.cifar, 14, num_classes=5, width=2, scan=True)
 PREACT = functools.partial(ResNet.preact, 18, num_classes=5, width=1, scan=True)
@@ -82,7 +82,7 @@ def assert_close(ours, theirs, rtol, atol):
 )
 def test_same_as_pytorch_in_training_and_evaluation(case):
     arrays = part(stored(), f"{case}/")
-    structure = skeleton(lambda rngs: CASES[case](rngs=rngs))
+    structure = model_spec(lambda rngs: CASES[case](rngs=rngs))
     params, stats = nested(part(arrays, "params/")), nested(part(arrays, "stats/"))
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, structure.shapes)
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == structure.parameter_count
@@ -148,14 +148,14 @@ def test_parameter_counts(family, depth, rule):
     name, _, bare = rule.partition(" ")
     make = functools.partial(getattr(ResNet, family), depth, name, batch_norm=not bare)
     count = COUNTS[family, depth][3 if bare else COLUMNS[name]]
-    assert skeleton(lambda rngs: make(rngs=rngs)).parameter_count == count
+    assert model_spec(lambda rngs: make(rngs=rngs)).parameter_count == count
 
 
 @pytest.mark.parametrize(("depth", "count"), [(20, 269_722), (56, 853_018), (110, 1_727_962)])
 def test_parameter_counts_of_the_notebook(depth, count):
     """The notebook prints 0.270M, 0.853M and 1.728M."""
     make = functools.partial(ResNet.cifar, depth, "residual", variant="notebook")
-    assert skeleton(lambda rngs: make(rngs=rngs)).parameter_count == count
+    assert model_spec(lambda rngs: make(rngs=rngs)).parameter_count == count
 
 
 def shortcuts_alone(model, x):
@@ -202,7 +202,7 @@ def value_and_grad(structure, params, stats):
 
 def some_state(make, seed=0):
     """The structure, some parameters (gates open) and fresh statistics; nothing is compiled."""
-    structure = skeleton(lambda rngs: make(rngs=rngs))
+    structure = model_spec(lambda rngs: make(rngs=rngs))
     rng = np.random.default_rng(seed)
 
     def value(path, leaf):
@@ -267,7 +267,7 @@ def test_scanned_equals_unrolled(make):
     make = functools.partial(make, scan=True)
     structure, params, stats = some_state(make)
     (loss, new_stats), grads = value_and_grad(structure, params, stats)
-    twin = skeleton(lambda rngs: make(scan=False, rngs=rngs))
+    twin = model_spec(lambda rngs: make(scan=False, rngs=rngs))
     (twin_loss, twin_stats), twin_grads = value_and_grad(twin, unrolled(params), unrolled(stats))
     np.testing.assert_allclose(loss, twin_loss, rtol=1e-5)
     assert_close(flat(unrolled(grads)), flat(twin_grads), rtol=1e-3, atol=1e-5)
@@ -289,7 +289,7 @@ def test_rematerialised_gradients_and_statistics_are_the_same():
     make = functools.partial(ResNet.cifar, 20, "rezero", width=4, scan=True)
     _, params, stats = some_state(make)
     (loss, new_stats), grads = value_and_grad(*some_state(make))
-    again = skeleton(lambda rngs: make(remat="full", rngs=rngs))
+    again = model_spec(lambda rngs: make(remat="full", rngs=rngs))
     (loss_, new_stats_), grads_ = value_and_grad(again, params, stats)
     np.testing.assert_allclose(loss, loss_, rtol=1e-6)
     assert_close(flat(grads), flat(grads_), rtol=1e-4, atol=1e-6)
@@ -350,7 +350,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters_and_logits()
     make = functools.partial(ResNet.cifar, 14, width=4)
     structure, params, stats = some_state(make)
     expected = structure.model(params, stats)(IMAGES)
-    narrow = skeleton(lambda rngs: make(dtype=jnp.bfloat16, rngs=rngs))
+    narrow = model_spec(lambda rngs: make(dtype=jnp.bfloat16, rngs=rngs))
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(narrow.shapes))
     model = narrow.model(params, stats)
     logits = model(IMAGES)

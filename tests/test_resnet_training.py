@@ -18,9 +18,9 @@ from rezero_jax.errors import UserError
 from rezero_jax.models.build import make_model
 from rezero_jax.training import loop
 from rezero_jax.training.optim import make_optimizer
-from rezero_jax.training.program import Program, augment
-from rezero_jax.training.state import path_text, skeleton
+from rezero_jax.training.state import model_spec, path_text
 from rezero_jax.training.step import make_train_step
+from rezero_jax.training.trainer import Trainer, augment
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RNG = np.random.default_rng(0)
@@ -60,7 +60,7 @@ def config(name="resnet", arg="", **fields):
 
 def train(config):
     """The losses of a run and its final state."""
-    program = Program(config, DATA)
+    program = Trainer(config, DATA)
     state, batches, losses = program.init(), program.batches(0), []
     while group := list(islice(batches, config.train.steps_per_dispatch)):
         state, report = program.train_steps(state, group)
@@ -96,7 +96,7 @@ def test_accumulation_normalises_each_part_and_moves_the_statistics_once_for_eac
     """As a PyTorch loop that accumulates: gradients averaged, statistics one after another."""
     settings = config()
     make, _ = make_model(settings.model, (8, 8, 3), 10)
-    structure = skeleton(make)
+    structure = model_spec(make)
 
     def objective(model, batch, key):
         return {"loss": jnp.square(model(batch["image"])).mean(axis=1)}
@@ -105,7 +105,7 @@ def test_accumulation_normalises_each_part_and_moves_the_statistics_once_for_eac
     settings.optim.unlock()
     settings.optim.groups = {}
     optimizer, _ = make_optimizer(settings.optim, 10, structure)
-    state = Program(settings, DATA).init()
+    state = Trainer(settings, DATA).init()
     state["opt_state"] = optimizer.init(state["params"])
 
     def step(accumulate):
@@ -131,7 +131,7 @@ def test_accumulation_normalises_each_part_and_moves_the_statistics_once_for_eac
 
 def test_the_config_turns_each_change_on_for_training_alone():
     fields = {"crop_padding": 3, "flip": True, "jitter": 0.3, "rotation": 20.0}
-    program = Program(config(**{f"data.{k}": v for k, v in fields.items()}), DATA)
+    program = Trainer(config(**{f"data.{k}": v for k, v in fields.items()}), DATA)
     key, batch = jax.random.key(3), {"image": jnp.asarray(DATA.train.resident["image"][:8])}
     for off in (None, *fields):
         kept = {k: v for k, v in fields.items() if k != off}
@@ -140,14 +140,14 @@ def test_the_config_turns_each_change_on_for_training_alone():
         np.testing.assert_array_equal(changed, Augmentation(**kept)(batch["image"], key))
     nothing = {"data.crop_padding": 0, "data.flip": False}
     assert augment(config(**nothing).data) is None
-    plain = Program(config(**nothing), DATA)
+    plain = Trainer(config(**nothing), DATA)
     assert plain.evaluate(plain.init()) == program.evaluate(program.init())
 
 
 def test_training_sees_augmented_images_that_depend_on_seed_and_step():
     """The step's batch is the augmentation of the gathered one, under a key of (seed, step)."""
     seen = []
-    bones = skeleton(make_model(config().model, (8, 8, 3), 10)[0])
+    bones = model_spec(make_model(config().model, (8, 8, 3), 10)[0])
     optimizer, _ = make_optimizer(config().optim, 10, bones)
     augmentation = Augmentation(crop_padding=2, flip=True)
 
@@ -159,7 +159,7 @@ def test_training_sees_augmented_images_that_depend_on_seed_and_step():
         return batch | {"image": augmentation(batch["image"], key)}
 
     batch = {"image": jnp.asarray(RNG.integers(0, 256, (8, 8, 8, 3), np.uint8))}
-    state = Program(config(), DATA).init()
+    state = Trainer(config(), DATA).init()
     for seed, number, accumulate in ((0, 5, 1), (0, 5, 1), (0, 6, 1), (1, 5, 1), (0, 5, 2)):
         step = make_train_step(bones, objective, optimizer, accumulate, seed, change)
         jax.block_until_ready(step(state | {"step": jnp.int32(number)}, batch))
@@ -177,7 +177,7 @@ def test_the_papers_recipe_puts_each_parameter_where_the_authors_code_does():
     """Biases (and Fixup's multipliers) at a tenth of the rate, gates as weights; all decayed."""
     for rule in ("rezero", "fixup"):
         settings = config(arg=f"residual={rule}", **{"train.steps": 200})
-        structure = skeleton(make_model(settings.model, (32, 32, 3), 10)[0])
+        structure = model_spec(make_model(settings.model, (32, 32, 3), 10)[0])
         optimizer, schedules = make_optimizer(settings.optim, 200, structure)
         rates = {
             name: [float(schedule(t)) for t in (0, 99, 100, 150)]
@@ -209,7 +209,7 @@ def test_the_notebooks_recipe_has_one_constant_rate_for_all():
 
 def test_the_superconvergence_baseline_has_its_own_longer_cycle():
     settings = load_config(f"{CONFIGS / 'resnet_superconvergence.py'}:residual=residual")
-    structure = skeleton(make_model(settings.model, (32, 32, 3), 10)[0])
+    structure = model_spec(make_model(settings.model, (32, 32, 3), 10)[0])
     assert (settings.train.epochs, structure.parameter_count) == (65.0, 11_171_146)
     _, schedules = make_optimizer(settings.optim, 6370, structure)
     rates = [float(schedules["base"](round(f * 6370))) for f in (0, 0.39, 0.78, 1)]
@@ -219,7 +219,7 @@ def test_the_superconvergence_baseline_has_its_own_longer_cycle():
 
 def test_superconvergence_cycles_sgd_and_leaves_the_gates_to_a_constant_adagrad():
     settings = load_config(f"{CONFIGS / 'resnet_superconvergence.py'}:")
-    structure = skeleton(make_model(settings.model, (32, 32, 3), 10)[0])
+    structure = model_spec(make_model(settings.model, (32, 32, 3), 10)[0])
     assert structure.parameter_count == 11_171_154
     assert settings.optim.alpha.weight_decay == 0.0
     assert settings.optim.momentum_points == ((0.0, 0.95), (0.1, 0.85), (0.9, 0.95))
@@ -249,7 +249,7 @@ def test_superconvergence_cycles_sgd_and_leaves_the_gates_to_a_constant_adagrad(
 )
 def test_mistakes_in_the_config_are_one_sentence(fields, sentence):
     with pytest.raises(UserError, match=sentence):
-        Program(config(**fields), DATA)
+        Trainer(config(**fields), DATA)
 
 
 def test_an_unknown_recipe_names_the_closest():

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from rezero_jax.config import load_config
+from rezero_jax.runs.checkpoint import Checkpoints
+from rezero_jax.runs.folder import Workdir, saved_steps
+from rezero_jax.runs.metrics import read_metrics
 from rezero_jax.training import loop
-from rezero_jax.training.checkpoint import Checkpoints
-from rezero_jax.training.program import Program
-from rezero_jax.training.record import Workdir, read_metrics, saved_steps
+from rezero_jax.training.trainer import Trainer
 from tests.faults.compare import differences, final, metrics, saved
 
 # When one read of a damaged checkpoint fails, Orbax drops the other failed reads unseen; Python
@@ -299,7 +300,7 @@ DAMAGES = [
 
 @pytest.fixture(scope="module")
 def program():
-    return Program.from_config(config_with(**SHORT))
+    return Trainer.from_config(config_with(**SHORT))
 
 
 def restore(workdir, program):

@@ -18,9 +18,9 @@ from ml_collections import ConfigDict
 import sample
 import train
 from rezero_jax.errors import UserError
-from rezero_jax.models import generate
-from rezero_jax.training.record import Workdir
-from rezero_jax.training.trained import trained_language_model
+from rezero_jax.models.transformer import generate
+from rezero_jax.runs.folder import Workdir
+from rezero_jax.training.load import load_language_model
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -55,7 +55,7 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(workdir):
-    return trained_language_model(workdir)[0]
+    return load_language_model(workdir)[0]
 
 
 def run(capsys, workdir, *flags):
@@ -91,7 +91,7 @@ def test_the_model_is_that_of_the_newest_checkpoint(workdir, model):
     for mine, new, old in zip(*map(jax.tree.leaves, (params, newest, older)), strict=True):
         np.testing.assert_array_equal(mine, new)
         assert not np.array_equal(mine, old)
-    assert trained_language_model(workdir)[1] == 30
+    assert load_language_model(workdir)[1] == 30
     assert model.dropout.deterministic
 
 

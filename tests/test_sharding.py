@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 
 from rezero_jax.config import load_config
 from rezero_jax.errors import UserError
-from rezero_jax.training.program import Program
+from rezero_jax.training.trainer import Trainer
 
 MLP = str(Path(__file__).parents[1] / "configs/mlp.py")
 STEPS, GROUP, BATCH = 20, 5, 48
@@ -29,7 +29,7 @@ def make_program(devices, **overrides):
         "optim.name": "sgd",
         "optim.learning_rate": 0.05,
     } | overrides
-    return Program.from_config(load_config(f"{MLP}:smoke", [f"{k}={v}" for k, v in fields.items()]))
+    return Trainer.from_config(load_config(f"{MLP}:smoke", [f"{k}={v}" for k, v in fields.items()]))
 
 
 @pytest.fixture(scope="module")

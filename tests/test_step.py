@@ -11,10 +11,10 @@ from flax import nnx
 
 from rezero_jax.config import base_config
 from rezero_jax.data import standardise
-from rezero_jax.models.encoder import Encoder
 from rezero_jax.models.mlp import MLP
+from rezero_jax.models.transformer.encoder import Encoder
 from rezero_jax.training.optim import make_optimizer
-from rezero_jax.training.state import init_state, path_text, skeleton
+from rezero_jax.training.state import init_state, model_spec, path_text
 from rezero_jax.training.step import (
     classification,
     make_eval_step,
@@ -63,7 +63,7 @@ def adagrad(bones):
 
 @cache
 def remembering_step(make, accumulate):
-    return jax.jit(make_train_step(skeleton(make), OBJECTIVE, REMEMBER, accumulate, seed=0))
+    return jax.jit(make_train_step(model_spec(make), OBJECTIVE, REMEMBER, accumulate, seed=0))
 
 
 def gradients(make, params=None, accumulate=1, batch=None):
@@ -85,9 +85,9 @@ def assert_same_bits(one, other):
 
 @pytest.fixture(scope="module")
 def rezero():
-    """(skeleton, train_step, state) of a ReZero net with Adagrad."""
+    """(spec, train_step, state) of a ReZero net with Adagrad."""
     make = make_model()
-    bones = skeleton(make)
+    bones = model_spec(make)
     optimizer = adagrad(bones)
     state = start(make, optimizer)
     return bones, jax.jit(make_train_step(bones, OBJECTIVE, optimizer, 1, seed=0)), state
@@ -239,7 +239,7 @@ def test_alphas_come_in_the_order_of_the_layers(scan):
         for block, value in zip(model.trunk.blocks, values, strict=True):
             block.rule.alpha[...] = value
     params = nnx.to_pure_dict(nnx.split(model, nnx.Param, ...)[1])
-    np.testing.assert_array_equal(skeleton(make).alphas(params), values)
+    np.testing.assert_array_equal(model_spec(make).alphas(params), values)
 
 
 @pytest.mark.parametrize("scan", [True, False])
@@ -256,7 +256,7 @@ def test_gates_of_the_sublayers_of_a_layer_stand_together(scan):
             for layer in range(DEPTH):
                 model.layers.blocks[layer].rules[sublayer].alpha[...] = values[layer, sublayer]
     params = nnx.to_pure_dict(nnx.split(model, nnx.Param, ...)[1])
-    np.testing.assert_array_equal(skeleton(make).alphas(params), values.reshape(-1))
+    np.testing.assert_array_equal(model_spec(make).alphas(params), values.reshape(-1))
 
 
 def test_a_gate_per_channel_is_told_by_its_mean_size():
@@ -265,13 +265,13 @@ def test_a_gate_per_channel_is_told_by_its_mean_size():
     gates = np.random.default_rng(0).normal(size=(DEPTH, 8)).astype(np.float32)
     model.trunk.blocks.rule.alpha[...] = jnp.asarray(gates)
     params = nnx.to_pure_dict(nnx.split(model, nnx.Param, ...)[1])
-    np.testing.assert_allclose(skeleton(make).alphas(params), np.abs(gates).mean(1), rtol=4 * EPS)
+    np.testing.assert_allclose(model_spec(make).alphas(params), np.abs(gates).mean(1), rtol=4 * EPS)
 
 
 def test_a_rule_without_gates_has_no_alphas():
     make = make_model("residual")
     params = start(make, REMEMBER)["params"]
-    assert skeleton(make).alphas(params).shape == (0,)
+    assert model_spec(make).alphas(params).shape == (0,)
 
 
 def test_only_the_gates_feel_the_first_gradient_and_the_branches_the_next(rezero):
@@ -292,7 +292,7 @@ def test_the_gradient_of_a_gate_is_its_derivative():
     """dL/dalpha of every layer against central differences of the loss."""
     make = make_model()
     grads, _ = gradients(make)
-    bones = skeleton(make)
+    bones = model_spec(make)
     state = start(make, REMEMBER)
 
     @jax.jit
@@ -316,7 +316,7 @@ def test_the_gradient_of_a_gate_is_its_derivative():
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_the_state_in_float32():
     make = make_model(dtype=jnp.bfloat16)
-    bones = skeleton(make)
+    bones = model_spec(make)
     optimizer = adagrad(bones)
     state = start(make, optimizer)
     step = jax.jit(make_train_step(bones, OBJECTIVE, optimizer, 1, seed=0))
@@ -338,7 +338,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_the_state_in_float32():
 def test_evaluation_counts_every_example_once(batch_size):
     size = 10
     make = make_model()
-    bones = skeleton(make)
+    bones = model_spec(make)
     state = start(make, REMEMBER)
     examples = jax.tree.map(lambda leaf: leaf[:size], first(batches(1)))
 

@@ -13,10 +13,11 @@ from flax import nnx, traverse_util
 
 from rezero_jax.config import load_config
 from rezero_jax.errors import UserError
-from rezero_jax.models import attention, transformer
 from rezero_jax.models.build import make_language_model
-from rezero_jax.models.transformer import Transformer, sinusoids
-from rezero_jax.training.state import init_state, path_text, skeleton
+from rezero_jax.models.transformer import attention
+from rezero_jax.models.transformer import model as transformer
+from rezero_jax.models.transformer.model import Transformer, sinusoids
+from rezero_jax.training.state import init_state, model_spec, path_text
 
 RULES_WITH_NORM = ("norm", "pre_norm", "post_norm", "gpt2_norm")
 VOCAB, WIDTH, DEPTH, HEADS, LENGTH = 13, 8, 2, 4, 7
@@ -34,7 +35,7 @@ def structure_of(**options):
     make = functools.partial(
         Transformer, *sizes, options.pop("depth", DEPTH), options.pop("heads", HEADS), **options
     )
-    return skeleton(lambda rngs: make(rngs=rngs))
+    return model_spec(lambda rngs: make(rngs=rngs))
 
 
 def some_params(structure, gate=0.5, seed=1):
@@ -294,7 +295,7 @@ def count(
 
 
 def parameter_count(*args, **options):
-    return skeleton(lambda rngs: Transformer(*args, **options, rngs=rngs)).parameter_count
+    return model_spec(lambda rngs: Transformer(*args, **options, rngs=rngs)).parameter_count
 
 
 @pytest.mark.parametrize(
@@ -308,7 +309,7 @@ def parameter_count(*args, **options):
 )
 def test_the_papers_and_the_notebooks_networks_have_their_parameter_counts(config, total):
     model = load_config(f"{Path(__file__).parents[1] / 'configs'}/{config}").model
-    assert skeleton(make_language_model(model)).parameter_count == total
+    assert model_spec(make_language_model(model)).parameter_count == total
     sizes = (model.vocab_size, model.width, model.depth, model.heads, model.max_len)
     assert count(*sizes, feedforward=model.feedforward) == total
 

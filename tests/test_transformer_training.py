@@ -20,12 +20,12 @@ from rezero_jax.config import base_config, load_config
 from rezero_jax.data import Dataset, ResidentSplit, Text, TextSplit
 from rezero_jax.errors import UserError
 from rezero_jax.models.build import make_language_model
+from rezero_jax.runs.metrics import read_metrics
 from rezero_jax.training import loop
 from rezero_jax.training.optim import make_optimizer
-from rezero_jax.training.program import Program
-from rezero_jax.training.record import read_metrics
-from rezero_jax.training.state import init_state, path_text, skeleton
+from rezero_jax.training.state import init_state, model_spec, path_text
 from rezero_jax.training.step import language_modelling, make_train_step
+from rezero_jax.training.trainer import Trainer
 from tests.test_transformer import (
     TARGETS,
     TOKENS,
@@ -70,7 +70,7 @@ def config(arg="depth=2", name="transformer_small", **fields):
 
 def train(config, dataset):
     """The losses of a run, its final state and its program."""
-    program = Program(config, dataset)
+    program = Trainer(config, dataset)
     state, batches, losses = program.init(), program.batches(0), []
     while group := list(islice(batches, config.train.steps_per_dispatch)):
         state, report = program.train_steps(state, group)
@@ -105,12 +105,12 @@ def test_the_objective_is_the_mean_over_the_bytes_that_count():
 def test_an_evaluation_scores_every_byte_once_given_its_window(count, context):
     length, held = 8, RNG.integers(0, 256, count, np.uint8)
     settings = config(**{"model.dropout": 0.5, "eval.batch_size": 4})
-    program = Program(settings, text(held=held.tobytes(), context=context))
+    program = Trainer(settings, text(held=held.tobytes(), context=context))
     assert program._eval.size % 4 != 0
-    params = some_params(program.skeleton)
+    params = some_params(program.spec)
     evaluation = program.evaluate({"params": params, "stats": {}})
 
-    model = program.skeleton.model(params, {})
+    model = program.spec.model(params, {})
     model.eval()
     forward, nats = jax.jit(lambda tokens: model(tokens)), []
     before = [0, *held]
@@ -171,7 +171,7 @@ def test_resume_gives_the_same_bits_with_dropout_random_windows_and_lamb(whole, 
 
 
 def test_four_devices_train_the_same_as_one_with_dropout(whole):
-    program = Program(config(**LAMB, **{"mesh.data": 4}), text(random=True))
+    program = Trainer(config(**LAMB, **{"mesh.data": 4}), text(random=True))
     state, batches = program.init(), program.batches(0)
     losses = []
     for _ in range(2):
@@ -319,7 +319,7 @@ def test_every_config_trains(name, arg, tmp_path):
     settings = load_config(
         f"{CONFIGS / name}.py:{arg}", [f"{key}={value}" for key, value in fields.items()]
     )
-    program = Program.from_config(settings)
+    program = Trainer.from_config(settings)
     state, report = program.train_steps(program.init(), list(program.batches(0)))
     assert state["step"] == 2
     np.testing.assert_allclose(report["loss"][:2], math.log(256), atol=0.3)
@@ -329,7 +329,7 @@ def test_every_config_trains(name, arg, tmp_path):
     # The optimizer's state can be told from the config that the workdir keeps.
     kept = ConfigDict(json.loads(settings.to_json()))
     make = make_language_model(kept.model)
-    optimizer, _ = make_optimizer(kept.optim, 1, skeleton(make))
+    optimizer, _ = make_optimizer(kept.optim, 1, model_spec(make))
     shapes = jax.eval_shape(functools.partial(init_state, make, optimizer), jax.random.key(0))
     assert jax.tree.structure(shapes) == jax.tree.structure(program.shapes)
     for a, b in zip(*map(jax.tree.leaves, (shapes, program.shapes)), strict=True):
@@ -380,8 +380,8 @@ def test_mistakes_are_user_errors(name, fields, dataset, sentence):
         else config(**fields)
     )
     with pytest.raises(UserError, match=sentence):
-        Program(settings, dataset)
+        Trainer(settings, dataset)
 
 
 def test_the_largest_byte_of_a_text_is_in_a_vocabulary_of_one_more():
-    assert Program(config(**{"model.vocab_size": 123}), text()).skeleton.parameter_count > 0
+    assert Trainer(config(**{"model.vocab_size": 123}), text()).spec.parameter_count > 0

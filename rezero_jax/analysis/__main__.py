@@ -30,17 +30,17 @@ def _diagnose(workdir: str, out: str | None) -> None:
     import jax
 
     from rezero_jax.analysis.diagnosis import diagnose
-    from rezero_jax.analysis.figures import plot_diagnosis
     from rezero_jax.analysis.gates import Gates
-    from rezero_jax.analysis.runs import Run
-    from rezero_jax.analysis.style import check_ending, save
-    from rezero_jax.host import keep_compiled
-    from rezero_jax.training.trained import trained
+    from rezero_jax.analysis.plots.figures import plot_diagnosis
+    from rezero_jax.analysis.plots.theme import check_ending, save
+    from rezero_jax.devices import keep_compiled
+    from rezero_jax.runs.reader import Run
+    from rezero_jax.training.load import load_model
 
     picture = Path(out or Path(workdir) / "diagnosis.png")
     check_ending(picture)
     keep_compiled()
-    model, step, program = trained(workdir)
+    model, step, program = load_model(workdir)
     batch = program.examples(EXAMPLES)
     examples = len(jax.tree.leaves(batch)[0])
     diagnosis = diagnose(

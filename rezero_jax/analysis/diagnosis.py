@@ -10,7 +10,6 @@ from flax import nnx
 from jaxtyping import Bool
 
 from rezero_jax.analysis import gates
-from rezero_jax.analysis.jacobian import mean_squared_singular_value
 from rezero_jax.analysis.propagation import (
     Loss,
     Propagation,
@@ -18,6 +17,7 @@ from rezero_jax.analysis.propagation import (
     random_projection,
     trunk,
 )
+from rezero_jax.analysis.singular_values import mean_squared_singular_value
 from rezero_jax.analysis.statistics import Estimate
 
 PROBES = 32

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from rezero_jax.analysis.runs import Run
 from rezero_jax.errors import UserError
+from rezero_jax.runs.reader import Run
 
 
 def threshold(layers: int) -> float:

@@ -15,9 +15,9 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from rezero_jax.analysis.jacobian import safe_norms
+from rezero_jax.analysis.singular_values import safe_norms
 from rezero_jax.errors import UserError
-from rezero_jax.models.stage import Stage
+from rezero_jax.models.resnet.stage import Stage
 from rezero_jax.residual import Alpha, ReZero, Rule
 from rezero_jax.stack import Stack
 

@@ -151,8 +151,8 @@ def trunk(
 
     Returns:
       The function, for batches of the size of x's, and what enters the first layer when the model
-      is given x. Together they are what `rezero_jax.analysis.jacobian` takes, also of models whose
-      inputs are tokens.
+      is given x. Together they are what `rezero_jax.analysis.singular_values` takes, also of
+      models whose inputs are tokens.
     """
 
     return Partial(partial(_through, loss), model, x), _entered(loss, model, x)

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from rezero_jax.analysis import command
-from rezero_jax.analysis.runs import Run, by_label
 from rezero_jax.analysis.statistics import Estimate
+from rezero_jax.runs.reader import Run, by_label
 
 
 def table(

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from rezero_jax.data.cache import cached_arrays, fingerprint
-from rezero_jax.data.prepare import damaged, prepared_builder
-from rezero_jax.data.source import Dataset, ResidentSplit, Split
+from rezero_jax.data.split import Dataset, ResidentSplit, Split
 from rezero_jax.data.stream import StreamSplit
+from rezero_jax.data.tfds.cache import cached_arrays, fingerprint
+from rezero_jax.data.tfds.prepare import damaged, prepared_builder
 
 TFDS_NAMES = ("cifar10", "cifar100", "fashion_mnist", "mnist", "svhn_cropped")
 

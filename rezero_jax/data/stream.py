@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from rezero_jax.data.source import ALL, Batch, HostBatch, check_labels, check_range
+from rezero_jax.data.split import ALL, Batch, HostBatch, check_labels, check_range
 from rezero_jax.errors import UserError
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rezero_jax.data.source import ALL, Batch, HostBatch, check_range
+from rezero_jax.data.split import ALL, Batch, HostBatch, check_range
 from rezero_jax.data.text_files import stdlib_text, user_text
 from rezero_jax.errors import UserError, choose_from
 
@@ -202,7 +202,7 @@ def _parts(
     if name == "stdlib":
         return stdlib_text("train"), stdlib_text(eval_split)
     if name == "enwik8":
-        from rezero_jax.data.enwik8 import enwik8_bytes  # importing TFDS takes a while
+        from rezero_jax.data.tfds.enwik8 import enwik8_bytes  # importing TFDS takes a while
 
         return enwik8_bytes("train", data_dir), enwik8_bytes(eval_split, data_dir)
     text = user_text(path)

@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 
 from rezero_jax.errors import UserError, choose_from
 from rezero_jax.models.mlp import MLP
-from rezero_jax.models.resnet import ResNet
-from rezero_jax.models.transformer import Transformer
+from rezero_jax.models.resnet.model import ResNet
+from rezero_jax.models.transformer.model import Transformer
 
 NAMES = ("mlp", "resnet", "transformer")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}

@@ -8,8 +8,8 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from rezero_jax import init
 from rezero_jax.errors import UserError
+from rezero_jax.models import init
 from rezero_jax.residual import Activation, make_rule
 from rezero_jax.stack import Stack
 
@@ -46,7 +46,7 @@ class Block(nnx.Module):
         return self.rule(x, lambda trunk: self.relu(self.linear(trunk)))
 
     def fold_gates(self) -> None:
-        """Moves the gate into W, b and the ReLU; see `rezero_jax.fold`."""
+        """Moves the gate into W, b and the ReLU; see `rezero_jax.models.fold`."""
         self.relu = self.rule.folded_relu()
         self.rule = self.rule.fold_into(self.linear)
 

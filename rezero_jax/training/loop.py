@@ -15,15 +15,16 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from rezero_jax import hosts
+from rezero_jax import processes
 from rezero_jax.data import Dataset
 from rezero_jax.errors import UserError
-from rezero_jax.training.checkpoint import Checkpoints
+from rezero_jax.runs.checkpoint import Checkpoints
+from rezero_jax.runs.folder import Workdir, write_json
+from rezero_jax.runs.metrics import MetricsWriter
+from rezero_jax.runs.progress import Diverged, Progress
 from rezero_jax.training.cost import accelerator
-from rezero_jax.training.journal import Diverged, Journal
 from rezero_jax.training.profile import Profile
-from rezero_jax.training.program import Program
-from rezero_jax.training.record import Record, Workdir, write_json
+from rezero_jax.training.trainer import Trainer
 
 __all__ = ["Diverged", "Interrupted", "evaluate", "train"]
 
@@ -46,7 +47,7 @@ def train(
 
     Args:
       config: see rezero_jax.config.base_config.
-      workdir: the run's folder; see rezero_jax.training.record.
+      workdir: the run's folder; see rezero_jax.runs.folder.
       dataset: what to train on; by default the data set that config.data names.
       profile: (first, last) updates of which a trace is written to workdir/profile, for TensorBoard
         and Perfetto; it begins and ends with the dispatches that hold them.
@@ -61,7 +62,7 @@ def train(
       Interrupted: SIGINT or SIGTERM came; the state is saved.
     """
     # ---- Set up
-    program = Program(config, dataset) if dataset else Program.from_config(config)
+    program = Trainer(config, dataset) if dataset else Trainer.from_config(config)
     home = Workdir(workdir, config)
     if (final := home.final) is not None:
         _say(f"{home.folder} holds a finished run of {final['steps']} steps; nothing to do")
@@ -75,23 +76,23 @@ def train(
         ) from error
 
 
-def _train(program: Program, folder: Path, profile: tuple[int, int] | None) -> dict[str, Any]:
+def _train(program: Trainer, folder: Path, profile: tuple[int, int] | None) -> dict[str, Any]:
     """`train` in the workdir that this run holds; raises OSError where that cannot be written."""
     # ---- Resume, or begin
-    times, parameters = program.timetable, program.skeleton.parameter_count
+    times, parameters = program.intervals, program.spec.parameter_count
     checkpoints = Checkpoints(folder / "checkpoints", program.config.checkpoint)
     restored = checkpoints.restore(program.shapes, warn=_warn)
     state, progress = restored or (program.init(), None)
     now = int(state["step"])
-    record = Record(folder, now) if hosts.is_first() else None
-    journal = Journal(times, parameters, record, progress, _peak_rate(program))
+    record = MetricsWriter(folder, now) if processes.is_first() else None
+    journal = Progress(times, parameters, record, progress, _peak_rate(program))
     journal.say(
         f"{parameters:,} parameters, {times.total:,} steps of {times.batch_size} examples on "
         f"{program.mesh.size} device(s), in {folder}"
         + (f"\ngoing on after step {now:,}" if now else "")
     )
 
-    tracing = Profile(folder / "profile", profile if hosts.is_first() else None)
+    tracing = Profile(folder / "profile", profile if processes.is_first() else None)
     with _Signals() as signals:
         try:
             batches = program.batches(now)
@@ -142,7 +143,7 @@ def _train(program: Program, folder: Path, profile: tuple[int, int] | None) -> d
             _write_final(folder, journal.summary("diverged", now))
             raise
         except jax.errors.JaxRuntimeError as error:
-            hosts.lose(error)
+            processes.lose(error)
         finally:
             checkpoints.close()
             journal.close()
@@ -158,7 +159,7 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
     Raises:
       UserError: there is no checkpoint, or the workdir is of another config.
     """
-    program = Program.from_config(config)
+    program = Trainer.from_config(config)
     if not (Path(workdir) / "checkpoints").is_dir():
         raise UserError(f"{workdir} holds no checkpoint; train there first, or name another")
     home = Workdir(workdir, config, evaluating=True)
@@ -171,24 +172,24 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
     return {"step": int(state["step"])} | program.evaluate(state)
 
 
-def _peak_rate(program: Program) -> float | None:
+def _peak_rate(program: Trainer) -> float | None:
     """Updates a second if the devices did nothing but multiply at their peak; None if unknown."""
     chip = accelerator()
     return chip and chip.flops * program.mesh.size / program.flops()
 
 
 def _write_final(folder: Path, final: dict[str, Any]) -> None:
-    if hosts.is_first():
+    if processes.is_first():
         write_json(folder / "final.json", final)
 
 
 def _say(text: str) -> None:
-    if hosts.is_first():
+    if processes.is_first():
         print(text)
 
 
 def _warn(text: str) -> None:
-    if hosts.is_first():
+    if processes.is_first():
         print(f"warning: {text}", file=sys.stderr)
 
 

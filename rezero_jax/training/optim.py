@@ -16,7 +16,7 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from rezero_jax.errors import UserError, choose_from
-from rezero_jax.training.state import Skeleton, path_text
+from rezero_jax.training.state import ModelSpec, path_text
 
 Schedule = Callable[[Any], Any]
 
@@ -27,14 +27,14 @@ SCHEDULES = ("constant", "cosine", "linear", "multistep", "piecewise")
 def make_optimizer(
     config: ConfigDict,
     total_steps: int,
-    skeleton: Skeleton,
+    spec: ModelSpec,
 ) -> tuple[optax.GradientTransformation, dict[str, Schedule]]:
     """The optimizer and the learning-rate schedule of each of its groups.
 
     Args:
       config: config.optim.
       total_steps: updates in the run, which the schedules span.
-      skeleton: the model's. LAMB's trust ratio is taken layer by layer where parameters are
+      spec: the model's. LAMB's trust ratio is taken layer by layer where parameters are
         stacked, as if each layer had a tensor of its own.
 
     Raises:
@@ -43,7 +43,7 @@ def make_optimizer(
     """
     if config.clip_norm is not None and config.clip_norm <= 0:
         raise UserError(f"optim.clip_norm={config.clip_norm} is not positive; None clips nothing")
-    labels = _labels(config, skeleton)
+    labels = _labels(config, spec)
     groups = {"base": config, "alpha": config.alpha, **config.groups}
     used = set(jax.tree.leaves(labels))
     rules, schedules = {}, {}
@@ -53,20 +53,20 @@ def make_optimizer(
             if value is not None and key not in ("alpha", "groups", "path"):
                 settings[key] = value
         schedules[name] = _schedule(settings, total_steps)
-        rules[name] = _rule(settings, schedules[name], total_steps, skeleton.stacked_paths)
+        rules[name] = _rule(settings, schedules[name], total_steps, spec.stacked_paths)
     optimizer = optax.partition(rules, labels)
     if config.clip_norm is not None:
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
     return optimizer, schedules
 
 
-def _labels(config: ConfigDict, skeleton: Skeleton) -> Any:
+def _labels(config: ConfigDict, spec: ModelSpec) -> Any:
     patterns = {name: group.path for name, group in config.groups.items()}
     matched: set[str] = set()
 
     def label(path: Any, _: Any) -> str:
         text = path_text(path)
-        if text in skeleton.alpha_paths:
+        if text in spec.alpha_paths:
             return "alpha"
         found = [name for name, pattern in patterns.items() if re.search(pattern, text)]
         if len(found) > 1:
@@ -77,7 +77,7 @@ def _labels(config: ConfigDict, skeleton: Skeleton) -> Any:
         matched.update(found)
         return found[0] if found else "base"
 
-    labels = jax.tree.map_with_path(label, skeleton.shapes)
+    labels = jax.tree.map_with_path(label, spec.shapes)
     for name in patterns.keys() - matched:
         raise UserError(
             f"optim.groups.{name}.path={patterns[name]!r} matches no parameter of this model"

@@ -9,8 +9,8 @@ import jax
 from ml_collections import ConfigDict
 
 from rezero_jax.training.cost import named
-from rezero_jax.training.program import Program
 from rezero_jax.training.sharding import device_bytes
+from rezero_jax.training.trainer import Trainer
 
 USUAL = 0.4  # of its peak is what an accelerator does in a well-made training
 
@@ -29,8 +29,8 @@ def plan(config: ConfigDict, accelerator: str | None = None) -> str:
       UserError: an unknown accelerator, or anything in the config that cannot be.
     """
     chip = None if accelerator is None else named(accelerator)
-    program = Program.from_config(config)
-    times, shapes = program.timetable, program.shapes
+    program = Trainer.from_config(config)
+    times, shapes = program.intervals, program.shapes
     gradients = device_bytes(shapes["params"])
     memory = program.compile().memory_analysis()
     activations = max(memory.temp_size_in_bytes - gradients, 0) if memory is not None else 0
@@ -38,7 +38,7 @@ def plan(config: ConfigDict, accelerator: str | None = None) -> str:
     mesh = program.mesh
     spread = "spread over data" if config.mesh.fully_sharded else "whole on each along data"
     rows = [
-        ("parameters", f"{program.skeleton.parameter_count:,}"),
+        ("parameters", f"{program.spec.parameter_count:,}"),
         (
             "devices",
             f"{mesh.size} x {jax.devices()[0].device_kind} (data {mesh.shape['data']}, model "
@@ -76,7 +76,7 @@ def usual_seconds(flops: float, peak: float) -> float:
     return flops / (USUAL * peak)
 
 
-def _seconds_per_update(program: Program) -> float:
+def _seconds_per_update(program: Trainer) -> float:
     group = program.config.train.steps_per_dispatch
     batches = program.batches(0)
     state = program.init()

@@ -19,7 +19,7 @@ MakeModel = Callable[[nnx.Rngs], nnx.Module]
 
 
 @dataclasses.dataclass(frozen=True)
-class Skeleton:
+class ModelSpec:
     """What of a model is not arrays.
 
     Attributes:
@@ -64,8 +64,8 @@ class Skeleton:
         return sum(leaf.size for leaf in jax.tree.leaves(self.shapes))
 
 
-def skeleton(make_model: MakeModel) -> Skeleton:
-    """The skeleton of the model that `make_model(rngs)` makes; no array is computed."""
+def model_spec(make_model: MakeModel) -> ModelSpec:
+    """The spec of the model that `make_model(rngs)` makes; no array is computed."""
     model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
     graphdef, params, _ = split_params(model)
     shapes = nnx.to_pure_dict(params)
@@ -85,7 +85,7 @@ def skeleton(make_model: MakeModel) -> Skeleton:
         for path, _ in jax.tree.leaves_with_path(shapes)
         if any(path_text(path).startswith(prefix) for prefix in stacks)
     }
-    return Skeleton(graphdef, shapes, frozenset(alphas), frozenset(stacked))
+    return ModelSpec(graphdef, shapes, frozenset(alphas), frozenset(stacked))
 
 
 def init_state(make_model: MakeModel, optimizer: optax.GradientTransformation, key: Array) -> State:

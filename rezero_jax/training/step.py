@@ -11,7 +11,7 @@ from flax import nnx
 from jax import Array
 
 from rezero_jax.training.optim import Schedule
-from rezero_jax.training.state import Skeleton, State
+from rezero_jax.training.state import ModelSpec, State
 
 Batch = dict[str, Array]
 # objective(model, batch, key) -> {"loss": (batch,), ...}, one value per example, all float32. Where
@@ -59,7 +59,7 @@ def language_modelling(model: Any, batch: Batch, key: Array) -> dict[str, Array]
 
 
 def make_train_step(
-    skeleton: Skeleton,
+    spec: ModelSpec,
     objective: Objective,
     optimizer: optax.GradientTransformation,
     accumulate: int,
@@ -76,7 +76,7 @@ def make_train_step(
     """
 
     def loss(params: Any, stats: Any, batch: Batch, key: Array) -> tuple[Array, tuple]:
-        model = skeleton.model(params, stats)
+        model = spec.model(params, stats)
         values = objective(model, batch, key)
         means = {name: value.mean() for name, value in values.items()}
         stats = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
@@ -130,7 +130,7 @@ def make_train_step(
 def make_train_steps(
     train_step: Callable[..., tuple[State, dict[str, Array]]],
     gather: Gather,
-    skeleton: Skeleton,
+    spec: ModelSpec,
     schedules: dict[str, Schedule],
 ) -> Callable[..., tuple[State, dict[str, Array]]]:
     """Up to K updates in one dispatch.
@@ -166,7 +166,7 @@ def make_train_steps(
         state, report = jax.lax.fori_loop(0, count, body, (state, report))
         report["grad_norm"] = report["grad_norm"][count - 1]
         report["param_norm"] = optax.tree.norm(state["params"])
-        report["alphas"] = skeleton.alphas(state["params"])
+        report["alphas"] = spec.alphas(state["params"])
         # After the loop, by a value of it: of collectives that wait for nothing of each other, XLA
         # may start another one on each device of a CPU, and with a thread for each core they would
         # wait for each other for ever.
@@ -179,7 +179,7 @@ def make_train_steps(
 
 
 def make_eval_step(
-    skeleton: Skeleton, objective: Objective, gather: Gather
+    spec: ModelSpec, objective: Objective, gather: Gather
 ) -> Callable[..., dict[str, Array]]:
     """eval_step(state, resident, fetched, mask) -> weighted sums over the unmasked examples.
 
@@ -189,7 +189,7 @@ def make_eval_step(
     def eval_step(
         state: State, resident: dict[str, Array], fetched: dict[str, Array], mask: Array
     ) -> dict[str, Array]:
-        model = skeleton.model(state["params"], state["stats"])
+        model = spec.model(state["params"], state["stats"])
         model.eval()
         values = objective(model, gather(resident, fetched), jax.random.key(0))
         weight = values.pop("weight", jnp.ones(mask.shape))

@@ -31,9 +31,9 @@ from tqdm import tqdm
 
 from rezero_jax.analysis.table import markdown
 from rezero_jax.config import load_config
-from rezero_jax.training.checkpoint import Checkpoints
-from rezero_jax.training.program import Program
-from rezero_jax.training.record import environment
+from rezero_jax.runs.checkpoint import Checkpoints
+from rezero_jax.runs.folder import environment
+from rezero_jax.training.trainer import Trainer
 from tests.faults import compare, damage, kill
 from tests.faults.runs import FAMILIES, ROOT, Family, Process, Reference
 
@@ -175,7 +175,7 @@ class Judge:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._programs: dict[str, Program] = {}
+        self._programs: dict[str, Trainer] = {}
 
     def differences(self, one: Path, other: Path) -> list[str]:
         """What two finished runs do not share; see `compare.differences`."""
@@ -196,7 +196,7 @@ class Judge:
         """State and progress, as train.py would restore them; of a copy, which it may move."""
         config = load_config(str(ROOT / family.config), [*family.settings, "mesh.data=1"])
         if family.name not in self._programs:
-            self._programs[family.name] = Program.from_config(config)
+            self._programs[family.name] = Trainer.from_config(config)
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / "checkpoints"
             shutil.copytree(checkpoint, copy / checkpoint.name)

@@ -11,7 +11,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from rezero_jax.training.record import read_metrics, saved_steps
+from rezero_jax.runs.folder import saved_steps
+from rezero_jax.runs.metrics import read_metrics
 
 
 def is_time(key: str) -> bool:

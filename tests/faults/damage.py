@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from rezero_jax.training.record import saved_steps
+from rezero_jax.runs.folder import saved_steps
 from tests.faults.runs import Process, Reference, Said
 
 FOUND, HARMLESS = "found and set aside", "harmless"

@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from rezero_jax.training.record import read_metrics, saved_steps
+from rezero_jax.runs.folder import saved_steps
+from rezero_jax.runs.metrics import read_metrics
 from tests.faults.runs import Process, Reference, Said
 
 KILLS_PER_RUN = 5

@@ -1,0 +1,1 @@
+"""Every figure and table of the paper, one file each: `python -m experiments NAME`."""

@@ -1,0 +1,265 @@
+"""Runs figures and tables of the paper and writes what came out beside the paper's numbers."""
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+
+from experiments import (
+    alphas,
+    depth,
+    drawing,
+    fc,
+    jacobian,
+    resnet,
+    superconvergence,
+    toy,
+    transformer12,
+    transformer_deep,
+)
+from experiments.estimate import Estimator
+from experiments.jobs import Job, state
+from experiments.report import Experiment, write_report
+from experiments.results import Made
+from experiments.running import Stopped, execute
+from rezero_jax.analysis import command
+from rezero_jax.analysis.plots.theme import styled
+from rezero_jax.errors import UserError, choose_from
+from rezero_jax.runs.folder import device, environment
+from rezero_jax.runs.reader import Run
+from rezero_jax.training.cost import ACCELERATORS, named
+from rezero_jax.training.plan import USUAL, duration
+
+EXPERIMENTS: Mapping[str, Experiment] = {
+    "toy": toy,
+    "fc": fc,
+    "depth": depth,
+    "jacobian": jacobian,
+    "resnet": resnet,
+    "superconvergence": superconvergence,
+    "transformer12": transformer12,
+    "transformer_deep": transformer_deep,
+    "alphas": alphas,
+}
+SCALES = ("paper", "cpu", "smoke")
+EXAMPLES = """\
+examples:
+  what everything would take on two cores, and what of it is done:
+    python -m experiments all --dry-run
+  one figure, then all of them, two runs at once:
+    python -m experiments toy
+    python -m experiments all --jobs=2 --text=book.txt
+  what the paper's own settings cost on an H100:
+    python -m experiments all --scale=paper --dry-run
+
+exit status: 0 all done; 2 something could not be run, in a sentence; 130 or 143 stopped by Ctrl-C
+or SIGTERM, all runs saved: the same command goes on.
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command line and returns the exit status."""
+    parser = command.parser("experiments", __doc__, EXAMPLES)
+    parser.add_argument("names", nargs="+", metavar="NAME", help=f"all, {', '.join(EXPERIMENTS)}")
+    parser.add_argument(
+        "--scale",
+        default="cpu",
+        help="paper: as in the paper, for accelerators; cpu (the default): some hours on two "
+        "cores; smoke: a test",
+    )
+    parser.add_argument(
+        "--out",
+        default="runs/paper",
+        metavar="DIR",
+        help="results go to DIR/SCALE, runs to DIR/SCALE/runs (runs/paper)",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        metavar="N",
+        help="runs of each setting, of seeds 0 .. N-1; by default 1, at the paper's scale the "
+        "paper's number",
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="runs at once, on a CPU each on its cores"
+    )
+    parser.add_argument(
+        "--text", metavar="PATH", help="what Transformers read in place of the standard library"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="list the runs, what is done, and the time of each"
+    )
+    parser.add_argument(
+        "--plan",
+        metavar="ACCELERATOR",
+        help=f"what the dry run reckons with: {', '.join(ACCELERATORS)}; by default this machine, "
+        "at the paper's scale h100",
+    )
+    args = parser.parse_args(argv)
+    # The runs have the accelerators; nothing that is done here needs one.
+    jax.config.update("jax_platforms", "cpu")
+    try:
+        names = _names(args.names)
+        _check(args)
+        jobs = {name: _jobs(EXPERIMENTS[name], args) for name in names}
+        if args.dry_run:
+            _dry_run(jobs, args)
+            return 0
+        return _run(jobs, args)
+    except UserError as error:
+        print(f"paper: {error}", file=sys.stderr)
+        return 2
+    except Stopped as error:
+        print(f"paper: {error}", file=sys.stderr)
+        return 128 + error.signum
+
+
+def _names(names: Sequence[str]) -> list[str]:
+    for name in names:
+        if name not in ("all", *EXPERIMENTS):
+            raise choose_from("figure or table", name, ("all", *EXPERIMENTS))
+    return [name for name in EXPERIMENTS if "all" in names or name in names]
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.scale not in SCALES:
+        raise choose_from("scale", args.scale, SCALES)
+    for flag in ("seeds", "jobs"):
+        if (value := getattr(args, flag)) is not None and value < 1:
+            raise UserError(f"--{flag}={value} is not positive; give at least 1")
+    if args.text and args.scale == "paper":
+        raise UserError("at the paper's scale the text is enwik8; leave out --text")
+    if args.text and not Path(args.text).exists():
+        raise UserError(f"--text={args.text} does not exist; give a file or folder")
+    if args.plan and not args.dry_run:
+        raise UserError("--plan is for the dry run; add --dry-run")
+    if args.plan:
+        named(args.plan)
+
+
+def _jobs(experiment: Experiment, args: argparse.Namespace) -> list[Job]:
+    """The runs of an experiment, all seeds of a setting one after another."""
+    seeds = args.seeds or (experiment.SEEDS if args.scale == "paper" else 1)
+    jobs = []
+    for job in experiment.runs(args.scale):
+        if args.text and job.load().data.name == "stdlib":
+            overrides = (*job.overrides, "data.name=text", f"data.path={args.text}")
+            job = job._replace(overrides=overrides)
+        jobs += [job.with_seed(seed) for seed in range(seeds)]
+    return jobs
+
+
+def _run(jobs: Mapping[str, Sequence[Job]], args: argparse.Namespace) -> int:
+    """Trains what is not trained yet and writes each experiment as soon as its runs are there."""
+    folder = Path(args.out) / args.scale
+    runs = folder / "runs"
+    every = list({job.name: job for group in jobs.values() for job in group}.values())
+    ended: set[str] = set()
+    sentences: list[str] = []
+    waiting = dict(jobs)
+    runs.mkdir(parents=True, exist_ok=True)
+    for name in [name for name, group in waiting.items() if not group]:
+        _write(name, waiting.pop(name), folder, args)
+    for job, sentence in execute(every, runs, args.jobs, say=lambda text: print(text, flush=True)):
+        if sentence:
+            sentences.append(sentence)
+            continue
+        ended.add(job.name)
+        for name in [n for n, group in waiting.items() if {job.name for job in group} <= ended]:
+            _write(name, waiting.pop(name), folder, args)
+    print(f"report: {write_report(folder, args.scale, EXPERIMENTS)}")
+    for sentence in dict.fromkeys(sentences):
+        print(f"paper: {sentence}", file=sys.stderr)
+    if waiting:
+        print(f"paper: without all of their runs: {', '.join(waiting)}", file=sys.stderr)
+    return 2 if waiting else 0
+
+
+def _write(name: str, jobs: Sequence[Job], folder: Path, args: argparse.Namespace) -> None:
+    """NAME.json, NAME.csv, NAME.png and NAME.svg of an experiment whose runs are there."""
+    experiment = EXPERIMENTS[name]
+    runs: dict[str, list[Run]] = {}
+    for job in jobs:
+        runs.setdefault(job.setting, []).append(Run.read(folder / "runs" / job.name))
+    started = time.monotonic()
+    results = experiment.measure(args.scale, runs)
+    seconds = time.monotonic() - started
+    trained = [run for group in runs.values() for run in group]
+    seconds += sum(run.final()["seconds"] for run in trained)
+    devices = dict.fromkeys(run.device for run in trained)
+    made = Made(
+        _shown(name, jobs, args),
+        ", ".join(devices) or device(environment()),
+        seconds,
+        [job.shown for job in jobs],
+    )
+    results = replace(results, made=made)
+    drawing.save(styled(experiment.plot)(results), folder, name)
+    results.write(folder)
+    write_report(folder, args.scale, EXPERIMENTS)
+    print(f"{name}: {folder / name}.json, .csv, .png, .svg", flush=True)
+
+
+def _shown(name: str, jobs: Sequence[Job], args: argparse.Namespace) -> str:
+    """The command that makes an experiment again, as a reader types it."""
+    command = ["python", "-m", "experiments", name, f"--scale={args.scale}"]
+    if args.seeds:
+        command.append(f"--seeds={args.seeds}")
+    if args.text and any(text.startswith("data.path=") for job in jobs for text in job.overrides):
+        command.append(f"--text={Path(args.text).name}")
+    return shlex.join(command)
+
+
+def _dry_run(jobs: Mapping[str, Sequence[Job]], args: argparse.Namespace) -> None:
+    """Prints every run with its state, operations and time."""
+    chip = args.plan or ("h100" if args.scale == "paper" else None)
+    estimator = Estimator(named(chip) if chip else None)
+    runs = Path(args.out) / args.scale / "runs"
+    form = "{:<17} {:<36} {:<10} {:>9} {:>10} {:>17}"
+    print(form.format("", "run", "state", "updates", "FLOPs", "time"))
+    total, seen = 0.0, set[str]()
+    for name, group in jobs.items():
+        seconds = operations = 0.0
+        for job in group:
+            done = state(job, runs / job.name)
+            cost = estimator.cost(job, runs / job.name, done)
+            told = done.kind if done.kind != "begun" else f"at {done.step:,}"
+            flops = cost.updates * cost.flops
+            print(
+                form.format(
+                    name, job.name, told, f"{cost.updates:,}", f"{flops:.2g}", _time(cost.seconds)
+                ),
+                flush=True,
+            )
+            if chip or not done.is_over:
+                operations += flops
+                seconds += cost.seconds
+                total += cost.seconds * (job.name not in seen)
+                seen.add(job.name)
+        what = "together" if chip else "left"
+        print(form.format(name, what, "", "", f"{operations:.2g}", _time(seconds)) + "\n")
+    where = estimator.chip.kind
+    print(f"all, each run once: {_time(total)} on one {where}" if chip else f"left: {_time(total)}")
+    rate = f"{estimator.chip.float32:.3g} FLOP/s"
+    print(
+        f"Times are those of the updates alone, at {USUAL:.0%} of {rate}, "
+        + (
+            f"the peak of {where} on float32; small networks are bound by latency and take longer."
+            if chip
+            else "that of a matrix product here; a run that has begun goes on at its own rate, and "
+            "of one that is done it is the time that it took."
+        )
+    )
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 3600:.2g} h" if seconds >= 36000 else duration(seconds)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,72 @@
+"""What the plots share: a sheet that says at which scale it was made, a line with its band."""
+
+import textwrap
+from collections.abc import Iterable
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from experiments.results import Curve
+from rezero_jax.analysis.plots.theme import COLOURS
+
+
+def sheet(
+    title: str, scale: str, setting: str, panels: int = 1, height: float = 3.8
+) -> tuple[Figure, list[Axes]]:
+    """A figure with panels, two in a row, and what was run at which scale written on it."""
+    columns, rows = min(panels, 2), -(-panels // 2)
+    figure = Figure(figsize=(2.4 + 3.3 * columns, height * rows))
+    axes = [figure.add_subplot(rows, columns, number + 1) for number in range(panels)]
+    figure.suptitle(title, fontsize=10)
+    said = f"Scale {scale}. {setting}"
+    figure.supxlabel(textwrap.fill(said, 40 + 55 * columns), fontsize=7, color="#444444")
+    return figure, axes
+
+
+def plain_log(axis: Axes) -> None:
+    """A log axis of y with 0.2, not 2e-01, at 1, 2, 3 and 5 of each decade."""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter(NullFormatter())
+
+
+def colours(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each name."""
+    return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
+
+
+def line(axis: Axes, curve: Curve, label: str | None, colour: str, width: float = 1.5) -> None:
+    """The mean over the runs, and a band of a standard deviation where there are several."""
+    y = np.array(curve.y, float)
+    axis.plot(curve.x, y, color=colour, label=label, lw=width)
+    if curve.spread is not None:
+        spread = np.array(curve.spread, float)
+        axis.fill_between(curve.x, y - spread, y + spread, color=colour, alpha=0.2, lw=0)
+
+
+def smoothed(curve: Curve) -> Curve:
+    """Means over a twentieth of the curve, which end where it ends; nothing if it is empty."""
+    if not curve.x:
+        return curve
+    window = max(len(curve.x) // 20, 1)
+    means = np.convolve(np.array(curve.y, float), np.ones(window) / window, "valid")
+    return Curve(curve.x[window - 1 :], means.tolist())
+
+
+def points(axis: Axes, values: list[tuple[float, float]], colour: str) -> None:
+    """Numbers of the paper, as crosses, as far as the axis goes."""
+    if values:
+        x, y = zip(*values, strict=True)
+        axis.plot(x, y, color=colour, marker="x", linestyle="none", markersize=5)
+
+
+def save(figure: Figure, folder: Path, name: str) -> None:
+    """Writes NAME.png and NAME.svg; the same bytes for the same numbers, and letters as shapes."""
+    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}):
+        figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    figure.savefig(folder / f"{name}.png")

@@ -1,0 +1,100 @@
+"""The runs behind a figure: commands of train.py, and how far the run folders of these are."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+import rezero_jax
+from rezero_jax.config import load_config
+from rezero_jax.runs.folder import check_config, read_final, saved_steps
+
+ROOT = Path(rezero_jax.__file__).parents[1]  # of the repository, where train.py and configs/ lie
+TEST = "test.json"  # in the run folder: the evaluation of the test split
+
+
+class Job(NamedTuple):
+    """A run, as a command of train.py.
+
+    Attributes:
+      setting: what the paper calls it; the runs of a setting differ in the seed alone.
+      name: of its folder.
+      config: a file of configs/ and its arguments, such as "mlp.py:residual=plain".
+      overrides: texts "a.b=value".
+      test: whether the test split is evaluated as well, at the end; of texts only.
+    """
+
+    setting: str
+    name: str
+    config: str
+    overrides: tuple[str, ...] = ()
+    test: bool = False
+
+    def with_seed(self, seed: int) -> "Job":
+        """The same with another seed, in a folder of its own."""
+        return self._replace(
+            name=f"{self.name}-{seed}", overrides=(*self.overrides, f"seed={seed}")
+        )
+
+    def load(self) -> ConfigDict:
+        """The config.
+
+        Raises:
+          UserError: there is none.
+        """
+        return load_config(f"{ROOT / 'configs'}/{self.config}", self.overrides)
+
+    def command(self, workdir: Path) -> list[str]:
+        """What runs it."""
+        return [sys.executable, *self._arguments(f"{ROOT}/", workdir)]
+
+    @property
+    def shown(self) -> str:
+        """The command as a reader types it in the repository."""
+        return shlex.join(["python", *self._arguments("", Path("runs", self.name))])
+
+    def _arguments(self, root: str, workdir: Path) -> list[str]:
+        return [
+            f"{root}train.py",
+            f"--config={root}configs/{self.config}",
+            *(f"--config.{override}" for override in self.overrides),
+            f"--workdir={workdir}",
+        ]
+
+
+class State(NamedTuple):
+    """How far a run is.
+
+    Attributes:
+      kind: "new", "begun", "diverged" or "done".
+      step: updates that need not be made again.
+    """
+
+    kind: str
+    step: int = 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to do; a run that diverged would do so again."""
+        return self.kind in ("done", "diverged")
+
+
+def state(job: Job, folder: Path) -> State:
+    """How far the run in `folder` is.
+
+    Raises:
+      UserError: it is the run of another config.
+    """
+    resolved = json.loads(job.load().to_json())
+    check_config(folder, resolved, mend="choose another --out, or delete that folder")
+    final = read_final(folder)
+    if final is None:
+        begun = (folder / "config.json").exists()
+        return State("begun" if begun else "new", max(saved_steps(folder), default=0))
+    if final["status"] == "diverged":
+        return State("diverged", final["steps"])
+    missing = job.test and not (folder / TEST).exists()
+    return State("begun" if missing else "done", final["steps"])

@@ -1,0 +1,64 @@
+"""The paper's own numbers: published.csv, and where each comes from."""
+
+import csv
+from functools import cache
+from importlib import resources
+from typing import NamedTuple
+
+# The marks of published.csv; a number after UAI or SUP is a page of the PDF.
+SOURCES = {
+    "UAI": "Bachlechner et al., ReZero is All You Need, UAI 2021 (PMLR 161:1352-1361)",
+    "SUP": "its supplement",
+    "DIG": "read off the figure in that PDF, to about 1 % of the axis; not a printed number",
+    "derived": "arithmetic from its printed numbers, or a simulation of what it describes",
+    "NB-TX": "the authors' Transformer notebook (github.com/tbachlechner/ReZero-examples)",
+    "NB-SC": "the authors' log (github.com/tbachlechner/ReZero-Superconvergence)",
+    "FIX": "the authors' log of the baseline (github.com/tbachlechner/Fixup)",
+}
+
+
+class Published(NamedTuple):
+    """A number of the paper.
+
+    Attributes:
+      value: None where the paper has a word, such as "diverged".
+      text: as written in published.csv.
+      error: standard error, if it is given; of what was read off a histogram, half of a bin.
+      source: a key of SOURCES and a place.
+    """
+
+    value: float | None
+    text: str
+    error: float | None
+    source: str
+
+
+@cache
+def published(experiment: str) -> dict[tuple[str, str], Published]:
+    """(setting, quantity) -> number, of one experiment, in the paper's order."""
+    text = resources.files("experiments").joinpath("published.csv").read_text()
+    numbers = {}
+    for row in csv.DictReader(text.splitlines()):
+        if row["experiment"] != experiment:
+            continue
+        try:
+            value = float(row["value"])
+        except ValueError:
+            value = None
+        error = float(row["error"]) if row["error"] else None
+        numbers[row["setting"], row["quantity"]] = Published(
+            value, row["value"], error, row["source"]
+        )
+    return numbers
+
+
+def curve(experiment: str, setting: str, prefix: str) -> list[tuple[float, float]]:
+    """The numbers of a setting whose quantity is `prefix` and a number x, as (x, value) by x.
+
+    So curve("fc", "FC", "loss of epoch") is [(50, 0.76), (100, 0.25), (150, 0.096)].
+    """
+    points = []
+    for (of, quantity), number in published(experiment).items():
+        if of == setting and quantity.startswith(prefix) and number.value is not None:
+            points.append((float(quantity.removeprefix(prefix).split()[0]), number.value))
+    return sorted(points)

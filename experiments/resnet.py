@@ -1,0 +1,175 @@
+"""Table 2 of the supplement and Figure 6: ResNets on CIFAR-10 under five residual schemes."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+from matplotlib.figure import Figure
+
+from experiments import drawing
+from experiments.jobs import Job
+from experiments.published import curve
+from experiments.results import Claim, Curve, Results, Row, lower, number
+from rezero_jax.runs.reader import Run
+
+TITLE = "ResNets on CIFAR-10"
+SOURCE = "SUP Table 2, UAI Figure 6"
+SEEDS = 3
+SETTING = {
+    "paper": "200 epochs of batches of 128, SGD 0.1, a tenth at epochs 100 and 150; probably 3 "
+    "runs in the paper, which does not say.",
+    "cpu": "Reduced: ResNet-20 and 10 epochs, with the milestones at the same fractions.",
+    "smoke": "Reduced: 8 layers of width 4 on scikit-learn's digits, an epoch.",
+}
+
+SCHEMES = {
+    "": "residual",
+    " + Gated": "gated",
+    " + zero gamma": "zero_gamma",
+    " + FixUp": "fixup",
+    " + ReZero": "rezero",
+}
+PREACT = {"": "residual", " + ReZero": "rezero"}
+LOWER = {  # whether ReZero ends with a lower error than the vanilla net in the paper
+    "ResNet-56": False,
+    "ResNet-110": True,
+    "PreAct-ResNet-18": True,
+    "PreAct-ResNet-50": True,
+}
+CURVE = (1, 2, 5, 10, 20, 50, 101, 150, 151)  # epochs of Figure 6
+
+
+def runs(scale: str) -> list[Job]:
+    """A run for each row of the table."""
+
+    def job(net: str, scheme: str, rule: str, arguments: str) -> Job:
+        short = net.lower().replace("-resnet-", "").replace("-", "")
+        return Job(net + scheme, f"{short}-{rule}", f"resnet.py:residual={rule},{arguments}")
+
+    if scale == "smoke":
+        chosen = ("residual", "rezero")
+        return [
+            job("ResNet-8", scheme, rule, "smoke,epochs=1")
+            for scheme, rule in SCHEMES.items()
+            if rule in chosen
+        ]
+    if scale == "cpu":
+        return [job("ResNet-20", *item, "depth=20,epochs=10") for item in SCHEMES.items()]
+    jobs = [
+        job(f"ResNet-{depth}", *item, f"depth={depth}")
+        for depth in (56, 110)
+        for item in SCHEMES.items()
+    ]
+    return jobs + [
+        job(f"PreAct-ResNet-{depth}", *item, f"family=preact,depth={depth}")
+        for depth in (18, 50)
+        for item in PREACT.items()
+    ]
+
+
+def _errors(run: Run) -> dict[int, float]:
+    """Epoch -> test error (%) after it."""
+    accuracies = run.evaluations("eval/accuracy")
+    return {epoch: 100 * (1 - accuracy) for epoch, accuracy in accuracies.items()}
+
+
+def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
+    """The columns of the table, and the errors of Figure 6."""
+    rows, errors, epochs = [], {}, {}
+    curves = {}
+    for setting, group in runs.items():
+        net, _, scheme = setting.partition(" + ")
+        of = setting if scale == "paper" else "ResNet-56" + " + " * bool(scheme) + scheme
+        make = partial(Row, reduced=scale != "paper", against=of, missing="diverged")
+        found = [_errors(run) for run in group]
+        headline = scheme in ("", "ReZero")
+        ends = [None if run.diverged else e[max(e)] for run, e in zip(group, found, strict=True)]
+        errors[setting] = make(setting, "error %", tuple(ends), headline)
+        times = tuple(run.time_to("accuracy", 0.8) for run in group)
+        epochs[setting] = make(setting, "epochs to 80 %", times, missing="not reached")
+        losses = tuple(
+            None if run.diverged else 1000 * float(run.epoch_losses()[-1]) for run in group
+        )
+        rows += [errors[setting], epochs[setting], make(setting, "training loss x 1000", losses)]
+        if scheme:
+            change = tuple(
+                None if ours is None or theirs is None else ours - theirs
+                for ours, theirs in zip(errors[setting].ours, errors[net].ours, strict=True)
+            )
+            rows.append(make(setting, "change of error %", change))
+        if scale != "paper" or net == "ResNet-110":
+            against = of.replace("56", "110")
+            for epoch in CURVE:
+                if all(epoch in e for e in found):
+                    after = tuple(e[epoch] for e in found)
+                    quantity = f"error % after epoch {epoch}"
+                    rows.append(make(setting, quantity, after, against=against))
+            if all(200 in e for e in found):
+                late = tuple(sum(e[i] for i in range(191, 201)) / 10 for e in found)
+                quantity = "error %, mean of epochs 191 to 200"
+                rows.append(make(setting, quantity, late, against=against))
+        curves[setting] = Curve.of_runs([(list(e), list(e.values())) for e in found])
+    claims = []
+    for net in dict.fromkeys(setting.partition(" + ")[0] for setting in runs):
+        claims += _claims(net, errors, epochs)
+    return Results("resnet", scale, rows, claims, curves)
+
+
+def _claims(net: str, errors: Mapping[str, Row], epochs: Mapping[str, Row]) -> list[Claim]:
+    """What the paper finds of ReZero against the vanilla net."""
+    vanilla, rezero = net, f"{net} + ReZero"
+    theirs, ours = epochs[vanilla].mean, epochs[rezero].mean
+    both = theirs is not None and ours is not None
+    faster = f"{number(ours or 0)} against {number(theirs or 0)} epochs" if both else ""
+    fewer = " (at 110 layers 39 % fewer)" if net in ("ResNet-110", "ResNet-20") else ""
+    claims = [
+        Claim(
+            f"ReZero reaches 80 % accuracy in fewer epochs than {vanilla}{fewer}",
+            "SUP 3, UAI 2",
+            ours < theirs if ours is not None and theirs is not None else None,
+            faster or "not both reached 80 %",
+        )
+    ]
+    if net in LOWER:
+        ahead = lower(errors[rezero], errors[vanilla])
+        ends = f"{number(errors[rezero].mean or 0)} against {number(errors[vanilla].mean or 0)} %"
+        claims.append(
+            Claim(
+                f"ReZero ends with a {'lower' if LOWER[net] else 'higher'} error than {vanilla}",
+                "SUP 3",
+                None if ahead is None else ahead is LOWER[net],
+                ends if ahead is not None else f"{ends}: too close, or too few runs, to tell",
+            )
+        )
+    return claims
+
+
+def plot(results: Results) -> Figure:
+    """The error by epoch, and Figure 6 as crosses."""
+    nets = list(dict.fromkeys(setting.partition(" + ")[0] for setting in results.curves))
+    figure, axes = drawing.sheet(TITLE, results.scale, SETTING[results.scale], panels=len(nets))
+    colours = drawing.colours(list(SCHEMES))
+    for net, axis in zip(nets, axes, strict=True):
+        last = 0.0
+        for scheme, colour in colours.items():
+            if net + scheme in results.curves:
+                drawn = results.curves[net + scheme]
+                last = max([last, *drawn.x])
+                drawing.line(axis, drawn, scheme.removeprefix(" + ") or "vanilla", colour)
+            if net in ("ResNet-20", "ResNet-110"):
+                crosses = curve("resnet", f"ResNet-110{scheme}", "error % after epoch")
+                drawing.points(axis, [point for point in crosses if point[0] <= last], colour)
+        axis.set(title=net, xlabel="epoch", ylabel="test error (%)")
+        drawing.plain_log(axis)
+        crossed = net in ("ResNet-20", "ResNet-110")
+        axis.legend(title="crosses: the paper's ResNet-110" if crossed else None)
+    return figure
+
+
+def section(results: Results) -> list[str]:
+    """What to know in reading the numbers."""
+    return [
+        "The error is that of the last epoch, on the test set, as the authors' code evaluates; the "
+        "paper does not say whether it reports the last epoch or the best. Epochs to 80 % are the "
+        "first epoch that ends at an accuracy of 80 % or more. Crosses in the plot are Figure 6, "
+        "of ResNet-110.",
+    ]

@@ -1,0 +1,78 @@
+"""Singular values of the networks that Figure 4 and the authors' Transformer notebook show."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jax.tree_util import Partial
+
+from rezero_jax import Encoder
+from rezero_jax.analysis.singular_values import singular_values
+from rezero_jax.models.transformer.model import Transformer
+from rezero_jax.runs.reader import Run
+from rezero_jax.training.load import load_model
+
+RULES = {"post-norm": "post_norm", "pre-norm": "pre_norm", "ReZero": "rezero"}
+NOTEBOOK, FIGURE = (12, 128), (4, 12, 64)  # layers at initialisation, there and in Figure 4a
+IMAGES = 30  # normal inputs of 32x32x3
+BIN = 0.25  # of the histograms of log10
+FLOOR = 1e-16
+
+
+def at_initialisation(scale: str) -> dict[str, list[np.ndarray]]:
+    """The singular values of each fresh network, (1, 64), by setting."""
+    notebook, figure, count = (NOTEBOOK, FIGURE, 10) if scale != "smoke" else ((2,), (2,), 2)
+    wanted = {
+        f"{name}, {depth} layers": (rule, depth)
+        for depth in notebook
+        for name, rule in RULES.items()
+    }
+    wanted |= {f"post-norm, {depth} layers": ("post_norm", depth) for depth in figure}
+    found = {}
+    for setting, (rule, depth) in wanted.items():
+        make = jax.jit(partial(_encoder, rule, depth))
+        keys = [jax.random.key(seed) for seed in range(count)]
+        inputs = [jax.random.normal(jax.random.fold_in(key, 1), (1, 4, 16)) for key in keys]
+        found[setting] = [singular_values(make(k), x) for k, x in zip(keys, inputs, strict=True)]
+    return found
+
+
+def _encoder(residual: str, depth: int, key: Array) -> Encoder:
+    """The notebook's network: its layers are copies of one, whose weights alone are drawn anew."""
+    options: dict[str, Any] = {"feedforward": 64, "residual": residual, "alpha_init": 0.1}
+    encoder = Encoder(16, heads=4, depth=depth, **options, rngs=nnx.Rngs(key))
+    blocks: Any = encoder.layers.blocks
+    for linear in (blocks.feedforward.up, blocks.feedforward.down):
+        linear.bias[...] = jnp.broadcast_to(linear.bias[...][:1], linear.bias.shape)
+    return encoder
+
+
+def after(run: Run, step: int) -> np.ndarray:
+    """Singular values of a run's network after so many updates, (inputs, values)."""
+    model, *_ = load_model(run.folder, step)
+    key = jax.random.key(0)
+    if isinstance(model, Transformer):
+        width = run.config["model.width"]
+        return singular_values(Partial(_trunk, model), jax.random.normal(key, (10, 4, width)))
+    shape = (32, 32, 3) if run.config["data.name"] == "cifar10" else (8, 8, 1)
+    return singular_values(model, jax.random.normal(key, (IMAGES, *shape)))
+
+
+def _trunk(model: Transformer, x: Array) -> Array:
+    """The layers, causal, from what the embedding gives to what the head takes."""
+    return nnx.clone(model).trunk(x, is_causal=True)
+
+
+def logs(values: np.ndarray) -> np.ndarray:
+    """log10, of what is below FLOOR that of FLOOR."""
+    return np.log10(np.maximum(values, FLOOR)).ravel()
+
+
+def mode(log10: np.ndarray) -> float:
+    """The centre of the fullest bin, the bins centred on multiples of BIN."""
+    bins, counts = np.unique(np.round(log10 / BIN), return_counts=True)
+    return float(bins[counts.argmax()] * BIN + 0.0)  # which is 0, never -0

@@ -1,0 +1,121 @@
+"""Figure 2: where gradient descent goes in a net of five layers with one weight and one gate.
+
+The net is x_L = (1 + alpha w)^L x_0 with L = 5 (equation 5); it learns x_L = 50 x_0 from nine
+inputs by plain gradient descent on the mean of (x_L - 50 x_0)^2. No run: it is computed here.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments import drawing
+from experiments.jobs import Job
+from experiments.results import Claim, Curve, Results, Row, quoted
+from rezero_jax.runs.reader import Run
+
+TITLE = "Toy model: the gradient's norm and five paths of descent"
+SOURCE = "UAI Figure 2, section 3"
+SEEDS = 1
+_SETTING = (
+    "The paper's setting: L = 5, nine inputs 1.0 .. 1.8, five starts at alpha = 0. Not printed, "
+    "and so inferred: the mean squared error and a learning rate of 1e-6."
+)
+SETTING = {"paper": _SETTING, "cpu": _SETTING, "smoke": _SETTING}
+
+LAYERS, FACTOR = 5, 50.0
+INPUTS = np.linspace(1.0, 1.8, 9)
+STARTS = (0.5, 1.5, 2.5, 3.5, 4.5)
+RATE = 1e-6
+SOLUTION = FACTOR ** (1 / LAYERS) - 1  # alpha w of all solutions
+CLOSE = 0.01  # as near to the solution, relatively, as a path has to come to have arrived
+
+
+def cost(alpha: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """Mean over the inputs of (x_L - 50 x_0)^2, of the shape of alpha and w together."""
+    return ((1 + alpha * w) ** LAYERS - FACTOR) ** 2 * np.mean(INPUTS**2)
+
+
+def gradient(alpha: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The derivatives of `cost` by alpha and by w (equations 6 and 8), of its shape."""
+    gain = 1 + alpha * w
+    outer = 2 * np.mean(INPUTS**2) * (gain**LAYERS - FACTOR) * LAYERS * gain ** (LAYERS - 1)
+    return outer * w, outer * alpha
+
+
+def descend(start: float, rate: float = RATE) -> np.ndarray:
+    """The path (alpha, w) from (0, start), (updates + 1, 2), until it no longer moves."""
+    path = [np.array([0.0, start])]
+    while len(path) < 2 or np.any(path[-1] != path[-2]):
+        path.append(path[-1] - rate * np.array(gradient(*path[-1])))
+        # In the last digits rounding may go on for ever between two neighbours.
+        if len(path) > 3 and np.array_equal(path[-1], path[-3]):
+            break
+    return np.array(path)
+
+
+def runs(scale: str) -> list[Job]:
+    """None."""
+    return []
+
+
+def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
+    """Where the paths end, and after how many updates they are there."""
+    rows = [Row("solutions", "alpha w", (SOLUTION,), headline=True)]
+    curves, ends = {}, []
+    for start in STARTS:
+        path, name = descend(start), f"w0 = {start}"
+        alpha, w = (float(x) for x in path[-1])
+        distance = np.abs(path.prod(1) / SOLUTION - 1)
+        rows += [
+            Row(name, "alpha at the end", (alpha,)),
+            Row(name, "w at the end", (w,)),
+            Row(name, "alpha w at the end", (alpha * w,)),
+            Row(name, "updates", (float(np.argmax(distance < CLOSE)),)),
+        ]
+        ends.append(alpha * w)
+        curves[name] = Curve(path[:, 0].tolist(), path[:, 1].tolist())
+    worst = max(abs(end / SOLUTION - 1) for end in ends)
+    claims = [
+        Claim(
+            "From alpha = 0 gradient descent finds a solution, alpha w ~ 1.2",
+            "UAI 4",
+            worst < 1e-9,
+            f"alpha w at the five ends is {quoted(ends)}, the solution {SOLUTION:.6f}",
+        ),
+    ]
+    return Results("toy", scale, rows, claims, curves)
+
+
+def plot(results: Results) -> Figure:
+    """The contour of ln ||dC||, lines 4 apart as in the figure, with the paths on it."""
+    figure, (axis,) = drawing.sheet(TITLE, results.scale, SETTING[results.scale], height=5)
+    alpha, w = np.meshgrid(np.linspace(0, 1.1, 300), np.linspace(-1.5, 5.3, 300))
+    with np.errstate(divide="ignore"):
+        height = np.log(np.hypot(*gradient(alpha, w)))
+    axis.grid(False)
+    shades = axis.contourf(
+        alpha, w, height, levels=np.arange(-4, 20.1, 1), cmap="Greys", extend="both"
+    )
+    shades.set_rasterized(True)
+    axis.contour(alpha, w, height, levels=np.arange(0, 20, 4), colors="#666666", linewidths=0.6)
+    figure.colorbar(shades, ax=axis, label="ln of the gradient's norm")
+    there = np.linspace(SOLUTION / 5.3, 1.1, 200)
+    axis.plot(there, SOLUTION / there, color="#D55E00")
+    for curve in results.curves.values():
+        axis.plot(curve.x, curve.y, color="#0072B2", marker=".", ms=3, lw=1, rasterized=True)
+    axis.set(xlabel="alpha", ylabel="w", xlim=(0, 1.1), ylim=(-1.5, 5.3))
+    names = ["solutions", "descent, a dot an update"]
+    axis.legend(axis.lines[:2], names, frameon=True, framealpha=1, loc="upper right")
+    return figure
+
+
+def section(results: Results) -> list[str]:
+    """What to know in reading the numbers."""
+    return [
+        f"Updates are counted until alpha w is within {CLOSE:.0%} of the solution; the paper's are "
+        "the vertices of its drawn paths, a few of them merged. The paper does not print where its "
+        "paths end: the two values of w are those of a simulation of what it describes.",
+        "In the limit of small steps w^2 - alpha^2 is constant along a path, which so ends where "
+        "w^2 = (w0^2 + sqrt(w0^4 + 4 s^2)) / 2, with s the solution.",
+    ]

@@ -1,0 +1,139 @@
+"""Table 3: Transformers of 64 and 128 layers."""
+
+import json
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments import drawing, transformer12
+from experiments.jobs import TEST, Job
+from experiments.results import Claim, Curve, Results, Row, find, number
+from rezero_jax.runs.reader import Run
+
+TITLE = "Transformers of 64 and 128 layers"
+SOURCE = "UAI Table 3"
+SEEDS = 1
+SETTING = {
+    "paper": "enwik8, width 256, 512 bytes, batches of 304 (64 layers) and 144 (128), LAMB "
+    "0.0005 sqrt(batch), 100 epochs; bits per byte on the test split.",
+    "cpu": "Reduced: the authors' notebook (width 128, 50 times 35 bytes, Adagrad 0.01), 200 "
+    "updates, another text; bits per byte on the first 17,500 bytes of the test split.",
+    "smoke": "Reduced: 2 layers of width 16, 20 updates.",
+}
+
+WARMUP, OPEN = ("optim.warmup_steps=100",), ("model.alpha_init=1.0",)
+DEEP: dict[str, tuple[int, str, tuple[str, ...]]] = {
+    "Post-Norm, 64 layers": (64, "post_norm", ()),
+    "Post-Norm + warm-up, 64 layers": (64, "post_norm", WARMUP),
+    "ReZero alpha = 1, 64 layers": (64, "rezero", OPEN),
+    "ReZero alpha = 0, 64 layers": (64, "rezero", ()),
+    "Post-Norm, 128 layers": (128, "post_norm", ()),
+    "ReZero alpha = 0, 128 layers": (128, "rezero", ()),
+}
+NOT_IN_THE_PAPER = "Post-Norm, 128 layers"
+RIVALS = tuple(DEEP)[:3]  # all of which diverged
+OURS = "ReZero alpha = 0, 64 layers"
+SHALLOW = ("Post-Norm + warm-up", "ReZero alpha = 1", "ReZero alpha = 0")
+SMOKE = ("eval.examples=16", "eval.batch_size=16")
+WORSE = 0.5  # bits per byte above ReZero's from which a net counts as not trained
+
+
+def job(setting: str, scale: str) -> Job:
+    """The run of one of DEEP."""
+    layers, rule, overrides = DEEP[setting]
+    warmup, opened = "-warmup100" * (overrides == WARMUP), "-alpha1" * (overrides == OPEN)
+    name = f"transformer{layers}-{rule}{warmup}{opened}"
+    if scale == "paper":
+        config = f"transformer_enwik8.py:layers={layers},residual={rule}"
+    elif scale == "cpu":
+        config = f"transformer_notebook.py:layers={layers},steps=200,residual={rule}"
+        overrides = (*overrides, "eval.examples=500")
+    else:
+        config = f"transformer_notebook.py:smoke,steps=20,residual={rule}"
+        overrides = (*overrides, *SMOKE)
+    return Job(setting, name, config, overrides, test=True)
+
+
+def runs(scale: str) -> list[Job]:
+    """The rows of the table; those of 12 layers are transformer12's and at the paper's scale only.
+
+    In a smoke test the ReZero net alone, as each compiles for long.
+    """
+    if scale == "smoke":
+        return [job(OURS, scale)]
+    if scale == "cpu":
+        return [job(setting, scale) for setting in DEEP]
+    shallow = [(setting, transformer12.job(setting, scale)) for setting in SHALLOW]
+    jobs = [job._replace(setting=f"{setting}, 12 layers") for setting, job in shallow]
+    return jobs + [job(setting, scale) for setting in DEEP if setting != NOT_IN_THE_PAPER]
+
+
+def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
+    """Bits per byte on the test split, and on the way there."""
+    rows, curves = [], {}
+    for setting, group in runs.items():
+        tests = tuple(None if run.diverged else _test(run) for run in group)
+        reduced = scale != "paper"
+        rows.append(
+            Row(
+                setting, "bits per byte", tests, "alpha = 0" in setting, reduced, missing="diverged"
+            )
+        )
+        curves[setting] = Curve.of_runs([run.series("train/bits_per_byte") for run in group])
+    ours = find(rows, OURS, "bits per byte").mean
+    claims = []
+    for setting in RIVALS:
+        if setting not in runs or ours is None:
+            continue
+        theirs = find(rows, setting, "bits per byte").mean
+        claims.append(
+            Claim(
+                f"{setting.partition(',')[0]} does not train at 64 layers where ReZero does",
+                "UAI 8",
+                theirs is None or theirs > ours + WORSE,
+                f"{'diverged' if theirs is None else number(theirs)} against ReZero's "
+                f"{number(ours)} bits per byte; {WORSE} more count as not trained",
+            )
+        )
+    deepest = find(rows, list(runs)[-1], "bits per byte")
+    if deepest.setting != OURS:
+        claims.append(
+            Claim(
+                "ReZero trains at 128 layers",
+                "UAI 8",
+                deepest.mean is not None and ours is not None and deepest.mean < ours + WORSE,
+                f"{number(deepest.mean or np.nan)} bits per byte, at 64 layers "
+                f"{number(ours or np.nan)}",
+            )
+        )
+    return Results("transformer_deep", scale, rows, claims, curves)
+
+
+def _test(run: Run) -> float:
+    """Bits per byte on the test split, as evaluated at the end."""
+    return float(json.loads((run.folder / TEST).read_text())["eval/bits_per_byte"])
+
+
+def plot(results: Results) -> Figure:
+    """Bits per byte of the training batches, smoothed."""
+    figure, (axis,) = drawing.sheet(TITLE, results.scale, SETTING[results.scale])
+    lowest = []
+    for setting, colour in drawing.colours(list(results.curves)).items():
+        drawn = drawing.smoothed(results.curves[setting])
+        label = setting if drawn.x else f"{setting} (diverged at once)"
+        drawing.line(axis, drawn, label, colour)
+        lowest += [y for y in drawn.y if y is not None]
+    axis.set(xlabel="update", ylabel="bits per byte, training")
+    axis.set_ylim(min(lowest) - 0.1, min(max(lowest) + 0.1, 8))
+    axis.legend(fontsize=8)
+    return figure
+
+
+def section(results: Results) -> list[str]:
+    """What to know in reading the numbers."""
+    return [
+        "The paper stops runs after 100 epochs at most and calls three of them diverged. A net of "
+        "ours that stays finite but learns nothing beyond how frequent each byte is counts as not "
+        "trained too; the plot shows it.",
+    ]

@@ -1,0 +1,197 @@
+"""Figures of what this package measures: spectra, signals by depth, gates, times to a target."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from rezero_jax.analysis.diagnosis import Diagnosis
+from rezero_jax.analysis.gates import Gates
+from rezero_jax.analysis.plots.theme import (
+    COLOURS,
+    draw_curve,
+    legend,
+    looks,
+    plain_ticks,
+    styled,
+    wrap,
+)
+from rezero_jax.analysis.propagation import Propagation
+from rezero_jax.runs.reader import Times
+
+Values = Float[np.ndarray, "..."]
+
+
+@styled
+def plot_spectra(spectra: Mapping[str, Values], *, floor: float = 1e-16, bins: int = 60) -> Figure:
+    """Histograms of log10 of singular values, as in the paper's Figure 4.
+
+    Args:
+      spectra: label -> singular values of any shape.
+      floor: values below count as this one; machine precision makes them up.
+      bins: how many, from the smallest to the largest of all values.
+    """
+    figure = Figure(figsize=(5.5, 3.2))
+    axis = figure.subplots()
+    logs = {
+        label: np.log10(np.maximum(np.asarray(values, float).ravel(), floor))
+        for label, values in spectra.items()
+    }
+    low = min(values.min() for values in logs.values())
+    high = max(values.max() for values in logs.values())
+    margin = max(0.05 * (high - low), 0.25)
+    edges = np.linspace(low - margin, high + margin, bins + 1)
+    for look, (label, values) in zip(looks(len(logs)), logs.items(), strict=True):
+        fractions = np.histogram(values, edges)[0] / len(values)
+        mean = np.mean(10.0 ** (2 * values))
+        axis.stairs(
+            fractions,
+            edges,
+            color=look["color"],
+            linestyle=look["linestyle"],
+            label=f"{label}, mean square {mean:.3g}",
+        )
+        axis.stairs(fractions, edges, fill=True, color=look["color"], alpha=0.15)
+    axis.axvline(0, color=COLOURS[-1], linewidth=0.8, linestyle=":")
+    axis.set(xlabel="log10 of the singular values", ylabel="fraction of them", ylim=(0, None))
+    legend(figure, axis)
+    return figure
+
+
+@styled
+def plot_propagation(networks: Mapping[str, Propagation]) -> Figure:
+    """Signals, gradients, angles and what layers add, by depth, one line for each network."""
+    figure = Figure(figsize=(7, 5))
+    axes = list(figure.subplots(2, 2).flat)
+    draw_propagation(axes, networks)
+    if len(networks) > 1:
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 3))
+    return figure
+
+
+def draw_propagation(axes: Sequence[Axes], networks: Mapping[str, Propagation]) -> None:
+    """The panels of `plot_propagation`, on four axes."""
+    signal, gradient, cosine, share = axes
+    for look, (label, network) in zip(looks(len(networks)), networks.items(), strict=True):
+        points = np.arange(len(network.signal))
+        for axis, values in ((signal, network.signal), (gradient, network.gradient)):
+            draw_curve(axis, points, values, **look, label=label)
+        draw_curve(cosine, points, network.cosine, **look)
+        draw_curve(share, points[1:], network.share, **look)
+        share.axhline(network.idle_below, color=look["color"], linewidth=0.8, linestyle=":")
+    signal.set(title="|x|")
+    gradient.set(title="|dL/dx|")
+    cosine.set(title="cosine of two examples' x")
+    share.set(title="|x' - x| / |x| of each layer (dotted: idle below)")
+    for axis in (signal, gradient, share):
+        if any((np.asarray(line.get_ydata()) > 0).any() for line in axis.lines):
+            axis.set_yscale("log")
+            low, high = axis.get_ylim()
+            widen = max(2 * low / high, 1) ** 0.5  # else what is constant shows its rounding
+            axis.set_ylim(low / widen, high * widen)
+            plain_ticks(axis)
+    for axis in axes:
+        axis.set_xlabel("layers passed")
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+
+
+@styled
+def plot_diagnosis(diagnosis: Diagnosis, gates: Gates | None = None) -> Figure:
+    """A diagnosis, and of a run what its gates did: signals by depth, alpha by layer and step."""
+    gated = bool(diagnosis.is_gated.any())
+    columns = 2 + gated
+    figure = Figure(figsize=(3.5 * columns, 5))
+    axes = figure.subplots(2, columns)
+    draw_propagation(list(axes[:, :2].flat), {"": diagnosis.propagation})
+    if gated:
+        alpha = diagnosis.propagation.alpha
+        layers = np.arange(len(alpha))
+        few = len(alpha) <= 200  # more lines would be an area
+        if few:
+            axes[0, 2].vlines(layers, 0, alpha, color=COLOURS[0], linewidth=1)
+        axes[0, 2].plot(layers, alpha, "o", color=COLOURS[0], markersize=3.5 if few else 0.5)
+        axes[0, 2].set(xlabel="layer", title="alpha")
+        axes[0, 2].xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        if gates is None:
+            axes[1, 2].remove()
+        else:
+            draw_gates(axes[1, 2], gates.steps, gates.alphas)
+    jacobian = diagnosis.jacobian.mean
+    title = f"{diagnosis.subject}; mean squared singular value {jacobian:.3g}"
+    figure.suptitle(wrap(title, int(12 * figure.get_figwidth())))
+    return figure
+
+
+@styled
+def plot_gates(gates: Gates) -> Figure:
+    """Every alpha by step and layer (Figure 8), their mean size, and when each is largest."""
+    figure = Figure(figsize=(10, 3))
+    every, mean, peaks = figure.subplots(1, 3)
+    draw_gates(every, gates.steps, gates.alphas)
+    layers = gates.alphas.shape[1]
+    mean.plot(gates.steps, gates.mean_abs, color=COLOURS[0])
+    mean.axhline(1 / layers, color=COLOURS[1], linestyle="--", label="1 / layers")
+    mean.set(xlabel="step", title="mean |alpha|", ylim=(0, None))
+    mean.legend()
+    peaks.plot(gates.peak_steps, np.arange(layers), linestyle="", marker="o", color=COLOURS[0])
+    peaks.set(xlabel="step", ylabel="layer", title="step of the largest |alpha|")
+    peaks.yaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
+
+
+def draw_gates(axis: Axes, steps: np.ndarray, alphas: np.ndarray) -> None:
+    """Every alpha (lines, layers) by step and layer, with its sign."""
+    bound = max(np.abs(alphas).max(), 1e-12)
+    mesh = axis.pcolormesh(
+        steps,
+        np.arange(alphas.shape[1]),
+        alphas.T,
+        cmap="PuOr",
+        vmin=-bound,
+        vmax=bound,
+        rasterized=True,  # thousands of layers and lines would be as many shapes in an SVG
+    )
+    axis.figure.colorbar(mesh, ax=axis)
+    axis.set(xlabel="step", ylabel="layer", title="alpha")
+    axis.grid(False)
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+@styled
+def plot_times(times: Mapping[str, Times], xlabel: str, confidence: float = 0.95) -> Figure:
+    """When each setting reached a target: its seeds, their mean and its interval.
+
+    A setting whose seeds did not all get there has its seeds alone, and says how many did.
+
+    Args:
+      times: of `rezero_jax.runs.reader.times_to`.
+      xlabel: what is counted, such as "epochs to a loss of 0.8".
+      confidence: of the intervals; see `Estimate.interval`.
+    """
+    names = [wrap(label) for label in times]
+    lines = sum(1.5 + name.count("\n") for name in names)
+    figure = Figure(figsize=(5.5, 0.9 + 0.2 * lines))
+    axis = figure.subplots()
+    for row, (look, group) in enumerate(zip(looks(len(times)), times.values(), strict=True)):
+        known = [time for time in group.seeds if time is not None]
+        points = {"color": look["color"], "marker": look["marker"], "linestyle": ""}
+        axis.plot(known, [row] * len(known), **points, markerfacecolor="none")
+        if group.estimate is None:
+            names[row] += f"\n{len(known)} of {len(group.seeds)} got there"
+            continue
+        mean = group.estimate.mean
+        axis.plot([mean], [row], **points, markersize=6)
+        if group.estimate.count > 1:
+            low, high = group.estimate.interval(confidence)
+            axis.errorbar(
+                [mean], [row], xerr=[[mean - low], [high - mean]], color=look["color"], capsize=4
+            )
+    axis.set_yticks(range(len(names)), names)
+    axis.set(xlabel=xlabel, ylim=(len(names) - 0.5, -0.5))
+    axis.set_xlim(left=min(0, axis.get_xlim()[0]))
+    axis.grid(axis="y", visible=False)
+    return figure

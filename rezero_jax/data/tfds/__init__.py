@@ -1,0 +1,1 @@
+"""Data sets of TensorFlow Datasets, downloaded, prepared and read without TensorFlow."""

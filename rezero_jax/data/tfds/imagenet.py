@@ -1,0 +1,142 @@
+"""ImageNet (ILSVRC 2012): random crops to train on and central ones to evaluate, from JPEGs.
+
+Always streamed: its 1.28 million images do not fit a device.
+"""
+
+import dataclasses
+import io
+import math
+import os
+
+import numpy as np
+from PIL import Image
+
+from rezero_jax.data.images import EncodedImages
+from rezero_jax.data.split import Dataset
+from rezero_jax.data.stream import StreamSplit
+from rezero_jax.data.tfds.prepare import prepared_builder
+from rezero_jax.errors import UserError
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the whole image
+
+MEAN = (0.485, 0.456, 0.406)  # of the training images, per channel, as everyone uses them
+STD = (0.229, 0.224, 0.225)
+
+
+def imagenet2012(data_dir: str | None = None, image_size: int = 224, seed: int = 0) -> Dataset:
+    """TFDS's imagenet2012: "train" under RandomCrop, and "validation" under CentralCrop as eval.
+
+    Images are uint8 (image_size, image_size, 3); none is flipped.
+
+    Args:
+      data_dir: where TFDS data lives, as in data.load.
+      image_size: height and width of the images.
+      seed: what the random crops are drawn from, with the number of the update.
+
+    Raises:
+      UserError: image_size is not positive, or the data set is not there and its archives are not
+          in <data_dir>/downloads/manual.
+    """
+    if image_size < 1:
+        raise UserError(f"image_size={image_size} is not positive; set it to at least 1")
+    builder = prepared_builder("imagenet2012", data_dir)
+    for part in ("train", "validation"):
+        if part not in builder.info.splits:
+            raise UserError(
+                f'data set "imagenet2012" in {builder.data_dir} has no {part} split; delete that '
+                "folder to have the data set prepared again from both archives"
+            )
+    num_classes = builder.info.features["label"].num_classes
+    train, held = (
+        StreamSplit(
+            EncodedImages(builder, part),
+            threads=min(16, os.cpu_count() or 1),  # no more than batches read ahead
+            pixels=pixels,
+            name="imagenet",
+            num_classes=num_classes,
+        )
+        for part, pixels in (
+            ("train", RandomCrop(image_size, seed)),
+            ("validation", CentralCrop(image_size)),
+        )
+    )
+    shape = (image_size, image_size, 3)
+    return Dataset("imagenet", train, held, shape, num_classes, MEAN, STD)
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomCrop:
+    """A random_box of a JPEG, resized; a pure function of (seed, step, position in the batch)."""
+
+    size: int
+    seed: int
+
+    def __call__(self, encoded: bytes, step: int, position: int) -> np.ndarray:
+        """The pixels, uint8 (size, size, 3)."""
+        # A spawn key keeps these numbers apart from those that the order of the examples draws.
+        sequence = np.random.SeedSequence(self.seed, spawn_key=(step, position))
+        with Image.open(io.BytesIO(encoded)) as image:
+            box = random_box(np.random.default_rng(sequence), *image.size)
+            return _resized(image, box, self.size)
+
+
+@dataclasses.dataclass(frozen=True)
+class CentralCrop:
+    """The middle of a JPEG whose short side is resized to size * 256 / 224, at every step."""
+
+    size: int
+
+    def __call__(self, encoded: bytes, step: int = 0, position: int = 0) -> np.ndarray:
+        """The pixels, uint8 (size, size, 3)."""
+        with Image.open(io.BytesIO(encoded)) as image:
+            return _resized(image, central_box(self.size, *image.size), self.size)
+
+
+def random_box(rng: np.random.Generator, width: int, height: int) -> Box:
+    """What torchvision's RandomResizedCrop keeps of an image of width x height.
+
+    A share of the area, uniform in 0.08 .. 1, and an aspect ratio, log-uniform in 3/4 .. 4/3, are
+    drawn until the box fits; after ten that do not, it is the largest central one of such a ratio.
+    """
+    low, high = 3 / 4, 4 / 3
+    for _ in range(10):
+        area = rng.uniform(0.08, 1) * width * height
+        ratio = math.exp(rng.uniform(math.log(low), math.log(high)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+            return left, top, left + w, top + h
+    w = min(width, round(height * high))
+    h = min(height, round(width / low))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def central_box(size: int, width: int, height: int) -> Box:
+    """The part of an image of width x height that its central crop of size x size shows.
+
+    It is cut from the image resized so that the short side is size * 256 / 224, rounded.
+    """
+    short = round(size * 256 / 224)
+    w, h = (short * side // min(width, height) for side in (width, height))
+    left, top = round((w - size) / 2), round((h - size) / 2)
+    return (
+        left * width / w,
+        top * height / h,
+        (left + size) * width / w,
+        (top + size) * height / h,
+    )
+
+
+def _resized(image: Image.Image, box: Box, size: int) -> np.ndarray:
+    """The box as uint8 (size, size, 3): bilinear, and averaging where it shrinks (antialiased)."""
+    left, top, right, bottom = box
+    # The decoder can shrink a JPEG by a power of two at a fraction of the work; it may as long as
+    # the box keeps the pixels that the result needs.
+    shrink = next((s for s in (8, 4, 2) if s * size <= min(right - left, bottom - top)), 1)
+    width, height = image.size
+    if image.draft(None, (width // shrink, height // shrink)) is None:
+        shrink = 1
+    scaled = left / shrink, top / shrink, right / shrink, bottom / shrink
+    rgb = image.convert("RGB")  # a few are grey or CMYK, and one is a PNG
+    return np.asarray(rgb.resize((size, size), Image.Resampling.BILINEAR, box=scaled))

@@ -1,0 +1,94 @@
+"""What the blocks of one residual network on images have in common."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.nn.initializers import Initializer
+
+from rezero_jax.errors import UserError, choose_from
+from rezero_jax.models.resnet.batch_norm import BatchNorm
+from rezero_jax.models.resnet.conv import Conv
+from rezero_jax.residual import Residual, Rule, make_rule
+
+RULES = ("residual", "zero_gamma", "gated", "fixup", "skipinit", "rezero")
+NORM_FREE = ("fixup", "skipinit")
+GATED = ("gated", "skipinit", "rezero")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Makes the parts of the blocks, the same throughout a network.
+
+    Attributes:
+      residual: one of RULES.
+      batch_norm: False leaves out every BatchNorm; convolutions then have biases.
+      shortcut_norm: whether a shortcut that subsamples has a BatchNorm (post-activation blocks).
+      alpha_init: the gate's initial value.
+      kernel_init: initial distribution of the convolutions; None is PyTorch's default.
+      blocks: number of blocks in the network, for Fixup's initial variance.
+      dtype: dtype of the computation.
+
+    Raises:
+      UserError: an unknown rule, or `batch_norm` that contradicts the rule.
+    """
+
+    residual: str
+    batch_norm: bool
+    shortcut_norm: bool
+    alpha_init: float
+    kernel_init: Initializer | None
+    blocks: int
+    dtype: Any
+
+    def __post_init__(self) -> None:
+        if self.residual not in RULES:
+            raise choose_from("residual rule", self.residual, RULES)
+        if self.residual == "zero_gamma" and not self.batch_norm:
+            raise UserError("zero_gamma is the initial scale of a BatchNorm; set batch_norm=True")
+
+    @property
+    def normed(self) -> bool:
+        """Whether there is any BatchNorm."""
+        return self.batch_norm and self.residual not in NORM_FREE
+
+    def conv(
+        self,
+        cin: int,
+        cout: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        kernel_init: Initializer | None = None,
+        rngs: nnx.Rngs,
+    ) -> Conv:
+        """A convolution; it has a bias where neither a BatchNorm nor Fixup's scalars give one."""
+        return Conv(
+            cin,
+            cout,
+            kernel,
+            stride=stride,
+            bias=not self.normed and self.residual != "fixup",
+            kernel_init=kernel_init or self.kernel_init,
+            dtype=self.dtype,
+            rngs=rngs,
+        )
+
+    def norm(self, features: int, scale_init: float = 1.0) -> Callable[[Array], Array]:
+        """A BatchNorm, or the identity in a network without."""
+        return BatchNorm(features, scale_init=scale_init) if self.normed else nnx.identity
+
+    def rule(self, rngs: nnx.Rngs) -> Rule:
+        """How branch and shortcut are joined."""
+        if self.residual not in GATED:
+            return Residual()
+        name = "gated" if self.residual == "gated" else "rezero"
+        return make_rule(name, 1, alpha_init=self.alpha_init, rngs=rngs)
+
+
+def scalar(value: float) -> nnx.Param:
+    """A trainable float32 scalar, one of Fixup's biases and multipliers."""
+    return nnx.Param(jnp.full((), value, jnp.float32))

@@ -1,0 +1,1 @@
+"""Transformer layers, stacks of them, the language model and generation."""

@@ -1,0 +1,246 @@
+"""Multi-head attention: scaled dot products of queries with keys, and what they weigh."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from rezero_jax.errors import UserError
+from rezero_jax.models import init
+
+Sequence = Float[Array, "batch length width"]
+Heads = Float[Array, "batch length heads size"]
+Mask = Bool[Array, "#batch #heads queries keys"]
+Cache = tuple[Heads, Heads]  # keys and values of the positions so far
+
+CPU_BLOCK = 64  # queries that the blocked path of a CPU takes at once, at least
+CPU_BLOCKS = 8  # into how many blocks it cuts a sequence, at most: each is compiled
+
+
+class Attention(nnx.Module):
+    """Attention with `heads` heads of size width / heads (arXiv 1706.03762, section 3.2).
+
+    Weights start as in the authors' code: Xavier uniform, where the projections of queries, keys
+    and values count as one matrix; biases at 0. All three projections are one parameter of shape
+    (width, kv_heads, heads / kv_heads + 2, size): beside the kernel of each key-value head's
+    queries stand those of its key and its value.
+
+    Args:
+      width: size of the last axis of queries, keys, values and the output.
+      heads: number of heads; divides width.
+      kv_heads: number of heads of keys and values, each shared by heads / kv_heads heads of
+        queries (grouped-query attention, arXiv 2305.13245); by default `heads`.
+      rotary: whether queries and keys are turned by their position (arXiv 2104.09864).
+      dropout: of the attention weights, in training; they are then materialised.
+      bias: whether the projections have biases.
+      dtype: dtype of the computation; parameters and the softmax are float32.
+
+    Raises:
+      UserError: a size below 1, or one that does not divide as it must.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        kv_heads: int | None = None,
+        rotary: bool = False,
+        dropout: float = 0.0,
+        bias: bool = True,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        kv_heads = heads if kv_heads is None else kv_heads
+        _check_heads(width, heads, kv_heads, rotary)
+        self.size, self.rotary, self.dtype = width // heads, rotary, dtype
+        shape = (kv_heads, heads // kv_heads + 2, self.size)
+        xavier = init.xavier_uniform(width, width + 2 * kv_heads * self.size)
+        self.qkv = nnx.Param(xavier(rngs.params(), (width, *shape), jnp.float32))
+        self.qkv_bias = nnx.Param(jnp.zeros(shape, jnp.float32)) if bias else None
+        self.out = nnx.Linear(
+            width,
+            width,
+            use_bias=bias,
+            kernel_init=init.xavier_uniform(width, width),
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.dropout = nnx.Dropout(dropout)
+
+    def __call__(
+        self,
+        x: Float[Array, "batch queries width"],
+        memory: Float[Array, "batch keys width"] | None = None,
+        *,
+        mask: Mask | None = None,
+        is_causal: bool = False,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "batch queries width"]:
+        """Attends from x to `memory`, or to x itself.
+
+        Args:
+          mask: True where a query may attend to a key. (PyTorch's masks say the opposite.)
+          is_causal: whether position i attends to positions 0 .. i only.
+          rngs: source of the dropout, in training.
+        """
+        if memory is None:
+            q, k, v = self._project(x, 0, None)
+        else:
+            group = self.qkv.shape[2] - 2
+            (q,) = self._project(x, 0, group)
+            k, v = self._project(memory, group, None)
+        if self.rotary:
+            q, k = (rotate(heads, jnp.arange(heads.shape[1])[None]) for heads in (q, k))
+        dropped = self.dropout.rate > 0 and not self.dropout.deterministic
+        drop = (lambda weights: self.dropout(weights, rngs=rngs)) if dropped else None
+        return self._join(attend(q, k, v, mask=mask, is_causal=is_causal, drop=drop))
+
+    def init_cache(self, batch_size: int, length: int) -> Cache:
+        """Room for the keys and values of `length` positions, each (batch, length, heads, size)."""
+        shape = (batch_size, length, self.qkv.shape[1], self.size)
+        return jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype)
+
+    def decode(
+        self, x: Sequence, cache: Cache, positions: Int[Array, "batch length"]
+    ) -> tuple[Sequence, Cache]:
+        """Causal self-attention of x at `positions` to what the cache holds up to each of them.
+
+        Returns the output, and the cache with the keys and values of x written to `positions`.
+        """
+        q, k, v = self._project(x, 0, None)
+        if self.rotary:
+            q, k = rotate(q, positions), rotate(k, positions)
+        rows = jnp.arange(x.shape[0])[:, None]
+        keys, values = (
+            old.at[rows, positions].set(new) for old, new in zip(cache, (k, v), strict=True)
+        )
+        seen = jnp.arange(keys.shape[1])[None, None] <= positions[:, :, None]
+        return self._join(attend(q, keys, values, mask=seen[:, None])), (keys, values)
+
+    def last_weights(self) -> tuple[nnx.Param | None, ...]:
+        """The parameters that scale the output; see `rezero_jax.residual.last_weights`."""
+        return self.out.kernel, self.out.bias
+
+    def _project(self, x: Sequence, first: int, last: int | None) -> list[Heads]:
+        """Queries, keys and values of x, or those of them that the slots first .. last hold."""
+        kernel = self.qkv[...][:, :, first:last].astype(self.dtype)
+        y = jnp.einsum("btw,wkjs->btkjs", x.astype(self.dtype), kernel)
+        if self.qkv_bias is not None:
+            y = y + self.qkv_bias[...][None, None, :, first:last].astype(self.dtype)
+        group = self.qkv.shape[2] - 2
+        parts = []
+        if first == 0:
+            parts.append(y[:, :, :, :group].reshape(*y.shape[:2], -1, self.size))
+        if last is None:
+            parts += [y[:, :, :, -2], y[:, :, :, -1]]
+        return parts
+
+    def _join(self, heads: Heads) -> Sequence:
+        return self.out(heads.reshape(*heads.shape[:2], -1))
+
+
+def attend(
+    q: Float[Array, "batch queries heads size"],
+    k: Float[Array, "batch keys kv_heads size"],
+    v: Float[Array, "batch keys kv_heads size"],
+    *,
+    mask: Mask | None = None,
+    is_causal: bool = False,
+    drop: Callable[[Array], Array] | None = None,
+) -> Float[Array, "batch queries heads size"]:
+    """softmax(q k / sqrt(size)) v, with a float32 softmax; `drop` is applied to its result.
+
+    On a GPU that can, it is cuDNN's flash attention. On a CPU causal attention is cut into blocks
+    of queries, none of which looks at the keys beyond it.
+    """
+    if drop is None and not (is_causal and mask is None and jax.default_backend() == "cpu"):
+        return jax.nn.dot_product_attention(
+            q, k, v, mask=mask, is_causal=is_causal, implementation=_implementation(q)
+        )
+    length = q.shape[1]
+    if drop is None and length == k.shape[1]:
+        block = max(CPU_BLOCK, -(-length // CPU_BLOCKS))
+        stops = [min(start + block, length) for start in range(0, length, block)]
+        blocks = [
+            _attend(
+                q[:, start:stop],
+                k[:, :stop],
+                v[:, :stop],
+                jnp.arange(start, stop)[:, None] >= jnp.arange(stop)[None],
+                None,
+            )
+            for start, stop in zip([0, *stops], stops, strict=False)
+        ]
+        return jnp.concatenate(blocks, axis=1)
+    if is_causal:
+        causal = jnp.arange(length)[:, None] >= jnp.arange(k.shape[1])[None]
+        mask = causal if mask is None else mask & causal[None, None]
+    return _attend(q, k, v, mask, drop)
+
+
+def _attend(
+    q: Array, k: Array, v: Array, mask: Array | None, drop: Callable[[Array], Array] | None
+) -> Array:
+    batch, length, heads, size = q.shape
+    kv_heads = k.shape[2]
+    grouped = (q * size**-0.5).reshape(batch, length, kv_heads, heads // kv_heads, size)
+    scores = jnp.einsum("btkgs,buks->bkgtu", grouped, k, preferred_element_type=jnp.float32)
+    if mask is not None:
+        if mask.ndim == 2:
+            mask = mask[None, None]
+        if mask.shape[1] == 1:
+            mask = mask[:, :, None]
+        else:
+            mask = mask.reshape(-1, kv_heads, heads // kv_heads, *mask.shape[2:])
+        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores).astype(v.dtype)
+    if drop is not None:
+        weights = drop(weights)
+    return jnp.einsum("bkgtu,buks->btkgs", weights, v).reshape(q.shape)
+
+
+def _implementation(q: Heads) -> Literal["cudnn"] | None:
+    """cuDNN where its kernel takes these queries; JAX's own default never chooses it."""
+    half = q.dtype in (jnp.bfloat16, jnp.float16)
+    fits = half and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
+    return "cudnn" if fits and jax.default_backend() == "gpu" else None
+
+
+def rotate(heads: Heads, positions: Int[Array, "#batch length"]) -> Heads:
+    """Turns each pair (i, i + size / 2) of a head by position * 10000^(-2 i / size)."""
+    half = heads.shape[-1] // 2
+    frequency = 10_000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = positions[:, :, None, None].astype(jnp.float32) * frequency[None, None, None]
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    a, b = heads[..., :half].astype(jnp.float32), heads[..., half:].astype(jnp.float32)
+    turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    return turned.astype(heads.dtype)
+
+
+def _check_heads(width: int, heads: int, kv_heads: int, rotary: bool) -> None:
+    for name, size in (("width", width), ("heads", heads), ("kv_heads", kv_heads)):
+        if size < 1:
+            raise UserError(f"{name} is {size}; attention needs a {name} of at least 1")
+    if width % heads:
+        raise UserError(
+            f"heads={heads} does not divide width={width}; choose {_divisors(width)} heads"
+        )
+    if heads % kv_heads:
+        raise UserError(
+            f"kv_heads={kv_heads} does not divide heads={heads}; choose {_divisors(heads)}"
+        )
+    if rotary and width // heads % 2:
+        raise UserError(
+            f"rotary positions turn pairs, but a head has the odd size {width // heads}; choose "
+            "other heads or positions"
+        )
+
+
+def _divisors(number: int) -> str:
+    *most, last = (str(d) for d in range(1, number + 1) if number % d == 0)
+    return f"{', '.join(most)} or {last}" if most else last

@@ -1,0 +1,274 @@
+"""The decoder-only language model of the paper's section 5, for bytes or any other tokens."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import Array
+from jaxtyping import Float, Int
+
+from rezero_jax.errors import UserError, choose_from
+from rezero_jax.models import init
+from rezero_jax.models.transformer.attention import Cache
+from rezero_jax.models.transformer.encoder import Encoder
+from rezero_jax.models.transformer.generate import Prompts, generate
+
+Tokens = Int[Array, "batch length"]
+
+POSITIONS = ("sinusoidal", "learned", "rotary")
+EMBEDDING_BOUND = 0.1  # of the authors' notebook
+# Float32 logits of a pass over the head, at most (64 MB); more are computed in turns.
+LOGITS_AT_ONCE = 2**24
+
+
+class Transformer(nnx.Module):
+    """Embedding, causal layers, and a linear head that predicts the next token.
+
+    Embedding and head start as U(-0.1, 0.1), the head's bias at 0, and the trunk as the embedding
+    times sqrt(width), as in the authors' notebook.
+
+    Args:
+      vocab_size: number of tokens; 256 for bytes.
+      width: size of the trunk.
+      depth: number of layers.
+      heads: attention heads; divides width.
+      max_len: longest sequence.
+      residual: a name of `rezero_jax.residual.RULES`.
+      positions: "sinusoidal" (arXiv 1706.03762), "learned", or "rotary" (arXiv 2104.09864).
+      tied: whether the head's weights are the embedding's.
+      final_norm: whether a LayerNorm precedes the head, as usual with `pre_norm`.
+      activation: of the feed-forward.
+      feedforward, dropout, alpha_init, alpha_per, bias, kv_heads: see
+        `rezero_jax.models.transformer.layer.Layer`; the embedding is dropped out too.
+      scan, remat: see `rezero_jax.stack.Stack`.
+      dtype: dtype of the computation; parameters, softmax and logits are float32.
+
+    Raises:
+      UserError: a size that cannot be, or an unknown name.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        width: int,
+        depth: int,
+        heads: int,
+        max_len: int,
+        residual: str = "rezero",
+        *,
+        feedforward: int | None = None,
+        kv_heads: int | None = None,
+        positions: str = "sinusoidal",
+        tied: bool = False,
+        final_norm: bool = False,
+        activation: str = "gelu",
+        dropout: float = 0.0,
+        bias: bool = True,
+        alpha_init: float = 0.0,
+        alpha_per: str = "layer",
+        scan: bool = True,
+        remat: str = "none",
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        for name, size in (("vocab_size", vocab_size), ("max_len", max_len)):
+            if size < 1:
+                raise UserError(f"{name} is {size}; a language model needs at least 1")
+        if positions not in POSITIONS:
+            raise choose_from("positions", positions, POSITIONS)
+        self.vocab_size, self.max_len = vocab_size, max_len
+        self.positions, self.dtype = positions, dtype
+        self.trunk = Encoder(
+            width,
+            heads,
+            depth,
+            feedforward=feedforward,
+            kv_heads=kv_heads,
+            rotary=positions == "rotary",
+            final_norm=final_norm,
+            activation=activation,
+            dropout=dropout,
+            bias=bias,
+            residual=residual,
+            alpha_init=alpha_init,
+            alpha_per=alpha_per,
+            scan=scan,
+            remat=remat,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        uniform = init.uniform(EMBEDDING_BOUND)
+        self.embedding = nnx.Param(uniform(rngs.params(), (vocab_size, width)))
+        learned = positions == "learned"
+        self.position = nnx.Param(uniform(rngs.params(), (max_len, width))) if learned else None
+        self.head = None if tied else nnx.Param(uniform(rngs.params(), (width, vocab_size)))
+        self.head_bias = nnx.Param(jnp.zeros((vocab_size,))) if bias else None
+        self.dropout = nnx.Dropout(dropout)
+
+    def __call__(
+        self, tokens: Tokens, *, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "batch length vocab"]:
+        """Returns float32 logits: those at i are for token i + 1, and see tokens 0 .. i.
+
+        Args:
+          tokens: integers in 0 .. vocab_size - 1, at most max_len in a row.
+          rngs: source of the dropout, in training.
+
+        Raises:
+          UserError: tokens is no such array, or dropout lacks its `rngs`.
+        """
+        return self.logits(self.hidden(tokens, rngs=rngs))
+
+    def hidden(
+        self, tokens: Tokens, *, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "batch length width"]:
+        """What the head is applied to."""
+        self.check(tokens)
+        x = self._embed(tokens, jnp.arange(tokens.shape[1])[None])
+        if rngs is not None:  # else the first layer says whether dropout lacks them
+            x = self.dropout(x, rngs=rngs)
+        return self.trunk(x, is_causal=True, rngs=rngs)
+
+    def logits(self, hidden: Float[Array, "*batch width"]) -> Float[Array, "*batch vocab"]:
+        """The head, float32."""
+        kernel = self.embedding[...].T if self.head is None else self.head[...]
+        logits = jnp.matmul(
+            hidden.astype(self.dtype),
+            kernel.astype(self.dtype),
+            preferred_element_type=jnp.float32,
+        )
+        if self.head_bias is None:
+            return logits
+        return logits + self.head_bias[...].reshape((1,) * (logits.ndim - 1) + (-1,))
+
+    def losses(
+        self, tokens: Tokens, targets: Tokens, *, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "batch length"]:
+        """Cross entropy (nats) of each target given the tokens up to its place.
+
+        Where the logits of all places would be large they are computed for some places at a time,
+        and again in the backward pass, so that they never exist as a whole.
+        """
+        hidden = self.hidden(tokens, rngs=rngs)
+
+        def part(xs: tuple[Array, Array]) -> Array:
+            return optax.softmax_cross_entropy_with_integer_labels(self.logits(xs[0]), xs[1])
+
+        length = tokens.shape[1]
+        parts = _parts(length, tokens.size * self.vocab_size)
+        if parts == 1:
+            return part((hidden, targets))
+        # Cut along the length: the batch stays shared among the devices as it is.
+        cut = [
+            x.reshape(x.shape[0], parts, length // parts, *x.shape[2:]).swapaxes(0, 1)
+            for x in (hidden, targets)
+        ]
+        return jax.lax.map(jax.checkpoint(part), tuple(cut)).swapaxes(0, 1).reshape(tokens.shape)
+
+    def init_cache(self, batch_size: int, length: int | None = None) -> list[Cache]:
+        """Empty keys and values of `length` positions (by default max_len) for `decode`."""
+        return self.trunk.init_cache(batch_size, self.max_len if length is None else length)
+
+    def decode(
+        self, tokens: Tokens, cache: list[Cache], positions: Int[Array, "batch length"]
+    ) -> tuple[Float[Array, "batch length width"], list[Cache]]:
+        """What the head is applied to for tokens at `positions`, given the earlier ones in `cache`.
+
+        For inference. Returns it with the cache in which these tokens are noted; what the cache
+        holds at later positions is not looked at. A caller makes sure that positions stay within
+        it and below max_len.
+        """
+        return self.trunk.decode(self._embed(tokens, positions), cache, positions)
+
+    def generate(
+        self,
+        prompts: Prompts,
+        max_new_tokens: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        stop_token: int | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> Int[Array, "batch max_new_tokens"]:
+        """Tokens that go on from the prompts, without dropout, compiled once for sizes like these.
+
+        Args:
+          prompts: sequences of tokens, of any lengths; at least one token each.
+          max_new_tokens: how many to add; with the longest prompt at most max_len together.
+          temperature: divides the logits; 0 picks the likeliest token.
+          top_k: picks from this many of the likeliest tokens only.
+          top_p: picks from the likeliest tokens only that together reach this probability.
+          stop_token: ends a sequence; its row is filled up with it.
+          rngs: its stream "sample" draws the tokens; not needed at temperature 0.
+
+        Raises:
+          UserError: an argument that cannot be.
+        """
+        return generate(
+            self,
+            prompts,
+            max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            stop_token=stop_token,
+            rngs=rngs,
+        )
+
+    def check(self, tokens: Array | np.ndarray) -> None:
+        """Raises the UserError of tokens that cannot be.
+
+        Values show only outside jit; in it, a token beyond the vocabulary gives NaN.
+        """
+        if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+            raise UserError(
+                f"the model takes integer tokens (batch, length), not {tokens.dtype} of shape "
+                f"{tokens.shape}; convert them"
+            )
+        if tokens.shape[1] > self.max_len:
+            raise UserError(
+                f"{tokens.shape[1]} tokens are more than max_len={self.max_len}; give fewer, or "
+                "make the model with a larger max_len"
+            )
+        if not isinstance(tokens, jax.core.Tracer):  # its values are known
+            values = np.asarray(tokens)
+            wrong = values[(values < 0) | (values >= self.vocab_size)]
+            if wrong.size:
+                raise UserError(
+                    f"the token {wrong[0]} is not in the vocabulary, 0 .. {self.vocab_size - 1}; "
+                    "mend the tokens, or make the model with a larger vocab_size"
+                )
+
+    def _embed(self, tokens: Tokens, positions: Int[Array, "#batch length"]) -> Array:
+        x = jnp.take(self.embedding[...], tokens, axis=0)
+        if self.position is not None:
+            x = x + jnp.take(self.position[...], positions, axis=0)
+        x = x * np.sqrt(x.shape[-1])
+        if self.positions == "sinusoidal":
+            x = x + sinusoids(positions, x.shape[-1])
+        return x.astype(self.dtype)
+
+
+def sinusoids(
+    positions: Int[Array, "batch length"], width: int
+) -> Float[Array, "batch length width"]:
+    """sin and cos of position * 10000^(-2 i / width), in turns (arXiv 1706.03762, section 3.5)."""
+    pairs = -(-width // 2)
+    frequency = 10_000.0 ** (-2 * jnp.arange(pairs, dtype=jnp.float32) / width)
+    angle = positions[..., None].astype(jnp.float32) * frequency[None, None]
+    both = jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+    return both.reshape(*positions.shape, -1)[..., :width]
+
+
+def _parts(length: int, logits: int) -> int:
+    """The fewest equal parts of a length that have at most LOGITS_AT_ONCE of all logits each."""
+    wanted = -(-logits // LOGITS_AT_ONCE)
+    return next(
+        parts
+        for parts in range(1, length + 1)
+        if length % parts == 0 and (parts >= wanted or parts == length)
+    )

@@ -1,1 +1,0 @@
-"""Every figure and table of the paper, one file each: `python -m rezero_jax.paper NAME`."""

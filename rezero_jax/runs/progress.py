@@ -1,0 +1,258 @@
+"""What the loop tells while it runs: checks reports, keeps sums, writes lines, shows progress."""
+
+import contextlib
+import copy
+import datetime
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from rezero_jax import processes
+from rezero_jax.runs.metrics import MetricsWriter
+from rezero_jax.training.intervals import Intervals
+
+Line = dict[str, float]
+
+PAUSES = ("evaluation", "checkpoint")  # what training waits for, left out of its rates
+SILENCE = 20.0  # seconds without a line after which one is said
+
+
+class Diverged(Exception):
+    """The loss, the gradients or the parameters stopped being finite; the sentence says when."""
+
+
+class Progress:
+    """The account of one run.
+
+    Args:
+      intervals: when things are due.
+      parameters: number of the model's parameters.
+      record: where lines are written; None writes none.
+      progress: what `progress` was when the checkpoint was saved from which the run goes on; None
+        for a new run.
+      peak_rate: updates a second at the peak of the devices, if that is known.
+    """
+
+    def __init__(
+        self,
+        intervals: Intervals,
+        parameters: int,
+        record: MetricsWriter | None,
+        progress: dict[str, Any] | None,
+        peak_rate: float | None = None,
+    ):
+        self._timetable = intervals
+        self._parameters = parameters
+        self._record = record
+        self._peak_rate = peak_rate
+        # Plain JSON data, saved with each checkpoint so that a resumed run tells the same story.
+        self.progress: dict[str, Any] = progress or {
+            "epoch_loss": {"sum": 0.0, "steps": 0},
+            "last": {},
+            "best": {},
+            "seconds": 0.0,
+        }
+        self._clock = _Clock()
+        self._bar: tqdm | None = None
+        self._first_step = 0
+
+    @property
+    def is_started(self) -> bool:
+        """Whether `start` was called."""
+        return self._bar is not None
+
+    def start(self, first: int, last: int, seconds: float) -> None:
+        """Starts clock and progress bar after the first dispatch, which made updates first..last.
+
+        Its `seconds` went mostly into compiling, so no rate counts them.
+        """
+        self.say(f"first {last - first} step(s) with compilation: {seconds:.1f} s")
+        self._clock.restart()
+        self._clock.spent["start"] = seconds
+        self._first_step = last
+        self._bar = tqdm(
+            total=self._timetable.total,
+            initial=last,
+            unit="step",
+            dynamic_ncols=True,
+            # No bar where the output goes to a file: lines tell the progress there.
+            disable=None if processes.is_first() else True,
+        )
+
+    def receive(self, first: int, last: int, report: dict[str, jax.Array]) -> Line:
+        """The line of step `last`, from the report of the updates first + 1 .. last.
+
+        Raises:
+          Diverged: a loss among them, or the norm of the last one's gradients or parameters, is
+            not finite.
+        """
+        values = {name: np.asarray(value) for name, value in report.items() if name != "stop"}
+        finite = np.isfinite(values["loss"][: last - first])
+        if not finite.all():
+            at = int(finite.argmin())
+            raise _diverged("loss", values["loss"][at], first + at + 1)
+        for name, what in (("grad_norm", "gradient norm"), ("param_norm", "parameter norm")):
+            if not np.isfinite(values[name]):
+                raise _diverged(what, values[name], last)
+        if first >= self._first_step:
+            self._clock.count((last - first) * self._timetable.batch_size)
+        epoch_loss = self.progress["epoch_loss"]
+        for loss in values["loss"][: last - first]:
+            epoch_loss["sum"] += float(loss)
+            epoch_loss["steps"] += 1
+
+        line: Line = {"epoch": last * self._timetable.batch_size / self._timetable.size}
+        alphas = values.pop("alphas")
+        for name, value in values.items():
+            key = name if "norm" in name or "rate" in name else f"train/{name}"
+            line[key] = float(value[last - first - 1] if value.ndim else value)
+        line |= {f"alpha/{layer}": float(alpha) for layer, alpha in enumerate(alphas)}
+        if self._timetable.ends_epoch(last):
+            line["train/epoch_loss"] = epoch_loss["sum"] / epoch_loss["steps"]
+            self.progress["epoch_loss"] = {"sum": 0.0, "steps": 0}
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {line['train/loss']:.4f}", refresh=False)
+            self._bar.update(max(last - self._bar.n, 0))
+        return line
+
+    def write(self, step: int, line: Line) -> None:
+        """Records the line of `step`; says it after an evaluation, or where it was long silent."""
+        rates = self._rates()
+        if self._record is not None:
+            self._record.write(step, line | rates)
+        self.progress["best"] = _best(self.progress["best"], line)
+        self.progress["last"] |= {
+            k: v for k, v in line.items() if k.startswith(("train/", "eval/", "epoch"))
+        }
+        shown = {k: v for k, v in line.items() if k == "train/epoch_loss" or k.startswith("eval/")}
+        if "eval/loss" in line or self._clock.has_been_silent():
+            self._say_progress(step, line["epoch"], shown or {"train/loss": line["train/loss"]})
+
+    def _rates(self) -> Line:
+        """Where the time since the last line went: seconds, those of "time/step" for one update.
+
+        An update's time has the wait for its data in it, but neither evaluation nor saving.
+        """
+        spent = self._clock.lap()
+        rates = {"examples_per_second": self._clock.rate}
+        updates = self._clock.rate / self._timetable.batch_size
+        if updates:
+            rates["time/step"] = 1 / updates
+            if self._peak_rate:
+                rates["mfu"] = updates / self._peak_rate
+        return rates | {f"time/{what}": seconds for what, seconds in spent.items()}
+
+    def _say_progress(self, step: int, epoch: float, numbers: Line) -> None:
+        total = self._timetable.total
+        done = step - self._first_step
+        left = round(self._clock.elapsed * (total - step) / done) if done else 0
+        self.say(
+            f"step {step:,}/{total:,} ({step / total:.0%}), epoch {epoch:.2f}: "
+            + ", ".join(f"{name} {value:.4f}" for name, value in numbers.items())
+            + f", {self._clock.rate:,.0f} examples/s, {datetime.timedelta(seconds=left)} left"
+        )
+
+    def timed(self, what: str) -> contextlib.AbstractContextManager[None]:
+        """Notes the time spent on `what`, which is left out of the rates unless it is "data"."""
+        return self._clock.timed(what)
+
+    def snapshot(self) -> dict[str, Any]:
+        """The progress to save with a checkpoint."""
+        self.progress["seconds"] += self._clock.tick()
+        return copy.deepcopy(self.progress)
+
+    def summary(self, status: str, step: int) -> dict[str, Any]:
+        """The content of final.json."""
+        seconds = self.snapshot()["seconds"]
+        return {
+            "status": status,
+            "steps": step,
+            "seconds": round(seconds, 3),
+            "examples_per_second": step * self._timetable.batch_size / seconds if seconds else None,
+            "parameters": self._parameters,
+            **self.progress["last"],
+            **self.progress["best"],
+        }
+
+    def say(self, text: str) -> None:
+        """Prints a line without breaking the progress bar, from the first process alone."""
+        if processes.is_first():
+            tqdm.write(text)
+
+    def close(self) -> None:
+        """Ends the progress bar and the record."""
+        if self._bar is not None:
+            self._bar.close()
+        if self._record is not None:
+            self._record.close()
+
+
+class _Clock:
+    """Wall time since the first dispatch, and the rate of examples while training."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self._started = self._ticked = self._lapped = self._spoke = time.perf_counter()
+        self.spent: dict[str, float] = {}  # seconds since the last lap
+        self._examples = 0
+        self.rate = 0.0  # examples per second up to the last lap
+
+    def count(self, examples: int) -> None:
+        self._examples += examples
+
+    def lap(self) -> dict[str, float]:
+        """Sets `rate` from the examples since the last lap; the seconds spent on this and that."""
+        now, spent = time.perf_counter(), self.spent
+        pauses = sum(seconds for what, seconds in spent.items() if what in PAUSES)
+        if self._examples:
+            self.rate = self._examples / max(now - self._lapped - pauses, 1e-9)
+        self._lapped, self.spent, self._examples = now, {}, 0
+        return spent
+
+    def tick(self) -> float:
+        """Seconds since the last tick."""
+        now = time.perf_counter()
+        elapsed, self._ticked = now - self._ticked, now
+        return elapsed
+
+    def has_been_silent(self) -> bool:
+        """Whether it is long since this last returned True."""
+        now = time.perf_counter()
+        if now - self._spoke < SILENCE:
+            return False
+        self._spoke = now
+        return True
+
+    @property
+    def elapsed(self) -> float:
+        return time.perf_counter() - self._started
+
+    @contextlib.contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.spent[what] = self.spent.get(what, 0.0) + time.perf_counter() - started
+
+
+def _diverged(what: str, value: Any, step: int) -> Diverged:
+    return Diverged(
+        f"the {what} became {value} at step {step}; lower optim.learning_rate or set "
+        "optim.clip_norm, and start in a new --workdir"
+    )
+
+
+def _best(best: dict[str, float], line: Line) -> dict[str, float]:
+    """`best` with what `line` improves: "best/eval/accuracy" rises, every other one falls."""
+    better = dict(best)
+    for name, value in line.items():
+        if name.startswith("eval/") and not math.isnan(value):
+            pick = max if name.endswith("accuracy") else min
+            better[f"best/{name}"] = pick(better.get(f"best/{name}", value), value)
+    return better

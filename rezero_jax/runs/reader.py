@@ -1,0 +1,195 @@
+"""Reading what runs left behind: their lines, what tells them apart, when they reached a target."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from rezero_jax.analysis.statistics import Estimate
+from rezero_jax.config import flatten
+from rezero_jax.errors import UserError, choose_from
+from rezero_jax.runs.folder import TOPOLOGY, device, read_final
+from rezero_jax.runs.metrics import read_metrics
+
+X = TypeVar("X", bound=float)
+
+METRICS = ("loss", "accuracy", "bits_per_byte")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One workdir.
+
+    Attributes:
+      folder: the workdir.
+      config: "a.b" -> value.
+      lines: metrics.jsonl, a dict a line.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    lines: list[dict[str, float]]
+
+    @classmethod
+    def read(cls, folder: str | Path) -> "Run":
+        """The run in `folder`, finished or not.
+
+        Raises:
+          UserError: the folder holds no run.
+        """
+        folder = Path(folder)
+        lines = read_metrics(folder)
+        return cls(folder, flatten(json.loads((folder / "config.json").read_text())), lines)
+
+    def series(self, key: str, x: str = "step") -> tuple[np.ndarray, np.ndarray]:
+        """(x, values) of the lines that hold `key`, float64 (lines,) each."""
+        pairs = [(line[x], line[key]) for line in self.lines if key in line]
+        return tuple(np.array(pairs, float).reshape(-1, 2).T)  # type: ignore[return-value]
+
+    def epoch_losses(self) -> np.ndarray:
+        """Mean training loss (nats) of each finished epoch, float64 (epochs,)."""
+        return self.series("train/epoch_loss")[1]
+
+    def evaluations(self, key: str) -> dict[int, float]:
+        """Epoch -> value of `key`, such as "eval/accuracy", at the evaluation that ended it."""
+        ends = (line for line in self.lines if "train/epoch_loss" in line and key in line)
+        return {int(line["epoch"]): line[key] for line in ends}
+
+    def time_to(self, metric: str, target: float) -> float | None:
+        """When the run first is as good as `target`; None if it never is.
+
+        Args:
+          metric: "loss", epochs until the mean training loss (nats) of an epoch is at or below it,
+            see `epochs_to`; "accuracy", the first epoch that ends with at least this test accuracy,
+            a fraction; "bits_per_byte", the first step evaluated at so many bits or fewer.
+          target: a value of the metric.
+
+        Raises:
+          UserError: no metric is called that, or the target loss is not above 0.
+        """
+        match metric:
+            case "loss":
+                return epochs_to(self.epoch_losses(), target)
+            case "accuracy":
+                return first_at(self.evaluations("eval/accuracy"), at_least=target)
+            case "bits_per_byte":
+                steps, values = self.series("eval/bits_per_byte")
+                return first_at(dict(zip(steps, values, strict=True)), at_most=target)
+        raise choose_from("metric", metric, METRICS)
+
+    def alphas(self) -> tuple[np.ndarray, np.ndarray]:
+        """Steps (lines,) and every gate at them (lines, layers); no layers for an ungated rule."""
+        steps = np.array([line["step"] for line in self.lines])
+        depth = sum(key.startswith("alpha/") for key in self.lines[0])
+        values = [[line[f"alpha/{layer}"] for layer in range(depth)] for line in self.lines]
+        return steps, np.array(values, float)
+
+    def final(self) -> dict[str, Any]:
+        """final.json; empty while the run has not ended."""
+        return read_final(self.folder) or {}
+
+    @property
+    def device(self) -> str:
+        """What it ran on when it was last started."""
+        return device(json.loads((self.folder / "environment.json").read_text()))
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the run ended because a loss, gradient or parameter was not finite."""
+        return self.final().get("status") == "diverged"
+
+
+def first_at(
+    values: Mapping[X, float], at_least: float = -np.inf, at_most: float = np.inf
+) -> X | None:
+    """The smallest key, an epoch or a step, whose value lies between the two; None if none does."""
+    within = (x for x, value in values.items() if at_least <= value <= at_most)
+    return min(within, default=None)
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """A name for each run: the config fields in which the runs differ, the seed left out."""
+    keys = sorted({key for run in runs for key in run.config} - {"seed"})
+    keys = [key for key in keys if not key.startswith(TOPOLOGY)]
+
+    def values(keys: Sequence[str]) -> list[str]:
+        return [json.dumps([run.config.get(key) for key in keys]) for run in runs]
+
+    telling = [key for key in keys if len(set(values([key]))) > 1]
+    # Lengths and cadences rarely tell runs apart for a reader, and what the optimizer has of its
+    # own for a rule is told by the rule; each is used only when nothing before it does.
+    recipe = [key for key in telling if key.startswith(("model.", "optim.", "data.name"))]
+    model = [key for key in recipe if key.startswith("model.")]
+    kinds = [keys for keys in (model, recipe) if keys]
+    kinds = [keys for keys in kinds if len(set(values(keys))) == len(set(values(recipe)))]
+    short = kinds[0] if kinds else telling
+    return [
+        ", ".join(f"{key.split('.')[-1]}={run.config.get(key)}" for key in short)
+        or str(run.config.get("model.residual", run.folder.name))
+        for run in runs
+    ]
+
+
+def by_label(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs under their labels: those that differ in the seed alone stand together."""
+    groups: dict[str, list[Run]] = {}
+    for run, label in zip(runs, labels(runs), strict=True):
+        groups.setdefault(label, []).append(run)
+    return groups
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """When the seeds of one setting reached a target.
+
+    Attributes:
+      seeds: `Run.time_to` of each.
+    """
+
+    seeds: list[float | None]
+
+    @property
+    def estimate(self) -> Estimate | None:
+        """Mean over the seeds with its standard error and interval; None unless all got there."""
+        return Estimate.of_all(self.seeds)
+
+
+def times_to(runs: Sequence[Run], metric: str, target: float) -> dict[str, Times]:
+    """When the seeds of each setting reach the target, under the settings' labels.
+
+    Raises:
+      UserError: see `Run.time_to`.
+    """
+    return {
+        label: Times([run.time_to(metric, target) for run in group])
+        for label, group in by_label(runs).items()
+    }
+
+
+def epochs_to(losses: Sequence[float] | np.ndarray, target: float) -> float | None:
+    """Epochs until the epoch loss first is at or below `target`, log-linear between two epochs.
+
+    Args:
+      losses: mean loss of epoch 1, 2, ...
+      target: a loss above 0.
+
+    Returns:
+      A fractional number of epochs, 1.0 if the first epoch is below already; None if never reached.
+
+    Raises:
+      UserError: the target is not above 0.
+    """
+    if target <= 0:
+        raise UserError(f"the target loss {target} is not positive; give one above 0")
+    losses = np.asarray(losses, float)
+    reached = np.flatnonzero(losses <= target)
+    if not len(reached):
+        return None
+    after = int(reached[0])
+    if after == 0:
+        return 1.0
+    high, low = np.log(losses[after - 1 : after + 1])
+    return float(after + (high - np.log(target)) / (high - low))

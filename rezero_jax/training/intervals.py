@@ -1,0 +1,124 @@
+"""When things are due: every length of a run, in updates."""
+
+import dataclasses
+import math
+
+from ml_collections import ConfigDict
+
+from rezero_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Intervals:
+    """The steps at which a run logs, evaluates, saves and ends.
+
+    "After step t" means that t updates are applied. What is due every p examples, such as the end
+    of an epoch, is due after each step that completes a multiple of p.
+
+    Attributes:
+      size: training examples, an epoch.
+      batch_size: examples in a step.
+      total: steps in the run.
+      group: steps in one dispatch, at most.
+      log_every, save_every: steps.
+      eval_every: examples; None if there is an evaluation only at the end.
+    """
+
+    size: int
+    batch_size: int
+    total: int
+    group: int
+    log_every: int
+    save_every: int
+    eval_every: int | None
+
+    @classmethod
+    def from_config(cls, config: ConfigDict, size: int) -> "Intervals":
+        """The intervals of a config for `size` training examples.
+
+        Raises:
+          UserError: a length is missing, set twice or not positive.
+        """
+        batch_size = config.train.batch_size
+        total = in_examples(config.train, "train.", "", size, batch_size)
+        if total is None:
+            raise UserError(
+                "the run has no length; set train.steps, train.epochs or train.examples"
+            )
+        for key in (
+            "train.steps_per_dispatch",
+            "log.every_steps",
+            "checkpoint.every_steps",
+            "checkpoint.keep",
+            "checkpoint.keep_every_steps",
+        ):
+            group, field = key.split(".")
+            value = config[group][field]
+            if value is not None and value < 1:
+                raise UserError(f"{key}={value} is not positive; give at least 1")
+        return cls(
+            size=size,
+            batch_size=batch_size,
+            total=-(-total // batch_size),
+            group=config.train.steps_per_dispatch,
+            log_every=config.log.every_steps,
+            save_every=config.checkpoint.every_steps,
+            eval_every=in_examples(config.eval, "eval.", "every_", size, batch_size),
+        )
+
+    def next_stop(self, now: int) -> int:
+        """Where the dispatch that starts after step `now` ends: nothing is due in its midst."""
+        stops = [now + every - now % every for every in (self.log_every, self.save_every)]
+        for period in (self.size, self.eval_every):
+            if period is not None:
+                completed = now * self.batch_size // period
+                stops.append(-(-(completed + 1) * period // self.batch_size))
+        return min(now + self.group, self.total, *stops)
+
+    def ends_epoch(self, step: int) -> bool:
+        """Whether an epoch ends with this step."""
+        return self._completes(self.size, step)
+
+    def is_eval(self, step: int) -> bool:
+        """Whether there is an evaluation after this step."""
+        every = self.eval_every
+        return step == self.total or (every is not None and self._completes(every, step))
+
+    def is_save(self, step: int) -> bool:
+        """Whether there is a checkpoint after this step."""
+        return step == self.total or step % self.save_every == 0
+
+    def is_log(self, step: int) -> bool:
+        """Whether this step has a line in the record."""
+        return step % self.log_every == 0 or self.ends_epoch(step) or self.is_eval(step)
+
+    def _completes(self, period: int, step: int) -> bool:
+        return step * self.batch_size // period > (step - 1) * self.batch_size // period
+
+
+def in_examples(
+    group: ConfigDict, name: str, prefix: str, size: int, batch_size: int
+) -> int | None:
+    """The length that one of `steps`, `epochs` and `examples` of a config group sets, in examples.
+
+    Args:
+      group: holds the three fields, with `prefix` before their names; at most one is set.
+      name: what the error calls the group.
+      prefix: such as "every_".
+      size: training examples in an epoch.
+      batch_size: examples in a step.
+
+    Raises:
+      UserError: two are set, or one is not positive.
+    """
+    examples_in = {"steps": batch_size, "epochs": size, "examples": 1}
+    given = {unit: group[prefix + unit] for unit in examples_in if group[prefix + unit] is not None}
+    if not given:
+        return None
+    names = [f"{name}{prefix}{unit}" for unit in given]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(names)} are both set; set one of them to None")
+    ((unit, value),) = given.items()
+    if value <= 0:
+        raise UserError(f"{names[0]}={value} is not positive; give a length above 0")
+    return math.ceil(round(value * examples_in[unit], 6))

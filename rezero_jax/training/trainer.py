@@ -1,0 +1,239 @@
+"""A config turned into compiled functions on a mesh of devices."""
+
+import math
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from rezero_jax import data, processes
+from rezero_jax.data.augment import Augmentation
+from rezero_jax.data.order import Order, eval_batches
+from rezero_jax.data.split import Dataset, HostBatch, standardise
+from rezero_jax.data.text import Text
+from rezero_jax.errors import UserError
+from rezero_jax.models.build import make_language_model, make_model
+from rezero_jax.training import cost, sharding, step
+from rezero_jax.training.intervals import Intervals
+from rezero_jax.training.optim import make_optimizer
+from rezero_jax.training.state import MakeModel, State, init_state, model_spec
+
+
+class Trainer:
+    """Everything that a config computes; holds no training state.
+
+    Attributes:
+      spec: the model's structure.
+      objective: what the model learns, see `step.Objective`.
+      intervals: when things are due.
+      mesh: the devices.
+      shapes: shapes, dtypes and shardings of the training state.
+
+    Args:
+      config: see rezero_jax.config.base_config.
+      dataset: what to train on; of config.data only the augmentation is read.
+
+    Raises:
+      UserError: anything in the config that cannot be.
+    """
+
+    @classmethod
+    def from_config(cls, config: ConfigDict) -> "Trainer":
+        """The program of a config on the data set that it names."""
+        source = config.data
+        load = partial(
+            data.load,
+            source.name,
+            source.dir,
+            stream=source.stream,
+            mean=source.mean,
+            std=source.std,
+            image_size=source.image_size,
+            path=source.path,
+            length=source.length,
+            windows=source.windows,
+            context=source.context,
+            eval_split=source.eval_split,
+            seed=config.seed,
+        )
+        return cls(config, processes.first_in_first(load))
+
+    def __init__(self, config: ConfigDict, dataset: Dataset | Text):
+        self.config = config
+        train, seed = config.train, config.seed
+        self._train, self._eval = dataset.train, dataset.eval
+        self._order = Order(seed, dataset.train.size, train.batch_size)
+        self._eval_batches = eval_batches(
+            dataset.eval.size, config.eval.batch_size, config.eval.examples
+        )
+        self.intervals = Intervals.from_config(config, dataset.train.size)
+        if train.accumulate < 1 or train.batch_size % train.accumulate:
+            raise UserError(
+                f"train.accumulate={train.accumulate} does not divide "
+                f"train.batch_size={train.batch_size}; choose one that does"
+            )
+        self.mesh = sharding.make_mesh(
+            config.mesh,
+            {
+                "train.batch_size / train.accumulate": train.batch_size // train.accumulate,
+                "eval.batch_size": config.eval.batch_size,
+            },
+        )
+        self._train_rows, self._eval_rows = (
+            sharding.own_rows(self.mesh, size)
+            for size in (train.batch_size, config.eval.batch_size)
+        )
+        make, objective = _task(config.model, dataset)
+        self.spec, self.objective = model_spec(make), objective
+        optimizer, schedules = make_optimizer(config.optim, self.intervals.total, self.spec)
+        train_step = step.make_train_step(
+            self.spec, objective, optimizer, train.accumulate, seed, augment(config.data)
+        )
+        self._train_step = train_step
+        train_steps = step.make_train_steps(train_step, dataset.train.gather, self.spec, schedules)
+        eval_step = step.make_eval_step(self.spec, objective, dataset.eval.gather)
+
+        self._whole = sharding.replicated(self.mesh)
+        init = partial(init_state, make, optimizer)
+        shapes = jax.eval_shape(init, jax.random.key(0))
+        placed = sharding.state_shardings(
+            shapes, self.mesh, self.spec.stacked_paths, config.mesh.fully_sharded
+        )
+        self.shapes = jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            shapes,
+            placed,
+        )
+        self._init = jax.jit(init, out_shardings=placed)
+        self._train_steps = jax.jit(
+            train_steps, donate_argnums=0, out_shardings=(placed, self._whole)
+        )
+        self._eval_step = jax.jit(eval_step, out_shardings=self._whole)
+        self._train_resident, self._eval_resident = (
+            sharding.put(dict(split.resident), self._whole) for split in (self._train, self._eval)
+        )
+
+    def init(self) -> State:
+        """The state after no updates, born on the mesh."""
+        with jax.set_mesh(self.mesh):
+            return self._init(jax.random.fold_in(jax.random.key(self.config.seed), 2**31))
+
+    def batches(self, first: int) -> Iterator[HostBatch]:
+        """What travels from this process to its devices for the updates from `first` (0-based)."""
+        return self._train.batches(
+            self._order.indices, first, self.intervals.total, self._train_rows
+        )
+
+    def train_steps(
+        self, state: State, batches: list[HostBatch], stop: int = 0
+    ) -> tuple[State, dict[str, Any]]:
+        """Applies one update per batch (1 to train.steps_per_dispatch of them); donates `state`.
+
+        The report, still being computed, is that of `step.make_train_steps`; its "stop" is the
+        largest that any process gives.
+        """
+        missing = self.config.train.steps_per_dispatch - len(batches)
+        padded = batches + [batches[-1]] * missing
+        fetched = {name: np.stack([batch[name] for batch in padded]) for name in batches[0]}
+        fetched = sharding.put_rows(
+            fetched, sharding.batched(self.mesh, axis=1), 1, self.config.train.batch_size
+        )
+        count = sharding.put(np.int32(len(batches)), self._whole)
+        stops = sharding.put_from_each(stop, self.mesh)
+        with jax.set_mesh(self.mesh):
+            return self._train_steps(state, self._train_resident, fetched, count, stops)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Of the data that stays on every device."""
+        both = (self._train_resident, self._eval_resident)
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(both))
+
+    def flops(self) -> int:
+        """Floating-point operations of an update, recomputation included; see `cost.flops`."""
+        one = jax.tree.map(lambda leaf: leaf[0], self._fetched_shapes())
+        batch = jax.eval_shape(self._train.gather, self._train_resident, one)
+        return cost.flops(self._train_step, self.shapes, batch)
+
+    def compile(self) -> jax.stages.Compiled:
+        """The updates of one dispatch, compiled, to learn about; nothing is computed."""
+        fetched = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=sharding.batched(self.mesh, axis=1)
+            ),
+            self._fetched_shapes(),
+        )
+        count = jax.ShapeDtypeStruct((), np.int32, sharding=self._whole)
+        stops = sharding.put_from_each(0, self.mesh)
+        with jax.set_mesh(self.mesh):
+            lowered = self._train_steps.lower(
+                self.shapes, self._train_resident, fetched, count, stops
+            )
+            return lowered.compile()
+
+    def _fetched_shapes(self) -> dict[str, np.ndarray]:
+        """What travels to the device for one dispatch, as its shapes."""
+        group, size = self.config.train.steps_per_dispatch, self.config.train.batch_size
+        return {
+            name: np.broadcast_to(leaf[:1], (group, size, *leaf.shape[1:]))
+            for name, leaf in next(self.batches(0)).items()
+        }
+
+    def evaluate(self, state: State) -> dict[str, float]:
+        """Means over the evaluation split, each example exactly once: {"eval/loss": ...}.
+
+        They are means over examples, or in a text over bytes; over the first `eval.examples`
+        alone if that is set.
+        """
+        indices, mask = self._eval_batches
+        batched, rows = sharding.batched(self.mesh), self._eval_rows
+        sums = []
+        for i, fetched in enumerate(self._eval.batches(indices.__getitem__, 0, len(indices), rows)):
+            args = sharding.put_rows((fetched, mask[i][rows]), batched, 0, mask.shape[1])
+            with jax.set_mesh(self.mesh):
+                sums.append(self._eval_step(state, self._eval_resident, *args))
+        totals = {name: math.fsum(float(part[name]) for part in sums) for name in sums[0]}
+        count = totals.pop("weight")
+        return {f"eval/{name}": total / count for name, total in totals.items()}
+
+    def examples(self, count: int) -> step.Batch:
+        """The first `count` examples of the evaluation split, or all there are, as a batch."""
+        indices = np.arange(min(count, self._eval.size))
+        fetched = sharding.put(self._eval.fetch(indices), self._whole)
+        return self._eval.gather(self._eval_resident, fetched)
+
+
+def _task(model: ConfigDict, dataset: Dataset | Text) -> tuple[MakeModel, step.Objective]:
+    """The constructor of the model, and what it learns from the data."""
+    if isinstance(dataset, Text):
+        make: MakeModel = make_language_model(model)
+        if dataset.length > model.max_len:
+            raise UserError(
+                f"data.length={dataset.length} is more than model.max_len={model.max_len}; lower "
+                "it, or raise model.max_len"
+            )
+        if dataset.largest >= model.vocab_size:
+            raise UserError(
+                f'the text "{dataset.name}" has the byte {dataset.largest}, which is not in '
+                f"model.vocab_size={model.vocab_size}; set it to 256"
+            )
+        return make, step.language_modelling
+    make, input_shape = make_model(model, dataset.example_shape, dataset.num_classes)
+    pixels = partial(standardise, mean=dataset.mean, std=dataset.std)
+    return make, step.classification(pixels, input_shape)
+
+
+def augment(config: ConfigDict) -> step.Augment | None:
+    """The augmentation that config.data asks for; None if it asks for nothing."""
+    augmentation = Augmentation(
+        crop_padding=config.crop_padding,
+        flip=config.flip,
+        jitter=config.jitter,
+        rotation=config.rotation,
+    )
+    if augmentation == Augmentation():
+        return None
+    return lambda batch, key: batch | {"image": augmentation(batch["image"], key)}

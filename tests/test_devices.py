@@ -1,0 +1,57 @@
+"""A CPU that poses as several devices, and the cache folder."""
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rezero_jax import devices
+from rezero_jax.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("cores", "count"), [(1, 1), (2, 2), (3, 2), (4, 4), (7, 4), (8, 4), (64, 4)]
+)
+def test_host_devices_divide_the_usual_batches(
+    cores: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "cores", lambda: cores)
+    assert devices.host_devices() == count
+
+
+def test_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    def started(*_: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr("jax.config.update", started)
+    with pytest.raises(UserError, match="cpu_devices=2 comes too late"):
+        devices.pose_as(2)
+
+
+KEEP = """
+import jax
+from rezero_jax.devices import keep_compiled
+keep_compiled()
+print(jax.config.jax_compilation_cache_dir)
+jax.block_until_ready(jax.jit(lambda x: x + 1)(1.0))
+"""
+
+
+@pytest.mark.parametrize("said", [None, "elsewhere", ""])
+def test_what_is_compiled_is_kept_unless_told_otherwise(said: str | None, tmp_path: Path) -> None:
+    env = {key: value for key, value in os.environ.items() if not key.startswith("JAX_")}
+    env |= {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    if said is not None:
+        env["JAX_COMPILATION_CACHE_DIR"] = said and str(tmp_path / said)
+    command = [sys.executable, "-c", KEEP]
+    run = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    default = tmp_path / "cache" / "rezero_jax" / "xla" / platform.node()
+    folder = {None: default, "elsewhere": tmp_path / "elsewhere"}.get(said)
+    assert run.stdout.strip() == str(folder or "")
+    assert [path for path in tmp_path.rglob("*-cache")] == (
+        list(folder.glob("*-cache")) if folder else []
+    )
+    assert bool(folder) == any(tmp_path.rglob("*-cache"))

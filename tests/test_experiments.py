@@ -1,0 +1,547 @@
+"""The paper by command: numbers that are known, runs that are stand-ins, a report that is HTML."""
+
+import csv
+import json
+import math
+import os
+import signal
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from experiments import depth, jobs, running, spectra, toy
+from experiments.__main__ import EXPERIMENTS, main
+from experiments.published import SOURCES, curve, published
+from experiments.results import Claim, Curve, Made, Results, Row, lower
+from experiments.summary import summary
+from rezero_jax.config import load_config
+from rezero_jax.errors import UserError
+from rezero_jax.runs.folder import write_json
+from rezero_jax.runs.reader import Run
+from rezero_jax.training import loop
+from rezero_jax.training.cost import ACCELERATORS
+from rezero_jax.training.load import load_model
+from rezero_jax.training.trainer import Trainer
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+# ---- The toy model, which has closed forms
+
+
+def test_the_toy_gradient_is_that_of_its_cost():
+    with jax.enable_x64(True):
+        for alpha, w in ((0.0, 0.5), (0.3, 2.5), (0.9, -1.0), (1.1, 1.3)):
+            expected = jax.grad(toy.cost, argnums=(0, 1))(alpha, w)
+            np.testing.assert_allclose(toy.gradient(alpha, w), expected, rtol=1e-12)
+            learned = np.mean([((1 + alpha * w) ** 5 * x - 50 * x) ** 2 for x in toy.INPUTS])
+            np.testing.assert_allclose(toy.cost(alpha, w), learned, rtol=1e-12)
+
+
+def test_the_first_step_moves_the_gate_alone():
+    path = toy.descend(2.5)
+    gap = 2 * np.mean(toy.INPUTS**2) * (1 - 50)
+    np.testing.assert_allclose(path[1], [-1e-6 * gap * 5 * 2.5, 2.5], rtol=1e-14)
+
+
+@pytest.mark.parametrize("start", toy.STARTS)
+def test_toy_paths_end_on_the_solution_where_the_flow_does(start):
+    solution = 50**0.2 - 1
+    # Of the flow w^2 - alpha^2 is constant; the error of descent is of the order of its rate.
+    w = math.sqrt((start**2 + math.sqrt(start**4 + 4 * solution**2)) / 2)
+    ends = [toy.descend(start, rate)[-1] for rate in (1e-6, 0.5e-6)]
+    for alpha_end, w_end in ends:
+        assert alpha_end * w_end == pytest.approx(solution, rel=1e-12)
+    errors = [abs(end[1] - w) for end in ends]
+    assert errors[0] < 2e-3
+    assert errors[0] / errors[1] == pytest.approx(2, rel=0.1)
+
+
+def test_the_toy_results_are_the_papers():
+    results = toy.measure("paper", {})
+    rows = {(row.setting, row.quantity): row.mean for row in results.rows}
+    for start, w in ((0.5, 1.15), (1.5, 1.66)):
+        assert round(rows[f"w0 = {start}", "w at the end"], 2) == w
+        assert published("toy")[f"w0 = {start}", "w at the end"].value == w
+    assert round(rows["solutions", "alpha w"], 1) == 1.2
+    updates = [rows[f"w0 = {start}", "updates"] for start in toy.STARTS]
+    assert updates == [703, 158, 62, 32, 20]
+    assert all(claim.holds for claim in results.claims)
+
+
+# ---- The paper's numbers
+
+
+def test_the_papers_numbers_agree_with_each_other():
+    with (Path(toy.__file__).parent / "published.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    keys = [(row["experiment"], row["setting"], row["quantity"]) for row in rows]
+    assert len(set(keys)) == len(keys)
+    assert {row["experiment"] for row in rows} == set(EXPERIMENTS)
+    assert {row["source"].split()[0] for row in rows} == set(SOURCES)
+
+    table = published("transformer12")
+    for baseline in ("Post-Norm + warm-up", "Pre-Norm"):
+        reference = table[baseline, "iterations to the target"].value
+        for (setting, quantity), number in table.items():
+            if quantity == f"speed-up over {baseline}":
+                steps = table[setting, "iterations to the target"].value
+                assert reference / steps == pytest.approx(number.value, abs=0.006)
+    for (setting, quantity), number in published("resnet").items():
+        if quantity == "change of error %":
+            of = [
+                published("resnet")[name, "error %"].value
+                for name in (setting, setting.split(" ")[0])
+            ]
+            assert of[0] - of[1] == pytest.approx(number.value, abs=0.011)
+    for (setting, quantity), number in published("fc").items():
+        if quantity.startswith("times ReZero's "):
+            epochs = quantity.removeprefix("times ReZero's ")
+            of = [published("fc")[name, epochs].value for name in (setting, "FC + ReZero")]
+            assert of[0] / of[1] == pytest.approx(number.value, rel=0.02)
+    for layers in (12, 64):
+        of = {
+            q: published("alphas")[f"alpha = 0, {layers} layers", q]
+            for q in ("mean |alpha| at the end", "times L")
+        }
+        assert layers * of["mean |alpha| at the end"].value == pytest.approx(
+            of["times L"].value, abs=0.005
+        )
+
+
+def test_a_curve_of_the_paper():
+    assert curve("fc", "FC", "loss of epoch") == [(50, 0.76), (100, 0.25), (150, 0.096)]
+
+
+# ---- Means, errors, files
+
+
+def test_rows():
+    row = Row("a", "b", (1.0, 2.0, 6.0))
+    assert row.mean == 3
+    assert row.error == pytest.approx(math.sqrt(7 / 3))
+    assert Row("a", "b", (1.0, None)).mean is None
+    assert Row("a", "b", (1.0,)).error is None
+    far, near = Row("a", "c", (11.0, 12.0, 16.0)), Row("a", "c", (2.0, 3.0, 7.0))
+    assert lower(row, far) is True
+    assert lower(far, row) is False
+    assert lower(row, near) is None
+    assert lower(Row("a", "b", (1.0,)), far) is None
+
+
+def test_results_come_back_from_their_file(tmp_path):
+    spread = Curve.of_runs([([1, 2, 3], [1.0, 2.0, 3.0]), ([1, 2], [3.0, 6.0])])
+    assert spread == Curve([1, 2], [2, 4], [math.sqrt(2), math.sqrt(8)])
+    rows = [Row("FC", "epochs to 1.2", (30.0, 32.0), True), Row("FC", "none", (None, 1.0))]
+    claims = [Claim("it is so", "UAI 1", None, "nobody knows")]
+    made = Made("python -m experiments fc", "8 x TPU v5 lite", 3700.4, ["run"])
+    results = Results(
+        "fc", "cpu", rows, claims, {"FC": spread, "x": Curve([1.0], [math.nan])}, made
+    )
+    results.write(tmp_path)
+    back = Results.read(tmp_path / "fc.json")
+    assert back.curves.pop("x").y == [None]  # JSON has no NaN
+    results.curves.pop("x")
+    assert back == results
+    (first, second) = csv.DictReader((tmp_path / "fc.csv").read_text().splitlines())
+    assert (first["ours"], first["ours_standard_error"], first["difference"]) == (
+        "31.0",
+        "1.0",
+        "1.5",
+    )
+    assert (first["paper"], first["source"]) == ("29.5", "DIG Fig 5")
+    assert (second["ours"], second["paper"], second["runs_with_the_number"]) == ("", "", "1")
+    results.rows.append(Row("FC", "|a| at the end", (1.0,), headline=True))
+    assert summary([results]).splitlines()[2:3] == [
+        "| FC, epochs to 1.2 | 31 ± 1 | 29.5 | the paper's | 2 | 8 x TPU v5 lite | 1:01:40 "
+        "| `python -m experiments fc` |"
+    ]
+    assert (
+        summary([results]).splitlines()[3].startswith(r"| FC, \|a\| at the end | 1 | not given |")
+    )
+
+
+# ---- Every experiment, on stand-ins for its runs
+
+
+class Ended:
+    """A process that is over."""
+
+    def __init__(self, status=0):
+        self.status = status
+
+    def poll(self):
+        return self.status
+
+    def send_signal(self, signum):
+        pass
+
+
+SPEED = {"rezero": 8.0, "norm": 1.6, "plain": 1.0, "residual": 0.9}
+
+
+def stand_in(command, cores, log):
+    """In place of train.py: writes the run that the command asks for, without training."""
+    given = dict(part.removeprefix("--").split("=", 1) for part in command[2:])
+    overrides = [
+        f"{k.removeprefix('config.')}={v}" for k, v in given.items() if k.startswith("config.")
+    ]
+    if "mode" in given:
+        log.write_text(json.dumps({"step": 1, "eval/bits_per_byte": 1.25}))
+        return Ended()
+    config = load_config(given["config"], overrides)
+    folder = Path(given["workdir"])
+    folder.mkdir(parents=True)
+    write_json(folder / "config.json", json.loads(config.to_json()))
+    write_json(folder / "environment.json", {"device": "TPU v5 lite", "devices": 8})
+    rule = config.model.residual
+    depth = 8 if config.model.name == "resnet" else config.model.depth
+    epochs = int(config.train.epochs or 0)
+    lines = []
+    for i in range(1, epochs + 1 if epochs else 21):
+        step = 1200 * i if epochs else config.train.steps * i // 20
+        loss = 3 * math.exp(-0.025 * SPEED.get(rule, 1.2) * i)
+        line = {"step": step, "epoch": float(i), "train/loss": loss, "train/epoch_loss": loss}
+        line |= {"train/accuracy": 1 - loss / 4, "eval/loss": loss, "eval/accuracy": 1 - loss / 4}
+        line |= {"train/bits_per_byte": 1 + loss, "eval/bits_per_byte": 1 + loss}
+        for layer in range(depth if rule == "rezero" else 0):
+            # Layer l peaks at line depth - l, at twice what it has at the end, 1 / depth.
+            late = max(i - (depth - layer), 0)
+            line[f"alpha/{layer}"] = (1 + math.exp(-late)) / depth if late else 0.1 / depth
+        lines.append(line)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    final = {"status": "finished", "steps": lines[-1]["step"], "seconds": 1.0, "parameters": 7}
+    write_json(folder / "final.json", final | lines[-1])
+    log.write_text("finished")
+    return Ended()
+
+
+@pytest.fixture
+def stand_ins(monkeypatch):
+    """Runs are made up; the networks of those that were trained have singular values of 1."""
+    monkeypatch.setattr(running, "start", stand_in)
+    monkeypatch.setattr(spectra, "after", lambda run, step: np.ones((2, 3)))
+    monkeypatch.setattr(running.time, "sleep", lambda seconds: None)
+
+
+def measured(name, scale, folder):
+    """The results of an experiment on runs made by `running.execute`."""
+    experiment = EXPERIMENTS[name]
+    todo = [job.with_seed(seed) for job in experiment.runs(scale) for seed in (0, 1)]
+    done = list(running.execute(todo, folder, 8, say=lambda text: None))
+    assert sorted(job.name for job, _ in done) == sorted(job.name for job in todo)
+    assert all(sentence is None for _, sentence in done)
+    runs = {}
+    for job in todo:
+        runs.setdefault(job.setting, []).append(Run.read(folder / job.name))
+    return experiment.measure(scale, runs)
+
+
+def test_every_number_of_the_paper_has_ours_beside_it(stand_ins, monkeypatch, tmp_path):
+    ones = {
+        f"{rule}, {depth} layers": [np.ones((1, 64))]
+        for rule in spectra.RULES
+        for depth in (12, 128)
+    }
+    ones |= {f"post-norm, {depth} layers": [np.ones((1, 64))] for depth in spectra.FIGURE}
+    monkeypatch.setattr(spectra, "at_initialisation", lambda scale: ones)
+    for name in EXPERIMENTS:
+        results = measured(name, "paper", tmp_path)
+        ours = {(row.against or row.setting, row.quantity) for row in results.rows}
+        theirs = {key for key in published(name) if not key[0].startswith("the curve labelled")}
+        assert theirs <= ours, name
+        assert not any(row.reduced for row in results.rows) or name == "jacobian"
+        if name == "fc":
+            slower = {
+                row.setting: row.mean for row in results.rows if row.quantity.startswith("times")
+            }
+            for setting, rule in (("FC", "plain"), ("FC + Norm", "norm"), ("FC + Res", "residual")):
+                assert slower[setting] == pytest.approx(8 / SPEED[rule])
+            assert [claim.holds for claim in results.claims] == [False, True]  # 5 to 8.9 times
+        if name == "alphas":
+            rows = {(row.setting, row.quantity): row.mean for row in results.rows}
+            assert rows["alpha = 0, 12 layers", "times L"] == pytest.approx(1)
+            found = [claim for claim in results.claims if claim.text.startswith("64 layers")]
+            assert [claim.holds for claim in found[1:]] == [True] * 4
+        if name == "transformer12":
+            # 1 + 3 exp(-0.2 i) <= 1.2 from i = 14 on, an evaluation every 1,200 steps.
+            rows = {(row.setting, row.quantity): row.mean for row in results.rows}
+            assert rows["ReZero alpha = 0", "iterations to the target"] == 1200 * math.ceil(
+                5 * math.log(15)
+            )
+        if name == "resnet":
+            # 1 - 3 exp(-0.2 i) / 4 >= 0.8 from i = 7 on.
+            rows = {(row.setting, row.quantity): row.mean for row in results.rows}
+            assert rows["ResNet-110 + ReZero", "epochs to 80 %"] == math.ceil(5 * math.log(15 / 4))
+
+
+class Page(HTMLParser):
+    """What is in a page, and whether its tags close as they open."""
+
+    VOID = ("meta", "img", "br")
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.links, self.ids = [], [], [], set()
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        attrs = dict(attrs)
+        self.links += [attrs[key] for key in ("src", "href") if key in attrs]
+        self.ids |= {attrs["id"]} if "id" in attrs else set()
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_all_at_smoke_scale_on_stand_ins(stand_ins, monkeypatch, tmp_path, capsys):
+    argv = ["all", "--scale=smoke", f"--out={tmp_path}", "--jobs=4"]
+    assert main(argv) == 0
+    folder = tmp_path / "smoke"
+    assert capsys.readouterr().out.splitlines()[-1] == f"report: {folder / 'report.html'}"
+    for name in EXPERIMENTS:
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert "<svg" in (folder / f"{name}.svg").read_text()
+        assert json.loads((folder / f"{name}.json").read_text())["scale"] == "smoke"
+        rows = list(csv.DictReader((folder / f"{name}.csv").read_text().splitlines()))
+        assert {row["scale"] for row in rows} == {"smoke"}
+    text = (folder / "report.html").read_text()
+    page = Page(text)
+    assert page.ids == set(EXPERIMENTS)
+    assert all(link.startswith(("data:image/svg+xml;base64,", "#")) for link in page.links)
+    assert page.tags.index("table") < page.tags.index("section")  # the summary is first
+    assert text.count("Scale smoke") == len(EXPERIMENTS)
+    assert "transformer_notebook.py:smoke" in text  # how to make it again
+    assert "Made on 8 x TPU v5 lite, in 0:00:04." in text  # fc: four runs of a second
+    table = (folder / "summary.md").read_text()
+    assert table.count("`python -m experiments fc --scale=smoke`") == 2
+
+    # It is done: a second call starts nothing, and writes the same page.
+    monkeypatch.setattr(running, "start", None)
+    assert main(["fc", *argv[1:]]) == 0
+    assert (folder / "report.html").read_text() == text
+    capsys.readouterr()
+    assert main(["fc", "--dry-run", *argv[1:3]]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[2] for line in lines if line[:1] == ["fc"]] == ["done"] * 4 + ["0"]
+
+
+@pytest.mark.parametrize(
+    "name", ["fc", "resnet", "superconvergence", "transformer12", "transformer_deep", "alphas"]
+)
+def test_rivals_that_diverge_at_once_are_results(name, stand_ins, monkeypatch, tmp_path):
+    ours = ("ReZero", "ReZero alpha = 0", "alpha = 0")
+
+    def is_ours(setting):
+        return setting.split(" + ")[-1].split(",")[0] in ours
+
+    settings = {job.with_seed(0).name: job.setting for job in EXPERIMENTS[name].runs("cpu")}
+
+    def diverging(command, cores, log):
+        process = stand_in(command, cores, log)
+        folder = Path(next(p for p in command if p.startswith("--workdir=")).partition("=")[2])
+        if not is_ours(settings[folder.name]):
+            (folder / "metrics.jsonl").write_text("")
+            end = {"status": "diverged", "steps": 5, "seconds": 1.0, "parameters": 7}
+            write_json(folder / "final.json", end)
+            process.status = running.DIVERGED
+        return process
+
+    monkeypatch.setattr(running, "start", diverging)
+    assert main([name, f"--out={tmp_path}"]) == 0
+    Page((tmp_path / "cpu/report.html").read_text())
+    numbers = {}
+    for row in Results.read(tmp_path / f"cpu/{name}.json").rows:
+        numbers.setdefault(is_ours(row.setting), []).extend(row.ours)
+    assert set(numbers[False]) == {None}
+    assert any(number is not None for number in numbers[True])
+
+
+# ---- Running
+
+
+def smoke(name, folder, *flags):
+    return [name, "--scale=smoke", f"--out={folder}", *flags]
+
+
+@pytest.mark.slow
+def test_a_stopped_command_goes_on(monkeypatch, tmp_path, capsys):
+    """SIGTERM comes while the first of two runs trains: it saves, and the second never starts."""
+    long = ("train.epochs=None", "train.steps=4000", "checkpoint.every_steps=100000")
+    todo = [job._replace(overrides=(*job.overrides, *long)) for job in depth.runs("smoke")]
+    monkeypatch.setattr(depth, "runs", lambda scale: todo)
+    begin = running.start
+
+    def start(command, cores, log):
+        process = begin(command, cores, log)
+        while process.poll() is None and "first " not in log.read_text():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return process
+
+    monkeypatch.setattr(running, "start", start)
+    assert main(smoke("depth", tmp_path)) == 128 + signal.SIGTERM
+    assert "the same command goes on" in capsys.readouterr().err
+    runs = tmp_path / "smoke/runs"
+    folders = [runs / job.with_seed(0).name for job in todo]
+    stopped = jobs.state(todo[0].with_seed(0), folders[0])
+    assert stopped.kind == "begun"
+    assert 0 < stopped.step < 4000
+    assert not folders[1].exists()
+
+    def resume(command, cores, log):
+        return (begin if log.stem == folders[0].name else stand_in)(command, cores, log)
+
+    monkeypatch.setattr(running, "start", resume)
+    assert main(smoke("depth", tmp_path, "--jobs=2")) == 0
+    assert f"going on after step {stopped.step:,}" in (runs / f"{folders[0].name}.log").read_text()
+    for job, folder in zip(todo, folders, strict=True):
+        assert jobs.state(job.with_seed(0), folder) == jobs.State("done", 4000)
+    rows = {
+        (row.setting, row.quantity): row for row in Results.read(tmp_path / "smoke/depth.json").rows
+    }
+    assert rows["1 layer", "parameters"].mean == 64 * 8 + 8 + (8 * 8 + 8 + 1) + 8 * 10 + 10
+    steps, losses = Run.read(folders[0]).series("train/loss")
+    assert rows["1 layer", "training loss at the end"].mean == losses[steps > 3600].mean()
+
+
+def test_data_that_is_missing_is_told_once(monkeypatch, tmp_path, capsys):
+    sentence = 'data set "digits" is not prepared; set TFDS_DATA_DIR'
+    started = []
+
+    def start(command, cores, log):
+        started.append(command)
+        log.write_text(f"downloading\ntrain.py: {sentence}\n")
+        return Ended(2)
+
+    monkeypatch.setattr(running, "start", start)
+    assert main(["fc", "toy", *smoke("depth", tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error == f"paper: {sentence}\npaper: without all of their runs: fc, depth\n"
+    assert len(started) == 1
+    assert (tmp_path / "smoke/report.html").exists()  # of what could be done
+
+
+def test_a_network_at_the_moments_that_the_jacobian_looks_at(tmp_path):
+    job = depth.runs("smoke")[1].with_seed(3)
+    fields = ("train.epochs=None", "train.steps=4", "checkpoint.every_steps=2", "mesh.data=1")
+    config = job._replace(overrides=(*job.overrides, *fields)).load()
+    loop.train(config, tmp_path)
+    program = Trainer.from_config(config)
+    state, batches = program.init(), program.batches(0)
+    for step in range(3):
+        if step in (0, 2):
+            model, at, _ = load_model(tmp_path, step)
+            assert at == step
+            found = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+            jax.tree.map(np.testing.assert_array_equal, found, state["params"])
+        state, _ = program.train_steps(state, [next(batches)])
+    with pytest.raises(UserError, match="holds no checkpoint 3; train anew with"):
+        load_model(tmp_path, 3)
+
+
+def test_a_run_that_diverged_is_over(monkeypatch, tmp_path):
+    job = EXPERIMENTS["depth"].runs("smoke")[0].with_seed(0)
+    stand_in(job.command(tmp_path / job.name), frozenset(), tmp_path / "log")
+    assert jobs.state(job, tmp_path / job.name).is_over
+    final = tmp_path / job.name / "final.json"
+    write_json(final, json.loads(final.read_text()) | {"status": "diverged"})
+    assert jobs.state(job, tmp_path / job.name).kind == "diverged"
+    monkeypatch.setattr(running, "start", None)
+    assert list(running.execute([job], tmp_path, 1, say=print)) == [(job, None)]
+
+
+def test_a_folder_of_another_run_is_told(stand_ins, tmp_path, capsys):
+    assert main(smoke("depth", tmp_path)) == 0
+    config = tmp_path / "smoke/runs/fc1-0/config.json"
+    changed = json.loads(config.read_text())
+    changed["optim"]["learning_rate"] = 0.5
+    write_json(config, changed)
+    assert main(smoke("depth", tmp_path)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(
+        "fc1-0 holds a run of another config (optim.learning_rate: 0.5 -> 0.01); choose another "
+        "--out, or delete that folder"
+    )
+
+
+def test_cores_are_shared_out(monkeypatch):
+    monkeypatch.setattr(running.os, "sched_getaffinity", lambda pid: {3, 4, 5, 6, 7}, raising=False)
+    assert running._core_groups(1) == [{3, 4, 5, 6, 7}]
+    assert running._core_groups(2) == [{3, 4}, {5, 6}]
+    assert running._core_groups(7)[4:] == [{7}, {3}, {4}]
+
+
+def test_a_process_is_pinned_to_its_cores(tmp_path):
+    core, log = min(os.sched_getaffinity(0)), tmp_path / "log"
+    command = [sys.executable, "-c", "import os; print(os.sched_getaffinity(0))"]
+    assert running.start(command, frozenset({core}), log).wait() == 0
+    assert log.read_text().strip() == str({core})
+
+
+def test_seeds_and_text_go_into_the_runs(stand_ins, tmp_path):
+    text = tmp_path / "book.txt"
+    text.write_bytes(bytes(range(1, 200)) * 100)
+    argv = smoke("transformer_deep", tmp_path, "--seeds=2", f"--text={text}")
+    assert main(argv) == 0
+    folders = sorted((tmp_path / "smoke/runs").glob("*/config.json"))
+    configs = [json.loads(path.read_text()) for path in folders]
+    assert [config["seed"] for config in configs] == [0, 1]
+    table = (tmp_path / "smoke/summary.md").read_text()
+    assert "experiments transformer_deep --scale=smoke --seeds=2 --text=book.txt`" in table
+    assert all(config["data"]["path"] == str(text) for config in configs)
+    (row,) = Results.read(tmp_path / "smoke/transformer_deep.json").rows
+    assert row.ours == (1.25, 1.25)
+
+
+def test_costs_at_the_papers_scale(capsys, tmp_path):
+    argv = ["fc", "--scale=paper", "--seeds=1", f"--out={tmp_path}", "--dry-run", "--plan=a100"]
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    # Forward, and backward but for the gradient of the images.
+    update = 100 * 2 * (3 * (3072 * 256 + 32 * 256**2 + 256 * 10) - 3072 * 256)
+    lines = [line.split() for line in out.splitlines() if "fc32-" in line]
+    assert [line[2:4] for line in lines] == [["new", "150,000"]] * 4
+    assert all(float(line[4]) == pytest.approx(150_000 * update, rel=0.06) for line in lines)
+    seconds = 4 * 150_000 * update / (0.4 * ACCELERATORS["a100"].float32)
+    assert f"all, each run once: 0:00:{round(seconds):02} on one NVIDIA A100" in out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["tyo"], 'unknown figure or table "tyo"; did you mean "toy"?'),
+        (["toy", "--scale=cpus"], 'unknown scale "cpus"; did you mean "cpu"?'),
+        (["toy", "--seeds=0"], "--seeds=0 is not positive; give at least 1"),
+        (["toy", "--jobs=-1"], "--jobs=-1 is not positive"),
+        (["toy", "--scale=paper", "--text=x"], "at the paper's scale the text is enwik8"),
+        (["toy", "--text=nowhere"], "--text=nowhere does not exist; give a file or folder"),
+        (["toy", "--plan=h100"], "--plan is for the dry run; add --dry-run"),
+        (["toy", "--plan=h10", "--dry-run"], 'did you mean "h100"?'),
+    ],
+)
+def test_mistakes_are_told(argv, sentence, capsys, tmp_path):
+    assert main([*argv, f"--out={tmp_path}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert sentence in line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_all_at_smoke_scale(tmp_path):
+    assert main(["all", "--scale=smoke", f"--out={tmp_path}", "--jobs=2"]) == 0
+    for name in EXPERIMENTS:
+        results = Results.read(tmp_path / f"smoke/{name}.json")
+        assert all(
+            math.isfinite(value) for row in results.rows for value in row.ours if value is not None
+        )

@@ -1,0 +1,139 @@
+"""Nothing that is due is ever stepped over."""
+
+import itertools
+import math
+
+import pytest
+
+from rezero_jax.config import base_config
+from rezero_jax.errors import UserError
+from rezero_jax.training.intervals import Intervals, in_examples
+
+CASES = [
+    Intervals(size, batch, total, group, log, save, evaluate)
+    for (size, batch), total, group, log, save, evaluate in itertools.product(
+        [(10, 1), (10, 3), (10, 10), (7, 5), (12, 4)],
+        [1, 7, 40],
+        [1, 3, 100],
+        [1, 4, 1000],
+        [2, 5, 1000],
+        [None, 1, 5, 10, 23],
+    )
+]
+
+
+def completes(period, batch, step):
+    """Whether update number `step` handles the last example of some multiple of `period`."""
+    return any(n % period == 0 for n in range((step - 1) * batch + 1, step * batch + 1))
+
+
+def test_every_step_where_something_is_due_is_a_stop():
+    for times in CASES:
+        stops, now = [], 0
+        while now < times.total:
+            stop = times.next_stop(now)
+            assert now < stop <= min(now + times.group, times.total)
+            stops.append(stop)
+            now = stop
+        assert now == times.total
+        for step in range(1, times.total + 1):
+            epoch = completes(times.size, times.batch_size, step)
+            at_end = step == times.total
+            evaluation = at_end or (
+                times.eval_every is not None and completes(times.eval_every, times.batch_size, step)
+            )
+            save = at_end or step % times.save_every == 0
+            log = epoch or evaluation or step % times.log_every == 0
+            found = (
+                times.ends_epoch(step),
+                times.is_eval(step),
+                times.is_save(step),
+                times.is_log(step),
+            )
+            assert found == (epoch, evaluation, save, log), (times, step)
+            assert step in stops or not any(found), (times, step)
+
+
+def test_a_walk_from_anywhere_meets_the_same_due_steps():
+    """A run resumed after any step logs, evaluates and saves where the unbroken one does."""
+    for times in CASES[::7]:
+        due = {s for s in range(1, times.total + 1) if times.is_log(s) or times.is_save(s)}
+        for start in range(times.total):
+            stops, now = set(), start
+            while now < times.total:
+                now = times.next_stop(now)
+                stops.add(now)
+            assert {s for s in due if s > start} <= stops
+
+
+def test_dispatches_are_as_long_as_may_be():
+    for times in CASES:
+        now = 0
+        while now < times.total:
+            stop = times.next_stop(now)
+            if stop < min(now + times.group, times.total):
+                assert times.is_log(stop) or times.is_save(stop), (times, stop)
+            now = stop
+
+
+@pytest.mark.parametrize("batch", [1, 3, 5, 7, 10])
+@pytest.mark.parametrize("size", [10, 21, 1437])
+def test_epoch_e_ends_after_its_last_example(size, batch):
+    times = Intervals(size, batch, 10**6, 1, 1, 1, None)
+    ends = {math.ceil(e * size / batch) for e in range(1, 5)}
+    steps = range(1, math.ceil(4 * size / batch) + 1)
+    assert {step for step in steps if times.ends_epoch(step)} == ends
+
+
+@pytest.mark.parametrize(
+    ("fields", "examples"),
+    [
+        ({}, None),
+        ({"steps": 7}, 7 * 8),
+        ({"epochs": 3.0}, 3 * 30),
+        ({"epochs": 0.5}, 15),
+        ({"epochs": 0.1}, 3),  # 0.1 * 30 is a little more than 3
+        ({"epochs": 0.31}, 10),  # 9.3: the example begun is finished
+        ({"examples": 11}, 11),
+    ],
+)
+def test_lengths_in_examples(fields, examples):
+    group = base_config().train
+    group.update(fields)
+    assert in_examples(group, "train.", "", size=30, batch_size=8) == examples
+
+
+@pytest.mark.parametrize(
+    ("fields", "total"),
+    [({"steps": 7}, 7), ({"epochs": 2.0}, 8), ({"examples": 8}, 1), ({"examples": 9}, 2)],
+)
+def test_a_run_takes_whole_steps_and_no_fewer_examples_than_asked(fields, total):
+    config = base_config()
+    config.train.batch_size = 8
+    config.train.update(fields)
+    assert Intervals.from_config(config, size=30).total == total
+
+
+def test_evaluation_has_its_own_unit():
+    config = base_config()
+    config.train.steps = 3
+    config.train.batch_size = 8
+    assert Intervals.from_config(config, size=30).eval_every is None
+    config.eval.every_epochs = 0.5
+    assert Intervals.from_config(config, size=30).eval_every == 15
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({}, "no length"),
+        ({"steps": 1, "epochs": 1.0}, "train.steps and train.epochs are both set"),
+        ({"steps": 0}, "train.steps=0 is not positive"),
+        ({"epochs": -1.0}, "train.epochs=-1.0 is not positive"),
+    ],
+)
+def test_a_length_that_cannot_be_is_refused(fields, sentence):
+    config = base_config()
+    config.train.update(fields)
+    with pytest.raises(UserError, match=sentence):
+        Intervals.from_config(config, size=30)

@@ -1,0 +1,264 @@
+"""The workdir tells all: metrics, TensorBoard events, final values, config, environment."""
+
+import importlib.metadata
+import json
+import math
+import platform
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from rezero_jax.config import load_config
+from rezero_jax.errors import UserError
+from rezero_jax.runs.folder import (
+    check_config,
+    environment,
+    write_json,
+)
+from rezero_jax.runs.metrics import MetricsWriter, read_metrics
+from rezero_jax.training import loop
+from rezero_jax.training.cost import Accelerator
+from rezero_jax.training.trainer import Trainer
+from tests.faults.compare import scalars
+
+MLP = str(Path(__file__).parents[1] / "configs/mlp.py")
+BATCH, SIZE, STEPS, DEPTH = 100, 1437, 32, 4
+EPOCH_ENDS = [15, 29]  # ceil(1437 / 100), ceil(2 * 1437 / 100)
+EVALS = [8, 15, 22, 29, 32]  # each half epoch, and the end
+
+
+@pytest.fixture(scope="module")
+def config():
+    fields = {
+        "mesh.data": 1,
+        "train.epochs": None,
+        "train.steps": STEPS,
+        "train.batch_size": BATCH,
+        "train.steps_per_dispatch": 4,
+        "eval.every_epochs": 0.5,
+        "optim.schedule": "linear",
+        "optim.alpha.learning_rate": 0.1,
+        "log.every_steps": 1,
+    }
+    return load_config(f"{MLP}:smoke", [f"{key}={value}" for key, value in fields.items()])
+
+
+@pytest.fixture(scope="module")
+def run(config, tmp_path_factory):
+    """The folder of a finished run."""
+    folder = tmp_path_factory.mktemp("run")
+    loop.train(config, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lines(run):
+    return read_metrics(run)
+
+
+def timeless(line):
+    """What does not depend on the clock."""
+    return {
+        name: value
+        for name, value in line.items()
+        if name != "examples_per_second" and not name.startswith("time/")
+    }
+
+
+def test_every_step_has_its_line_and_every_line_its_keys(lines):
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    always = {
+        "step",
+        "epoch",
+        "train/loss",
+        "train/accuracy",
+        "grad_norm",
+        "param_norm",
+        "learning_rate/alpha",
+        "learning_rate/base",
+        *(f"alpha/{layer}" for layer in range(DEPTH)),
+    }
+    for line in lines:
+        keys = set(always)
+        if line["step"] in EPOCH_ENDS:
+            keys.add("train/epoch_loss")
+        if line["step"] in EVALS:
+            keys |= {"eval/loss", "eval/accuracy"}
+        assert set(timeless(line)) == keys
+        assert all(math.isfinite(value) for value in line.values())
+        assert line["epoch"] == line["step"] * BATCH / SIZE
+
+
+def test_numbers_are_those_of_the_program(config, lines):
+    program = Trainer.from_config(config)
+    state, losses = program.init(), []
+    for line, batch in zip(lines, program.batches(0), strict=True):
+        state, report = program.train_steps(state, [batch])
+        losses.append(float(report["loss"][0]))
+        assert line["train/loss"] == losses[-1]
+        assert line["train/accuracy"] == float(report["accuracy"][0])
+        assert line["grad_norm"] == float(report["grad_norm"])
+        assert line["param_norm"] == float(report["param_norm"])
+        alphas = [line[f"alpha/{layer}"] for layer in range(DEPTH)]
+        np.testing.assert_array_equal(report["alphas"], np.float32(alphas))
+        left = 1 - (line["step"] - 1) / STEPS  # linear to zero
+        np.testing.assert_allclose(line["learning_rate/base"], 0.01 * left, rtol=1e-6)
+        np.testing.assert_allclose(line["learning_rate/alpha"], 0.1 * left, rtol=1e-6)
+        if line["step"] in EVALS:
+            assert {k: v for k, v in line.items() if k.startswith("eval/")} == (
+                program.evaluate(state)
+            )
+    start = 0
+    for end in EPOCH_ENDS:
+        epoch_loss = lines[end - 1]["train/epoch_loss"]
+        np.testing.assert_allclose(epoch_loss, np.mean(losses[start:end]), rtol=1e-12)
+        start = end
+
+
+def test_an_epoch_loss_counts_the_steps_without_a_line_too(config, lines, tmp_path):
+    config = config.copy_and_resolve_references()
+    config.log.every_steps = 7
+    config.train.steps_per_dispatch = 3
+    loop.train(config, tmp_path)
+    sparse = {line["step"]: line for line in read_metrics(tmp_path)}
+    assert sorted(sparse) == sorted({7, 14, 21, 28, *EPOCH_ENDS, *EVALS})
+    for step, line in sparse.items():
+        assert timeless(line) == timeless(lines[step - 1])
+
+
+def test_every_line_tells_where_the_time_went(run, lines):
+    assert lines[0]["time/start"] > 0
+    assert lines[0]["examples_per_second"] == 0  # compiling is no rate
+    for line in lines[4:]:  # the first group of updates compiled
+        np.testing.assert_allclose(line["time/step"], BATCH / line["examples_per_second"])
+        assert "time/start" not in line
+    for line in lines:
+        assert ("time/evaluation" in line) == (line["step"] in EVALS)
+    # The groups of 4 updates that end between two lines, of which there may be none.
+    assert sum("time/data" in line for line in lines) >= STEPS / 4
+    final = json.loads((run / "final.json").read_text())
+    spent = sum(line.get(f"time/{what}", 0) for line in lines for what in ("data", "evaluation"))
+    assert spent < final["seconds"] + lines[0]["time/data"]
+
+
+def test_utilisation_is_told_where_the_peak_is_known(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "accelerator", lambda: Accelerator("cpu", 1e9, 5e8, 1e9))
+    loop.train(config, tmp_path)
+    for line in read_metrics(tmp_path)[4:]:
+        flops = Trainer.from_config(config).flops() / line["time/step"]
+        np.testing.assert_allclose(line["mfu"], flops / 1e9)
+
+
+def test_tensorboard_shows_the_same_numbers(run, lines):
+    expected = {
+        (line["step"], name): np.float32(value)
+        for line in lines
+        for name, value in line.items()
+        if name != "step"
+    }
+    assert scalars(run / "tensorboard") == expected
+
+
+def test_final_values(run, lines):
+    final = json.loads((run / "final.json").read_text())
+    last = lines[-1]
+    assert final["status"] == "finished"
+    assert final["steps"] == STEPS
+    assert final["parameters"] == 64 * 8 + 8 + DEPTH * (8 * 8 + 8 + 1) + 8 * 10 + 10
+    for name in ("epoch", "train/loss", "train/accuracy", "eval/loss", "eval/accuracy"):
+        assert final[name] == last[name]
+    assert final["train/epoch_loss"] == lines[EPOCH_ENDS[-1] - 1]["train/epoch_loss"]
+    evaluations = [line for line in lines if line["step"] in EVALS]
+    assert final["best/eval/loss"] == min(line["eval/loss"] for line in evaluations)
+    assert final["best/eval/accuracy"] == max(line["eval/accuracy"] for line in evaluations)
+    assert final["seconds"] > 0
+    rate = STEPS * BATCH / final["seconds"]
+    np.testing.assert_allclose(final["examples_per_second"], rate, rtol=1e-2)  # seconds is rounded
+
+
+def test_config_and_environment(run, config):
+    assert json.loads((run / "config.json").read_text()) == json.loads(config.to_json())
+    found = json.loads((run / "environment.json").read_text())
+    assert found == environment()
+    assert found["python"] == platform.python_version()
+    for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"):
+        assert found[name] == importlib.metadata.version(name)
+    assert found["devices"] == jax.device_count() == 8
+    assert found["device"] == jax.devices()[0].device_kind
+
+
+def test_each_line_is_on_disk_when_written(tmp_path):
+    record = MetricsWriter(tmp_path, 0)
+    for step in (1, 2, 3):
+        record.write(step, {"train/loss": 0.5 / step})
+        assert read_metrics(tmp_path)[-1] == {"step": step, "train/loss": 0.5 / step}
+    record.close()
+
+
+def test_a_line_cut_off_by_a_crash_is_left_out(tmp_path):
+    record = MetricsWriter(tmp_path, 0)
+    for step in (1, 2, 3):
+        record.write(step, {"train/loss": 1.0 / step})
+    record.close()
+    path = tmp_path / "metrics.jsonl"
+    whole = path.read_text()
+    third = whole.rindex('{"step": 3')
+    for end in range(third, len(whole) - 1):
+        path.write_text(whole[:end])
+        assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
+
+
+def test_a_resumed_record_drops_what_will_be_made_again(tmp_path):
+    record = MetricsWriter(tmp_path, 0)
+    for step in (1, 2, 3, 4):
+        record.write(step, {"train/loss": 1.0 / step})
+    record.close()
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text()[:-5])
+    (old,) = (tmp_path / "tensorboard").iterdir()
+    old.rename(old.with_name("events.out.tfevents.0.first"))  # names have a resolution of 1 s
+    record = MetricsWriter(tmp_path, 2)
+    record.write(3, {"train/loss": 9.0})
+    record.close()
+    expected = [(1, 1.0), (2, 0.5), (3, 9.0)]
+    assert [(line["step"], line["train/loss"]) for line in read_metrics(tmp_path)] == expected
+    assert scalars(tmp_path / "tensorboard") == {(s, "train/loss"): v for s, v in expected}
+
+
+def test_tensorboard_has_no_gap_after_a_kill(tmp_path):
+    (tmp_path / "killed").mkdir()
+    killed = MetricsWriter(tmp_path / "killed", 0)
+    for step in range(1, 51):
+        killed.write(step, {"train/loss": 1.0 / 2**step})
+    shutil.copytree(tmp_path / "killed", tmp_path / "run")  # as it lies on the disk now
+    killed.close()
+    (old,) = (tmp_path / "run" / "tensorboard").iterdir()
+    old.rename(old.with_name("events.out.tfevents.0.first"))  # names have a resolution of 1 s
+    assert len(scalars(tmp_path / "run" / "tensorboard")) < 50
+    record = MetricsWriter(tmp_path / "run", 40)
+    record.write(41, {"train/loss": 9.0})
+    record.close()
+    expected = {(step, "train/loss"): 1.0 / 2**step for step in range(1, 41)}
+    assert scalars(tmp_path / "run" / "tensorboard") == expected | {(41, "train/loss"): 9.0}
+
+
+def test_a_json_file_is_the_old_or_the_new_one(tmp_path):
+    path = tmp_path / "final.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
+
+
+def test_a_field_that_came_after_a_run_counts_as_its_default(config, tmp_path):
+    old = json.loads(config.to_json())
+    del old["data"]["flip"]
+    write_json(tmp_path / "config.json", old)
+    check_config(tmp_path, json.loads(config.to_json()))
+    flipped = config.copy_and_resolve_references()
+    flipped.data.flip = True
+    with pytest.raises(UserError, match=r"another config \(data.flip: False -> True\)"):
+        check_config(tmp_path, json.loads(flipped.to_json()))

@@ -1,0 +1,255 @@
+"""Singular values of Jacobians, on networks whose Jacobian is known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from rezero_jax import MLP, Encoder
+from rezero_jax.analysis.singular_values import (
+    jacobian,
+    mean_squared_singular_value,
+    safe_norms,
+    singular_values,
+    top_singular_values,
+)
+from rezero_jax.errors import UserError
+from rezero_jax.models.resnet.batch_norm import BatchNorm
+from rezero_jax.models.resnet.conv import Conv
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+KEY = jax.random.key(0)
+
+
+class Linear(nnx.Module):
+    """x -> W x, a row of x an example."""
+
+    def __init__(self, matrix):
+        self.matrix = nnx.Param(jnp.asarray(matrix))
+
+    def __call__(self, x):
+        return x @ self.matrix[...].T
+
+
+def normal(*shape, seed=1):
+    return np.asarray(jax.random.normal(jax.random.key(seed), shape))
+
+
+def orthogonal(size, seed=1):
+    return np.linalg.qr(normal(size, size, seed=seed))[0]
+
+
+def with_values(values, outputs, inputs):
+    """A float64 matrix (outputs, inputs) with these singular values."""
+    middle = np.zeros((outputs, inputs))
+    np.fill_diagonal(middle, values)
+    left = np.linalg.qr(np.float64(normal(outputs, outputs, seed=2)))[0]
+    return left @ middle @ np.linalg.qr(np.float64(normal(inputs, inputs, seed=3)))[0]
+
+
+# ---- The matrix
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 7), (7, 5, 3)])
+def test_the_jacobian_of_a_deep_linear_network_is_the_product_of_its_matrices(shape):
+    a, b = normal(shape[1], shape[2], seed=1), normal(shape[0], shape[1], seed=2)
+    network = nnx.Sequential(Linear(a), Linear(b))
+    np.testing.assert_allclose(jacobian(network, jnp.ones(shape[2])), b @ a, rtol=2e-6, atol=1e-6)
+    expected = np.linalg.svd(np.float64(b) @ a, compute_uv=False)
+    for values in singular_values(network, normal(2, shape[2])):
+        np.testing.assert_allclose(values, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("width", "classes"), [(3, 40), (40, 3)])
+def test_rows_and_columns_agree_with_finite_differences(width, classes):
+    with jax.enable_x64(True):
+        model = MLP(width, 5, 3, classes, alpha_init=0.3, rngs=nnx.Rngs(1))
+        x, step = np.float64(normal(width)), 1e-3
+        shifts = step * np.eye(width)
+        shifted = [np.asarray(model(jnp.asarray(x + sign * shifts))) for sign in (1, -1)]
+        expected = ((shifted[0] - shifted[1]) / (2 * step)).T
+    found = jacobian(model, jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+    assert np.abs(expected).max() > 0.1
+
+
+@pytest.mark.parametrize("cout", [1, 16])  # fewer outputs than inputs: rows; more: columns
+def test_a_convolution_with_a_custom_gradient_has_rows_and_columns(cout):
+    conv = Conv(2, cout, 3, stride=2, rngs=nnx.Rngs(0))
+    kernel = conv.kernel[...]
+
+    def plain(x):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (2, 2), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    x = normal(6, 6, 2)
+    expected = jax.jacrev(lambda x: plain(x[None]).ravel())(x).reshape(-1, x.size)
+    np.testing.assert_allclose(jacobian(conv, x), expected, rtol=1e-5, atol=1e-6)
+
+
+# ---- Exact singular values
+
+
+def test_orthogonal_weights_have_singular_values_of_one():
+    stack = nnx.Sequential(*(Linear(orthogonal(12, seed)) for seed in range(6)))
+    x = normal(3, 12)
+    np.testing.assert_allclose(singular_values(stack, x), np.ones((3, 12)), rtol=2e-6)
+    mean = mean_squared_singular_value(stack, x, probes=4, key=KEY)
+    assert mean.mean == pytest.approx(1, rel=2e-6)
+    assert mean.standard_error < 1e-6  # on the sphere, every draw is exact
+
+
+def test_rezero_at_its_start_is_the_identity_to_the_bit():
+    model = Encoder(4, heads=2, depth=3, rngs=nnx.Rngs(0))
+    np.testing.assert_array_equal(jacobian(model, normal(3, 4)), np.eye(12))
+    np.testing.assert_array_equal(singular_values(model, normal(2, 3, 4)), 1.0)
+
+
+def test_float64_resolves_what_float32_cannot():
+    matrix = with_values([1, 1e-5, 1e-12], 3, 3)
+    assert singular_values(Linear(np.float32(matrix)), normal(1, 3))[0, 2] > 1e-10
+
+    class Halves(nnx.Module):
+        """Products of float32 numbers that are exact in float64: diag(1, e) R diag(1, e)."""
+
+        def __init__(self):
+            self.scale = nnx.Linear(2, 2, use_bias=False, dtype=jnp.float32, rngs=nnx.Rngs(0))
+            self.scale.kernel[...] = jnp.diag(jnp.array([1, 2.0**-20]))
+            self.turn = Linear(np.float32([[1, 1], [1, -1]]))
+
+        def __call__(self, x):
+            return self.scale(self.turn(self.scale(x)))
+
+    e = 2.0**-20
+    expected = np.linalg.svd(np.array([[1, e], [e, -(e**2)]]), compute_uv=False)
+    (values,) = singular_values(Halves(), normal(1, 2), float64=True)
+    np.testing.assert_allclose(values, expected, rtol=1e-3)
+    assert Halves().scale.kernel.dtype == jnp.float32
+
+
+def test_float64_of_a_model_agrees_with_float32():
+    model, x = MLP(5, 4, 3, 4, "norm", rngs=nnx.Rngs(0)), normal(1, 5)
+    single, double = (singular_values(model, x, float64=wide) for wide in (False, True))
+    np.testing.assert_allclose(single, double, rtol=1e-4, atol=1e-6)
+    assert (single != double).all()
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(model))
+
+
+def test_a_model_is_not_written_to_and_a_second_one_compiles_nothing():
+    from rezero_jax.analysis.singular_values import _jacobian
+
+    x = normal(2, 3, 3, 2)
+    models = [nnx.Sequential(Conv(2, 1, 3, rngs=nnx.Rngs(seed)), BatchNorm(1)) for seed in (0, 1)]
+    before = [np.array(leaf) for leaf in jax.tree.leaves(models[0])]  # in training mode, too
+    values = [singular_values(models[0], x)]
+    size = _jacobian._cache_size()
+    values.append(singular_values(models[1], x))
+    assert _jacobian._cache_size() == size
+    assert not np.array_equal(*values)
+    for leaf, old in zip(jax.tree.leaves(models[0]), before, strict=True):
+        np.testing.assert_array_equal(leaf, old)
+
+
+# ---- Without the matrix
+
+
+@pytest.mark.parametrize("shape", [(6, 9), (9, 6)])
+def test_probes_have_the_mean_and_the_variance_of_the_closed_form(shape):
+    squares = np.array([4.0, 2.0, 1.0, 0.5, 0.25, 0.1]) ** 2
+    model = Linear(np.float32(with_values(np.sqrt(squares), *shape)))
+    found = mean_squared_singular_value(model, normal(1, shape[1]), probes=4000, key=KEY)
+    # For u uniform on the sphere of radius sqrt(m), Var(u^T A u) = 2 (m tr A^2 - tr^2 A) / (m + 2).
+    m = shape[0]
+    variance = 2 * (m * (squares**2).sum() - squares.sum() ** 2) / (m + 2)
+    assert found.standard_error == pytest.approx(np.sqrt(variance / 4000) / 6, rel=0.05)
+    assert abs(found.mean - squares.mean()) < 3 * found.standard_error
+
+
+def test_probes_agree_with_the_exact_values_of_a_batch():
+    model, x = MLP(12, 8, 5, 4, alpha_init=0.5, rngs=nnx.Rngs(0)), normal(3, 12)
+    exact = (singular_values(model, x) ** 2).mean()
+    found = mean_squared_singular_value(model, x, probes=300, key=KEY)
+    assert abs(found.mean - exact) < 3 * found.standard_error < 0.2 * exact
+
+
+def test_the_largest_values_are_within_their_errors():
+    values = 1 / np.arange(1, 31) ** 2
+    model, x = Linear(np.float32(with_values(values, 30, 40))), normal(2, 40)
+    top = top_singular_values(model, x, 5, key=KEY)
+    assert top.values.shape == top.errors.shape == (2, 5)
+    for found, errors in zip(top.values, top.errors, strict=True):
+        np.testing.assert_allclose(found, values[:5], rtol=1e-4)
+        assert (np.abs(found - values[:5]) <= errors + 1e-6).all()
+
+
+def test_errors_hold_where_the_iteration_has_not_converged():
+    model, x = MLP(40, 40, 6, 40, alpha_init=0.3, rngs=nnx.Rngs(0)), normal(2, 40)
+    exact = singular_values(model, x)
+    top = top_singular_values(model, x, 4, iterations=1, key=KEY)
+    distances = np.abs(top.values[:, :, None] - exact[:, None, :]).min(axis=2)
+    assert (distances <= top.errors).all()
+    assert top.errors.max() > 1e-3  # it has not converged: the test has something to show
+    whole = top_singular_values(model, x, 40, key=KEY)
+    np.testing.assert_allclose(whole.values, exact, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("k", [0, 4])
+def test_too_many_values_are_told(k):
+    with pytest.raises(UserError, match=rf"k={k} .* choose 1 to 3"):
+        top_singular_values(Linear(normal(3, 5)), normal(1, 5), k, key=KEY)
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1.0, 1e30])
+def test_norms_neither_overflow_nor_underflow(factor):
+    x = np.float32(factor) * np.float32([[3, 4], [0, 0]])
+    np.testing.assert_allclose(safe_norms(x), [5 * np.float32(factor), 0], rtol=1e-6)
+
+
+def test_norms_of_what_is_not_finite():
+    found = safe_norms(jnp.array([[1, jnp.inf], [jnp.nan, 1]]))
+    assert np.isinf(found[0])
+    assert np.isnan(found[1])
+
+
+# ---- The authors' notebook
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("residual", "depth", "notebook"),
+    [
+        ("post_norm", 12, 0.810),
+        ("pre_norm", 12, 10.242),
+        ("rezero", 12, 1.059),
+        ("pre_norm", 128, 66.281),
+        ("rezero", 128, 2.142),
+    ],
+)
+def test_transformers_at_initialisation_have_the_notebooks_mean(residual, depth, notebook):
+    """10 networks with an input each: the notebook's number lies among such means of ours.
+
+    Its layers are copies of one whose weights were drawn anew afterwards, but not the biases.
+    """
+
+    @jax.jit
+    def make(key):
+        options = {"feedforward": 64, "residual": residual, "alpha_init": 0.1}
+        encoder = Encoder(16, heads=4, depth=depth, **options, rngs=nnx.Rngs(key))
+        for linear in (
+            encoder.layers.blocks.feedforward.up,
+            encoder.layers.blocks.feedforward.down,
+        ):
+            linear.bias[...] = jnp.broadcast_to(linear.bias[...][:1], linear.bias.shape)
+        return encoder
+
+    means = []
+    for seed in range(300):
+        key = jax.random.key(seed)
+        x = jax.random.normal(jax.random.fold_in(key, 1), (1, 4, 16))
+        means.append((singular_values(make(key), x) ** 2).mean())
+    tens = np.reshape(means, (30, 10)).mean(axis=1)
+    low, high = np.quantile(tens, (0.025, 0.975))
+    assert low < notebook < high
