@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rezero_jax.data import Text, load
+from rezero_jax.data import Text
 from rezero_jax.data.tfds.enwik8 import URL, Enwik8, enwik8_bytes
 from rezero_jax.errors import UserError
+from tests.data import load
 from tests.test_data_prepare import serve
 
 TEXT = np.random.default_rng(0).integers(0, 256, 10_000, np.uint8).tobytes()

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rezero_jax.data import NAMES, Dataset, Order, ResidentSplit, load, standardise
+from rezero_jax.data import NAMES, Dataset, Order, ResidentSplit, standardise
 from rezero_jax.errors import UserError
+from tests.data import load
 
 
 def test_digits_are_the_scikit_learn_images() -> None:

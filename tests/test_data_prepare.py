@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rezero_jax.data import load
 from rezero_jax.data.images import decode
 from rezero_jax.data.tfds.prepare import encode_png, prepared_builder
 from rezero_jax.errors import UserError
+from tests.data import load
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -165,7 +165,7 @@ def test_stream_and_resident_are_the_same_to_the_bit(data_dir: Path) -> None:
 @pytest.mark.parametrize("damage", ["truncated", "empty", "another shape", "pickled"])
 def test_a_broken_cache_file_is_rebuilt(data_dir: Path, tmp_path: Path, damage: str) -> None:
     expected = load("cifar10", str(data_dir)).train.resident["image"]
-    (path,) = (tmp_path / "cache" / "rezero_jax" / "cifar10").glob("3.0.2-*/train_image.npy")
+    (path,) = (tmp_path / "cache" / "rezero_jax" / "cifar10").glob("3.0.2-*/train.npz")
     good = path.read_bytes()
     if damage == "truncated":
         path.write_bytes(good[:-100])
@@ -282,7 +282,11 @@ def test_a_damaged_record_file_is_an_error_and_no_wrong_pixels(
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     with pytest.raises(UserError, match="is damaged"):
-        list(load("cifar10", str(data_dir), stream).train.batches(lambda step: np.arange(35), 0, 1))
+        list(
+            load("cifar10", str(data_dir), stream=stream).train.batches(
+                lambda step: np.arange(35), 0, 1
+            )
+        )
 
 
 def test_a_damaged_dataset_info_is_named(data_dir: Path) -> None:

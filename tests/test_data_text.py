@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rezero_jax.data import Order, Text, TextSplit, eval_batches, load
+from rezero_jax.data import Order, Text, TextSplit, eval_batches
 from rezero_jax.data.text import load_text
 from rezero_jax.data.text_files import LEFT_OUT, stdlib_files, stdlib_text, user_text
 from rezero_jax.errors import UserError
+from tests.data import load, section
 
 # N, T and context: with and without a ragged end, one window, one byte scored at a time.
 SHAPES = [
@@ -202,14 +203,14 @@ def test_largest_is_of_both_splits(tmp_path: Path) -> None:
         content = bytearray(b"A" * 1000)
         content[place] = 200
         (tmp_path / "book").write_bytes(content)
-        assert load_text("text", path=str(tmp_path / "book"), length=8).largest == largest
+        assert load("text", path=str(tmp_path / "book"), length=8).largest == largest
 
 
 def test_windows_and_seed_reach_the_training_split() -> None:
     text = load("stdlib", windows="random", seed=4, length=32)
     assert isinstance(text, Text)
     assert (text.train.random, text.train.seed, text.eval.random) == (True, 4, False)
-    assert not load_text("stdlib").train.random
+    assert not load("stdlib").train.random
 
 
 def test_a_folder_is_its_files_in_the_order_of_their_paths(tmp_path: Path) -> None:
@@ -283,7 +284,7 @@ def test_a_wrong_name_is_named() -> None:
     with pytest.raises(UserError, match=r'unknown data set "enwik9"; did you mean "enwik8"\?'):
         load("enwik9")
     with pytest.raises(UserError, match='unknown text "digits"; '):
-        load_text("digits")
+        load_text(section("digits"))
 
 
 @pytest.mark.parametrize("path", [None, ""])
@@ -320,14 +321,14 @@ def test_a_path_without_text_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_short_split_is_named(tmp_path: Path) -> None:
     (tmp_path / "book").write_bytes(bytes(1000))
-    assert load_text("text", path=str(tmp_path / "book"), length=50).eval.size == 1
+    assert load("text", path=str(tmp_path / "book"), length=50).eval.size == 1
     for part, length, count in (("validation", 51, 50), ("test", 51, 50), ("train", 901, 900)):
         words = (
             f"^the {part} split of text has {count} bytes, fewer than data.length={length}; "
             "lower it or take a longer text$"
         )
         with pytest.raises(UserError, match=words):
-            load_text(
+            load(
                 "text",
                 path=str(tmp_path / "book"),
                 length=length,
