@@ -151,6 +151,11 @@ def test_a_batch_holds_the_crops_of_its_step(dataset: Dataset) -> None:
     assert [sorted(visited[i : i + 7]) for i in (0, 7, 14)] == [names] * 3
 
 
+def test_the_order_of_the_config_draws_the_crops(data_dir: Path) -> None:
+    split = load("imagenet", str(data_dir), image_size=SIZE, seed=5, order="numpy").train
+    assert split.pixels == RandomCrop(SIZE, 5, "numpy")
+
+
 def test_any_step_can_be_first_and_gives_the_same_pixels(data_dir: Path, dataset: Dataset) -> None:
     order = Order(seed=5, size=7, batch_size=3)
     whole = list(dataset.train.batches(order.indices, 0, 9))

@@ -1,5 +1,6 @@
 """Text: every byte scored exactly once, windows as in plain NumPy, and files in their order."""
 
+import os
 import re
 import sysconfig
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from rezero_jax.data import Order, Text, TextSplit, eval_batches
+from rezero_jax.data.generator import generator
 from rezero_jax.data.text import load_text
 from rezero_jax.data.text_files import LEFT_OUT, stdlib_files, stdlib_text, user_text
 from rezero_jax.errors import UserError
@@ -144,8 +146,21 @@ def test_random_windows_are_a_function_of_seed_and_step_alone() -> None:
     assert start(other, [0] * 8, 7) != start(split, [0] * 8, 7)
 
 
-def test_random_windows_start_everywhere_equally_often() -> None:
-    split = TextSplit(random_text(16), 5, random=True)
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("hash", [524, 345, 723, 198, 568, 295, 636, 111, 15, 702]),
+        ("numpy", [10, 693, 369, 593, 445, 206, 831, 661, 385, 265]),
+    ],
+)
+def test_random_windows_never_change(method: str, expected: list[int]) -> None:
+    split = TextSplit(random_text(1000), 10, random=True, seed=3, method=method)
+    assert split.fetch(np.arange(10), 7)["start"].tolist() == expected
+
+
+@pytest.mark.parametrize("method", ["hash", "numpy"])
+def test_random_windows_start_everywhere_equally_often(method: str) -> None:
+    split = TextSplit(random_text(16), 5, random=True, method=method)
     draws = np.concatenate([split.fetch(np.zeros(3, int), step)["start"] for step in range(4000)])
     counts = np.bincount(draws, minlength=12)
     assert len(counts) == 12  # 0 .. 16 - 5
@@ -153,10 +168,11 @@ def test_random_windows_start_everywhere_equally_often() -> None:
     assert ((counts - 1000) ** 2 / 1000).sum() < 35
 
 
-def test_random_windows_do_not_reuse_the_numbers_that_shuffle_the_examples() -> None:
-    split = TextSplit(random_text(1008), 9, random=True, seed=1)
+@pytest.mark.parametrize("method", ["hash", "numpy"])
+def test_random_windows_do_not_reuse_the_numbers_that_shuffle_the_examples(method: str) -> None:
+    split = TextSplit(random_text(1008), 9, random=True, seed=1, method=method)
     for step in range(3):
-        shuffling = np.random.default_rng([1, step]).integers(1000, size=20)  # as in data.order
+        shuffling = generator(method, 1, step).integers(1000, size=20)  # as in data.order
         start = split.fetch(np.zeros(20, int), step)["start"]
         assert (start == shuffling).mean() < 0.2
 
@@ -206,10 +222,11 @@ def test_largest_is_of_both_splits(tmp_path: Path) -> None:
         assert load("text", path=str(tmp_path / "book"), length=8).largest == largest
 
 
-def test_windows_and_seed_reach_the_training_split() -> None:
-    text = load("stdlib", windows="random", seed=4, length=32)
+def test_windows_seed_and_order_reach_the_training_split() -> None:
+    text = load("stdlib", windows="random", seed=4, length=32, order="numpy")
     assert isinstance(text, Text)
     assert (text.train.random, text.train.seed, text.eval.random) == (True, 4, False)
+    assert (text.train.method, load("stdlib").train.method) == ("numpy", "hash")
     assert not load("stdlib").train.random
 
 
@@ -309,6 +326,10 @@ def test_a_path_without_text_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     for name in ("tales.txt", "folder"):
         empty = f"data.path=ROOT/{name} holds no text; give a file or folder that does"
         assert refused(tmp_path / name) == empty
+
+    os.mkfifo(tmp_path / "pipe")
+    pipe = "data.path=ROOT/pipe is a pipe or device; give a regular file or folder"
+    assert refused(tmp_path / "pipe") == pipe
 
     def denied(path: Path) -> bytes:
         raise PermissionError(13, "Permission denied", str(path))

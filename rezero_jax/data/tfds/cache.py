@@ -26,8 +26,9 @@ def cached_arrays(key: str, split: StreamSplit) -> dict[str, np.ndarray]:
     example = split.fetch(np.arange(1))
     warn = logging.getLogger(__name__).warning
     try:
-        with np.load(path, allow_pickle=False) as file:  # zip compares the CRC-32 of each array
-            arrays = {name: file[name] for name in example}
+        with path.open("rb") as file:
+            stored = np.load(file, allow_pickle=False)
+            arrays = {name: stored[name] for name in example}  # zip compares their CRC-32
         if all(_fits(arrays[name], example[name], split.size) for name in example):
             return arrays
         warn("%s holds other data; the images are decoded again", path)

@@ -26,6 +26,20 @@ from rezero_jax.data.tfds.source import check_files
 from rezero_jax.errors import UserError, closest_beside
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps what TFDS guesses and retries out of the log: what fails in the end is raised."""
+    levels = {logger: logger.level for logger in map(logging.getLogger, ("absl", "urllib3"))}
+    try:
+        for logger in levels:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)
+
+
+@_quiet()
 def prepared_builder(name: str, data_dir: str | None = None) -> Any:
     """The TFDS builder of `name`, its data ready to be read with `as_data_source`.
 
@@ -73,18 +87,6 @@ def _check_folder(data_dir: str | None) -> None:
         )
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps what libraries retry and guess out of the log: what fails in the end is raised."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-
-
-@_quiet()
 def _builder(name: str, data_dir: str | None) -> Any:
     import tensorflow_datasets as tfds
     from google.protobuf.json_format import ParseError
@@ -144,7 +146,6 @@ def _remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-@_quiet()
 def _prepare(builder: Any) -> None:
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import shuffle
