@@ -139,14 +139,14 @@ def test_a_batch_holds_the_crops_of_its_step(dataset: Dataset) -> None:
     order = Order(seed=5, size=7, batch_size=3)
     visited = []
     for step, batch in enumerate(dataset.train.batches(order.indices, 0, 7)):
-        records = dataset.train.source.__getitems__(list(order.indices(step)))
+        examples = dataset.train.source.__getitems__(order.indices(step).tolist())
         assert (batch["image"].shape, batch["image"].dtype) == ((3, SIZE, SIZE, 3), np.uint8)
         assert (batch["label"].shape, batch["label"].dtype) == ((3,), np.int32)
-        np.testing.assert_array_equal(batch["label"], [record["label"] for record in records])
-        for position, (pixels, record) in enumerate(zip(batch["image"], records, strict=True)):
-            expected = RandomCrop(SIZE, seed=5)(record["image"], step, position)
+        np.testing.assert_array_equal(batch["label"], [example["label"] for example in examples])
+        for position, (pixels, example) in enumerate(zip(batch["image"], examples, strict=True)):
+            expected = RandomCrop(SIZE, seed=5)(example["image"], step, position)
             np.testing.assert_array_equal(pixels, expected)
-            visited.append(record["file_name"].decode())
+            visited.append(example["file_name"].decode())
     names = sorted(name for files in TRAIN.values() for name in files)
     assert [sorted(visited[i : i + 7]) for i in (0, 7, 14)] == [names] * 3
 
@@ -175,10 +175,10 @@ def test_evaluation_shows_each_image_once(dataset: Dataset) -> None:
         for name in ("image", "label")
     )
     assert (image.shape, image.dtype) == ((6, SIZE, SIZE, 3), np.uint8)
-    records = dataset.eval.source.__getitems__(list(range(6)))
-    np.testing.assert_array_equal(label, [record["label"] for record in records])
-    for pixels, record in zip(image, records, strict=True):
-        np.testing.assert_array_equal(pixels, CentralCrop(SIZE)(record["image"]))
+    examples = dataset.eval.source.__getitems__(list(range(6)))
+    np.testing.assert_array_equal(label, [example["label"] for example in examples])
+    for pixels, example in zip(image, examples, strict=True):
+        np.testing.assert_array_equal(pixels, CentralCrop(SIZE)(example["image"]))
 
 
 def test_a_folder_without_a_split_is_refused(data_dir: Path, tmp_path: Path) -> None:

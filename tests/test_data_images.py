@@ -55,7 +55,7 @@ def test_standardise_is_the_formula_for_any_leading_axes() -> None:
     assert actual.dtype == jnp.float32
     np.testing.assert_allclose(actual, expected, atol=1e-6)
     np.testing.assert_allclose(
-        standardise(image[0, 0, 0, 0], mean, std), expected[0, 0, 0, 0], atol=1e-6
+        standardise(jnp.asarray(image[0, 0, 0, 0]), mean, std), expected[0, 0, 0, 0], atol=1e-6
     )
 
 

@@ -56,9 +56,9 @@ def test_each_epoch_visits_each_example_exactly_once(
 def test_a_batch_does_not_depend_on_what_was_asked_before() -> None:
     order = Order(seed=5, size=17, batch_size=6)
     forward = [order.indices(step) for step in range(40)]
-    for step in np.random.default_rng(0).permutation(40):
+    for step in np.random.default_rng(0).permutation(40).tolist():
         np.testing.assert_array_equal(order.indices(step), forward[step])
-        np.testing.assert_array_equal(Order(5, 17, 6).indices(int(step)), forward[step])
+        np.testing.assert_array_equal(Order(5, 17, 6).indices(step), forward[step])
 
 
 def test_a_step_far_ahead_needs_no_replay() -> None:

@@ -118,10 +118,9 @@ def test_a_shuffled_epoch_holds_each_segment_once() -> None:
     text = random_text(42)
     split = TextSplit(text, 5)
     order = Order(seed=3, size=split.size, batch_size=4)
+    resident = jax.tree.map(jnp.asarray, split.resident)
     batches = [
-        np.asarray(
-            split.gather({k: jnp.asarray(v) for k, v in split.resident.items()}, fetched)["targets"]
-        )
+        np.asarray(split.gather(resident, jax.tree.map(jnp.asarray, fetched))["targets"])
         for fetched in split.batches(order.indices, 0, 2)
     ]
     rows = sorted(map(tuple, np.concatenate(batches)))

@@ -112,7 +112,7 @@ def random_box(rng: Generator, width: int, height: int) -> Box:
     """
     low, high = 3 / 4, 4 / 3
     for _ in range(10):
-        area = rng.uniform(0.08, 1) * width * height
+        area = rng.uniform(0.08, 1.0) * width * height
         ratio = math.exp(rng.uniform(math.log(low), math.log(high)))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
