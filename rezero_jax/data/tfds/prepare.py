@@ -75,11 +75,15 @@ def prepared_builder(name: str, data_dir: str | None = None) -> Any:
 def _check_folder(data_dir: str | None) -> None:
     """Refuses a missing folder that looks like a slip; TFDS's default may always be made."""
     given = data_dir or os.environ.get("TFDS_DATA_DIR")
-    if not given or (folder := Path(given).expanduser()).is_dir():
+    if not given:
         return
-    missing = next(path for path in [*reversed(folder.parents), folder] if not path.is_dir())
+    folder = Path(given).expanduser()
+    missing = next((path for path in [*folder.parents][::-1] if not path.is_dir()), folder)
+    if missing.is_dir():
+        return
     close = closest_beside(missing)
-    if close or missing != folder:
+    # Where it is itself, another process has made it in this moment.
+    if missing != folder or close not in (None, folder):
         hint = f"did you mean {close}? To" if close else "to"
         raise UserError(
             f"there is no folder {missing} ({'data.dir' if data_dir else 'TFDS_DATA_DIR'}={given})"
