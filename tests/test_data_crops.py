@@ -49,8 +49,8 @@ def torchvision_box(rng: Generator, width: int, height: int) -> tuple[int, ...]:
         w = int(np.round(np.sqrt(target_area * aspect_ratio)))
         h = int(np.round(np.sqrt(target_area / aspect_ratio)))
         if 0 < w <= width and 0 < h <= height:
-            i = rng.integers(height - h + 1)
-            j = rng.integers(width - w + 1)
+            (i,) = rng.integers(height - h + 1, size=1).tolist()
+            (j,) = rng.integers(width - w + 1, size=1).tolist()
             return j, i, j + w, i + h
     in_ratio = width / height
     w, h = width, height

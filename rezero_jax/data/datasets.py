@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from rezero_jax.data.images import TFDS_IMAGES, digits, tfds_images
+from rezero_jax.data.images import IMAGES, digits, tfds_images
 from rezero_jax.data.split import Dataset, ResidentSplit, Split
 from rezero_jax.data.stream import StreamSplit
 from rezero_jax.data.text import TEXT_NAMES, Parts, Text, load_text
-from rezero_jax.data.tfds.imagenet import check_size, imagenet2012
+from rezero_jax.data.tfds.imagenet import imagenet2012
 from rezero_jax.errors import UserError, choose_from
 
-NAMES = ("digits", "imagenet", *TFDS_IMAGES, *TEXT_NAMES)
+NAMES = ("digits", *IMAGES, *TEXT_NAMES)
 
 
 def load(config: ConfigDict, seed: int = 0) -> Dataset | Text:
@@ -31,11 +31,10 @@ def load(config: ConfigDict, seed: int = 0) -> Dataset | Text:
           of the update.
 
     Raises:
-      UserError: the name is unknown, a field is invalid or does not fit the data set, or the data
-          set is neither there nor to be downloaded.
+      UserError: a field is invalid or does not fit the data set, or the data set is neither there
+          nor to be downloaded.
     """
-    if config.name not in NAMES:
-        raise choose_from("data set", config.name, NAMES)
+    _check(config)
     if config.name in TEXT_NAMES:
         return load_text(config, seed)
     if config.name == "digits":
@@ -56,27 +55,39 @@ def stand_in(config: ConfigDict) -> Dataset | Text | None:
       config: config.data, see config.base_config.
 
     Returns:
-      None for the data sets that need no download: "digits", "stdlib" and "text".
+      None for "digits", "stdlib" and "text", which need no download.
 
     Raises:
-      UserError: as `load`.
+      UserError: a field is invalid or does not fit the data set.
     """
-    if config.name not in NAMES:
-        raise choose_from("data set", config.name, NAMES)
+    _check(config)
     if config.name == "enwik8":
         return load_text(config, read=_zero_text)
-    if config.name in (*TEXT_NAMES, "digits"):
+    if config.name not in IMAGES:
         return None
+    sizes, shape, num_classes = IMAGES[config.name]
+    streamed = config.stream or config.name == "imagenet"
     if config.name == "imagenet":
-        side = check_size(config.image_size)
-        sizes, shape, num_classes = (1_281_167, 50_000), (side, side, 3), 1000
-    else:
-        sizes, shape, num_classes = TFDS_IMAGES[config.name]
-    streams = config.stream or config.name == "imagenet"
-    train, held = (_zero_split(size, shape, streams) for size in sizes)
+        shape = (config.image_size, config.image_size, 3)
+
+    def split(size: int) -> Split:
+        if streamed:
+            return StreamSplit(_Zeros(size, shape))
+        image, label = np.broadcast_to(np.uint8(0), (size, *shape)), np.zeros(size, np.int32)
+        return ResidentSplit({"image": image, "label": label})
+
     half = (0.5,) * shape[-1]
+    train, held = map(split, sizes)
     dataset = Dataset(config.name, train, held, shape, num_classes, half, half)
     return _with_statistics(dataset, config)
+
+
+def _check(config: ConfigDict) -> None:
+    """Raises UserError for what needs no look at the data set."""
+    if config.name not in NAMES:
+        raise choose_from("data set", config.name, NAMES)
+    if config.name == "imagenet" and config.image_size < 1:
+        raise UserError(f"data.image_size={config.image_size} is not positive; set it to 224, say")
 
 
 def _with_statistics(dataset: Dataset, config: ConfigDict) -> Dataset:
@@ -99,13 +110,6 @@ def _zero_text(config: ConfigDict) -> Parts:
         np.broadcast_to(np.uint8(0), Enwik8.SIZES[split]) for split in ("train", config.eval_split)
     )
     return train, held
-
-
-def _zero_split(size: int, shape: tuple[int, ...], streams: bool) -> Split:
-    if streams:
-        return StreamSplit(_Zeros(size, shape))
-    image = np.broadcast_to(np.uint8(0), (size, *shape))
-    return ResidentSplit({"image": image, "label": np.broadcast_to(np.int32(0), size)})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """Random numbers that a key alone decides, in integer arithmetic that no library can change."""
 
-from typing import overload
-
 import numpy as np
 
 from rezero_jax.errors import choose_from
@@ -36,14 +34,9 @@ class SplitMix64:
         """0 .. size - 1 in random order, int64 (size,)."""
         return np.argsort(self.bits(size), kind="stable")
 
-    @overload
-    def integers(self, high: int) -> int: ...
-    @overload
-    def integers(self, high: int, size: int) -> np.ndarray: ...
-    def integers(self, high: int, size: int | None = None) -> int | np.ndarray:
-        """Uniform in 0 .. high - 1, to within high / 2**64: one, or int64 (size,)."""
-        drawn = (self.bits(1 if size is None else size) % np.uint64(high)).astype(np.int64)
-        return int(drawn[0]) if size is None else drawn
+    def integers(self, high: int, size: int) -> np.ndarray:
+        """Uniform in 0 .. high - 1, to within high / 2**64; int64 (size,)."""
+        return (self.bits(size) % np.uint64(high)).astype(np.int64)
 
     def uniform(self, low: float, high: float) -> float:
         """Uniform in low .. high, from 53 bits."""

@@ -11,13 +11,14 @@ from rezero_jax.data.tfds.cache import cached_arrays, fingerprint
 from rezero_jax.data.tfds.prepare import prepared_builder
 from rezero_jax.data.tfds.source import TfdsSource
 
-# Examples to train on and to test, the shape of an image, classes.
-TFDS_IMAGES = {
+# Of TFDS: examples to train on and to evaluate on, shape of an image, classes.
+IMAGES = {
     "cifar10": ((50_000, 10_000), (32, 32, 3), 10),
     "cifar100": ((50_000, 10_000), (32, 32, 3), 100),
     "fashion_mnist": ((60_000, 10_000), (28, 28, 1), 10),
     "mnist": ((60_000, 10_000), (28, 28, 1), 10),
     "svhn_cropped": ((73_257, 26_032), (32, 32, 3), 10),
+    "imagenet": ((1_281_167, 50_000), (224, 224, 3), 1000),  # in the usual size
 }
 
 
@@ -42,7 +43,7 @@ def digits() -> Dataset:
 
 
 def tfds_images(config: ConfigDict) -> Dataset:
-    """The one of TFDS_IMAGES that config.data names: "train", and "test" as eval.
+    """The one of IMAGES (but imagenet) that config.data names: "train", and "test" as eval.
 
     Read without TensorFlow, and downloaded and prepared first if need be. By default the images
     are decoded once, kept in a cache on disk, and live on the device; with config.stream they are
@@ -54,7 +55,7 @@ def tfds_images(config: ConfigDict) -> Dataset:
     """
     name = config.name
     builder = prepared_builder(name, config.dir)
-    _, shape, num_classes = TFDS_IMAGES[name]
+    _, shape, num_classes = IMAGES[name]
 
     def split(part: str) -> Split:
         source = TfdsSource(builder, part)

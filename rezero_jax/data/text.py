@@ -150,12 +150,9 @@ Parts = tuple[np.ndarray, np.ndarray]  # the bytes to train on and to evaluate, 
 def load_text(
     config: ConfigDict, seed: int = 0, read: Callable[[ConfigDict], Parts] | None = None
 ) -> Text:
-    """The text that config.data names, one of TEXT_NAMES, cut as its other fields say.
+    """The text that config.data names, one of TEXT_NAMES; see datasets.load.
 
-    Args:
-      config: config.data, see config.base_config.
-      seed: what random windows are drawn from, with the number of the update.
-      read: what gives the bytes, in place of `read_text`.
+    `read` gives the bytes, in place of `read_text`.
 
     Raises:
       UserError: a field is invalid, the text cannot be read or downloaded, or a part of it is

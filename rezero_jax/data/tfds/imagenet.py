@@ -28,17 +28,11 @@ STD = (0.229, 0.224, 0.225)
 def imagenet2012(config: ConfigDict, seed: int = 0) -> Dataset:
     """TFDS's imagenet2012: "train" under RandomCrop, and "validation" under CentralCrop as eval.
 
-    Images are uint8 (image_size, image_size, 3); none is flipped.
-
-    Args:
-      config: config.data, of which dir, image_size and order are read.
-      seed: what the random crops are drawn from, with the number of the update.
+    Images are uint8 (image_size, image_size, 3); none is flipped. See datasets.load.
 
     Raises:
-      UserError: image_size is not positive, or the data set is not there and its archives are not
-          in <dir>/downloads/manual.
+      UserError: the data set is not there and its archives are not in <dir>/downloads/manual.
     """
-    image_size = check_size(config.image_size)
     builder = prepared_builder("imagenet2012", config.dir)
     for part in ("train", "validation"):
         if part not in builder.info.splits:
@@ -46,7 +40,7 @@ def imagenet2012(config: ConfigDict, seed: int = 0) -> Dataset:
                 f'data set "imagenet2012" in {builder.data_dir} has no {part} split; delete that '
                 "folder to have the data set prepared again from both archives"
             )
-    num_classes = builder.info.features["label"].num_classes
+    size, num_classes = config.image_size, builder.info.features["label"].num_classes
     train, held = (
         StreamSplit(
             TfdsSource(builder, part),
@@ -56,19 +50,11 @@ def imagenet2012(config: ConfigDict, seed: int = 0) -> Dataset:
             num_classes=num_classes,
         )
         for part, pixels in (
-            ("train", RandomCrop(image_size, seed, config.order)),
-            ("validation", CentralCrop(image_size)),
+            ("train", RandomCrop(size, seed, config.order)),
+            ("validation", CentralCrop(size)),
         )
     )
-    shape = (image_size, image_size, 3)
-    return Dataset("imagenet", train, held, shape, num_classes, MEAN, STD)
-
-
-def check_size(image_size: int) -> int:
-    """The size itself, if images can have it."""
-    if image_size < 1:
-        raise UserError(f"image_size={image_size} is not positive; set it to at least 1")
-    return image_size
+    return Dataset("imagenet", train, held, (size, size, 3), num_classes, MEAN, STD)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +102,7 @@ def random_box(rng: Generator, width: int, height: int) -> Box:
         ratio = math.exp(rng.uniform(math.log(low), math.log(high)))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
-            top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+            top, left = (int(rng.integers(room + 1, size=1)[0]) for room in (height - h, width - w))
             return left, top, left + w, top + h
     w = min(width, round(height * high))
     h = min(height, round(width / low))
