@@ -66,10 +66,6 @@ class Conv(nnx.Module):
             y = y + self.bias[...].astype(self.dtype).reshape(1, 1, 1, -1)
         return y
 
-    def last_weights(self) -> tuple[nnx.Param | None, ...]:
-        """The parameters that scale the output; see `rezero_jax.residual.last_weights`."""
-        return self.kernel, self.bias
-
 
 def convolve(x: Images, kernel: Kernel, stride: int = 1) -> Images:
     """The convolution of x, padded by side // 2 zeros, at every `stride`-th pixel."""

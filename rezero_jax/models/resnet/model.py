@@ -1,6 +1,7 @@
 """Residual networks on images: the paper's CIFAR nets and pre-activation nets of ResNet's sizes."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ from flax import nnx
 from jax import Array
 from jax.nn.initializers import Initializer
 from jaxtyping import Float
+from ml_collections import ConfigDict
 
 from rezero_jax.errors import UserError, choose_from
 from rezero_jax.models import init
@@ -32,11 +34,10 @@ class ResNet(nnx.Module):
     inference and `model.train()` before training.
 
     Args:
-      parts: what the blocks have in common.
-      block: their class.
+      parts: makes the blocks and what they are made of.
       counts: blocks in each stage; each stage but the first halves the resolution.
       width: channels of the first stage; each later stage has twice as many.
-      num_classes, in_channels, scan, remat: see `cifar`.
+      num_classes, in_channels: see `cifar`.
       stem: see `Stem`.
       activate_stem: whether the stem ends in BatchNorm and ReLU.
       head_init: initial distribution of the head's weights; by default PyTorch's.
@@ -48,7 +49,6 @@ class ResNet(nnx.Module):
     def __init__(
         self,
         parts: Parts,
-        block: Callable[..., nnx.Module],
         counts: Sequence[int],
         width: int,
         num_classes: int,
@@ -57,26 +57,18 @@ class ResNet(nnx.Module):
         stem: str,
         activate_stem: bool,
         head_init: Initializer | None,
-        scan: bool,
-        remat: str,
         rngs: nnx.Rngs,
     ):
         if num_classes < 1:
             raise UserError(f"num_classes is {num_classes}; a network needs at least 1")
-
-        def make(cin: int, channels: int, stride: int, rngs: nnx.Rngs) -> nnx.Module:
-            return block(cin, channels, stride, parts, rngs=rngs)
-
         self.in_channels = in_channels
         self.stem = Stem(stem, in_channels, width, parts, activate=activate_stem, rngs=rngs)
         stages, cin = [], width
         for i, count in enumerate(counts):
             channels = width * 2**i
-            out = channels * getattr(block, "expansion", 1)
+            out = channels * getattr(parts.block, "expansion", 1)
             stride = 1 if i == 0 else 2
-            stages.append(
-                Stage(make, cin, channels, out, stride, count, scan=scan, remat=remat, rngs=rngs)
-            )
+            stages.append(Stage(parts, cin, channels, out, stride, count, rngs=rngs))
             cin = out
         self.stages = nnx.List(stages)
         fixup = parts.residual == "fixup"
@@ -109,6 +101,36 @@ class ResNet(nnx.Module):
             x = stage(x)
         x = x.astype(jnp.float32).mean(axis=(1, 2))
         return self.head(x if self.head_bias is None else x + self.head_bias)
+
+    @classmethod
+    def from_config(
+        cls, config: ConfigDict, in_channels: int, num_classes: int, rngs: nnx.Rngs
+    ) -> "ResNet":
+        """The network that config.model describes.
+
+        Raises:
+          UserError: an unknown family; see also `cifar` and `preact`.
+        """
+        make: Callable[..., ResNet]
+        if config.family == "cifar":
+            make = partial(cls.cifar, variant=config.variant)
+        elif config.family == "preact":
+            make = partial(cls.preact, stem=config.stem)
+        else:
+            raise choose_from("model.family", config.family, ("cifar", "preact"))
+        return make(
+            config.depth,
+            config.residual,
+            num_classes,
+            width=config.width,
+            in_channels=in_channels,
+            batch_norm=config.batch_norm,
+            alpha_init=config.alpha_init,
+            scan=config.scan,
+            remat=config.remat,
+            dtype=getattr(jnp, config.dtype),
+            rngs=rngs,
+        )
 
     @classmethod
     def cifar(
@@ -161,22 +183,24 @@ class ResNet(nnx.Module):
         blocks = (depth - 2) // 6
         notebook = variant == "notebook"
         default = residual in ("gated", "fixup") and not notebook
+        if residual == "fixup":
+            block: Callable[..., nnx.Module] = PostFixup
+        else:
+            block = ReluInside if residual in ("rezero", "gated") else ReluAfter
         parts = Parts(
+            block,
             residual,
             batch_norm,
             shortcut_norm=not notebook,
             alpha_init=alpha_init,
             kernel_init=None if default else KAIMING_FAN_IN if notebook else KAIMING_FAN_OUT,
             blocks=3 * blocks,
+            scan=scan,
+            remat=remat,
             dtype=dtype,
         )
-        if residual == "fixup":
-            block: Callable[..., nnx.Module] = PostFixup
-        else:
-            block = ReluInside if residual in ("rezero", "gated") else ReluAfter
         return cls(
             parts,
-            block,
             (blocks,) * 3,
             width,
             num_classes,
@@ -184,8 +208,6 @@ class ResNet(nnx.Module):
             stem="cifar",
             activate_stem=True,
             head_init=KAIMING_FAN_IN if notebook else None,
-            scan=scan,
-            remat=remat,
             rngs=rngs,
         )
 
@@ -222,13 +244,19 @@ class ResNet(nnx.Module):
         if stem not in STEMS:
             raise choose_from("stem", stem, STEMS)
         counts = PREACT_BLOCKS[depth]
+        blocks = (
+            (PreFixup, PreFixupBottleneck) if residual == "fixup" else (PreBlock, PreBottleneck)
+        )
         parts = Parts(
+            blocks[depth == 50],
             residual,
             batch_norm,
             shortcut_norm=False,
             alpha_init=alpha_init,
             kernel_init=None,
             blocks=sum(counts),
+            scan=scan,
+            remat=remat,
             dtype=dtype,
         )
         if residual == "zero_gamma":
@@ -237,12 +265,8 @@ class ResNet(nnx.Module):
                 "pre-activation block feeds a ReLU, where a scale of zero would never get a "
                 "gradient: use rezero"
             )
-        blocks = (
-            (PreFixup, PreFixupBottleneck) if residual == "fixup" else (PreBlock, PreBottleneck)
-        )
         return cls(
             parts,
-            blocks[depth == 50],
             counts,
             width,
             num_classes,
@@ -250,7 +274,5 @@ class ResNet(nnx.Module):
             stem=stem,
             activate_stem=False,
             head_init=None,
-            scan=scan,
-            remat=remat,
             rngs=rngs,
         )

@@ -1,4 +1,4 @@
-"""What the blocks of one residual network on images have in common."""
+"""What the parts of one residual network on images have in common."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,27 +21,32 @@ GATED = ("gated", "skipinit", "rezero")
 
 @dataclass(frozen=True)
 class Parts:
-    """Makes the parts of the blocks, the same throughout a network.
+    """Makes the parts of a network: its blocks, and what stem and blocks are made of.
 
     Attributes:
+      block: class of the blocks, called with (in channels, channels, stride, parts, rngs=rngs).
       residual: one of RULES.
       batch_norm: False leaves out every BatchNorm; convolutions then have biases.
       shortcut_norm: whether a shortcut that subsamples has a BatchNorm (post-activation blocks).
       alpha_init: the gate's initial value.
       kernel_init: initial distribution of the convolutions; None is PyTorch's default.
       blocks: number of blocks in the network, for Fixup's initial variance.
+      scan, remat: see `rezero_jax.stack.Stack`; for the equal blocks of a stage.
       dtype: dtype of the computation.
 
     Raises:
       UserError: an unknown rule, or `batch_norm` that contradicts the rule.
     """
 
+    block: Callable[..., nnx.Module]
     residual: str
     batch_norm: bool
     shortcut_norm: bool
     alpha_init: float
     kernel_init: Initializer | None
     blocks: int
+    scan: bool
+    remat: str
     dtype: Any
 
     def __post_init__(self) -> None:
