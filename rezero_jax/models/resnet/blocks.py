@@ -27,7 +27,7 @@ from jaxtyping import Float
 
 from rezero_jax.models.resnet.parts import Parts
 
-Images = Float[Array, "batch height width channels"]
+Images = Float[Array, "batch _height _width _channels"]  # what they map keeps the batch alone
 
 
 class Shortcut(nnx.Module):
