@@ -155,12 +155,7 @@ RULES = ("plain", "residual", *NORMED, *GATES)
 
 
 def make_rule(
-    name: str,
-    features: int,
-    *,
-    alpha_init: float = 0.0,
-    dtype: Any = jnp.float32,
-    rngs: nnx.Rngs,
+    name: str, features: int, *, alpha_init: float = 0.0, dtype: Any = jnp.float32, rngs: nnx.Rngs
 ) -> Rule:
     """The rule called `name`.
 
@@ -184,9 +179,9 @@ def make_rule(
             return Gated(alpha_init)
         case "layerscale":
             return LayerScale(features, alpha_init)
-        case _ if name in NORMED:
-            return NORMED[name](features, dtype=dtype, rngs=rngs)
-    raise choose_from("residual rule", name, RULES)
+    if name not in NORMED:
+        raise choose_from("residual rule", name, RULES)
+    return NORMED[name](features, dtype=dtype, rngs=rngs)
 
 
 def _branch(f: Branch, x: Array, trunk: Array) -> Array:

@@ -48,20 +48,8 @@ TOKENS = jnp.asarray(RNG.integers(11, size=(2, 6)))
 
 def preact(rule, block, counts, rngs):
     """A shallow one: BatchNorm over few pixels, layer after layer, would blow up the rounding."""
-    parts = Parts(
-        block,
-        rule,
-        batch_norm=True,
-        shortcut_norm=False,
-        alpha_init=0.0,
-        kernel_init=None,
-        blocks=sum(counts),
-        scan=True,
-        remat="none",
-        dtype=jnp.float32,
-    )
-    options = {"stem": "cifar", "activate_stem": False, "head_init": None}
-    return ResNet(parts, counts, 2, 10, in_channels=3, rngs=rngs, **options)
+    parts = Parts(block=block, blocks=sum(counts), residual=rule, scan=True)
+    return ResNet(parts, counts, 2, 10, in_channels=3, stem="cifar", activate_stem=False, rngs=rngs)
 
 
 CASES = {  # how a model is made, and what it is called with

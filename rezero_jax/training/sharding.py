@@ -74,22 +74,32 @@ def state_shardings(shapes: Any, mesh: Mesh, spec: ModelSpec, fully_sharded: boo
       UserError: an axis does not divide among the devices along `model`, or there is none to cut.
     """
     params = {path_text(path) for path, _ in jax.tree.leaves_with_path(shapes["params"])}
+    data, model = mesh.shape["data"], mesh.shape["model"]
 
     def place(path: Any, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
-        name = _parameter(path_text(path), params)
+        name, shape = _parameter(path_text(path), params), leaf.shape
         axes: list[str | None] = [None] * leaf.ndim
-        # An optimizer may keep a single number for a parameter.
-        if name is not None and leaf.ndim:
-            if mesh.shape["model"] > 1 and name in spec.model_axes:
-                _cut_by_model(name, leaf.shape, spec.model_axes[name], axes, mesh.shape["model"])
-            if fully_sharded and leaf.size >= FULLY_SHARDED_FROM:
-                _cut_by_data(leaf.shape, axes, mesh.shape["data"], name in spec.stacked_paths)
+        if name is None or not shape:  # an optimizer may keep a single number for a parameter
+            return NamedSharding(mesh, PartitionSpec())
+        axis = spec.model_axes.get(name)
+        if model > 1 and axis is not None:
+            if shape[axis] % model:
+                raise UserError(
+                    f"mesh.model={model} does not divide the {shape[axis]} of axis {axis} of "
+                    f"{name} {shape}; choose a divisor"
+                )
+            axes[axis] = "model"
+        if fully_sharded and leaf.size >= FULLY_SHARDED_FROM:
+            per_layer = range(name in spec.stacked_paths, leaf.ndim)
+            free = [i for i in per_layer if axes[i] is None and shape[i] % data == 0]
+            if free:
+                axes[max(free, key=lambda i: shape[i])] = "data"
         return NamedSharding(mesh, PartitionSpec(*axes))
 
     placed = jax.tree.map_with_path(place, shapes)
-    if mesh.shape["model"] > 1 and not any("model" in s.spec for s in jax.tree.leaves(placed)):
+    if model > 1 and not any("model" in s.spec for s in jax.tree.leaves(placed)):
         raise UserError(
-            f"mesh.model={mesh.shape['model']} finds nothing to cut in this network; set it to 1 "
+            f"mesh.model={model} finds nothing to cut in this network; set it to 1 "
             "(mesh.fully_sharded=True spreads any network's state)"
         )
     return placed
@@ -100,29 +110,6 @@ def _parameter(path: str, params: Collection[str]) -> str | None:
     parts = path.split("/")
     tails = ("/".join(parts[i:]) for i in range(1, len(parts)))
     return next((tail for tail in tails if tail in params), None)
-
-
-def _cut_by_model(
-    name: str, shape: tuple[int, ...], axis: int, axes: list[str | None], count: int
-) -> None:
-    if shape[axis] % count:
-        raise UserError(
-            f"mesh.model={count} does not divide the {shape[axis]} of axis {axis} of {name} "
-            f"{shape}; choose a divisor"
-        )
-    axes[axis] = "model"
-
-
-def _cut_by_data(
-    shape: tuple[int, ...], axes: list[str | None], count: int, is_stacked: bool
-) -> None:
-    free = [
-        axis
-        for axis in range(is_stacked, len(shape))
-        if axes[axis] is None and shape[axis] % count == 0
-    ]
-    if free:
-        axes[max(free, key=lambda axis: shape[axis])] = "data"
 
 
 def device_bytes(tree: Any) -> int:

@@ -1,7 +1,6 @@
 """Residual networks on images: the paper's CIFAR nets and pre-activation nets of ResNet's sizes."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -56,7 +55,7 @@ class ResNet(nnx.Module):
         in_channels: int,
         stem: str,
         activate_stem: bool,
-        head_init: Initializer | None,
+        head_init: Initializer | None = None,
         rngs: nnx.Rngs,
     ):
         if num_classes < 1:
@@ -83,10 +82,8 @@ class ResNet(nnx.Module):
             rngs=rngs,
         )
 
-    def __call__(
-        self, x: Float[Array, "batch height width channels"]
-    ) -> Float[Array, "batch classes"]:
-        """Returns float32 logits.
+    def __call__(self, x: Array) -> Float[Array, "batch classes"]:
+        """Returns float32 logits for images (batch, height, width, channels).
 
         Raises:
           UserError: x is not a batch of images with `in_channels` channels.
@@ -111,11 +108,10 @@ class ResNet(nnx.Module):
         Raises:
           UserError: an unknown family; see also `cifar` and `preact`.
         """
-        make: Callable[..., ResNet]
         if config.family == "cifar":
-            make = partial(cls.cifar, variant=config.variant)
+            make, own = cls.cifar, {"variant": config.variant}
         elif config.family == "preact":
-            make = partial(cls.preact, stem=config.stem)
+            make, own = cls.preact, {"stem": config.stem}
         else:
             raise choose_from("model.family", config.family, ("cifar", "preact"))
         return make(
@@ -129,6 +125,7 @@ class ResNet(nnx.Module):
             scan=config.scan,
             remat=config.remat,
             dtype=getattr(jnp, config.dtype),
+            **own,
             rngs=rngs,
         )
 
@@ -141,13 +138,9 @@ class ResNet(nnx.Module):
         *,
         width: int = 16,
         in_channels: int = 3,
-        batch_norm: bool = True,
         variant: str = "paper",
-        alpha_init: float = 0.0,
-        scan: bool = False,
-        remat: str = "none",
-        dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
+        **options: Any,
     ) -> "ResNet":
         """The network of He et al. for CIFAR-10: three stages of post-activation blocks.
 
@@ -157,18 +150,12 @@ class ResNet(nnx.Module):
           num_classes: number of logits.
           width: channels of the first stage; each later stage has twice as many.
           in_channels: 3 for colour images, 1 for grey ones.
-          batch_norm: False leaves out every BatchNorm, as `fixup` and `skipinit` do anyway.
           variant: "paper", the code behind the paper's table: a BatchNorm in each shortcut that
             subsamples, Kaiming normal convolutions by fan out (PyTorch's default for `gated` and
             for the stem of `fixup`); "notebook", the authors' notebook: none there, Kaiming normal
             by fan in, in the head too.
-          alpha_init: initial gate, where the rule has one.
-          scan, remat: see `rezero_jax.stack.Stack`; for the equal blocks of a stage. On a CPU
-            ResNet-20 takes the same time a step either way; scanned stages compile faster at great
-            depth. As convolutions are no matrix products, remat="dots" does what "full" does where
-            all kernels are 3x3.
-          dtype: dtype of the computation; parameters and logits are float32.
           rngs: source of the initial parameters.
+          **options: batch_norm, alpha_init, scan, remat, dtype: see `Parts`.
 
         Raises:
           UserError: another depth, an unknown rule or variant, or an impossible combination.
@@ -180,24 +167,20 @@ class ResNet(nnx.Module):
             )
         if variant not in VARIANTS:
             raise choose_from("variant", variant, VARIANTS)
-        blocks = (depth - 2) // 6
         notebook = variant == "notebook"
-        default = residual in ("gated", "fixup") and not notebook
+        kernel_init = KAIMING_FAN_IN if notebook else KAIMING_FAN_OUT
         if residual == "fixup":
             block: Callable[..., nnx.Module] = PostFixup
         else:
             block = ReluInside if residual in ("rezero", "gated") else ReluAfter
+        blocks = (depth - 2) // 6
         parts = Parts(
-            block,
-            residual,
-            batch_norm,
-            shortcut_norm=not notebook,
-            alpha_init=alpha_init,
-            kernel_init=None if default else KAIMING_FAN_IN if notebook else KAIMING_FAN_OUT,
+            block=block,
             blocks=3 * blocks,
-            scan=scan,
-            remat=remat,
-            dtype=dtype,
+            residual=residual,
+            shortcut_norm=not notebook,
+            kernel_init=None if residual in ("gated", "fixup") and not notebook else kernel_init,
+            **options,
         )
         return cls(
             parts,
@@ -221,20 +204,16 @@ class ResNet(nnx.Module):
         width: int = 64,
         in_channels: int = 3,
         stem: str = "cifar",
-        batch_norm: bool = True,
-        alpha_init: float = 0.0,
-        scan: bool = False,
-        remat: str = "none",
-        dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
+        **options: Any,
     ) -> "ResNet":
         """Four stages of pre-activation blocks, as in the paper's table; PyTorch's default init.
 
         Args:
           depth: 18 or 34 (two 3x3 convolutions a block), 50 (bottleneck blocks).
           stem: "cifar" keeps the resolution; "imagenet" lowers it four times, for large images.
-          residual, num_classes, width, in_channels, batch_norm, alpha_init, scan, remat, dtype,
-            rngs: see `cifar`; `zero_gamma` does not exist here.
+          residual, num_classes, width, in_channels, rngs, **options: see `cifar`; `zero_gamma`
+            does not exist here.
 
         Raises:
           UserError: another depth, an unknown rule or stem, or an impossible combination.
@@ -243,28 +222,17 @@ class ResNet(nnx.Module):
             raise choose_from("depth", depth, map(str, PREACT_BLOCKS))
         if stem not in STEMS:
             raise choose_from("stem", stem, STEMS)
-        counts = PREACT_BLOCKS[depth]
-        blocks = (
-            (PreFixup, PreFixupBottleneck) if residual == "fixup" else (PreBlock, PreBottleneck)
-        )
-        parts = Parts(
-            blocks[depth == 50],
-            residual,
-            batch_norm,
-            shortcut_norm=False,
-            alpha_init=alpha_init,
-            kernel_init=None,
-            blocks=sum(counts),
-            scan=scan,
-            remat=remat,
-            dtype=dtype,
-        )
         if residual == "zero_gamma":
             raise UserError(
                 "zero_gamma needs a branch that ends in a BatchNorm; the last one of a "
                 "pre-activation block feeds a ReLU, where a scale of zero would never get a "
                 "gradient: use rezero"
             )
+        counts = PREACT_BLOCKS[depth]
+        blocks = (
+            (PreFixup, PreFixupBottleneck) if residual == "fixup" else (PreBlock, PreBottleneck)
+        )
+        parts = Parts(block=blocks[depth == 50], blocks=sum(counts), residual=residual, **options)
         return cls(
             parts,
             counts,
@@ -273,6 +241,5 @@ class ResNet(nnx.Module):
             in_channels=in_channels,
             stem=stem,
             activate_stem=False,
-            head_init=None,
             rngs=rngs,
         )
