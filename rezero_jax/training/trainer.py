@@ -84,9 +84,7 @@ class Trainer:
         self._whole = sharding.replicated(self.mesh)
         init = partial(init_state, make, optimizer)
         shapes = jax.eval_shape(init, jax.random.key(0))
-        placed = sharding.state_shardings(
-            shapes, self.mesh, self.spec.stacked_paths, config.mesh.fully_sharded
-        )
+        placed = sharding.state_shardings(shapes, self.mesh, self.spec, config.mesh.fully_sharded)
         self.shapes = jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
             shapes,
