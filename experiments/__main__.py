@@ -28,7 +28,7 @@ from experiments.report import Experiment, write_report
 from experiments.results import Made
 from experiments.running import Stopped, execute
 from rezero_jax.analysis import command
-from rezero_jax.analysis.plots.theme import styled
+from rezero_jax.analysis.plots.theme import themed
 from rezero_jax.errors import UserError, choose_from
 from rezero_jax.runs.folder import device, environment
 from rezero_jax.runs.reader import Run
@@ -199,7 +199,7 @@ def _write(name: str, jobs: Sequence[Job], folder: Path, args: argparse.Namespac
         [job.shown for job in jobs],
     )
     results = replace(results, made=made)
-    drawing.save(styled(experiment.plot)(results), folder, name)
+    drawing.save(themed(experiment.plot)(results), folder, name)
     results.write(folder)
     write_report(folder, args.scale, EXPERIMENTS)
     print(f"{name}: {folder / name}.json, .csv, .png, .svg", flush=True)

@@ -57,7 +57,7 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
             none = (None,) * len(group)
             rows.append(make(setting, "mean |alpha| at the end", none, missing="diverged"))
             continue
-        found = [Gates.of(run) for run in group]
+        found = [Gates.of_run(run) for run in group]
         ends = [np.abs(gates.alphas[-1]) for gates in found]
         layers = len(ends[0])
         rows += [

@@ -3,7 +3,7 @@
 Prints one page on the network of the newest checkpoint, on the first examples of the run's own
 evaluation data: how signals and gradients grow with depth, which gates have opened, which layers
 idle, and how the Jacobian stretches. Draws the same, with every gate by layer and step, to
-diagnosis.png in the run folder. Only reads otherwise, also while the run goes on.
+diagnosis.png in the run folder. Only reads otherwise, also while the run continues.
 """
 
 import sys
@@ -50,7 +50,7 @@ def _diagnose(workdir: str, out: str | None) -> None:
         f"{workdir} after {step:,} updates, means over {examples} examples",
     )
     run = Run.read(workdir)
-    gates = Gates.of(run) if run.lines and run.alphas()[1].size else None
+    gates = Gates.of_run(run) if run.lines and run.alphas()[1].size else None
     save(plot_diagnosis(diagnosis, gates), picture)
     print(f"{diagnosis}\n\ndrawn in {picture}")
 

@@ -1,17 +1,18 @@
-"""Runs side by side, as Markdown: `python -m rezero_jax.analysis.table WORKDIR [WORKDIR ...]`.
+"""A Markdown table that compares runs: `python -m rezero_jax.analysis.table WORKDIR [WORKDIR ...]`.
 
-Prints the mean training loss of chosen epochs and the epochs until chosen losses are reached, or
-the same of test accuracy, or of a text's bits per byte by steps, one row per setting, with the mean
-and the range over the runs that differ in the seed alone.
+Shows the mean training loss of chosen epochs and the epochs until chosen losses are reached. With
+--accuracy it shows test accuracy instead, and with --bits_per_byte a language model's bits per byte
+by step. A row is a setting: the mean and the range over the runs that differ only in the seed.
 """
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from rezero_jax.analysis import command
 from rezero_jax.analysis.statistics import Estimate
+from rezero_jax.formatting import markdown_table, number
 from rezero_jax.runs.reader import Run, by_label
 
 
@@ -107,28 +108,26 @@ def _table(
 ) -> str:
     """A row for each setting: its name, the number of its runs, and the cells of these runs."""
     rows = [[name, len(group), *cells(group)] for name, group in by_label(runs).items()]
-    return markdown([["run", "seeds", *columns], *rows])
-
-
-def markdown(rows: Iterable[Sequence[object]]) -> str:
-    """Rows, the first of them the head, as a Markdown table."""
-    head, *body = rows
-    lines = [[str(cell).replace("|", r"\|") for cell in row] for row in (head, *body)]
-    lines.insert(1, ["---"] * len(lines[0]))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table([["run", "seeds", *columns], *rows])
 
 
 def _cell(values: Sequence[float | None], confidence: float | None = None, digits: int = 2) -> str:
+    """The mean of a group and its range or interval, with so many digits after the point."""
+
+    def text(value: float) -> str:
+        # Losses of a network that fits its data need more: 0.0021 is not 0.00.
+        return number(value, 2) if digits and abs(value) < 0.1 else f"{value:.{digits}f}"
+
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return "not reached" if not known else f"{len(known)} of {len(values)} reached"
-    mean = f"{np.mean(known):.{digits}f}"
+    mean = text(float(np.mean(known)))
     if len(known) == 1:
         return mean
     if confidence is None:
-        return f"{mean} ({min(known):.{digits}f}-{max(known):.{digits}f})"
+        return f"{mean} ({text(min(known))}-{text(max(known))})"
     low, high = Estimate.of(known).interval(confidence)
-    return f"{mean} [{low:.{digits}f}, {high:.{digits}f}]"
+    return f"{mean} [{text(low)}, {text(high)}]"
 
 
 def main(argv: Sequence[str]) -> int:

@@ -68,5 +68,3 @@ def read_metrics(folder: str | Path) -> list[dict[str, float]]:
         except json.JSONDecodeError:
             break
     return lines
-
-
