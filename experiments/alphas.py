@@ -14,8 +14,9 @@ from scipy.stats import spearmanr
 from experiments import drawing, transformer12, transformer_deep
 from experiments.jobs import Job
 from experiments.published import curve
-from experiments.results import Claim, Curve, Results, Row, number
+from experiments.results import Claim, Curve, Results, Row
 from rezero_jax.analysis.gates import Gates
+from rezero_jax.formatting import number
 from rezero_jax.runs.reader import Run
 
 TITLE = "Trajectories of the gates"
@@ -161,8 +162,8 @@ def plot(results: Results) -> Figure:
         axis.set(title=setting, xlabel="update", ylabel="layer")
         means = Curve(drawn.x, gates.mean(1).tolist())
         drawing.line(axes[-1], means, setting, colour)
-        crosses = curve("alphas", setting, "mean |alpha| after iteration")
-        drawing.points(axes[-1], [point for point in crosses if point[0] <= drawn.x[-1]], colour)
+        figure_8 = curve("alphas", setting, "mean |alpha| after iteration")
+        drawing.crosses(axes[-1], figure_8, colour, until=drawn.x[-1])
     axes[-1].set(xlabel="update", ylabel="mean |alpha|", yscale="log", title="means")
     axes[-1].legend(fontsize=8)
     return figure

@@ -7,8 +7,9 @@ from matplotlib.figure import Figure
 
 from experiments import drawing, resnet, spectra, transformer_deep
 from experiments.jobs import Job
-from experiments.results import Claim, Curve, Results, Row, find, number
+from experiments.results import Claim, Curve, Results, Row, find
 from experiments.spectra import BIN, FLOOR, logs, mode
+from rezero_jax.formatting import number
 from rezero_jax.runs.reader import Run
 
 TITLE = "Singular values of the input-output Jacobian"

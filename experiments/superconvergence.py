@@ -12,13 +12,14 @@ from experiments.published import curve
 from experiments.results import Claim, Curve, Results, Row, quoted
 from rezero_jax.runs.reader import Run
 
-TITLE = "Super-convergence of PreAct-ResNet-18 on CIFAR-10"
+TITLE = "Super-convergence of a pre-activation ResNet"
 SOURCE = "UAI section 4, SUP E.2"
 SEEDS = 1
 SETTING = {
-    "paper": "One cycle of rate (to 1.2) and momentum, batches of 512: 45 epochs of ReZero, 65 of "
-    "the baseline without gates.",
-    "cpu": "Reduced: width 16 in place of 64, batches of 128, the whole cycle in 300 updates.",
+    "paper": "PreAct-ResNet-18 on CIFAR-10: one cycle of rate (to 1.2) and momentum, batches of "
+    "512: 45 epochs of ReZero, 65 of the baseline without gates.",
+    "cpu": "Reduced: PreAct-ResNet-18 on CIFAR-10 with width 16 in place of 64, batches of 128, "
+    "the whole cycle in 300 updates.",
     "smoke": "Reduced: width 2, scikit-learn's digits, one epoch.",
 }
 
@@ -102,8 +103,8 @@ def plot(results: Results) -> Figure:
         if setting in tested:
             drawn = results.curves[f"{setting}, test"]
             drawing.line(axes[1], drawn, setting, colour)
-            crosses = curve("superconvergence", setting, "accuracy % after epoch")
-            drawing.points(axes[1], [point for point in crosses if point[0] <= drawn.x[-1]], colour)
+            logged = curve("superconvergence", setting, "accuracy % after epoch")
+            drawing.crosses(axes[1], logged, colour, until=drawn.x[-1])
     losses = [results.curves[setting].y for setting in RULES if setting in results.curves]
     highest = max(y for ys in losses for y in ys)
     axes[0].set(xlabel="epoch", ylabel="training cross entropy (nats)")

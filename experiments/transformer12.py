@@ -9,18 +9,20 @@ from matplotlib.figure import Figure
 from experiments import drawing
 from experiments.jobs import Job
 from experiments.published import curve, published
-from experiments.results import Claim, Curve, Results, Row, find, number, quoted
+from experiments.results import Claim, Curve, Results, Row, find, quoted
+from rezero_jax.formatting import number
 from rezero_jax.runs.reader import Run
 
-TITLE = "12-layer Transformers: iterations to a target"
+TITLE = "Transformers under six rules: iterations to a target"
 SOURCE = "SUP Table 1, UAI Figure 7"
 SEEDS = 1
 TARGETS = {"paper": 1.2, "cpu": 3.45, "smoke": 4.0}  # bits per byte, on the validation split
 SETTING = {
-    "paper": "enwik8, width 512, 512 bytes, batches of 1,080, LAMB 0.016; the target is 1.2 bits "
-    "per byte, looked for once an epoch (163 iterations).",
-    "cpu": "Reduced: width 128, 16 times 128 bytes, 500 iterations, another text; the target is "
-    "3.45 bits per byte on 32 KiB of validation text, looked for every 25 iterations.",
+    "paper": "12 layers, enwik8, width 512, 512 bytes, batches of 1,080, LAMB 0.016; the target "
+    "is 1.2 bits per byte, looked for once an epoch (163 iterations).",
+    "cpu": "Reduced: 12 layers of width 128, 16 times 128 bytes, 500 iterations, another text; "
+    "the target is 3.45 bits per byte on 32 KiB of validation text, looked for every 25 "
+    "iterations.",
     "smoke": "Reduced: 2 layers of width 16, 20 iterations; the target is 4 bits per byte.",
 }
 
@@ -141,10 +143,10 @@ def plot(results: Results) -> Figure:
             drawing.line(axis, results.curves[setting], setting, colour)
             if results.scale == "paper":
                 read_off = curve("transformer12", setting, "bits per byte after")
-                drawing.points(axis, read_off, colour)
+                drawing.crosses(axis, read_off, colour)
     if results.scale == "paper":
         for label in LABELLED:
-            drawing.points(axis, curve("transformer12", label, "bits per byte after"), "#999999")
+            drawing.crosses(axis, curve("transformer12", label, "bits per byte after"), "#999999")
     axis.axhline(TARGETS[results.scale], color="#888888", lw=0.8, ls=":")
     values = [y for drawn in results.curves.values() for y in drawn.y if y is not None]
     axis.set_ylim(min(*values, TARGETS[results.scale]) - 0.1, min(max(values) + 0.1, 8))

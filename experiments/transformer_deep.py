@@ -8,17 +8,19 @@ from matplotlib.figure import Figure
 
 from experiments import drawing, transformer12
 from experiments.jobs import TEST, Job
-from experiments.results import Claim, Curve, Results, Row, find, number
+from experiments.results import Claim, Curve, Results, Row, find
+from rezero_jax.formatting import number
 from rezero_jax.runs.reader import Run
 
-TITLE = "Transformers of 64 and 128 layers"
+TITLE = "Deep Transformers"
 SOURCE = "UAI Table 3"
 SEEDS = 1
 SETTING = {
-    "paper": "enwik8, width 256, 512 bytes, batches of 304 (64 layers) and 144 (128), LAMB "
-    "0.0005 sqrt(batch), 100 epochs; bits per byte on the test split.",
-    "cpu": "Reduced: the authors' notebook (width 128, 50 times 35 bytes, Adagrad 0.01), 200 "
-    "updates, another text; bits per byte on the first 17,500 bytes of the test split.",
+    "paper": "enwik8, width 256, 512 bytes, batches of 304 (64 layers) and 144 (128), LAMB 0.0005"
+    " sqrt(batch), 100 epochs; bits per byte on the test split.",
+    "cpu": "Reduced: 64 and 128 layers of the authors' notebook (width 128, 50 times 35 bytes, "
+    "Adagrad 0.01), 200 updates, another text; bits per byte on the first 17,500 bytes of the "
+    "test split.",
     "smoke": "Reduced: 2 layers of width 16, 20 updates.",
 }
 

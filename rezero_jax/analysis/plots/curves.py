@@ -11,10 +11,10 @@ from matplotlib.ticker import MaxNLocator
 from rezero_jax.analysis.plots.figures import draw_gates, plot_times
 from rezero_jax.analysis.plots.theme import (
     COLOURS,
-    plot_line,
     legend,
     line_styles,
     plain_ticks,
+    plot_line,
     save,
     themed,
 )

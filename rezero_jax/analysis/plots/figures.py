@@ -12,10 +12,10 @@ from rezero_jax.analysis.diagnosis import Diagnosis
 from rezero_jax.analysis.gates import Gates
 from rezero_jax.analysis.plots.theme import (
     COLOURS,
-    plot_line,
     legend,
     line_styles,
     plain_ticks,
+    plot_line,
     themed,
     wrap,
 )

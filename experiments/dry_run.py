@@ -1,8 +1,8 @@
-"""What experiments would cost: floating-point operations and time, before anything is run."""
+"""The dry run: what experiments would cost in operations and time, before anything is run."""
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,15 +11,66 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.jobs import Job, State
+from experiments.jobs import Job, Status, status
 from rezero_jax.data import Dataset, ResidentSplit, Text, TextSplit
+from rezero_jax.formatting import duration
 from rezero_jax.runs.reader import Run
 from rezero_jax.training.cost import Accelerator
-from rezero_jax.training.plan import usual_seconds
+from rezero_jax.training.plan import USUAL, usual_seconds
 from rezero_jax.training.trainer import Trainer
 
 IMAGES = (50_000, 10_000)  # of CIFAR-10, to train on and to test
 SIZE = 2048  # of the matrices whose product is timed
+
+
+def print_costs(jobs: Mapping[str, Sequence[Job]], runs: Path, chip: Accelerator | None) -> None:
+    """Prints every run of each experiment with its status, operations and time.
+
+    Args:
+      jobs: of each experiment.
+      runs: the folder that holds their run folders.
+      chip: what they would run on; None for this machine, whose rate is measured.
+    """
+    estimator = Estimator(chip)
+    form = "{:<17} {:<36} {:<10} {:>9} {:>10} {:>17}"
+    print(form.format("", "run", "status", "updates", "FLOPs", "time"))
+    total, seen = 0.0, set[str]()
+    for name, group in jobs.items():
+        seconds = operations = 0.0
+        for job in group:
+            done = status(job, runs / job.name)
+            cost = estimator.cost(job, runs / job.name, done)
+            told = done.kind if done.kind != "begun" else f"at {done.step:,}"
+            flops = cost.updates * cost.flops
+            print(
+                form.format(
+                    name, job.name, told, f"{cost.updates:,}", f"{flops:.2g}", _time(cost.seconds)
+                ),
+                flush=True,
+            )
+            if chip or not done.is_over:
+                operations += flops
+                seconds += cost.seconds
+                total += cost.seconds * (job.name not in seen)
+                seen.add(job.name)
+        what = "together" if chip else "left"
+        print(form.format(name, what, "", "", f"{operations:.2g}", _time(seconds)) + "\n")
+    where = estimator.chip.kind
+    print(f"all, each run once: {_time(total)} on one {where}" if chip else f"left: {_time(total)}")
+    rate = f"{estimator.chip.float32:.3g} FLOP/s"
+    print(
+        f"Times are those of the updates alone, at {USUAL:.0%} of {rate}, "
+        + (
+            f"the peak of {where} on float32; small networks are bound by latency and take longer."
+            if chip
+            else "that of a matrix product here; a run that has begun continues at its own rate; "
+            "of one that is done it is the time that it took."
+        )
+    )
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 3600:.2g} h" if seconds >= 36000 else duration(seconds)
 
 
 class Cost(NamedTuple):
@@ -49,10 +100,10 @@ class Estimator:
         self._is_here = chip is None
         self._flops: dict[str, int] = {}
 
-    def cost(self, job: Job, folder: Path, done: State) -> Cost:
+    def cost(self, job: Job, folder: Path, done: Status) -> Cost:
         """The cost of what is left of a job, or of one that is over the time it took.
 
-        On this machine a run that has begun goes on at its own rate; otherwise the time is that
+        On this machine a run that has begun continues at its own rate; otherwise the time is that
         of the operations at a usual share of the peak, as by `train.py --plan`.
         """
         config = job.load()
