@@ -112,17 +112,17 @@ def loop_overhead(depth: int, pairs: int) -> list[float]:
     config.checkpoint.every_steps = config.train.steps
     dataset = random_images()
     program = Trainer(config, dataset)
-    group = config.train.steps_per_dispatch
+    dispatch = config.train.steps_per_dispatch
     ratios = []
     for _ in range(pairs + 1):
         state, batches = program.init(), program.batches(0)
-        state, _ = program.train_steps(state, list(islice(batches, group)))
+        state, _ = program.train_steps(state, list(islice(batches, dispatch)))
         jax.block_until_ready(state)
         started = time.perf_counter()
-        for _ in range(count // group - 1):
-            state, report = program.train_steps(state, list(islice(batches, group)))
+        for _ in range(count // dispatch - 1):
+            state, report = program.train_steps(state, list(islice(batches, dispatch)))
         jax.block_until_ready((state, report))
-        bare = (time.perf_counter() - started) / (count - group)
+        bare = (time.perf_counter() - started) / (count - dispatch)
         with tempfile.TemporaryDirectory() as folder:
             loop.train(config, folder, dataset)
             rates = [line["examples_per_second"] for line in read_metrics(folder)]

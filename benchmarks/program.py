@@ -15,12 +15,12 @@ def serve_training(config: ConfigDict, dataset: Dataset | Text) -> None:
     """Serves timings of updates, `train.steps_per_dispatch` of them in one dispatch."""
     program = Trainer(config, dataset)
     state, batches = program.init(), program.batches(0)
-    group = config.train.steps_per_dispatch
+    dispatch = config.train.steps_per_dispatch
 
     def steps(count: int) -> None:
         nonlocal state
-        for start in range(0, count, group):
-            many = list(islice(batches, min(group, count - start)))
+        for start in range(0, count, dispatch):
+            many = list(islice(batches, min(dispatch, count - start)))
             state, report = program.train_steps(state, many)
         jax.block_until_ready((state, report))
 

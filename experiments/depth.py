@@ -33,6 +33,11 @@ SHORT = (
     "log.every_steps=5",
 )
 CHANCE = math.log(10)  # nats, of a net that tells nothing
+NOTES = (
+    "The paper says that such nets were trained on one laptop, and gives no loss; the authors' "
+    "notebook holds the 10,000-layer net without its output. Losses and training accuracies "
+    "are means over the last tenth of the run.",
+)
 
 
 def name(depth: int) -> str:
@@ -65,12 +70,12 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
     """What each depth comes to, and how far its gates have moved."""
     deepest, make = name(DEPTHS[scale][-1]), partial(Row, reduced=scale != "paper")
     rows, curves = [], {}
-    for setting, group in runs.items():
-        finals = [run.final() for run in group]
+    for setting, seeds in runs.items():
+        finals = [run.final() for run in seeds]
         parameters = tuple(float(final["parameters"]) for final in finals)
-        losses = tuple(_late(run, "train/loss") for run in group)
-        accuracies = tuple(100 * _late(run, "train/accuracy") for run in group)
-        gates = tuple(float(np.abs(run.alphas()[1][-1]).mean()) for run in group)
+        losses = tuple(_late(run, "train/loss") for run in seeds)
+        accuracies = tuple(100 * _late(run, "train/accuracy") for run in seeds)
+        gates = tuple(float(np.abs(run.alphas()[1][-1]).mean()) for run in seeds)
         rows += [
             Row(setting, "parameters", parameters),
             make(setting, "training loss at the end", losses, setting == deepest),
@@ -79,7 +84,7 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
             make(setting, "test accuracy %", tuple(100 * f["eval/accuracy"] for f in finals)),
             make(setting, "mean |alpha| at the end", gates),
         ]
-        curves[setting] = Curve.of_runs([run.series("train/loss") for run in group])
+        curves[setting] = Curve.of_runs([run.series("train/loss") for run in seeds])
     loss = find(rows, deepest, "training loss at the end").mean
     accuracy = find(rows, deepest, "training accuracy % at the end").mean
     assert loss is not None
@@ -117,12 +122,3 @@ def plot(results: Results) -> Figure:
     right.set_xticks(depths, map(str, depths))
     right.minorticks_off()
     return figure
-
-
-def section(results: Results) -> list[str]:
-    """What to know in reading the numbers."""
-    return [
-        "The paper says that such nets were trained on one laptop, and gives no loss; the authors' "
-        "notebook holds the 10,000-layer net without its output. Losses and training accuracies "
-        "are means over the last tenth of the run.",
-    ]

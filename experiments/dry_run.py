@@ -35,9 +35,9 @@ def print_costs(jobs: Mapping[str, Sequence[Job]], runs: Path, chip: Accelerator
     form = "{:<17} {:<36} {:<10} {:>9} {:>10} {:>17}"
     print(form.format("", "run", "status", "updates", "FLOPs", "time"))
     total, seen = 0.0, set[str]()
-    for name, group in jobs.items():
+    for name, needed in jobs.items():
         seconds = operations = 0.0
-        for job in group:
+        for job in needed:
             done = status(job, runs / job.name)
             cost = estimator.cost(job, runs / job.name, done)
             told = done.kind if done.kind != "begun" else f"at {done.step:,}"

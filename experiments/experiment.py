@@ -29,6 +29,10 @@ class Experiment(Protocol):
     def SETTING(self) -> Mapping[str, str]:
         """By scale, what is run, in a sentence or two."""
 
+    @property
+    def NOTES(self) -> Sequence[str]:
+        """Paragraphs on how to read the numbers."""
+
     def runs(self, scale: str) -> list[Job]:
         """The runs it needs, without their seeds."""
 
@@ -37,6 +41,3 @@ class Experiment(Protocol):
 
     def plot(self, results: Results) -> Figure:
         """The plot of them."""
-
-    def section(self, results: Results) -> list[str]:
-        """Paragraphs of plain text that go with them."""

@@ -26,6 +26,11 @@ RULES = {"FC": "plain", "FC + Norm": "norm", "FC + Res": "residual", "FC + ReZer
 OURS, PLAIN, RES = "FC + ReZero", "FC", "FC + Res"
 TARGETS = ("1.2", "0.8", "0.4", "0.2", "0.1", "0.06")  # nats, as published.csv writes them
 EPOCHS = (1, 2, 5, 10, 15, 20, 50, 100, 150, 200)
+NOTES = (
+    "Epochs to a loss are interpolated between two epochs, log-linearly. The paper has no "
+    "table of them: its numbers are read off the figure, in which the printed 7 to 15 times "
+    "are 5.5 to 11.3 times.",
+)
 
 
 def runs(scale: str) -> list[Job]:
@@ -44,11 +49,11 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
     """Epochs to each loss, alone and over ReZero's, and the losses of some epochs."""
     reduced = scale == "smoke"  # and at the scale cpu cut short, which changes no number
     rows, ratios, slower = [], [], []
-    losses = {setting: [run.epoch_losses() for run in group] for setting, group in runs.items()}
+    losses = {setting: [run.epoch_losses() for run in seeds] for setting, seeds in runs.items()}
     for target in TARGETS:
         reached = {
-            setting: tuple(run.time_to("loss", float(target)) for run in group)
-            for setting, group in runs.items()
+            setting: tuple(run.time_to("loss", float(target)) for run in seeds)
+            for setting, seeds in runs.items()
         }
         for setting, epochs in reached.items():
             headline = target == "1.2" and setting in (PLAIN, OURS)
@@ -65,10 +70,10 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
             ratios += [row.mean] if row.mean else []
         pairs = zip(reached[RES], reached[PLAIN], strict=True)
         slower += [res / plain for res, plain in pairs if res and plain]
-    for setting, group in losses.items():
+    for setting, seeds in losses.items():
         for epoch in EPOCHS:
-            if all(len(loss) >= epoch for loss in group):
-                values = tuple(float(loss[epoch - 1]) for loss in group)
+            if all(len(loss) >= epoch for loss in seeds):
+                values = tuple(float(loss[epoch - 1]) for loss in seeds)
                 rows.append(Row(setting, f"loss of epoch {epoch}", values, reduced=reduced))
     claims = [
         Claim(
@@ -89,8 +94,8 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
         ),
     ]
     curves = {
-        setting: Curve.of_runs([(range(1, len(loss) + 1), loss) for loss in group])
-        for setting, group in losses.items()
+        setting: Curve.of_runs([(range(1, len(loss) + 1), loss) for loss in seeds])
+        for setting, seeds in losses.items()
     }
     return Results("fc", scale, rows, claims, curves)
 
@@ -112,12 +117,3 @@ def plot(results: Results) -> Figure:
     plain_ticks(axis)
     axis.legend(title="lines ours, crosses the paper's" if crossed else None)
     return figure
-
-
-def section(results: Results) -> list[str]:
-    """What to know in reading the numbers."""
-    return [
-        "Epochs to a loss are interpolated between two epochs, log-linearly. The paper has no "
-        "table of them: its numbers are read off the figure, in which the printed 7 to 15 times "
-        "are 5.5 to 11.3 times.",
-    ]

@@ -74,7 +74,7 @@ def _summary(found: Found) -> str:
         verdicts = [_verdict(claim)[0] for claim in results.claims]
         count = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(sorted(verdicts)))
         head = (
-            f'<tr class="group"><th colspan="4"><a href="#{name}">{escape(experiment.TITLE)}</a>'
+            f'<tr class="head"><th colspan="4"><a href="#{name}">{escape(experiment.TITLE)}</a>'
             f"{f' <small>claims: {count}</small>' if count else ''}</th></tr>"
         )
         rows = [
@@ -107,7 +107,7 @@ def _section(folder: Path, name: str, experiment: Experiment, results: Results) 
             f'<figure><img alt="{escape(experiment.TITLE)}, plotted" '
             f'src="data:image/svg+xml;base64,{picture}"></figure>',
             f"<ul>{claims}</ul>" if claims else "",
-            *(f"<p>{escape(text)}</p>" for text in experiment.section(results)),
+            *(f"<p>{escape(text)}</p>" for text in experiment.NOTES),
             _rows(results),
             f"<details><summary>Commands</summary><pre>{commands}</pre></details>"
             if commands
@@ -121,7 +121,7 @@ def _rows(results: Results) -> str:
     """All rows, those of a quantity together."""
     bodies = []
     for quantity in dict.fromkeys(row.quantity for row in results.rows):
-        head = f'<tr class="group"><th colspan="4">{escape(quantity)}</th></tr>'
+        head = f'<tr class="head"><th colspan="4">{escape(quantity)}</th></tr>'
         rows = [_cells(r.setting, r, results) for r in results.rows if r.quantity == quantity]
         bodies.append(f"<tbody>{head}{''.join(rows)}</tbody>")
     return _table("setting", bodies)

@@ -39,6 +39,12 @@ LOWER = {  # whether ReZero ends with a lower error than the vanilla net in the 
     "PreAct-ResNet-50": True,
 }
 CURVE = (1, 2, 5, 10, 20, 50, 101, 150, 151)  # epochs of Figure 6
+NOTES = (
+    "The error is that of the last epoch, on the test set, as the authors' code evaluates; the "
+    "paper does not say whether it reports the last epoch or the best. Epochs to 80 % are the "
+    "first epoch that ends at an accuracy of 80 % or more. Crosses in the plot are Figure 6, "
+    "of ResNet-110.",
+)
 
 
 def runs(scale: str) -> list[Job]:
@@ -79,18 +85,18 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
     """The columns of the table, and the errors of Figure 6."""
     rows, errors, epochs = [], {}, {}
     curves = {}
-    for setting, group in runs.items():
+    for setting, seeds in runs.items():
         net, _, scheme = setting.partition(" + ")
         of = setting if scale == "paper" else "ResNet-56" + " + " * bool(scheme) + scheme
         make = partial(Row, reduced=scale != "paper", against=of, missing="diverged")
-        found = [_errors(run) for run in group]
+        found = [_errors(run) for run in seeds]
         headline = scheme in ("", "ReZero")
-        ends = [None if run.diverged else e[max(e)] for run, e in zip(group, found, strict=True)]
+        ends = [None if run.diverged else e[max(e)] for run, e in zip(seeds, found, strict=True)]
         errors[setting] = make(setting, "error %", tuple(ends), headline)
-        times = tuple(run.time_to("accuracy", 0.8) for run in group)
+        times = tuple(run.time_to("accuracy", 0.8) for run in seeds)
         epochs[setting] = make(setting, "epochs to 80 %", times, missing="not reached")
         losses = tuple(
-            None if run.diverged else 1000 * float(run.epoch_losses()[-1]) for run in group
+            None if run.diverged else 1000 * float(run.epoch_losses()[-1]) for run in seeds
         )
         rows += [errors[setting], epochs[setting], make(setting, "training loss x 1000", losses)]
         if scheme:
@@ -165,13 +171,3 @@ def plot(results: Results) -> Figure:
         plain_ticks(axis)
         axis.legend(title="crosses: the paper's ResNet-110" if crossed else None)
     return figure
-
-
-def section(results: Results) -> list[str]:
-    """What to know in reading the numbers."""
-    return [
-        "The error is that of the last epoch, on the test set, as the authors' code evaluates; the "
-        "paper does not say whether it reports the last epoch or the best. Epochs to 80 % are the "
-        "first epoch that ends at an accuracy of 80 % or more. Crosses in the plot are Figure 6, "
-        "of ResNet-110.",
-    ]

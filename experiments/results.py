@@ -17,20 +17,9 @@ from rezero_jax.formatting import number
 from rezero_jax.runs.folder import write_json
 
 COLUMNS = (  # of the CSV files
-    "experiment",
-    "scale",
-    "setting",
-    "quantity",
-    "ours",
-    "ours_standard_error",
-    "runs",
-    "runs_with_the_number",
-    "reduced",
-    "paper_setting",
-    "paper",
-    "paper_standard_error",
-    "source",
-    "difference",
+    *("experiment", "scale", "setting", "quantity", "ours", "ours_standard_error", "runs"),
+    *("runs_with_the_number", "reduced", "paper_setting", "paper", "paper_standard_error"),
+    *("source", "difference"),
 )
 
 

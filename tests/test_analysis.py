@@ -18,14 +18,14 @@ from rezero_jax.runs.reader import Run, Times, epochs_to, first_at, labels, time
 def make_run(folder, losses, depth=2, **config):
     """A run with one line an epoch, whose gates after epoch e are e, 2 e, ..."""
     folder.mkdir()
-    groups = {"seed": 0, "data.name": "digits", "model.residual": "rezero", "model.width": 8}
+    fields = {"seed": 0, "data.name": "digits", "model.residual": "rezero", "model.width": 8}
     nested = {}
-    for key, value in (groups | {"model.depth": depth} | config).items():
+    for key, value in (fields | {"model.depth": depth} | config).items():
         *parents, last = key.split(".")
-        group = nested
+        section = nested
         for parent in parents:
-            group = group.setdefault(parent, {})
-        group[last] = value
+            section = section.setdefault(parent, {})
+        section[last] = value
     (folder / "config.json").write_text(json.dumps(nested))
     with (folder / "metrics.jsonl").open("w") as file:
         for epoch, loss in enumerate(losses, 1):
@@ -106,7 +106,7 @@ def test_times_to_a_target_and_their_estimate(tmp_path):
         Run.read(make_run(tmp_path / "c", [9.0], **{"model.residual": "norm"})),
     ]
     times = times_to(runs, "loss", 2.0)
-    assert {label: group.seeds for label, group in times.items()} == {
+    assert {label: reached.seeds for label, reached in times.items()} == {
         "residual=rezero": [1.5, 1.0],  # log-linear from 4 to 1: halfway at 2
         "residual=norm": [None],
     }

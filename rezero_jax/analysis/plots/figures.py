@@ -178,17 +178,19 @@ def plot_times(times: Mapping[str, Times], xlabel: str, confidence: float = 0.95
     lines = sum(1.5 + name.count("\n") for name in names)
     figure = Figure(figsize=(5.5, 0.9 + 0.2 * lines))
     axis = figure.subplots()
-    for row, (style, group) in enumerate(zip(line_styles(len(times)), times.values(), strict=True)):
-        known = [time for time in group.seeds if time is not None]
+    for row, (style, reached) in enumerate(
+        zip(line_styles(len(times)), times.values(), strict=True)
+    ):
+        known = [time for time in reached.seeds if time is not None]
         points = {"color": style["color"], "marker": style["marker"], "linestyle": ""}
         axis.plot(known, [row] * len(known), **points, markerfacecolor="none")
-        if group.estimate is None:
-            names[row] += f"\n{len(known)} of {len(group.seeds)} got there"
+        if reached.estimate is None:
+            names[row] += f"\n{len(known)} of {len(reached.seeds)} got there"
             continue
-        mean = group.estimate.mean
+        mean = reached.estimate.mean
         axis.plot([mean], [row], **points, markersize=6)
-        if group.estimate.count > 1:
-            low, high = group.estimate.interval(confidence)
+        if reached.estimate.count > 1:
+            low, high = reached.estimate.interval(confidence)
             axis.errorbar(
                 [mean], [row], xerr=[[mean - low], [high - mean]], color=style["color"], capsize=4
             )
