@@ -12,14 +12,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.jobs import Job, Status, status
-from rezero_jax.data import Dataset, ResidentSplit, Text, TextSplit
+from rezero_jax.data import stand_in
 from rezero_jax.formatting import duration
 from rezero_jax.runs.reader import Run
 from rezero_jax.training.cost import Accelerator
 from rezero_jax.training.plan import USUAL, usual_seconds
 from rezero_jax.training.trainer import Trainer
 
-IMAGES = (50_000, 10_000)  # of CIFAR-10, to train on and to test
 SIZE = 2048  # of the matrices whose product is timed
 
 
@@ -109,7 +108,7 @@ class Estimator:
         config = job.load()
         with config.unlocked():
             config.mesh.data = config.mesh.model = 1  # what it costs is the same on any mesh
-        program = Trainer(config, dataset) if (dataset := stand_in(config)) else None
+        program = Trainer(config, dataset) if (dataset := stand_in(config.data)) else None
         program = program or Trainer.from_config(config)
         total = program.intervals.total
         kind = _without_length(config)
@@ -124,28 +123,6 @@ class Estimator:
         if done.step and len(rates := Run.read(folder).series("time/step")[1]):
             return Cost(total, flops, left * float(np.median(rates)))
         return Cost(total, flops, usual_seconds(left * flops, peak))
-
-
-def stand_in(config: ConfigDict) -> Dataset | Text | None:
-    """Data of the sizes of CIFAR-10 or enwik8, all zero, so that nothing need be downloaded."""
-    source = config.data
-    if source.name == "cifar10":
-        shape = (32, 32, 3)
-        train, test = (
-            ResidentSplit(
-                {"image": np.zeros((n, *shape), np.uint8), "label": np.zeros(n, np.int32)}
-            )
-            for n in IMAGES
-        )
-        half = (0.5,) * 3
-        return Dataset(source.name, train, test, shape, 10, half, half)
-    if source.name == "enwik8":
-        from rezero_jax.data.tfds.enwik8 import Enwik8  # importing TFDS takes a while
-
-        text, held = (np.zeros(Enwik8.SIZES[part], np.uint8) for part in ("train", "validation"))
-        length = source.length
-        return Text(source.name, TextSplit(text, length), TextSplit(held, length, whole=True))
-    return None
 
 
 def _without_length(config: ConfigDict) -> str:

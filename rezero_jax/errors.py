@@ -1,4 +1,4 @@
-"""What a user did wrong, said in one sentence that tells what to do."""
+"""Errors that say in one sentence what the user should do."""
 
 import difflib
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 class UserError(ValueError):
-    """A mistake the user can mend; the launcher prints its sentence alone and exits 2."""
+    """A mistake the user can correct; the launcher prints its sentence alone and exits with 2."""
 
 
 def choose_from(what: str, name: object, valid: Iterable[str]) -> UserError:
@@ -19,12 +19,12 @@ def choose_from(what: str, name: object, valid: Iterable[str]) -> UserError:
 
 
 def closest_beside(path: Path) -> Path | None:
-    """What lies beside a missing file or folder under the closest name, if one is close."""
+    """The sibling of a missing file or folder that has the closest name, if one is close."""
     siblings = os.listdir(path.parent) if path.parent.is_dir() else []
     close = difflib.get_close_matches(path.name, siblings, n=1)
     return path.parent / close[0] if close else None
 
 
 def first_line(error: Exception) -> str:
-    """The gist of an error of JAX or Orbax, which may go on for pages."""
+    """The gist of an error of JAX or Orbax, which may fill pages."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -28,7 +28,8 @@ class Stack(nnx.Module):
     """`depth` blocks of one shape, applied one after another.
 
     Args:
-      make_block: `make_block(rngs)` returns a block, a module that maps x to the same shape.
+      make_block: `make_block(rngs)` returns a block, a module that maps x to the same shape. A
+        parameter that stands in several places of a block is one parameter in every layer.
       depth: number of blocks, at least 1.
       scan: True stacks the blocks' parameters on a leading axis of size `depth` and scans over it;
         False keeps a list of blocks, which compiles `depth` times the code but lets the compiler
@@ -55,8 +56,16 @@ class Stack(nnx.Module):
             raise choose_from("remat policy", remat, REMAT_POLICIES)
         self.depth = depth
         self.remat = remat
+        graphdefs: list[nnx.GraphDef] = []
+
+        def make_state(rngs: nnx.Rngs) -> nnx.State:
+            graphdef, state = nnx.split(make_block(rngs))
+            graphdefs.append(graphdef)
+            return state
+
         # One block after another: a vmap would hold the random bits of all layers at once.
-        blocks = jax.lax.map(make_block, rngs.split(depth))
+        states = jax.lax.map(make_state, rngs.split(depth))
+        blocks = nnx.merge(graphdefs[0], states)
         self.blocks: nnx.Module | nnx.List = blocks if scan else _unstack(blocks, depth)
 
     def __call__(self, x: Array, *args: Any, rngs: nnx.Rngs | None = None, **kwargs: Any) -> Array:
@@ -128,7 +137,8 @@ def stacked(stack: Stack) -> Stack:
     """A copy of an unrolled stack with parameters on a leading layer axis, run by a scan."""
     twin = nnx.clone(stack)
     assert isinstance(twin.blocks, nnx.List)
-    twin.blocks = jax.tree.map(lambda *leaves: jnp.stack(leaves), *twin.blocks)
+    (graphdef, *_), states = zip(*map(nnx.split, twin.blocks), strict=True)
+    twin.blocks = nnx.merge(graphdef, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
     return twin
 
 
@@ -139,4 +149,7 @@ def split_params(module: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, nnx.State
 
 
 def _unstack(blocks: nnx.Module, depth: int) -> nnx.List:
-    return nnx.List([jax.tree.map(lambda leaf, i=i: leaf[i], blocks) for i in range(depth)])
+    # Not a map over the module: a parameter in two places would become two.
+    graphdef, state = nnx.split(blocks)
+    layers = [jax.tree.map(lambda leaf, i=i: leaf[i], state) for i in range(depth)]
+    return nnx.List([nnx.merge(graphdef, layer) for layer in layers])

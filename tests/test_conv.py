@@ -39,7 +39,9 @@ def test_output_is_the_definition():
         for j in range(3):
             window = padded[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3]
             expected[:, i, j] = np.einsum("bhwc,hwco->bo", window, kernel)
-    np.testing.assert_allclose(convolve(x, kernel, 2), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        convolve(jnp.asarray(x), jnp.asarray(kernel), 2), expected, rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("stride", [1, 2])

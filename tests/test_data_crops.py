@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rezero_jax.data.generator import Generator, SplitMix64
 from rezero_jax.data.tfds import imagenet
 from rezero_jax.data.tfds.imagenet import CentralCrop, RandomCrop, random_box
 
@@ -40,7 +41,7 @@ FILES = {
 }
 
 
-def torchvision_box(rng: np.random.Generator, width: int, height: int) -> tuple[int, ...]:
+def torchvision_box(rng: Generator, width: int, height: int) -> tuple[int, ...]:
     """get_params of torchvision 0.20's RandomResizedCrop, with the numbers of `rng`."""
     for _ in range(10):
         target_area = height * width * rng.uniform(0.08, 1.0)
@@ -48,8 +49,8 @@ def torchvision_box(rng: np.random.Generator, width: int, height: int) -> tuple[
         w = int(np.round(np.sqrt(target_area * aspect_ratio)))
         h = int(np.round(np.sqrt(target_area / aspect_ratio)))
         if 0 < w <= width and 0 < h <= height:
-            i = rng.integers(0, height - h + 1)
-            j = rng.integers(0, width - w + 1)
+            (i,) = rng.integers(height - h + 1, size=1).tolist()
+            (j,) = rng.integers(width - w + 1, size=1).tolist()
             return j, i, j + w, i + h
     in_ratio = width / height
     w, h = width, height
@@ -77,16 +78,53 @@ def triangle(length: int, start: float, end: float) -> np.ndarray:
     return weights / weights.sum(axis=1, keepdims=True)
 
 
+def draws(method: str, seed: int, step: int, position: int) -> Generator:
+    if method == "hash":
+        return SplitMix64(seed, step, position)
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(step, position)))
+
+
+# By method and (step, position), of an image of 500 x 400 with seed 5; see test_data_order.FIRST.
+BOXES = {
+    "hash": {
+        (0, 0): (313, 123, 479, 260),
+        (7, 3): (269, 177, 438, 355),
+        (2**33, 1): (48, 2, 423, 345),
+    },
+    "numpy": {
+        (0, 0): (112, 67, 344, 327),
+        (7, 3): (36, 12, 355, 378),
+        (2**33, 1): (148, 21, 498, 311),
+    },
+}
+
+
+@pytest.mark.parametrize("method", BOXES)
+def test_crops_never_change(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes = []
+    resized = imagenet._resized
+
+    def spy(image: Image.Image, box: imagenet.Box, size: int) -> np.ndarray:
+        boxes.append(box)
+        return resized(image, box, size)
+
+    monkeypatch.setattr(imagenet, "_resized", spy)
+    content = encoded(500, 400, noise=0)
+    for place in BOXES[method]:
+        RandomCrop(SIZE, 5, method)(content, *place)
+    assert boxes == list(BOXES[method].values())
+
+
+@pytest.mark.parametrize("method", BOXES)
 @pytest.mark.parametrize("name", list(FILES))
-def test_a_crop_is_that_of_a_reference_with_the_same_random_numbers(name: str) -> None:
+def test_a_crop_is_that_of_a_reference_with_the_same_random_numbers(name: str, method: str) -> None:
     content = FILES[name]
     # Pillow rounds after each of two passes; decoding a JPEG small is another filter.
     tolerance = 3 if name == "large" else 1.01
     for step in range(20):
-        sequence = np.random.SeedSequence(5, spawn_key=(step, 3))
         with Image.open(io.BytesIO(content)) as image:
-            box = torchvision_box(np.random.default_rng(sequence), *image.size)
-        actual = RandomCrop(SIZE, seed=5)(content, step, 3)
+            box = torchvision_box(draws(method, 5, step, 3), *image.size)
+        actual = RandomCrop(SIZE, seed=5, method=method)(content, step, 3)
         assert (actual.shape, actual.dtype) == ((SIZE, SIZE, 3), np.uint8)
         np.testing.assert_allclose(actual, resized(content, box), atol=tolerance)
 

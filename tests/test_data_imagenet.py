@@ -16,10 +16,11 @@ import jax
 import numpy as np
 import pytest
 
-from rezero_jax.data import Dataset, Order, eval_batches, load
+from rezero_jax.data import Dataset, Order, eval_batches
 from rezero_jax.data.tfds.imagenet import MEAN, STD, CentralCrop, RandomCrop
 from rezero_jax.data.tfds.prepare import prepared_builder
 from rezero_jax.errors import UserError
+from tests.data import load
 from tests.test_data_crops import encoded
 
 SIZE = 32
@@ -138,16 +139,21 @@ def test_a_batch_holds_the_crops_of_its_step(dataset: Dataset) -> None:
     order = Order(seed=5, size=7, batch_size=3)
     visited = []
     for step, batch in enumerate(dataset.train.batches(order.indices, 0, 7)):
-        records = dataset.train.records.__getitems__(list(order.indices(step)))
+        examples = dataset.train.source.__getitems__(order.indices(step).tolist())
         assert (batch["image"].shape, batch["image"].dtype) == ((3, SIZE, SIZE, 3), np.uint8)
         assert (batch["label"].shape, batch["label"].dtype) == ((3,), np.int32)
-        np.testing.assert_array_equal(batch["label"], [record["label"] for record in records])
-        for position, (pixels, record) in enumerate(zip(batch["image"], records, strict=True)):
-            expected = RandomCrop(SIZE, seed=5)(record["image"], step, position)
+        np.testing.assert_array_equal(batch["label"], [example["label"] for example in examples])
+        for position, (pixels, example) in enumerate(zip(batch["image"], examples, strict=True)):
+            expected = RandomCrop(SIZE, seed=5)(example["image"], step, position)
             np.testing.assert_array_equal(pixels, expected)
-            visited.append(record["file_name"].decode())
+            visited.append(example["file_name"].decode())
     names = sorted(name for files in TRAIN.values() for name in files)
     assert [sorted(visited[i : i + 7]) for i in (0, 7, 14)] == [names] * 3
+
+
+def test_the_order_of_the_config_draws_the_crops(data_dir: Path) -> None:
+    split = load("imagenet", str(data_dir), image_size=SIZE, seed=5, order="numpy").train
+    assert split.pixels == RandomCrop(SIZE, 5, "numpy")
 
 
 def test_any_step_can_be_first_and_gives_the_same_pixels(data_dir: Path, dataset: Dataset) -> None:
@@ -169,10 +175,10 @@ def test_evaluation_shows_each_image_once(dataset: Dataset) -> None:
         for name in ("image", "label")
     )
     assert (image.shape, image.dtype) == ((6, SIZE, SIZE, 3), np.uint8)
-    records = dataset.eval.records.__getitems__(list(range(6)))
-    np.testing.assert_array_equal(label, [record["label"] for record in records])
-    for pixels, record in zip(image, records, strict=True):
-        np.testing.assert_array_equal(pixels, CentralCrop(SIZE)(record["image"]))
+    examples = dataset.eval.source.__getitems__(list(range(6)))
+    np.testing.assert_array_equal(label, [example["label"] for example in examples])
+    for pixels, example in zip(image, examples, strict=True):
+        np.testing.assert_array_equal(pixels, CentralCrop(SIZE)(example["image"]))
 
 
 def test_a_folder_without_a_split_is_refused(data_dir: Path, tmp_path: Path) -> None:
@@ -224,7 +230,7 @@ def test_an_archive_that_is_none_is_refused(
 
 
 def test_more_files_may_be_open_than_the_system_allows_at_first(data_dir: Path) -> None:
-    from rezero_jax.data.tfds import prepare
+    from rezero_jax.data.tfds.source import allow_open_files
 
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     low = 1024
@@ -233,10 +239,10 @@ def test_more_files_may_be_open_than_the_system_allows_at_first(data_dir: Path) 
         resource.setrlimit(resource.RLIMIT_NOFILE, (low, before[1]))
         load("imagenet", str(data_dir), image_size=SIZE)
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == low
-        prepare._allow_open_files(1088)
+        allow_open_files(1088)
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 1088 + 256
         if before[1] != resource.RLIM_INFINITY:
             with pytest.raises(UserError, match=f"and the system allows {before[1]}; raise the"):
-                prepare._allow_open_files(before[1])
+                allow_open_files(before[1])
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rezero_jax.data import NAMES, Dataset, Order, ResidentSplit, load, standardise
+from rezero_jax.data import NAMES, Dataset, Order, ResidentSplit, standardise
 from rezero_jax.errors import UserError
+from tests.data import load
 
 
 def test_digits_are_the_scikit_learn_images() -> None:
@@ -54,7 +55,7 @@ def test_standardise_is_the_formula_for_any_leading_axes() -> None:
     assert actual.dtype == jnp.float32
     np.testing.assert_allclose(actual, expected, atol=1e-6)
     np.testing.assert_allclose(
-        standardise(image[0, 0, 0, 0], mean, std), expected[0, 0, 0, 0], atol=1e-6
+        standardise(jnp.asarray(image[0, 0, 0, 0]), mean, std), expected[0, 0, 0, 0], atol=1e-6
     )
 
 

@@ -10,8 +10,11 @@ import gzip
 import hashlib
 import io
 import json
+import logging
+import re
 import sys
 import tarfile
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,10 +24,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rezero_jax.data import load
 from rezero_jax.data.images import decode
 from rezero_jax.data.tfds.prepare import encode_png, prepared_builder
 from rezero_jax.errors import UserError
+from tests.data import load
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -142,6 +145,7 @@ def test_two_at_once_prepare_it_once(data_dir: Path, monkeypatch: pytest.MonkeyP
     with ThreadPoolExecutor(2) as pool:
         builders = list(pool.map(prepared_builder, ["cifar10"] * 2, [str(data_dir)] * 2))
     assert requested == [URL]
+    assert {path.name for path in data_dir.iterdir()} == {"cifar10", "downloads"}  # no lock
     for builder in builders:
         assert builder.info.splits["train"].num_examples == len(LABELS["train"])
 
@@ -165,19 +169,40 @@ def test_stream_and_resident_are_the_same_to_the_bit(data_dir: Path) -> None:
 @pytest.mark.parametrize("damage", ["truncated", "empty", "another shape", "pickled"])
 def test_a_broken_cache_file_is_rebuilt(data_dir: Path, tmp_path: Path, damage: str) -> None:
     expected = load("cifar10", str(data_dir)).train.resident["image"]
-    (path,) = (tmp_path / "cache" / "rezero_jax" / "cifar10").glob("3.0.2-*/train_image.npy")
+    (path,) = (tmp_path / "cache" / "rezero_jax" / "cifar10").glob("3.0.2-*/train.npz")
     good = path.read_bytes()
+    label = np.zeros(len(expected), np.int32)
     if damage == "truncated":
         path.write_bytes(good[:-100])
     elif damage == "empty":
         path.write_bytes(b"")
     elif damage == "another shape":
-        np.save(path, expected[:-1])
+        np.savez(path, image=expected[:-1], label=label)
     else:
-        np.save(path, np.array([{}]), allow_pickle=True)
+        np.savez(path, image=np.array([{}]), label=label)
     np.testing.assert_array_equal(load("cifar10", str(data_dir)).train.resident["image"], expected)
-    assert path.read_bytes() == good
+    np.testing.assert_array_equal(np.load(path)["image"], expected)
     assert not list(path.parent.glob("*.partial"))
+
+
+def test_a_flipped_bit_in_the_cache_is_noticed(
+    data_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = load("cifar10", str(data_dir)).train.resident
+    (path,) = (tmp_path / "cache" / "rezero_jax" / "cifar10").glob("3.0.2-*/train.npz")
+    good = path.read_bytes()
+    assert not caplog.messages
+    pixels = good.index(expected["image"].tobytes())
+    for place in [pixels, pixels + 35 * 32 * 32 * 3 - 1, *RNG.integers(0, len(good), 40)]:
+        flipped = bytearray(good)
+        flipped[place] ^= 1 << int(RNG.integers(8))
+        path.write_bytes(flipped)
+        for name, values in load("cifar10", str(data_dir)).train.resident.items():
+            np.testing.assert_array_equal(values, expected[name])
+        if pixels <= place < pixels + 35 * 32 * 32 * 3:
+            words = r"train\.npz is damaged \(Bad CRC-32.*\); the images are decoded again"
+            assert re.search(words, caplog.messages[-1])
+            assert np.array_equal(np.load(path)["image"], expected["image"])
 
 
 def test_a_cache_that_cannot_be_written_only_warns(
@@ -192,19 +217,60 @@ def test_a_cache_that_cannot_be_written_only_warns(
     assert "not cached" in caplog.text
 
 
-def test_without_a_network_one_sentence_says_what_to_do(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+def below(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("given", [None, Path("downloads", "manual"), Path("cifar10", "3.0.0")])
+def test_without_a_network_one_sentence_says_what_to_do_and_nothing_is_left(
+    given: Path | None,
+    data_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     import requests
 
+    if given is not None:
+        (data_dir / given).mkdir(parents=True)
+    before = below(data_dir.parent)
     failure = requests.ConnectionError("no route\nto host")
     serve(monkeypatch, {URL: failure}, known={URL: ARCHIVE})
     with pytest.raises(UserError) as info:
         load("cifar10", str(data_dir))
+    assert below(data_dir.parent) == before
+    assert caplog.messages == []
     assert str(info.value) == (
         f'data set "cifar10" is not prepared in {data_dir} and could not be downloaded (no route '
         "to host); set TFDS_DATA_DIR or --config.data.dir to a folder that holds it"
     )
+
+
+def test_the_second_of_two_tries_where_the_first_failed(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorflow_datasets.core.download import downloader
+
+    serve(monkeypatch, {URL: ARCHIVE})
+    open_url, waiting = downloader._open_url, threading.Event()
+
+    @contextlib.contextmanager
+    def first_fails(url: str, **kwargs: Any) -> Iterator[Any]:
+        monkeypatch.setattr(downloader, "_open_url", open_url)
+        assert waiting.wait(30)
+        raise OSError("no network")
+        yield
+
+    class Waits(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            waiting.set()
+
+    monkeypatch.setattr(downloader, "_open_url", first_fails)
+    monkeypatch.setattr(logging.getLogger(prepared_builder.__module__), "handlers", [Waits()])
+    with ThreadPoolExecutor(2) as pool:
+        tries = [pool.submit(prepared_builder, "cifar10", str(data_dir)) for _ in range(2)]
+        failed = [isinstance(one.exception(), UserError) for one in tries]
+    assert sorted(failed) == [False, True]
+    assert load("cifar10", str(data_dir)).train.size == len(LABELS["train"])
 
 
 def test_an_archive_with_the_wrong_checksum_is_refused_and_nothing_is_left_prepared(
@@ -213,7 +279,7 @@ def test_an_archive_with_the_wrong_checksum_is_refused_and_nothing_is_left_prepa
     serve(monkeypatch, {URL: ARCHIVE}, known={URL: b"another archive"})
     with pytest.raises(UserError, match="wrong checksum"):
         load("cifar10", str(data_dir))
-    assert not (data_dir / "cifar10" / "3.0.2").exists()
+    assert not data_dir.exists()
     serve(monkeypatch, {URL: ARCHIVE})
     assert load("cifar10", str(data_dir)).train.size == len(LABELS["train"])
 
@@ -235,7 +301,8 @@ def test_interrupted_preparation_is_not_taken_as_prepared(
     monkeypatch.setattr(prepare, "encode_png", interrupted)
     with pytest.raises(KeyboardInterrupt):
         load("cifar10", str(data_dir))
-    assert not (data_dir / "cifar10" / "3.0.2").exists()
+    assert {path.name for path in data_dir.iterdir()} == {"downloads"}  # whole: it serves again
+    serve(monkeypatch, {URL: OSError("no network")}, known={URL: ARCHIVE})
     monkeypatch.setattr(prepare, "encode_png", encode_png)
     assert load("cifar10", str(data_dir)).train.size == len(LABELS["train"])
 
@@ -264,6 +331,29 @@ def test_a_split_too_large_for_memory_is_the_same(
     assert not list(tmp_path.rglob("bucket*"))
 
 
+def test_a_folder_that_looks_like_a_slip_is_refused_and_not_made(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requested = serve(monkeypatch, {URL: ARCHIVE})
+    data_dir.mkdir()
+    before = below(tmp_path)
+    create = "have the data set prepared in a new folder, create that first"
+    for given, missing, hint in (
+        ("tfsd", "tfsd", f"did you mean {data_dir}? To"),
+        ("tdfs/deep/down", "tdfs", f"did you mean {data_dir}? To"),
+        ("qwerty/x", "qwerty", "to"),
+    ):
+        path = tmp_path / given
+        for data, where in ((str(path), "data.dir"), (None, "TFDS_DATA_DIR")):
+            monkeypatch.setenv("TFDS_DATA_DIR", str(path))
+            with pytest.raises(UserError) as info:
+                load("cifar10", data)
+            words = f"there is no folder {tmp_path / missing} ({where}={path}); {hint} {create}"
+            assert str(info.value) == words
+    assert requested == []
+    assert below(tmp_path) == before
+
+
 def test_a_missing_record_file_is_named(data_dir: Path) -> None:
     load("cifar10", str(data_dir))
     (path,) = (data_dir / "cifar10" / "3.0.2").glob("cifar10-test.array_record*")
@@ -282,7 +372,11 @@ def test_a_damaged_record_file_is_an_error_and_no_wrong_pixels(
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     with pytest.raises(UserError, match="is damaged"):
-        list(load("cifar10", str(data_dir), stream).train.batches(lambda step: np.arange(35), 0, 1))
+        list(
+            load("cifar10", str(data_dir), stream=stream).train.batches(
+                lambda step: np.arange(35), 0, 1
+            )
+        )
 
 
 def test_a_damaged_dataset_info_is_named(data_dir: Path) -> None:

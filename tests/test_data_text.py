@@ -1,5 +1,6 @@
 """Text: every byte scored exactly once, windows as in plain NumPy, and files in their order."""
 
+import os
 import re
 import sysconfig
 from pathlib import Path
@@ -9,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rezero_jax.data import Order, Text, TextSplit, eval_batches, load
+from rezero_jax.data import Order, Text, TextSplit, eval_batches
+from rezero_jax.data.generator import generator
 from rezero_jax.data.text import load_text
 from rezero_jax.data.text_files import LEFT_OUT, stdlib_files, stdlib_text, user_text
 from rezero_jax.errors import UserError
+from tests.data import load, section
 
 # N, T and context: with and without a ragged end, one window, one byte scored at a time.
 SHAPES = [
@@ -115,10 +118,9 @@ def test_a_shuffled_epoch_holds_each_segment_once() -> None:
     text = random_text(42)
     split = TextSplit(text, 5)
     order = Order(seed=3, size=split.size, batch_size=4)
+    resident = jax.tree.map(jnp.asarray, split.resident)
     batches = [
-        np.asarray(
-            split.gather({k: jnp.asarray(v) for k, v in split.resident.items()}, fetched)["targets"]
-        )
+        np.asarray(split.gather(resident, jax.tree.map(jnp.asarray, fetched))["targets"])
         for fetched in split.batches(order.indices, 0, 2)
     ]
     rows = sorted(map(tuple, np.concatenate(batches)))
@@ -143,8 +145,21 @@ def test_random_windows_are_a_function_of_seed_and_step_alone() -> None:
     assert start(other, [0] * 8, 7) != start(split, [0] * 8, 7)
 
 
-def test_random_windows_start_everywhere_equally_often() -> None:
-    split = TextSplit(random_text(16), 5, random=True)
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("hash", [524, 345, 723, 198, 568, 295, 636, 111, 15, 702]),
+        ("numpy", [10, 693, 369, 593, 445, 206, 831, 661, 385, 265]),
+    ],
+)
+def test_random_windows_never_change(method: str, expected: list[int]) -> None:
+    split = TextSplit(random_text(1000), 10, random=True, seed=3, method=method)
+    assert split.fetch(np.arange(10), 7)["start"].tolist() == expected
+
+
+@pytest.mark.parametrize("method", ["hash", "numpy"])
+def test_random_windows_start_everywhere_equally_often(method: str) -> None:
+    split = TextSplit(random_text(16), 5, random=True, method=method)
     draws = np.concatenate([split.fetch(np.zeros(3, int), step)["start"] for step in range(4000)])
     counts = np.bincount(draws, minlength=12)
     assert len(counts) == 12  # 0 .. 16 - 5
@@ -152,10 +167,11 @@ def test_random_windows_start_everywhere_equally_often() -> None:
     assert ((counts - 1000) ** 2 / 1000).sum() < 35
 
 
-def test_random_windows_do_not_reuse_the_numbers_that_shuffle_the_examples() -> None:
-    split = TextSplit(random_text(1008), 9, random=True, seed=1)
+@pytest.mark.parametrize("method", ["hash", "numpy"])
+def test_random_windows_do_not_reuse_the_numbers_that_shuffle_the_examples(method: str) -> None:
+    split = TextSplit(random_text(1008), 9, random=True, seed=1, method=method)
     for step in range(3):
-        shuffling = np.random.default_rng([1, step]).integers(1000, size=20)  # as in data.order
+        shuffling = generator(method, 1, step).integers(1000, size=20)  # as in data.order
         start = split.fetch(np.zeros(20, int), step)["start"]
         assert (start == shuffling).mean() < 0.2
 
@@ -202,14 +218,15 @@ def test_largest_is_of_both_splits(tmp_path: Path) -> None:
         content = bytearray(b"A" * 1000)
         content[place] = 200
         (tmp_path / "book").write_bytes(content)
-        assert load_text("text", path=str(tmp_path / "book"), length=8).largest == largest
+        assert load("text", path=str(tmp_path / "book"), length=8).largest == largest
 
 
-def test_windows_and_seed_reach_the_training_split() -> None:
-    text = load("stdlib", windows="random", seed=4, length=32)
+def test_windows_seed_and_order_reach_the_training_split() -> None:
+    text = load("stdlib", windows="random", seed=4, length=32, order="numpy")
     assert isinstance(text, Text)
     assert (text.train.random, text.train.seed, text.eval.random) == (True, 4, False)
-    assert not load_text("stdlib").train.random
+    assert (text.train.method, load("stdlib").train.method) == ("numpy", "hash")
+    assert not load("stdlib").train.random
 
 
 def test_a_folder_is_its_files_in_the_order_of_their_paths(tmp_path: Path) -> None:
@@ -283,7 +300,7 @@ def test_a_wrong_name_is_named() -> None:
     with pytest.raises(UserError, match=r'unknown data set "enwik9"; did you mean "enwik8"\?'):
         load("enwik9")
     with pytest.raises(UserError, match='unknown text "digits"; '):
-        load_text("digits")
+        load_text(section("digits"))
 
 
 @pytest.mark.parametrize("path", [None, ""])
@@ -309,6 +326,10 @@ def test_a_path_without_text_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
         empty = f"data.path=ROOT/{name} holds no text; give a file or folder that does"
         assert refused(tmp_path / name) == empty
 
+    os.mkfifo(tmp_path / "pipe")
+    pipe = "data.path=ROOT/pipe is a pipe or device; give a regular file or folder"
+    assert refused(tmp_path / "pipe") == pipe
+
     def denied(path: Path) -> bytes:
         raise PermissionError(13, "Permission denied", str(path))
 
@@ -320,14 +341,14 @@ def test_a_path_without_text_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_short_split_is_named(tmp_path: Path) -> None:
     (tmp_path / "book").write_bytes(bytes(1000))
-    assert load_text("text", path=str(tmp_path / "book"), length=50).eval.size == 1
+    assert load("text", path=str(tmp_path / "book"), length=50).eval.size == 1
     for part, length, count in (("validation", 51, 50), ("test", 51, 50), ("train", 901, 900)):
         words = (
             f"^the {part} split of text has {count} bytes, fewer than data.length={length}; "
             "lower it or take a longer text$"
         )
         with pytest.raises(UserError, match=words):
-            load_text(
+            load(
                 "text",
                 path=str(tmp_path / "book"),
                 length=length,

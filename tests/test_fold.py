@@ -23,13 +23,14 @@ from rezero_jax import (
     fold_alpha,
 )
 from rezero_jax.errors import UserError
+from rezero_jax.models.fold import SignedRelu, fold, folded_rule, last_weights
 from rezero_jax.models.resnet.batch_norm import BatchNorm
 from rezero_jax.models.resnet.blocks import PreBlock, PreBottleneck
 from rezero_jax.models.resnet.conv import Conv
 from rezero_jax.models.resnet.parts import Parts
 from rezero_jax.models.transformer.attention import Attention
 from rezero_jax.models.transformer.layer import FeedForward
-from rezero_jax.residual import Gate, SignedRelu, make_rule
+from rezero_jax.residual import ReZeroRule, make_rule
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -47,17 +48,8 @@ TOKENS = jnp.asarray(RNG.integers(11, size=(2, 6)))
 
 def preact(rule, block, counts, rngs):
     """A shallow one: BatchNorm over few pixels, layer after layer, would blow up the rounding."""
-    style = Parts(
-        rule,
-        batch_norm=True,
-        shortcut_norm=False,
-        alpha_init=0.0,
-        kernel_init=None,
-        blocks=sum(counts),
-        dtype=jnp.float32,
-    )
-    options = {"stem": "cifar", "activate_stem": False, "head_init": None, "remat": "none"}
-    return ResNet(style, block, counts, 2, 10, in_channels=3, scan=True, rngs=rngs, **options)
+    parts = Parts(block=block, blocks=sum(counts), residual=rule, scan=True)
+    return ResNet(parts, counts, 2, 10, in_channels=3, stem="cifar", activate_stem=False, rngs=rngs)
 
 
 CASES = {  # how a model is made, and what it is called with
@@ -230,7 +222,7 @@ def test_model_without_gates_comes_back_as_an_equal_copy(case):
 
 
 class Branch(nnx.Module):
-    """A user's branch, which says what it ends in."""
+    """A user's branch."""
 
     def __init__(self, rngs):
         self.inner = ReZero(nnx.Linear(8, 8, rngs=rngs))
@@ -239,8 +231,10 @@ class Branch(nnx.Module):
     def __call__(self, x, shift=0.0):
         return jnp.tanh(self.inner(x) + shift) @ self.out[...]
 
-    def last_weights(self):
-        return (self.out,)
+
+@last_weights.register(Branch)
+def _(branch):
+    return (branch.out,)
 
 
 WRAPPED = {
@@ -299,8 +293,10 @@ class OwnBlock(nnx.Module):
         x = self.rule(x, lambda u: self.one(jnp.tanh(u)))
         return self.rule(x, self.two)
 
-    def fold_gates(self):
-        self.rule = self.rule.fold_into(self.one, self.two)
+
+@fold.register(OwnBlock)
+def _(block):
+    block.rule = folded_rule(block.rule, block.one, block.two)
 
 
 class Nested(nnx.Module):
@@ -323,9 +319,9 @@ class Nested(nnx.Module):
                 ]
             ),
         )
-        gate = Gate()
-        self.twice = OwnBlock(gate, rngs)
-        self.again = nnx.List([self.twice, OwnBlock(gate, rngs)])  # shares the gate alone
+        rule = ReZeroRule()
+        self.twice = OwnBlock(rule, rngs)
+        self.again = nnx.List([self.twice, OwnBlock(rule, rngs)])  # shares the gate alone
         self.tail = nnx.data((ReZero(nnx.Linear(8, 8, rngs=rngs)),))
 
     def __call__(self, x):
@@ -423,7 +419,7 @@ class Tied(nnx.Module):
         (lambda r: ResNet.cifar(14, "gated", width=2, rngs=r), "`gated` scales the trunk"),
         (lambda r: ResNet.preact(18, "gated", width=2, rngs=r), "`gated` scales the trunk"),
         (lambda r: Encoder(8, 2, 2, residual="gated", rngs=r), "`gated` scales the trunk"),
-        (lambda r: ReZero(jnp.tanh), "ends in a .* are unknown.*with a method last_weights"),
+        (lambda r: ReZero(jnp.tanh), "ends in a .* are unknown.*register its class with"),
         (lambda r: ReZero(lambda x: x), "ends in a function are unknown"),
         (lambda r: ReZero(Sub(8, 8, rngs=r)), "ends in a Sub are unknown"),
         (lambda r: ReZero(nnx.Embed(8, 8, rngs=r)), "ends in a Embed are unknown"),
@@ -431,10 +427,10 @@ class Tied(nnx.Module):
             lambda r: ReZero(nnx.Sequential(nnx.Linear(8, 8, rngs=r), Sub(8, 8, rngs=r))),
             "ends in a Sub are unknown",
         ),
-        (lambda r: nnx.List([Unfolded(r)]), r"gate 0\.rules\.0\.alpha .* Unfolded a method fold_g"),
-        (lambda r: Stack(Unfolded, 2, rngs=r), r"blocks\.rules\.0\.alpha .* class Unfolded a"),
-        (Bare, "the gate gate cannot be folded; give the class Bare a method fold_gates"),
-        (lambda r: Gate(), "the gate alpha cannot be folded"),
+        (lambda r: nnx.List([Unfolded(r)]), r"gate 0\.rules\.0\.alpha .* class Unfolded with"),
+        (lambda r: Stack(Unfolded, 2, rngs=r), r"blocks\.rules\.0\.alpha .* class Unfolded with"),
+        (Bare, "the gate gate cannot be folded; register the class Bare with"),
+        (lambda r: ReZeroRule(), "the gate alpha cannot be folded"),
         (lambda r: Tied(r, 2), "last weights of a ReZero are also used elsewhere"),
         (lambda r: Tied(r, 1), "last weights of a ReZero are also used elsewhere"),
     ],

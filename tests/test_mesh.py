@@ -2,19 +2,22 @@
 
 import re
 from collections import Counter
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from rezero_jax.config import load_config
+from rezero_jax import MLP, Decoder, Transformer
+from rezero_jax.config import base_config, load_config
 from rezero_jax.errors import UserError
 from rezero_jax.runs.checkpoint import Checkpoints
 from rezero_jax.training import sharding
-from rezero_jax.training.state import path_text
+from rezero_jax.training.state import init_state, model_spec, path_text
 from rezero_jax.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -159,6 +162,81 @@ def test_a_layer_axis_is_never_cut(runs):
     assert specs["trunk/blocks/linear/kernel"] == PartitionSpec(None, "data", "model")
     assert specs["trunk/blocks/rule/alpha"] == PartitionSpec(None)
     assert specs["head/bias"] == PartitionSpec(None)
+
+
+def specs(make, *, data=1, model=1, fully_sharded=False):
+    """Path -> how a parameter of the model lies on a mesh; its momentum must lie the same way."""
+    spec = model_spec(lambda rngs: make(rngs=rngs))
+    config = base_config().mesh
+    config.data, config.model = data, model
+    init = partial(init_state, lambda rngs: make(rngs=rngs), optax.trace(0.9))
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    placed = sharding.state_shardings(shapes, sharding.make_mesh(config, {}), spec, fully_sharded)
+    params, momenta = (
+        {path_text(path): tuple(x.spec) for path, x in jax.tree.leaves_with_path(tree)}
+        for tree in (placed["params"], placed["opt_state"].trace)
+    )
+    assert params == momenta
+    return params
+
+
+OUTPUTS, INPUTS, WHOLE = -1, -2, None  # the axis of one layer's parameter that is cut
+ATTENTION = {"qkv": -3, "qkv_bias": -3, "out/kernel": INPUTS, "out/bias": WHOLE}
+LAYER = {
+    **{f"attention/{name}": axis for name, axis in ATTENTION.items()},
+    "feedforward/up/kernel": OUTPUTS,
+    "feedforward/up/bias": OUTPUTS,
+    "feedforward/down/kernel": INPUTS,
+    "feedforward/down/bias": WHOLE,
+    "rules/0/alpha": WHOLE,
+}
+CUTS = {  # constructor; what one block's and what the other parameters are cut along
+    "mlp": (
+        partial(MLP, 12, 8, 3, 4),
+        "trunk",
+        {"linear/kernel": OUTPUTS, "linear/bias": OUTPUTS, "rule/alpha": WHOLE},
+        {"stem/kernel": OUTPUTS, "stem/bias": OUTPUTS, "head/kernel": WHOLE, "head/bias": WHOLE},
+    ),
+    "transformer": (
+        partial(Transformer, 16, 8, 3, 4, 6, positions="learned"),
+        "trunk/layers",
+        LAYER,
+        {"embedding": -2, "position": WHOLE, "head": -1, "head_bias": -1},
+    ),
+    "decoder": (
+        partial(Decoder, 8, 4, 3),
+        "layers",
+        LAYER | {f"cross_attention/{name}": axis for name, axis in ATTENTION.items()},
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize("family", CUTS)
+def test_every_parameter_is_cut_along_the_axis_that_the_table_says(family, scan):
+    make, trunk, block, others = CUTS[family]
+    blocks = [f"{trunk}/blocks/"] if scan else [f"{trunk}/blocks/{i}/" for i in range(3)]
+    expected = others | {start + name: axis for start in blocks for name, axis in block.items()}
+    found = specs(partial(make, scan=scan), data=2, model=4)
+    assert found.keys() == expected.keys()
+    for path, axis in expected.items():
+        cut = ["model" if i == axis else None for i in range(-len(found[path]), 0)]
+        assert list(found[path]) == cut, path
+
+
+@pytest.mark.parametrize("model", [1, 2])
+def test_a_layer_axis_is_not_cut_even_where_it_is_the_longest(model):
+    found = specs(partial(MLP, 16, 16, 64, 4), data=4, model=model, fully_sharded=True)
+    along_model = None if model == 1 else "model"
+    assert found["trunk/blocks/linear/kernel"] == (None, "data", along_model)
+    assert found["trunk/blocks/linear/bias"] == (None, along_model or "data")
+    assert found["trunk/blocks/rule/alpha"] == (None,)
+
+
+def test_a_declared_axis_that_does_not_divide_is_an_error():
+    with pytest.raises(UserError, match=r"mesh.model=4 does not divide the 6 of axis -1 of stem/"):
+        specs(partial(MLP, 8, 6, 2, 4), model=4)
 
 
 def collectives(program):

@@ -173,6 +173,29 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters_and_logits()
     assert not np.array_equal(logits, wide(x))
 
 
+@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_trains_in_bfloat16(rule, scan):
+    def make(dtype):
+        return MLP(12, 16, 3, 4, rule, alpha_init=0.5, scan=scan, dtype=dtype, rngs=nnx.Rngs(0))
+
+    x = jax.random.normal(jax.random.key(0), (3, 12))
+
+    def loss(model):
+        logits = model(x)
+        return jnp.square(logits).mean(), logits
+
+    (_, logits), grads = jax.value_and_grad(loss, has_aux=True)(make(jnp.bfloat16))
+    (_, exact), exact_grads = jax.value_and_grad(loss, has_aux=True)(make(jnp.float32))
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, exact, atol=0.05)
+    for grad, expected in zip(jax.tree.leaves(grads), jax.tree.leaves(exact_grads), strict=True):
+        assert grad.dtype == jnp.float32
+        assert np.any(grad != 0)
+        error = np.linalg.norm(grad - expected) / np.linalg.norm(expected)
+        assert error < 0.2  # eight bits, and a ReLU may flip
+
+
 @pytest.mark.parametrize("sizes", [(0, 8, 2, 4), (12, 0, 2, 4), (12, 8, 0, 4), (12, 8, 2, 0)])
 def test_sizes_below_one_are_user_errors(sizes):
     with pytest.raises(UserError, match="at least 1"):

@@ -8,7 +8,7 @@ from flax import nnx
 
 from rezero_jax import Alpha, ReZero
 from rezero_jax.errors import UserError
-from rezero_jax.residual import RULES, make_rule
+from rezero_jax.residual import GATES, RULES, Gated, LayerScale, ReZeroRule, make_rule
 
 X = jax.random.normal(jax.random.key(0), (5, 8))
 WEIGHT = jax.random.normal(jax.random.key(1), (8, 8)) / np.sqrt(8)
@@ -60,10 +60,26 @@ def test_layerscale_gates_each_channel_by_itself():
     np.testing.assert_allclose(rule(X, branch), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["rezero", "gated", "layerscale"])
+@pytest.mark.parametrize("name", GATES)
 def test_gated_rule_is_the_identity_at_the_start_to_the_bit(name):
     rule = make_rule(name, 8, rngs=nnx.Rngs(0))
     np.testing.assert_array_equal(rule(X, branch), X)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        ReZero(branch),
+        ReZeroRule(),
+        Gated(),
+        LayerScale(8),
+        *(make_rule(name, 8, rngs=nnx.Rngs(0)) for name in GATES),
+    ],
+    ids=lambda module: type(module).__name__,
+)
+def test_gates_start_at_zero_unless_told_otherwise(module):
+    assert isinstance(module.alpha, Alpha)
+    np.testing.assert_array_equal(module.alpha[...], jnp.zeros(module.alpha.shape))
 
 
 def test_alpha_is_the_only_gate_and_a_scalar():
@@ -108,6 +124,16 @@ def test_trunk_keeps_its_dtype_and_alpha_stays_float32():
     block = ReZero(lambda x: x, 1 / 3)
     assert block(X.astype(jnp.bfloat16)).dtype == jnp.bfloat16
     assert block.alpha.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("branch_dtype", [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_keeps_the_dtype_of_the_trunk(name, dtype, branch_dtype):
+    for norm_dtype in (jnp.bfloat16, jnp.float32):
+        rule = make_rule(name, 8, dtype=norm_dtype, rngs=nnx.Rngs(0))
+        assert rule(X.astype(dtype), lambda x: x.astype(branch_dtype)).dtype == dtype
+        assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(rule))
 
 
 @pytest.mark.parametrize("name", RULES)

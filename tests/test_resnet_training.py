@@ -243,7 +243,7 @@ def test_superconvergence_cycles_sgd_and_leaves_the_gates_to_a_constant_adagrad(
         ({"model.family": "prect"}, 'did you mean "preact"'),
         ({"model.residual": "fixxup"}, 'did you mean "fixup"'),
         ({"data.crop_padding": -1}, "data.crop_padding"),
-        ({"model.width": 0}, "from 3 to 0 channels cannot be; give at least 1 channel .width"),
+        ({"model.width": 0}, "from 3 to 0 channels is impossible; give at least 1 channel .width"),
         ({"model.batch_norm": False, "model.residual": "zero_gamma"}, "set batch_norm=True"),
     ],
 )

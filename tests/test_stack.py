@@ -59,6 +59,58 @@ def test_scanned_equals_unrolled(residual):
     assert_close(unstacked(gradient), twin_gradient)
 
 
+class TiedBlock(nnx.Module):
+    """Two linear layers that share their kernel, and one that is applied twice."""
+
+    def __init__(self, rngs):
+        self.first, self.second, self.third = (nnx.Linear(8, 8, rngs=rngs) for _ in range(3))
+        self.second.kernel = self.first.kernel
+        self.again = self.third
+
+    def __call__(self, x):
+        h = jnp.tanh(self.second(jnp.tanh(self.first(x))))
+        return x + self.again(jnp.tanh(self.third(h)))
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_weights_tied_within_a_block_stay_tied(scan):
+    stack = Stack(TiedBlock, 3, scan=scan, rngs=nnx.Rngs(3))
+    for twin in (stack, stacked(unstacked(stack)) if scan else stacked(stack), *stack.layers()):
+        for block in twin.layers() if isinstance(twin, Stack) else [twin]:
+            assert block.second.kernel is block.first.kernel
+            assert block.again is block.third
+    assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(stack))) == 3 * (2 * 64 + 3 * 8)
+
+    graphdef, params = nnx.split(stack)
+    loss = lambda params: jnp.sum(jnp.sin(nnx.merge(graphdef, params)(X)))  # noqa: E731
+    updated = jax.tree.map(lambda p, g: p - 0.1 * g, params, jax.grad(loss)(params))
+    blocks = Stack(TiedBlock, 3, scan=False, rngs=nnx.Rngs(3)).layers()
+
+    def by_hand(blocks):
+        x = X
+        for first, third, bias in blocks:
+            h = jnp.tanh(x @ first.kernel + first.bias.reshape(1, 8))
+            h = jnp.tanh(h @ first.kernel + bias.reshape(1, 8))
+            h = jnp.tanh(h @ third.kernel + third.bias.reshape(1, 8))
+            x = x + h @ third.kernel + third.bias.reshape(1, 8)
+        return jnp.sum(jnp.sin(x))
+
+    parts = [(block.first, block.third, block.second.bias[...]) for block in blocks]
+    expected = jax.grad(by_hand)(parts)
+    nnx.update(stack, updated)
+    for layer, (block, (first, third, bias)) in zip(
+        stack.layers(), zip(blocks, expected, strict=True), strict=True
+    ):
+        for new, old, gradient in (
+            (layer.second.kernel, block.first.kernel, first.kernel),
+            (layer.again.kernel, block.third.kernel, third.kernel),
+            (layer.second.bias, block.second.bias, bias),
+        ):
+            np.testing.assert_allclose(
+                new[...], old[...] - 0.1 * gradient[...], rtol=1e-5, atol=1e-6
+            )
+
+
 def test_conversion_goes_both_ways_to_the_bit():
     scanned = make()
     again = stacked(unstacked(scanned))

@@ -1,6 +1,6 @@
 """Data sets by name, and the order in which a run visits their examples."""
 
-from rezero_jax.data.datasets import NAMES, load
+from rezero_jax.data.datasets import NAMES, load, stand_in
 from rezero_jax.data.order import Order, eval_batches
 from rezero_jax.data.split import Dataset, ResidentSplit, Split, standardise
 from rezero_jax.data.stream import StreamSplit
@@ -18,5 +18,6 @@ __all__ = [
     "eval_batches",
     "load",
     "load_text",
+    "stand_in",
     "standardise",
 ]

@@ -1,94 +1,126 @@
-"""Data sets by name, and the order in which a run visits their examples."""
+"""Data sets by name, and stand-ins of their sizes."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
-from rezero_jax.data.images import TFDS_NAMES, digits, tfds_images
-from rezero_jax.data.order import Order, eval_batches
-from rezero_jax.data.split import Dataset, ResidentSplit, Split, standardise
+import numpy as np
+from ml_collections import ConfigDict
+
+from rezero_jax.data.images import IMAGES, digits, tfds_images
+from rezero_jax.data.split import Dataset, ResidentSplit, Split
 from rezero_jax.data.stream import StreamSplit
-from rezero_jax.data.text import TEXT_NAMES, Text, TextSplit, load_text
+from rezero_jax.data.text import TEXT_NAMES, Parts, Text, load_text
 from rezero_jax.data.tfds.imagenet import imagenet2012
 from rezero_jax.errors import UserError, choose_from
 
-__all__ = [
-    "NAMES",
-    "Dataset",
-    "Order",
-    "ResidentSplit",
-    "Split",
-    "StreamSplit",
-    "Text",
-    "TextSplit",
-    "eval_batches",
-    "load",
-    "standardise",
-]
-
-NAMES = ("digits", "imagenet", *TFDS_NAMES, *TEXT_NAMES)
+NAMES = ("digits", *IMAGES, *TEXT_NAMES)
 
 
-def load(
-    name: str,
-    data_dir: str | None = None,
-    stream: bool = False,
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
-    *,
-    image_size: int = 224,
-    path: str | None = None,
-    length: int = 256,
-    windows: str = "segments",
-    context: int = 0,
-    eval_split: str = "validation",
-    seed: int = 0,
-) -> Dataset | Text:
-    """The data set `name`, one of NAMES.
+def load(config: ConfigDict, seed: int = 0) -> Dataset | Text:
+    """The data set that a config names.
+
+    "digits" and "stdlib" need no files and "text" has the user's; the others are TFDS data sets,
+    downloaded and prepared if they are not there. "enwik8", "stdlib" and "text" are text, the
+    others images. With config.stream images are decoded batch by batch in place of being kept on
+    the device; the batches are the same. "digits" is always resident and "imagenet" streamed.
 
     Args:
-      name: "digits" and "stdlib" need no files and "text" has the user's; the others are TFDS data
-          sets. "enwik8", "stdlib" and "text" are text, the others images.
-      data_dir: where TFDS data lives; None is TFDS's default ($TFDS_DATA_DIR or
-          ~/tensorflow_datasets). A data set that is not there is downloaded and prepared there.
-      stream: images only: decode them batch by batch instead of keeping all of them on the
-          device. The batches are the same; "digits" is always resident, "imagenet" always
-          streamed.
-      mean, std: images only: per channel, for pixels scaled to 0 .. 1, in place of the data set's
-          own: 0.5, or for "imagenet" its statistics.
-      image_size: "imagenet" only: height and width of the images.
-      path: "text" only: the file or folder that holds it.
-      length, windows, context, eval_split: text only: what an example is and which part
-          evaluates; see text.load_text.
-      seed: "imagenet" and text only: what random crops and random windows are drawn from, with
-          the number of the update.
+      config: config.data, see config.base_config; the augmentation is not read.
+      seed: what random crops ("imagenet") and random windows (text) are drawn from, with the number
+          of the update.
 
     Raises:
-      UserError: the name is unknown, mean or std does not fit the channels, image_size is not
-          positive, the arguments of a text do not fit it or each other, or the data set is neither
-          there nor to be downloaded.
+      UserError: a field is invalid or does not fit the data set, or the data set is neither there
+          nor to be downloaded.
     """
-    if name not in NAMES:
-        raise choose_from("data set", name, NAMES)
-    if name in TEXT_NAMES:
-        return load_text(
-            name,
-            data_dir,
-            path,
-            length=length,
-            windows=windows,
-            context=context,
-            eval_split=eval_split,
-            seed=seed,
-        )
-    if name == "digits":
+    _check(config)
+    if config.name in TEXT_NAMES:
+        return load_text(config, seed)
+    if config.name == "digits":
         dataset = digits()
-    elif name == "imagenet":
-        dataset = imagenet2012(data_dir, image_size, seed)
+    elif config.name == "imagenet":
+        dataset = imagenet2012(config, seed)
     else:
-        dataset = tfds_images(name, data_dir, stream)
+        dataset = tfds_images(config)
+    return _with_statistics(dataset, config)
+
+
+def stand_in(config: ConfigDict) -> Dataset | Text | None:
+    """All zeros in the sizes of the data set that a config names, for plans.
+
+    Nothing is read, downloaded or written, and next to no memory is taken.
+
+    Args:
+      config: config.data, see config.base_config.
+
+    Returns:
+      None for "digits", "stdlib" and "text", which need no download.
+
+    Raises:
+      UserError: a field is invalid or does not fit the data set.
+    """
+    _check(config)
+    if config.name == "enwik8":
+        return load_text(config, read=_zero_text)
+    if config.name not in IMAGES:
+        return None
+    sizes, shape, num_classes = IMAGES[config.name]
+    streamed = config.stream or config.name == "imagenet"
+    if config.name == "imagenet":
+        shape = (config.image_size, config.image_size, 3)
+
+    def split(size: int) -> Split:
+        if streamed:
+            return StreamSplit(_Zeros(size, shape))
+        image, label = np.broadcast_to(np.uint8(0), (size, *shape)), np.zeros(size, np.int32)
+        return ResidentSplit({"image": image, "label": label})
+
+    half = (0.5,) * shape[-1]
+    train, held = map(split, sizes)
+    dataset = Dataset(config.name, train, held, shape, num_classes, half, half)
+    return _with_statistics(dataset, config)
+
+
+def _check(config: ConfigDict) -> None:
+    """Raises UserError for what needs no look at the data set."""
+    if config.name not in NAMES:
+        raise choose_from("data set", config.name, NAMES)
+    if config.name == "imagenet" and config.image_size < 1:
+        raise UserError(f"data.image_size={config.image_size} is not positive; set it to 224, say")
+
+
+def _with_statistics(dataset: Dataset, config: ConfigDict) -> Dataset:
+    """The data set with config.mean and config.std in place of its own, where they are set."""
     channels = dataset.example_shape[-1]
-    for what, values in (("mean", mean), ("std", std)):
+    for what, values in (("mean", config.mean), ("std", config.std)):
         if values and len(values) != channels:
-            raise UserError(f'{what} of "{name}" has {len(values)} values; give it {channels}')
+            raise UserError(
+                f'{what} of "{config.name}" has {len(values)} values; give it {channels}'
+            )
     return dataclasses.replace(
-        dataset, mean=tuple(mean or dataset.mean), std=tuple(std or dataset.std)
+        dataset, mean=tuple(config.mean or dataset.mean), std=tuple(config.std or dataset.std)
     )
+
+
+def _zero_text(config: ConfigDict) -> Parts:
+    from rezero_jax.data.tfds.enwik8 import Enwik8  # importing TFDS takes a while
+
+    train, held = (
+        np.broadcast_to(np.uint8(0), Enwik8.SIZES[split]) for split in ("train", config.eval_split)
+    )
+    return train, held
+
+
+@dataclasses.dataclass(frozen=True)
+class _Zeros:
+    """A stream.DataSource of black images, uint8 of this shape."""
+
+    size: int
+    shape: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitems__(self, keys: Sequence[int]) -> list[dict[str, Any]]:
+        return [{"image": np.zeros(self.shape, np.uint8), "label": 0} for _ in keys]

@@ -1,17 +1,25 @@
 """Image classification data sets: scikit-learn's digits and those of TensorFlow Datasets (TFDS)."""
 
 import io
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from rezero_jax.data.split import Dataset, ResidentSplit, Split
 from rezero_jax.data.stream import StreamSplit
 from rezero_jax.data.tfds.cache import cached_arrays, fingerprint
-from rezero_jax.data.tfds.prepare import damaged, prepared_builder
+from rezero_jax.data.tfds.prepare import prepared_builder
+from rezero_jax.data.tfds.source import TfdsSource
 
-TFDS_NAMES = ("cifar10", "cifar100", "fashion_mnist", "mnist", "svhn_cropped")
+# Of TFDS: examples to train on and to evaluate on, shape of an image, classes.
+IMAGES = {
+    "cifar10": ((50_000, 10_000), (32, 32, 3), 10),
+    "cifar100": ((50_000, 10_000), (32, 32, 3), 100),
+    "fashion_mnist": ((60_000, 10_000), (28, 28, 1), 10),
+    "mnist": ((60_000, 10_000), (28, 28, 1), 10),
+    "svhn_cropped": ((73_257, 26_032), (32, 32, 3), 10),
+    "imagenet": ((1_281_167, 50_000), (224, 224, 3), 1000),  # in the usual size
+}
 
 
 def digits() -> Dataset:
@@ -34,53 +42,31 @@ def digits() -> Dataset:
     return Dataset("digits", train, held, (8, 8, 1), 10, mean=(0.5,), std=(0.5,))
 
 
-def tfds_images(name: str, data_dir: str | None = None, stream: bool = False) -> Dataset:
-    """One of TFDS_NAMES: its "train" split, and "test" as eval; mean and std are 0.5.
+def tfds_images(config: ConfigDict) -> Dataset:
+    """The one of IMAGES (but imagenet) that config.data names: "train", and "test" as eval.
 
     Read without TensorFlow, and downloaded and prepared first if need be. By default the images
-    are decoded once, kept in a cache on disk, and live on the device; with `stream` they are
-    decoded anew for each batch and the device holds no data. The batches are the same.
+    are decoded once, kept in a cache on disk, and live on the device; with config.stream they are
+    decoded anew for each batch and the device holds no data. The batches are the same. The mean
+    and std are 0.5.
 
     Raises:
       UserError: the data set is not there and cannot be downloaded, or its files are damaged.
     """
-    builder = prepared_builder(name, data_dir)
-    shape = tuple(builder.info.features["image"].shape)
-    half = (0.5,) * shape[-1]
-    num_classes = builder.info.features["label"].num_classes
+    name = config.name
+    builder = prepared_builder(name, config.dir)
+    _, shape, num_classes = IMAGES[name]
 
     def split(part: str) -> Split:
-        records = EncodedImages(builder, part)
-        streamed = StreamSplit(records, pixels=decode, name=name, num_classes=num_classes)
-        if stream:
+        source = TfdsSource(builder, part)
+        streamed = StreamSplit(source, pixels=decode, name=name, num_classes=num_classes)
+        if config.stream:
             return streamed
         key = f"{name}/{builder.info.version}-{fingerprint(builder.data_path)}/{part}"
         return ResidentSplit(cached_arrays(key, streamed))
 
+    half = (0.5,) * shape[-1]
     return Dataset(name, split("train"), split("test"), shape, num_classes, half, half)
-
-
-class EncodedImages:
-    """A split of a TFDS builder, its images still PNG or JPEG bytes; see stream.Records.
-
-    We decode them with Pillow, whatever else is installed, so that pixels never depend on the
-    machine.
-    """
-
-    def __init__(self, builder: Any, part: str) -> None:
-        import tensorflow_datasets as tfds
-
-        keep_bytes = {"image": tfds.decode.SkipDecoding()}
-        self._source = builder.as_data_source(part, decoders=keep_bytes)
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitems__(self, keys: Sequence[int]) -> list[Mapping[str, Any]]:
-        try:
-            return self._source.__getitems__(list(keys))
-        except RuntimeError as error:  # array_record checks a hash of every chunk
-            raise damaged(self._source.dataset_info, error) from error
 
 
 def decode(encoded: bytes, step: int = 0, position: int = 0) -> np.ndarray:

@@ -5,13 +5,14 @@ import functools
 
 import numpy as np
 
+from rezero_jax.data.generator import generator
 from rezero_jax.errors import UserError
 
 
 @functools.lru_cache(maxsize=2)  # a batch may straddle two epochs
-def _permutation(seed: int, size: int, epoch: int) -> np.ndarray:
+def _permutation(method: str, seed: int, size: int, epoch: int) -> np.ndarray:
     """The order of the examples in one epoch, int32 (size,), read-only."""
-    order = np.random.default_rng([seed, epoch]).permutation(size).astype(np.int32)
+    order = generator(method, seed, epoch).permutation(size).astype(np.int32)
     order.flags.writeable = False
     return order
 
@@ -25,17 +26,23 @@ class Order:
     when batch_size does not divide size: such a batch holds the end of one epoch and the start of
     the next. There is no state, so any update can be asked for at any time.
 
+    Attributes:
+      method: how permutations are drawn, see generator.METHODS.
+
     Raises:
-      UserError: the seed is negative, or the batch is empty or larger than the data set.
+      UserError: the method is unknown, the seed is negative, or the batch is empty or larger than
+          the data set.
     """
 
     seed: int
     size: int
     batch_size: int
+    method: str = "hash"
 
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise UserError(f"seed={self.seed} is negative; set it to 0 or more")
+        generator(self.method, self.seed)  # refuses an unknown method
         if self.batch_size < 1:
             raise UserError(f"train.batch_size={self.batch_size} is empty; set it to at least 1")
         if self.batch_size > self.size:
@@ -47,11 +54,11 @@ class Order:
     def indices(self, step: int) -> np.ndarray:
         """The examples of update number `step` (0 is the first), int32 (batch_size,)."""
         epoch, start = divmod(int(step) * self.batch_size, self.size)
-        batch = _permutation(self.seed, self.size, epoch)[start : start + self.batch_size]
+        permutation = functools.partial(_permutation, self.method, self.seed, self.size)
+        batch = permutation(epoch)[start : start + self.batch_size]
         missing = self.batch_size - len(batch)
         if missing:
-            rest = _permutation(self.seed, self.size, epoch + 1)[:missing]
-            return np.concatenate([batch, rest])
+            return np.concatenate([batch, permutation(epoch + 1)[:missing]])
         return batch.copy()
 
 

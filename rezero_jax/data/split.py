@@ -1,8 +1,8 @@
-"""What every data source offers: a batch by the indices of its examples."""
+"""What every data set offers: a batch by the indices of its examples."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ ALL = slice(None)
 Batch = dict[str, jax.Array]
 
 
+@runtime_checkable
 class Split(Protocol):
     """One part (train or eval) of a data set, read by example index.
 
@@ -31,10 +32,12 @@ class Split(Protocol):
         """Arrays to keep on the device for the whole run; empty for a stream."""
 
     def fetch(self, indices: np.ndarray, step: int = 0, rows: slice = ALL) -> HostBatch:
-        """What travels to the device for these examples, int32 (B,); leading axis B throughout.
+        """What travels to the device for these examples; the leading axis is theirs throughout.
 
-        `step` is the number of the update; a split that draws random crops draws them from it.
-        `rows` are those of the batch that are wanted, the same whether others are wanted or not.
+        Args:
+          indices: of the examples, int (B,).
+          step: the number of the update, from which random windows and crops are drawn.
+          rows: those of the batch that are wanted; they do not depend on which others are.
 
         Raises:
           IndexError: an index is outside 0 .. size - 1.
@@ -71,6 +74,13 @@ def check_labels(name: str, label: np.ndarray, num_classes: int) -> None:
         )
 
 
+def fetch_in_turn(
+    split: Split, indices: Callable[[int], np.ndarray], first: int, last: int, rows: slice = ALL
+) -> Iterator[HostBatch]:
+    """The `batches` of a split that reads nothing ahead."""
+    return (split.fetch(indices(step), step, rows) for step in range(first, last))
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class ResidentSplit:
     """A split small enough to live on the device: only indices travel.
@@ -79,6 +89,8 @@ class ResidentSplit:
     """
 
     resident: Mapping[str, np.ndarray]
+
+    batches = fetch_in_turn
 
     @property
     def size(self) -> int:
@@ -89,12 +101,6 @@ class ResidentSplit:
         """{"index": int32 (B,)}, whatever the step; see Split."""
         check_range(indices, self.size)
         return {"index": np.asarray(indices[rows], np.int32)}
-
-    def batches(
-        self, indices: Callable[[int], np.ndarray], first: int, last: int, rows: slice = ALL
-    ) -> Iterator[HostBatch]:
-        """`fetch(indices(step), step, rows)` for step = first .. last - 1."""
-        return (self.fetch(indices(step), step, rows) for step in range(first, last))
 
     def gather(self, resident: Mapping[str, jax.Array], fetched: Mapping[str, jax.Array]) -> Batch:
         """The rows of every resident array at fetched["index"]; traceable."""

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -12,8 +12,9 @@ from rezero_jax.data.split import ALL, Batch, HostBatch, check_labels, check_ran
 from rezero_jax.errors import UserError
 
 
-class Records(Protocol):
-    """Random access to examples; must be safe to call from several threads."""
+@runtime_checkable
+class DataSource(Protocol):
+    """Random access to encoded examples, from several threads at once (as in Grain)."""
 
     def __len__(self) -> int:
         """The number of examples."""
@@ -23,7 +24,7 @@ class Records(Protocol):
 
 
 def as_it_is(image: np.ndarray, step: int, position: int) -> np.ndarray:
-    """The `pixels` of records that hold uint8 (H, W, C) already."""
+    """The `pixels` of a source that holds uint8 (H, W, C) already."""
     return image
 
 
@@ -34,14 +35,14 @@ class StreamSplit:
     `threads` workers keep up to `ahead` batches decoded beyond the one in use.
 
     Attributes:
-      records: where the examples come from.
-      pixels: a pure function (image of a record, step, position in the batch) -> uint8 (H, W, C);
-          safe to call from several threads.
-      name, num_classes: of the data set, to check labels and to name it in errors; a num_classes
+      source: where the examples come from.
+      pixels: a pure function (encoded image, step, position in the batch) -> uint8 (H, W, C); safe
+          to call from several threads.
+      name, num_classes: of the data set, to name it in errors and to check labels; a num_classes
           of None leaves labels unchecked.
     """
 
-    records: Records
+    source: DataSource
     threads: int = min(8, os.cpu_count() or 1)
     ahead: int = 16
     pixels: Callable[[Any, int, int], np.ndarray] = as_it_is
@@ -51,7 +52,7 @@ class StreamSplit:
     @property
     def size(self) -> int:
         """The number of examples."""
-        return len(self.records)
+        return len(self.source)
 
     @property
     def resident(self) -> Mapping[str, np.ndarray]:
@@ -67,7 +68,7 @@ class StreamSplit:
         """
         check_range(indices, self.size)
         positions = range(len(indices))[rows]
-        examples = self.records.__getitems__([int(indices[position]) for position in positions])
+        examples = self.source.__getitems__([int(indices[position]) for position in positions])
         label = np.array([example["label"] for example in examples], np.int32)
         if self.num_classes is not None:
             check_labels(self.name, label, self.num_classes)
@@ -92,9 +93,12 @@ class StreamSplit:
         """
         import grain
 
-        dataset = grain.MapDataset.source(_Batches(self, indices, first, last, rows))
+        def read(step: int) -> HostBatch:
+            return self.fetch(indices(step), step, rows)
+
         options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=self.ahead)
-        iterator = iter(dataset.to_iter_dataset(options))
+        steps = grain.MapDataset.range(first, max(first, last))
+        iterator = iter(steps.map(read).to_iter_dataset(options))
         try:
             yield from iterator
         finally:
@@ -103,21 +107,3 @@ class StreamSplit:
     def gather(self, resident: Mapping[str, jax.Array], fetched: Mapping[str, jax.Array]) -> Batch:
         """The fetched batch as it is; traceable."""
         return dict(fetched)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Batches:
-    """The run's batches as a Grain source: element i is the batch of step first + i."""
-
-    split: StreamSplit
-    indices: Callable[[int], np.ndarray]
-    first: int
-    last: int
-    rows: slice
-
-    def __len__(self) -> int:
-        return max(0, self.last - self.first)
-
-    def __getitem__(self, element: int) -> HostBatch:
-        step = self.first + int(element)
-        return self.split.fetch(self.indices(step), step, self.rows)

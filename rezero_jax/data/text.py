@@ -1,13 +1,15 @@
 """Text as bytes: windows to train on, and windows that score each byte of a text exactly once."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
-from rezero_jax.data.split import ALL, Batch, HostBatch, check_range
+from rezero_jax.data.generator import generator
+from rezero_jax.data.split import ALL, Batch, HostBatch, check_range, fetch_in_turn
 from rezero_jax.data.text_files import stdlib_text, user_text
 from rezero_jax.errors import UserError, choose_from
 
@@ -42,6 +44,7 @@ class TextSplit:
       random, seed: whether windows start anywhere, and what they are drawn from.
       whole: whether the examples score each byte once.
       name: of the text, to name it in errors.
+      method: how random windows are drawn, see generator.METHODS.
 
     Raises:
       UserError: length or context is out of its range, or the text is shorter than a window or
@@ -55,6 +58,9 @@ class TextSplit:
     seed: int = 0
     whole: bool = False
     name: str = "text"
+    method: str = "hash"
+
+    batches = fetch_in_turn
 
     def __post_init__(self) -> None:
         _check_window(self.length, self.context)
@@ -93,17 +99,11 @@ class TextSplit:
             start = np.clip(first - self.context, 0, count - self.length)
             positions = {"start": start, "first": first, "last": last}
         elif self.random:
-            rng = np.random.default_rng([self.seed, step, _STREAM])
-            positions = {"start": rng.integers(count - self.length + 1, size=len(example))}
+            draws = generator(self.method, self.seed, step, _STREAM)
+            positions = {"start": draws.integers(count - self.length + 1, size=len(example))}
         else:
             positions = {"start": example * self.length}
         return {name: values[rows].astype(np.int32) for name, values in positions.items()}
-
-    def batches(
-        self, indices: Callable[[int], np.ndarray], first: int, last: int, rows: slice = ALL
-    ) -> Iterator[HostBatch]:
-        """`fetch(indices(step), step, rows)` for step = first .. last - 1."""
-        return (self.fetch(indices(step), step, rows) for step in range(first, last))
 
     def gather(self, resident: Mapping[str, jax.Array], fetched: Mapping[str, jax.Array]) -> Batch:
         """{"tokens", "targets"}, the inputs and targets, int32 (B, T) in 0 .. 255; traceable.
@@ -144,71 +144,65 @@ class Text:
         return self.train.length
 
 
+Parts = tuple[np.ndarray, np.ndarray]  # the bytes to train on and to evaluate, uint8 (N,) each
+
+
 def load_text(
-    name: str,
-    data_dir: str | None = None,
-    path: str | None = None,
-    *,
-    length: int = 256,
-    windows: str = "segments",
-    context: int = 0,
-    eval_split: str = "validation",
-    seed: int = 0,
+    config: ConfigDict, seed: int = 0, read: Callable[[ConfigDict], Parts] | None = None
 ) -> Text:
-    """The text `name`, one of TEXT_NAMES.
+    """The text that config.data names, one of TEXT_NAMES; see datasets.load.
 
-    "enwik8" is the Hutter Prize's 100 MB of Wikipedia, its first 90 % to train. "stdlib" needs no
-    files: the sources of Python's own standard library, about 11 MB, of which every twentieth file
-    is for validation and the one after it for test; they differ from one version and installation
-    of Python to another. "text" is the user's own: the first 90 % of its bytes train, the next 5 %
-    are for validation, the rest for test.
-
-    Args:
-      name: one of TEXT_NAMES.
-      data_dir: "enwik8" only: where TFDS data lives, as in data.load.
-      path: "text" only: a file, or a folder, whose files are joined by newlines in the order of
-          their paths; hidden ones are left out.
-      length: T, the bytes in a window.
-      windows: "segments" or "random", the windows that train; see TextSplit.
-      context: what the windows that evaluate hold before the bytes they score; see TextSplit.
-      eval_split: "validation" or "test".
-      seed: what random windows are drawn from, with the number of the update.
+    `read` gives the bytes, in place of `read_text`.
 
     Raises:
-      UserError: an argument is not one of these, the text cannot be read or had, or a split is
+      UserError: a field is invalid, the text cannot be read or downloaded, or a part of it is
           shorter than a window.
     """
-    if name not in TEXT_NAMES:
-        raise choose_from("text", name, TEXT_NAMES)
-    if windows not in WINDOWS:
-        raise choose_from("data.windows", windows, WINDOWS)
-    if eval_split not in SPLITS[1:]:
-        raise choose_from("data.eval_split", eval_split, SPLITS[1:])
-    _check_window(length, context)  # before anything is downloaded
-    train, held = _parts(name, data_dir, path, eval_split)
+    if config.name not in TEXT_NAMES:
+        raise choose_from("text", config.name, TEXT_NAMES)
+    if config.windows not in WINDOWS:
+        raise choose_from("data.windows", config.windows, WINDOWS)
+    if config.eval_split not in SPLITS[1:]:
+        raise choose_from("data.eval_split", config.eval_split, SPLITS[1:])
+    _check_window(config.length, config.context)  # before anything is downloaded
+    train, held = (read or read_text)(config)
     return Text(
-        name,
+        config.name,
         TextSplit(
-            train, length, random=windows == "random", seed=seed, name=f"the train split of {name}"
+            train,
+            config.length,
+            random=config.windows == "random",
+            seed=seed,
+            name=f"the train split of {config.name}",
+            method=config.order,
         ),
-        TextSplit(held, length, context, whole=True, name=f"the {eval_split} split of {name}"),
+        TextSplit(
+            held,
+            config.length,
+            config.context,
+            whole=True,
+            name=f"the {config.eval_split} split of {config.name}",
+        ),
     )
 
 
-def _parts(
-    name: str, data_dir: str | None, path: str | None, eval_split: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """The bytes of the train split and those of `eval_split`, uint8 (N,) each."""
-    if name == "stdlib":
-        return stdlib_text("train"), stdlib_text(eval_split)
-    if name == "enwik8":
+def read_text(config: ConfigDict) -> Parts:
+    """The bytes of the train split and of config.eval_split.
+
+    "enwik8" is the Hutter Prize's 100 MB of Wikipedia, its first 90 % to train. "stdlib" needs no
+    files: see text_files.stdlib_files. "text" is what lies at config.path: the first 90 % of its
+    bytes train, the next 5 % are for validation, the rest for test.
+    """
+    if config.name == "stdlib":
+        return stdlib_text("train"), stdlib_text(config.eval_split)
+    if config.name == "enwik8":
         from rezero_jax.data.tfds.enwik8 import enwik8_bytes  # importing TFDS takes a while
 
-        return enwik8_bytes("train", data_dir), enwik8_bytes(eval_split, data_dir)
-    text = user_text(path)
+        return enwik8_bytes("train", config.dir), enwik8_bytes(config.eval_split, config.dir)
+    text = user_text(config.path)
     cuts = [len(text) * percent // 100 for percent in (90, 95)]
     parts = dict(zip(SPLITS, np.split(text, cuts), strict=True))
-    return parts["train"], parts[eval_split]
+    return parts["train"], parts[config.eval_split]
 
 
 def _check_window(length: int, context: int) -> None:

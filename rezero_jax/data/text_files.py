@@ -31,7 +31,8 @@ def user_text(path: str | None) -> np.ndarray:
     two; those whose path has a part that starts with a dot are left out.
 
     Raises:
-      UserError: there is no path, nothing at it, or nothing in it, or a file cannot be read.
+      UserError: there is no path, what it names is missing, empty, or neither a regular file nor a
+          folder, or a file cannot be read.
     """
     if not path:
         raise UserError("data.name=text needs a file or folder; set --config.data.path=...")
@@ -41,6 +42,8 @@ def user_text(path: str | None) -> np.ndarray:
             close = closest_beside(root)
             hint = f"did you mean {close}?" if close else "give a file or folder"
             raise UserError(f"data.path={path} does not exist; {hint}")
+        if not (root.is_file() or root.is_dir()):  # to read a pipe could wait for ever
+            raise UserError(f"data.path={path} is a pipe or device; give a regular file or folder")
         files = files_below(root) if root.is_dir() else [root]
         text = b"\n".join(file.read_bytes() for file in files)
     except OSError as error:
@@ -89,4 +92,4 @@ def files_below(root: Path, left_out: Collection[str] = ()) -> list[Path]:
 
 
 def _raise(error: OSError) -> None:
-    raise error  # os.walk passes over what it cannot read otherwise
+    raise error  # by default os.walk skips what it cannot read

@@ -1,4 +1,4 @@
-"""Initial distributions that JAX does not bring along, or compiles slowly for convolutions."""
+"""Initial distributions that JAX lacks, or compiles slowly for convolutions."""
 
 import math
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def torch_uniform(fan_in: int) -> Initializer:
     """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): the default of PyTorch's Linear and convolution layers.
 
     PyTorch draws biases from the same interval as the weights, which is why `fan_in` is given: a
-    bias's own shape does not tell it.
+    bias's own shape does not tell.
     """
     return uniform(1.0 / np.sqrt(fan_in))
 

@@ -1,5 +1,6 @@
 """The deep fully connected network of the paper's section 4 and of the authors' notebook."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -7,11 +8,14 @@ import numpy as np
 from flax import nnx
 from jax import Array
 from jaxtyping import Float
+from ml_collections import ConfigDict
 
 from rezero_jax.errors import UserError
 from rezero_jax.models import init
-from rezero_jax.residual import Activation, make_rule
+from rezero_jax.residual import make_rule
 from rezero_jax.stack import Stack
+
+BY_OUTPUTS = {"model_axis": -1}  # how a layer is cut along the mesh axis `model`
 
 
 class Block(nnx.Module):
@@ -20,7 +24,7 @@ class Block(nnx.Module):
     The gate of ReZero stands outside the ReLU: x' = x + alpha relu(W x + b).
     """
 
-    relu: Activation = staticmethod(nnx.relu)
+    relu: Callable[[Array], Array] = staticmethod(nnx.relu)
 
     def __init__(
         self,
@@ -37,6 +41,8 @@ class Block(nnx.Module):
             width,
             kernel_init=nnx.initializers.normal(np.sqrt(weight_variance / width)),
             bias_init=init.torch_uniform(width),
+            kernel_metadata=BY_OUTPUTS,
+            bias_metadata=BY_OUTPUTS,
             dtype=dtype,
             rngs=rngs,
         )
@@ -44,11 +50,6 @@ class Block(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
         return self.rule(x, lambda trunk: self.relu(self.linear(trunk)))
-
-    def fold_gates(self) -> None:
-        """Moves the gate into W, b and the ReLU; see `rezero_jax.models.fold`."""
-        self.relu = self.rule.folded_relu()
-        self.rule = self.rule.fold_into(self.linear)
 
 
 class MLP(nnx.Module):
@@ -101,6 +102,8 @@ class MLP(nnx.Module):
             width,
             kernel_init=nnx.initializers.variance_scaling(2.0, "fan_in", "normal"),
             bias_init=init.torch_uniform(in_features),
+            kernel_metadata=BY_OUTPUTS,
+            bias_metadata=BY_OUTPUTS,
             dtype=dtype,
             rngs=rngs,
         )
@@ -123,6 +126,25 @@ class MLP(nnx.Module):
             out_features,
             kernel_init=init.torch_uniform(width),
             bias_init=init.torch_uniform(width),
+            rngs=rngs,
+        )
+
+    @classmethod
+    def from_config(
+        cls, config: ConfigDict, in_features: int, num_classes: int, rngs: nnx.Rngs
+    ) -> "MLP":
+        """The network that config.model describes."""
+        return cls(
+            in_features,
+            config.width,
+            config.depth,
+            num_classes,
+            config.residual,
+            weight_variance=config.weight_variance,
+            alpha_init=config.alpha_init,
+            scan=config.scan,
+            remat=config.remat,
+            dtype=getattr(jnp, config.dtype),
             rngs=rngs,
         )
 

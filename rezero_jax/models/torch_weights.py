@@ -45,7 +45,7 @@ from safetensors import SafetensorError
 from rezero_jax.errors import UserError
 from rezero_jax.models.transformer.encoder import LayerStack
 from rezero_jax.models.transformer.layer import Layer
-from rezero_jax.residual import Gate, PostNorm, PreNorm
+from rezero_jax.residual import LayerScale, PostNorm, PreNorm, ReZeroRule
 
 KINDS = (".safetensors", ".npz")
 # PyTorch's name of a tensor, ours, and the order in which PyTorch has the axes of ours. It puts all
@@ -228,7 +228,7 @@ def _places(module: nnx.Module) -> Iterator[tuple[str, _Place]]:
 
 def _layer(layer: Layer, index: int | EllipsisType) -> Iterator[tuple[str, _Place]]:
     rule: Any = layer.rules[0]
-    gated = type(rule) is Gate and rule.alpha.ndim == (index is not ...)  # LayerScale has more
+    gated = isinstance(rule, ReZeroRule) and not isinstance(rule, LayerScale)
     known = gated or isinstance(rule, PreNorm | PostNorm)
     for wrong, what, how in (
         (not known, "such rule", 'residual="rezero", "post_norm" or "pre_norm"'),

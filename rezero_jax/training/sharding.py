@@ -1,7 +1,6 @@
 """The device mesh and who holds what: one code path from one CPU device to many hosts."""
 
 import math
-import re
 from collections.abc import Collection
 from typing import Any
 
@@ -11,21 +10,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from rezero_jax.errors import UserError
-from rezero_jax.training.state import path_text
+from rezero_jax.training.state import ModelSpec, path_text
 
-# Tensor parallelism: which axis of a parameter, counted from its end, is cut among the devices
-# along `model`. Of two matrices in a row the first is cut by its outputs and the second by its
-# inputs, so that what lies between them stays where it is and only the sum at the end travels
-# (arXiv 1909.08053, section 3).
-MODEL_AXES = (
-    (r"attention/(qkv|qkv_bias)$", -3),  # its key-value heads
-    (r"attention/out/kernel$", -2),
-    (r"feedforward/up/(kernel|bias)$", -1),
-    (r"feedforward/down/kernel$", -2),
-    (r"(^|/)embedding$", -2),  # the vocabulary
-    (r"(^|/)(head|head_bias)$", -1),
-    (r"(^|/)(stem|linear)/(kernel|bias)$", -1),  # of an MLP: by its outputs
-)
 # Smaller arrays stay whole under full sharding: to fetch them costs more than to keep them.
 FULLY_SHARDED_FROM = 1024  # elements
 
@@ -69,39 +55,51 @@ def make_mesh(config: ConfigDict, batch_sizes: dict[str, int]) -> Mesh:
     return Mesh(devices, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 
 
-def state_shardings(
-    shapes: Any, mesh: Mesh, stacked_paths: Collection[str], fully_sharded: bool
-) -> Any:
+def state_shardings(shapes: Any, mesh: Mesh, spec: ModelSpec, fully_sharded: bool) -> Any:
     """Where each array of the training state lives; a parameter's moments live where it does.
 
-    Along `model` parameters are cut as MODEL_AXES says. Under full sharding each array of at least
-    FULLY_SHARDED_FROM elements is also cut along `data`, at its longest axis that divides, the
-    layer axis of a stack excepted: a scan would have to fetch each layer from one device.
+    Along `model` (tensor parallelism) parameters are cut as they declare. Of two matrices in a row
+    the first is cut by its outputs and the second by its inputs, so that what lies between them
+    stays where it is and only the sum at the end travels (arXiv 1909.08053, section 3).
+
+    Under full sharding each array of at least FULLY_SHARDED_FROM elements is also cut along `data`,
+    at its longest axis that divides, the layer axis of a stack excepted: a scan would have to fetch
+    each layer from one device.
 
     Args:
       shapes: the state's shapes and dtypes.
-      stacked_paths: paths of the parameters whose leading axis runs over layers.
+      spec: the model's.
 
     Raises:
       UserError: an axis does not divide among the devices along `model`, or there is none to cut.
     """
     params = {path_text(path) for path, _ in jax.tree.leaves_with_path(shapes["params"])}
+    data, model = mesh.shape["data"], mesh.shape["model"]
 
     def place(path: Any, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
-        name = _parameter(path_text(path), params)
+        name, shape = _parameter(path_text(path), params), leaf.shape
         axes: list[str | None] = [None] * leaf.ndim
-        # An optimizer may keep a single number for a parameter.
-        if name is not None and leaf.ndim:
-            if mesh.shape["model"] > 1:
-                _cut_by_model(name, leaf.shape, axes, mesh.shape["model"])
-            if fully_sharded and leaf.size >= FULLY_SHARDED_FROM:
-                _cut_by_data(leaf.shape, axes, mesh.shape["data"], name in stacked_paths)
+        if name is None or not shape:  # an optimizer may keep a single number for a parameter
+            return NamedSharding(mesh, PartitionSpec())
+        axis = spec.model_axes.get(name)
+        if model > 1 and axis is not None:
+            if shape[axis] % model:
+                raise UserError(
+                    f"mesh.model={model} does not divide the {shape[axis]} of axis {axis} of "
+                    f"{name} {shape}; choose a divisor"
+                )
+            axes[axis] = "model"
+        if fully_sharded and leaf.size >= FULLY_SHARDED_FROM:
+            per_layer = range(name in spec.stacked_paths, leaf.ndim)
+            free = [i for i in per_layer if axes[i] is None and shape[i] % data == 0]
+            if free:
+                axes[max(free, key=lambda i: shape[i])] = "data"
         return NamedSharding(mesh, PartitionSpec(*axes))
 
     placed = jax.tree.map_with_path(place, shapes)
-    if mesh.shape["model"] > 1 and not any("model" in s.spec for s in jax.tree.leaves(placed)):
+    if model > 1 and not any("model" in s.spec for s in jax.tree.leaves(placed)):
         raise UserError(
-            f"mesh.model={mesh.shape['model']} finds nothing to cut in this network; set it to 1 "
+            f"mesh.model={model} finds nothing to cut in this network; set it to 1 "
             "(mesh.fully_sharded=True spreads any network's state)"
         )
     return placed
@@ -112,30 +110,6 @@ def _parameter(path: str, params: Collection[str]) -> str | None:
     parts = path.split("/")
     tails = ("/".join(parts[i:]) for i in range(1, len(parts)))
     return next((tail for tail in tails if tail in params), None)
-
-
-def _cut_by_model(name: str, shape: tuple[int, ...], axes: list[str | None], count: int) -> None:
-    axis = next((axis for pattern, axis in MODEL_AXES if re.search(pattern, name)), None)
-    if axis is None:
-        return
-    if shape[axis] % count:
-        raise UserError(
-            f"mesh.model={count} does not divide the {shape[axis]} of axis {axis} of {name} "
-            f"{shape}; choose a divisor"
-        )
-    axes[axis] = "model"
-
-
-def _cut_by_data(
-    shape: tuple[int, ...], axes: list[str | None], count: int, is_stacked: bool
-) -> None:
-    free = [
-        axis
-        for axis in range(is_stacked, len(shape))
-        if axes[axis] is None and shape[axis] % count == 0
-    ]
-    if free:
-        axes[max(free, key=lambda axis: shape[axis])] = "data"
 
 
 def device_bytes(tree: Any) -> int:

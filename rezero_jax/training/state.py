@@ -1,7 +1,7 @@
 """The training state: one plain pytree of arrays, and the way from a Flax module to it and back."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -27,12 +27,16 @@ class ModelSpec:
       shapes: the parameters' shapes and dtypes, a nested dict.
       alpha_paths: paths "a/b/c" of the gates, found by their type.
       stacked_paths: paths of the parameters whose leading axis runs over layers.
+      model_axes: path -> axis, counted from the end, that is cut along the mesh axis `model`; a
+        parameter declares it where it is made, as nnx.Param(value, model_axis=-1) or by the
+        `kernel_metadata` of a layer of Flax.
     """
 
     graphdef: nnx.GraphDef
     shapes: Any
     alpha_paths: frozenset[str]
     stacked_paths: frozenset[str]
+    model_axes: Mapping[str, int]
 
     def model(self, params: Any, stats: Any) -> nnx.Module:
         """The module with these arrays in it."""
@@ -69,23 +73,22 @@ def model_spec(make_model: MakeModel) -> ModelSpec:
     model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
     graphdef, params, _ = split_params(model)
     shapes = nnx.to_pure_dict(params)
-    is_variable = lambda node: isinstance(node, nnx.Variable)  # noqa: E731
-    alphas = {
-        path_text(path)
-        for path, variable in jax.tree.leaves_with_path(params, is_leaf=is_variable)
-        if isinstance(variable, Alpha)
-    }
-    stacks = [
+    variables = {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(params)}
+    stacks = tuple(
         "/".join(map(str, (*path, "blocks", "")))
         for path, module in nnx.iter_modules(model)
         if isinstance(module, Stack) and not isinstance(module.blocks, nnx.List)
-    ]
-    stacked = {
-        path_text(path)
-        for path, _ in jax.tree.leaves_with_path(shapes)
-        if any(path_text(path).startswith(prefix) for prefix in stacks)
-    }
-    return ModelSpec(graphdef, shapes, frozenset(alphas), frozenset(stacked))
+    )
+    axes = {path: variable.get_metadata("model_axis", None) for path, variable in variables.items()}
+    return ModelSpec(
+        graphdef,
+        shapes,
+        alpha_paths=frozenset(
+            p for p, variable in variables.items() if isinstance(variable, Alpha)
+        ),
+        stacked_paths=frozenset(path for path in variables if path.startswith(stacks)),
+        model_axes={path: axis for path, axis in axes.items() if axis is not None},
+    )
 
 
 def init_state(make_model: MakeModel, optimizer: optax.GradientTransformation, key: Array) -> State:

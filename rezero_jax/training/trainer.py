@@ -43,29 +43,14 @@ class Trainer:
     @classmethod
     def from_config(cls, config: ConfigDict) -> "Trainer":
         """The program of a config on the data set that it names."""
-        source = config.data
-        load = partial(
-            data.load,
-            source.name,
-            source.dir,
-            stream=source.stream,
-            mean=source.mean,
-            std=source.std,
-            image_size=source.image_size,
-            path=source.path,
-            length=source.length,
-            windows=source.windows,
-            context=source.context,
-            eval_split=source.eval_split,
-            seed=config.seed,
-        )
+        load = partial(data.load, config.data, config.seed)
         return cls(config, processes.first_in_first(load))
 
     def __init__(self, config: ConfigDict, dataset: Dataset | Text):
         self.config = config
         train, seed = config.train, config.seed
         self._train, self._eval = dataset.train, dataset.eval
-        self._order = Order(seed, dataset.train.size, train.batch_size)
+        self._order = Order(seed, dataset.train.size, train.batch_size, config.data.order)
         self._eval_batches = eval_batches(
             dataset.eval.size, config.eval.batch_size, config.eval.examples
         )
@@ -99,9 +84,7 @@ class Trainer:
         self._whole = sharding.replicated(self.mesh)
         init = partial(init_state, make, optimizer)
         shapes = jax.eval_shape(init, jax.random.key(0))
-        placed = sharding.state_shardings(
-            shapes, self.mesh, self.spec.stacked_paths, config.mesh.fully_sharded
-        )
+        placed = sharding.state_shardings(shapes, self.mesh, self.spec, config.mesh.fully_sharded)
         self.shapes = jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
             shapes,

@@ -1,4 +1,4 @@
-"""A split decoded once into whole arrays, kept as .npy files under the user's cache folder."""
+"""A split decoded once into whole arrays, kept in a file under the user's cache folder."""
 
 import hashlib
 import logging
@@ -19,24 +19,28 @@ _CHUNK = 500  # examples decoded by one worker at a time
 def cached_arrays(key: str, split: StreamSplit) -> dict[str, np.ndarray]:
     """All examples of `split`: {"image": uint8 (N, H, W, C), "label": int32 (N,)}.
 
-    Read from `$XDG_CACHE_HOME/rezero_jax/<key>_*.npy` (~/.cache where that is not set), or decoded
-    and written there. A file that cannot be read or does not fit the split is written again.
+    Read from `$XDG_CACHE_HOME/rezero_jax/<key>.npz` (~/.cache where that is not set), or decoded
+    and written there. A file that is damaged or does not fit the split is written again.
     """
-    root = cache_folder()
-    paths = {name: root / f"{key}_{name}.npy" for name in ("image", "label")}
+    path = cache_folder() / f"{key}.npz"
     example = split.fetch(np.arange(1))
+    warn = logging.getLogger(__name__).warning
     try:
-        arrays = {name: np.load(path, allow_pickle=False) for name, path in paths.items()}
-        if all(_fits(arrays[name], example[name], split.size) for name in paths):
+        with path.open("rb") as file:
+            stored = np.load(file, allow_pickle=False)
+            arrays = {name: stored[name] for name in example}  # zip compares their CRC-32
+        if all(_fits(arrays[name], example[name], split.size) for name in example):
             return arrays
-    except (OSError, ValueError, EOFError):
+        warn("%s holds other data; the images are decoded again", path)
+    except OSError:
         pass
+    except Exception as error:  # a damaged zip file raises errors of many kinds
+        warn("%s is damaged (%s); the images are decoded again", path, error)
     arrays = _decode(key, split)
     try:
-        for name, path in paths.items():
-            _write(path, arrays[name])
+        _write(path, arrays)
     except OSError as error:
-        logging.getLogger(__name__).warning("the decoded %s is not cached: %s", key, error)
+        warn("the decoded %s is not cached: %s", key, error)
     return arrays
 
 
@@ -53,29 +57,23 @@ def _fits(array: np.ndarray, example: np.ndarray, size: int) -> bool:
 
 
 def _decode(key: str, split: StreamSplit) -> dict[str, np.ndarray]:
-    example = split.fetch(np.arange(1))
-    arrays = {name: np.empty((split.size, *x.shape[1:]), x.dtype) for name, x in example.items()}
-
     def chunk(number: int) -> np.ndarray:
         return np.arange(number * _CHUNK, min((number + 1) * _CHUNK, split.size))
 
-    bar = tqdm(total=split.size, desc=f"decoding {key}", unit=" images", mininterval=1, delay=1)
-    with bar:
-        for number, batch in enumerate(split.batches(chunk, 0, -(-split.size // _CHUNK))):
-            rows = slice(number * _CHUNK, number * _CHUNK + len(batch["label"]))
-            for name, values in batch.items():
-                arrays[name][rows] = values
-            bar.update(len(batch["label"]))
-    return arrays
+    count = -(-split.size // _CHUNK)
+    batches = split.batches(chunk, 0, count)
+    bar = tqdm(batches, f"decoding {key}", count, unit_scale=_CHUNK, unit=" images", delay=1)
+    chunks = list(bar)
+    return {name: np.concatenate([batch[name] for batch in chunks]) for name in chunks[0]}
 
 
-def _write(path: Path, array: np.ndarray) -> None:
+def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write under a name of its own, then rename: a reader sees the whole file or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
     try:
         with os.fdopen(handle, "wb") as file:
-            np.save(file, array, allow_pickle=False)
+            np.savez(file, image=arrays["image"], label=arrays["label"])
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)

@@ -1,8 +1,8 @@
 """enwik8, the first 100,000,000 bytes of an English Wikipedia dump of 2006, as a TFDS data set.
 
 TFDS has no builder of it, so this is one, with its usual split: the first 90 % of the bytes to
-train, the next 5 % to validate and the last 5 % to test. It is prepared by data.prepare like the
-official ones, without TensorFlow. Importing this module registers the builder with TFDS.
+train, the next 5 % to validate and the last 5 % to test. It is prepared like the official
+ones, without TensorFlow. Importing this module registers the builder with TFDS.
 """
 
 import hashlib
@@ -15,7 +15,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download.checksums import UrlInfo
 
-from rezero_jax.data.tfds.prepare import damaged, prepared_builder
+from rezero_jax.data.tfds.prepare import prepared_builder
+from rezero_jax.data.tfds.source import TfdsSource
 from rezero_jax.errors import UserError
 
 URL = "http://mattmahoney.net/dc/enwik8.zip"
@@ -105,15 +106,11 @@ def enwik8_bytes(split: str, data_dir: str | None = None) -> np.ndarray:
 
     Args:
       split: "train", "validation" or "test".
-      data_dir: where TFDS data lives, as in data.load.
+      data_dir: where TFDS data lives, see prepare.prepared_builder.
 
     Raises:
       UserError: the data set is neither there nor to be downloaded, or its files are damaged.
     """
-    builder = prepared_builder("enwik8", data_dir)
-    source = builder.as_data_source(split)
-    try:
-        chunks = source.__getitems__(range(len(source)))
-    except RuntimeError as error:  # array_record checks a hash of every chunk
-        raise damaged(builder.info, error) from error
+    source = TfdsSource(prepared_builder("enwik8", data_dir), split)
+    chunks = source.__getitems__(range(len(source)))
     return np.concatenate([chunk["text"] for chunk in chunks])

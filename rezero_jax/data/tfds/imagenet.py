@@ -9,12 +9,14 @@ import math
 import os
 
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 
-from rezero_jax.data.images import EncodedImages
+from rezero_jax.data.generator import Generator, SplitMix64
 from rezero_jax.data.split import Dataset
 from rezero_jax.data.stream import StreamSplit
 from rezero_jax.data.tfds.prepare import prepared_builder
+from rezero_jax.data.tfds.source import TfdsSource
 from rezero_jax.errors import UserError
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the whole image
@@ -23,61 +25,57 @@ MEAN = (0.485, 0.456, 0.406)  # of the training images, per channel, as everyone
 STD = (0.229, 0.224, 0.225)
 
 
-def imagenet2012(data_dir: str | None = None, image_size: int = 224, seed: int = 0) -> Dataset:
+def imagenet2012(config: ConfigDict, seed: int = 0) -> Dataset:
     """TFDS's imagenet2012: "train" under RandomCrop, and "validation" under CentralCrop as eval.
 
-    Images are uint8 (image_size, image_size, 3); none is flipped.
-
-    Args:
-      data_dir: where TFDS data lives, as in data.load.
-      image_size: height and width of the images.
-      seed: what the random crops are drawn from, with the number of the update.
+    Images are uint8 (image_size, image_size, 3); none is flipped. See datasets.load.
 
     Raises:
-      UserError: image_size is not positive, or the data set is not there and its archives are not
-          in <data_dir>/downloads/manual.
+      UserError: the data set is not there and its archives are not in <dir>/downloads/manual.
     """
-    if image_size < 1:
-        raise UserError(f"image_size={image_size} is not positive; set it to at least 1")
-    builder = prepared_builder("imagenet2012", data_dir)
+    builder = prepared_builder("imagenet2012", config.dir)
     for part in ("train", "validation"):
         if part not in builder.info.splits:
             raise UserError(
                 f'data set "imagenet2012" in {builder.data_dir} has no {part} split; delete that '
                 "folder to have the data set prepared again from both archives"
             )
-    num_classes = builder.info.features["label"].num_classes
+    size, num_classes = config.image_size, builder.info.features["label"].num_classes
     train, held = (
         StreamSplit(
-            EncodedImages(builder, part),
+            TfdsSource(builder, part),
             threads=min(16, os.cpu_count() or 1),  # no more than batches read ahead
             pixels=pixels,
             name="imagenet",
             num_classes=num_classes,
         )
         for part, pixels in (
-            ("train", RandomCrop(image_size, seed)),
-            ("validation", CentralCrop(image_size)),
+            ("train", RandomCrop(size, seed, config.order)),
+            ("validation", CentralCrop(size)),
         )
     )
-    shape = (image_size, image_size, 3)
-    return Dataset("imagenet", train, held, shape, num_classes, MEAN, STD)
+    return Dataset("imagenet", train, held, (size, size, 3), num_classes, MEAN, STD)
 
 
 @dataclasses.dataclass(frozen=True)
 class RandomCrop:
-    """A random_box of a JPEG, resized; a pure function of (seed, step, position in the batch)."""
+    """A random_box of a JPEG, resized; a pure function of (seed, step, position in the batch).
+
+    `method` is how it is drawn, see generator.METHODS.
+    """
 
     size: int
     seed: int
+    method: str = "hash"
 
     def __call__(self, encoded: bytes, step: int, position: int) -> np.ndarray:
         """The pixels, uint8 (size, size, 3)."""
-        # A spawn key keeps these numbers apart from those that the order of the examples draws.
-        sequence = np.random.SeedSequence(self.seed, spawn_key=(step, position))
+        draws: Generator = SplitMix64(self.seed, step, position)
+        if self.method == "numpy":
+            sequence = np.random.SeedSequence(self.seed, spawn_key=(step, position))
+            draws = np.random.default_rng(sequence)
         with Image.open(io.BytesIO(encoded)) as image:
-            box = random_box(np.random.default_rng(sequence), *image.size)
-            return _resized(image, box, self.size)
+            return _resized(image, random_box(draws, *image.size), self.size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +90,7 @@ class CentralCrop:
             return _resized(image, central_box(self.size, *image.size), self.size)
 
 
-def random_box(rng: np.random.Generator, width: int, height: int) -> Box:
+def random_box(rng: Generator, width: int, height: int) -> Box:
     """What torchvision's RandomResizedCrop keeps of an image of width x height.
 
     A share of the area, uniform in 0.08 .. 1, and an aspect ratio, log-uniform in 3/4 .. 4/3, are
@@ -100,11 +98,11 @@ def random_box(rng: np.random.Generator, width: int, height: int) -> Box:
     """
     low, high = 3 / 4, 4 / 3
     for _ in range(10):
-        area = rng.uniform(0.08, 1) * width * height
+        area = rng.uniform(0.08, 1.0) * width * height
         ratio = math.exp(rng.uniform(math.log(low), math.log(high)))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
-            top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+            top, left = (int(rng.integers(room + 1, size=1)[0]) for room in (height - h, width - w))
             return left, top, left + w, top + h
     w = min(width, round(height * high))
     h = min(height, round(width / low))

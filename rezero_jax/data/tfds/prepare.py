@@ -11,18 +11,35 @@ import fcntl
 import io
 import logging
 import os
+import re
 import sys
 import tarfile
 import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
-from rezero_jax.errors import UserError
+from rezero_jax.data.tfds.source import check_files
+from rezero_jax.errors import UserError, closest_beside
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps what TFDS guesses and retries out of the log: what fails in the end is raised."""
+    levels = {logger: logger.level for logger in map(logging.getLogger, ("absl", "urllib3"))}
+    try:
+        for logger in levels:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)
+
+
+@_quiet()
 def prepared_builder(name: str, data_dir: str | None = None) -> Any:
     """The TFDS builder of `name`, its data ready to be read with `as_data_source`.
 
@@ -39,9 +56,10 @@ def prepared_builder(name: str, data_dir: str | None = None) -> Any:
           ~/tensorflow_datasets).
 
     Raises:
-      UserError: the data set could not be downloaded, an archive that only the user can get is
-          missing, or the data is damaged or in another format.
+      UserError: there is no such folder, the data set could not be downloaded, an archive that only
+          the user can get is missing, or the data is damaged or in another format.
     """
+    _check_folder(data_dir)
     builder = _builder(name, data_dir)
     if not builder.is_prepared():
         if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
@@ -50,8 +68,27 @@ def prepared_builder(name: str, data_dir: str | None = None) -> Any:
             builder = _builder(name, data_dir)  # another process may have prepared it meanwhile
             if not builder.is_prepared():
                 _prepare(builder)
-    _check_files(builder)
+    check_files(builder)
     return builder
+
+
+def _check_folder(data_dir: str | None) -> None:
+    """Refuses a missing folder that looks like a slip; TFDS's default may always be made."""
+    given = data_dir or os.environ.get("TFDS_DATA_DIR")
+    if not given:
+        return
+    folder = Path(given).expanduser()
+    missing = next((path for path in [*folder.parents][::-1] if not path.is_dir()), folder)
+    if missing.is_dir():
+        return
+    close = closest_beside(missing)
+    # Where it is itself, another process has made it in this moment.
+    if missing != folder or close not in (None, folder):
+        hint = f"did you mean {close}? To" if close else "to"
+        raise UserError(
+            f"there is no folder {missing} ({'data.dir' if data_dir else 'TFDS_DATA_DIR'}={given})"
+            f"; {hint} have the data set prepared in a new folder, create that first"
+        )
 
 
 def _builder(name: str, data_dir: str | None) -> Any:
@@ -70,22 +107,47 @@ def _builder(name: str, data_dir: str | None) -> Any:
 
 @contextlib.contextmanager
 def _alone(builder: Any) -> Iterator[None]:
-    """Waits until no other process prepares the data set, and keeps others waiting."""
+    """Lets one process at a time prepare data in a folder; what fails leaves nothing half done."""
     root = Path(builder.data_dir_root)
+    path = root / ".preparing.lock"
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        lock = (root / f".{builder.name}.lock").open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logging.getLogger(__name__).warning(
-                'another process prepares data set "%s"; waiting for it', builder.name
-            )
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        while True:
+            existed = root.exists()
+            root.mkdir(parents=True, exist_ok=True)
+            lock = path.open("w")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                logging.getLogger(__name__).warning(
+                    "another process prepares data in %s; waiting for it", root
+                )
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if path.exists() and path.stat().st_ino == os.fstat(lock.fileno()).st_ino:
+                break
+            lock.close()  # its last holder has removed the file: another process may hold a new one
     except OSError as error:
         raise _unavailable(builder, " ".join(str(error).split())) from error
+    before = set(root.rglob("*"))
     with lock:  # closing it frees it
-        yield
+        try:
+            yield
+        except BaseException:
+            # Whole downloads stay. Reversed, what is in a folder comes before the folder.
+            for new in sorted(set(root.rglob("*")) - before, reverse=True):
+                if new.is_dir():
+                    _remove_if_empty(new)
+                elif re.search(r"\.tmp\.|incomplete\.", str(new.relative_to(root))):
+                    new.unlink()
+            raise
+        finally:
+            path.unlink(missing_ok=True)
+            if not existed:
+                _remove_if_empty(root)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _prepare(builder: Any) -> None:
@@ -112,11 +174,11 @@ def _prepare(builder: Any) -> None:
             own = sys.modules[type(builder).__module__]
             for module in (own, imagenet_common, extractor, shuffle):
                 if hasattr(module, "tf"):
-                    replaced.enter_context(_replaced(module, "tf", file_access))
+                    replaced.enter_context(patch.object(module, "tf", file_access))
             # A thousand files at once are more than many systems allow. The order is the same.
-            replaced.enter_context(_replaced(shuffle, "BUCKETS_NUMBER", 256))
+            replaced.enter_context(patch.object(shuffle, "BUCKETS_NUMBER", 256))
             # Ten retries, each after twice the wait, are three silent minutes without a network.
-            replaced.enter_context(_replaced(downloader, "MAX_RETRIES", 4))
+            replaced.enter_context(patch.object(downloader, "MAX_RETRIES", 4))
             builder.download_and_prepare(
                 file_format="array_record",
                 # The bucket of ready-made data holds tfrecord files only.
@@ -141,20 +203,12 @@ def _unavailable(builder: Any, reason: str) -> UserError:
     )
 
 
-def damaged(info: Any, error: RuntimeError) -> UserError:
-    """The error for records of a prepared data set (a DatasetInfo) that cannot be read."""
-    return UserError(
-        f'data set "{info.name}" in {info.data_dir} is damaged ({error}); delete that folder to '
-        "have the data set prepared again"
-    )
-
-
 def _check_archives(builder: Any) -> None:
     """Raise UserError unless the user has put every archive where the builder looks for it."""
     folder = Path(builder.data_dir_root) / "downloads" / "manual"
     sizes = {url.rpartition("/")[2]: int(info.size) for url, info in builder.url_infos.items()}
-    missing = [name for name in sizes if not (folder / name).exists()]
-    if missing:
+    found = {name: (folder / name).stat().st_size for name in sizes if (folder / name).exists()}
+    if missing := [name for name in sizes if name not in found]:
         raise UserError(
             f'data set "{builder.name}" is not prepared in {builder.data_dir_root} and cannot be '
             f"downloaded without an account; register at {builder.info.homepage} and put "
@@ -162,10 +216,9 @@ def _check_archives(builder: Any) -> None:
             "a folder that holds the prepared data set"
         )
     for name, size in sizes.items():
-        found = (folder / name).stat().st_size
-        if found != size:
+        if found[name] != size:
             raise UserError(
-                f"{folder / name} has {found} bytes and should have {size}; download it again"
+                f"{folder / name} has {found[name]} bytes and should have {size}; download it again"
             )
 
 
@@ -177,46 +230,6 @@ def encode_png(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
     return buffer.getvalue()
-
-
-def _check_files(builder: Any) -> None:
-    file_format = builder.info.file_format.value
-    if file_format != "array_record":
-        raise UserError(
-            f'data set "{builder.name}" in {builder.data_dir} is in {file_format} form, which only '
-            "TensorFlow reads; set TFDS_DATA_DIR or --config.data.dir to another folder, where it "
-            "can be prepared as array_record"
-        )
-    for split in builder.info.splits.values():
-        for path in split.filepaths:
-            if not path.exists():
-                raise UserError(
-                    f'data set "{builder.name}" is incomplete: {path} is missing; copy that file '
-                    "there, or delete its folder to have the data set prepared again"
-                )
-    _allow_open_files(sum(len(split.filepaths) for split in builder.info.splits.values()))
-
-
-def _allow_open_files(count: int) -> None:
-    """Let this process hold `count` files open besides its own, as readers of array_record do.
-
-    ImageNet has 1,088 files; most systems allow a process 1,024 unless it asks for more.
-
-    Raises:
-      UserError: it may not ask for so many.
-    """
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + 256
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return
-    if hard != resource.RLIM_INFINITY and hard < wanted:
-        raise UserError(
-            f"the data set needs {wanted} open files and the system allows {hard}; raise the hard "
-            f"limit (ulimit -Hn) to at least {wanted}"
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _file_access() -> types.SimpleNamespace:
@@ -233,14 +246,3 @@ def _file_access() -> types.SimpleNamespace:
         compat=types.SimpleNamespace(as_text=os.fsdecode),
         errors=types.SimpleNamespace(ResourceExhaustedError=()),  # `except ()` catches nothing
     )
-
-
-@contextlib.contextmanager
-def _replaced(module: types.ModuleType, name: str, value: Any) -> Iterator[None]:
-    """module.name is `value` inside the with statement."""
-    original = getattr(module, name)
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        setattr(module, name, original)

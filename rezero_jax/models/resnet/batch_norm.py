@@ -52,10 +52,6 @@ class BatchNorm(nnx.Module):
         b = self.bias[...] - mean * a
         return (centred * _per_channel(a, x) + _per_channel(b, x)).astype(x.dtype)
 
-    def last_weights(self) -> tuple[nnx.Param | None, ...]:
-        """The parameters that scale the output; see `rezero_jax.residual.last_weights`."""
-        return self.scale, self.bias
-
     def _update(self, moments: tuple[Array, Array], count: int) -> None:
         mean, var = moments
         unbiased = var * (count / max(count - 1, 1))

@@ -18,15 +18,16 @@ The gate a is a scalar that starts at 0. `residual` and `rezero` of both columns
 paper discusses `skipinit` (arXiv 2002.10444) but has no numbers for it.
 """
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
 from rezero_jax.models.resnet.parts import Parts
-from rezero_jax.residual import Activation
 
-Images = Float[Array, "batch height width channels"]
+Images = Float[Array, "batch _height _width _channels"]  # what they map keeps the batch alone
 
 
 class Shortcut(nnx.Module):
@@ -60,11 +61,6 @@ class PostBlock(nnx.Module):
         """F(x)."""
         return self.norm2(self.conv2(nnx.relu(self.norm1(self.conv1(x)))))
 
-    def fold_gates(self) -> None:
-        """Moves the gate into what F ends in; see `rezero_jax.models.fold`."""
-        end = self.conv2 if self.norm2 is nnx.identity else self.norm2
-        self.rule = self.rule.fold_into(end)
-
 
 class ReluAfter(PostBlock):
     """x' = relu(s(x) + F(x)); `skipinit`: x' = relu(s(x) + a F(x))."""
@@ -76,14 +72,10 @@ class ReluAfter(PostBlock):
 class ReluInside(PostBlock):
     """`rezero`: x' = s(x) + a relu(F(x)); `gated`: x' = (1 - a) s(x) + a relu(F(x))."""
 
-    relu: Activation = staticmethod(nnx.relu)
+    relu: Callable[[Array], Array] = staticmethod(nnx.relu)
 
     def __call__(self, x: Images) -> Images:
         return self.rule(self.shortcut(x), lambda _: self.relu(self.branch(x)))
-
-    def fold_gates(self) -> None:
-        self.relu = self.rule.folded_relu()
-        super().fold_gates()
 
 
 class PreBlock(nnx.Module):
@@ -115,10 +107,6 @@ class PreBlock(nnx.Module):
         """F as a function of u."""
         return self.conv2(nnx.relu(self.norm2(self.conv1(u))))
 
-    def fold_gates(self) -> None:
-        """Moves the gate into the last convolution of F; see `rezero_jax.models.fold`."""
-        self.rule = self.rule.fold_into(self.conv2)
-
     def __call__(self, x: Images) -> Images:
         u = nnx.relu(self.norm1(x))
         s = x if self.shortcut is None else self.shortcut(u)
@@ -144,6 +132,3 @@ class PreBottleneck(PreBlock):
         """F as a function of u."""
         f = self.conv2(nnx.relu(self.norm2(self.conv1(u))))
         return self.conv3(nnx.relu(self.norm3(f)))
-
-    def fold_gates(self) -> None:
-        self.rule = self.rule.fold_into(self.conv3)

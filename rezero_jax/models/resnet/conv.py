@@ -13,7 +13,8 @@ from jaxtyping import Float
 from rezero_jax.errors import UserError
 from rezero_jax.models import init
 
-Images = Float[Array, "batch height width channels"]
+Input = Float[Array, "batch height width in_channels"]
+Output = Float[Array, "batch rows columns out_channels"]
 Kernel = Float[Array, "side side in_channels out_channels"]
 
 
@@ -51,7 +52,8 @@ class Conv(nnx.Module):
         if min(in_channels, out_channels) < 1 or kernel % 2 == 0:
             raise UserError(
                 f"a convolution of {kernel}x{kernel} pixels from {in_channels} to {out_channels} "
-                "channels cannot be; give at least 1 channel (width, in_channels) and an odd kernel"
+                "channels is impossible; give at least 1 channel (width, in_channels) and an odd "
+                "kernel"
             )
         uniform = init.torch_uniform(in_channels * kernel**2)
         shape = (kernel, kernel, in_channels, out_channels)
@@ -59,19 +61,15 @@ class Conv(nnx.Module):
         self.bias = nnx.Param(uniform(rngs.params(), (out_channels,))) if bias else None
         self.stride, self.dtype = stride, dtype
 
-    def __call__(self, x: Images) -> Images:
+    def __call__(self, x: Input) -> Output:
         kernel = self.kernel[...].astype(self.dtype)
         y = convolve(x.astype(self.dtype), kernel, self.stride)
         if self.bias is not None:
             y = y + self.bias[...].astype(self.dtype).reshape(1, 1, 1, -1)
         return y
 
-    def last_weights(self) -> tuple[nnx.Param | None, ...]:
-        """The parameters that scale the output; see `rezero_jax.residual.last_weights`."""
-        return self.kernel, self.bias
 
-
-def convolve(x: Images, kernel: Kernel, stride: int = 1) -> Images:
+def convolve(x: Input, kernel: Kernel, stride: int = 1) -> Output:
     """The convolution of x, padded by side // 2 zeros, at every `stride`-th pixel."""
     if kernel.shape[0] == 1:
         return x[:, ::stride, ::stride] @ kernel[0, 0]
@@ -83,22 +81,22 @@ def convolve(x: Images, kernel: Kernel, stride: int = 1) -> Images:
 # where they run twenty times slower. So on a CPU all three are written in that form here; other
 # platforms get the plain convolution and what jax.grad makes of it.
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _convolve(x: Images, kernel: Kernel, stride: int) -> Images:
+def _convolve(x: Input, kernel: Kernel, stride: int) -> Output:
     plain = partial(_plain, stride=stride)
     return jax.lax.platform_dependent(
         x, kernel, cpu=_by_pairs if _has_pairs(x, kernel, stride) else plain, default=plain
     )
 
 
-def _forward(x: Images, kernel: Kernel, stride: int) -> tuple[Images, tuple[Images, Kernel]]:
+def _forward(x: Input, kernel: Kernel, stride: int) -> tuple[Output, tuple[Input, Kernel]]:
     return _convolve(x, kernel, stride), (x, kernel)
 
 
-def _backward(stride: int, saved: tuple[Images, Kernel], dy: Images) -> tuple[Images, Kernel]:
-    def default(x: Images, kernel: Kernel, dy: Images) -> tuple[Images, Kernel]:
+def _backward(stride: int, saved: tuple[Input, Kernel], dy: Output) -> tuple[Input, Kernel]:
+    def default(x: Input, kernel: Kernel, dy: Output) -> tuple[Input, Kernel]:
         return jax.vjp(partial(_plain, stride=stride), x, kernel)[1](dy)
 
-    def cpu(x: Images, kernel: Kernel, dy: Images) -> tuple[Images, Kernel]:
+    def cpu(x: Input, kernel: Kernel, dy: Output) -> tuple[Input, Kernel]:
         return _to_input(x.shape, kernel, dy, stride), _to_kernel(x, kernel.shape, dy, stride)
 
     return jax.lax.platform_dependent(*saved, dy, cpu=cpu, default=default)
@@ -107,16 +105,16 @@ def _backward(stride: int, saved: tuple[Images, Kernel], dy: Images) -> tuple[Im
 _convolve.defvjp(_forward, _backward)
 
 
-def _plain(x: Images, kernel: Kernel, stride: int) -> Images:
+def _plain(x: Input, kernel: Kernel, stride: int) -> Output:
     pad = kernel.shape[0] // 2
     return _conv(x, kernel, strides=(stride, stride), padding=((pad, pad), (pad, pad)))
 
 
-def _has_pairs(x: Images, kernel: Kernel, stride: int) -> bool:
+def _has_pairs(x: Input, kernel: Kernel, stride: int) -> bool:
     return kernel.shape[-1] == 16 and stride == 1 and x.shape[2] % 2 == 0
 
 
-def _by_pairs(x: Images, kernel: Kernel) -> Images:
+def _by_pairs(x: Input, kernel: Kernel) -> Output:
     """The same for 16 output channels: two neighbouring pixels at once as 32 channels.
 
     A quarter of the products are with zeros; it is still faster.
@@ -129,7 +127,7 @@ def _by_pairs(x: Images, kernel: Kernel) -> Images:
     return y.reshape(*x.shape[:3], kernel.shape[-1])
 
 
-def _to_input(shape: tuple[int, ...], kernel: Kernel, dy: Images, stride: int) -> Images:
+def _to_input(shape: tuple[int, ...], kernel: Kernel, dy: Output, stride: int) -> Input:
     """dL/dx: dy, spread to the pixels it came from, convolved with the kernel turned around."""
     turned = kernel[::-1, ::-1].swapaxes(2, 3)
     if _has_pairs(dy, turned, stride):
@@ -140,7 +138,7 @@ def _to_input(shape: tuple[int, ...], kernel: Kernel, dy: Images, stride: int) -
     return _conv(dy, turned, padding=padding, lhs_dilation=(stride, stride))
 
 
-def _to_kernel(x: Images, shape: tuple[int, ...], dy: Images, stride: int) -> Kernel:
+def _to_kernel(x: Input, shape: tuple[int, ...], dy: Output, stride: int) -> Kernel:
     """dL/dkernel: x convolved with dy, where the batch takes the part of the channels."""
     side = shape[0]
     padding = tuple(

@@ -8,6 +8,7 @@ from flax import nnx
 from jax import Array
 from jax.nn.initializers import Initializer
 from jaxtyping import Float
+from ml_collections import ConfigDict
 
 from rezero_jax.errors import UserError, choose_from
 from rezero_jax.models import init
@@ -32,11 +33,10 @@ class ResNet(nnx.Module):
     inference and `model.train()` before training.
 
     Args:
-      parts: what the blocks have in common.
-      block: their class.
+      parts: makes the blocks and what they are made of.
       counts: blocks in each stage; each stage but the first halves the resolution.
       width: channels of the first stage; each later stage has twice as many.
-      num_classes, in_channels, scan, remat: see `cifar`.
+      num_classes, in_channels: see `cifar`.
       stem: see `Stem`.
       activate_stem: whether the stem ends in BatchNorm and ReLU.
       head_init: initial distribution of the head's weights; by default PyTorch's.
@@ -48,7 +48,6 @@ class ResNet(nnx.Module):
     def __init__(
         self,
         parts: Parts,
-        block: Callable[..., nnx.Module],
         counts: Sequence[int],
         width: int,
         num_classes: int,
@@ -56,27 +55,19 @@ class ResNet(nnx.Module):
         in_channels: int,
         stem: str,
         activate_stem: bool,
-        head_init: Initializer | None,
-        scan: bool,
-        remat: str,
+        head_init: Initializer | None = None,
         rngs: nnx.Rngs,
     ):
         if num_classes < 1:
             raise UserError(f"num_classes is {num_classes}; a network needs at least 1")
-
-        def make(cin: int, channels: int, stride: int, rngs: nnx.Rngs) -> nnx.Module:
-            return block(cin, channels, stride, parts, rngs=rngs)
-
         self.in_channels = in_channels
         self.stem = Stem(stem, in_channels, width, parts, activate=activate_stem, rngs=rngs)
         stages, cin = [], width
         for i, count in enumerate(counts):
             channels = width * 2**i
-            out = channels * getattr(block, "expansion", 1)
+            out = channels * getattr(parts.block, "expansion", 1)
             stride = 1 if i == 0 else 2
-            stages.append(
-                Stage(make, cin, channels, out, stride, count, scan=scan, remat=remat, rngs=rngs)
-            )
+            stages.append(Stage(parts, cin, channels, out, stride, count, rngs=rngs))
             cin = out
         self.stages = nnx.List(stages)
         fixup = parts.residual == "fixup"
@@ -91,10 +82,8 @@ class ResNet(nnx.Module):
             rngs=rngs,
         )
 
-    def __call__(
-        self, x: Float[Array, "batch height width channels"]
-    ) -> Float[Array, "batch classes"]:
-        """Returns float32 logits.
+    def __call__(self, x: Array) -> Float[Array, "batch classes"]:
+        """Returns float32 logits for images (batch, height, width, channels).
 
         Raises:
           UserError: x is not a batch of images with `in_channels` channels.
@@ -111,6 +100,36 @@ class ResNet(nnx.Module):
         return self.head(x if self.head_bias is None else x + self.head_bias)
 
     @classmethod
+    def from_config(
+        cls, config: ConfigDict, in_channels: int, num_classes: int, rngs: nnx.Rngs
+    ) -> "ResNet":
+        """The network that config.model describes.
+
+        Raises:
+          UserError: an unknown family; see also `cifar` and `preact`.
+        """
+        if config.family == "cifar":
+            make, own = cls.cifar, {"variant": config.variant}
+        elif config.family == "preact":
+            make, own = cls.preact, {"stem": config.stem}
+        else:
+            raise choose_from("model.family", config.family, ("cifar", "preact"))
+        return make(
+            config.depth,
+            config.residual,
+            num_classes,
+            width=config.width,
+            in_channels=in_channels,
+            batch_norm=config.batch_norm,
+            alpha_init=config.alpha_init,
+            scan=config.scan,
+            remat=config.remat,
+            dtype=getattr(jnp, config.dtype),
+            **own,
+            rngs=rngs,
+        )
+
+    @classmethod
     def cifar(
         cls,
         depth: int,
@@ -119,13 +138,9 @@ class ResNet(nnx.Module):
         *,
         width: int = 16,
         in_channels: int = 3,
-        batch_norm: bool = True,
         variant: str = "paper",
-        alpha_init: float = 0.0,
-        scan: bool = False,
-        remat: str = "none",
-        dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
+        **options: Any,
     ) -> "ResNet":
         """The network of He et al. for CIFAR-10: three stages of post-activation blocks.
 
@@ -135,18 +150,12 @@ class ResNet(nnx.Module):
           num_classes: number of logits.
           width: channels of the first stage; each later stage has twice as many.
           in_channels: 3 for colour images, 1 for grey ones.
-          batch_norm: False leaves out every BatchNorm, as `fixup` and `skipinit` do anyway.
           variant: "paper", the code behind the paper's table: a BatchNorm in each shortcut that
             subsamples, Kaiming normal convolutions by fan out (PyTorch's default for `gated` and
             for the stem of `fixup`); "notebook", the authors' notebook: none there, Kaiming normal
             by fan in, in the head too.
-          alpha_init: initial gate, where the rule has one.
-          scan, remat: see `rezero_jax.stack.Stack`; for the equal blocks of a stage. On a CPU
-            ResNet-20 takes the same time a step either way; scanned stages compile faster at great
-            depth. As convolutions are no matrix products, remat="dots" does what "full" does where
-            all kernels are 3x3.
-          dtype: dtype of the computation; parameters and logits are float32.
           rngs: source of the initial parameters.
+          **options: batch_norm, alpha_init, scan, remat, dtype: see `Parts`.
 
         Raises:
           UserError: another depth, an unknown rule or variant, or an impossible combination.
@@ -158,25 +167,23 @@ class ResNet(nnx.Module):
             )
         if variant not in VARIANTS:
             raise choose_from("variant", variant, VARIANTS)
-        blocks = (depth - 2) // 6
         notebook = variant == "notebook"
-        default = residual in ("gated", "fixup") and not notebook
-        parts = Parts(
-            residual,
-            batch_norm,
-            shortcut_norm=not notebook,
-            alpha_init=alpha_init,
-            kernel_init=None if default else KAIMING_FAN_IN if notebook else KAIMING_FAN_OUT,
-            blocks=3 * blocks,
-            dtype=dtype,
-        )
+        kernel_init = KAIMING_FAN_IN if notebook else KAIMING_FAN_OUT
         if residual == "fixup":
             block: Callable[..., nnx.Module] = PostFixup
         else:
             block = ReluInside if residual in ("rezero", "gated") else ReluAfter
+        blocks = (depth - 2) // 6
+        parts = Parts(
+            block=block,
+            blocks=3 * blocks,
+            residual=residual,
+            shortcut_norm=not notebook,
+            kernel_init=None if residual in ("gated", "fixup") and not notebook else kernel_init,
+            **options,
+        )
         return cls(
             parts,
-            block,
             (blocks,) * 3,
             width,
             num_classes,
@@ -184,8 +191,6 @@ class ResNet(nnx.Module):
             stem="cifar",
             activate_stem=True,
             head_init=KAIMING_FAN_IN if notebook else None,
-            scan=scan,
-            remat=remat,
             rngs=rngs,
         )
 
@@ -199,20 +204,16 @@ class ResNet(nnx.Module):
         width: int = 64,
         in_channels: int = 3,
         stem: str = "cifar",
-        batch_norm: bool = True,
-        alpha_init: float = 0.0,
-        scan: bool = False,
-        remat: str = "none",
-        dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
+        **options: Any,
     ) -> "ResNet":
         """Four stages of pre-activation blocks, as in the paper's table; PyTorch's default init.
 
         Args:
           depth: 18 or 34 (two 3x3 convolutions a block), 50 (bottleneck blocks).
           stem: "cifar" keeps the resolution; "imagenet" lowers it four times, for large images.
-          residual, num_classes, width, in_channels, batch_norm, alpha_init, scan, remat, dtype,
-            rngs: see `cifar`; `zero_gamma` does not exist here.
+          residual, num_classes, width, in_channels, rngs, **options: see `cifar`; `zero_gamma`
+            does not exist here.
 
         Raises:
           UserError: another depth, an unknown rule or stem, or an impossible combination.
@@ -221,36 +222,24 @@ class ResNet(nnx.Module):
             raise choose_from("depth", depth, map(str, PREACT_BLOCKS))
         if stem not in STEMS:
             raise choose_from("stem", stem, STEMS)
-        counts = PREACT_BLOCKS[depth]
-        parts = Parts(
-            residual,
-            batch_norm,
-            shortcut_norm=False,
-            alpha_init=alpha_init,
-            kernel_init=None,
-            blocks=sum(counts),
-            dtype=dtype,
-        )
         if residual == "zero_gamma":
             raise UserError(
                 "zero_gamma needs a branch that ends in a BatchNorm; the last one of a "
                 "pre-activation block feeds a ReLU, where a scale of zero would never get a "
                 "gradient: use rezero"
             )
+        counts = PREACT_BLOCKS[depth]
         blocks = (
             (PreFixup, PreFixupBottleneck) if residual == "fixup" else (PreBlock, PreBottleneck)
         )
+        parts = Parts(block=blocks[depth == 50], blocks=sum(counts), residual=residual, **options)
         return cls(
             parts,
-            blocks[depth == 50],
             counts,
             width,
             num_classes,
             in_channels=in_channels,
             stem=stem,
             activate_stem=False,
-            head_init=None,
-            scan=scan,
-            remat=remat,
             rngs=rngs,
         )

@@ -1,49 +1,42 @@
 """The stem of a residual network on images, and its stages of blocks at one resolution."""
 
-from collections.abc import Callable
-
 from flax import nnx
 
 from rezero_jax.models.resnet.blocks import Images
 from rezero_jax.models.resnet.parts import Parts, scalar
 from rezero_jax.stack import Stack
 
-MakeBlock = Callable[[int, int, int, nnx.Rngs], nnx.Module]
-
 
 class Stage(nnx.Module):
     """Blocks at one resolution: `entry`, if the first changes the shape, and the equal `rest`.
 
     Args:
-      make_block: (in channels, channels, stride, rngs) -> block.
+      parts: makes the blocks.
       cin, channels, out: channels of the input, inside a block, and of the output.
       stride: of the first block.
       blocks: how many.
-      scan, remat: see `rezero_jax.stack.Stack`, for the `rest`.
     """
 
     def __init__(
         self,
-        make_block: MakeBlock,
+        parts: Parts,
         cin: int,
         channels: int,
         out: int,
         stride: int,
         blocks: int,
         *,
-        scan: bool,
-        remat: str,
         rngs: nnx.Rngs,
     ):
         changes = stride != 1 or cin != out
-        self.entry = make_block(cin, channels, stride, rngs) if changes else None
+        self.entry = parts.block(cin, channels, stride, parts, rngs=rngs) if changes else None
         equal = blocks - 1 if changes else blocks
         self.rest = (
             Stack(
-                lambda rngs: make_block(out, channels, 1, rngs),
+                lambda rngs: parts.block(out, channels, 1, parts, rngs=rngs),
                 equal,
-                scan=scan,
-                remat=remat,
+                scan=parts.scan,
+                remat=parts.remat,
                 rngs=rngs,
             )
             if equal

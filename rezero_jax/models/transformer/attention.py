@@ -60,13 +60,17 @@ class Attention(nnx.Module):
         self.size, self.rotary, self.dtype = width // heads, rotary, dtype
         shape = (kv_heads, heads // kv_heads + 2, self.size)
         xavier = init.xavier_uniform(width, width + 2 * kv_heads * self.size)
-        self.qkv = nnx.Param(xavier(rngs.params(), (width, *shape), jnp.float32))
-        self.qkv_bias = nnx.Param(jnp.zeros(shape, jnp.float32)) if bias else None
+        kernel = xavier(rngs.params(), (width, *shape), jnp.float32)
+        # Along the mesh axis `model`, the key-value heads are cut.
+        self.qkv = nnx.Param(kernel, model_axis=-3)
+        zeros = jnp.zeros(shape, jnp.float32)
+        self.qkv_bias = nnx.Param(zeros, model_axis=-3) if bias else None
         self.out = nnx.Linear(
             width,
             width,
             use_bias=bias,
             kernel_init=init.xavier_uniform(width, width),
+            kernel_metadata={"model_axis": -2},
             dtype=dtype,
             rngs=rngs,
         )
@@ -121,10 +125,6 @@ class Attention(nnx.Module):
         )
         seen = jnp.arange(keys.shape[1])[None, None] <= positions[:, :, None]
         return self._join(attend(q, keys, values, mask=seen[:, None])), (keys, values)
-
-    def last_weights(self) -> tuple[nnx.Param | None, ...]:
-        """The parameters that scale the output; see `rezero_jax.residual.last_weights`."""
-        return self.out.kernel, self.out.bias
 
     def _project(self, x: Sequence, first: int, last: int | None) -> list[Heads]:
         """Queries, keys and values of x, or those of them that the slots first .. last hold."""

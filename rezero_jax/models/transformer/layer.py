@@ -52,6 +52,8 @@ class FeedForward(nnx.Module):
         if activation not in ACTIVATIONS:
             raise choose_from("activation", activation, ACTIVATIONS)
         self.activation = activation
+        # Along the mesh axis `model`, the hidden layer is cut.
+        by_outputs, by_inputs = {"model_axis": -1}, {"model_axis": -2}
         self.up, self.down = (
             nnx.Linear(
                 fan_in,
@@ -59,20 +61,21 @@ class FeedForward(nnx.Module):
                 use_bias=bias,
                 kernel_init=init.xavier_uniform(fan_in, fan_out),
                 bias_init=init.torch_uniform(fan_in),
+                kernel_metadata=kernel_metadata,
+                bias_metadata=bias_metadata,
                 dtype=dtype,
                 rngs=rngs,
             )
-            for fan_in, fan_out in ((width, feedforward), (feedforward, width))
+            for fan_in, fan_out, kernel_metadata, bias_metadata in (
+                (width, feedforward, by_outputs, by_outputs),
+                (feedforward, width, by_inputs, {}),
+            )
         )
         self.dropout = nnx.Dropout(dropout)
 
     def __call__(self, x: Sequence, *, rngs: nnx.Rngs | None = None) -> Sequence:
         hidden = ACTIVATIONS[self.activation](self.up(x))
         return self.down(self.dropout(hidden, rngs=rngs))
-
-    def last_weights(self) -> tuple[nnx.Param | None, ...]:
-        """The parameters that scale the output; see `rezero_jax.residual.last_weights`."""
-        return self.down.kernel, self.down.bias
 
 
 class Layer(nnx.Module):
@@ -129,25 +132,15 @@ class Layer(nnx.Module):
         self.feedforward = FeedForward(width, hidden, activation=activation, **common)
         self.dropout = nnx.Dropout(dropout)
         shared = residual in GATES and alpha_per == "layer"
-        norm = partial(nnx.LayerNorm, epsilon=1e-5, dtype=dtype)
         self.rules = nnx.List(
-            make_rule(residual, width, alpha_init=alpha_init, norm=norm, rngs=rngs)
+            make_rule(residual, width, alpha_init=alpha_init, dtype=dtype, rngs=rngs)
             for _ in range(1 if shared else 3 if self.has_memory else 2)
         )
 
     def join(self, sublayer: int, x: Sequence, f: Branch, rngs: nnx.Rngs | None) -> Sequence:
         """x with the branch f, dropped out in training, joined to it by the sublayer's rule."""
         rule = self.rules[sublayer % len(self.rules)]
-        # A norm's output has the layer's dtype; a trunk keeps that of x, as a scan needs it.
-        return rule(x, lambda u: self.dropout(f(u), rngs=rngs)).astype(x.dtype)
-
-    def fold_gates(self) -> None:
-        """Moves the gates into the last weights of the sublayers; see `rezero_jax.models.fold`."""
-        cross = [self.cross_attention] if self.has_memory else []
-        sublayers = [self.attention, *cross, self.feedforward]
-        self.rules = nnx.List(
-            rule.fold_into(*sublayers[i :: len(self.rules)]) for i, rule in enumerate(self.rules)
-        )
+        return rule(x, lambda u: self.dropout(f(u), rngs=rngs))
 
     def check(self, x: Sequence, rngs: nnx.Rngs | None) -> None:
         """Raises the error of a call that cannot be."""

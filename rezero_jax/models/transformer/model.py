@@ -9,6 +9,7 @@ import optax
 from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
+from ml_collections import ConfigDict
 
 from rezero_jax.errors import UserError, choose_from
 from rezero_jax.models import init
@@ -101,12 +102,41 @@ class Transformer(nnx.Module):
             rngs=rngs,
         )
         uniform = init.uniform(EMBEDDING_BOUND)
-        self.embedding = nnx.Param(uniform(rngs.params(), (vocab_size, width)))
+        # Along the mesh axis `model`, the vocabulary is cut.
+        self.embedding = nnx.Param(uniform(rngs.params(), (vocab_size, width)), model_axis=-2)
         learned = positions == "learned"
         self.position = nnx.Param(uniform(rngs.params(), (max_len, width))) if learned else None
-        self.head = None if tied else nnx.Param(uniform(rngs.params(), (width, vocab_size)))
-        self.head_bias = nnx.Param(jnp.zeros((vocab_size,))) if bias else None
+        self.head = (
+            None if tied else nnx.Param(uniform(rngs.params(), (width, vocab_size)), model_axis=-1)
+        )
+        self.head_bias = nnx.Param(jnp.zeros((vocab_size,)), model_axis=-1) if bias else None
         self.dropout = nnx.Dropout(dropout)
+
+    @classmethod
+    def from_config(cls, config: ConfigDict, rngs: nnx.Rngs) -> "Transformer":
+        """The model that config.model describes."""
+        return cls(
+            config.vocab_size,
+            config.width,
+            config.depth,
+            config.heads,
+            config.max_len,
+            config.residual,
+            feedforward=config.feedforward,
+            kv_heads=config.kv_heads,
+            positions=config.positions,
+            tied=config.tied,
+            final_norm=config.final_norm,
+            activation=config.activation,
+            dropout=config.dropout,
+            bias=config.bias,
+            alpha_per=config.alpha_per,
+            alpha_init=config.alpha_init,
+            scan=config.scan,
+            remat=config.remat,
+            dtype=getattr(jnp, config.dtype),
+            rngs=rngs,
+        )
 
     def __call__(
         self, tokens: Tokens, *, rngs: nnx.Rngs | None = None
