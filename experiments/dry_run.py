@@ -108,12 +108,12 @@ class Estimator:
         config = job.load()
         with config.unlocked():
             config.mesh.data = config.mesh.model = 1  # what it costs is the same on any mesh
-        program = Trainer(config, dataset) if (dataset := stand_in(config.data)) else None
-        program = program or Trainer.from_config(config)
-        total = program.intervals.total
+        trainer = Trainer(config, dataset) if (dataset := stand_in(config.data)) else None
+        trainer = trainer or Trainer.from_config(config)
+        total = trainer.intervals.total
         kind = _without_length(config)
         if kind not in self._flops:
-            self._flops[kind] = program.flops()
+            self._flops[kind] = trainer.flops()
         flops, peak = self._flops[kind], self.chip.peak(config.model.dtype)
         if not self._is_here:
             return Cost(total, flops, usual_seconds(total * flops, peak))

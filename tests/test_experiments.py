@@ -447,15 +447,15 @@ def test_a_network_at_the_moments_that_the_jacobian_looks_at(tmp_path):
     fields = ("train.epochs=None", "train.steps=4", "checkpoint.every_steps=2", "mesh.data=1")
     config = job._replace(overrides=(*job.overrides, *fields)).load()
     loop.train(config, tmp_path)
-    program = Trainer.from_config(config)
-    state, batches = program.init(), program.batches(0)
+    trainer = Trainer.from_config(config)
+    state, batches = trainer.init(), trainer.batches(0)
     for step in range(3):
         if step in (0, 2):
             model, at, _ = load_model(tmp_path, step)
             assert at == step
             found = nnx.to_pure_dict(nnx.state(model, nnx.Param))
             jax.tree.map(np.testing.assert_array_equal, found, state["params"])
-        state, _ = program.train_steps(state, [next(batches)])
+        state, _ = trainer.train_steps(state, [next(batches)])
     with pytest.raises(UserError, match="holds no checkpoint 3; train anew with"):
         load_model(tmp_path, 3)
 

@@ -40,13 +40,13 @@ def _diagnose(workdir: str, out: str | None) -> None:
     picture = Path(out or Path(workdir) / "diagnosis.png")
     check_ending(picture)
     keep_compiled()
-    model, step, program = load_model(workdir)
-    batch = program.examples(EXAMPLES)
+    model, step, trainer = load_model(workdir)
+    batch = trainer.examples(EXAMPLES)
     examples = len(jax.tree.leaves(batch)[0])
     diagnosis = diagnose(
         model,
         batch,
-        lambda model, batch: program.objective(model, batch, jax.random.key(0))["loss"],
+        lambda model, batch: trainer.objective(model, batch, jax.random.key(0))["loss"],
         f"{workdir} after {step:,} updates, means over {examples} examples",
     )
     run = Run.read(workdir)
