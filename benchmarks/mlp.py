@@ -98,7 +98,7 @@ def first_step(depth: int, width: int) -> dict[str, float]:
     batches = program.batches(0)
     seconds = []
     for _ in range(4):
-        state, report = program.train_steps(state, [next(batches)])
+        state, report = program.dispatch(state, [next(batches)])
         jax.block_until_ready((state, report))
         seconds.append(time.perf_counter() - started)
         started = time.perf_counter()
@@ -116,11 +116,11 @@ def loop_overhead(depth: int, pairs: int) -> list[float]:
     ratios = []
     for _ in range(pairs + 1):
         state, batches = program.init(), program.batches(0)
-        state, _ = program.train_steps(state, list(islice(batches, group)))
+        state, _ = program.dispatch(state, list(islice(batches, group)))
         jax.block_until_ready(state)
         started = time.perf_counter()
         for _ in range(count // group - 1):
-            state, report = program.train_steps(state, list(islice(batches, group)))
+            state, report = program.dispatch(state, list(islice(batches, group)))
         jax.block_until_ready((state, report))
         bare = (time.perf_counter() - started) / (count - group)
         with tempfile.TemporaryDirectory() as folder:

@@ -21,7 +21,7 @@ def serve_training(config: ConfigDict, dataset: Dataset | Text) -> None:
         nonlocal state
         for start in range(0, count, group):
             many = list(islice(batches, min(group, count - start)))
-            state, report = program.train_steps(state, many)
+            state, report = program.dispatch(state, many)
         jax.block_until_ready((state, report))
 
     serve(steps)

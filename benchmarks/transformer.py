@@ -84,7 +84,7 @@ def first_step(depth: int) -> dict[str, float]:
     state, batches = program.init(), program.batches(0)
     seconds = []
     for _ in range(3):
-        state, report = program.train_steps(state, [next(batches)])
+        state, report = program.dispatch(state, [next(batches)])
         jax.block_until_ready((state, report))
         seconds.append(time.perf_counter() - started)
         started = time.perf_counter()

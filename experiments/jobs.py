@@ -1,6 +1,5 @@
 """The runs behind a figure: commands of train.py, and how far the run folders of these are."""
 
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -88,8 +87,7 @@ def state(job: Job, folder: Path) -> State:
     Raises:
       UserError: it is the run of another config.
     """
-    resolved = json.loads(job.load().to_json())
-    check_config(folder, resolved, mend="choose another --out, or delete that folder")
+    check_config(folder, job.load(), mend="choose another --out, or delete that folder")
     final = read_final(folder)
     if final is None:
         begun = (folder / "config.json").exists()

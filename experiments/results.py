@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments.published import Published, published
 from rezero_jax.analysis.statistics import Estimate
-from rezero_jax.runs.folder import write_json
+from rezero_jax.runs.files import write_json
 
 COLUMNS = (  # of the CSV files
     "experiment",

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from rezero_jax.analysis import command
+from rezero_jax.analysis.compare import by_label
 from rezero_jax.analysis.statistics import Estimate
-from rezero_jax.runs.reader import Run, by_label
+from rezero_jax.runs.reader import Run
 
 
 def table(

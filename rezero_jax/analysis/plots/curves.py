@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from rezero_jax.analysis.compare import by_label, times_to
 from rezero_jax.analysis.plots.figures import draw_gates, plot_times
 from rezero_jax.analysis.plots.theme import (
     COLOURS,
@@ -18,7 +19,7 @@ from rezero_jax.analysis.plots.theme import (
     save,
     styled,
 )
-from rezero_jax.runs.reader import Run, by_label, times_to
+from rezero_jax.runs.reader import Run
 
 
 @styled
