@@ -1,4 +1,4 @@
-"""The runs behind a figure: commands of train.py, and how far the run folders of these are."""
+"""Jobs: the runs behind a figure, as commands of train.py, and how far each of them is."""
 
 import shlex
 import sys
@@ -42,7 +42,7 @@ class Job(NamedTuple):
         """The config.
 
         Raises:
-          UserError: there is none.
+          UserError: the file or a field of it does not exist.
         """
         return load_config(f"{ROOT / 'configs'}/{self.config}", self.overrides)
 
@@ -64,7 +64,7 @@ class Job(NamedTuple):
         ]
 
 
-class State(NamedTuple):
+class Status(NamedTuple):
     """How far a run is.
 
     Attributes:
@@ -81,7 +81,7 @@ class State(NamedTuple):
         return self.kind in ("done", "diverged")
 
 
-def state(job: Job, folder: Path) -> State:
+def status(job: Job, folder: Path) -> Status:
     """How far the run in `folder` is.
 
     Raises:
@@ -91,8 +91,8 @@ def state(job: Job, folder: Path) -> State:
     final = read_final(folder)
     if final is None:
         begun = (folder / "config.json").exists()
-        return State("begun" if begun else "new", max(saved_steps(folder), default=0))
+        return Status("begun" if begun else "new", max(saved_steps(folder), default=0))
     if final["status"] == "diverged":
-        return State("diverged", final["steps"])
+        return Status("diverged", final["steps"])
     missing = job.test and not (folder / TEST).exists()
-    return State("begun" if missing else "done", final["steps"])
+    return Status("begun" if missing else "done", final["steps"])

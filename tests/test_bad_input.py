@@ -84,13 +84,29 @@ RULES = "gated, gpt2_norm, layerscale, norm, plain, post_norm, pre_norm, residua
         ({"train.steps": None}, "set train.steps, train.epochs or train.examples"),
         ({"train.epochs": 2.0}, "train.steps and train.epochs are both set"),
         ({"train.steps": -3}, "train.steps=-3 is not positive"),
-        ({"eval.every_steps": 2}, "eval.every_steps and eval.every_epochs are both set"),
+        (
+            {"eval.every_steps": 2, "eval.every_epochs": 1.0},
+            "eval.every_steps and eval.every_epochs are both set",
+        ),
         ({"eval.every_epochs": -1.0}, "eval.every_epochs=-1.0 is not positive"),
         ({"train.steps_per_dispatch": 0}, "train.steps_per_dispatch=0 is not positive"),
         ({"log.every_steps": 0}, "log.every_steps=0 is not positive"),
         ({"checkpoint.every_steps": 0}, "checkpoint.every_steps=0 is not positive"),
         ({"checkpoint.keep": 0}, "checkpoint.keep=0 is not positive"),
         ({"checkpoint.keep_every_steps": 0}, "checkpoint.keep_every_steps=0 is not positive"),
+        ({"seed": 99999999999999999999}, "seed=99999999999999999999 is too large; give at most"),
+        ({"seed": 2**32}, "seed=4294967296 is too large; give at most 4294967295"),
+        ({"model.width": 999999999}, "model.width=999999999 is too large; give at most 1000000"),
+        ({"train.steps": 2**31}, "train.steps=2147483648 is too large; give at most 2147483647"),
+        ({"optim.learning_rate": "1e999"}, "optim.learning_rate=inf is not finite"),
+        ({"optim.b1": 1.5}, "optim.b1=1.5 is too large; give at most 1"),
+        ({"optim.b2": 1.0}, "optim.b2=1.0 is out of range; give 0 to below 1"),
+        ({"optim.momentum": -0.1}, "optim.momentum=-0.1 is negative; give 0 to below 1"),
+        ({"optim.weight_decay": -1.0}, "optim.weight_decay=-1.0 is negative; give at least 0"),
+        ({"optim.alpha.weight_decay": -1.0}, "optim.alpha.weight_decay=-1.0 is negative"),
+        ({"data.jitter": 2.0}, "data.jitter=2.0 is too large; give at most 1"),
+        ({"mesh.cpu_devices": 100000}, "mesh.cpu_devices=100000 is too large; give at most 1024"),
+        ({"mesh.cpu_devices": 0}, "mesh.cpu_devices=0 is out of range; give 1 to 1024"),
         ({"mesh.data": 9}, "mesh.data=9 needs 1 to 8 devices"),
         ({"mesh.data": 4}, "does not divide among 4 devices"),
         ({"mesh.model": 3}, "mesh.model=3 does not divide the 8 device(s)"),
@@ -114,6 +130,40 @@ def test_a_field_that_cannot_be(fields, sentence, tmp_path, capsys):
 )
 def test_a_config_that_cannot_be(spec, sentence, tmp_path, capsys):
     assert sentence in refusal(command(tmp_path / "run", spec), capsys)
+    assert listing(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("def get_config(arg):\n    return {}\n", "returned a dict; it must return a ConfigDict"),
+        ("\nimport (\n", "{path}, line 2, failed (SyntaxError: "),
+        ("x = 1\ny = x / 0\n", "{path}, line 2, failed (ZeroDivisionError: division by zero)"),
+        ("def get_config(arg):\n    return int('x')\n", "{path}, line 2, failed (ValueError: "),
+        ("import sys\nsys.exit(0)\n", "{path}, line 2, failed (SystemExit: 0)"),
+    ],
+)
+def test_a_config_file_that_fails(text, sentence, tmp_path, capsys):
+    path = tmp_path / "config.py"
+    path.write_text(text)
+    argv = command(tmp_path / "run", str(path))
+    assert sentence.format(path=path) in refusal(argv, capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_in_place_of_a_config_file(tmp_path, capsys):
+    folder = str(Path(MLP).parent)
+    sentence = refusal(command(tmp_path / "run", folder), capsys)
+    assert f"{folder} is a folder; name one of the config files in it" in sentence
+
+
+@pytest.mark.parametrize("flags", [[], ["--plan"]])
+def test_an_empty_workdir(flags, tmp_path, capsys, monkeypatch):
+    """As an unset variable of the shell makes it."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        train.main([*command(""), *flags])
+    assert "--workdir= is empty" in capsys.readouterr().err
     assert listing(tmp_path) == {}
 
 
