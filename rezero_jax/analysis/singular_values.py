@@ -157,7 +157,7 @@ def _top(
     def orthonormal(rows: Array) -> Array:
         return jnp.linalg.qr(rows.T)[0].T
 
-    def iterate(_: int, v: Array) -> Array:
+    def iterate(_: Array, v: Array) -> Array:
         return orthonormal(jax.lax.map(pull, orthonormal(jax.lax.map(push, v))))
 
     v = jax.lax.fori_loop(0, iterations, iterate, orthonormal(v))
