@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from rezero_jax.analysis import table
+from rezero_jax.analysis.compare import Times, labels, times_to
 from rezero_jax.analysis.gates import Gates
 from rezero_jax.analysis.plots import __main__ as plots
 from rezero_jax.analysis.plots import curves, figures
 from rezero_jax.analysis.plots.theme import save
 from rezero_jax.errors import UserError
-from rezero_jax.runs.reader import Run, Times, epochs_to, first_at, labels, times_to
+from rezero_jax.runs.reader import Run, epochs_to, first_at
 
 
 def make_run(folder, losses, depth=2, **config):

@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from rezero_jax.analysis import command
+from rezero_jax.analysis.compare import by_label
 from rezero_jax.analysis.statistics import Estimate
 from rezero_jax.formatting import markdown_table, number
-from rezero_jax.runs.reader import Run, by_label
+from rezero_jax.runs.reader import Run
 
 
 def table(

@@ -86,7 +86,7 @@ def _seconds_per_update(program: Trainer) -> float:
         if not many:
             break
         started = time.perf_counter()
-        state, report = program.train_steps(state, many)
+        state, report = program.dispatch(state, many)
         jax.block_until_ready((state, report))
         seconds = min(seconds, (time.perf_counter() - started) / len(many))
     return seconds

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from rezero_jax.analysis.compare import Times
 from rezero_jax.analysis.diagnosis import Diagnosis
 from rezero_jax.analysis.gates import Gates
 from rezero_jax.analysis.plots.theme import (
@@ -20,7 +21,6 @@ from rezero_jax.analysis.plots.theme import (
     wrap,
 )
 from rezero_jax.analysis.propagation import Propagation
-from rezero_jax.runs.reader import Times
 
 Values = Float[np.ndarray, "..."]
 
