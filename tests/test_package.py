@@ -1,5 +1,6 @@
 """What others get by `pip install .`: the package alone, its types, and no more than it needs."""
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -42,8 +43,11 @@ def test_importing_the_package_imports_nothing_that_only_training_needs(tmp_path
 def installed(tmp_path_factory):
     """The Python of a new environment that has the wheel and what it needs, and the wheel."""
     folder = tmp_path_factory.mktemp("installed")
+    passed = shutil.ignore_patterns(".*", "runs", "build", "dist", "site", "*.egg-info")
+    shutil.copytree(ROOT, folder / "source", ignore=passed)
     wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder]
-    assert run(*wheel, ROOT, cwd=folder) == (0, "")
+    status, output = run(*wheel, folder / "source", cwd=folder)
+    assert status == 0, output
     [wheel] = folder.glob("*.whl")
     assert run(sys.executable, "-m", "venv", folder / "env", cwd=folder)[0] == 0
     python = folder / "env" / "bin" / "python"
@@ -69,6 +73,15 @@ def test_the_core_installation_is_enough_for_the_models(installed, tmp_path):
     status, output = run(installed[0], "-c", "import tensorflow_datasets", cwd=tmp_path)
     assert status == 1
     assert "No module named" in output
+
+
+@pytest.mark.slow
+def test_the_analysis_extra_is_enough_for_plots_and_tables(installed, tmp_path):
+    python, wheel = installed
+    status, output = run(python, "-m", "pip", "install", "-q", f"{wheel}[analysis]", cwd=tmp_path)
+    assert status == 0, output
+    code = "import rezero_jax.analysis.plots.__main__, rezero_jax.analysis.table"
+    assert run(python, "-c", code, cwd=tmp_path) == (0, "")
 
 
 @pytest.mark.slow
