@@ -1,4 +1,4 @@
-"""What the plots share: a sheet that says at which scale it was made, a line with its band."""
+"""What the plots share: a sheet that says what was run, a line with its band, crosses."""
 
 import textwrap
 from collections.abc import Iterable
@@ -8,7 +8,6 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from experiments.results import Curve
 from rezero_jax.analysis.plots.theme import COLOURS
@@ -25,14 +24,6 @@ def sheet(
     said = f"Scale {scale}. {setting}"
     figure.supxlabel(textwrap.fill(said, 40 + 55 * columns), fontsize=7, color="#444444")
     return figure, axes
-
-
-def plain_log(axis: Axes) -> None:
-    """A log axis of y with 0.2, not 2e-01, at 1, 2, 3 and 5 of each decade."""
-    axis.set_yscale("log")
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-    axis.yaxis.set_major_formatter("{x:g}")
-    axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 def colours(names: Iterable[str]) -> dict[str, str]:
@@ -58,11 +49,14 @@ def smoothed(curve: Curve) -> Curve:
     return Curve(curve.x[window - 1 :], means.tolist())
 
 
-def points(axis: Axes, values: list[tuple[float, float]], colour: str) -> None:
-    """Numbers of the paper, as crosses, as far as the axis goes."""
-    if values:
-        x, y = zip(*values, strict=True)
-        axis.plot(x, y, color=colour, marker="x", linestyle="none", markersize=5)
+def crosses(
+    axis: Axes, points: Iterable[tuple[float, float]], colour: str, until: float = np.inf
+) -> bool:
+    """Draws numbers of the paper with x <= until, and tells whether there are any."""
+    shown = [point for point in points if point[0] <= until]
+    if shown:
+        axis.plot(*zip(*shown, strict=True), "x", color=colour, markersize=5)
+    return bool(shown)
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:

@@ -31,7 +31,7 @@ class Gates:
     alphas: Float[np.ndarray, "lines layers"]
 
     @classmethod
-    def of(cls, run: Run) -> "Gates":
+    def of_run(cls, run: Run) -> "Gates":
         """The gates of a run, as its lines have them.
 
         Raises:
