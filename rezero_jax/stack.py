@@ -29,7 +29,7 @@ class Stack(nnx.Module):
 
     Args:
       make_block: `make_block(rngs)` returns a block, a module that maps x to the same shape. A
-        parameter that stands in several places of a block is one parameter in every layer.
+        parameter that a block uses in several places stays one parameter in every layer.
       depth: number of blocks, at least 1.
       scan: True stacks the blocks' parameters on a leading axis of size `depth` and scans over it;
         False keeps a list of blocks, which compiles `depth` times the code but lets the compiler
@@ -72,7 +72,7 @@ class Stack(nnx.Module):
         """Applies the blocks in order to x.
 
         Args:
-          *args, **kwargs: go to every block as they are.
+          *args, **kwargs: passed on to every block.
           rngs: if given, every block gets `rngs=` of its own, drawn from the stream "dropout".
         """
         keys = None if rngs is None else jax.random.split(rngs.dropout(), self.depth)

@@ -131,10 +131,9 @@ class Dataset:
             images, shape = f'data set "{self.name}" has images of', arrays["image"].shape[1:]
             if (dtype := arrays["image"].dtype) != np.uint8:
                 raise UserError(f"{images} {dtype}; convert them to uint8, 0 .. 255")
-            if shape != self.example_shape:
+            if shape != (given := tuple(self.example_shape)):
                 raise UserError(
-                    f"{images} shape {shape}, but its example_shape is {self.example_shape}; make "
-                    "the two agree"
+                    f"{images} shape {shape}, but its example_shape is {given}; make the two agree"
                 )
             check_labels(self.name, arrays["label"], self.num_classes)
 

@@ -120,7 +120,7 @@ def _alone(builder: Any) -> Iterator[None]:
                 break
             lock.close()  # its last holder has removed the file: another process may hold a new one
     except OSError as error:
-        raise _unavailable(builder, " ".join(str(error).split())) from error
+        raise _unavailable(builder, error) from error
     before = set(root.rglob("*"))
     with lock:  # closing it frees it
         try:
@@ -182,13 +182,14 @@ def _prepare(builder: Any) -> None:
         raise _unavailable(builder, "what was downloaded has the wrong checksum") from error
     # OSError covers the network, the disk and permissions.
     except (OSError, tfds.download.DownloadError, extractor.ExtractError) as error:
-        raise _unavailable(builder, " ".join(str(error).split())) from error
+        raise _unavailable(builder, error) from error
 
 
-def _unavailable(builder: Any, reason: str) -> UserError:
+def _unavailable(builder: Any, reason: object) -> UserError:
     return UserError(
         f'data set "{builder.name}" is not prepared in {builder.data_dir_root} and could not be '
-        f"downloaded ({reason}); set TFDS_DATA_DIR or --config.data.dir to a folder that holds it"
+        f"downloaded ({' '.join(str(reason).split())}); set TFDS_DATA_DIR or --config.data.dir to "
+        "a folder that holds it"
     )
 
 
