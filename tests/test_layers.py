@@ -16,7 +16,8 @@ from rezero_jax.models.torch_weights import from_torch, to_torch
 from rezero_jax.models.transformer import attention as attention_module
 from rezero_jax.models.transformer.attention import CPU_BLOCK, CPU_BLOCKS, Attention, attend, rotate
 from rezero_jax.models.transformer.encoder import Decoder, Encoder
-from rezero_jax.models.transformer.layer import ACTIVATIONS, DecoderLayer, EncoderLayer, FeedForward
+from rezero_jax.models.transformer.layer import DecoderLayer, EncoderLayer, FeedForward
+from rezero_jax.models.transformer.options import ACTIVATIONS, LayerOptions
 from rezero_jax.residual import RULES, Alpha
 from rezero_jax.training.state import model_spec
 
@@ -274,7 +275,8 @@ def test_initial_distributions():
     @jit
     def make():
         stack = Decoder(width, 4, 4, feedforward=hidden, final_norm=True, rngs=nnx.Rngs(0))
-        return stack, [Attention(width, 8, kv_heads=2, rngs=nnx.Rngs(seed)) for seed in (0, 1)]
+        sizes = LayerOptions(width, 8, kv_heads=2)
+        return stack, [Attention(sizes, rngs=nnx.Rngs(seed)) for seed in (0, 1)]
 
     stack, (grouped, other) = make()
     for _, param in nnx.to_flat_state(nnx.state((stack, grouped, other))):
@@ -310,9 +312,8 @@ def test_activations():
         "silu": x / (1 + np.exp(-x)),
     }
     assert expected.keys() == ACTIVATIONS.keys()
-    options = {"dropout": 0.0, "bias": False, "dtype": jnp.float32}
     for name, values in expected.items():
-        layer = new(FeedForward, 1, 1, activation=name, **options)
+        layer = new(FeedForward, LayerOptions(1, 1, 1, activation=name, bias=False))
         layer.up.kernel[...] = layer.down.kernel[...] = jnp.ones((1, 1))
         np.testing.assert_allclose(
             call(layer, x[None, :, None])[0, :, 0], values, rtol=1e-5, atol=1e-6
@@ -699,12 +700,12 @@ def test_final_norm():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"width": 0}, "width is 0; attention needs a width of at least 1"),
-        ({"heads": 0}, "heads is 0; attention needs a heads of at least 1"),
-        ({"kv_heads": 0}, "kv_heads is 0; attention needs a kv_heads of at least 1"),
+        ({"width": 0}, "width is 0; a layer needs a width of at least 1"),
+        ({"heads": 0}, "heads is 0; a layer needs a heads of at least 1"),
+        ({"kv_heads": 0}, "kv_heads is 0; a layer needs a kv_heads of at least 1"),
         ({"heads": 3}, "heads=3 does not divide width=16; choose 1, 2, 4, 8 or 16 heads"),
         ({"kv_heads": 3}, "kv_heads=3 does not divide heads=4; choose 1, 2 or 4"),
-        ({"feedforward": 0}, "feedforward is 0; a layer needs a width of at least 1"),
+        ({"feedforward": 0}, "feedforward is 0; a layer needs a feedforward of at least 1"),
         ({"dropout": 1.0}, "dropout=1.0 is not a fraction; give 0 or more, below 1"),
         ({"dropout": -0.1}, "dropout=-0.1 is not a fraction"),
         ({"activation": "gulu"}, 'unknown activation "gulu"; did you mean "gelu"?'),

@@ -2,12 +2,13 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jaxtyping import Int
 
-from rezero_jax.models.transformer.attention import Cache, Sequence
+from rezero_jax.models.transformer.attention import Cache, Hidden
 from rezero_jax.models.transformer.layer import DecoderLayer, EncoderLayer
 from rezero_jax.stack import Stack
 
@@ -53,7 +54,7 @@ class LayerStack(nnx.Module):
             else nnx.identity
         )
 
-    def __call__(self, x: Sequence, *args: Any, **kwargs: Any) -> Sequence:
+    def __call__(self, x: Hidden, *args: Any, **kwargs: Any) -> Hidden:
         return self.norm(self.layers(x, *args, **kwargs))
 
 
@@ -62,19 +63,37 @@ class Encoder(LayerStack):
 
     layer = EncoderLayer
 
-    def init_cache(self, batch_size: int, length: int) -> list[Cache]:
-        """Room for `length` positions in every layer."""
-        blocks = self.layers.layers()
-        return [block.attention.init_cache(batch_size, length) for block in blocks]
+    def init_cache(self, batch_size: int, length: int) -> Any:
+        """Room for `length` positions in every layer, laid out as the layers are.
+
+        Returns:
+          One `Cache` whose arrays have a leading layer axis if the stack is scanned; else a list of
+          one for each layer.
+        """
+        blocks: Any = self.layers.blocks
+        if isinstance(blocks, nnx.List):
+            return [block.attention.init_cache(batch_size, length) for block in blocks]
+        first = jax.eval_shape(lambda: self.layers.layers()[0])
+        cache = first.attention.init_cache(batch_size, length)
+        return jax.tree.map(lambda x: jnp.zeros((self.layers.depth, *x.shape), x.dtype), cache)
 
     def decode(
-        self, x: Sequence, caches: list[Cache], positions: Int[Array, "batch length"]
-    ) -> tuple[Sequence, list[Cache]]:
-        """All layers for inference, causal; see `EncoderLayer.decode`."""
-        updated = []
-        for block, cache in zip(self.layers.layers(), caches, strict=True):
-            x, new = block.decode(x, cache, positions)
-            updated.append(new)
+        self, x: Hidden, cache: Any, positions: Int[Array, "batch length"]
+    ) -> tuple[Hidden, Any]:
+        """All layers for inference, causal; see `EncoderLayer.decode` and `init_cache`."""
+        blocks: Any = self.layers.blocks
+        if isinstance(blocks, nnx.List):
+            updated = []
+            for block, own in zip(blocks, cache, strict=True):
+                x, new = block.decode(x, own, positions)
+                updated.append(new)
+            return self.norm(x), updated
+        graphdef, arrays = nnx.split(blocks)
+
+        def layer(x: Hidden, own: Any) -> tuple[Hidden, Cache]:
+            return nnx.merge(graphdef, own[0]).decode(x, own[1], positions)
+
+        x, updated = jax.lax.scan(layer, x, (arrays, cache))
         return self.norm(x), updated
 
 
