@@ -10,7 +10,7 @@ from flax import nnx
 
 from rezero_jax.errors import UserError
 from rezero_jax.models.transformer import generate
-from rezero_jax.models.transformer.generate import Choice, pick, stream
+from rezero_jax.models.transformer.generate import Sampling, pick, stream
 from tests.test_transformer import VOCAB, some_params, structure_of
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -106,11 +106,12 @@ def test_what_is_in_the_padding_does_not_matter_to_the_bit():
     assert padding.sum() > 100
     other = request._replace(tokens=jnp.where(padding, junk, request.tokens))
     logits = [
-        generate._begin(model, r.tokens, r.lengths, r.keys, r.room).logits for r in (request, other)
+        generate._read_prompts(model, r.tokens, r.lengths, r.keys, r.cache_length).logits
+        for r in (request, other)
     ]
     np.testing.assert_array_equal(*logits)
-    *arrays, filtered, room = other
-    new = generate._generate(model, *arrays, NEW, filtered, room)
+    *arrays, filtered, cache_length = other
+    new = generate._generate(model, *arrays, NEW, filtered, cache_length)
     np.testing.assert_array_equal(new, likeliest("sinusoidal"))
 
 
@@ -235,9 +236,9 @@ def test_filtered_tokens_are_never_picked_and_the_others_as_often_as_they_should
     temperature, top_k, top_p, sizes
 ):
     count = 3_000
-    choice = Choice(temperature, top_k, top_p, -1)
+    sampling = Sampling(temperature, top_k, top_p, -1)
     keys = jax.random.split(jax.random.key(1), 2 * count)
-    picked = PICK(jnp.repeat(jnp.asarray(LOGITS), count, axis=0), keys, choice)
+    picked = PICK(jnp.repeat(jnp.asarray(LOGITS), count, axis=0), keys, sampling)
     for row, tokens, size in zip(LOGITS, np.asarray(picked).reshape(2, count), sizes, strict=True):
         probabilities = filtered_softmax(row, temperature, top_k, top_p)
         assert (probabilities > 0).sum() == size
@@ -311,7 +312,7 @@ def test_other_settings_and_prompts_of_like_length_compile_nothing():
         ([[1]], 2, {"stop_token": 13}, r"stop_token=13 is not in the vocabulary; .* 0 .. 12"),
         ([[1]], 2, {"stop_token": -1}, "stop_token=-1 is not in the vocabulary"),
         ([[1]], 2, {"temperature": 0.5}, r"sampling needs rngs=nnx.Rngs\(seed\); give it, or"),
-        ([], 2, {}, "a prompt is empty; give at least one token to go on from"),
+        ([], 2, {}, "a prompt is empty; give at least one token to continue"),
         ([[1], []], 2, {}, "a prompt is empty"),
         ([[1], [1] * 63], 2, {}, "63 tokens of prompt and 2 new ones are more than max_len=64"),
         ([[1], [2, 13]], 2, {}, "the token 13 is not in the vocabulary, 0 .. 12"),

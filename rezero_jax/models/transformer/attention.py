@@ -1,4 +1,4 @@
-"""Multi-head attention: scaled dot products of queries with keys, and what they weigh."""
+"""Multi-head attention: values weighted by the softmax of scaled products of queries and keys."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -15,7 +15,9 @@ from rezero_jax.models.transformer.options import LayerOptions
 Hidden = Float[Array, "batch length width"]
 Heads = Float[Array, "batch length heads size"]
 Mask = Bool[Array, "#batch #heads queries keys"]
-Cache = tuple[Heads, Heads]  # keys and values of the positions so far
+# Keys and values of the positions so far, of all layers of a stack.
+CachedHeads = Float[Array, "layers batch length heads size"]
+Cache = tuple[CachedHeads, CachedHeads]
 
 # On a CPU causal attention is computed in blocks of queries.
 CPU_BLOCK = 64  # least number of queries in a block
@@ -37,7 +39,8 @@ class Attention(nnx.Module):
     """
 
     def __init__(self, options: LayerOptions, *, rotary: bool | None = None, rngs: nnx.Rngs):
-        width, heads, kv_heads = options.width, options.heads, options.kv_heads
+        width, heads = options.width, options.heads
+        kv_heads = options.kv_heads or heads
         self.size, self.dtype = width // heads, options.dtype
         self.rotary = options.rotary if rotary is None else rotary
         shape = (kv_heads, heads // kv_heads + 2, self.size)
@@ -86,27 +89,29 @@ class Attention(nnx.Module):
         drop = (lambda weights: self.dropout(weights, rngs=rngs)) if dropped else None
         return self._join(attend(q, k, v, mask=mask, is_causal=is_causal, drop=drop))
 
-    def init_cache(self, batch_size: int, length: int) -> Cache:
-        """Room for the keys and values of `length` positions, each (batch, length, heads, size)."""
-        shape = (batch_size, length, self.qkv.shape[1], self.size)
+    def init_cache(self, depth: int, batch_size: int, length: int) -> Cache:
+        """An empty cache of `length` positions for `depth` layers like this one."""
+        shape = (depth, batch_size, length, self.qkv.shape[-3], self.size)
         return jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype)
 
     def decode(
-        self, x: Hidden, cache: Cache, positions: Int[Array, "batch length"]
+        self, x: Hidden, cache: Cache, layer: int | Array, positions: Int[Array, "batch length"]
     ) -> tuple[Hidden, Cache]:
         """Causal self-attention of x at `positions` to what the cache holds up to each of them.
 
-        Returns the output, and the cache with the keys and values of x written to `positions`.
+        Returns the output, and the cache with the keys and values of x written to `positions` of
+        this `layer`.
         """
         q, k, v = self._project(x, 0, None)
         if self.rotary:
             q, k = rotate(q, positions), rotate(k, positions)
         rows = jnp.arange(x.shape[0])[:, None]
         keys, values = (
-            old.at[rows, positions].set(new) for old, new in zip(cache, (k, v), strict=True)
+            old.at[layer, rows, positions].set(new) for old, new in zip(cache, (k, v), strict=True)
         )
-        seen = jnp.arange(keys.shape[1])[None, None] <= positions[:, :, None]
-        return self._join(attend(q, keys, values, mask=seen[:, None])), (keys, values)
+        seen = jnp.arange(keys.shape[2])[None, None] <= positions[:, :, None]
+        out = attend(q, keys[layer], values[layer], mask=seen[:, None])
+        return self._join(out), (keys, values)
 
     def _project(self, x: Hidden, first: int, last: int | None) -> list[Heads]:
         """Queries, keys and values of x, or those of them that the slots first .. last hold."""

@@ -1,6 +1,6 @@
 """Stacks of Transformer layers, scanned or unrolled."""
 
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -10,20 +10,20 @@ from jaxtyping import Int
 
 from rezero_jax.models.transformer.attention import Cache, Hidden
 from rezero_jax.models.transformer.layer import DecoderLayer, EncoderLayer
+from rezero_jax.models.transformer.options import LayerOptions, StackKeywords
 from rezero_jax.stack import Stack
 
 
 class LayerStack(nnx.Module):
-    """`depth` equal layers and perhaps a final LayerNorm, as pre-norm stacks have it.
+    """`depth` equal layers, and on request a final LayerNorm, as pre-norm stacks have it.
 
     Made by `Encoder` and `Decoder`. Called like one layer.
 
     Args:
-      width, heads: of the layers.
       depth: number of layers.
       final_norm: whether a LayerNorm follows the last one; ReZero needs none.
       scan, remat: see `rezero_jax.stack.Stack`.
-      **options: of the layers.
+      width, heads, **keywords: see `LayerOptions`.
     """
 
     layer: type[EncoderLayer] | type[DecoderLayer]
@@ -38,18 +38,18 @@ class LayerStack(nnx.Module):
         scan: bool = True,
         remat: str = "none",
         rngs: nnx.Rngs,
-        **options: Any,
+        **keywords: Unpack[StackKeywords],
     ):
+        options = LayerOptions(width, heads, **keywords)
         self.layers = Stack(
-            lambda rngs: self.layer(width, heads, **options, rngs=rngs),
+            lambda rngs: self.layer(**vars(options), rngs=rngs),
             depth,
             scan=scan,
             remat=remat,
             rngs=rngs,
         )
-        dtype = options.get("dtype", jnp.float32)
         self.norm = (
-            nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+            nnx.LayerNorm(width, epsilon=1e-5, dtype=options.dtype, rngs=rngs)
             if final_norm
             else nnx.identity
         )
@@ -63,38 +63,28 @@ class Encoder(LayerStack):
 
     layer = EncoderLayer
 
-    def init_cache(self, batch_size: int, length: int) -> Any:
-        """Room for `length` positions in every layer, laid out as the layers are.
-
-        Returns:
-          One `Cache` whose arrays have a leading layer axis if the stack is scanned; else a list of
-          one for each layer.
-        """
+    def init_cache(self, batch_size: int, length: int) -> Cache:
+        """An empty cache of `length` positions in every layer."""
         blocks: Any = self.layers.blocks
-        if isinstance(blocks, nnx.List):
-            return [block.attention.init_cache(batch_size, length) for block in blocks]
-        first = jax.eval_shape(lambda: self.layers.layers()[0])
-        cache = first.attention.init_cache(batch_size, length)
-        return jax.tree.map(lambda x: jnp.zeros((self.layers.depth, *x.shape), x.dtype), cache)
+        block = blocks[0] if isinstance(blocks, nnx.List) else blocks
+        return block.attention.init_cache(self.layers.depth, batch_size, length)
 
     def decode(
-        self, x: Hidden, cache: Any, positions: Int[Array, "batch length"]
-    ) -> tuple[Hidden, Any]:
-        """All layers for inference, causal; see `EncoderLayer.decode` and `init_cache`."""
+        self, x: Hidden, cache: Cache, positions: Int[Array, "batch length"]
+    ) -> tuple[Hidden, Cache]:
+        """All layers for inference, causal; see `EncoderLayer.decode`."""
         blocks: Any = self.layers.blocks
         if isinstance(blocks, nnx.List):
-            updated = []
-            for block, own in zip(blocks, cache, strict=True):
-                x, new = block.decode(x, own, positions)
-                updated.append(new)
-            return self.norm(x), updated
-        graphdef, arrays = nnx.split(blocks)
-
-        def layer(x: Hidden, own: Any) -> tuple[Hidden, Cache]:
-            return nnx.merge(graphdef, own[0]).decode(x, own[1], positions)
-
-        x, updated = jax.lax.scan(layer, x, (arrays, cache))
-        return self.norm(x), updated
+            for i, block in enumerate(blocks):
+                x, cache = block.decode(x, cache, i, positions)
+        else:
+            # The cache is carried and not scanned over: each layer writes into it in place.
+            (x, cache), _ = jax.lax.scan(
+                lambda carry, layer: (layer[0].decode(*carry, layer[1], positions), None),
+                (x, cache),
+                (blocks, jnp.arange(self.layers.depth)),
+            )
+        return self.norm(x), cache
 
 
 class Decoder(LayerStack):

@@ -1,4 +1,4 @@
-"""Transformer layers, drop-in parts of one's own models (paper, section 3; its PyTorch code).
+"""Transformer layers to use in your own models (paper, section 3, and the authors' PyTorch code).
 
     encoder    x <- rule(x, self-attention), x <- rule(x, feed-forward)
     decoder    the same with attention to the encoder's output, the memory, between the two
@@ -8,7 +8,7 @@ sublayers of a layer, as in paper and code.
 """
 
 from functools import partial
-from typing import Any
+from typing import Unpack
 
 from flax import nnx
 from jax import Array
@@ -17,7 +17,7 @@ from jaxtyping import Bool, Int
 from rezero_jax.errors import UserError
 from rezero_jax.models import init
 from rezero_jax.models.transformer.attention import Attention, Cache, Hidden, Mask
-from rezero_jax.models.transformer.options import ACTIVATIONS, LayerOptions
+from rezero_jax.models.transformer.options import ACTIVATIONS, LayerKeywords, LayerOptions
 from rezero_jax.residual import GATES, Branch, make_rule
 
 KeyMask = Bool[Array, "batch keys"]
@@ -28,7 +28,7 @@ class FeedForward(nnx.Module):
 
     def __init__(self, options: LayerOptions, *, rngs: nnx.Rngs):
         self.activation = options.activation
-        width, hidden = options.width, options.feedforward
+        width, hidden = options.width, options.feedforward or 4 * options.width
         # Along the mesh axis `model`, the hidden layer is cut.
         by_outputs, by_inputs = {"model_axis": -1}, {"model_axis": -2}
         self.up, self.down = (
@@ -56,13 +56,13 @@ class FeedForward(nnx.Module):
 
 
 class TransformerLayer(nnx.Module):
-    """The parts of a layer: attention to itself, to a memory or not, and a feed-forward.
+    """The parts of a layer: self-attention, attention to a memory in decoders, a feed-forward.
 
     Batches come first: x is (batch, length, width). Weights start Xavier uniform, as in the paper;
-    biases of attention at 0, of the feed-forward as PyTorch's Linear.
+    attention's biases start at 0, the feed-forward's as those of PyTorch's Linear.
 
     Args:
-      width, heads, feedforward, **options: see `LayerOptions`.
+      width, heads, feedforward, **keywords: see `LayerOptions`.
       rngs: source of the initial parameters.
 
     Raises:
@@ -78,21 +78,21 @@ class TransformerLayer(nnx.Module):
         feedforward: int | None = None,
         *,
         rngs: nnx.Rngs,
-        **options: Any,
+        **keywords: Unpack[LayerKeywords],
     ):
-        settings = LayerOptions(width, heads, feedforward, **options)  # type: ignore[arg-type]
-        self.attention = Attention(settings, rngs=rngs)
+        options = LayerOptions(width, heads, feedforward, **keywords)
+        self.attention = Attention(options, rngs=rngs)
         if self.has_memory:
-            self.cross_attention = Attention(settings, rotary=False, rngs=rngs)
-        self.feedforward = FeedForward(settings, rngs=rngs)
-        self.dropout = nnx.Dropout(settings.dropout)
-        one_gate = settings.residual in GATES and settings.alpha_per == "layer"
+            self.cross_attention = Attention(options, rotary=False, rngs=rngs)
+        self.feedforward = FeedForward(options, rngs=rngs)
+        self.dropout = nnx.Dropout(options.dropout)
+        one_gate = options.residual in GATES and options.alpha_per == "layer"
         self.rules = nnx.List(
             make_rule(
-                settings.residual,
+                options.residual,
                 width,
-                alpha_init=settings.alpha_init,
-                dtype=settings.dtype,
+                alpha_init=options.alpha_init,
+                dtype=options.dtype,
                 rngs=rngs,
             )
             for _ in range(1 if one_gate else 3 if self.has_memory else 2)
@@ -150,13 +150,13 @@ class EncoderLayer(TransformerLayer):
         return self.join(1, x, partial(self.feedforward, rngs=rngs), rngs)
 
     def decode(
-        self, x: Hidden, cache: Cache, positions: Int[Array, "batch length"]
+        self, x: Hidden, cache: Cache, layer: int | Array, positions: Int[Array, "batch length"]
     ) -> tuple[Hidden, Cache]:
-        """The layer for inference, causal, with the earlier positions in `cache`; see Attention."""
+        """The layer for inference, causal, the earlier positions in `cache`; see Attention."""
 
         def attention(u: Hidden) -> Hidden:
             nonlocal cache
-            out, cache = self.attention.decode(u, cache, positions)
+            out, cache = self.attention.decode(u, cache, layer, positions)
             return out
 
         x = self.join(0, x, attention, None)

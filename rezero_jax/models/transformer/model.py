@@ -1,6 +1,6 @@
 """The decoder-only language model of the paper's section 5, for bytes or any other tokens."""
 
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +13,18 @@ from ml_collections import ConfigDict
 
 from rezero_jax.errors import UserError, choose_from
 from rezero_jax.models import init
+from rezero_jax.models.transformer.attention import Cache, Hidden
 from rezero_jax.models.transformer.encoder import Encoder
 from rezero_jax.models.transformer.generate import Prompts, generate
+from rezero_jax.models.transformer.options import ModelKeywords
+from rezero_jax.stack import unstacked
 
 Tokens = Int[Array, "batch length"]
 
 POSITIONS = ("sinusoidal", "learned", "rotary")
 EMBEDDING_BOUND = 0.1  # of the authors' notebook
-# Float32 logits of a pass over the head, at most (64 MB); more are computed in turns.
-LOGITS_AT_ONCE = 2**24
+LOGITS_AT_ONCE = 2**24  # most float32 logits that a loss holds at a time (64 MB)
+UNROLLED_DECODING = 16  # deepest scanned trunk that generation unrolls
 
 
 class Transformer(nnx.Module):
@@ -42,7 +45,7 @@ class Transformer(nnx.Module):
       final_norm: whether a LayerNorm precedes the head, as usual with `pre_norm`.
       scan, remat: see `rezero_jax.stack.Stack`.
       dropout: fraction dropped in the layers, and of the embedding.
-      activation, dtype, **options: see `LayerOptions`; the logits are float32.
+      activation, bias, dtype, **keywords: see `LayerOptions`; the logits are float32.
 
     Raises:
       UserError: a size is below 1 or does not fit another, or a name is unknown.
@@ -67,7 +70,7 @@ class Transformer(nnx.Module):
         bias: bool = True,
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
-        **options: Any,
+        **keywords: Unpack[ModelKeywords],
     ):
         for name, size in (("vocab_size", vocab_size), ("max_len", max_len)):
             if size < 1:
@@ -90,7 +93,7 @@ class Transformer(nnx.Module):
             bias=bias,
             dtype=dtype,
             rngs=rngs,
-            **options,
+            **keywords,
         )
         uniform = init.uniform(EMBEDDING_BOUND)
         # Along the mesh axis `model`, the vocabulary is cut.
@@ -106,8 +109,8 @@ class Transformer(nnx.Module):
     @classmethod
     def from_config(cls, config: ConfigDict, rngs: nnx.Rngs) -> "Transformer":
         """The model that config.model describes."""
-        options = {key: value for key, value in config.items() if key not in ("name", "dtype")}
-        return cls(**options, dtype=getattr(jnp, config.dtype), rngs=rngs)
+        keywords = {key: value for key, value in config.items() if key not in ("name", "dtype")}
+        return cls(**keywords, dtype=getattr(jnp, config.dtype), rngs=rngs)
 
     def __call__(
         self, tokens: Tokens, *, rngs: nnx.Rngs | None = None
@@ -123,9 +126,7 @@ class Transformer(nnx.Module):
         """
         return self.logits(self.hidden(tokens, rngs=rngs))
 
-    def hidden(
-        self, tokens: Tokens, *, rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "batch length width"]:
+    def hidden(self, tokens: Tokens, *, rngs: nnx.Rngs | None = None) -> Hidden:
         """What the head is applied to."""
         self.check(tokens)
         x = self._embed(tokens, jnp.arange(tokens.shape[1])[None])
@@ -169,19 +170,32 @@ class Transformer(nnx.Module):
         ]
         return jax.lax.map(jax.checkpoint(part), tuple(cut)).swapaxes(0, 1).reshape(tokens.shape)
 
-    def init_cache(self, batch_size: int, length: int | None = None) -> Any:
+    def init_cache(self, batch_size: int, length: int | None = None) -> Cache:
         """Empty keys and values of `length` positions (by default max_len) for `decode`."""
         return self.trunk.init_cache(batch_size, self.max_len if length is None else length)
 
     def decode(
-        self, tokens: Tokens, cache: Any, positions: Int[Array, "batch length"]
-    ) -> tuple[Float[Array, "batch length width"], Any]:
+        self, tokens: Tokens, cache: Cache, positions: Int[Array, "batch length"]
+    ) -> tuple[Hidden, Cache]:
         """What the head is applied to for tokens at `positions`, given the earlier ones in `cache`.
 
         For inference. Returns it with the cache that holds these tokens too; what the cache holds
         at later positions does not count. Positions must lie within the cache and below max_len.
         """
         return self.trunk.decode(self._embed(tokens, positions), cache, positions)
+
+    def for_decoding(self) -> "Transformer":
+        """A copy in evaluation mode that decodes as fast as it can.
+
+        A scan copies each layer's weights for every token, so a scanned trunk is unrolled where it
+        is not so deep that compiling would take long.
+        """
+        model = nnx.clone(self)
+        model.eval()
+        layers = model.trunk.layers
+        if not isinstance(layers.blocks, nnx.List) and layers.depth <= UNROLLED_DECODING:
+            model.trunk.layers = unstacked(layers)
+        return model
 
     def generate(
         self,

@@ -1,9 +1,9 @@
-"""What the layers of one Transformer have in common: their sizes and how they are built."""
+"""The sizes and options of a Transformer layer, checked in one place."""
 
-import dataclasses
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,38 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 ALPHA_PER = ("layer", "sublayer")
 
 
-@dataclasses.dataclass(frozen=True)
+class LayerKeywords(TypedDict, total=False):
+    """The keywords of `LayerOptions`, for the signatures that pass them on."""
+
+    dropout: float
+    activation: str
+    residual: str
+    alpha_init: float
+    alpha_per: str
+    bias: bool
+    kv_heads: int | None
+    rotary: bool
+    dtype: Any
+
+
+class StackKeywords(LayerKeywords, total=False):
+    """The same where feedforward is a keyword too."""
+
+    feedforward: int | None
+
+
+class ModelKeywords(TypedDict, total=False):
+    """What `Transformer` passes on and does not look at."""
+
+    feedforward: int | None
+    kv_heads: int | None
+    alpha_init: float
+    alpha_per: str
+
+
+@dataclass(frozen=True)
 class LayerOptions:
-    """Sizes and options of a Transformer layer, checked once and passed whole to its parts.
+    """Sizes and options of a Transformer layer, passed whole to attention and feed-forward.
 
     Attributes:
       width: size of the last axis of x.
@@ -36,7 +65,7 @@ class LayerOptions:
       bias: whether the projections have biases.
       kv_heads: number of heads of keys and values, each shared by heads / kv_heads heads of
         queries (grouped-query attention, arXiv 2305.13245); by default `heads`.
-      rotary: whether self-attention turns queries and keys by their position (arXiv 2104.09864).
+      rotary: whether self-attention turns queries and keys by position (arXiv 2104.09864).
       dtype: dtype of the computation; parameters and the softmax are float32.
 
     Raises:
@@ -45,31 +74,26 @@ class LayerOptions:
 
     width: int
     heads: int
-    feedforward: int = None  # type: ignore[assignment]
-    _: dataclasses.KW_ONLY
+    feedforward: int | None = None
+    _: KW_ONLY
     dropout: float = 0.0
     activation: str = "relu"
     residual: str = "rezero"
     alpha_init: float = 0.0
     alpha_per: str = "layer"
     bias: bool = True
-    kv_heads: int = None  # type: ignore[assignment]
+    kv_heads: int | None = None
     rotary: bool = False
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
-        defaults = {"feedforward": 4 * self.width, "kv_heads": self.heads}
-        for name, value in defaults.items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
         for name in ("width", "heads", "kv_heads", "feedforward"):
-            if getattr(self, name) < 1:
-                raise UserError(
-                    f"{name} is {getattr(self, name)}; a layer needs a {name} of at least 1"
-                )
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise UserError(f"{name} is {size}; a layer needs a {name} of at least 1")
         for name, total in (("heads", "width"), ("kv_heads", "heads")):
             part, whole = getattr(self, name), getattr(self, total)
-            if whole % part:
+            if part is not None and whole % part:
                 *most, last = (str(d) for d in range(1, whole + 1) if whole % d == 0)
                 choices = f"{', '.join(most)} or {last}" if most else last
                 raise UserError(
@@ -77,7 +101,7 @@ class LayerOptions:
                 )
         if self.rotary and self.width // self.heads % 2:
             raise UserError(
-                f"rotary positions turn pairs, but a head has the odd size "
+                "rotary positions turn pairs, but a head has the odd size "
                 f"{self.width // self.heads}; choose other heads or positions"
             )
         if not 0 <= self.dropout < 1:
