@@ -86,7 +86,8 @@ def _total(jaxpr: core.Jaxpr) -> int:
 
 
 def _operations(equation: core.JaxprEqn) -> int:
-    left, right, out = (v.aval.shape for v in (*equation.invars, *equation.outvars))
+    arrays: list[Any] = [v.aval for v in (*equation.invars, *equation.outvars)]
+    left, right, out = (array.shape for array in arrays)
     if equation.primitive.name == "dot_general":
         (contracted, _), _ = equation.params["dimension_numbers"]
         terms = math.prod(left[axis] for axis in contracted)
