@@ -12,11 +12,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.jobs import Job, State
-from rezero_jax.data import stand_in
 from rezero_jax.runs.reader import Run
 from rezero_jax.training.cost import Accelerator
-from rezero_jax.training.plan import usual_seconds
-from rezero_jax.training.trainer import Trainer
+from rezero_jax.training.plan import trainer_for_sizes, usual_seconds
 
 SIZE = 2048  # of the matrices whose product is timed
 
@@ -57,8 +55,7 @@ class Estimator:
         config = job.load()
         with config.unlocked():
             config.mesh.data = config.mesh.model = 1  # what it costs is the same on any mesh
-        program = Trainer(config, dataset) if (dataset := stand_in(config.data)) else None
-        program = program or Trainer.from_config(config)
+        program = trainer_for_sizes(config)
         total = program.intervals.total
         kind = _without_length(config)
         if kind not in self._flops:
