@@ -231,9 +231,9 @@ def test_one_process_looks_for_no_others():
 def test_an_exhausted_memory_is_no_lost_process(count, monkeypatch):
     monkeypatch.setattr(processes.jax, "process_count", lambda: count)
     error = RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore\nlines")
-    with pytest.raises(UserError, match="^a device is out of memory") as e:
+    with pytest.raises(UserError, match=r"^a device is out of memory") as info:
         processes.lose(error)
-    assert "\n" not in str(e.value)
+    assert "\n" not in str(info.value)
 
 
 @pytest.mark.parametrize(
