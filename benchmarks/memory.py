@@ -6,7 +6,7 @@ Each row is a process of its own, which makes three updates of a batch: a fully 
 width 256 on 1,000 images, and a Transformer of width 64 on 4 sequences of 128 bytes. `remat` is
 model.remat and `parts` is train.accumulate; the losses of a network are the same in every row but
 for rounding, as the last column shows. "beyond the state" leaves out what a process holds that
-never updates: the program, its data and the state (parameters and the optimizer's).
+never updates: the compiled code, the data and the state (parameters and the optimizer's).
 """
 
 import argparse
@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from benchmarks.mlp import random_images
-from benchmarks.program import peak_gib
+from benchmarks.step import peak_gib
 from benchmarks.transformer import random_text
 from rezero_jax.config import load_config
 from rezero_jax.training.trainer import Trainer
@@ -51,13 +51,13 @@ def measure(name: str, remat: str, parts: int) -> dict[str, float]:
         "eval.every_steps": None,
     }
     config = load_config(spec, [f"{key}={value}" for key, value in fields.items()])
-    program = Trainer(config, random_images() if name == "mlp" else random_text(128))
-    state = jax.block_until_ready(program.init())
+    trainer = Trainer(config, random_images() if name == "mlp" else random_text(128))
+    state = jax.block_until_ready(trainer.init())
     held = peak_gib()
     seconds = []
-    for batch_ in islice(program.batches(0), 3):
+    for batch_ in islice(trainer.batches(0), 3):
         started = time.perf_counter()
-        state, report = program.train_steps(state, [batch_])
+        state, report = trainer.dispatch(state, [batch_])
         jax.block_until_ready((state, report))
         seconds.append(time.perf_counter() - started)
     loss = float(np.asarray(report["loss"])[0])

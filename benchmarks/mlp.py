@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from benchmarks.program import peak_gib, serve_training
+from benchmarks.step import first_updates, peak_gib, serve_training
 from benchmarks.worker import Worker, serve
 from rezero_jax.config import load_config
 from rezero_jax.data import Dataset, ResidentSplit
@@ -89,40 +89,24 @@ def flops(depth: int, width: int, batch: int) -> int:
     return 2 * batch * (2 * stem + 3 * hidden + 3 * head)
 
 
-def first_step(depth: int, width: int) -> dict[str, float]:
-    """Seconds from nothing to the first finished update, to the second one, and peak memory."""
-    dataset = random_images()
-    started = time.perf_counter()
-    program = Trainer(config_for(depth, width, 100, lr=0.003), dataset)
-    state = program.init()
-    batches = program.batches(0)
-    seconds = []
-    for _ in range(4):
-        state, report = program.train_steps(state, [next(batches)])
-        jax.block_until_ready((state, report))
-        seconds.append(time.perf_counter() - started)
-        started = time.perf_counter()
-    return {"first": seconds[0], "later": min(seconds[1:]), "peak_gib": peak_gib()}
-
-
 def loop_overhead(depth: int, pairs: int) -> list[float]:
     """Seconds of a step in the loop of train.py over those of the bare step, pair by pair."""
     config = config_for(depth, 256, 100)
     config.train.steps = count = 400
     config.checkpoint.every_steps = config.train.steps
     dataset = random_images()
-    program = Trainer(config, dataset)
-    group = config.train.steps_per_dispatch
+    trainer = Trainer(config, dataset)
+    dispatch = config.train.steps_per_dispatch
     ratios = []
     for _ in range(pairs + 1):
-        state, batches = program.init(), program.batches(0)
-        state, _ = program.train_steps(state, list(islice(batches, group)))
+        state, batches = trainer.init(), trainer.batches(0)
+        state, _ = trainer.dispatch(state, list(islice(batches, dispatch)))
         jax.block_until_ready(state)
         started = time.perf_counter()
-        for _ in range(count // group - 1):
-            state, report = program.train_steps(state, list(islice(batches, group)))
+        for _ in range(count // dispatch - 1):
+            state, report = trainer.dispatch(state, list(islice(batches, dispatch)))
         jax.block_until_ready((state, report))
-        bare = (time.perf_counter() - started) / (count - group)
+        bare = (time.perf_counter() - started) / (count - dispatch)
         with tempfile.TemporaryDirectory() as folder:
             loop.train(config, folder, dataset)
             rates = [line["examples_per_second"] for line in read_metrics(folder)]
@@ -191,7 +175,8 @@ def main() -> None:
     if args.serve_gemm:
         return serve_gemm(args.serve_gemm)
     if args.first:
-        print(json.dumps(first_step(args.first, 150)))
+        found = first_updates(config_for(args.first, 150, 100, lr=0.003), random_images())
+        print(json.dumps(found | {"peak_gib": peak_gib()}))
         return None
 
     if args.depths and not args.torch_python:

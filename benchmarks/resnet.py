@@ -28,7 +28,7 @@ import optax
 from flax import nnx
 
 from benchmarks.mlp import random_images
-from benchmarks.program import serve_training
+from benchmarks.step import serve_training
 from benchmarks.worker import print_ratios, serve, take_turns
 from rezero_jax.config import load_config
 from rezero_jax.devices import pose_as
@@ -81,7 +81,7 @@ def plain_steps(depth: int) -> Callable[[int], None]:
     def make(rngs: nnx.Rngs) -> ResNet:
         return ResNet.cifar(depth, rngs=rngs)
 
-    structure = model_spec(make)
+    spec = model_spec(make)
     optimizer = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.1, momentum=0.9))
     _, param_state, stat_state = split_params(jax.jit(lambda: make(nnx.Rngs(0)))())
     params, stats = nnx.to_pure_dict(param_state), nnx.to_pure_dict(stat_state)
@@ -91,7 +91,7 @@ def plain_steps(depth: int) -> Callable[[int], None]:
     labels = jnp.asarray(rng.integers(0, 10, BATCH))
 
     def loss(params: Any, stats: Any) -> tuple[Any, Any]:
-        model = structure.model(params, stats)
+        model = spec.model(params, stats)
         losses = optax.softmax_cross_entropy_with_integer_labels(model(images), labels)
         return losses.mean(), nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 

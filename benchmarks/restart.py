@@ -1,4 +1,4 @@
-"""How long a command takes to its first update: at first, again, and when it goes on with a run.
+"""How long a command takes to its first update: at first, again, and when it resumes a run.
 
     python -m benchmarks.restart
 

@@ -20,20 +20,18 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from benchmarks.program import serve_training
+from benchmarks.step import first_updates, serve_training
 from benchmarks.worker import print_ratios, serve, take_turns
 from rezero_jax.config import load_config
 from rezero_jax.data import Text, TextSplit
 from rezero_jax.devices import pose_as
 from rezero_jax.models.build import make_language_model
-from rezero_jax.training.trainer import Trainer
 
 WIDTH, HEADS, LENGTH, BATCH, PROMPT = 256, 8, 256, 8, 16
 TRAINING = ("official", "official-compile", "x-transformers", "x-transformers-flash")
@@ -65,7 +63,7 @@ def config_for(depth: int, scan: bool) -> ConfigDict:
 
 
 def serve_generation(depth: int) -> None:
-    """Serves timings of bytes that go on from a prompt, the reading of the prompt included."""
+    """Serves timings of bytes that continue a prompt, the reading of the prompt included."""
     config = config_for(depth, scan=True)
     model = jax.jit(lambda: make_language_model(config.model)(nnx.Rngs(0)))()
     prompt = np.arange(PROMPT)[None]
@@ -75,20 +73,6 @@ def serve_generation(depth: int) -> None:
 
     steps(LENGTH - PROMPT)  # each count is compiled; the parent asks for this one
     serve(steps)
-
-
-def first_step(depth: int) -> dict[str, float]:
-    """Seconds from nothing to the first finished update, and to the one after."""
-    started = time.perf_counter()
-    program = Trainer(config_for(depth, scan=True), random_text())
-    state, batches = program.init(), program.batches(0)
-    seconds = []
-    for _ in range(3):
-        state, report = program.train_steps(state, [next(batches)])
-        jax.block_until_ready((state, report))
-        seconds.append(time.perf_counter() - started)
-        started = time.perf_counter()
-    return {"first": seconds[0], "later": min(seconds[1:])}
 
 
 def main() -> None:
@@ -112,7 +96,7 @@ def main() -> None:
     if args.serve:
         return serve_training(config_for(args.depth, args.serve == "scanned"), random_text())
     if args.first:
-        print(json.dumps(first_step(args.first)))
+        print(json.dumps(first_updates(config_for(args.first, scan=True), random_text())))
         return None
     if not args.torch_python:
         parser.error("--torch-python is needed to time PyTorch; see --help")

@@ -1,4 +1,4 @@
-"""Runs figures and tables of the paper and writes what came out beside the paper's numbers."""
+"""Runs the paper's figures and tables, and writes its numbers beside ours."""
 
 import argparse
 import shlex
@@ -22,18 +22,18 @@ from experiments import (
     transformer12,
     transformer_deep,
 )
-from experiments.estimate import Estimator
-from experiments.jobs import Job, state
-from experiments.report import Experiment, write_report
+from experiments.dry_run import print_costs
+from experiments.experiment import Experiment
+from experiments.jobs import Job
+from experiments.report import write_report
 from experiments.results import Made
 from experiments.running import Stopped, execute
 from rezero_jax.analysis import command
-from rezero_jax.analysis.plots.theme import styled
+from rezero_jax.analysis.plots.theme import themed
 from rezero_jax.errors import UserError, choose_from
 from rezero_jax.runs.folder import device, environment
 from rezero_jax.runs.reader import Run
 from rezero_jax.training.cost import ACCELERATORS, named
-from rezero_jax.training.plan import USUAL, duration
 
 EXPERIMENTS: Mapping[str, Experiment] = {
     "toy": toy,
@@ -58,7 +58,7 @@ examples:
     python -m experiments all --scale=paper --dry-run
 
 exit status: 0 all done; 2 something could not be run, in a sentence; 130 or 143 stopped by Ctrl-C
-or SIGTERM, all runs saved: the same command goes on.
+or SIGTERM, all runs saved: the same command resumes them.
 """
 
 
@@ -92,7 +92,7 @@ def main(argv: Sequence[str]) -> int:
         "--text", metavar="PATH", help="what Transformers read in place of the standard library"
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="list the runs, what is done, and the time of each"
+        "--dry-run", action="store_true", help="list the runs with their status and time"
     )
     parser.add_argument(
         "--plan",
@@ -108,14 +108,16 @@ def main(argv: Sequence[str]) -> int:
         _check(args)
         jobs = {name: _jobs(EXPERIMENTS[name], args) for name in names}
         if args.dry_run:
-            _dry_run(jobs, args)
+            chip = args.plan or ("h100" if args.scale == "paper" else None)
+            runs = Path(args.out) / args.scale / "runs"
+            print_costs(jobs, runs, named(chip) if chip else None)
             return 0
         return _run(jobs, args)
     except UserError as error:
-        print(f"paper: {error}", file=sys.stderr)
+        print(f"experiments: {error}", file=sys.stderr)
         return 2
     except Stopped as error:
-        print(f"paper: {error}", file=sys.stderr)
+        print(f"experiments: {error}", file=sys.stderr)
         return 128 + error.signum
 
 
@@ -158,25 +160,25 @@ def _run(jobs: Mapping[str, Sequence[Job]], args: argparse.Namespace) -> int:
     """Trains what is not trained yet and writes each experiment as soon as its runs are there."""
     folder = Path(args.out) / args.scale
     runs = folder / "runs"
-    every = list({job.name: job for group in jobs.values() for job in group}.values())
+    every = list({job.name: job for of_one in jobs.values() for job in of_one}.values())
     ended: set[str] = set()
     sentences: list[str] = []
     waiting = dict(jobs)
     runs.mkdir(parents=True, exist_ok=True)
-    for name in [name for name, group in waiting.items() if not group]:
+    for name in [name for name, needed in waiting.items() if not needed]:
         _write(name, waiting.pop(name), folder, args)
     for job, sentence in execute(every, runs, args.jobs, say=lambda text: print(text, flush=True)):
         if sentence:
             sentences.append(sentence)
             continue
         ended.add(job.name)
-        for name in [n for n, group in waiting.items() if {job.name for job in group} <= ended]:
+        for name in [n for n, needed in waiting.items() if {job.name for job in needed} <= ended]:
             _write(name, waiting.pop(name), folder, args)
     print(f"report: {write_report(folder, args.scale, EXPERIMENTS)}")
     for sentence in dict.fromkeys(sentences):
-        print(f"paper: {sentence}", file=sys.stderr)
+        print(f"experiments: {sentence}", file=sys.stderr)
     if waiting:
-        print(f"paper: without all of their runs: {', '.join(waiting)}", file=sys.stderr)
+        print(f"experiments: without all of their runs: {', '.join(waiting)}", file=sys.stderr)
     return 2 if waiting else 0
 
 
@@ -189,7 +191,7 @@ def _write(name: str, jobs: Sequence[Job], folder: Path, args: argparse.Namespac
     started = time.monotonic()
     results = experiment.measure(args.scale, runs)
     seconds = time.monotonic() - started
-    trained = [run for group in runs.values() for run in group]
+    trained = [run for seeds in runs.values() for run in seeds]
     seconds += sum(run.final()["seconds"] for run in trained)
     devices = dict.fromkeys(run.device for run in trained)
     made = Made(
@@ -199,7 +201,7 @@ def _write(name: str, jobs: Sequence[Job], folder: Path, args: argparse.Namespac
         [job.shown for job in jobs],
     )
     results = replace(results, made=made)
-    drawing.save(styled(experiment.plot)(results), folder, name)
+    drawing.save(themed(experiment.plot)(results), folder, name)
     results.write(folder)
     write_report(folder, args.scale, EXPERIMENTS)
     print(f"{name}: {folder / name}.json, .csv, .png, .svg", flush=True)
@@ -213,52 +215,6 @@ def _shown(name: str, jobs: Sequence[Job], args: argparse.Namespace) -> str:
     if args.text and any(text.startswith("data.path=") for job in jobs for text in job.overrides):
         command.append(f"--text={Path(args.text).name}")
     return shlex.join(command)
-
-
-def _dry_run(jobs: Mapping[str, Sequence[Job]], args: argparse.Namespace) -> None:
-    """Prints every run with its state, operations and time."""
-    chip = args.plan or ("h100" if args.scale == "paper" else None)
-    estimator = Estimator(named(chip) if chip else None)
-    runs = Path(args.out) / args.scale / "runs"
-    form = "{:<17} {:<36} {:<10} {:>9} {:>10} {:>17}"
-    print(form.format("", "run", "state", "updates", "FLOPs", "time"))
-    total, seen = 0.0, set[str]()
-    for name, group in jobs.items():
-        seconds = operations = 0.0
-        for job in group:
-            done = state(job, runs / job.name)
-            cost = estimator.cost(job, runs / job.name, done)
-            told = done.kind if done.kind != "begun" else f"at {done.step:,}"
-            flops = cost.updates * cost.flops
-            print(
-                form.format(
-                    name, job.name, told, f"{cost.updates:,}", f"{flops:.2g}", _time(cost.seconds)
-                ),
-                flush=True,
-            )
-            if chip or not done.is_over:
-                operations += flops
-                seconds += cost.seconds
-                total += cost.seconds * (job.name not in seen)
-                seen.add(job.name)
-        what = "together" if chip else "left"
-        print(form.format(name, what, "", "", f"{operations:.2g}", _time(seconds)) + "\n")
-    where = estimator.chip.kind
-    print(f"all, each run once: {_time(total)} on one {where}" if chip else f"left: {_time(total)}")
-    rate = f"{estimator.chip.float32:.3g} FLOP/s"
-    print(
-        f"Times are those of the updates alone, at {USUAL:.0%} of {rate}, "
-        + (
-            f"the peak of {where} on float32; small networks are bound by latency and take longer."
-            if chip
-            else "that of a matrix product here; a run that has begun goes on at its own rate, and "
-            "of one that is done it is the time that it took."
-        )
-    )
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds / 3600:.2g} h" if seconds >= 36000 else duration(seconds)
 
 
 if __name__ == "__main__":

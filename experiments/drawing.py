@@ -1,4 +1,4 @@
-"""What the plots share: a sheet that says at which scale it was made, a line with its band."""
+"""What the plots share: a sheet that says what was run, a line with its band, crosses."""
 
 import textwrap
 from collections.abc import Iterable
@@ -8,7 +8,6 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from experiments.results import Curve
 from rezero_jax.analysis.plots.theme import COLOURS
@@ -27,14 +26,6 @@ def sheet(
     return figure, axes
 
 
-def plain_log(axis: Axes) -> None:
-    """A log axis of y with 0.2, not 2e-01, at 1, 2, 3 and 5 of each decade."""
-    axis.set_yscale("log")
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-    axis.yaxis.set_major_formatter("{x:g}")
-    axis.yaxis.set_minor_formatter(NullFormatter())
-
-
 def colours(names: Iterable[str]) -> dict[str, str]:
     """A colour for each name."""
     return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
@@ -43,7 +34,8 @@ def colours(names: Iterable[str]) -> dict[str, str]:
 def line(axis: Axes, curve: Curve, label: str | None, colour: str, width: float = 1.5) -> None:
     """The mean over the runs, and a band of a standard deviation where there are several."""
     y = np.array(curve.y, float)
-    axis.plot(curve.x, y, color=colour, label=label, lw=width)
+    marker = "o" if len(y) == 1 else None  # a line of one point would not be seen
+    axis.plot(curve.x, y, color=colour, label=label, lw=width, marker=marker)
     if curve.spread is not None:
         spread = np.array(curve.spread, float)
         axis.fill_between(curve.x, y - spread, y + spread, color=colour, alpha=0.2, lw=0)
@@ -58,11 +50,14 @@ def smoothed(curve: Curve) -> Curve:
     return Curve(curve.x[window - 1 :], means.tolist())
 
 
-def points(axis: Axes, values: list[tuple[float, float]], colour: str) -> None:
-    """Numbers of the paper, as crosses, as far as the axis goes."""
-    if values:
-        x, y = zip(*values, strict=True)
-        axis.plot(x, y, color=colour, marker="x", linestyle="none", markersize=5)
+def crosses(
+    axis: Axes, points: Iterable[tuple[float, float]], colour: str, until: float = np.inf
+) -> bool:
+    """Draws numbers of the paper with x <= until, and tells whether there are any."""
+    shown = [point for point in points if point[0] <= until]
+    if shown:
+        axis.plot(*zip(*shown, strict=True), "x", color=colour, markersize=5)
+    return bool(shown)
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:

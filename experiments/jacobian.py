@@ -7,8 +7,9 @@ from matplotlib.figure import Figure
 
 from experiments import drawing, resnet, spectra, transformer_deep
 from experiments.jobs import Job
-from experiments.results import Claim, Curve, Results, Row, find, number
+from experiments.results import Claim, Curve, Results, Row, find
 from experiments.spectra import BIN, FLOOR, logs, mode
+from rezero_jax.formatting import number
 from rezero_jax.runs.reader import Run
 
 TITLE = "Singular values of the input-output Jacobian"
@@ -39,6 +40,16 @@ STAGES = {
     "cpu": ({0: 0, 1: 100}, {0: 0, 1: 200}),
     "smoke": ({0: 0, 1: 12}, {0: 0, 1: 20}),
 }
+NOTES = (
+    "The paper gives no sizes, inputs or sample counts for Figure 4; here the sizes are those "
+    "of the authors' notebooks and all inputs are normal: for ResNets 30 images in evaluation "
+    "mode, with BatchNorm's statistics still 0 and 1 at initialisation. Computed in float32, "
+    "as theirs: a value below 1e-7 of the largest of its network is rounding, and one below "
+    f"{FLOOR:.0e} counts as that: so do the zeros of a network that does not tell its inputs "
+    "apart. Bins are "
+    f"{BIN} wide. The mean squared singular value of networks with a heavy tail swings from "
+    "one draw of them to the next, as its standard error tells.",
+)
 
 
 def runs(scale: str) -> list[Job]:
@@ -75,10 +86,10 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
     for setting, found in spectra.at_initialisation(scale).items():
         rows += _rows(setting, found, scale == "smoke", at_start=True)
         curves[setting] = _histogram(found)
-    for setting, group in runs.items():
+    for setting, seeds in runs.items():
         stages = STAGES[scale][setting == DEEP]
         for epoch, step in stages.items():
-            found = [spectra.after(run, step) for run in group]
+            found = [spectra.after(run, step) for run in seeds]
             reduced = (scale != "paper" and step > 0) or scale == "smoke" or setting == DEEP
             name = f"{setting}, epoch {epoch}"
             label = name if scale == "paper" or not step else f"{setting}, after {step} updates"
@@ -193,11 +204,12 @@ def plot(results: Results) -> Figure:
     """The panels of Figure 4."""
     figure, axes = drawing.sheet(TITLE, results.scale, SETTING[results.scale], 4, height=3.2)
     names = list(results.curves)
+    net = "ResNet-8" if results.scale == "smoke" else "ResNet-110"
     panels = {
         "Transformers at initialisation": [n for n in names if n.startswith("post-norm")],
         "ReZero Transformer in training": [n for n in names if n.startswith(f"{DEEP}, ")],
-        "ResNet-110, vanilla": [n for n in names if n.startswith("ResNet-110, ")],
-        "ResNet-110, ReZero": [n for n in names if n.startswith("ResNet-110 + ReZero, ")],
+        f"{net}, vanilla": [n for n in names if n.startswith("ResNet-110, ")],
+        f"{net}, ReZero": [n for n in names if n.startswith("ResNet-110 + ReZero, ")],
     }
     panels["Transformers at initialisation"].sort(key=lambda name: int(name.split()[1]))
     for axis, (title, members) in zip(axes, panels.items(), strict=True):
@@ -210,17 +222,3 @@ def plot(results: Results) -> Figure:
         axis.set(title=title, xlabel="log10 of the singular values", ylabel="share")
         axis.legend(fontsize=8)
     return figure
-
-
-def section(results: Results) -> list[str]:
-    """What to know in reading the numbers."""
-    return [
-        "The paper gives no sizes, inputs or sample counts for Figure 4; here the sizes are those "
-        "of the authors' notebooks and all inputs are normal: for ResNets 30 images in evaluation "
-        "mode, with BatchNorm's statistics still 0 and 1 at initialisation. Computed in float32, "
-        "as theirs: a value below 1e-7 of the largest of its network is rounding, and one below "
-        f"{FLOOR:.0e} counts as that: so do the zeros of a network that does not tell its inputs "
-        "apart. Bins are "
-        f"{BIN} wide. The mean squared singular value of networks with a heavy tail swings from "
-        "one draw of them to the next, as its standard error tells.",
-    ]

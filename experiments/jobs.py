@@ -1,6 +1,5 @@
-"""The runs behind a figure: commands of train.py, and how far the run folders of these are."""
+"""Jobs: the runs behind a figure, as commands of train.py, and how far each of them is."""
 
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -43,7 +42,7 @@ class Job(NamedTuple):
         """The config.
 
         Raises:
-          UserError: there is none.
+          UserError: the file or a field of it does not exist.
         """
         return load_config(f"{ROOT / 'configs'}/{self.config}", self.overrides)
 
@@ -65,7 +64,7 @@ class Job(NamedTuple):
         ]
 
 
-class State(NamedTuple):
+class Status(NamedTuple):
     """How far a run is.
 
     Attributes:
@@ -82,19 +81,18 @@ class State(NamedTuple):
         return self.kind in ("done", "diverged")
 
 
-def state(job: Job, folder: Path) -> State:
+def status(job: Job, folder: Path) -> Status:
     """How far the run in `folder` is.
 
     Raises:
       UserError: it is the run of another config.
     """
-    resolved = json.loads(job.load().to_json())
-    check_config(folder, resolved, mend="choose another --out, or delete that folder")
+    check_config(folder, job.load(), mend="choose another --out, or delete that folder")
     final = read_final(folder)
     if final is None:
         begun = (folder / "config.json").exists()
-        return State("begun" if begun else "new", max(saved_steps(folder), default=0))
+        return Status("begun" if begun else "new", max(saved_steps(folder), default=0))
     if final["status"] == "diverged":
-        return State("diverged", final["steps"])
+        return Status("diverged", final["steps"])
     missing = job.test and not (folder / TEST).exists()
-    return State("begun" if missing else "done", final["steps"])
+    return Status("begun" if missing else "done", final["steps"])

@@ -2,8 +2,10 @@
 
 import csv
 from functools import cache
-from importlib import resources
+from pathlib import Path
 from typing import NamedTuple
+
+from rezero_jax.formatting import number
 
 # The marks of published.csv; a number after UAI or SUP is a page of the PDF.
 SOURCES = {
@@ -32,11 +34,21 @@ class Published(NamedTuple):
     error: float | None
     source: str
 
+    @property
+    def shown(self) -> str:
+        """The number as "31 ± 1", or the word."""
+        return self.text if self.value is None else with_error(self.value, self.error)
+
+
+def with_error(value: float, error: float | None) -> str:
+    """A number and, where it has one, its standard error."""
+    return number(value) + (f" ± {number(error, 2)}" if error is not None else "")
+
 
 @cache
 def published(experiment: str) -> dict[tuple[str, str], Published]:
     """(setting, quantity) -> number, of one experiment, in the paper's order."""
-    text = resources.files("experiments").joinpath("published.csv").read_text()
+    text = Path(__file__).with_name("published.csv").read_text()
     numbers = {}
     for row in csv.DictReader(text.splitlines()):
         if row["experiment"] != experiment:
@@ -58,7 +70,7 @@ def curve(experiment: str, setting: str, prefix: str) -> list[tuple[float, float
     So curve("fc", "FC", "loss of epoch") is [(50, 0.76), (100, 0.25), (150, 0.096)].
     """
     points = []
-    for (of, quantity), number in published(experiment).items():
-        if of == setting and quantity.startswith(prefix) and number.value is not None:
-            points.append((float(quantity.removeprefix(prefix).split()[0]), number.value))
+    for (of, quantity), paper in published(experiment).items():
+        if of == setting and quantity.startswith(prefix) and paper.value is not None:
+            points.append((float(quantity.removeprefix(prefix).split()[0]), paper.value))
     return sorted(points)

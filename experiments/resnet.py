@@ -8,16 +8,19 @@ from matplotlib.figure import Figure
 from experiments import drawing
 from experiments.jobs import Job
 from experiments.published import curve
-from experiments.results import Claim, Curve, Results, Row, lower, number
+from experiments.results import Claim, Curve, Results, Row, lower
+from rezero_jax.analysis.plots.theme import plain_ticks
+from rezero_jax.formatting import number
 from rezero_jax.runs.reader import Run
 
-TITLE = "ResNets on CIFAR-10"
+TITLE = "ResNets under five residual schemes"
 SOURCE = "SUP Table 2, UAI Figure 6"
 SEEDS = 3
 SETTING = {
-    "paper": "200 epochs of batches of 128, SGD 0.1, a tenth at epochs 100 and 150; probably 3 "
-    "runs in the paper, which does not say.",
-    "cpu": "Reduced: ResNet-20 and 10 epochs, with the milestones at the same fractions.",
+    "paper": "CIFAR-10, 200 epochs of batches of 128, SGD 0.1, a tenth at epochs 100 and 150; "
+    "probably 3 runs in the paper, which does not say.",
+    "cpu": "Reduced: ResNet-20 on CIFAR-10 and 10 epochs, with the milestones at the same "
+    "fractions.",
     "smoke": "Reduced: 8 layers of width 4 on scikit-learn's digits, an epoch.",
 }
 
@@ -36,6 +39,12 @@ LOWER = {  # whether ReZero ends with a lower error than the vanilla net in the 
     "PreAct-ResNet-50": True,
 }
 CURVE = (1, 2, 5, 10, 20, 50, 101, 150, 151)  # epochs of Figure 6
+NOTES = (
+    "The error is that of the last epoch, on the test set, as the authors' code evaluates; the "
+    "paper does not say whether it reports the last epoch or the best. Epochs to 80 % are the "
+    "first epoch that ends at an accuracy of 80 % or more. Crosses in the plot are Figure 6, "
+    "of ResNet-110.",
+)
 
 
 def runs(scale: str) -> list[Job]:
@@ -76,18 +85,18 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
     """The columns of the table, and the errors of Figure 6."""
     rows, errors, epochs = [], {}, {}
     curves = {}
-    for setting, group in runs.items():
+    for setting, seeds in runs.items():
         net, _, scheme = setting.partition(" + ")
         of = setting if scale == "paper" else "ResNet-56" + " + " * bool(scheme) + scheme
         make = partial(Row, reduced=scale != "paper", against=of, missing="diverged")
-        found = [_errors(run) for run in group]
+        found = [_errors(run) for run in seeds]
         headline = scheme in ("", "ReZero")
-        ends = [None if run.diverged else e[max(e)] for run, e in zip(group, found, strict=True)]
+        ends = [None if run.diverged else e[max(e)] for run, e in zip(seeds, found, strict=True)]
         errors[setting] = make(setting, "error %", tuple(ends), headline)
-        times = tuple(run.time_to("accuracy", 0.8) for run in group)
+        times = tuple(run.time_to("accuracy", 0.8) for run in seeds)
         epochs[setting] = make(setting, "epochs to 80 %", times, missing="not reached")
         losses = tuple(
-            None if run.diverged else 1000 * float(run.epoch_losses()[-1]) for run in group
+            None if run.diverged else 1000 * float(run.epoch_losses()[-1]) for run in seeds
         )
         rows += [errors[setting], epochs[setting], make(setting, "training loss x 1000", losses)]
         if scheme:
@@ -149,27 +158,16 @@ def plot(results: Results) -> Figure:
     figure, axes = drawing.sheet(TITLE, results.scale, SETTING[results.scale], panels=len(nets))
     colours = drawing.colours(list(SCHEMES))
     for net, axis in zip(nets, axes, strict=True):
-        last = 0.0
+        last, crossed = 0.0, False
         for scheme, colour in colours.items():
             if net + scheme in results.curves:
                 drawn = results.curves[net + scheme]
                 last = max([last, *drawn.x])
                 drawing.line(axis, drawn, scheme.removeprefix(" + ") or "vanilla", colour)
             if net in ("ResNet-20", "ResNet-110"):
-                crosses = curve("resnet", f"ResNet-110{scheme}", "error % after epoch")
-                drawing.points(axis, [point for point in crosses if point[0] <= last], colour)
-        axis.set(title=net, xlabel="epoch", ylabel="test error (%)")
-        drawing.plain_log(axis)
-        crossed = net in ("ResNet-20", "ResNet-110")
+                figure_6 = curve("resnet", f"ResNet-110{scheme}", "error % after epoch")
+                crossed |= drawing.crosses(axis, figure_6, colour, until=last)
+        axis.set(title=net, xlabel="epoch", ylabel="test error (%)", yscale="log")
+        plain_ticks(axis)
         axis.legend(title="crosses: the paper's ResNet-110" if crossed else None)
     return figure
-
-
-def section(results: Results) -> list[str]:
-    """What to know in reading the numbers."""
-    return [
-        "The error is that of the last epoch, on the test set, as the authors' code evaluates; the "
-        "paper does not say whether it reports the last epoch or the best. Epochs to 80 % are the "
-        "first epoch that ends at an accuracy of 80 % or more. Crosses in the plot are Figure 6, "
-        "of ResNet-110.",
-    ]

@@ -11,25 +11,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.published import Published, published
+from experiments.published import Published, published, with_error
 from rezero_jax.analysis.statistics import Estimate
-from rezero_jax.runs.folder import write_json
+from rezero_jax.formatting import number
+from rezero_jax.runs.files import write_json
 
 COLUMNS = (  # of the CSV files
-    "experiment",
-    "scale",
-    "setting",
-    "quantity",
-    "ours",
-    "ours_standard_error",
-    "runs",
-    "runs_with_the_number",
-    "reduced",
-    "paper_setting",
-    "paper",
-    "paper_standard_error",
-    "source",
-    "difference",
+    *("experiment", "scale", "setting", "quantity", "ours", "ours_standard_error", "runs"),
+    *("runs_with_the_number", "reduced", "paper_setting", "paper", "paper_standard_error"),
+    *("source", "difference"),
 )
 
 
@@ -68,6 +58,11 @@ class Row(NamedTuple):
         """Standard error of the mean; None of a single run."""
         estimate = self.estimate
         return estimate.standard_error if estimate and estimate.count > 1 else None
+
+    @property
+    def shown(self) -> str:
+        """The mean as "31 ± 1", or what is missing."""
+        return self.missing if self.mean is None else with_error(self.mean, self.error)
 
 
 class Claim(NamedTuple):
@@ -193,13 +188,6 @@ def _finite(tree: Any) -> Any:
     if isinstance(tree, (list, tuple)):
         return [_finite(value) for value in tree]
     return None if isinstance(tree, float) and not math.isfinite(tree) else tree
-
-
-def number(value: float, digits: int = 4) -> str:
-    """A number as a reader wants it: so many digits, and all those before the point."""
-    if value and abs(value) < 1e-3:
-        return f"{value:.1e}".replace("e-0", "e-")
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
 
 
 def span(values: Sequence[float]) -> str:

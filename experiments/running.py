@@ -1,8 +1,7 @@
-"""Running jobs: so many at once, stopped in good order, gone on with by the next call.
+"""Runs jobs, several at once. A stopped command saves them, and the next call resumes them.
 
-Each is a process of its own, because how many devices a CPU poses as is settled once in a process,
-because several can then share a machine without sharing an interpreter, and because a run that dies
-takes nothing with it.
+Each job is a process of its own: a process fixes its number of CPU devices once, several jobs share
+a machine without sharing an interpreter, and a run that dies takes nothing with it.
 """
 
 import contextlib
@@ -15,9 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
-from experiments.jobs import ROOT, TEST, Job, state
+from experiments.jobs import ROOT, TEST, Job, status
 from rezero_jax.errors import UserError
-from rezero_jax.runs.folder import write_json
+from rezero_jax.runs.files import write_json
 
 DIVERGED = 3  # train.py's exit status
 SILENCE = 30.0  # seconds between two reports on the runs under way
@@ -27,7 +26,7 @@ class Stopped(Exception):
     """SIGINT or SIGTERM, `signum`, came; the runs under way have saved their state."""
 
     def __init__(self, signum: int):
-        super().__init__("stopped, all runs saved; the same command goes on from here")
+        super().__init__("stopped, all runs saved; the same command resumes them")
         self.signum = signum
 
 
@@ -53,7 +52,7 @@ def execute(
     folder.mkdir(parents=True, exist_ok=True)
     waiting = []
     for job in jobs:
-        if state(job, folder / job.name).is_over:
+        if status(job, folder / job.name).is_over:
             yield job, None
         else:
             waiting.append(job)

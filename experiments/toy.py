@@ -29,6 +29,13 @@ STARTS = (0.5, 1.5, 2.5, 3.5, 4.5)
 RATE = 1e-6
 SOLUTION = FACTOR ** (1 / LAYERS) - 1  # alpha w of all solutions
 CLOSE = 0.01  # as near to the solution, relatively, as a path has to come to have arrived
+NOTES = (
+    f"Updates are counted until alpha w is within {CLOSE:.0%} of the solution; the paper's are "
+    "the vertices of its drawn paths, a few of them merged. The paper does not print where its "
+    "paths end: the two values of w are those of a simulation of what it describes.",
+    "In the limit of small steps w^2 - alpha^2 is constant along a path, which so ends where "
+    "w^2 = (w0^2 + sqrt(w0^4 + 4 s^2)) / 2, with s the solution.",
+)
 
 
 def cost(alpha: np.ndarray, w: np.ndarray) -> np.ndarray:
@@ -108,14 +115,3 @@ def plot(results: Results) -> Figure:
     names = ["solutions", "descent, a dot an update"]
     axis.legend(axis.lines[:2], names, frameon=True, framealpha=1, loc="upper right")
     return figure
-
-
-def section(results: Results) -> list[str]:
-    """What to know in reading the numbers."""
-    return [
-        f"Updates are counted until alpha w is within {CLOSE:.0%} of the solution; the paper's are "
-        "the vertices of its drawn paths, a few of them merged. The paper does not print where its "
-        "paths end: the two values of w are those of a simulation of what it describes.",
-        "In the limit of small steps w^2 - alpha^2 is constant along a path, which so ends where "
-        "w^2 = (w0^2 + sqrt(w0^4 + 4 s^2)) / 2, with s the solution.",
-    ]

@@ -72,7 +72,7 @@ from sklearn.model_selection import train_test_split
 from rezero_jax import Alpha, ReZero, Stack
 from rezero_jax.analysis.gates import Gates
 from rezero_jax.analysis.plots.figures import plot_gates
-from rezero_jax.analysis.plots.theme import draw_curve, looks, styled
+from rezero_jax.analysis.plots.theme import line_styles, plot_line, themed
 
 print(f"jax {jax.__version__} on {jax.devices()[0].platform}")
 
@@ -224,13 +224,13 @@ for name, join in JOINS.items():
 
 
 # %%
-@styled
+@themed
 def plot_losses(curves):
     """Training loss by epoch on a log axis."""
     figure = Figure(figsize=(5.5, 3.2))
     axis = figure.subplots()
-    for look, (name, losses) in zip(looks(len(curves)), curves.items(), strict=True):
-        draw_curve(axis, np.arange(1, len(losses) + 1), losses, **look, label=name)
+    for style, (name, losses) in zip(line_styles(len(curves)), curves.items(), strict=True):
+        plot_line(axis, np.arange(1, len(losses) + 1), losses, **style, label=name)
     axis.set(xlabel="epoch", ylabel="training loss (nats)", yscale="log", xticks=range(0, 21, 5))
     axis.legend()
     return figure

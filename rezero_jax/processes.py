@@ -8,6 +8,7 @@ import ctypes
 import json
 import os
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -103,6 +104,12 @@ def join(
 def is_first() -> bool:
     """Whether this is the process that writes files and prints."""
     return jax.process_index() == 0
+
+
+def warn(text: str) -> None:
+    """Prints a warning, from the first process alone."""
+    if is_first():
+        print(f"warning: {text}", file=sys.stderr)
 
 
 def from_first(work: Callable[[], Any]) -> Any:

@@ -7,25 +7,26 @@ import numpy as np
 import pytest
 
 from rezero_jax.analysis import table
+from rezero_jax.analysis.compare import Times, labels, times_to
 from rezero_jax.analysis.gates import Gates
 from rezero_jax.analysis.plots import __main__ as plots
 from rezero_jax.analysis.plots import curves, figures
 from rezero_jax.analysis.plots.theme import save
 from rezero_jax.errors import UserError
-from rezero_jax.runs.reader import Run, Times, epochs_to, first_at, labels, times_to
+from rezero_jax.runs.reader import Run, epochs_to, first_at
 
 
 def make_run(folder, losses, depth=2, **config):
     """A run with one line an epoch, whose gates after epoch e are e, 2 e, ..."""
     folder.mkdir()
-    groups = {"seed": 0, "data.name": "digits", "model.residual": "rezero", "model.width": 8}
+    fields = {"seed": 0, "data.name": "digits", "model.residual": "rezero", "model.width": 8}
     nested = {}
-    for key, value in (groups | {"model.depth": depth} | config).items():
+    for key, value in (fields | {"model.depth": depth} | config).items():
         *parents, last = key.split(".")
-        group = nested
+        section = nested
         for parent in parents:
-            group = group.setdefault(parent, {})
-        group[last] = value
+            section = section.setdefault(parent, {})
+        section[last] = value
     (folder / "config.json").write_text(json.dumps(nested))
     with (folder / "metrics.jsonl").open("w") as file:
         for epoch, loss in enumerate(losses, 1):
@@ -84,6 +85,13 @@ def test_table_has_mean_and_range_over_seeds(tmp_path):
     ]
 
 
+def test_table_has_the_mean_of_skewed_values_and_the_digits_of_small_ones(tmp_path):
+    losses = ([1.0, 0.0021], [1.0, 0.0005], [4.0, 0.0031])
+    folders = [make_run(tmp_path / str(i), values, seed=i) for i, values in enumerate(losses)]
+    (row,) = table.table([Run.read(f) for f in folders], [1, 2], [0.0025]).splitlines()[2:]
+    assert row == "| rezero | 3 | 2.00 (1.00-4.00) | 0.0019 (5.0e-4-0.0031) | 2 of 3 reached |"
+
+
 def test_intervals_take_the_place_of_ranges(tmp_path):
     folders = [make_run(tmp_path / str(i), [float(i), 1.0], seed=i) for i in (2, 4)]
     runs = [Run.read(folder) for folder in folders]
@@ -99,7 +107,7 @@ def test_times_to_a_target_and_their_estimate(tmp_path):
         Run.read(make_run(tmp_path / "c", [9.0], **{"model.residual": "norm"})),
     ]
     times = times_to(runs, "loss", 2.0)
-    assert {label: group.seeds for label, group in times.items()} == {
+    assert {label: reached.seeds for label, reached in times.items()} == {
         "residual=rezero": [1.5, 1.0],  # log-linear from 4 to 1: halfway at 2
         "residual=norm": [None],
     }
@@ -167,9 +175,10 @@ def test_bits_per_byte_by_steps_and_the_speed_up_against_the_first_run(tmp_path)
 
 def test_plots_of_language_models_show_bits_per_byte(tmp_path):
     runs = [make_text_run(tmp_path / str(b), [4.0, b], seed=i) for i, b in enumerate((2.0, 3.0))]
-    figure = curves.plot_run(runs[0])
-    assert figure.axes[1].get_title() == "bits per byte"
-    assert [line.get_ydata().tolist() for line in figure.axes[1].lines] == [[4.0, 2.0]] * 2
+    bits, gates, _ = curves.plot_run(runs[0]).axes  # the loss would be the same curve again
+    assert (bits.get_title(), gates.get_title()) == ("bits per byte", "alpha")
+    assert (bits.get_xlabel(), gates.get_xlabel()) == ("step", "step")
+    assert [line.get_ydata().tolist() for line in bits.lines] == [[4.0, 2.0]] * 2
     figure = curves.plot_comparison(runs)
     (line,) = figure.axes[0].lines
     assert line.get_xdata().tolist() == [10, 20]
@@ -189,6 +198,30 @@ def test_plot_of_one_run_shows_its_numbers(tmp_path):
     assert drawn["training, epoch mean"] == [3.0, 2.0, 1.0]
     (mesh,) = gates.collections
     np.testing.assert_array_equal(mesh.get_array(), [[1, 2, 3], [2, 4, 6]])
+
+
+def test_all_panels_of_a_run_have_one_x_axis_and_the_legend_covers_none(tmp_path):
+    figure = curves.plot_run(Run.read(make_run(tmp_path / "a", [3.0, 2.0, 1.0])))
+    *panels, _ = figure.axes
+    assert [axis.get_xlabel() for axis in panels] == ["epoch"] * 3
+    np.testing.assert_array_equal(panels[2].collections[0].get_coordinates()[0, :, 0].mean(), 2)
+    assert all(axis.get_legend() is None for axis in panels)
+    save(figure, tmp_path / "a.png")  # lays it out
+    (box,) = (legend.get_window_extent() for legend in figure.legends)
+    assert all(axis.get_window_extent().y0 > box.y1 for axis in panels)
+
+
+def test_unlike_runs_are_compared_by_the_training_loss_of_each_step(tmp_path, capsys):
+    make_run(tmp_path / "mlp", [3.0, 2.0, 1.0])
+    text = make_text_run(tmp_path / "text", [4.0, 2.0], **{"data.name": "stdlib"})
+    axis = curves.plot_comparison([Run.read(tmp_path / "mlp"), text]).axes[0]
+    assert axis.get_xlabel() == "step"
+    assert [line.get_xdata().tolist() for line in axis.lines] == [[10, 20, 30], [10, 20]]
+    assert [line.get_ydata().tolist() for line in axis.lines] == [[3.0, 2.0, 1.0], [4.0, 2.0]]
+    assert axis.get_title() == "depth 2, width 8"  # and not the data of the first alone
+    (tmp_path / "text" / "metrics.jsonl").write_text("")
+    assert plots.main([str(tmp_path / name) for name in ("mlp", "text")]) == 2
+    assert "text has logged nothing yet; plot it later" in capsys.readouterr().err
 
 
 def test_comparison_draws_the_mean_over_the_epochs_that_all_seeds_have(tmp_path):
@@ -222,7 +255,7 @@ def gates_of(tmp_path, alphas):
     run = Run.read(make_run(tmp_path / str(len(alphas)), [1.0] * len(alphas), depth=len(alphas[0])))
     for line, values in zip(run.lines, alphas, strict=True):
         line |= {f"alpha/{layer}": value for layer, value in enumerate(values)}
-    return Gates.of(run)
+    return Gates.of_run(run)
 
 
 def test_what_gates_did(tmp_path):
@@ -239,10 +272,10 @@ def test_what_gates_did(tmp_path):
 def test_a_run_without_gates_says_so(tmp_path):
     ungated = Run.read(make_run(tmp_path / "a", [1.0], depth=0))
     with pytest.raises(UserError, match="has no gates; choose"):
-        Gates.of(ungated)
+        Gates.of_run(ungated)
     (tmp_path / "a" / "metrics.jsonl").write_text("")
     with pytest.raises(UserError, match="has logged nothing yet; choose"):
-        Gates.of(Run.read(tmp_path / "a"))
+        Gates.of_run(Run.read(tmp_path / "a"))
 
 
 def test_gates_are_drawn(tmp_path):

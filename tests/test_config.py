@@ -179,7 +179,7 @@ def test_every_config_trains_when_small(file):
     program = Trainer.from_config(config)
     state, losses = program.init(), []
     for batch in program.batches(0):
-        state, report = program.train_steps(state, [batch])
+        state, report = program.dispatch(state, [batch])
         losses.append(float(report["loss"][0]))
         assert 0 < float(report["grad_norm"]) < float("inf")
     assert int(state["step"]) == len(losses) == 2

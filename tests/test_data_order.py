@@ -5,8 +5,11 @@ import re
 import numpy as np
 import pytest
 
+from rezero_jax.config import load_config
 from rezero_jax.data import Order, eval_batches
 from rezero_jax.errors import UserError
+from rezero_jax.training.trainer import Trainer
+from tests.data import load
 
 SIZES = [(12, 4), (12, 5), (10, 10), (7, 3), (1, 1), (1000, 999), (13, 1)]
 
@@ -163,3 +166,14 @@ def test_eval_covers_the_first_examples(examples: int, count: int) -> None:
 def test_eval_refuses_to_evaluate_nothing(batch_size: int, examples: int | None) -> None:
     with pytest.raises(UserError, match="at least 1"):
         eval_batches(10, batch_size, examples)
+
+
+@pytest.mark.parametrize("method", FIRST)
+def test_the_config_chooses_the_order_of_a_run(method: str) -> None:
+    config = load_config("configs/mlp.py:smoke", ["mesh.data=1", f"data.order={method}"])
+    trainer = Trainer.from_config(config)
+    size = trainer.intervals.batch_size
+    batch = next(trainer.batches(3))["index"]
+    dataset = load("digits")
+    expected = Order(config.seed, dataset.train.size, size, method).indices(3)
+    np.testing.assert_array_equal(batch, expected)

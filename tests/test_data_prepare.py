@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 
 from rezero_jax.data.images import decode
-from rezero_jax.data.tfds.prepare import encode_png, prepared_builder
+from rezero_jax.data.tfds.prepare import _alone, encode_png, prepared_builder
 from rezero_jax.errors import UserError
 from tests.data import load
 
@@ -271,6 +271,23 @@ def test_the_second_of_two_tries_where_the_first_failed(
         failed = [isinstance(one.exception(), UserError) for one in tries]
     assert sorted(failed) == [False, True]
     assert load("cifar10", str(data_dir)).train.size == len(LABELS["train"])
+
+
+def test_who_waited_keeps_others_waiting(tmp_path: Path) -> None:
+    builder = SimpleNamespace(data_dir_root=tmp_path / "tfds", name="cifar10")
+    lock = tmp_path / "tfds" / ".preparing.lock"
+
+    def second() -> bool:
+        with _alone(builder):
+            return lock.exists()  # else a third would not find it
+
+    with ThreadPoolExecutor(1) as pool:
+        with _alone(builder):
+            waiting = pool.submit(second)
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=0.3)
+        assert waiting.result(timeout=30)
+    assert not lock.parent.exists()
 
 
 def test_an_archive_with_the_wrong_checksum_is_refused_and_nothing_is_left_prepared(

@@ -133,7 +133,7 @@ def test_the_command_prints_the_page_and_writes_the_picture_alone(run, capsys):
     assert out.endswith(f"\n\ndrawn in {run / 'diagnosis.png'}\n")
 
     # the gates of the page are those that the run recorded
-    gates = Gates.of(Run.read(run))
+    gates = Gates.of_run(Run.read(run))
     shown = [float(line.split()[-1]) for line in out.split("\n") if line.startswith("trunk.")]
     np.testing.assert_allclose(shown, gates.alphas[-1], rtol=5e-3)
 

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import depth, jobs, running, spectra, toy
+from experiments import depth, fc, jobs, running, spectra, toy
 from experiments.__main__ import EXPERIMENTS, main
 from experiments.published import SOURCES, curve, published
+from experiments.report import summary
 from experiments.results import Claim, Curve, Made, Results, Row, lower
-from experiments.summary import summary
 from rezero_jax.config import load_config
 from rezero_jax.errors import UserError
-from rezero_jax.runs.folder import write_json
+from rezero_jax.runs.files import write_json
 from rezero_jax.runs.reader import Run
 from rezero_jax.training import loop
 from rezero_jax.training.cost import ACCELERATORS
@@ -335,6 +335,17 @@ def test_all_at_smoke_scale_on_stand_ins(stand_ins, monkeypatch, tmp_path, capsy
     assert [line[2] for line in lines if line[:1] == ["fc"]] == ["done"] * 4 + ["0"]
 
 
+def test_plots_promise_only_what_was_run(stand_ins, tmp_path):
+    """No title tells the paper's sizes; crosses are promised where there are some."""
+    for name, experiment in EXPERIMENTS.items():
+        assert not set("0123456789") & set(experiment.TITLE), name
+        assert "CIFAR" not in experiment.TITLE, name
+    for scale, crossed in (("smoke", False), ("cpu", True)):
+        (axis,) = fc.plot(measured("fc", scale, tmp_path / scale)).axes
+        assert any(line.get_marker() == "x" for line in axis.lines) is crossed
+        assert ("crosses" in axis.get_legend().get_title().get_text()) is crossed
+
+
 @pytest.mark.parametrize(
     "name", ["fc", "resnet", "superconvergence", "transformer12", "transformer_deep", "alphas"]
 )
@@ -390,10 +401,10 @@ def test_a_stopped_command_goes_on(monkeypatch, tmp_path, capsys):
 
     monkeypatch.setattr(running, "start", start)
     assert main(smoke("depth", tmp_path)) == 128 + signal.SIGTERM
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command resumes them" in capsys.readouterr().err
     runs = tmp_path / "smoke/runs"
     folders = [runs / job.with_seed(0).name for job in todo]
-    stopped = jobs.state(todo[0].with_seed(0), folders[0])
+    stopped = jobs.status(todo[0].with_seed(0), folders[0])
     assert stopped.kind == "begun"
     assert 0 < stopped.step < 4000
     assert not folders[1].exists()
@@ -403,9 +414,9 @@ def test_a_stopped_command_goes_on(monkeypatch, tmp_path, capsys):
 
     monkeypatch.setattr(running, "start", resume)
     assert main(smoke("depth", tmp_path, "--jobs=2")) == 0
-    assert f"going on after step {stopped.step:,}" in (runs / f"{folders[0].name}.log").read_text()
+    assert f"resuming after step {stopped.step:,}" in (runs / f"{folders[0].name}.log").read_text()
     for job, folder in zip(todo, folders, strict=True):
-        assert jobs.state(job.with_seed(0), folder) == jobs.State("done", 4000)
+        assert jobs.status(job.with_seed(0), folder) == jobs.Status("done", 4000)
     rows = {
         (row.setting, row.quantity): row for row in Results.read(tmp_path / "smoke/depth.json").rows
     }
@@ -426,7 +437,7 @@ def test_data_that_is_missing_is_told_once(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(running, "start", start)
     assert main(["fc", "toy", *smoke("depth", tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert error == f"paper: {sentence}\npaper: without all of their runs: fc, depth\n"
+    assert error == f"experiments: {sentence}\nexperiments: without all of their runs: fc, depth\n"
     assert len(started) == 1
     assert (tmp_path / "smoke/report.html").exists()  # of what could be done
 
@@ -436,15 +447,15 @@ def test_a_network_at_the_moments_that_the_jacobian_looks_at(tmp_path):
     fields = ("train.epochs=None", "train.steps=4", "checkpoint.every_steps=2", "mesh.data=1")
     config = job._replace(overrides=(*job.overrides, *fields)).load()
     loop.train(config, tmp_path)
-    program = Trainer.from_config(config)
-    state, batches = program.init(), program.batches(0)
+    trainer = Trainer.from_config(config)
+    state, batches = trainer.init(), trainer.batches(0)
     for step in range(3):
         if step in (0, 2):
             model, at, _ = load_model(tmp_path, step)
             assert at == step
             found = nnx.to_pure_dict(nnx.state(model, nnx.Param))
             jax.tree.map(np.testing.assert_array_equal, found, state["params"])
-        state, _ = program.train_steps(state, [next(batches)])
+        state, _ = trainer.dispatch(state, [next(batches)])
     with pytest.raises(UserError, match="holds no checkpoint 3; train anew with"):
         load_model(tmp_path, 3)
 
@@ -452,10 +463,10 @@ def test_a_network_at_the_moments_that_the_jacobian_looks_at(tmp_path):
 def test_a_run_that_diverged_is_over(monkeypatch, tmp_path):
     job = EXPERIMENTS["depth"].runs("smoke")[0].with_seed(0)
     stand_in(job.command(tmp_path / job.name), frozenset(), tmp_path / "log")
-    assert jobs.state(job, tmp_path / job.name).is_over
+    assert jobs.status(job, tmp_path / job.name).is_over
     final = tmp_path / job.name / "final.json"
     write_json(final, json.loads(final.read_text()) | {"status": "diverged"})
-    assert jobs.state(job, tmp_path / job.name).kind == "diverged"
+    assert jobs.status(job, tmp_path / job.name).kind == "diverged"
     monkeypatch.setattr(running, "start", None)
     assert list(running.execute([job], tmp_path, 1, say=print)) == [(job, None)]
 

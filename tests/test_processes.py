@@ -128,7 +128,7 @@ def test_a_killed_process_ends_the_others_and_the_command_goes_on(victim, straig
     assert "Traceback" not in err
     (status, out, err), (status_1, *_) = end(start(2, tmp_path))
     assert (status, status_1) == (0, 0), err
-    assert "going on after step " in out
+    assert "resuming after step " in out
     assert_same_curve(straight, tmp_path)
     assert json.loads((tmp_path / "final.json").read_text())["status"] == "finished"
 
@@ -144,7 +144,7 @@ def test_a_damaged_checkpoint_and_a_held_workdir_are_told_by_all(straight, tmp_p
     assert (status, status_1) == (0, 0), err + err_1
     assert f"warning: checkpoint {STEPS} is damaged" in err
     assert "warning" not in err_1
-    assert f"going on after step {STEPS - SAVE}" in out
+    assert f"resuming after step {STEPS - SAVE}" in out
     assert_same_curve(straight, workdir)
 
     holder = subprocess.Popen(

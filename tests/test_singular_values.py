@@ -196,6 +196,17 @@ def test_errors_hold_where_the_iteration_has_not_converged():
     np.testing.assert_allclose(whole.values, exact, rtol=1e-4, atol=1e-6)
 
 
+def test_errors_are_the_bound_of_the_theorem():
+    """With two singular values, a and b, a value tells the residual |J v - s u| of its vectors."""
+    values = np.repeat([1.1, 1.0], 100)
+    model = Linear(np.float32(with_values(values, 200, 200)))
+    top = top_singular_values(model, normal(1, 200), 8, iterations=0, key=KEY)
+    squares, part = top.values**2, (top.values**2 - 1) / (1.1**2 - 1)  # s^2 = p a^2 + (1 - p) b^2
+    residuals = np.sqrt(part * (1 - part) / squares) * (1.1**2 - 1)
+    np.testing.assert_allclose(top.errors, residuals / np.sqrt(2), rtol=1e-3)
+    assert (np.minimum(np.abs(top.values - 1.1), np.abs(top.values - 1)) <= top.errors).all()
+
+
 @pytest.mark.parametrize("k", [0, 4])
 def test_too_many_values_are_told(k):
     with pytest.raises(UserError, match=rf"k={k} .* choose 1 to 3"):

@@ -3,7 +3,7 @@
 Prints one page on the network of the newest checkpoint, on the first examples of the run's own
 evaluation data: how signals and gradients grow with depth, which gates have opened, which layers
 idle, and how the Jacobian stretches. Draws the same, with every gate by layer and step, to
-diagnosis.png in the run folder. Only reads otherwise, also while the run goes on.
+diagnosis.png in the run folder. Only reads otherwise, also while the run continues.
 """
 
 import sys
@@ -40,17 +40,17 @@ def _diagnose(workdir: str, out: str | None) -> None:
     picture = Path(out or Path(workdir) / "diagnosis.png")
     check_ending(picture)
     keep_compiled()
-    model, step, program = load_model(workdir)
-    batch = program.examples(EXAMPLES)
+    model, step, trainer = load_model(workdir)
+    batch = trainer.examples(EXAMPLES)
     examples = len(jax.tree.leaves(batch)[0])
     diagnosis = diagnose(
         model,
         batch,
-        lambda model, batch: program.objective(model, batch, jax.random.key(0))["loss"],
+        lambda model, batch: trainer.objective(model, batch, jax.random.key(0))["loss"],
         f"{workdir} after {step:,} updates, means over {examples} examples",
     )
     run = Run.read(workdir)
-    gates = Gates.of(run) if run.lines and run.alphas()[1].size else None
+    gates = Gates.of_run(run) if run.lines and run.alphas()[1].size else None
     save(plot_diagnosis(diagnosis, gates), picture)
     print(f"{diagnosis}\n\ndrawn in {picture}")
 

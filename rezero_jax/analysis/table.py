@@ -1,18 +1,20 @@
-"""Runs side by side, as Markdown: `python -m rezero_jax.analysis.table WORKDIR [WORKDIR ...]`.
+"""A Markdown table that compares runs: `python -m rezero_jax.analysis.table WORKDIR [WORKDIR ...]`.
 
-Prints the mean training loss of chosen epochs and the epochs until chosen losses are reached, or
-the same of test accuracy, or of a text's bits per byte by steps, one row per setting, with the mean
-and the range over the runs that differ in the seed alone.
+Shows the mean training loss of chosen epochs and the epochs until chosen losses are reached. With
+--accuracy it shows test accuracy instead, and with --bits_per_byte a language model's bits per byte
+by step. A row is a setting: the mean and the range over the runs that differ only in the seed.
 """
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from rezero_jax.analysis import command
+from rezero_jax.analysis.compare import by_label
 from rezero_jax.analysis.statistics import Estimate
-from rezero_jax.runs.reader import Run, by_label
+from rezero_jax.formatting import markdown_table, number
+from rezero_jax.runs.reader import Run
 
 
 def table(
@@ -31,10 +33,10 @@ def table(
         `Estimate.interval`); None shows their range.
     """
 
-    def cells(group: Sequence[Run]) -> list[str]:
-        curves = [run.epoch_losses() for run in group]
+    def cells(seeds: Sequence[Run]) -> list[str]:
+        curves = [run.epoch_losses() for run in seeds]
         after = [[c[e - 1] if e <= len(c) else None for c in curves] for e in epochs]
-        times = [[run.time_to("loss", t) for run in group] for t in targets]
+        times = [[run.time_to("loss", t) for run in seeds] for t in targets]
         return [_cell(values, confidence) for values in after + times]
 
     columns = [*(f"epoch {e}" for e in epochs), *(f"epochs to {t}" for t in targets)]
@@ -53,10 +55,10 @@ def accuracies(
       A Markdown table; accuracies are percentages in it, `targets` are fractions.
     """
 
-    def cells(group: Sequence[Run]) -> list[str]:
-        curves = [run.evaluations("eval/accuracy") for run in group]
+    def cells(seeds: Sequence[Run]) -> list[str]:
+        curves = [run.evaluations("eval/accuracy") for run in seeds]
         after = [[100 * c[e] if e in c else None for c in curves] for e in epochs]
-        first = [[run.time_to("accuracy", t) for run in group] for t in targets]
+        first = [[run.time_to("accuracy", t) for run in seeds] for t in targets]
         return [_cell(values, confidence) for values in after] + [
             _cell(values, confidence, digits=0) for values in first
         ]
@@ -81,15 +83,15 @@ def bits_per_byte(
     def evaluations(run: Run) -> dict[float, float]:
         return dict(zip(*run.series("eval/bits_per_byte"), strict=True))
 
-    def reached(group: Sequence[Run], target: float) -> list[float | None]:
-        return [run.time_to("bits_per_byte", target) for run in group]
+    def reached(seeds: Sequence[Run], target: float) -> list[float | None]:
+        return [run.time_to("bits_per_byte", target) for run in seeds]
 
     baseline = next(iter(by_label(runs).values()))
 
-    def cells(group: Sequence[Run]) -> list[str]:
-        after = [_cell([evaluations(run).get(step) for run in group], confidence) for step in steps]
-        first = [_cell(reached(group, target), confidence, digits=0) for target in targets]
-        speed_up = [_speed_up(reached(baseline, t), reached(group, t)) for t in targets[-1:]]
+    def cells(seeds: Sequence[Run]) -> list[str]:
+        after = [_cell([evaluations(run).get(step) for run in seeds], confidence) for step in steps]
+        first = [_cell(reached(seeds, target), confidence, digits=0) for target in targets]
+        speed_up = [_speed_up(reached(baseline, t), reached(seeds, t)) for t in targets[-1:]]
         return after + first + speed_up
 
     columns = [*(f"step {s:,}" for s in steps), *(f"steps to {t}" for t in targets)]
@@ -106,29 +108,29 @@ def _table(
     runs: Sequence[Run], columns: Sequence[str], cells: Callable[[Sequence[Run]], list[str]]
 ) -> str:
     """A row for each setting: its name, the number of its runs, and the cells of these runs."""
-    rows = [[name, len(group), *cells(group)] for name, group in by_label(runs).items()]
-    return markdown([["run", "seeds", *columns], *rows])
+    rows = [[name, len(seeds), *cells(seeds)] for name, seeds in by_label(runs).items()]
+    return markdown_table([["run", "seeds", *columns], *rows])
 
 
-def markdown(rows: Iterable[Sequence[object]]) -> str:
-    """Rows, the first of them the head, as a Markdown table."""
-    head, *body = rows
-    lines = [[str(cell).replace("|", r"\|") for cell in row] for row in (head, *body)]
-    lines.insert(1, ["---"] * len(lines[0]))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def _cell(
+    values: Sequence[float | int | None], confidence: float | None = None, digits: int = 2
+) -> str:
+    """The mean of a setting and its range or interval, with so many digits after the point."""
 
+    def text(value: float | int) -> str:
+        # Losses of a network that fits its data need more: 0.0021 is not 0.00.
+        return number(value, 2) if digits and abs(value) < 0.1 else f"{value:.{digits}f}"
 
-def _cell(values: Sequence[float | None], confidence: float | None = None, digits: int = 2) -> str:
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return "not reached" if not known else f"{len(known)} of {len(values)} reached"
-    mean = f"{np.mean(known):.{digits}f}"
+    mean = text(float(np.mean(known)))
     if len(known) == 1:
         return mean
     if confidence is None:
-        return f"{mean} ({min(known):.{digits}f}-{max(known):.{digits}f})"
+        return f"{mean} ({text(min(known))}-{text(max(known))})"
     low, high = Estimate.of(known).interval(confidence)
-    return f"{mean} [{low:.{digits}f}, {high:.{digits}f}]"
+    return f"{mean} [{text(low)}, {text(high)}]"
 
 
 def main(argv: Sequence[str]) -> int:

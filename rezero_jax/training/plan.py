@@ -1,6 +1,5 @@
 """What a run will need and how long it will take, told before it is trained."""
 
-import datetime
 import math
 import time
 from itertools import islice
@@ -9,6 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from rezero_jax.data import stand_in
+from rezero_jax.formatting import duration
 from rezero_jax.training.cost import named
 from rezero_jax.training.sharding import device_bytes
 from rezero_jax.training.trainer import Trainer
@@ -97,7 +97,7 @@ def _seconds_per_update(program: Trainer) -> float:
         if not many:
             break
         started = time.perf_counter()
-        state, report = program.train_steps(state, many)
+        state, report = program.dispatch(state, many)
         jax.block_until_ready((state, report))
         seconds = min(seconds, (time.perf_counter() - started) / len(many))
     return seconds
@@ -108,8 +108,3 @@ def _size(count: int) -> str:
         if count >= size:
             return f"{count / size:.1f} {unit}"
     return f"{count / 1e3:.1f} kB"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as "3 days, 4:05:06"."""
-    return str(datetime.timedelta(seconds=round(seconds)))

@@ -8,24 +8,24 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from rezero_jax.analysis.compare import Times
 from rezero_jax.analysis.diagnosis import Diagnosis
 from rezero_jax.analysis.gates import Gates
 from rezero_jax.analysis.plots.theme import (
     COLOURS,
-    draw_curve,
     legend,
-    looks,
+    line_styles,
     plain_ticks,
-    styled,
+    plot_line,
+    themed,
     wrap,
 )
 from rezero_jax.analysis.propagation import Propagation
-from rezero_jax.runs.reader import Times
 
 Values = Float[np.ndarray, "..."]
 
 
-@styled
+@themed
 def plot_spectra(spectra: Mapping[str, Values], *, floor: float = 1e-16, bins: int = 60) -> Figure:
     """Histograms of log10 of singular values, as in the paper's Figure 4.
 
@@ -44,24 +44,24 @@ def plot_spectra(spectra: Mapping[str, Values], *, floor: float = 1e-16, bins: i
     high = max(values.max() for values in logs.values())
     margin = max(0.05 * (high - low), 0.25)
     edges = np.linspace(low - margin, high + margin, bins + 1)
-    for look, (label, values) in zip(looks(len(logs)), logs.items(), strict=True):
+    for style, (label, values) in zip(line_styles(len(logs)), logs.items(), strict=True):
         fractions = np.histogram(values, edges)[0] / len(values)
         mean = np.mean(10.0 ** (2 * values))
         axis.stairs(
             fractions,
             edges,
-            color=look["color"],
-            linestyle=look["linestyle"],
+            color=style["color"],
+            linestyle=style["linestyle"],
             label=f"{label}, mean square {mean:.3g}",
         )
-        axis.stairs(fractions, edges, fill=True, color=look["color"], alpha=0.15)
+        axis.stairs(fractions, edges, fill=True, color=style["color"], alpha=0.15)
     axis.axvline(0, color=COLOURS[-1], linewidth=0.8, linestyle=":")
     axis.set(xlabel="log10 of the singular values", ylabel="fraction of them", ylim=(0, None))
     legend(figure, axis)
     return figure
 
 
-@styled
+@themed
 def plot_propagation(networks: Mapping[str, Propagation]) -> Figure:
     """Signals, gradients, angles and what layers add, by depth, one line for each network."""
     figure = Figure(figsize=(7, 5))
@@ -76,13 +76,13 @@ def plot_propagation(networks: Mapping[str, Propagation]) -> Figure:
 def draw_propagation(axes: Sequence[Axes], networks: Mapping[str, Propagation]) -> None:
     """The panels of `plot_propagation`, on four axes."""
     signal, gradient, cosine, share = axes
-    for look, (label, network) in zip(looks(len(networks)), networks.items(), strict=True):
+    for style, (label, network) in zip(line_styles(len(networks)), networks.items(), strict=True):
         points = np.arange(len(network.signal))
         for axis, values in ((signal, network.signal), (gradient, network.gradient)):
-            draw_curve(axis, points, values, **look, label=label)
-        draw_curve(cosine, points, network.cosine, **look)
-        draw_curve(share, points[1:], network.share, **look)
-        share.axhline(network.idle_below, color=look["color"], linewidth=0.8, linestyle=":")
+            plot_line(axis, points, values, **style, label=label)
+        plot_line(cosine, points, network.cosine, **style)
+        plot_line(share, points[1:], network.share, **style)
+        share.axhline(network.idle_below, color=style["color"], linewidth=0.8, linestyle=":")
     signal.set(title="|x|")
     gradient.set(title="|dL/dx|")
     cosine.set(title="cosine of two examples' x")
@@ -99,7 +99,7 @@ def draw_propagation(axes: Sequence[Axes], networks: Mapping[str, Propagation]) 
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
 
 
-@styled
+@themed
 def plot_diagnosis(diagnosis: Diagnosis, gates: Gates | None = None) -> Figure:
     """A diagnosis, and of a run what its gates did: signals by depth, alpha by layer and step."""
     gated = bool(diagnosis.is_gated.any())
@@ -126,7 +126,7 @@ def plot_diagnosis(diagnosis: Diagnosis, gates: Gates | None = None) -> Figure:
     return figure
 
 
-@styled
+@themed
 def plot_gates(gates: Gates) -> Figure:
     """Every alpha by step and layer (Figure 8), their mean size, and when each is largest."""
     figure = Figure(figsize=(10, 3))
@@ -143,11 +143,11 @@ def plot_gates(gates: Gates) -> Figure:
     return figure
 
 
-def draw_gates(axis: Axes, steps: np.ndarray, alphas: np.ndarray) -> None:
-    """Every alpha (lines, layers) by step and layer, with its sign."""
+def draw_gates(axis: Axes, x: np.ndarray, alphas: np.ndarray, xlabel: str = "step") -> None:
+    """Every alpha (lines, layers) by x (lines,), such as a step, and layer, with its sign."""
     bound = max(np.abs(alphas).max(), 1e-12)
     mesh = axis.pcolormesh(
-        steps,
+        x,
         np.arange(alphas.shape[1]),
         alphas.T,
         cmap="PuOr",
@@ -156,12 +156,12 @@ def draw_gates(axis: Axes, steps: np.ndarray, alphas: np.ndarray) -> None:
         rasterized=True,  # thousands of layers and lines would be as many shapes in an SVG
     )
     axis.figure.colorbar(mesh, ax=axis)
-    axis.set(xlabel="step", ylabel="layer", title="alpha")
+    axis.set(xlabel=xlabel, ylabel="layer", title="alpha")
     axis.grid(False)
     axis.yaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-@styled
+@themed
 def plot_times(times: Mapping[str, Times], xlabel: str, confidence: float = 0.95) -> Figure:
     """When each setting reached a target: its seeds, their mean and its interval.
 
@@ -176,19 +176,21 @@ def plot_times(times: Mapping[str, Times], xlabel: str, confidence: float = 0.95
     lines = sum(1.5 + name.count("\n") for name in names)
     figure = Figure(figsize=(5.5, 0.9 + 0.2 * lines))
     axis = figure.subplots()
-    for row, (look, group) in enumerate(zip(looks(len(times)), times.values(), strict=True)):
-        known = [time for time in group.seeds if time is not None]
-        points = {"color": look["color"], "marker": look["marker"], "linestyle": ""}
+    for row, (style, reached) in enumerate(
+        zip(line_styles(len(times)), times.values(), strict=True)
+    ):
+        known = [time for time in reached.seeds if time is not None]
+        points = {"color": style["color"], "marker": style["marker"], "linestyle": ""}
         axis.plot(known, [row] * len(known), **points, markerfacecolor="none")
-        if group.estimate is None:
-            names[row] += f"\n{len(known)} of {len(group.seeds)} got there"
+        if reached.estimate is None:
+            names[row] += f"\n{len(known)} of {len(reached.seeds)} got there"
             continue
-        mean = group.estimate.mean
+        mean = reached.estimate.mean
         axis.plot([mean], [row], **points, markersize=6)
-        if group.estimate.count > 1:
-            low, high = group.estimate.interval(confidence)
+        if reached.estimate.count > 1:
+            low, high = reached.estimate.interval(confidence)
             axis.errorbar(
-                [mean], [row], xerr=[[mean - low], [high - mean]], color=look["color"], capsize=4
+                [mean], [row], xerr=[[mean - low], [high - mean]], color=style["color"], capsize=4
             )
     axis.set_yticks(range(len(names)), names)
     axis.set(xlabel=xlabel, ylim=(len(names) - 0.5, -0.5))

@@ -1,4 +1,4 @@
-"""How every figure looks: legible in a printed column, and told apart without colour."""
+"""The theme of all figures: legible in a printed column, and told apart without colour."""
 
 import textwrap
 from itertools import cycle, islice
@@ -21,7 +21,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 FORMATS = (".png", ".svg", ".pdf")
 
-STYLE: dict[str, Any] = {
+RC_PARAMS: dict[str, Any] = {
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.spines.top": False,
@@ -38,22 +38,22 @@ STYLE: dict[str, Any] = {
     "svg.fonttype": "none",  # text stays text
 }
 
-# As a decorator: the figure that the function makes has our style, and nothing else changes.
-styled = matplotlib.rc_context(STYLE)  # type: ignore[arg-type]
+# A decorator: the figure that the function makes has this theme, and no other figure does.
+themed = matplotlib.rc_context(RC_PARAMS)  # type: ignore[arg-type]
 
 
-def looks(count: int) -> list[dict[str, Any]]:
+def line_styles(count: int) -> list[dict[str, Any]]:
     """Colour, line and marker of each of `count` curves, for Axes.plot."""
     keys = ("color", "linestyle", "marker")
     return [
-        dict(zip(keys, look, strict=True))
-        for look in islice(zip(*map(cycle, (COLOURS, LINES, MARKERS)), strict=False), count)
+        dict(zip(keys, style, strict=True))
+        for style in islice(zip(*map(cycle, (COLOURS, LINES, MARKERS)), strict=False), count)
     ]
 
 
-def draw_curve(axis: Axes, x: np.ndarray, y: np.ndarray, **look: Any) -> None:
+def plot_line(axis: Axes, x: np.ndarray, y: np.ndarray, **style: Any) -> None:
     """Axes.plot with about ten markers, however many points there are."""
-    axis.plot(x, y, markevery=max(len(x) // 10, 1), **look)
+    axis.plot(x, y, markevery=max(len(x) // 10, 1), **style)
 
 
 def wrap(label: str, width: int = 32) -> str:
@@ -62,24 +62,23 @@ def wrap(label: str, width: int = 32) -> str:
 
 
 def legend(figure: Figure, axis: Axes) -> None:
-    """The legend of an axis, within it, or below a figure made higher where labels are long."""
+    """Puts the legend of an axis below all axes, where it covers no curve; the figure grows."""
     handles, labels = axis.get_legend_handles_labels()
-    if all(len(label) <= 40 for label in labels):
-        axis.legend()
-        return
-    width = int(12 * figure.get_figwidth())  # about as many characters as have room
+    width = int(12 * figure.get_figwidth())  # characters that a line has room for
+    columns = max(min(width // (max(map(len, labels), default=0) + 8), len(labels), 3), 1)
     labels = [wrap(label, width) for label in labels]
-    lines = sum(1.5 + label.count("\n") for label in labels)
+    lines = sum(1.5 + label.count("\n") for label in labels[::columns])
     figure.set_figheight(figure.get_figheight() + 0.16 * lines)
-    figure.legend(handles, labels, loc="outside lower left")
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
 def plain_ticks(axis: Axes) -> None:
     """Writes 0.2, not 2e-01, at the ticks of a log axis, as many as have room."""
     low, high = axis.get_ylim()
-    labelled = "12346" if high / low < 30 else "13" if high / low < 500 else "1"
+    most = {2: "123456789", 30: "12346", 500: "13"}  # first digits, up to a span of the axis
+    labelled = next((digits for span, digits in most.items() if high / low < span), "1")
 
-    def text(value: float, position: float) -> str:
+    def text(value: float, position: float | int | None) -> str:
         return f"{value:g}" if f"{value:e}"[0] in labelled else ""
 
     axis.yaxis.set_major_formatter(text)
@@ -93,7 +92,7 @@ def check_ending(path: str | Path) -> None:
         raise choose_from("ending of a picture", suffix, FORMATS)
 
 
-@styled
+@themed
 def save(figure: Figure, path: str | Path) -> Path:
     """Writes the figure in the format of the path's ending, one of FORMATS.
 

@@ -1,0 +1,23 @@
+"""Numbers, durations and tables as text."""
+
+import datetime
+from collections.abc import Iterable, Sequence
+
+
+def number(value: float, digits: int = 4) -> str:
+    """A number with so many significant digits, and with all digits before the point."""
+    if value and abs(value) < 1e-3:
+        return f"{value:.1e}".replace("e-0", "e-")
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as "3 days, 4:05:06"."""
+    return str(datetime.timedelta(seconds=round(seconds)))
+
+
+def markdown_table(rows: Iterable[Sequence[object]]) -> str:
+    """The rows, of which the first is the head, as a Markdown table."""
+    lines = [[str(cell).replace("|", r"\|") for cell in row] for row in rows]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
