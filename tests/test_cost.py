@@ -1,5 +1,7 @@
 """The operations of an update, counted, and what --plan makes of them."""
 
+import socket
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -111,6 +113,19 @@ def test_plan(capsys):
     assert float(here["FLOPs of an update"].split(",")[0]) == pytest.approx(
         50 * 2 * (3 * 4 * 64 * 64 - 64 * 64 + 3 * 64 * 10), rel=0.01
     )
+
+
+@pytest.mark.parametrize("data", ["cifar10", "svhn_cropped"])
+def test_a_plan_needs_no_data(data, tmp_path, monkeypatch, capsys):
+    def connect(*args):
+        raise AssertionError("a plan opened a socket")
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    config = f"--config=configs/mlp.py:smoke,dataset={data}"
+    flags = ["--config.mesh.data=1", f"--config.data.dir={tmp_path / 'data'}"]
+    assert train.main([config, *flags, "--plan=h100"]) == 0
+    assert capsys.readouterr().out.startswith("parameters")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_plan_of_an_unknown_accelerator(capsys):
