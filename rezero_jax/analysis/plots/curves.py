@@ -53,7 +53,7 @@ def plot_run(run: Run) -> Figure:
             plain_ticks(axis)
         axis.set(xlabel=x, title=title)
     if gated:
-        draw_gates(axes[-1], [line[x] for line in run.lines], alphas, x)
+        draw_gates(axes[-1], np.array([line[x] for line in run.lines]), alphas, x)
     legend(figure, axes[0])
     name = ", ".join(f"{k}={run.config[f'model.{k}']}" for k in ("residual", "depth", "width"))
     figure.suptitle(f"{run.config['data.name']}: {name}")

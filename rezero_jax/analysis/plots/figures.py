@@ -143,9 +143,7 @@ def plot_gates(gates: Gates) -> Figure:
     return figure
 
 
-def draw_gates(
-    axis: Axes, x: Sequence[float] | np.ndarray, alphas: np.ndarray, xlabel: str = "step"
-) -> None:
+def draw_gates(axis: Axes, x: np.ndarray, alphas: np.ndarray, xlabel: str = "step") -> None:
     """Every alpha (lines, layers) by x (lines,), such as a step, and layer, with its sign."""
     bound = max(np.abs(alphas).max(), 1e-12)
     mesh = axis.pcolormesh(
