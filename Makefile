@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test lint notebooks setup setup-dev clean
+.PHONY: train test lint docs notebooks setup setup-dev clean
 
 train: setup  ## train the default network on embedded data, in seconds
 	$(BIN)/python train.py --config=configs/mlp.py --workdir=runs/digits
@@ -15,6 +15,9 @@ lint: setup-dev  ## check format, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: setup-dev  ## build the documentation in site/; a broken link is an error
+	$(BIN)/mkdocs build --strict --quiet
 
 notebooks: setup-dev  ## make the notebooks from their .py and execute them, in some minutes
 	$(BIN)/python notebooks/execute.py
@@ -33,5 +36,5 @@ $(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
 	$(BIN)/pip install --quiet -r requirements-dev.txt
 	touch $@
 
-clean:  ## remove the environment and caches; runs/ stays
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache build *.egg-info
+clean:  ## remove the environment, caches and the built documentation; runs/ stays
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache build site *.egg-info

@@ -1,12 +1,13 @@
 """Writes text with a trained Transformer: `python sample.py --workdir=DIR`; see --help."""
 
-import argparse
 import codecs
 import itertools
 import signal
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
+
+from launch.interrupt import end_on_interrupt
 
 if TYPE_CHECKING:
     from rezero_jax.models.transformer.model import Transformer
@@ -27,6 +28,8 @@ exit status: 0 done; 2 a mistake in the command or the workdir; 130 stopped by C
 
 def main(argv: list[str]) -> int:
     """Runs the command line and returns the exit status."""
+    import argparse
+
     parser = argparse.ArgumentParser(
         description="Writes text with the newest checkpoint of a run, byte by byte.",
         epilog=EXAMPLES,
@@ -34,17 +37,19 @@ def main(argv: list[str]) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder")
-    parser.add_argument("--prompt", default="\n", help="what to go on from; default: a new line")
+    parser.add_argument("--prompt", default="\n", help="what to continue; default: a new line")
     parser.add_argument("--bytes", type=int, default=500, help="how many to write; default 500")
     parser.add_argument(
         "--temperature", type=float, default=0.8, help="0: always the likeliest byte; default 0.8"
     )
-    parser.add_argument("--top_k", type=int, help="choose from this many of the likeliest bytes")
+    parser.add_argument("--top_k", type=int, help="choose among this many of the likeliest bytes")
     parser.add_argument(
-        "--top_p", type=float, help="choose from the likeliest that together have this probability"
+        "--top_p", type=float, help="choose among the likeliest that together have this probability"
     )
-    parser.add_argument("--seed", type=int, default=0, help="another one, another text; default 0")
+    parser.add_argument("--seed", type=int, default=0, help="of the random choices; default 0")
     args = parser.parse_args(argv)
+    if not args.workdir:
+        parser.error("--workdir= is empty (an unset variable?); name the run's folder")
 
     from flax import nnx
 
@@ -59,7 +64,6 @@ def main(argv: list[str]) -> int:
             raise UserError(f"--bytes={args.bytes} asks for nothing; give at least 1")
         keep_compiled()
         model, step = load_language_model(args.workdir)
-        print(f"{args.workdir} after {step:,} updates:\n", file=sys.stderr)
         prompt = args.prompt.encode(errors="surrogateescape")  # the bytes that were typed
         written = write(
             model,
@@ -72,7 +76,8 @@ def main(argv: list[str]) -> int:
         )
         # A character may take several bytes, and a young model writes bytes that are none.
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        first = next(written)  # here a wrong option shows
+        first = next(written)  # here a wrong option shows, before anything is said
+        print(f"{args.workdir} after {step:,} updates:\n", file=sys.stderr)
         for some in itertools.chain([prompt + first], written):
             print(decoder.decode(some), end="", flush=True)
         print(decoder.decode(b"", final=True))
@@ -86,9 +91,9 @@ def main(argv: list[str]) -> int:
 
 
 def write(model: "Transformer", prompt: bytes, count: int, **options: Any) -> Iterator[bytes]:
-    """`count` bytes that go on from the prompt, some at a time, as many as are asked for.
+    """`count` bytes that continue the prompt, some at a time.
 
-    Where max_len has no room for all, it goes on from the last max_len / 2 bytes, time and again.
+    Where max_len has no room for all, it continues from the last max_len / 2 bytes, repeatedly.
     The options are those of `Transformer.generate`.
     """
     from rezero_jax.models.transformer.generate import stream
@@ -105,4 +110,5 @@ def write(model: "Transformer", prompt: bytes, count: int, **options: Any) -> It
 
 
 if __name__ == "__main__":
+    end_on_interrupt("sample.py")
     sys.exit(main(sys.argv[1:]))

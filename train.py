@@ -1,15 +1,18 @@
 """Trains a network: `python train.py --config=configs/NAME.py --workdir=DIR`; see --help."""
 
-import argparse
-import json
 import os
-import signal
 import sys
-import traceback
+import time
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
+from launch.interrupt import end_on_interrupt
+
+if TYPE_CHECKING:  # what takes long to import is imported once a Ctrl-C can end it
+    import argparse
+
     from ml_collections import ConfigDict
+
+STARTED = time.monotonic()
 
 EXAMPLES = """\
 examples:
@@ -22,21 +25,25 @@ examples:
   any field of the config can be set:
     python train.py --config=configs/mlp.py --config.optim.alpha.learning_rate=0.001 \\
       --workdir=runs/slow_alpha
-  the same command again goes on where an interrupted run stopped. To evaluate what it saved:
+  the same command again resumes an interrupted run; this evaluates what it saved:
     python train.py --config=configs/mlp.py --workdir=runs/digits --mode=eval
+  a config at a size that ends within a minute, to see that everything works:
+    python train.py --config=configs/transformer_small.py:smoke --workdir=runs/smoke
   what a run will need, without training:
     python train.py --config=configs/transformer_enwik8.py:layers=64 --plan=h100
 
 exit status: 0 finished; 2 a mistake in the command, the config or the workdir; 3 the loss or the
 gradient stopped being finite; 4 another process of the run was lost; 130 or 143 stopped by Ctrl-C
-or SIGTERM, state saved.
+or SIGTERM, and if training had begun, the state is saved.
 """
 
 
 def main(argv: list[str]) -> int:
     """Runs the command line and returns the exit status."""
+    import argparse
+
     parser = argparse.ArgumentParser(
-        description="Trains a network, or goes on with an interrupted run.",
+        description="Trains a network, or resumes an interrupted run.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -45,11 +52,14 @@ def main(argv: list[str]) -> int:
         "--config",
         required=True,
         metavar="FILE[:KEY=VALUE,...]",
-        help="a file of configs/ and arguments for it; its docstring says which there are",
+        help="a file of configs/ and its arguments, which its docstring explains",
     )
     parser.add_argument("--workdir", metavar="DIR", help="the run's folder")
     parser.add_argument(
-        "--mode", choices=("train", "eval"), default="train", help="eval: of the newest checkpoint"
+        "--mode",
+        choices=("train", "eval"),
+        default="train",
+        help="eval: evaluate the newest checkpoint",
     )
     parser.add_argument(
         "--plan",
@@ -66,15 +76,15 @@ def main(argv: list[str]) -> int:
     )
     multi = parser.add_argument_group(
         "a run of several processes",
-        "found by themselves on TPU slices, in Slurm and in indexed Kubernetes jobs; elsewhere "
-        "start the same command everywhere, with",
+        "On TPU slices, in Slurm and in indexed Kubernetes jobs the processes find each other. "
+        "Elsewhere, start the same command in each with these flags:",
     )
     multi.add_argument(
-        "--coordinator", metavar="HOST:PORT", help="a free port of the host of process 0"
+        "--coordinator", metavar="HOST:PORT", help="a free port on the host of process 0"
     )
     multi.add_argument("--process_id", type=int, metavar="I", help="0 to N - 1")
     multi.add_argument(
-        "--num_processes", type=int, metavar="N", help="how many there are; 1: do not look for any"
+        "--num_processes", type=int, metavar="N", help="how many there are; 1: run alone"
     )
     parser.add_argument(
         "--config.KEY", metavar="VALUE", help="sets a field of the config, such as --config.seed=1"
@@ -83,6 +93,9 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args([text for text in argv if not text.startswith("--config.")])
     if args.workdir is None and args.plan is None:
         parser.error("--workdir is missing: name the run's folder, such as --workdir=runs/first")
+
+    if args.workdir == "":
+        parser.error("--workdir= is empty (an unset variable?); name the run's folder")
 
     from jax.errors import JaxRuntimeError
 
@@ -106,12 +119,9 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("train.py: stopped before training began", file=sys.stderr)
-        return 128 + signal.SIGINT
 
 
-def _run(config: "ConfigDict", args: argparse.Namespace) -> int:
+def _run(config: "ConfigDict", args: "argparse.Namespace") -> int:
     from rezero_jax import processes
     from rezero_jax.training import loop
     from rezero_jax.training.plan import plan
@@ -123,6 +133,8 @@ def _run(config: "ConfigDict", args: argparse.Namespace) -> int:
             print(account)
         return 0
     if args.mode == "eval":
+        import json
+
         evaluation = loop.evaluate(config, args.workdir)
         if processes.is_first():
             print(json.dumps(evaluation))
@@ -141,16 +153,23 @@ def _run(config: "ConfigDict", args: argparse.Namespace) -> int:
     from rezero_jax.analysis.plots.curves import write_plot
 
     numbers = ", ".join(f"{k} {final[k]:.4f}" for k in sorted(final) if k.startswith("eval/"))
-    print(f"finished {final['steps']:,} steps in {final['seconds']:,.1f} s: {numbers}")
+    print(f"finished {final['steps']:,} steps: {numbers}")
+    waited = time.monotonic() - STARTED
+    print(
+        f"time:            {waited:,.1f} s, and {final['seconds']:,.1f} s of training in all starts"
+    )
     print(f"run folder:      {args.workdir}")
     print(f"learning curves: {write_plot([args.workdir])}")
     return 0
 
 
 if __name__ == "__main__":
+    end_on_interrupt("train.py")
     try:
         status = main(sys.argv[1:])
     except Exception:
+        import traceback
+
         traceback.print_exc()
         status = 1
     sys.stdout.flush()

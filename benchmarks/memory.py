@@ -57,7 +57,7 @@ def measure(name: str, remat: str, parts: int) -> dict[str, float]:
     seconds = []
     for batch_ in islice(trainer.batches(0), 3):
         started = time.perf_counter()
-        state, report = trainer.train_steps(state, [batch_])
+        state, report = trainer.dispatch(state, [batch_])
         jax.block_until_ready((state, report))
         seconds.append(time.perf_counter() - started)
     loss = float(np.asarray(report["loss"])[0])

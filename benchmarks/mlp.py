@@ -100,11 +100,11 @@ def loop_overhead(depth: int, pairs: int) -> list[float]:
     ratios = []
     for _ in range(pairs + 1):
         state, batches = trainer.init(), trainer.batches(0)
-        state, _ = trainer.train_steps(state, list(islice(batches, dispatch)))
+        state, _ = trainer.dispatch(state, list(islice(batches, dispatch)))
         jax.block_until_ready(state)
         started = time.perf_counter()
         for _ in range(count // dispatch - 1):
-            state, report = trainer.train_steps(state, list(islice(batches, dispatch)))
+            state, report = trainer.dispatch(state, list(islice(batches, dispatch)))
         jax.block_until_ready((state, report))
         bare = (time.perf_counter() - started) / (count - dispatch)
         with tempfile.TemporaryDirectory() as folder:

@@ -22,7 +22,7 @@ def serve_training(config: ConfigDict, dataset: Dataset | Text) -> None:
         nonlocal state
         for start in range(0, count, dispatch):
             many = list(islice(batches, min(dispatch, count - start)))
-            state, report = trainer.train_steps(state, many)
+            state, report = trainer.dispatch(state, many)
         jax.block_until_ready((state, report))
 
     serve(steps)
@@ -35,7 +35,7 @@ def first_updates(config: ConfigDict, dataset: Dataset | Text) -> dict[str, floa
     state, batches = trainer.init(), trainer.batches(0)
     seconds = []
     for _ in range(4):
-        state, report = trainer.train_steps(state, [next(batches)])
+        state, report = trainer.dispatch(state, [next(batches)])
         jax.block_until_ready((state, report))
         seconds.append(time.perf_counter() - started)
         started = time.perf_counter()

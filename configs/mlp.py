@@ -13,6 +13,9 @@
     python train.py --config=configs/mlp.py:depth=10000,width=150,lr=0.003,dataset=cifar10 ...
         the 10,000-layer net of the paper's section 4
 
+    python train.py --config=configs/mlp.py:smoke --workdir=...
+        4 layers of width 8 on digits for 2 epochs: seconds, to see that everything works
+
 Two runs of a comparison differ in `model.residual` alone, and with it in the variance of the
 hidden weights: 0.25 / width for `residual`, 2 / width for every other rule (paper, section 4).
 """
@@ -49,7 +52,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.data.name = args.dataset
 
-    config.train.epochs = args.epochs or (20.0 if digits else 10.0)
+    config.train.epochs = args.epochs or (2.0 if args.smoke else 20.0 if digits else 10.0)
     config.train.batch_size = 50 if digits else 100
     # In a dispatch the steps share their temporary memory, which is otherwise allocated anew for
     # each; but a dispatch is also how long a Ctrl-C has to wait.

@@ -13,6 +13,9 @@
     python train.py --config=configs/resnet.py:depth=20,epochs=10 ...
         the paper's recipe on a tenth of its schedule: the milestones are fractions of the run
 
+    python train.py --config=configs/resnet.py:smoke ...
+        8 layers of width 4 on digits for an epoch: within a minute, to see that everything works
+
 Runs of a comparison differ in `model.residual` alone, and with it, as in the authors' code, in
 what belongs to the scheme: the initial weights of `gated` and `fixup`, the learning rate of
 Fixup's multipliers. batch_norm=False takes every BatchNorm away. lr= sets the rate of every group.
@@ -74,7 +77,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.crop_padding = 4
     config.data.flip = config.data.name.startswith("cifar")  # a mirrored digit is another sign
 
-    config.train.epochs = args.epochs or (200.0 if paper else 2.0)
+    config.train.epochs = args.epochs or (1.0 if args.smoke else 200.0 if paper else 2.0)
     config.train.batch_size = 128
     config.train.steps_per_dispatch = 10
 

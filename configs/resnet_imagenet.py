@@ -4,6 +4,9 @@
         90 epochs of the usual recipe: SGD 0.1 for batches of 256, a tenth at epochs 30, 60 and 80,
         random resized crops of 224 and flips. No result of ours yet
 
+    python train.py --config=configs/resnet_imagenet.py:smoke --workdir=...
+        18 layers of width 2 on digits for an epoch: within a minute, to see that everything works
+
 The data set is read from disk while training; the README says where its archives belong.
 """
 
@@ -15,11 +18,11 @@ from rezero_jax.devices import host_devices
 
 def get_config(arg: str = "") -> ConfigDict:
     """The config for `arg`, such as "depth=18,residual=residual"."""
-    args = parse_arg(arg, depth=50, residual="rezero", epochs=90.0, batch=256, smoke=False)
+    args = parse_arg(arg, depth=50, residual="rezero", epochs=float, batch=256, smoke=False)
     config = base_config()
     config.model.name = "resnet"
     config.model.family = "preact"
-    config.model.depth = args.depth
+    config.model.depth = 18 if args.smoke else args.depth
     config.model.residual = args.residual
     config.model.width = 2 if args.smoke else 64
     config.model.batch_norm = True
@@ -32,7 +35,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.name = "digits" if args.smoke else "imagenet"
     config.data.flip = True
 
-    config.train.epochs = args.epochs
+    config.train.epochs = args.epochs or (1.0 if args.smoke else 90.0)
     config.train.batch_size = args.batch
 
     config.optim.name = "sgd"

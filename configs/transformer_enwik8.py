@@ -14,6 +14,10 @@
     python train.py --mode=eval --config=... --workdir=... --config.data.eval_split=test
         the bits per byte on the test split
 
+    python train.py --config=configs/transformer_enwik8.py:smoke --workdir=...
+        2 layers of width 16 on the sources of Python's standard library, 50 updates: within a
+        minute, to see that everything works
+
 Width 512 (256 from 64 layers on), 2 heads, 512 bytes, GELU, dropout 0.2; LAMB at a constant rate,
 0.016 for the batch of 1,080 and 0.0005 sqrt(batch) for those of 304 and 144. The paper ran it on
 eight GPUs. Here a batch is computed in `accumulate` parts, of a size that one accelerator of 80 GB
@@ -63,6 +67,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.length = config.model.max_len
 
     config.train.epochs = args.epochs or (100.0 if deep else 130.0)
+    if args.smoke and not args.epochs:
+        config.train.epochs, config.train.steps = None, 50
     config.train.batch_size = 16 if args.smoke else batch
     config.train.accumulate = args.accumulate or (2 if args.smoke else ACCUMULATE[args.layers])
 
@@ -70,7 +76,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optim.learning_rate = 0.0005 * batch**0.5 if deep else 0.016
     config.optim.warmup_steps = args.warmup
 
-    config.eval.every_epochs = 1.0
+    config.eval.every_epochs = None if args.smoke else 1.0
+    config.eval.examples = 240 if args.smoke else None
     config.eval.batch_size = 80
     config.checkpoint.every_steps = 500
     config.log.every_steps = 10

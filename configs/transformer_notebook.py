@@ -10,6 +10,9 @@
     ...:path=book.txt
         on a text of your own, a file or a folder
 
+    ...:smoke
+        2 layers of width 16, 50 updates: within a minute, to see that everything works
+
 Width 128, feed-forward 256, 8 heads, ReLU, dropout 0.1, sinusoidal positions; batches of 50 rows
 of 35; Adagrad 0.01, a tenth less after each of 3 epochs, gradients clipped to a norm of 0.5. The
 notebook's words of WikiText-2 are bytes here, so its perplexities are no yardstick. Its pre_norm
@@ -25,6 +28,7 @@ from rezero_jax.devices import host_devices
 def get_config(arg: str = "") -> ConfigDict:
     """The config for `arg`, such as "layers=128,residual=post_norm"."""
     args = parse_arg(arg, layers=12, residual="rezero", path=str, epochs=3, steps=int, smoke=False)
+    steps = args.steps or (50 if args.smoke else None)
     config = base_config()
     config.model = transformer_model()
     config.model.residual = args.residual
@@ -40,8 +44,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.path = args.path
     config.data.length = 35
 
-    config.train.epochs = None if args.steps else float(args.epochs)
-    config.train.steps = args.steps
+    config.train.epochs = None if steps else float(args.epochs)
+    config.train.steps = steps
     config.train.batch_size = 16 if args.smoke else 50
     config.train.steps_per_dispatch = 5
 
@@ -54,7 +58,8 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.mesh.cpu_devices = min(host_devices(), 2)  # which divides 50
 
-    config.eval.every_epochs = None if args.steps else 1.0
+    config.eval.every_epochs = None if steps else 1.0
+    config.eval.examples = 500 if args.smoke else None
     config.eval.batch_size = 500
     config.checkpoint.every_steps = 200
     config.log.every_steps = 5

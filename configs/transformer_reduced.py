@@ -4,6 +4,9 @@
         RULE is rezero, post_norm, pre_norm or gpt2_norm; rezero,alpha_init=1 starts with open
         gates, post_norm,warmup=100 with a warm-up
 
+    python train.py --config=configs/transformer_reduced.py:smoke --workdir=...
+        2 layers of width 16, 50 updates: within a minute, to see that everything works
+
 One setting of the optimizer for all, as in the paper: LAMB at a constant rate, whatever the rule.
 12 layers as there, of width 128, feed-forward 256 and 8 heads where it has 512, 2048 and 2.
 """
@@ -23,7 +26,7 @@ def get_config(arg: str = "") -> ConfigDict:
         warmup=0,
         path=str,
         lr=0.016,
-        steps=500,
+        steps=int,
         smoke=False,
     )
     config = base_config()
@@ -40,7 +43,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.path = args.path
     config.data.length = config.model.max_len
 
-    config.train.steps = args.steps
+    config.train.steps = args.steps or (50 if args.smoke else 500)
     config.train.batch_size = 16
     config.train.steps_per_dispatch = 5
 

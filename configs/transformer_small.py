@@ -11,6 +11,9 @@ python train.py --config=configs/transformer_small.py:path=book.txt --workdir=ru
 
 python train.py --config=configs/transformer_small.py:residual=pre_norm --workdir=runs/pre_norm
     one of its rivals: post_norm, pre_norm, gpt2_norm; alpha_init=1 opens ReZero's gates
+
+python train.py --config=configs/transformer_small.py:smoke --workdir=runs/smoke
+    2 layers of width 16, 50 updates: within a minute, to see that everything works
 """
 
 from ml_collections import ConfigDict
@@ -29,7 +32,7 @@ def get_config(arg: str = "") -> ConfigDict:
         width=128,
         length=128,
         path=str,
-        steps=1000,
+        steps=int,
         smoke=False,
     )
     config = base_config()
@@ -50,7 +53,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.length = config.model.max_len
     config.data.windows = "random"
 
-    config.train.steps = args.steps
+    config.train.steps = args.steps or (50 if args.smoke else 1000)
     config.train.batch_size = 16
     config.train.steps_per_dispatch = 10
 
@@ -64,6 +67,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.eval.every_steps = 250
     config.eval.batch_size = 64
+    config.eval.examples = 256 if args.smoke else None
     config.checkpoint.every_steps = 250
     config.log.every_steps = 10
     return config

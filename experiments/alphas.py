@@ -164,9 +164,10 @@ def plot(results: Results) -> Figure:
         figure.colorbar(mesh, ax=axis, label="|alpha|")
         axis.grid(False)
         axis.yaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.set(title=setting, xlabel="update", ylabel="layer")
+        name = f"{setting.partition(',')[0]}, {len(layers)} layers"  # a smoke test has fewer
+        axis.set(title=name, xlabel="update", ylabel="layer")
         means = Curve(drawn.x, gates.mean(1).tolist())
-        drawing.line(axes[-1], means, setting, colour)
+        drawing.line(axes[-1], means, name, colour)
         figure_8 = curve("alphas", setting, "mean |alpha| after iteration")
         drawing.crosses(axes[-1], figure_8, colour, until=drawn.x[-1])
     axes[-1].set(xlabel="update", ylabel="mean |alpha|", yscale="log", title="means")

@@ -34,7 +34,8 @@ def colours(names: Iterable[str]) -> dict[str, str]:
 def line(axis: Axes, curve: Curve, label: str | None, colour: str, width: float = 1.5) -> None:
     """The mean over the runs, and a band of a standard deviation where there are several."""
     y = np.array(curve.y, float)
-    axis.plot(curve.x, y, color=colour, label=label, lw=width)
+    marker = "o" if len(y) == 1 else None  # a line of one point would not be seen
+    axis.plot(curve.x, y, color=colour, label=label, lw=width, marker=marker)
     if curve.spread is not None:
         spread = np.array(curve.spread, float)
         axis.fill_between(curve.x, y - spread, y + spread, color=colour, alpha=0.2, lw=0)

@@ -204,11 +204,12 @@ def plot(results: Results) -> Figure:
     """The panels of Figure 4."""
     figure, axes = drawing.sheet(TITLE, results.scale, SETTING[results.scale], 4, height=3.2)
     names = list(results.curves)
+    net = "ResNet-8" if results.scale == "smoke" else "ResNet-110"
     panels = {
         "Transformers at initialisation": [n for n in names if n.startswith("post-norm")],
         "ReZero Transformer in training": [n for n in names if n.startswith(f"{DEEP}, ")],
-        "ResNet-110, vanilla": [n for n in names if n.startswith("ResNet-110, ")],
-        "ResNet-110, ReZero": [n for n in names if n.startswith("ResNet-110 + ReZero, ")],
+        f"{net}, vanilla": [n for n in names if n.startswith("ResNet-110, ")],
+        f"{net}, ReZero": [n for n in names if n.startswith("ResNet-110 + ReZero, ")],
     }
     panels["Transformers at initialisation"].sort(key=lambda name: int(name.split()[1]))
     for axis, (title, members) in zip(axes, panels.items(), strict=True):

@@ -1,6 +1,5 @@
 """Jobs: the runs behind a figure, as commands of train.py, and how far each of them is."""
 
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -88,8 +87,7 @@ def status(job: Job, folder: Path) -> Status:
     Raises:
       UserError: it is the run of another config.
     """
-    resolved = json.loads(job.load().to_json())
-    check_config(folder, resolved, mend="choose another --out, or delete that folder")
+    check_config(folder, job.load(), mend="choose another --out, or delete that folder")
     final = read_final(folder)
     if final is None:
         begun = (folder / "config.json").exists()

@@ -14,7 +14,7 @@ import numpy as np
 from experiments.published import Published, published, with_error
 from rezero_jax.analysis.statistics import Estimate
 from rezero_jax.formatting import number
-from rezero_jax.runs.folder import write_json
+from rezero_jax.runs.files import write_json
 
 COLUMNS = (  # of the CSV files
     *("experiment", "scale", "setting", "quantity", "ours", "ours_standard_error", "runs"),

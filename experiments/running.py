@@ -16,7 +16,7 @@ from types import FrameType
 
 from experiments.jobs import ROOT, TEST, Job, status
 from rezero_jax.errors import UserError
-from rezero_jax.runs.folder import write_json
+from rezero_jax.runs.files import write_json
 
 DIVERGED = 3  # train.py's exit status
 SILENCE = 30.0  # seconds between two reports on the runs under way

@@ -107,8 +107,9 @@ def plot(results: Results) -> Figure:
         if setting in tested:
             drawn = results.curves[f"{setting}, test"]
             drawing.line(axes[1], drawn, setting, colour)
-            logged = curve("superconvergence", setting, "accuracy % after epoch")
-            drawing.crosses(axes[1], logged, colour, until=drawn.x[-1])
+            if results.scale != "smoke":
+                logged = curve("superconvergence", setting, "accuracy % after epoch")
+                drawing.crosses(axes[1], logged, colour, until=drawn.x[-1])
     losses = [results.curves[setting].y for setting in RULES if setting in results.curves]
     highest = max(y for ys in losses for y in ys)
     axes[0].set(xlabel="epoch", ylabel="training cross entropy (nats)")

@@ -128,7 +128,8 @@ def plot(results: Results) -> Figure:
     lowest = []
     for setting, colour in drawing.colours(list(results.curves)).items():
         drawn = drawing.smoothed(results.curves[setting])
-        label = setting if drawn.x else f"{setting} (diverged at once)"
+        label = setting.partition(",")[0] if results.scale == "smoke" else setting
+        label = label if drawn.x else f"{label} (diverged at once)"
         drawing.line(axis, drawn, label, colour)
         lowest += [y for y in drawn.y if y is not None]
     axis.set(xlabel="update", ylabel="bits per byte, training")

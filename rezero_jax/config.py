@@ -1,8 +1,7 @@
-"""Configs: the fields every experiment has, and how a command line names and changes them."""
+"""Configs: the fields that every experiment has, and the files that fill them in."""
 
-import ast
-import difflib
 import importlib.util
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,18 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from rezero_jax.errors import UserError, choose_from, closest_beside
+from rezero_jax.fields import assign, differences, flatten, override
+from rezero_jax.ranges import check_ranges
+
+__all__ = [
+    "base_config",
+    "differences",
+    "flatten",
+    "load_config",
+    "optim_group",
+    "parse_arg",
+    "transformer_model",
+]
 
 
 def base_config() -> ConfigDict:
@@ -165,7 +176,7 @@ def parse_arg(arg: str, **defaults: Any) -> ConfigDict:
         key, _, text = part.partition("=")
         if key not in defaults:
             raise choose_from("config argument", key, defaults)
-        _assign(values, key, text or "True", shown=key)
+        assign(values, key, text or "True", shown=key)
     return values
 
 
@@ -174,12 +185,15 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
 
     Args:
       spec: FILE or FILE:ARG, where FILE defines `get_config(arg: str) -> ConfigDict`.
-      overrides: texts "a.b=value".
+      overrides: texts "a.b=value"; a length of the run among them displaces that of the file.
 
     Raises:
-      UserError: a missing file, an unknown key (naming the closest) or a value of another type.
+      UserError: the file is missing or fails, a key is unknown (the sentence names the closest), or
+        a value has another type or is out of range.
     """
     path, _, arg = spec.partition(":")
+    if Path(path).is_dir():
+        raise UserError(f"{path} is a folder; name one of the config files in it")
     if not Path(path).is_file():
         close = closest_beside(Path(path))
         hint = f"did you mean {close}? The" if close else "the"
@@ -188,78 +202,32 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
     if module_spec is None or module_spec.loader is None:
         raise UserError(f"{path} is not a Python file; a config file ends in .py")
     module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise UserError(f"{path} is not a config file; it must define get_config(arg)")
-    config = module.get_config(arg)
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals:
-            raise UserError(f"--config.{key} has no value; write --config.{key}=VALUE")
-        *parents, last = key.split(".")
-        group = config
-        for parent in parents:
-            group = group.get(parent)
-            if not isinstance(group, ConfigDict):
-                raise _unknown_key(config, key)
-        if last not in group or isinstance(group.get(last), ConfigDict):
-            raise _unknown_key(config, key)
-        _assign(group, last, text, shown=f"config.{key}")
+    try:
+        module_spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise UserError(f"{path} is not a config file; it must define get_config(arg)")
+        config = module.get_config(arg)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UserError(
+            f"the config file {_where(error, path)} failed ({type(error).__name__}: {error}); "
+            "correct it"
+        ) from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"get_config in {path} returned a {type(config).__name__}; it must return a "
+            "ConfigDict, such as that of rezero_jax.config.base_config"
+        )
+    override(config, overrides)
+    check_ranges(config)
     return config.lock()
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """One text "key: old -> new" for each leaf in which two nested dicts differ."""
-    flat_old, flat_new = flatten(old), flatten(new)
-    return [
-        f"{key}: {flat_old.get(key, 'absent')} -> {flat_new.get(key, 'absent')}"
-        for key in sorted(flat_old.keys() | flat_new.keys())
-        if flat_old.get(key) != flat_new.get(key)
-    ]
-
-
-def _assign(group: ConfigDict, key: str, text: str, shown: str) -> None:
-    wanted = group.get_type(key)
-    may_be_unset = isinstance(
-        dict(group.items(preserve_field_references=True))[key], config_dict.FieldReference
-    )
-    try:
-        if may_be_unset and text.strip().lower() == "none":
-            value = None
-        else:
-            value = text if wanted is str else ast.literal_eval(text.strip().capitalize())
-            if wanted is tuple and not isinstance(value, tuple):
-                value = (value,)
-            if value is None or (isinstance(value, bool) and wanted is not bool):
-                raise ValueError
-        group[key] = value
-    except (TypeError, ValueError, SyntaxError):
-        kind = {"int": "a whole number", "float": "a number", "bool": "True or False"}
-        name = kind.get(wanted.__name__, f"a {wanted.__name__}")
-        raise UserError(f"{shown} takes {name}, not {text!r}") from None
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested dict as {"a.b": leaf}."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def _unknown_key(config: ConfigDict, key: str) -> UserError:
-    keys = sorted(flatten(config.to_dict()))
-    group, _, last = key.rpartition(".")
-    siblings = {k.removeprefix(f"{group}."): k for k in keys if k.startswith(f"{group}.")}
-    # Within a group that exists only the last name can be wrong: what precedes it would make any
-    # two keys look alike.
-    close = difflib.get_close_matches(last, siblings, n=1)
-    close = [siblings[c] for c in close] or (
-        [] if siblings else difflib.get_close_matches(key, keys, n=1)
-    )
-    valid = ", ".join(siblings.values() or keys)
-    hint = f'did you mean "{close[0]}"?' if close else f"the keys are {valid}"
-    return UserError(f'unknown config key "{key}"; {hint}')
+def _where(error: BaseException, path: str) -> str:
+    """The file and line at which a config file failed: its own line, if it has part in it."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno},"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if Path(frame.filename) == Path(path).absolute()]
+    return f"{path}, line {own[-1].lineno}," if own else path

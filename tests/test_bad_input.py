@@ -1,6 +1,7 @@
 """Every mistake is one sentence, found before anything is written."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 import train
 from rezero_jax.config import load_config
 from rezero_jax.errors import UserError
+from rezero_jax.runs.folder import Workdir
 from rezero_jax.runs.metrics import read_metrics
 from rezero_jax.training import loop
 
@@ -72,6 +74,7 @@ RULES = "gated, gpt2_norm, layerscale, norm, plain, post_norm, pre_norm, residua
         ({"model.dtype": "float64"}, "The valid ones are bfloat16, float32"),
         ({"model.name": "x"}, 'unknown model "x"'),
         ({"model.depth": 0}, "depth is 0; a network needs a depth of at least 1"),
+        ({"model.width": 999999999}, "there are "),
         ({"model.width": 0}, "width is 0; a network needs a width of at least 1"),
         ({"train.batch_size": 1438}, "larger than the 1437 training examples"),
         ({"train.batch_size": 0}, "train.batch_size=0 is empty"),
@@ -81,13 +84,29 @@ RULES = "gated, gpt2_norm, layerscale, norm, plain, post_norm, pre_norm, residua
         ({"train.steps": None}, "set train.steps, train.epochs or train.examples"),
         ({"train.epochs": 2.0}, "train.steps and train.epochs are both set"),
         ({"train.steps": -3}, "train.steps=-3 is not positive"),
-        ({"eval.every_steps": 2}, "eval.every_steps and eval.every_epochs are both set"),
+        (
+            {"eval.every_steps": 2, "eval.every_epochs": 1.0},
+            "eval.every_steps and eval.every_epochs are both set",
+        ),
         ({"eval.every_epochs": -1.0}, "eval.every_epochs=-1.0 is not positive"),
         ({"train.steps_per_dispatch": 0}, "train.steps_per_dispatch=0 is not positive"),
         ({"log.every_steps": 0}, "log.every_steps=0 is not positive"),
         ({"checkpoint.every_steps": 0}, "checkpoint.every_steps=0 is not positive"),
         ({"checkpoint.keep": 0}, "checkpoint.keep=0 is not positive"),
         ({"checkpoint.keep_every_steps": 0}, "checkpoint.keep_every_steps=0 is not positive"),
+        ({"seed": 99999999999999999999}, "seed=99999999999999999999 is too large; give at most"),
+        ({"seed": 2**32}, "seed=4294967296 is too large; give at most 4294967295"),
+        ({"model.width": 999999999}, "model.width=999999999 is too large; give at most 1000000"),
+        ({"train.steps": 2**31}, "train.steps=2147483648 is too large; give at most 2147483647"),
+        ({"optim.learning_rate": "1e999"}, "optim.learning_rate=inf is not finite"),
+        ({"optim.b1": 1.5}, "optim.b1=1.5 is too large; give at most 1"),
+        ({"optim.b2": 1.0}, "optim.b2=1.0 is out of range; give 0 to below 1"),
+        ({"optim.momentum": -0.1}, "optim.momentum=-0.1 is negative; give 0 to below 1"),
+        ({"optim.weight_decay": -1.0}, "optim.weight_decay=-1.0 is negative; give at least 0"),
+        ({"optim.alpha.weight_decay": -1.0}, "optim.alpha.weight_decay=-1.0 is negative"),
+        ({"data.jitter": 2.0}, "data.jitter=2.0 is too large; give at most 1"),
+        ({"mesh.cpu_devices": 100000}, "mesh.cpu_devices=100000 is too large; give at most 1024"),
+        ({"mesh.cpu_devices": 0}, "mesh.cpu_devices=0 is out of range; give 1 to 1024"),
         ({"mesh.data": 9}, "mesh.data=9 needs 1 to 8 devices"),
         ({"mesh.data": 4}, "does not divide among 4 devices"),
         ({"mesh.model": 3}, "mesh.model=3 does not divide the 8 device(s)"),
@@ -111,6 +130,40 @@ def test_a_field_that_cannot_be(fields, sentence, tmp_path, capsys):
 )
 def test_a_config_that_cannot_be(spec, sentence, tmp_path, capsys):
     assert sentence in refusal(command(tmp_path / "run", spec), capsys)
+    assert listing(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("def get_config(arg):\n    return {}\n", "returned a dict; it must return a ConfigDict"),
+        ("\nimport (\n", "{path}, line 2, failed (SyntaxError: "),
+        ("x = 1\ny = x / 0\n", "{path}, line 2, failed (ZeroDivisionError: division by zero)"),
+        ("def get_config(arg):\n    return int('x')\n", "{path}, line 2, failed (ValueError: "),
+        ("import sys\nsys.exit(0)\n", "{path}, line 2, failed (SystemExit: 0)"),
+    ],
+)
+def test_a_config_file_that_fails(text, sentence, tmp_path, capsys):
+    path = tmp_path / "config.py"
+    path.write_text(text)
+    argv = command(tmp_path / "run", str(path))
+    assert sentence.format(path=path) in refusal(argv, capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_in_place_of_a_config_file(tmp_path, capsys):
+    folder = str(Path(MLP).parent)
+    sentence = refusal(command(tmp_path / "run", folder), capsys)
+    assert f"{folder} is a folder; name one of the config files in it" in sentence
+
+
+@pytest.mark.parametrize("flags", [[], ["--plan"]])
+def test_an_empty_workdir(flags, tmp_path, capsys, monkeypatch):
+    """As an unset variable of the shell makes it."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        train.main([*command(""), *flags])
+    assert "--workdir= is empty" in capsys.readouterr().err
     assert listing(tmp_path) == {}
 
 
@@ -151,9 +204,78 @@ def test_a_workdir_of_another_config(tmp_path, capsys):
     assert listing(tmp_path) == before
 
 
+@pytest.mark.parametrize("name", ["config.json", "final.json"])
+@pytest.mark.parametrize("text", ["{", "", "[]", "\udcff"])
+def test_a_broken_file_of_the_run_is_told(name, text, tmp_path, capsys):
+    assert train.main(command(tmp_path)) == 0
+    (tmp_path / name).write_text(text, errors="surrogateescape")
+    before = listing(tmp_path)
+    capsys.readouterr()
+    sentence = refusal(command(tmp_path), capsys)
+    assert f"{tmp_path / name} is broken (" in sentence
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        (["config.json"], "the run has finished, but config.json is missing"),
+        (["checkpoints"], "the run has finished, but its checkpoints are missing"),
+        (["config.json", "checkpoints"], "but config.json is and its checkpoints are missing"),
+    ],
+)
+def test_a_finished_run_that_lacks_something_does_not_count(names, sentence, tmp_path, capsys):
+    assert train.main(command(tmp_path)) == 0
+    for name in names:
+        path = tmp_path / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    before = listing(tmp_path)
+    capsys.readouterr()
+    assert sentence in refusal(command(tmp_path), capsys)
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_run_that_fails_before_its_first_update_leaves_nothing(there, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("cannot compile")
+
+    workdir = tmp_path / "runs" / "first"
+    if there:
+        workdir.mkdir(parents=True)
+        (workdir / "notes.txt").write_text("mine")
+    before = listing(tmp_path)
+    config = load_config(f"{MLP}:smoke", [f"{k}={v}" for k, v in SMOKE.items()])
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Trainer, "dispatch", fail)
+        with pytest.raises(RuntimeError, match="cannot compile"):
+            loop.train(config, workdir)
+    assert listing(tmp_path) == before
+
+
+def test_a_run_killed_before_its_first_update_gives_way_to_another_config(tmp_path, capsys):
+    config = load_config(f"{MLP}:smoke", [f"{k}={v}" for k, v in SMOKE.items()])
+    Workdir(tmp_path, config)  # what a process that XLA aborts leaves
+    assert (tmp_path / "config.json").exists()
+    assert train.main(command(tmp_path, **{"model.depth": 3})) == 0
+    assert json.loads((tmp_path / "config.json").read_text())["model"]["depth"] == 3
+    assert "another config" in refusal(command(tmp_path), capsys_cleared(capsys))
+
+
+def capsys_cleared(capsys):
+    capsys.readouterr()
+    return capsys
+
+
+def test_a_config_json_of_something_else_is_left(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"mine": 1}')
+    assert "another config" in refusal(command(tmp_path), capsys)
+    assert (tmp_path / "config.json").read_text() == '{"mine": 1}'
+
+
 def test_evaluation_without_a_run(tmp_path, capsys):
     argv = [*command(tmp_path / "run"), "--mode=eval"]
-    assert "holds no checkpoint; train there first" in refusal(argv, capsys)
+    assert "holds no checkpoint yet; wait for the first, or train there" in refusal(argv, capsys)
     assert listing(tmp_path) == {}
 
 
@@ -178,6 +300,11 @@ def test_a_run_that_diverges_ends_and_saves_nothing_of_it(group, steps, tmp_path
         assert list((tmp_path / "checkpoints").iterdir()) == []
         assert json.loads((tmp_path / "final.json").read_text())["status"] == "diverged"
         assert read_metrics(tmp_path) == []
+
+
+def test_clipping_is_not_advised_where_it_is_set(tmp_path, capsys):
+    assert train.main(command(tmp_path, **HUGE, **{"optim.clip_norm": 1.0})) == 3
+    assert "; lower optim.learning_rate or optim.clip_norm, and start" in capsys.readouterr().err
 
 
 def test_divergence_within_a_dispatch_names_the_step_where_it_began(tmp_path, capsys):

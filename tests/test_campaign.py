@@ -131,8 +131,8 @@ def test_a_flipped_bit_is_one_bit(one, tmp_path):
 
 
 BEGUN = "902 parameters, 2,000 steps of 50 examples on 1 device(s), in run\n"
-AT_10 = BEGUN + "going on after step 10\n"
-AT_5 = BEGUN + "going on after step 5\n"
+AT_10 = BEGUN + "resuming after step 10\n"
+AT_5 = BEGUN + "resuming after step 5\n"
 WARNED = "warning: checkpoint 10 is damaged (bad); moved it to run/damaged/10\n"
 
 

@@ -108,6 +108,27 @@ def test_a_wrong_override_is_told(override, sentence):
     assert sentence in str(info.value)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "lengths"),
+    [
+        ([], (None, 20.0, None)),
+        (["train.steps=10"], (10, None, None)),
+        (["train.examples=10"], (None, None, 10)),
+        (["train.epochs=None", "train.steps=10"], (10, None, None)),
+        (["train.steps=10", "train.epochs=2"], (10, 2.0, None)),  # an error of whoever trains
+        (["train.steps=None"], (None, 20.0, None)),
+    ],
+)
+def test_a_length_on_the_command_line_displaces_that_of_the_config(overrides, lengths):
+    train = load_config(MLP, overrides).train
+    assert (train.steps, train.epochs, train.examples) == lengths
+
+
+def test_an_interval_on_the_command_line_displaces_that_of_the_config():
+    found = load_config(MLP, ["eval.every_steps=7"]).eval
+    assert (found.every_steps, found.every_epochs, found.every_examples) == (7, None, None)
+
+
 def test_later_overrides_win_and_the_config_is_locked():
     config = load_config(f"{MLP}:depth=7,width=9", ["model.depth=8", "model.depth=9"])
     assert (config.model.depth, config.model.width) == (9, 9)
@@ -158,7 +179,7 @@ def test_every_config_trains_when_small(file):
     program = Trainer.from_config(config)
     state, losses = program.init(), []
     for batch in program.batches(0):
-        state, report = program.train_steps(state, [batch])
+        state, report = program.dispatch(state, [batch])
         losses.append(float(report["loss"][0]))
         assert 0 < float(report["grad_norm"]) < float("inf")
     assert int(state["step"]) == len(losses) == 2

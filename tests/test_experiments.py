@@ -22,7 +22,7 @@ from experiments.report import summary
 from experiments.results import Claim, Curve, Made, Results, Row, lower
 from rezero_jax.config import load_config
 from rezero_jax.errors import UserError
-from rezero_jax.runs.folder import write_json
+from rezero_jax.runs.files import write_json
 from rezero_jax.runs.reader import Run
 from rezero_jax.training import loop
 from rezero_jax.training.cost import ACCELERATORS
@@ -414,7 +414,7 @@ def test_a_stopped_command_goes_on(monkeypatch, tmp_path, capsys):
 
     monkeypatch.setattr(running, "start", resume)
     assert main(smoke("depth", tmp_path, "--jobs=2")) == 0
-    assert f"going on after step {stopped.step:,}" in (runs / f"{folders[0].name}.log").read_text()
+    assert f"resuming after step {stopped.step:,}" in (runs / f"{folders[0].name}.log").read_text()
     for job, folder in zip(todo, folders, strict=True):
         assert jobs.status(job.with_seed(0), folder) == jobs.Status("done", 4000)
     rows = {
@@ -455,7 +455,7 @@ def test_a_network_at_the_moments_that_the_jacobian_looks_at(tmp_path):
             assert at == step
             found = nnx.to_pure_dict(nnx.state(model, nnx.Param))
             jax.tree.map(np.testing.assert_array_equal, found, state["params"])
-        state, _ = trainer.train_steps(state, [next(batches)])
+        state, _ = trainer.dispatch(state, [next(batches)])
     with pytest.raises(UserError, match="holds no checkpoint 3; train anew with"):
         load_model(tmp_path, 3)
 

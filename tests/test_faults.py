@@ -51,7 +51,7 @@ def assert_one_sentence(result):
     assert result.returncode == 2, result.stderr
     assert len(said) == 1
     assert result.stderr.endswith(said[0] + "\n")
-    assert said[0].endswith("and the same command goes on from the newest checkpoint")
+    assert said[0].endswith("and the same command resumes from the newest checkpoint")
 
 
 def params(workdir, step):
@@ -69,6 +69,8 @@ def test_a_full_disk_is_told_and_the_same_command_goes_on(tmp_path):
         shutil.rmtree(full / "checkpoints" / str(step))
     result = run(full, kilobytes=100)
     assert_one_sentence(result)
+    assert "and ulimit -f allows files of 0.1 MB" in result.stderr
+    assert "Traceback" not in result.stderr
     assert [path.name for path in (full / "checkpoints").iterdir() if path.name.isdigit()] == ["20"]
     assert not (full / "final.json").exists()
     assert run(full).returncode == 0
@@ -139,6 +141,17 @@ def test_a_trace_begins_with_the_dispatch_of_its_first_update(
     assert profile.is_over(last) == (expected and last >= 20)
     profile.close()
     assert bool(started) == expected
+
+
+@pytest.mark.parametrize("steps", [(50, 70), (61, 61)])
+def test_a_trace_beyond_the_end_is_refused(steps, tmp_path):
+    config = load_config(
+        str(ROOT / "configs/mlp.py") + ":smoke",
+        ["train.epochs=None", "train.steps=60", "mesh.data=1"],
+    )
+    with pytest.raises(UserError, match=r"beyond the last step .* two numbers from 1 to 60"):
+        loop.train(config, tmp_path / "run", profile=steps)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("text", ["", "10", "20:10", "0:5", "a:b", "1:2:3"])

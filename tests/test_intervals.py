@@ -32,7 +32,7 @@ def test_every_step_where_something_is_due_is_a_stop():
         stops, now = [], 0
         while now < times.total:
             stop = times.next_stop(now)
-            assert now < stop <= min(now + times.group, times.total)
+            assert now < stop <= min(now + times.per_dispatch, times.total)
             stops.append(stop)
             now = stop
         assert now == times.total
@@ -71,7 +71,7 @@ def test_dispatches_are_as_long_as_may_be():
         now = 0
         while now < times.total:
             stop = times.next_stop(now)
-            if stop < min(now + times.group, times.total):
+            if stop < min(now + times.per_dispatch, times.total):
                 assert times.is_log(stop) or times.is_save(stop), (times, stop)
             now = stop
 

@@ -106,6 +106,21 @@ def test_lamb_on_a_stack_is_lamb_layer_by_layer():
         np.testing.assert_allclose(kernel(history[-1])[layer], p, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("name", "epsilon"), [("adamw", 1e-8), ("lamb", 1e-6)])
+def test_a_gradient_of_epsilons_size_moves_half_as_far_as_a_large_one(name, epsilon):
+    """Adam divides by |gradient| + epsilon in its first step; LAMB's ratio is one for a layer."""
+    optimizer, _ = make_optimizer(settings(name=name, learning_rate=0.1), 1, MODEL)
+    params = random_tree()
+    is_small = RNG.random(kernel(params).shape) < 0.5
+    grads = jax.tree.map(jnp.ones_like, params)
+    grads["trunk"]["blocks"]["linear"]["kernel"] = jnp.where(is_small, epsilon, 1.0)
+    changes, _ = optimizer.update(grads, optimizer.init(params), params)
+    for change, small in zip(kernel(changes), is_small, strict=True):
+        np.testing.assert_allclose(change[small], change[~small].mean() / 2, rtol=1e-3)
+    if name == "adamw":
+        np.testing.assert_allclose(kernel(changes)[is_small], -0.05, rtol=1e-3)
+
+
 def test_lamb_moves_each_alpha_by_a_relative_rate_of_its_own():
     history, *_ = run(settings(name="lamb", learning_rate=0.1), updates=1)
     before, after = alpha(history[0]), alpha(history[1])

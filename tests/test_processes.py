@@ -128,7 +128,7 @@ def test_a_killed_process_ends_the_others_and_the_command_goes_on(victim, straig
     assert "Traceback" not in err
     (status, out, err), (status_1, *_) = end(start(2, tmp_path))
     assert (status, status_1) == (0, 0), err
-    assert "going on after step " in out
+    assert "resuming after step " in out
     assert_same_curve(straight, tmp_path)
     assert json.loads((tmp_path / "final.json").read_text())["status"] == "finished"
 
@@ -144,7 +144,7 @@ def test_a_damaged_checkpoint_and_a_held_workdir_are_told_by_all(straight, tmp_p
     assert (status, status_1) == (0, 0), err + err_1
     assert f"warning: checkpoint {STEPS} is damaged" in err
     assert "warning" not in err_1
-    assert f"going on after step {STEPS - SAVE}" in out
+    assert f"resuming after step {STEPS - SAVE}" in out
     assert_same_curve(straight, workdir)
 
     holder = subprocess.Popen(
@@ -225,6 +225,15 @@ def test_one_process_looks_for_no_others():
     processes.leave()
     with pytest.raises(RuntimeError, match="out of memory"):
         processes.lose(RuntimeError("out of memory"))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_exhausted_memory_is_no_lost_process(count, monkeypatch):
+    monkeypatch.setattr(processes.jax, "process_count", lambda: count)
+    error = RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore\nlines")
+    with pytest.raises(UserError, match=r"^a device is out of memory") as info:
+        processes.lose(error)
+    assert "\n" not in str(info.value)
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def train(config):
     program = Trainer(config, DATA)
     state, batches, losses = program.init(), program.batches(0), []
     while group := list(islice(batches, config.train.steps_per_dispatch)):
-        state, report = program.train_steps(state, group)
+        state, report = program.dispatch(state, group)
         losses.extend(np.asarray(report["loss"])[: len(group)].tolist())
     return np.asarray(losses), state, program
 

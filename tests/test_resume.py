@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,14 +12,17 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from rezero_jax.config import load_config
+from rezero_jax.errors import UserError
 from rezero_jax.runs.checkpoint import Checkpoints
 from rezero_jax.runs.folder import Workdir, saved_steps
 from rezero_jax.runs.metrics import read_metrics
 from rezero_jax.training import loop
-from rezero_jax.training.trainer import Trainer
+from rezero_jax.training.load import load_model
+from rezero_jax.training.trainer import Trainer, _with_stop
 from tests.faults.compare import differences, final, metrics, saved
 
 # When one read of a damaged checkpoint fails, Orbax drops the other failed reads unseen; Python
@@ -101,7 +105,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(signum, code, straight, tmp
     assert not (tmp_path / "final.json").exists()
     resumed = run(tmp_path)
     assert resumed.returncode == 0, resumed.stderr
-    assert f"going on after step {step}" in resumed.stdout
+    assert f"resuming after step {step}" in resumed.stdout
     assert differences(tmp_path, straight) == []
 
 
@@ -347,6 +351,98 @@ def test_a_checkpoint_from_before_there_were_checksums_is_restored(copied, progr
     (state, _), warned = restore(copied, program)
     assert int(state["step"]) == 40
     assert warned == []
+
+
+@pytest.mark.parametrize("damage", [other_numbers, other_digit_in_record])
+def test_whoever_only_reads_finds_damage_too_and_leaves_it(damage, copied, capsys):
+    """What can be read, and is not what was saved."""
+    (copied / ".lock").unlink()
+    damage(copied / "checkpoints" / "40")
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.restore(copied / "checkpoints" / "40" / "state")
+    before = contents(copied)
+    for path in (copied, copied / "checkpoints"):
+        path.chmod(0o555)
+    try:
+        for load in (lambda: load_model(copied)[1], lambda: evaluated(copied)["step"]):
+            assert load() == 30
+            (warning,) = capsys.readouterr().err.splitlines()
+            assert warning.startswith("warning: checkpoint 40 is damaged (")
+            assert warning.endswith("); using the one before it")
+        with pytest.raises(UserError, match=r"checkpoint 40 in .* is damaged"):
+            load_model(copied, 40)
+    finally:
+        for path in (copied, copied / "checkpoints"):
+            path.chmod(0o755)
+    assert contents(copied) == before
+
+
+def evaluated(workdir):
+    return loop.evaluate(config_with(**SHORT), workdir)
+
+
+@pytest.mark.parametrize(
+    ("fields", "difference"),
+    [
+        (
+            {"model.width": 9},
+            r"params/head/kernel: float32\(8, 10\) in .*, float32\(9, 10\)",
+        ),
+        ({"model.residual": "residual"}, r"params/trunk/blocks/rule/alpha: .*, absent here"),
+        ({"optim.name": "adamw"}, r"opt_state/.*/mu/.*: absent in the checkpoint, float32\("),
+    ],
+)
+def test_a_checkpoint_of_another_structure_is_refused_and_stays(fields, difference, copied):
+    """As after a change of the code or of a default, of which config.json does not tell."""
+    config = config_with(**SHORT, **fields)
+    (copied / "config.json").write_text(config.to_json())
+    before = contents(copied / "checkpoints")
+    for use in (
+        lambda: loop.train(config, copied),
+        lambda: loop.evaluate(config, copied),
+        lambda: load_model(copied),
+    ):
+        with pytest.raises(UserError, match=r"checkpoint 40 .* model of another structure") as info:
+            use()
+        assert re.search(difference, str(info.value))
+        assert "\n" not in str(info.value)
+        assert contents(copied / "checkpoints") == before
+        assert not (copied / "damaged").exists()
+
+
+def test_another_structure_ends_with_status_2(copied):
+    (copied / "config.json").write_text(config_with(**SHORT, **{"model.width": 9}).to_json())
+    refused = run(copied, **SHORT, **{"model.width": 9})
+    assert refused.returncode == 2
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith("train.py: checkpoint 40 in ")
+
+
+def test_a_run_from_before_a_field_continues_with_what_it_did(tmp_path):
+    numpy, old = tmp_path / "numpy", tmp_path / "old"
+    loop.train(config_with(**SHORT, **{"data.order": "numpy"}), numpy)
+    shutil.copytree(numpy, old)
+    (old / "final.json").unlink()
+    for step in (30, 40):
+        shutil.rmtree(old / "checkpoints" / str(step))
+    config = json.loads((old / "config.json").read_text())
+    del config["data"]["order"]
+    (old / "config.json").write_text(json.dumps(config))
+    assert load_model(old)[2].config.data.order == "numpy"
+    loop.train(config_with(**SHORT), old)  # whose own default is another
+    assert differences(old, numpy) == []
+    assert evaluated(old)["step"] == 40
+    again = config_with(**SHORT)
+    assert loop.train(again, old)["status"] == "finished"
+    assert again.data.order == "hash"  # the caller's config stays as it was
+
+
+def test_the_stop_signal_is_the_largest_of_the_devices(program):
+    _, report = program.dispatch(program.init(), [next(program.batches(0))], stop=15)
+    assert report["stop"] == 15
+    updates = _with_stop(lambda state, add: ({"step": state["step"] + add}, {"loss": add}))
+    state, report = updates({"step": 1}, 2, np.array([0, 15, 2], np.int32))
+    assert (state["step"], report["loss"], report["stop"]) == (3, 2, 15)
 
 
 def test_two_damaged_checkpoints(copied, program):

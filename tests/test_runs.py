@@ -13,14 +13,12 @@ import pytest
 
 from rezero_jax.config import load_config
 from rezero_jax.errors import UserError
-from rezero_jax.runs.folder import (
-    check_config,
-    environment,
-    write_json,
-)
+from rezero_jax.runs.files import write_json
+from rezero_jax.runs.folder import check_config, environment
 from rezero_jax.runs.metrics import MetricsWriter, read_metrics
 from rezero_jax.training import loop
 from rezero_jax.training.cost import Accelerator
+from rezero_jax.training.progress import WINDOW, _Clock
 from rezero_jax.training.trainer import Trainer
 from tests.faults.compare import scalars
 
@@ -96,7 +94,7 @@ def test_numbers_are_those_of_the_program(config, lines):
     program = Trainer.from_config(config)
     state, losses = program.init(), []
     for line, batch in zip(lines, program.batches(0), strict=True):
-        state, report = program.train_steps(state, [batch])
+        state, report = program.dispatch(state, [batch])
         losses.append(float(report["loss"][0]))
         assert line["train/loss"] == losses[-1]
         assert line["train/accuracy"] == float(report["accuracy"][0])
@@ -142,6 +140,27 @@ def test_every_line_tells_where_the_time_went(run, lines):
     final = json.loads((run / "final.json").read_text())
     spent = sum(line.get(f"time/{what}", 0) for line in lines for what in ("data", "evaluation"))
     assert spent < final["seconds"] + lines[0]["time/data"]
+
+
+def test_the_rate_does_not_jump_where_reports_come_in_bursts(monkeypatch):
+    """1000 examples a second, told of in bursts of two dispatches, with pauses between."""
+    now = 0.0
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    clock, rates = _Clock(), []
+    for burst in range(200):
+        now += 0.099
+        clock.count(100)
+        clock.lap()
+        rates.append(clock.rate)
+        now += 0.001
+        clock.count(0 if burst % 2 else 100)
+        clock.count(100 if burst % 2 else 0)
+        clock.lap()
+        rates.append(clock.rate)
+        with clock.timed("evaluation"):
+            now += 3.0
+    late = rates[int(20 * WINDOW) :]
+    np.testing.assert_allclose(late, 2000, rtol=0.03)
 
 
 def test_utilisation_is_told_where_the_peak_is_known(config, tmp_path, monkeypatch):
@@ -257,8 +276,8 @@ def test_a_field_that_came_after_a_run_counts_as_its_default(config, tmp_path):
     old = json.loads(config.to_json())
     del old["data"]["flip"]
     write_json(tmp_path / "config.json", old)
-    check_config(tmp_path, json.loads(config.to_json()))
+    check_config(tmp_path, config)
     flipped = config.copy_and_resolve_references()
     flipped.data.flip = True
     with pytest.raises(UserError, match=r"another config \(data.flip: False -> True\)"):
-        check_config(tmp_path, json.loads(flipped.to_json()))
+        check_config(tmp_path, flipped)

@@ -246,7 +246,7 @@ def test_an_evaluation_may_ask_for_more_context_and_the_test_split(capsys, workd
 def test_a_wrong_option_is_one_sentence(capsys, workdir, flags, sentence):
     status, out, err = run(capsys, workdir, *flags)
     assert (status, out) == (2, "")
-    assert err.splitlines()[-1] == f"sample.py: {sentence}"
+    assert err == f"sample.py: {sentence}\n"  # and no announcement
 
 
 def refused(capsys, workdir):
@@ -281,9 +281,18 @@ def test_a_damaged_checkpoint_is_told_and_left(capsys, workdir, tmp_path):
     shutil.copytree(workdir, tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / "30" / "state" / "_METADATA").unlink()
     before = contents(tmp_path / "run")
-    line = refused(capsys, tmp_path / "run")
-    assert line.startswith("sample.py: checkpoint 30 in DIR cannot be read (")
-    assert line.endswith("); go on with the training, which sets it aside")
+    status, _, err = run(capsys, tmp_path / "run", "--bytes=2")
+    assert status == 0
+    warning, *rest = err.splitlines()
+    assert warning.startswith("warning: checkpoint 30 is damaged (")
+    assert warning.endswith("); using the one before it")
+    assert " after 20 updates:" in rest[0]
+    assert contents(tmp_path / "run") == before
+    (tmp_path / "run" / "checkpoints" / "20" / "state" / "_METADATA").unlink()
+    before = contents(tmp_path / "run")
+    status, _, err = run(capsys, tmp_path / "run", "--bytes=2")
+    assert status == 2
+    assert "holds no good checkpoint; train there, or name another run" in err.splitlines()[-1]
     assert contents(tmp_path / "run") == before
 
 

@@ -40,7 +40,7 @@ def runs():
         program = make_program(devices)
         state, batches, losses = program.init(), program.batches(0), []
         for _ in range(STEPS // GROUP):
-            state, report = program.train_steps(state, list(islice(batches, GROUP)))
+            state, report = program.dispatch(state, list(islice(batches, GROUP)))
             losses.extend(map(float, report["loss"]))
         alphas = np.asarray(report["alphas"])
         done[devices] = program, state, losses, program.evaluate(state), alphas
@@ -84,10 +84,10 @@ def test_every_device_holds_the_whole_state(devices, runs):
 def test_every_device_gets_its_part_of_each_batch(devices, runs, monkeypatch):
     program, *_ = runs[devices]
     seen = []
-    compiled = program._train_steps
-    monkeypatch.setattr(program, "_train_steps", lambda *args: seen.append(args) or compiled(*args))
+    compiled = program._dispatch
+    monkeypatch.setattr(program, "_dispatch", lambda *args: seen.append(args) or compiled(*args))
     batches = list(islice(program.batches(0), 2))
-    program.train_steps(program.init(), batches)
+    program.dispatch(program.init(), batches)
     ((_, _, fetched, *_),) = seen
     index = fetched["index"]
     assert index.sharding.spec == PartitionSpec(None, "data")
@@ -102,9 +102,9 @@ def test_every_device_gets_its_part_of_each_batch(devices, runs, monkeypatch):
 def test_each_device_computes_its_examples_only_and_sums_gradients(devices, runs, monkeypatch):
     program, *_ = runs[devices]
     args = []
-    compiled = program._train_steps
-    monkeypatch.setattr(program, "_train_steps", lambda *a: args.extend(a) or compiled(*a))
-    program.train_steps(program.init(), list(islice(program.batches(0), 1)))
+    compiled = program._dispatch
+    monkeypatch.setattr(program, "_dispatch", lambda *a: args.extend(a) or compiled(*a))
+    program.dispatch(program.init(), list(islice(program.batches(0), 1)))
     text = compiled.lower(*jax.tree.map(jax.typeof, args[:1]), *args[1:]).compile().as_text()
     assert ("all-reduce" in text) == (devices > 1)
     assert f"f32[{BATCH // devices},8]" in text  # the trunk: width 8
@@ -116,8 +116,8 @@ def test_the_loop_moves_nothing_unasked(devices, runs):
     program, *_ = runs[devices]
     state, batches = program.init(), program.batches(0)
     with jax.transfer_guard("disallow"):
-        state, _ = program.train_steps(state, list(islice(batches, GROUP)))
-        state, report = program.train_steps(state, list(islice(batches, 2)))
+        state, _ = program.dispatch(state, list(islice(batches, GROUP)))
+        state, report = program.dispatch(state, list(islice(batches, 2)))
         program.evaluate(state)
     assert int(state["step"]) == GROUP + 2
     assert np.all(np.asarray(report["loss"][:2]) > 0)
@@ -127,7 +127,7 @@ def test_the_loop_moves_nothing_unasked(devices, runs):
 def test_accumulation_over_devices_gives_the_same_losses(accumulate, runs):
     _, _, expected, *_ = runs[1]
     program = make_program(4, **{"train.accumulate": accumulate})
-    _, report = program.train_steps(program.init(), list(islice(program.batches(0), GROUP)))
+    _, report = program.dispatch(program.init(), list(islice(program.batches(0), GROUP)))
     np.testing.assert_allclose(report["loss"], expected[:GROUP], rtol=1e-5)
 
 

@@ -28,7 +28,7 @@ def test_the_interval_holds_the_mean_as_often_as_it_says():
     assert abs(held - 0.9) < 3 * np.sqrt(0.9 * 0.1 / 4000)
 
 
-@pytest.mark.parametrize("confidence", [0.0, 1.0, 95])
+@pytest.mark.parametrize("confidence", [0.0, 1.0, 95.0])
 def test_a_confidence_is_a_probability(confidence):
     with pytest.raises(UserError, match="is no probability"):
         Estimate.of([1.0, 2.0]).interval(confidence)

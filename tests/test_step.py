@@ -17,15 +17,14 @@ from rezero_jax.training.optim import make_optimizer
 from rezero_jax.training.state import init_state, model_spec, path_text
 from rezero_jax.training.step import (
     classification,
+    make_dispatch,
     make_eval_step,
     make_train_step,
-    make_train_steps,
 )
 
 DEPTH = 3
 BATCH = 16
 EPS = float(jnp.finfo(jnp.float32).eps)
-GO = np.zeros(1, np.int32)  # of one device: no signal to stop
 OBJECTIVE = classification(partial(standardise, mean=(0.5,), std=(0.5,)), (16,))
 
 # Instead of updating the parameters, keeps the gradients as its state, exactly.
@@ -95,10 +94,10 @@ def rezero():
 
 @pytest.fixture(scope="module")
 def steps(rezero):
-    """train_steps under jit, whose batches are fetched whole."""
+    """A dispatch under jit, whose batches are fetched whole."""
     bones, train_step, _ = rezero
     schedules = {"base": lambda step: 0.5 * step}
-    return jax.jit(make_train_steps(train_step, lambda _, fetched: fetched, bones, schedules))
+    return jax.jit(make_dispatch(train_step, lambda _, fetched: fetched, bones, schedules))
 
 
 def test_the_loss_falls_and_step_counts_the_updates(rezero):
@@ -146,12 +145,12 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(accumulate, rezero):
 def test_groups_of_steps_give_the_bits_of_single_steps(rezero, steps):
     _, _, begin = rezero
     three = batches(3)
-    together, report = steps(begin, {}, three, jnp.int32(3), GO)
+    together, report = steps(begin, {}, three, jnp.int32(3))
     apart, losses = begin, []
     for i in range(3):
         # Only the first slot counts; the others hold other examples.
         fetched = jax.tree.map(lambda a, b, i=i: a.at[0].set(b[i]), batches(3, seed=9), three)
-        apart, one = steps(apart, {}, fetched, jnp.int32(1), GO)
+        apart, one = steps(apart, {}, fetched, jnp.int32(1))
         losses.append(one["loss"][0])
         np.testing.assert_array_equal(one["loss"][1:], 0)
     assert_same_bits(together, apart)
@@ -163,11 +162,9 @@ def test_slots_beyond_the_count_do_not_matter(rezero, steps):
     _, _, begin = rezero
     three, other = batches(3), batches(3, seed=9)
     padded = jax.tree.map(lambda a, b: a.at[2:].set(b[2:]), three, other)
-    assert_same_bits(
-        steps(begin, {}, three, jnp.int32(2), GO), steps(begin, {}, padded, jnp.int32(2), GO)
-    )
-    other_state, _ = steps(begin, {}, other, jnp.int32(2), GO)
-    one_state, _ = steps(begin, {}, three, jnp.int32(2), GO)
+    assert_same_bits(steps(begin, {}, three, jnp.int32(2)), steps(begin, {}, padded, jnp.int32(2)))
+    other_state, _ = steps(begin, {}, other, jnp.int32(2))
+    one_state, _ = steps(begin, {}, three, jnp.int32(2))
     assert not np.array_equal(
         other_state["params"]["head"]["kernel"], one_state["params"]["head"]["kernel"]
     )
@@ -175,8 +172,7 @@ def test_slots_beyond_the_count_do_not_matter(rezero, steps):
 
 def test_the_report_ends_with_the_state_after_the_last_update(rezero, steps):
     bones, _, begin = rezero
-    state, report = steps(begin, {}, batches(3), jnp.int32(2), np.array([0, 15, 2], np.int32))
-    assert report["stop"] == 15
+    state, report = steps(begin, {}, batches(3), jnp.int32(2))
     np.testing.assert_array_equal(report["alphas"], bones.alphas(state["params"]))
     leaves = jax.tree.leaves(state["params"])
     norm = np.sqrt(sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in leaves))
@@ -193,12 +189,12 @@ def test_one_trace_serves_every_count(rezero):
         return OBJECTIVE(model, batch, key)
 
     train_step = make_train_step(bones, counting, adagrad(bones), 1, seed=0)
-    steps = jax.jit(make_train_steps(train_step, lambda _, fetched: fetched, bones, {}))
-    steps(begin, {}, batches(3), jnp.int32(3), GO)
+    steps = jax.jit(make_dispatch(train_step, lambda _, fetched: fetched, bones, {}))
+    steps(begin, {}, batches(3), jnp.int32(3))
     after_first = len(traces)
     assert after_first > 0
     for count in (1, 2, 3):
-        state, _ = steps(begin, {}, batches(3), jnp.int32(count), GO)
+        state, _ = steps(begin, {}, batches(3), jnp.int32(count))
         assert state["step"] == count
     assert len(traces) == after_first
 

@@ -73,7 +73,7 @@ def train(config, dataset):
     program = Trainer(config, dataset)
     state, batches, losses = program.init(), program.batches(0), []
     while group := list(islice(batches, config.train.steps_per_dispatch)):
-        state, report = program.train_steps(state, group)
+        state, report = program.dispatch(state, group)
         losses.extend(np.asarray(report["loss"])[: len(group)].tolist())
     return np.asarray(losses), state, program
 
@@ -175,7 +175,7 @@ def test_four_devices_train_the_same_as_one_with_dropout(whole):
     state, batches = program.init(), program.batches(0)
     losses = []
     for _ in range(2):
-        state, report = program.train_steps(state, list(islice(batches, 3)))
+        state, report = program.dispatch(state, list(islice(batches, 3)))
         losses.append(report["loss"][2])
     expected = [line["train/loss"] for line in read_metrics(whole)]
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
@@ -320,7 +320,7 @@ def test_every_config_trains(name, arg, tmp_path):
         f"{CONFIGS / name}.py:{arg}", [f"{key}={value}" for key, value in fields.items()]
     )
     program = Trainer.from_config(settings)
-    state, report = program.train_steps(program.init(), list(program.batches(0)))
+    state, report = program.dispatch(program.init(), list(program.batches(0)))
     assert state["step"] == 2
     np.testing.assert_allclose(report["loss"][:2], math.log(256), atol=0.3)
     assert report["alphas"].shape == (2,)

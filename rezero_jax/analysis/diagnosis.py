@@ -155,5 +155,5 @@ def _growth(values: np.ndarray) -> str:
         )
 
 
-def _number(value: float, digits: int = 3) -> str:
+def _number(value: float | np.floating, digits: int = 3) -> str:
     return "-" if np.isnan(value) else f"{value:.{digits}g}"

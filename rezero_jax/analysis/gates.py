@@ -3,7 +3,7 @@
 import dataclasses
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Real
 
 from rezero_jax.errors import UserError
 from rezero_jax.runs.reader import Run
@@ -27,7 +27,7 @@ class Gates:
       alphas: the gates at them, layer 0 first.
     """
 
-    steps: Float[np.ndarray, " lines"]
+    steps: Real[np.ndarray, " lines"]
     alphas: Float[np.ndarray, "lines layers"]
 
     @classmethod
@@ -65,7 +65,7 @@ class Gates:
         return np.where(is_open.any(axis=0), self.steps[is_open.argmax(axis=0)], np.nan)
 
     @property
-    def peak_steps(self) -> Float[np.ndarray, " layers"]:
+    def peak_steps(self) -> Real[np.ndarray, " layers"]:
         """The logged step at which each |alpha| is largest."""
         return self.steps[np.abs(self.alphas).argmax(axis=0)]
 

@@ -21,13 +21,13 @@ from rezero_jax.models.resnet.stage import Stage
 from rezero_jax.residual import Alpha, ReZero, Rule
 from rezero_jax.stack import Stack
 
-Path = tuple[Any, ...]
+ModulePath = tuple[Any, ...]
 
 BEFORE, AFTER = 0, 1  # the axis of what is measured at a layer's input and at its output
 SIGNAL, COSINE, CHANGE, SHARE = range(4)
 
 
-class Seen(nnx.Variable):
+class Measured(nnx.Variable):
     """What a probe measured of the last signal: means over the batch, (4, 2); see `Probe`."""
 
 
@@ -50,7 +50,7 @@ class Probe(nnx.Module):
 
     def __init__(self, layer: nnx.Module, depth: tuple[int, ...] = ()):
         self.layer = layer
-        self.seen = Seen(jnp.zeros((*depth, 4, 2), jnp.float32))
+        self.seen = Measured(jnp.zeros((*depth, 4, 2), jnp.float32))
         self.slot = Slot(jnp.zeros((*depth, 2), jnp.float32))
 
     def __call__(self, x: Array, *args: Any, **kwargs: Any) -> Array:
@@ -105,7 +105,7 @@ class Tape:
     """
 
     given: Array | None = None
-    order: list[Path] = dataclasses.field(default_factory=list)
+    order: list[ModulePath] = dataclasses.field(default_factory=list)
     entered: Array | None = None
     left: Array | None = None
 
@@ -113,7 +113,7 @@ class Tape:
 class Segment(nnx.Module):
     """A stack or a single layer in its place in a model, with probes in it; notes when it runs."""
 
-    def __init__(self, module: nnx.Module, path: Path, tape: Tape):
+    def __init__(self, module: nnx.Module, path: ModulePath, tape: Tape):
         self.path, self.tape = nnx.static(path), nnx.static(tape)
         self.module: nnx.Module = module
         if not isinstance(module, Stack):
@@ -171,7 +171,7 @@ def _gate(probe: Probe) -> Float[Array, " layers"]:
     return alphas[:, 0] if alphas.shape[1] == 1 else jnp.abs(alphas).mean(axis=1)
 
 
-def probed(model: nnx.Module, tape: Tape) -> tuple[nnx.Module, dict[Path, Segment]]:
+def probed(model: nnx.Module, tape: Tape) -> tuple[nnx.Module, dict[ModulePath, Segment]]:
     """A copy of the model with its layers in segments, and these by their paths.
 
     Raises:
@@ -199,12 +199,12 @@ def probed(model: nnx.Module, tape: Tape) -> tuple[nnx.Module, dict[Path, Segmen
     return twin, segments
 
 
-def path_name(path: Path) -> str:
+def path_name(path: ModulePath) -> str:
     """A path as "trunk.layers"; of the model itself "model"."""
     return ".".join(map(str, path)) or "model"
 
 
-def _segment_paths(model: nnx.Module) -> list[Path]:
+def _segment_paths(model: nnx.Module) -> list[ModulePath]:
     if isinstance(model, Stack):
         return [()]
     found = []

@@ -25,7 +25,7 @@ from rezero_jax.analysis.probe import (
     COSINE,
     SHARE,
     SIGNAL,
-    Path,
+    ModulePath,
     Tape,
     path_name,
     probed,
@@ -34,11 +34,15 @@ from rezero_jax.analysis.probe import (
 Loss = Callable[[Any, Any], Array]
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("signal", "gradient", "cosine", "change", "share", "alpha"),
-    meta_fields=("names",),
-)
+@partial(jax.tree_util.register_dataclass, data_fields=("arrays",), meta_fields=("names",))
+@dataclasses.dataclass(frozen=True)
+class _Traced:
+    """The fields of a `Propagation`, as they leave a compiled function."""
+
+    names: tuple[str, ...]
+    arrays: Any
+
+
 @dataclasses.dataclass(frozen=True)
 class Propagation:
     """What passed through the layers, float32, each a mean over the examples of a batch.
@@ -101,14 +105,15 @@ def propagate(model: nnx.Module, x: Any, loss: Loss = random_projection) -> Prop
     Raises:
       UserError: the model has no such layers, or one of them runs more than once in a pass.
     """
-    return jax.tree.map(np.asarray, _propagate(loss, model, x))
+    found = _propagate(loss, model, x)
+    return Propagation(found.names, **{k: np.asarray(v) for k, v in found.arrays.items()})
 
 
 @partial(jax.jit, static_argnums=0)
-def _propagate(loss: Loss, model: nnx.Module, x: Any) -> Propagation:
+def _propagate(loss: Loss, model: nnx.Module, x: Any) -> _Traced:
     tape = Tape()
 
-    def objective(slots: dict[Path, Array]) -> tuple[Array, tuple[Array, Array]]:
+    def objective(slots: dict[ModulePath, Array]) -> tuple[Array, tuple[Array, Array]]:
         twin, segments = probed(model, tape)
         for path, segment in segments.items():
             segment.fill(slots[path])
@@ -130,7 +135,7 @@ def _propagate(loss: Loss, model: nnx.Module, x: Any) -> Propagation:
     def points(values: Float[Array, "layers 2"]) -> Float[Array, " points"]:
         return jnp.concatenate([values[:1, BEFORE], values[:, AFTER]])
 
-    measured: dict[str, Any] = {
+    arrays = {
         "signal": points(seen[:, SIGNAL]),
         "gradient": points(gradient),
         "cosine": points(seen[:, COSINE]),
@@ -138,7 +143,7 @@ def _propagate(loss: Loss, model: nnx.Module, x: Any) -> Propagation:
         "share": seen[:, SHARE, AFTER],
         "alpha": alpha,
     }
-    return Propagation(names=tuple(names), **measured)
+    return _Traced(tuple(names), arrays)
 
 
 def trunk(
@@ -160,13 +165,13 @@ def trunk(
 
 @partial(jax.jit, static_argnums=0)
 def _entered(loss: Loss, model: nnx.Module, x: Any) -> Array:
-    return _played(loss, model, x, Tape()).entered
+    return _run(loss, model, x, Tape()).entered
 
 
 def _through(loss: Loss, model: nnx.Module, x: Any, entered: Array) -> Array:
-    return _played(loss, model, x, Tape(entered)).left
+    return _run(loss, model, x, Tape(entered)).left
 
 
-def _played(loss: Loss, model: nnx.Module, x: Any, tape: Tape) -> Any:
+def _run(loss: Loss, model: nnx.Module, x: Any, tape: Tape) -> Any:
     loss(probed(model, tape)[0], x)
     return tape

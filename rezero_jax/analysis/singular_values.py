@@ -33,13 +33,14 @@ from jaxtyping import Float
 from rezero_jax.analysis.statistics import Estimate
 from rezero_jax.errors import UserError
 
+AnyArray = Array | np.ndarray
 Function = Callable[[Array], Array]
 
 ROWS_AT_ONCE = 64  # of a Jacobian: what is computed in one go
 OVERSAMPLING = 8  # directions beyond the k that a subspace iteration is asked for
 
 
-def jacobian(f: Function, x: Float[Array, "..."]) -> Float[Array, "outputs inputs"]:
+def jacobian(f: Function, x: Float[AnyArray, "..."]) -> Float[Array, "outputs inputs"]:
     """J of f at the one example x, which has no batch axis.
 
     Row by row or column by column, whichever are fewer, some at a time. Columns are those of the
@@ -49,7 +50,7 @@ def jacobian(f: Function, x: Float[Array, "..."]) -> Float[Array, "outputs input
 
 
 def singular_values(
-    f: Function, x: Float[Array, "batch ..."], *, float64: bool = False
+    f: Function, x: Float[AnyArray, "batch ..."], *, float64: bool = False
 ) -> Float[np.ndarray, "batch values"]:
     """All min(outputs, inputs) singular values of each example's J, descending, float64.
 
@@ -73,7 +74,7 @@ def singular_values(
 
 
 def mean_squared_singular_value(
-    f: Function, x: Float[Array, "batch ..."], *, probes: int = 32, key: Array
+    f: Function, x: Float[AnyArray, "batch ..."], *, probes: int = 32, key: Array
 ) -> Estimate:
     """The mean of the squares of all singular values, over the examples x, without the matrix.
 
@@ -102,7 +103,7 @@ class Top(NamedTuple):
 
 
 def top_singular_values(
-    f: Function, x: Float[Array, "batch ..."], k: int, *, iterations: int = 4, key: Array
+    f: Function, x: Float[AnyArray, "batch ..."], k: int, *, iterations: int = 4, key: Array
 ) -> Top:
     """The k largest singular values of each example's J, by randomised subspace iteration.
 
@@ -156,7 +157,7 @@ def _top(
     def orthonormal(rows: Array) -> Array:
         return jnp.linalg.qr(rows.T)[0].T
 
-    def iterate(_: int, v: Array) -> Array:
+    def iterate(_: Array, v: Array) -> Array:
         return orthonormal(jax.lax.map(pull, orthonormal(jax.lax.map(push, v))))
 
     v = jax.lax.fori_loop(0, iterations, iterate, orthonormal(v))
@@ -182,13 +183,13 @@ def _products(f: Partial, x: Array) -> tuple[Function, Function, int]:
     return backward, lambda v: forward(v)[0], y.size
 
 
-def _count(f: Partial, x: Array) -> int:
+def _count(f: Partial, x: AnyArray) -> int:
     """How many singular values the J of one of the examples x has."""
     outputs = jax.eval_shape(f, x).size // len(x)
     return min(outputs, x.size // len(x))
 
 
-def safe_norms(x: Float[Array, "batch ..."]) -> Float[Array, " batch"]:
+def safe_norms(x: Float[AnyArray, "batch ..."]) -> Float[Array, " batch"]:
     """|x| of every example, float32 at least, also where squares would over- or underflow."""
     flat = x.reshape(len(x), -1)
     flat = flat.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from rezero_jax.analysis import command
+from rezero_jax.analysis.compare import by_label
 from rezero_jax.analysis.statistics import Estimate
 from rezero_jax.formatting import markdown_table, number
-from rezero_jax.runs.reader import Run, by_label
+from rezero_jax.runs.reader import Run
 
 
 def table(
@@ -111,10 +112,12 @@ def _table(
     return markdown_table([["run", "seeds", *columns], *rows])
 
 
-def _cell(values: Sequence[float | None], confidence: float | None = None, digits: int = 2) -> str:
+def _cell(
+    values: Sequence[float | int | None], confidence: float | None = None, digits: int = 2
+) -> str:
     """The mean of a setting and its range or interval, with so many digits after the point."""
 
-    def text(value: float) -> str:
+    def text(value: float | int) -> str:
         # Losses of a network that fits its data need more: 0.0021 is not 0.00.
         return number(value, 2) if digits and abs(value) < 0.1 else f"{value:.{digits}f}"
 

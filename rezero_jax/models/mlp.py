@@ -8,7 +8,6 @@ import numpy as np
 from flax import nnx
 from jax import Array
 from jaxtyping import Float
-from ml_collections import ConfigDict
 
 from rezero_jax.errors import UserError
 from rezero_jax.models import init
@@ -130,9 +129,7 @@ class MLP(nnx.Module):
         )
 
     @classmethod
-    def from_config(
-        cls, config: ConfigDict, in_features: int, num_classes: int, rngs: nnx.Rngs
-    ) -> "MLP":
+    def from_config(cls, config: Any, in_features: int, num_classes: int, rngs: nnx.Rngs) -> "MLP":
         """The network that config.model describes."""
         return cls(
             in_features,

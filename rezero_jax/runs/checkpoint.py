@@ -1,21 +1,16 @@
-"""Checkpoints with Orbax: written in the background, never loaded when damaged.
+"""The checkpoints of a run that trains, with Orbax: written in the background, few of them kept.
 
-Several processes write and read each their own part, in one folder that all of them share.
-
-Checkpoint k is the state after k updates, with a small JSON record beside it: the loop's running
-sums, a fingerprint of every array, and a checksum of both. A checkpoint that does not match them,
-or that cannot be read at all, is moved to `damaged/` with a warning, and the one before it is used.
+Several processes write each their own part, in one folder that all of them share. Checkpoint k is
+the state after k updates, with the manifest that rezero_jax.runs.restore verifies, and in it the
+loop's running sums.
 """
 
 import contextlib
 import errno
-import gc
-import json
 import logging
+import resource
 import shutil
-import sys
 import threading
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,15 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from jax import Array
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as policies
 
 from rezero_jax import processes
 from rezero_jax.errors import first_line
-from rezero_jax.training.state import path_text
+from rezero_jax.runs.restore import checksum, fingerprint, read_manifest, read_newest
 
 
 class Checkpoints:
@@ -56,20 +49,9 @@ class Checkpoints:
             # Made in the background, a folder that cannot be made would leave threads waiting.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
-        # Each process reads for itself, as one that finds damage must not leave others waiting.
-        own = ocp.options.MultiprocessingOptions(
-            primary_host=jax.process_index(), active_processes={jax.process_index()}
-        )
-        self._reader = ocp.Checkpointer(
-            ocp.CompositeCheckpointHandler(
-                composite_options=ocp.CompositeOptions(multiprocessing_options=own)
-            ),
-            multiprocessing_options=own,
-        )
         # Orbax logs a traceback of what it then raises.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self._manager = self._open()
-        self._bit_sums = jax.jit(_bit_sums)
 
     def _open(self) -> ocp.CheckpointManager:
         return ocp.CheckpointManager(self._folder, options=self._options)
@@ -89,17 +71,17 @@ class Checkpoints:
           OSError: there is no room for it, or it or the one before it cannot be written.
         """
         self._check_room(sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
-        record: dict[str, Any] = {
+        manifest: dict[str, Any] = {
             "progress": progress,
             "evaluation": metrics,
-            "fingerprint": self._fingerprint(state),
+            "fingerprint": fingerprint(state),
         }
-        record["checksum"] = _checksum(record)
+        manifest["checksum"] = checksum(manifest)
         with _failed_writes_told():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
+                    state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(manifest)
                 ),
                 metrics=metrics,
             )
@@ -113,52 +95,31 @@ class Checkpoints:
                 errno.ENOSPC,
                 f"a checkpoint needs {needed / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free",
             )
+        largest, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if largest != resource.RLIM_INFINITY and largest < needed:
+            raise OSError(
+                errno.EFBIG,
+                f"a checkpoint needs {needed / 1e6:,.1f} MB and ulimit -f allows files of "
+                f"{largest / 1e6:,.1f} MB",
+            )
 
     def restore(
-        self, shapes: Any, warn: Callable[[str], None]
+        self, shapes: Any, warn: Callable[[str], None] = processes.warn
     ) -> tuple[Any, dict[str, Any]] | None:
-        """The newest good state and its progress, or None if there is none.
+        """The newest good state and its progress, or None; sets damaged checkpoints aside.
 
         Args:
-          shapes: the state's shapes, dtypes and shardings, which may be others than when saved.
-          warn: told of each damaged checkpoint.
+          shapes, warn: see `read_newest`.
+
+        Raises:
+          UserError: the newest good checkpoint is of a model of another structure.
         """
-        steps = processes.from_first(lambda: sorted(self._manager.all_steps(), reverse=True))
-        for step in steps:
-            reason = "another process cannot read it"
-            read = None
-            with _failed_reads_dropped():
-                try:
-                    read = self._read(step, shapes)
-                except Exception as error:  # Orbax raises whatever its storage layers raise.
-                    reason = first_line(error)
-                if processes.all_agree(read is not None) and read is not None:
-                    state, progress, fingerprint = read
-                    if self._fingerprint(state) == fingerprint:
-                        return state, progress
-                    reason = "its arrays are not those that were saved"
-                target = self._set_aside(step)
-            warn(
-                f"checkpoint {step} is damaged ({reason}); moved it to {target} "
-                "and going back to the one before it"
-            )
-        if steps:
-            warn(f"no good checkpoint is left in {self._folder}; a run starts anew")
+        found = read_newest(self._folder, shapes, warn, self._set_aside)
+        if found is not None:
+            return found[0], found[1]["progress"]
+        if (self._folder.parent / "damaged").is_dir():
+            warn(f"no good checkpoint is left in {self._folder}; the run starts anew")
         return None
-
-    def _read(self, step: int, shapes: Any) -> tuple[Any, dict[str, Any], dict[str, int]]:
-        """State, progress and fingerprint as they are in the files."""
-        restored = self._reader.restore(
-            self._folder / str(step),
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(shapes), record=ocp.args.JsonRestore()
-            ),
-        )
-        record = _verified(restored.record)
-        return restored.state, record["progress"], record["fingerprint"]
-
-    def _fingerprint(self, state: Any) -> dict[str, int]:
-        return {name: int(value) for name, value in self._bit_sums(state).items()}
 
     def _set_aside(self, step: int) -> Path:
         self._manager.close()
@@ -209,7 +170,6 @@ class Checkpoints:
         """
         with _failed_writes_told():
             self._manager.close()
-            self._reader.close()
 
 
 @dataclass
@@ -217,7 +177,7 @@ class _Info:
     """What a policy is told of a checkpoint."""
 
     step: int
-    metrics: dict[str, Any] | None = None  # in the record
+    metrics: dict[str, Any] | None = None  # in the manifest
     time: datetime = datetime.min
 
 
@@ -235,15 +195,14 @@ class _Best(policies.PreservationPolicy):
         losses = {
             info.step: evaluation["eval/loss"]
             for info in checkpoints
-            if (evaluation := info.metrics or self._recorded(info.step))
+            if (evaluation := info.metrics or self._saved(info.step))
         }
         best = sorted(losses, key=losses.__getitem__)[: self._count]
         return [info.step in best for info in checkpoints]
 
-    def _recorded(self, step: int) -> dict[str, float] | None:
+    def _saved(self, step: int) -> dict[str, float] | None:
         try:
-            record = json.loads((self._folder / str(step) / "record" / "metadata").read_text())
-            return _verified(record)["evaluation"]
+            return read_manifest(self._folder / str(step))["evaluation"]
         except (OSError, ValueError, KeyError, AttributeError):  # damaged, or of an earlier version
             return None
 
@@ -257,41 +216,3 @@ def _failed_writes_told() -> Iterator[None]:
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         threading.excepthook = lambda _: None
         raise OSError(first_line(error)) from error
-
-
-@contextlib.contextmanager
-def _failed_reads_dropped() -> Iterator[None]:
-    """Keeps the other failed reads of a damaged checkpoint quiet.
-
-    When one read fails, Orbax drops the rest unseen, and Python would print a traceback of each
-    when it is collected; the warning says all there is to say.
-    """
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    try:
-        yield
-        gc.collect()
-    finally:
-        sys.unraisablehook = hook
-
-
-def _checksum(record: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(record, sort_keys=True).encode())
-
-
-def _verified(record: dict[str, Any]) -> dict[str, Any]:
-    """The record without its checksum, which those of earlier versions lack."""
-    rest = {key: value for key, value in record.items() if key != "checksum"}
-    if record.get("checksum") not in (None, _checksum(rest)):
-        raise ValueError("its record is not the one that was saved")
-    return rest
-
-
-def _bit_sums(state: Any) -> dict[str, Array]:
-    """For each array, the sum of its bits as integers modulo 2**32: any flipped bit changes it."""
-    return {
-        path_text(path): jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}").sum(
-            dtype=jnp.uint32
-        )
-        for path, leaf in jax.tree.leaves_with_path(state)
-    }

@@ -1,4 +1,4 @@
-"""The workdir is the record of a run; everything that plots or compares reads these files.
+"""The workdir holds all of a run; everything that plots or compares reads these files.
 
 config.json        the config, resolved
 environment.json   versions, device and commit of the last start
@@ -8,11 +8,13 @@ checkpoints/       see rezero_jax.runs.checkpoint
 final.json         last and best metrics, steps, seconds, examples/s, parameters, status
 """
 
+import contextlib
 import fcntl
 import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import weakref
 from pathlib import Path
@@ -24,11 +26,23 @@ from ml_collections import ConfigDict
 from rezero_jax import processes
 from rezero_jax.config import base_config, differences, flatten
 from rezero_jax.errors import UserError
+from rezero_jax.runs.files import read_json, write_json
 
 # Where and on how much hardware a run happens may change between two starts; what it computes not.
 TOPOLOGY = ("mesh.", "data.dir", "data.stream")
 # What an evaluation of a finished run may ask for otherwise than the run did.
 EVALUATION = ("eval.", "data.context", "data.eval_split")
+# What runs did that are older than a field, where that is not the field's default.
+LEGACY = {"data.order": "numpy"}
+# What a start writes before the first update.
+CONTENTS = (
+    ".lock",
+    "config.json",
+    "environment.json",
+    "metrics.jsonl",
+    "tensorboard",
+    "checkpoints",
+)
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -44,32 +58,28 @@ class Workdir:
     Args:
       folder: made if need be.
       config: of the run.
-      evaluating: the process only evaluates: the config may ask for another evaluation than the
-        run did, and the folder's files stay as they are.
 
     Raises:
-      UserError: the folder cannot be written, belongs to another config, is in use, or is not on
-        storage that all processes share; in every process alike.
+      UserError: the folder cannot be written, belongs to another config, lacks what a finished run
+        has, is in use, or is not on storage that all processes share; in every process alike.
     """
 
-    def __init__(self, folder: str | Path, config: ConfigDict, evaluating: bool = False):
+    def __init__(self, folder: str | Path, config: ConfigDict):
         if "://" in str(folder):
             raise UserError(
                 f"--workdir={folder} is no folder; mount the storage and name the folder there"
             )
         self.folder = Path(folder).absolute()
-        self.final = processes.from_first(
-            lambda: self._claim(folder, json.loads(config.to_json()), evaluating)
-        )
+        self.final = processes.from_first(lambda: self._claim(folder, config))
         if not processes.all_agree((self.folder / "config.json").exists()):
             raise UserError(
                 f"not every process finds the workdir {folder}; choose a --workdir on storage that "
                 "all hosts share"
             )
 
-    def _claim(
-        self, folder: str | Path, resolved: dict[str, Any], evaluating: bool
-    ) -> dict[str, Any] | None:
+    def _claim(self, folder: str | Path, config: ConfigDict) -> dict[str, Any] | None:
+        self._own = [name for name in CONTENTS if not (self.folder / name).exists()]
+        self._made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = (self.folder / ".lock").open("w")
@@ -82,44 +92,114 @@ class Workdir:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"another process is training in {folder}; wait or stop it") from None
-        check_config(self.folder, resolved, TOPOLOGY + EVALUATION if evaluating else TOPOLOGY)
-        if not evaluating:
-            write_json(self.folder / "config.json", resolved)
-            write_json(self.folder / "environment.json", environment())
+        if not is_begun(self.folder) and (self.folder / "environment.json").exists():
+            # Left by a process that was killed before the first update.
+            (self.folder / "config.json").unlink(missing_ok=True)
+            self._own = list(CONTENTS)
+        check_config(self.folder, config)
         final = read_final(self.folder)
-        return final if final is not None and final["status"] == "finished" else None
+        if final is not None and final.get("status") == "finished":
+            self._check_finished()
+            return final
+        write_json(self.folder / "config.json", json.loads(config.to_json()))
+        write_json(self.folder / "environment.json", environment())
+        return None
+
+    def _check_finished(self) -> None:
+        missing = [] if (self.folder / "config.json").exists() else ["config.json is"]
+        missing += [] if saved_steps(self.folder) else ["its checkpoints are"]
+        if missing:
+            raise UserError(
+                f"{self.folder}/final.json says that the run has finished, but "
+                f"{' and '.join(missing)} missing; restore them, or choose another --workdir"
+            )
+
+    def abandon(self) -> None:
+        """Leaves nothing behind of a run that ends before its first updates."""
+        if not processes.is_first() or is_begun(self.folder):
+            return
+        with contextlib.suppress(OSError):  # something of the user's is in there
+            for name in self._own:
+                path = self.folder / name
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            for path in self._made:
+                path.rmdir()
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether a run in the folder has got beyond its first updates, and left something to keep."""
+    lines = folder / "metrics.jsonl"
+    return (
+        (folder / "final.json").exists()
+        or (folder / "damaged").exists()
+        or bool(saved_steps(folder))
+        or (lines.exists() and lines.stat().st_size > 0)
+    )
 
 
 def check_config(
     folder: Path,
-    resolved: dict[str, Any],
+    config: ConfigDict,
     free: tuple[str, ...] = TOPOLOGY,
     mend: str = "choose another --workdir or the old settings",
 ) -> None:
     """Checks that the run in a folder, if there is one, is that of a config.
 
-    A field that its config does not have, because it was begun before there was such a field, had
-    the default.
-
     Args:
       folder: a workdir.
-      resolved: a config as nested dicts of JSON's types.
+      config: a run's; what `continued` would change is not compared.
       free: prefixes of the fields that may differ.
       mend: what the error advises.
 
     Raises:
-      UserError: it is the run of another config.
+      UserError: it is the run of another config, or its config.json is broken.
     """
-    path = folder / "config.json"
-    if not path.exists():
+    if not (folder / "config.json").exists():
         return
-    defaults = flatten(json.loads(base_config().to_json()))
-    old = defaults | flatten(json.loads(path.read_text()))
-    changes = [
-        change for change in differences(old, flatten(resolved)) if not change.startswith(free)
-    ]
+    old, new = (
+        flatten(json.loads(one.to_json()))
+        for one in (read_config(folder), continued(folder, config))
+    )
+    changes = [change for change in differences(old, new) if not change.startswith(free)]
     if changes:
         raise UserError(f"{folder} holds a run of another config ({'; '.join(changes)}); {mend}")
+
+
+def read_config(folder: str | Path) -> ConfigDict:
+    """The config of the run in a folder, with every field of `base_config`.
+
+    A field that is younger than the run has its value in LEGACY, else its default.
+
+    Raises:
+      UserError: there is no config.json, or it is broken.
+    """
+    path = Path(folder) / "config.json"
+    if not path.exists():
+        raise UserError(f"{folder} holds no run: there is no config.json in it; train there first")
+    config = ConfigDict(json.loads(base_config().to_json()))
+    config.update_from_flattened_dict(LEGACY)
+    with config.ignore_type():
+        config.update(read_json(path))
+    return config
+
+
+def continued(folder: str | Path, config: ConfigDict) -> ConfigDict:
+    """`config` as the run in `folder`, if there is one, continues with it.
+
+    A field in LEGACY that is missing or has its default takes the value with which the run began.
+
+    Raises:
+      UserError: the run's config.json is broken.
+    """
+    if not (Path(folder) / "config.json").exists():
+        return config
+    old, defaults = flatten(read_config(folder).to_dict()), flatten(base_config().to_dict())
+    now = flatten(config.to_dict())
+    kept = {key: old[key] for key in LEGACY if now.get(key, defaults[key]) == defaults[key]}
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.update_from_flattened_dict(kept)
+    return config
 
 
 def saved_steps(folder: str | Path) -> list[int]:
@@ -132,9 +212,13 @@ def saved_steps(folder: str | Path) -> list[int]:
 
 
 def read_final(folder: str | Path) -> dict[str, Any] | None:
-    """final.json of a run that finished or diverged, or None."""
+    """final.json of a run that finished or diverged, or None.
+
+    Raises:
+      UserError: it is broken.
+    """
     path = Path(folder) / "final.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    return read_json(path) if path.exists() else None
 
 
 def environment() -> dict[str, Any]:
@@ -157,15 +241,3 @@ def device(environment: dict[str, Any]) -> str:
     if environment["device"] == "cpu":
         return str(environment["machine"])
     return f"{environment['devices']} x {environment['device']}"
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes a file that is either the old one or the new one, never half of it."""
-    replace_file(path, json.dumps(content, indent=2) + "\n")
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Replaces a file in one step: a reader finds the old text or the new, whole."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)

@@ -7,7 +7,7 @@ from typing import TextIO
 from tensorboardX import SummaryWriter
 
 from rezero_jax.errors import UserError
-from rezero_jax.runs.folder import replace_file
+from rezero_jax.runs.files import replace_file
 
 # TensorBoard's file is written in blocks, so that a kill loses its last lines: how many lines a
 # resumed run writes there again.

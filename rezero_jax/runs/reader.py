@@ -1,4 +1,4 @@
-"""Reading what runs left behind: their lines, what tells them apart, when they reached a target."""
+"""Reading what a run left behind: its config, its lines, when it reached a target."""
 
 import dataclasses
 import json
@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from rezero_jax.analysis.statistics import Estimate
 from rezero_jax.config import flatten
 from rezero_jax.errors import UserError, choose_from
-from rezero_jax.runs.folder import TOPOLOGY, device, read_final
+from rezero_jax.runs.files import read_json
+from rezero_jax.runs.folder import device, read_config, read_final
 from rezero_jax.runs.metrics import read_metrics
 
 X = TypeVar("X", bound=float)
@@ -38,11 +38,11 @@ class Run:
         """The run in `folder`, finished or not.
 
         Raises:
-          UserError: the folder holds no run.
+          UserError: the folder holds no run, or its config.json is broken.
         """
         folder = Path(folder)
         lines = read_metrics(folder)
-        return cls(folder, flatten(json.loads((folder / "config.json").read_text())), lines)
+        return cls(folder, flatten(json.loads(read_config(folder).to_json())), lines)
 
     def series(self, key: str, x: str = "step") -> tuple[np.ndarray, np.ndarray]:
         """(x, values) of the lines that hold `key`, float64 (lines,) each."""
@@ -94,7 +94,7 @@ class Run:
     @property
     def device(self) -> str:
         """What it ran on when it was last started."""
-        return device(json.loads((self.folder / "environment.json").read_text()))
+        return device(read_json(self.folder / "environment.json"))
 
     @property
     def diverged(self) -> bool:
@@ -108,65 +108,6 @@ def first_at(
     """The smallest key, an epoch or a step, whose value lies between the two; None if none does."""
     within = (x for x, value in values.items() if at_least <= value <= at_most)
     return min(within, default=None)
-
-
-def labels(runs: Sequence[Run]) -> list[str]:
-    """A name for each run: the config fields in which the runs differ, the seed left out."""
-    keys = sorted({key for run in runs for key in run.config} - {"seed"})
-    keys = [key for key in keys if not key.startswith(TOPOLOGY)]
-
-    def values(keys: Sequence[str]) -> list[str]:
-        return [json.dumps([run.config.get(key) for key in keys]) for run in runs]
-
-    telling = [key for key in keys if len(set(values([key]))) > 1]
-    # Lengths and cadences rarely tell runs apart for a reader, and what the optimizer has of its
-    # own for a rule is told by the rule; each is used only when nothing before it does.
-    recipe = [key for key in telling if key.startswith(("model.", "optim.", "data.name"))]
-    model = [key for key in recipe if key.startswith("model.")]
-    kinds = [keys for keys in (model, recipe) if keys]
-    kinds = [keys for keys in kinds if len(set(values(keys))) == len(set(values(recipe)))]
-    short = kinds[0] if kinds else telling
-    return [
-        ", ".join(f"{key.split('.')[-1]}={run.config.get(key)}" for key in short)
-        or str(run.config.get("model.residual", run.folder.name))
-        for run in runs
-    ]
-
-
-def by_label(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """The runs under their labels: those that differ in the seed alone stand together."""
-    groups: dict[str, list[Run]] = {}
-    for run, label in zip(runs, labels(runs), strict=True):
-        groups.setdefault(label, []).append(run)
-    return groups
-
-
-@dataclasses.dataclass(frozen=True)
-class Times:
-    """When the seeds of one setting reached a target.
-
-    Attributes:
-      seeds: `Run.time_to` of each.
-    """
-
-    seeds: list[float | None]
-
-    @property
-    def estimate(self) -> Estimate | None:
-        """Mean over the seeds with its standard error and interval; None unless all got there."""
-        return Estimate.of_all(self.seeds)
-
-
-def times_to(runs: Sequence[Run], metric: str, target: float) -> dict[str, Times]:
-    """When the seeds of each setting reach the target, under the settings' labels.
-
-    Raises:
-      UserError: see `Run.time_to`.
-    """
-    return {
-        label: Times([run.time_to(metric, target) for run in group])
-        for label, group in by_label(runs).items()
-    }
 
 
 def epochs_to(losses: Sequence[float] | np.ndarray, target: float) -> float | None:

@@ -19,7 +19,7 @@ class Intervals:
       size: training examples, an epoch.
       batch_size: examples in a step.
       total: steps in the run.
-      group: steps in one dispatch, at most.
+      per_dispatch: steps in one dispatch, at most.
       log_every, save_every: steps.
       eval_every: examples; None if there is an evaluation only at the end.
     """
@@ -27,7 +27,7 @@ class Intervals:
     size: int
     batch_size: int
     total: int
-    group: int
+    per_dispatch: int
     log_every: int
     save_every: int
     eval_every: int | None
@@ -52,15 +52,15 @@ class Intervals:
             "checkpoint.keep",
             "checkpoint.keep_every_steps",
         ):
-            group, field = key.split(".")
-            value = config[group][field]
+            section, field = key.split(".")
+            value = config[section][field]
             if value is not None and value < 1:
                 raise UserError(f"{key}={value} is not positive; give at least 1")
         return cls(
             size=size,
             batch_size=batch_size,
             total=-(-total // batch_size),
-            group=config.train.steps_per_dispatch,
+            per_dispatch=config.train.steps_per_dispatch,
             log_every=config.log.every_steps,
             save_every=config.checkpoint.every_steps,
             eval_every=in_examples(config.eval, "eval.", "every_", size, batch_size),
@@ -73,7 +73,7 @@ class Intervals:
             if period is not None:
                 completed = now * self.batch_size // period
                 stops.append(-(-(completed + 1) * period // self.batch_size))
-        return min(now + self.group, self.total, *stops)
+        return min(now + self.per_dispatch, self.total, *stops)
 
     def ends_epoch(self, step: int) -> bool:
         """Whether an epoch ends with this step."""
@@ -89,7 +89,7 @@ class Intervals:
         return step == self.total or step % self.save_every == 0
 
     def is_log(self, step: int) -> bool:
-        """Whether this step has a line in the record."""
+        """Whether this step has a line in metrics.jsonl."""
         return step % self.log_every == 0 or self.ends_epoch(step) or self.is_eval(step)
 
     def _completes(self, period: int, step: int) -> bool:
@@ -97,13 +97,13 @@ class Intervals:
 
 
 def in_examples(
-    group: ConfigDict, name: str, prefix: str, size: int, batch_size: int
+    section: ConfigDict, name: str, prefix: str, size: int, batch_size: int
 ) -> int | None:
-    """The length that one of `steps`, `epochs` and `examples` of a config group sets, in examples.
+    """The length that one of `steps`, `epochs` and `examples` of a section sets, in examples.
 
     Args:
-      group: holds the three fields, with `prefix` before their names; at most one is set.
-      name: what the error calls the group.
+      section: holds the three fields, with `prefix` before their names; at most one is set.
+      name: what the error calls the section.
       prefix: such as "every_".
       size: training examples in an epoch.
       batch_size: examples in a step.
@@ -112,7 +112,9 @@ def in_examples(
       UserError: two are set, or one is not positive.
     """
     examples_in = {"steps": batch_size, "epochs": size, "examples": 1}
-    given = {unit: group[prefix + unit] for unit in examples_in if group[prefix + unit] is not None}
+    given = {
+        unit: section[prefix + unit] for unit in examples_in if section[prefix + unit] is not None
+    }
     if not given:
         return None
     names = [f"{name}{prefix}{unit}" for unit in given]

@@ -1,11 +1,10 @@
-"""The training loop, read from top to bottom: resume, step, record, evaluate, save, finish.
+"""The training loop, read from top to bottom: resume, step, write, evaluate, save, finish.
 
-Every process of a run goes through it step by step with the others; the first one records.
+Every process of a run goes through it step by step with the others; the first one writes.
 """
 
 import os
 import signal
-import sys
 import time
 from itertools import islice
 from pathlib import Path
@@ -19,11 +18,13 @@ from rezero_jax import processes
 from rezero_jax.data import Dataset
 from rezero_jax.errors import UserError
 from rezero_jax.runs.checkpoint import Checkpoints
-from rezero_jax.runs.folder import Workdir, write_json
+from rezero_jax.runs.files import write_json
+from rezero_jax.runs.folder import EVALUATION, TOPOLOGY, Workdir, check_config, continued
 from rezero_jax.runs.metrics import MetricsWriter
-from rezero_jax.runs.progress import Diverged, Progress
 from rezero_jax.training.cost import accelerator
+from rezero_jax.training.load import load_state
 from rezero_jax.training.profile import Profile
+from rezero_jax.training.progress import Diverged, Progress
 from rezero_jax.training.trainer import Trainer
 
 __all__ = ["Diverged", "Interrupted", "evaluate", "train"]
@@ -33,7 +34,7 @@ class Interrupted(Exception):
     """The run was told to stop and has saved its state; `signum` is the signal that said so."""
 
     def __init__(self, signum: int, step: int):
-        super().__init__(f"stopped after step {step} and saved; the same command goes on from here")
+        super().__init__(f"stopped after step {step} and saved; the same command resumes from here")
         self.signum = signum
 
 
@@ -62,135 +63,139 @@ def train(
       Interrupted: SIGINT or SIGTERM came; the state is saved.
     """
     # ---- Set up
-    program = Trainer(config, dataset) if dataset else Trainer.from_config(config)
+    config = continued(workdir, config)
+    trainer = Trainer(config, dataset) if dataset else Trainer.from_config(config)
+    trainer.check_memory()
+    if profile is not None and profile[1] > trainer.intervals.total:
+        raise UserError(
+            f"--profile_steps={profile[0]}:{profile[1]} goes beyond the last step of the run; give "
+            f"two numbers from 1 to {trainer.intervals.total}"
+        )
     home = Workdir(workdir, config)
     if (final := home.final) is not None:
-        _say(f"{home.folder} holds a finished run of {final['steps']} steps; nothing to do")
+        if processes.is_first():
+            print(f"{home.folder} holds a finished run of {final['steps']} steps; nothing to do")
         return final
     try:
-        return _train(program, home.folder, profile)
+        return _train(trainer, home.folder, profile)
     except OSError as error:
         raise UserError(
             f"cannot write to the workdir {home.folder} any more ({error.strerror or error}); "
-            "make room or mend it, and the same command goes on from the newest checkpoint"
+            "make room or repair it, and the same command resumes from the newest checkpoint"
         ) from error
+    finally:
+        home.abandon()  # what failed before its first update leaves nothing behind
 
 
-def _train(program: Trainer, folder: Path, profile: tuple[int, int] | None) -> dict[str, Any]:
+def _train(trainer: Trainer, folder: Path, profile: tuple[int, int] | None) -> dict[str, Any]:
     """`train` in the workdir that this run holds; raises OSError where that cannot be written."""
     # ---- Resume, or begin
-    times, parameters = program.intervals, program.spec.parameter_count
-    checkpoints = Checkpoints(folder / "checkpoints", program.config.checkpoint)
-    restored = checkpoints.restore(program.shapes, warn=_warn)
-    state, progress = restored or (program.init(), None)
+    config, intervals = trainer.config, trainer.intervals
+    parameters = trainer.spec.parameter_count
+    checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint)
+    restored = checkpoints.restore(trainer.shapes)
+    state, saved_progress = restored or (trainer.init(), None)
     now = int(state["step"])
-    record = MetricsWriter(folder, now) if processes.is_first() else None
-    journal = Progress(times, parameters, record, progress, _peak_rate(program))
-    journal.say(
-        f"{parameters:,} parameters, {times.total:,} steps of {times.batch_size} examples on "
-        f"{program.mesh.size} device(s), in {folder}"
-        + (f"\ngoing on after step {now:,}" if now else "")
+    progress = Progress(
+        intervals,
+        parameters,
+        writer=MetricsWriter(folder, now) if processes.is_first() else None,
+        saved=saved_progress,
+        peak_rate=_peak_rate(trainer),
+        is_clipped=config.optim.clip_norm is not None,
     )
+    progress.say(
+        f"{parameters:,} parameters, {intervals.total:,} steps of {intervals.batch_size} examples "
+        f"on {trainer.mesh.size} device(s), in {folder}"
+        + (f"\nresuming after step {now:,}" if now else "")
+    )
+    if profile is not None and profile[1] <= now:
+        progress.say(f"no trace: the updates {profile[0]} to {profile[1]} were made before")
 
     tracing = Profile(folder / "profile", profile if processes.is_first() else None)
     with _Signals() as signals:
         try:
-            batches = program.batches(now)
+            batches = trainer.batches(now)
             pending: tuple[int, int, dict[str, jax.Array]] | None = None
             stop = 0  # the signal that some process received
-            while now < times.total:
-                # ---- Step: the device computes one group while the host takes in the one before
-                last = times.next_stop(now)
+            while now < intervals.total:
+                # ---- Step: the device computes one dispatch while the host reads the one before
+                last = intervals.next_stop(now)
                 tracing.begin(now, last)
-                with journal.timed("data"):
+                with progress.timed("data"):
                     fetched = list(islice(batches, last - now))
                 started = time.perf_counter()
-                state, report = program.train_steps(state, fetched, signals.received)
-                if not journal.is_started:
+                state, report = trainer.dispatch(state, fetched, signals.received)
+                if not progress.is_started:
                     jax.block_until_ready(report)
-                    journal.start(now, last, time.perf_counter() - started)
+                    progress.start(now, last, time.perf_counter() - started)
                 if pending is not None:
-                    line, stop = journal.receive(*pending), int(pending[2]["stop"])
-                    if times.is_log(pending[1]):
-                        journal.write(pending[1], line)
+                    line, stop = progress.receive(*pending), int(pending[2]["stop"])
+                    if intervals.is_log(pending[1]):
+                        progress.write(pending[1], line)
                 pending, now = (now, last, report), last
                 if tracing.is_over(now):
                     jax.block_until_ready(report)
-                    journal.say(tracing.end())
+                    progress.say(tracing.end())
 
                 # ---- Evaluate and save, where it is time
-                is_eval = times.is_eval(now)
-                if not (is_eval or stop or times.is_save(now)):
+                is_eval = intervals.is_eval(now)
+                if not (is_eval or stop or intervals.is_save(now)):
                     continue
-                line, stop = journal.receive(*pending), stop or int(report["stop"])
+                line, stop = progress.receive(*pending), stop or int(report["stop"])
                 pending = None
-                with journal.timed("evaluation"):
-                    evaluation = program.evaluate(state) if is_eval else None
-                if times.is_log(now):
-                    journal.write(now, line | (evaluation or {}))
-                if stop or times.is_save(now):
-                    with journal.timed("checkpoint"):
-                        checkpoints.save(now, state, journal.snapshot(), evaluation)
-                if stop and now < times.total:
+                with progress.timed("evaluation"):
+                    evaluation = trainer.evaluate(state) if is_eval else None
+                if intervals.is_log(now):
+                    progress.write(now, line | (evaluation or {}))
+                if stop or intervals.is_save(now):
+                    with progress.timed("checkpoint"):
+                        checkpoints.save(now, state, progress.snapshot(), evaluation)
+                if stop and now < intervals.total:
                     checkpoints.wait()
                     raise Interrupted(stop, now)
 
             # ---- Finish
             checkpoints.finish()
-            final = journal.summary("finished", now)
+            final = progress.summary("finished", now)
             _write_final(folder, final)
         except Diverged:
-            _write_final(folder, journal.summary("diverged", now))
+            _write_final(folder, progress.summary("diverged", now))
             raise
         except jax.errors.JaxRuntimeError as error:
             processes.lose(error)
         finally:
             checkpoints.close()
-            journal.close()
+            progress.close()
             tracing.close()
     return final
 
 
 def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
-    """The evaluation of a run's newest checkpoint: {"step": ..., "eval/loss": ...}.
+    """The evaluation of a run's newest good checkpoint: {"step": ..., "eval/loss": ...}.
 
-    What is evaluated may be set otherwise than in training: record.EVALUATION.
+    Only reads, also while the run trains. What is evaluated may be set otherwise than in training:
+    folder.EVALUATION.
 
     Raises:
-      UserError: there is no checkpoint, or the workdir is of another config.
+      UserError: there is no good checkpoint, or the workdir is of another config or structure.
     """
-    program = Trainer.from_config(config)
-    if not (Path(workdir) / "checkpoints").is_dir():
-        raise UserError(f"{workdir} holds no checkpoint; train there first, or name another")
-    home = Workdir(workdir, config, evaluating=True)
-    checkpoints = Checkpoints(home.folder / "checkpoints", config.checkpoint)
-    restored = checkpoints.restore(program.shapes, warn=_warn)
-    checkpoints.close()
-    if restored is None:
-        raise UserError(f"{workdir} holds no good checkpoint; train there first, or name another")
-    state, _ = restored
-    return {"step": int(state["step"])} | program.evaluate(state)
+    config = continued(workdir, config)
+    trainer = Trainer.from_config(config)
+    check_config(Path(workdir), config, free=TOPOLOGY + EVALUATION)
+    state = load_state(workdir, trainer.shapes)
+    return {"step": int(state["step"])} | trainer.evaluate(state)
 
 
-def _peak_rate(program: Trainer) -> float | None:
+def _peak_rate(trainer: Trainer) -> float | None:
     """Updates a second if the devices did nothing but multiply at their peak; None if unknown."""
     chip = accelerator()
-    return chip and chip.flops * program.mesh.size / program.flops()
+    return chip and chip.flops * trainer.mesh.size / trainer.flops()
 
 
 def _write_final(folder: Path, final: dict[str, Any]) -> None:
     if processes.is_first():
         write_json(folder / "final.json", final)
-
-
-def _say(text: str) -> None:
-    if processes.is_first():
-        print(text)
-
-
-def _warn(text: str) -> None:
-    if processes.is_first():
-        print(f"warning: {text}", file=sys.stderr)
 
 
 class _Signals:
@@ -215,4 +220,4 @@ class _Signals:
         if self.received:
             os._exit(128 + signum)
         self.received = signum
-        os.write(2, b"\nstopping after this step and saving; once more stops at once\n")
+        os.write(2, b"\nstopping after this step and saving; a second signal stops at once\n")

@@ -127,29 +127,22 @@ def make_train_step(
     return train_step
 
 
-def make_train_steps(
+def make_dispatch(
     train_step: Callable[..., tuple[State, dict[str, Array]]],
     gather: Gather,
     spec: ModelSpec,
     schedules: dict[str, Schedule],
 ) -> Callable[..., tuple[State, dict[str, Array]]]:
-    """Up to K updates in one dispatch.
-
-    They are steps(state, resident, fetched, count, stop) -> (state, report).
+    """Up to K updates in one dispatch: (state, resident, fetched, count) -> (state, report).
 
     `fetched` holds K batches on a leading axis, of which the first `count` are used; `count` is a
     traced number, so one compilation serves all. The report has every metric of `train_step` with
     a leading axis K (zeros beyond `count`), and of the last update "grad_norm", "param_norm",
-    "alphas" (layers,) and "learning_rate/<group>"; and "stop", the largest number in `stop`
-    (devices,), so that all processes learn of a signal to one of them after the same update.
+    "alphas" (layers,) and "learning_rate/<group>".
     """
 
-    def steps(
-        state: State,
-        resident: dict[str, Array],
-        fetched: dict[str, Array],
-        count: Array,
-        stop: Array,
+    def dispatch(
+        state: State, resident: dict[str, Array], fetched: dict[str, Array], count: Array
     ) -> tuple[State, dict[str, Array]]:
         def batch(i: Any) -> Batch:
             return gather(resident, jax.tree.map(lambda leaf: leaf[i], fetched))
@@ -167,15 +160,11 @@ def make_train_steps(
         report["grad_norm"] = report["grad_norm"][count - 1]
         report["param_norm"] = optax.tree.norm(state["params"])
         report["alphas"] = spec.alphas(state["params"])
-        # After the loop, by a value of it: of collectives that wait for nothing of each other, XLA
-        # may start another one on each device of a CPU, and with a thread for each core they would
-        # wait for each other for ever.
-        report["stop"] = jnp.where(state["step"] < 0, 0, stop).max()
         for group, schedule in schedules.items():
             report[f"learning_rate/{group}"] = jnp.asarray(schedule(state["step"] - 1))
         return state, report
 
-    return steps
+    return dispatch
 
 
 def make_eval_step(

@@ -1,11 +1,13 @@
 """A config turned into compiled functions on a mesh of devices."""
 
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -37,12 +39,12 @@ class Trainer:
       dataset: what to train on; of config.data only the augmentation is read.
 
     Raises:
-      UserError: anything in the config that cannot be.
+      UserError: a field of the config is invalid.
     """
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> "Trainer":
-        """The program of a config on the data set that it names."""
+        """The trainer of a config on the data set that it names."""
         load = partial(data.load, config.data, config.seed)
         return cls(config, processes.first_in_first(load))
 
@@ -78,7 +80,7 @@ class Trainer:
             self.spec, objective, optimizer, train.accumulate, seed, augment(config.data)
         )
         self._train_step = train_step
-        train_steps = step.make_train_steps(train_step, dataset.train.gather, self.spec, schedules)
+        updates = step.make_dispatch(train_step, dataset.train.gather, self.spec, schedules)
         eval_step = step.make_eval_step(self.spec, objective, dataset.eval.gather)
 
         self._whole = sharding.replicated(self.mesh)
@@ -91,13 +93,31 @@ class Trainer:
             placed,
         )
         self._init = jax.jit(init, out_shardings=placed)
-        self._train_steps = jax.jit(
-            train_steps, donate_argnums=0, out_shardings=(placed, self._whole)
+        self._dispatch = jax.jit(
+            _with_stop(updates), donate_argnums=0, out_shardings=(placed, self._whole)
         )
         self._eval_step = jax.jit(eval_step, out_shardings=self._whole)
         self._train_resident, self._eval_resident = (
             sharding.put(dict(split.resident), self._whole) for split in (self._train, self._eval)
         )
+
+    def check_memory(self) -> None:
+        """Checks that the state of a run fits this machine, before any of it is allocated.
+
+        Raises:
+          UserError: it does not; XLA would abort the process.
+        """
+        device = self.mesh.local_devices[0]
+        limit = (device.memory_stats() or {}).get("bytes_limit")
+        each = sharding.device_bytes(self.shapes)
+        if limit is None:  # a CPU, whose devices share the machine's memory
+            limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+            each *= len(self.mesh.local_devices)
+        if each > limit:
+            raise UserError(
+                f"the parameters and the optimizer's state take {each / 1e9:,.1f} GB and there are "
+                f"{limit / 1e9:,.1f} GB of memory; choose a smaller model or more devices"
+            )
 
     def init(self) -> State:
         """The state after no updates, born on the mesh."""
@@ -110,13 +130,13 @@ class Trainer:
             self._order.indices, first, self.intervals.total, self._train_rows
         )
 
-    def train_steps(
+    def dispatch(
         self, state: State, batches: list[HostBatch], stop: int = 0
     ) -> tuple[State, dict[str, Any]]:
         """Applies one update per batch (1 to train.steps_per_dispatch of them); donates `state`.
 
-        The report, still being computed, is that of `step.make_train_steps`; its "stop" is the
-        largest that any process gives.
+        The report, still being computed, is that of `step.make_dispatch`, and under "stop" the
+        largest that any process gives, so that all learn of a signal after the same update.
         """
         missing = self.config.train.steps_per_dispatch - len(batches)
         padded = batches + [batches[-1]] * missing
@@ -127,7 +147,7 @@ class Trainer:
         count = sharding.put(np.int32(len(batches)), self._whole)
         stops = sharding.put_from_each(stop, self.mesh)
         with jax.set_mesh(self.mesh):
-            return self._train_steps(state, self._train_resident, fetched, count, stops)
+            return self._dispatch(state, self._train_resident, fetched, count, stops)
 
     @property
     def resident_bytes(self) -> int:
@@ -152,16 +172,14 @@ class Trainer:
         count = jax.ShapeDtypeStruct((), np.int32, sharding=self._whole)
         stops = sharding.put_from_each(0, self.mesh)
         with jax.set_mesh(self.mesh):
-            lowered = self._train_steps.lower(
-                self.shapes, self._train_resident, fetched, count, stops
-            )
-            return lowered.compile()
+            args = (self.shapes, self._train_resident, fetched, count, stops)
+            return self._dispatch.lower(*args).compile()
 
     def _fetched_shapes(self) -> dict[str, np.ndarray]:
         """What travels to the device for one dispatch, as its shapes."""
-        group, size = self.config.train.steps_per_dispatch, self.config.train.batch_size
+        count, size = self.config.train.steps_per_dispatch, self.config.train.batch_size
         return {
-            name: np.broadcast_to(leaf[:1], (group, size, *leaf.shape[1:]))
+            name: np.broadcast_to(leaf[:1], (count, size, *leaf.shape[1:]))
             for name, leaf in next(self.batches(0)).items()
         }
 
@@ -187,6 +205,20 @@ class Trainer:
         indices = np.arange(min(count, self._eval.size))
         fetched = sharding.put(self._eval.fetch(indices), self._whole)
         return self._eval.gather(self._eval_resident, fetched)
+
+
+def _with_stop(updates: Callable[..., Any]) -> Callable[..., Any]:
+    """The updates, and after them the largest of the `stops` (devices,) in the report."""
+
+    def dispatch(state: State, *args: Any) -> tuple[State, dict[str, Any]]:
+        *data, stops = args
+        state, report = updates(state, *data)
+        # After the updates, by a value of theirs: of collectives that wait for nothing of each
+        # other, XLA may start another one on each device of a CPU, and with a thread for each core
+        # they would wait for each other for ever.
+        return state, report | {"stop": jnp.where(state["step"] < 0, 0, stops).max()}
+
+    return dispatch
 
 
 def _task(model: ConfigDict, dataset: Dataset | Text) -> tuple[MakeModel, step.Objective]:

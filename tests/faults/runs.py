@@ -117,8 +117,8 @@ class Said:
 
     @property
     def resumed_at(self) -> int | None:
-        """The step that it went on after; None if it did not get that far."""
-        if found := re.search(r"going on after step ([\d,]+)", self.text):
+        """The step that it resumed after; None if it did not get that far."""
+        if found := re.search(r"resuming after step ([\d,]+)", self.text):
             return int(found[1].replace(",", ""))
         return 0 if self.has_begun else None
 
@@ -161,6 +161,6 @@ class Reference:
     training: float
 
     def seconds_from(self, step: int) -> tuple[float, float]:
-        """What a process that goes on after `step` should take: in all, and to train."""
+        """What a process that resumes after `step` should take: in all, and to train."""
         training = self.training * (1 - step / self.family.steps)
         return self.seconds - self.training + training, training

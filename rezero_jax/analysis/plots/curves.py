@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from rezero_jax.analysis.compare import by_label, times_to
 from rezero_jax.analysis.plots.figures import draw_gates, plot_times
 from rezero_jax.analysis.plots.theme import (
     COLOURS,
@@ -19,7 +20,7 @@ from rezero_jax.analysis.plots.theme import (
     themed,
 )
 from rezero_jax.errors import UserError
-from rezero_jax.runs.reader import Run, by_label, times_to
+from rezero_jax.runs.reader import Run
 
 # What a title tells of a comparison, where all of its runs agree.
 FIELDS = {"data.name": "", "model.depth": "depth ", "model.width": "width "}
@@ -52,7 +53,7 @@ def plot_run(run: Run) -> Figure:
             plain_ticks(axis)
         axis.set(xlabel=x, title=title)
     if gated:
-        draw_gates(axes[-1], [line[x] for line in run.lines], alphas, x)
+        draw_gates(axes[-1], np.array([line[x] for line in run.lines]), alphas, x)
     legend(figure, axes[0])
     name = ", ".join(f"{k}={run.config[f'model.{k}']}" for k in ("residual", "depth", "width"))
     figure.suptitle(f"{run.config['data.name']}: {name}")

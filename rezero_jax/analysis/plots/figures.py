@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from rezero_jax.analysis.compare import Times
 from rezero_jax.analysis.diagnosis import Diagnosis
 from rezero_jax.analysis.gates import Gates
 from rezero_jax.analysis.plots.theme import (
@@ -20,7 +21,6 @@ from rezero_jax.analysis.plots.theme import (
     wrap,
 )
 from rezero_jax.analysis.propagation import Propagation
-from rezero_jax.runs.reader import Times
 
 Values = Float[np.ndarray, "..."]
 
@@ -143,9 +143,7 @@ def plot_gates(gates: Gates) -> Figure:
     return figure
 
 
-def draw_gates(
-    axis: Axes, x: Sequence[float] | np.ndarray, alphas: np.ndarray, xlabel: str = "step"
-) -> None:
+def draw_gates(axis: Axes, x: np.ndarray, alphas: np.ndarray, xlabel: str = "step") -> None:
     """Every alpha (lines, layers) by x (lines,), such as a step, and layer, with its sign."""
     bound = max(np.abs(alphas).max(), 1e-12)
     mesh = axis.pcolormesh(

@@ -75,9 +75,10 @@ def legend(figure: Figure, axis: Axes) -> None:
 def plain_ticks(axis: Axes) -> None:
     """Writes 0.2, not 2e-01, at the ticks of a log axis, as many as have room."""
     low, high = axis.get_ylim()
-    labelled = "12346" if high / low < 30 else "13" if high / low < 500 else "1"
+    most = {2: "123456789", 30: "12346", 500: "13"}  # first digits, up to a span of the axis
+    labelled = next((digits for span, digits in most.items() if high / low < span), "1")
 
-    def text(value: float, position: float) -> str:
+    def text(value: float, position: float | int | None) -> str:
         return f"{value:g}" if f"{value:e}"[0] in labelled else ""
 
     axis.yaxis.set_major_formatter(text)

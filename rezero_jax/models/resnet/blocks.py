@@ -55,7 +55,7 @@ class PostBlock(nnx.Module):
         self.norm2 = parts.norm(channels, 0.0 if parts.residual == "zero_gamma" else 1.0)
         changes = stride != 1 or cin != channels
         self.shortcut = Shortcut(cin, channels, stride, parts) if changes else nnx.identity
-        self.rule = parts.rule(rngs)
+        self.rule = parts.rule()
 
     def branch(self, x: Images) -> Images:
         """F(x)."""
@@ -93,7 +93,7 @@ class PreBlock(nnx.Module):
         changes = stride != 1 or cin != out
         self.shortcut = parts.conv(cin, out, 1, stride=stride, rngs=rngs) if changes else None
         self.make_branch(cin, channels, stride, parts, rngs)
-        self.rule = parts.rule(rngs)
+        self.rule = parts.rule()
 
     def make_branch(
         self, cin: int, channels: int, stride: int, parts: Parts, rngs: nnx.Rngs

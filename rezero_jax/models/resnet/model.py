@@ -8,7 +8,6 @@ from flax import nnx
 from jax import Array
 from jax.nn.initializers import Initializer
 from jaxtyping import Float
-from ml_collections import ConfigDict
 
 from rezero_jax.errors import UserError, choose_from
 from rezero_jax.models import init
@@ -101,7 +100,7 @@ class ResNet(nnx.Module):
 
     @classmethod
     def from_config(
-        cls, config: ConfigDict, in_channels: int, num_classes: int, rngs: nnx.Rngs
+        cls, config: Any, in_channels: int, num_classes: int, rngs: nnx.Rngs
     ) -> "ResNet":
         """The network that config.model describes.
 

@@ -12,11 +12,10 @@ from jax.nn.initializers import Initializer
 from rezero_jax.errors import UserError, choose_from
 from rezero_jax.models.resnet.batch_norm import BatchNorm
 from rezero_jax.models.resnet.conv import Conv
-from rezero_jax.residual import Residual, Rule, make_rule
+from rezero_jax.residual import Gated, Residual, ReZeroRule, Rule
 
 RULES = ("residual", "zero_gamma", "gated", "fixup", "skipinit", "rezero")
 NORM_FREE = ("fixup", "skipinit")
-GATED = ("gated", "skipinit", "rezero")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,12 +89,12 @@ class Parts:
         """A BatchNorm, or the identity in a network without."""
         return BatchNorm(features, scale_init=scale_init) if self.normed else nnx.identity
 
-    def rule(self, rngs: nnx.Rngs) -> Rule:
+    def rule(self) -> Rule:
         """How branch and shortcut are joined."""
-        if self.residual not in GATED:
-            return Residual()
-        name = "gated" if self.residual == "gated" else "rezero"
-        return make_rule(name, 1, alpha_init=self.alpha_init, rngs=rngs)
+        if self.residual == "gated":
+            return Gated(self.alpha_init)
+        gated = self.residual in ("rezero", "skipinit")
+        return ReZeroRule(self.alpha_init) if gated else Residual()
 
 
 def scalar(value: float) -> nnx.Param:

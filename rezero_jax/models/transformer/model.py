@@ -9,7 +9,6 @@ import optax
 from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
-from ml_collections import ConfigDict
 
 from rezero_jax.errors import UserError, choose_from
 from rezero_jax.models import init
@@ -107,7 +106,7 @@ class Transformer(nnx.Module):
         self.dropout = nnx.Dropout(dropout)
 
     @classmethod
-    def from_config(cls, config: ConfigDict, rngs: nnx.Rngs) -> "Transformer":
+    def from_config(cls, config: Any, rngs: nnx.Rngs) -> "Transformer":
         """The model that config.model describes."""
         keywords = {key: value for key, value in config.items() if key not in ("name", "dtype")}
         return cls(**keywords, dtype=getattr(jnp, config.dtype), rngs=rngs)

@@ -1,10 +1,11 @@
-"""What the loop tells while it runs: checks reports, keeps sums, writes lines, shows progress."""
+"""What a run tells while it trains: checks reports, keeps sums, writes lines, shows progress."""
 
 import contextlib
 import copy
 import datetime
 import math
 import time
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from rezero_jax.training.intervals import Intervals
 Line = dict[str, float]
 
 PAUSES = ("evaluation", "checkpoint")  # what training waits for, left out of its rates
+WINDOW = 5.0  # seconds of training over which the rate of examples is taken
 SILENCE = 20.0  # seconds without a line after which one is said
 
 
@@ -27,31 +29,36 @@ class Diverged(Exception):
 
 
 class Progress:
-    """The account of one run.
+    """How far a run is, and how it goes.
 
     Args:
       intervals: when things are due.
       parameters: number of the model's parameters.
-      record: where lines are written; None writes none.
-      progress: what `progress` was when the checkpoint was saved from which the run goes on; None
-        for a new run.
+      writer: where lines are written; None writes none.
+      saved: what `progress` was when the checkpoint was saved from which the run resumes; None for
+        a new run.
       peak_rate: updates a second at the peak of the devices, if that is known.
+      is_clipped: whether the gradients are, which decides what is advised when the run diverges.
     """
 
     def __init__(
         self,
         intervals: Intervals,
         parameters: int,
-        record: MetricsWriter | None,
-        progress: dict[str, Any] | None,
+        writer: MetricsWriter | None,
+        saved: dict[str, Any] | None,
         peak_rate: float | None = None,
+        is_clipped: bool = False,
     ):
-        self._timetable = intervals
+        self._intervals = intervals
         self._parameters = parameters
-        self._record = record
+        self._writer = writer
         self._peak_rate = peak_rate
+        self._remedy = "lower optim.learning_rate or " + (
+            "optim.clip_norm" if is_clipped else "set optim.clip_norm"
+        )
         # Plain JSON data, saved with each checkpoint so that a resumed run tells the same story.
-        self.progress: dict[str, Any] = progress or {
+        self.progress: dict[str, Any] = saved or {
             "epoch_loss": {"sum": 0.0, "steps": 0},
             "last": {},
             "best": {},
@@ -76,7 +83,7 @@ class Progress:
         self._clock.spent["start"] = seconds
         self._first_step = last
         self._bar = tqdm(
-            total=self._timetable.total,
+            total=self._intervals.total,
             initial=last,
             unit="step",
             dynamic_ncols=True,
@@ -95,24 +102,24 @@ class Progress:
         finite = np.isfinite(values["loss"][: last - first])
         if not finite.all():
             at = int(finite.argmin())
-            raise _diverged("loss", values["loss"][at], first + at + 1)
+            raise self._diverged("loss", values["loss"][at], first + at + 1)
         for name, what in (("grad_norm", "gradient norm"), ("param_norm", "parameter norm")):
             if not np.isfinite(values[name]):
-                raise _diverged(what, values[name], last)
+                raise self._diverged(what, values[name], last)
         if first >= self._first_step:
-            self._clock.count((last - first) * self._timetable.batch_size)
+            self._clock.count((last - first) * self._intervals.batch_size)
         epoch_loss = self.progress["epoch_loss"]
         for loss in values["loss"][: last - first]:
             epoch_loss["sum"] += float(loss)
             epoch_loss["steps"] += 1
 
-        line: Line = {"epoch": last * self._timetable.batch_size / self._timetable.size}
+        line: Line = {"epoch": last * self._intervals.batch_size / self._intervals.size}
         alphas = values.pop("alphas")
         for name, value in values.items():
             key = name if "norm" in name or "rate" in name else f"train/{name}"
             line[key] = float(value[last - first - 1] if value.ndim else value)
         line |= {f"alpha/{layer}": float(alpha) for layer, alpha in enumerate(alphas)}
-        if self._timetable.ends_epoch(last):
+        if self._intervals.ends_epoch(last):
             line["train/epoch_loss"] = epoch_loss["sum"] / epoch_loss["steps"]
             self.progress["epoch_loss"] = {"sum": 0.0, "steps": 0}
         if self._bar is not None:
@@ -120,11 +127,17 @@ class Progress:
             self._bar.update(max(last - self._bar.n, 0))
         return line
 
+    def _diverged(self, what: str, value: Any, step: int) -> Diverged:
+        return Diverged(
+            f"the {what} became {value} at step {step}; {self._remedy}, and start in a new "
+            "--workdir"
+        )
+
     def write(self, step: int, line: Line) -> None:
-        """Records the line of `step`; says it after an evaluation, or where it was long silent."""
+        """Writes the line of `step`; shows it after an evaluation, or after a long silence."""
         rates = self._rates()
-        if self._record is not None:
-            self._record.write(step, line | rates)
+        if self._writer is not None:
+            self._writer.write(step, line | rates)
         self.progress["best"] = _best(self.progress["best"], line)
         self.progress["last"] |= {
             k: v for k, v in line.items() if k.startswith(("train/", "eval/", "epoch"))
@@ -140,7 +153,7 @@ class Progress:
         """
         spent = self._clock.lap()
         rates = {"examples_per_second": self._clock.rate}
-        updates = self._clock.rate / self._timetable.batch_size
+        updates = self._clock.rate / self._intervals.batch_size
         if updates:
             rates["time/step"] = 1 / updates
             if self._peak_rate:
@@ -148,7 +161,7 @@ class Progress:
         return rates | {f"time/{what}": seconds for what, seconds in spent.items()}
 
     def _say_progress(self, step: int, epoch: float, numbers: Line) -> None:
-        total = self._timetable.total
+        total = self._intervals.total
         done = step - self._first_step
         left = round(self._clock.elapsed * (total - step) / done) if done else 0
         self.say(
@@ -173,7 +186,7 @@ class Progress:
             "status": status,
             "steps": step,
             "seconds": round(seconds, 3),
-            "examples_per_second": step * self._timetable.batch_size / seconds if seconds else None,
+            "examples_per_second": step * self._intervals.batch_size / seconds if seconds else None,
             "parameters": self._parameters,
             **self.progress["last"],
             **self.progress["best"],
@@ -185,11 +198,11 @@ class Progress:
             tqdm.write(text)
 
     def close(self) -> None:
-        """Ends the progress bar and the record."""
+        """Ends the progress bar and closes the files."""
         if self._bar is not None:
             self._bar.close()
-        if self._record is not None:
-            self._record.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 class _Clock:
@@ -201,19 +214,28 @@ class _Clock:
     def restart(self) -> None:
         self._started = self._ticked = self._lapped = self._spoke = time.perf_counter()
         self.spent: dict[str, float] = {}  # seconds since the last lap
-        self._examples = 0
         self.rate = 0.0  # examples per second up to the last lap
+        self._examples, self._busy = 0, 0.0  # since the start; seconds without the pauses
+        self._laps = deque([(0.0, 0)])  # `_busy` and `_examples` at the laps of the last WINDOW
 
     def count(self, examples: int) -> None:
         self._examples += examples
 
     def lap(self) -> dict[str, float]:
-        """Sets `rate` from the examples since the last lap; the seconds spent on this and that."""
+        """Sets `rate`, and returns the seconds spent on this and that since the last lap.
+
+        The rate is that of at least WINDOW seconds, where there are so many: reports come in
+        bursts, and between two of them there may be next to no time.
+        """
         now, spent = time.perf_counter(), self.spent
         pauses = sum(seconds for what, seconds in spent.items() if what in PAUSES)
-        if self._examples:
-            self.rate = self._examples / max(now - self._lapped - pauses, 1e-9)
-        self._lapped, self.spent, self._examples = now, {}, 0
+        self._busy += max(now - self._lapped - pauses, 1e-9)
+        while len(self._laps) > 1 and self._busy - self._laps[1][0] >= WINDOW:
+            self._laps.popleft()
+        busy, examples = self._laps[0]
+        self.rate = (self._examples - examples) / (self._busy - busy)
+        self._laps.append((self._busy, self._examples))
+        self._lapped, self.spent = now, {}
         return spent
 
     def tick(self) -> float:
@@ -239,13 +261,6 @@ class _Clock:
         started = time.perf_counter()
         yield
         self.spent[what] = self.spent.get(what, 0.0) + time.perf_counter() - started
-
-
-def _diverged(what: str, value: Any, step: int) -> Diverged:
-    return Diverged(
-        f"the {what} became {value} at step {step}; lower optim.learning_rate or set "
-        "optim.clip_norm, and start in a new --workdir"
-    )
 
 
 def _best(best: dict[str, float], line: Line) -> dict[str, float]:

@@ -1,0 +1,69 @@
+"""What tells runs apart, and when the seeds of each setting reached a target."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+
+from rezero_jax.analysis.statistics import Estimate
+from rezero_jax.runs.folder import TOPOLOGY
+from rezero_jax.runs.reader import Run
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """A name for each run: the config fields in which the runs differ, the seed left out."""
+    keys = sorted({key for run in runs for key in run.config} - {"seed"})
+    keys = [key for key in keys if not key.startswith(TOPOLOGY)]
+
+    def values(keys: Sequence[str]) -> list[str]:
+        return [json.dumps([run.config.get(key) for key in keys]) for run in runs]
+
+    telling = [key for key in keys if len(set(values([key]))) > 1]
+    # Lengths and cadences rarely tell runs apart for a reader, and what the optimizer has of its
+    # own for a rule is told by the rule; each is used only when nothing before it does.
+    recipe = [key for key in telling if key.startswith(("model.", "optim.", "data.name"))]
+    model = [key for key in recipe if key.startswith("model.")]
+    shared = [key for key in model if all(key in run.config for run in runs)]  # by all families
+    kinds = [keys for keys in (shared, model, recipe) if keys]
+    kinds = [keys for keys in kinds if len(set(values(keys))) == len(set(values(recipe)))]
+    short = kinds[0] if kinds else telling
+    return [
+        ", ".join(f"{key.split('.')[-1]}={run.config.get(key)}" for key in short)
+        or str(run.config.get("model.residual", run.folder.name))
+        for run in runs
+    ]
+
+
+def by_label(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs under their labels: those that differ in the seed alone stand together."""
+    settings: dict[str, list[Run]] = {}
+    for run, label in zip(runs, labels(runs), strict=True):
+        settings.setdefault(label, []).append(run)
+    return settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """When the seeds of one setting reached a target.
+
+    Attributes:
+      seeds: `Run.time_to` of each.
+    """
+
+    seeds: list[float | None]
+
+    @property
+    def estimate(self) -> Estimate | None:
+        """Mean over the seeds with its standard error and interval; None unless all got there."""
+        return Estimate.of_all(self.seeds)
+
+
+def times_to(runs: Sequence[Run], metric: str, target: float) -> dict[str, Times]:
+    """When the seeds of each setting reach the target, under the settings' labels.
+
+    Raises:
+      UserError: see `Run.time_to`.
+    """
+    return {
+        label: Times([run.time_to(metric, target) for run in group])
+        for label, group in by_label(runs).items()
+    }

@@ -1,0 +1,192 @@
+"""The one reader of checkpoints, for training and for whatever else loads a model: it verifies.
+
+A checkpoint has a small JSON manifest beside its arrays (the item "record"), with a fingerprint of
+every array and a checksum of all that it says. What does not match them is damaged. Only training
+moves a damaged checkpoint away; everything else warns, and leaves it. A sound checkpoint of another
+model is refused and stays where it is.
+"""
+
+import contextlib
+import gc
+import json
+import logging
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from jax import Array
+from jax.sharding import SingleDeviceSharding
+
+from rezero_jax import processes
+from rezero_jax.errors import UserError, first_line
+from rezero_jax.runs.folder import saved_steps
+
+
+class Damaged(Exception):
+    """A checkpoint is not what was saved, or cannot be read; the text says why."""
+
+
+def read(folder: Path, step: int, shapes: Any) -> tuple[Any, dict[str, Any]]:
+    """The verified state and manifest of a checkpoint; nothing is written.
+
+    Args:
+      folder: the checkpoints of a run.
+      step: which one.
+      shapes: the state's shapes, dtypes and shardings, which may be others than when saved.
+
+    Raises:
+      Damaged: its checksum or fingerprint does not match, or it cannot be read.
+      UserError: it is sound, but the state of a model of another structure.
+    """
+    loaded = None
+    refusal: Exception = Damaged("another process cannot read it")
+    with _failed_reads_dropped():
+        try:
+            loaded = _load(folder / str(step), shapes)
+        except UserError as error:
+            refusal = error
+        except Exception as error:  # Orbax raises whatever its storage layers raise.
+            refusal = Damaged(first_line(error))
+        if not processes.all_agree(loaded is not None) or loaded is None:
+            raise refusal
+        state, manifest = loaded
+        if fingerprint(state) != manifest["fingerprint"]:
+            raise Damaged("its arrays are not those that were saved")
+    return state, manifest
+
+
+def read_newest(
+    folder: Path,
+    shapes: Any,
+    warn: Callable[[str], None] = processes.warn,
+    set_aside: Callable[[int], Path] | None = None,
+) -> tuple[Any, dict[str, Any]] | None:
+    """The state and manifest of the newest good checkpoint, or None if there is none.
+
+    Args:
+      folder: the checkpoints of a run.
+      shapes: see `read`.
+      warn: receives a sentence on each damaged checkpoint.
+      set_aside: moves a damaged checkpoint away and returns its new place; None leaves it.
+
+    Raises:
+      UserError: see `read`.
+    """
+    for step in processes.from_first(lambda: saved_steps(folder.parent)[::-1]):
+        try:
+            return read(folder, step, shapes)
+        except Damaged as error:
+            if set_aside is not None:
+                done = f"moved it to {set_aside(step)} and going back to the one before it"
+            elif (folder / str(step)).is_dir():
+                done = "using the one before it"
+            else:  # deleted by a run that goes on training
+                continue
+            warn(f"checkpoint {step} is damaged ({error}); {done}")
+    return None
+
+
+def _load(folder: Path, shapes: Any) -> tuple[Any, dict[str, Any]]:
+    """State and manifest as they are in the files, once it is known that they are of one model."""
+    manifest = read_manifest(folder)
+    # Each process reads for itself, as one that finds damage must not leave others waiting.
+    own = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(), active_processes={jax.process_index()}
+    )
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=own)
+    with ocp.Checkpointer(handler, multiprocessing_options=own) as reader:
+
+        def restore(shapes: Any) -> Any:
+            return reader.restore(folder / "state", args=ocp.args.StandardRestore(shapes))
+
+        saved = reader.metadata(folder / "state").item_metadata.tree
+        differing = _differing(_arrays(saved), _arrays(shapes))
+        if not differing:
+            return restore(shapes), manifest
+        # Damage can look like another structure, unless the arrays are as they were saved.
+        here = SingleDeviceSharding(jax.local_devices()[0])
+        own_shapes = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), saved
+        )
+        if fingerprint(restore(own_shapes)) != manifest["fingerprint"]:
+            raise ValueError("its arrays are not those that were saved")
+    more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+    raise UserError(
+        f"checkpoint {folder.name} in {folder.parent.parent} is of a model of another structure "
+        f"({'; '.join(differing[:3])}{more}); go back to the code and the settings that wrote it, "
+        "or choose another --workdir"
+    )
+
+
+def _arrays(tree: Any) -> dict[str, str]:
+    """Path -> dtype and shape, such as "float32(8, 10)"."""
+    return {
+        _path(path): f"{leaf.dtype}{tuple(leaf.shape)}"
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    }
+
+
+def _differing(saved: dict[str, str], wanted: dict[str, str]) -> list[str]:
+    """What differs, the model's parameters first."""
+    paths = [p for p in saved.keys() | wanted.keys() if saved.get(p) != wanted.get(p)]
+    return [
+        f"{path}: {saved.get(path, 'absent')} in the checkpoint, {wanted.get(path, 'absent')} here"
+        for path in sorted(paths, key=lambda path: (not path.startswith("params/"), path))
+    ]
+
+
+@contextlib.contextmanager
+def _failed_reads_dropped() -> Iterator[None]:
+    """Keeps the other failed reads of a damaged checkpoint quiet.
+
+    When one read fails, Orbax drops the rest unseen, and Python would print a traceback of each
+    when it is collected; the warning says all there is to say.
+    """
+    for name in ("asyncio", "absl"):  # Orbax logs a traceback of what it then raises
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        yield
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook
+
+
+def checksum(manifest: dict[str, Any]) -> int:
+    """Of a manifest without its checksum."""
+    return zlib.crc32(json.dumps(manifest, sort_keys=True).encode())
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """A checkpoint's manifest, verified by its checksum, which those of earlier versions lack."""
+    manifest = json.loads((folder / "record" / "metadata").read_text())
+    rest = {key: value for key, value in manifest.items() if key != "checksum"}
+    is_whole = {"progress", "fingerprint"} <= rest.keys()
+    if not is_whole or manifest.get("checksum") not in (None, checksum(rest)):
+        raise ValueError("its record is not the one that was saved")
+    return rest
+
+
+def fingerprint(state: Any) -> dict[str, int]:
+    """For each array of a state, a sum of its bits."""
+    return {name: int(value) for name, value in _bit_sums(state).items()}
+
+
+@jax.jit
+def _bit_sums(state: Any) -> dict[str, Array]:
+    """For each array, the sum of its bits as integers modulo 2**32: any flipped bit changes it."""
+    return {
+        _path(path): jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}").sum(
+            dtype=jnp.uint32
+        )
+        for path, leaf in jax.tree.leaves_with_path(state)
+    }
+
+
+def _path(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
