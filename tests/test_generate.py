@@ -10,7 +10,9 @@ from flax import nnx
 
 from rezero_jax.errors import UserError
 from rezero_jax.models.transformer import generate
+from rezero_jax.models.transformer import model as transformer
 from rezero_jax.models.transformer.generate import Sampling, pick, stream
+from rezero_jax.stack import unstacked
 from tests.test_transformer import VOCAB, some_params, structure_of
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -125,6 +127,34 @@ def test_a_model_with_dropout_generates_without_and_stays_as_it_is():
     jax.tree.map(np.testing.assert_array_equal, state_after, state)
     assert not model.dropout.deterministic
     assert not isinstance(model.trunk.layers.blocks, nnx.List)
+
+
+# ---- Depth
+
+
+def lines_of_program(depth):
+    """Of the program that generates, as the compiler gets it."""
+    structure = structure_of(max_len=MAX_LEN, depth=depth)
+    *arrays, filtered, length = generate._request(made("sinusoidal"), [[1]], 2, temperature=0)
+    model = structure.model(structure.shapes, {})
+    lowered = generate._generate.lower(model, *arrays, 2, filtered, length)
+    return len(lowered.as_text().splitlines())
+
+
+def test_the_program_does_not_grow_with_the_depth_of_a_scanned_stack(monkeypatch):
+    monkeypatch.setattr(transformer, "UNROLLED_DECODING", 3)
+    assert lines_of_program(4) == lines_of_program(64) < lines_of_program(3)
+
+
+@pytest.mark.parametrize("case", ["sinusoidal", "rotary"])
+def test_a_scan_over_layers_generates_what_they_do_one_by_one(case, monkeypatch):
+    monkeypatch.setattr(transformer, "UNROLLED_DECODING", 0)
+    scanned = made(case, depth=3)
+    unrolled = nnx.clone(scanned)
+    unrolled.trunk.layers = unstacked(unrolled.trunk.layers)
+    new, expected = (model.generate(PROMPTS, NEW, temperature=0) for model in (scanned, unrolled))
+    np.testing.assert_array_equal(new, expected)
+    assert len(np.unique(expected)) > 3
 
 
 # ---- The end

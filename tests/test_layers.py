@@ -384,8 +384,8 @@ def full_heads(grouped, heads):
 )
 def test_shared_key_heads_equal_repeated_ones(how, kv_heads):
     options = {"dropout": 0.5 * (how == "dropout"), "rotary": how == "rotary"}
-    grouped = new(Attention, 16, 4, kv_heads=kv_heads, **options)
-    full = new(Attention, 16, 4, **options)
+    grouped = new(Attention, LayerOptions(16, 4, kv_heads=kv_heads, **options))
+    full = new(Attention, LayerOptions(16, 4, **options))
     nnx.update(full.out, nnx.state(grouped.out))
     masked = how in ("mask", "dropout")
 
@@ -464,7 +464,7 @@ def test_blocks_of_causal_attention_equal_the_whole(length, dtype):
 
 
 def test_causal_attention_sees_no_later_position():
-    attention, x = new(Attention, 16, 4, rotary=True), normal(0, 1, 150, 16)
+    attention, x = new(Attention, LayerOptions(16, 4, rotary=True)), normal(0, 1, 150, 16)
     expected = call(attention, x, is_causal=True)
     for last in (0, 63, 64, 100):
         changed = np.where(np.arange(150)[:, None] > last, np.float32(9), x)
@@ -515,7 +515,7 @@ def test_rotary_scores_depend_on_relative_positions_only():
 
 @pytest.mark.parametrize("rotary", [False, True])
 def test_rotary_attention_tells_orders_apart(rotary):
-    attention = new(Attention, 16, 4, rotary=rotary)
+    attention = new(Attention, LayerOptions(16, 4, rotary=rotary))
     one, other = call(attention, X), call(attention, X[:, [3, 1, 5, 0, 2, 4, 6]])
     assert np.allclose(one[:, -1], other[:, -1], atol=1e-4) != rotary
 
@@ -528,7 +528,7 @@ def many(f, count):
 
 
 def test_attention_dropout_leaves_the_mean():
-    attention = new(Attention, 16, 4, kv_heads=2, dropout=0.4)
+    attention = new(Attention, LayerOptions(16, 4, kv_heads=2, dropout=0.4))
     options = {"is_causal": True, "mask": lengths(7, 7, 4, 2)[:, None, None]}
     mean, error = many(lambda rngs: attention(X, **options, rngs=rngs), 2000)
     attention.eval()
@@ -537,7 +537,7 @@ def test_attention_dropout_leaves_the_mean():
 
 
 def test_attention_dropout_drops_weights_one_by_one():
-    attention = new(Attention, 16, 4, dropout=0.25)
+    attention = new(Attention, LayerOptions(16, 4, dropout=0.25))
     values = np.tile(np.eye(16, dtype=np.float32)[None, :, None], (8, 1, 4, 1))
     even = np.zeros_like(values)
     weights = 16 * np.asarray(
@@ -743,3 +743,9 @@ def test_wrong_calls_are_user_errors():
             layer(X, MEMORY, **masks)
     with pytest.raises(UserError, match="depth is 0"):
         new(Encoder, 16, 4, 0)
+
+
+def test_a_misspelt_keyword_is_named():
+    for layer, *sizes in ((EncoderLayer, 16, 4), (Decoder, 16, 4, 2)):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'dropuot'"):
+            new(layer, *sizes, dropuot=0.1)

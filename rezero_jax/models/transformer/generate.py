@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ Prompts = Sequence[Sequence[int]] | Array | np.ndarray
 LENGTH_MULTIPLE = 32  # prompts and caches are padded to it, so that few lengths are compiled
 
 
+@runtime_checkable
 class LanguageModel(Protocol):
     """What generation needs of a model; see `rezero_jax.models.transformer.model.Transformer`."""
 
