@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from typing import TYPE_CHECKING
 
 from launch.interrupt import end_on_interrupt
@@ -10,6 +11,8 @@ if TYPE_CHECKING:  # what takes long to import is imported once a Ctrl-C can end
     import argparse
 
     from ml_collections import ConfigDict
+
+STARTED = time.monotonic()
 
 EXAMPLES = """\
 examples:
@@ -150,7 +153,11 @@ def _run(config: "ConfigDict", args: "argparse.Namespace") -> int:
     from rezero_jax.analysis.plots.curves import write_plot
 
     numbers = ", ".join(f"{k} {final[k]:.4f}" for k in sorted(final) if k.startswith("eval/"))
-    print(f"finished {final['steps']:,} steps in {final['seconds']:,.1f} s: {numbers}")
+    print(f"finished {final['steps']:,} steps: {numbers}")
+    waited = time.monotonic() - STARTED
+    print(
+        f"time:            {waited:,.1f} s, and {final['seconds']:,.1f} s of training in all starts"
+    )
     print(f"run folder:      {args.workdir}")
     print(f"learning curves: {write_plot([args.workdir])}")
     return 0

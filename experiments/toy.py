@@ -55,7 +55,7 @@ def descend(start: float, rate: float = RATE) -> np.ndarray:
     path = [np.array([0.0, start])]
     while len(path) < 2 or np.any(path[-1] != path[-2]):
         path.append(path[-1] - rate * np.array(gradient(*path[-1])))
-        # In the last digits rounding may go on for ever between two neighbours.
+        # In the last digits rounding may alternate for ever between two neighbours.
         if len(path) > 3 and np.array_equal(path[-1], path[-3]):
             break
     return np.array(path)

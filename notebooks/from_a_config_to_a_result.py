@@ -140,7 +140,7 @@ finish(process)
 # %% [markdown]
 # ## Resume
 #
-# The same command again goes on from the newest checkpoint. The batch of step t is a function of
+# The same command resumes from the newest checkpoint. The batch of step t is a function of
 # the seed and t, so nothing is seen twice or left out.
 
 # %%

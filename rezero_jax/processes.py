@@ -35,8 +35,8 @@ def join(
 ) -> None:
     """Finds the other processes of the run; to be called before JAX starts its devices.
 
-    With no arguments those of a TPU slice, a Slurm step or an indexed Kubernetes job are found by
-    themselves, and elsewhere the process stays alone, as it does with num_processes=1.
+    With no arguments the processes of a TPU slice, a Slurm step or an indexed Kubernetes job find
+    each other. Elsewhere the process stays alone, as it does with num_processes=1.
 
     Args:
       coordinator: host:port of process 0, which all processes can reach.
@@ -102,7 +102,7 @@ def join(
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes files and speaks."""
+    """Whether this is the process that writes files and prints."""
     return jax.process_index() == 0
 
 
@@ -113,7 +113,7 @@ def warn(text: str) -> None:
 
 
 def from_first(work: Callable[[], Any]) -> Any:
-    """What `work` returns in process 0, plain JSON data, in every process; only 0 does it.
+    """Runs `work` in process 0 alone, and returns its result, plain JSON data, in every process.
 
     Raises:
       UserError: `work` raised it, in every process.
@@ -136,7 +136,7 @@ def from_first(work: Callable[[], Any]) -> Any:
 
 
 def first_in_first(work: Callable[[], T]) -> T:
-    """`work()` in process 0 and then in the others: for files that they may or may not share.
+    """Runs `work` in process 0 and then in the others: for files that they may or may not share.
 
     Raises:
       UserError: `work` raised it in process 0, or here.
@@ -154,19 +154,28 @@ def all_agree(here: bool) -> bool:
 
 
 def leave() -> None:
-    """Waits until every process is here, so that none takes another's end for an accident."""
+    """Waits for every process to finish, so that none takes another's end for a failure."""
     if jax.process_count() > 1:
         jax.distributed.shutdown()
 
 
 def lose(error: Exception) -> NoReturn:
-    """Ends the process where `error` says that another one is gone; alone, raises it.
+    """Ends a process of several after an error of JAX, which most often means another one is gone.
 
-    At once: whatever would be closed properly would wait for the other process.
+    It ends at once: whatever would be closed properly would wait for the other process.
+
+    Raises:
+      UserError: the memory of a device is exhausted.
+      Exception: `error` itself, in a run of one process.
     """
+    if "RESOURCE_EXHAUSTED" in str(error):
+        raise UserError(
+            f"a device is out of memory ({first_line(error)}); lower train.batch_size, raise "
+            "train.accumulate, or set model.remat=full"
+        ) from error
     if jax.process_count() == 1:
         raise error
-    _end(LOST, f"process {jax.process_index()} cannot go on ({first_line(error)}); {_AGAIN}")
+    _end(LOST, f"process {jax.process_index()} cannot continue ({first_line(error)}); {_AGAIN}")
 
 
 _AGAIN = (

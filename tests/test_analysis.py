@@ -213,11 +213,14 @@ def test_all_panels_of_a_run_have_one_x_axis_and_the_legend_covers_none(tmp_path
 
 def test_unlike_runs_are_compared_by_the_training_loss_of_each_step(tmp_path, capsys):
     make_run(tmp_path / "mlp", [3.0, 2.0, 1.0])
-    text = make_text_run(tmp_path / "text", [4.0, 2.0], **{"data.name": "stdlib"})
+    fields = {"data.name": "stdlib", "model.heads": 4, "model.residual": "pre_norm"}
+    text = make_text_run(tmp_path / "text", [4.0, 2.0], **fields)
     axis = curves.plot_comparison([Run.read(tmp_path / "mlp"), text]).axes[0]
     assert axis.get_xlabel() == "step"
     assert [line.get_xdata().tolist() for line in axis.lines] == [[10, 20, 30], [10, 20]]
     assert [line.get_ydata().tolist() for line in axis.lines] == [[3.0, 2.0, 1.0], [4.0, 2.0]]
+    names = [line.get_label() for line in axis.lines]
+    assert names == ["residual=rezero", "residual=pre_norm"]  # no heads=None of the MLP
     assert axis.get_title() == "depth 2, width 8"  # and not the data of the first alone
     (tmp_path / "text" / "metrics.jsonl").write_text("")
     assert plots.main([str(tmp_path / name) for name in ("mlp", "text")]) == 2

@@ -1,5 +1,7 @@
 """The operations of an update, counted, and what --plan makes of them."""
 
+import socket
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -113,27 +115,19 @@ def test_plan(capsys):
     )
 
 
+@pytest.mark.parametrize("data", ["cifar10", "svhn_cropped"])
+def test_a_plan_needs_no_data(data, tmp_path, monkeypatch, capsys):
+    def connect(*args):
+        raise AssertionError("a plan opened a socket")
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    config = f"--config=configs/mlp.py:smoke,dataset={data}"
+    flags = ["--config.mesh.data=1", f"--config.data.dir={tmp_path / 'data'}"]
+    assert train.main([config, *flags, "--plan=h100"]) == 0
+    assert capsys.readouterr().out.startswith("parameters")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_plan_of_an_unknown_accelerator(capsys):
     assert train.main(["--config=configs/mlp.py:smoke", "--plan=h10"]) == 2
     assert 'did you mean "h100"?' in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("function", "args", "elements"),
-    [
-        (jnp.matmul, [X, W], 20 + 30 + 24),
-        (jnp.tanh, [X], 0),
-        (scanned, shapes((7, 5, 5), (4, 5)), 7 * (20 + 25 + 20)),
-        # The product, and that of x and the result's gradient that makes w's.
-        (jax.grad(lambda w, x: jnp.tanh(x @ w).sum()), [W, X], 2 * (20 + 30 + 24)),
-        (convolved, shapes((2, 8, 8, 3), (3, 3, 3, 7)), 2 * 64 * 3 + 9 * 3 * 7 + 2 * 64 * 7),
-    ],
-)
-def test_traffic(function, args, elements):
-    assert cost.traffic(function, *args) == 4 * elements
-
-
-def test_traffic_in_bfloat16():
-    half = [jax.ShapeDtypeStruct(x.shape, jnp.bfloat16) for x in (X, W)]
-    product = lambda x, w: jnp.matmul(x, w, preferred_element_type=jnp.float32)  # noqa: E731
-    assert cost.traffic(product, *half) == 2 * (20 + 30) + 4 * 24

@@ -156,3 +156,10 @@ def test_nothing_to_start(start):
     status, _, err = finish(start("", 0))
     assert status == 2
     assert any("--processes=0 starts nothing; give at least 1" in line for line in err)
+
+
+def test_it_says_that_several_processes_are_slow_for_small_models():
+    command = [sys.executable, ROOT / "launch/local.py", "--processes=2", "--", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert "local.py: small models train up to a hundred times faster in one" in done.stderr

@@ -227,6 +227,15 @@ def test_one_process_looks_for_no_others():
         processes.lose(RuntimeError("out of memory"))
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_exhausted_memory_is_no_lost_process(count, monkeypatch):
+    monkeypatch.setattr(processes.jax, "process_count", lambda: count)
+    error = RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore\nlines")
+    with pytest.raises(UserError, match=r"^a device is out of memory") as info:
+        processes.lose(error)
+    assert "\n" not in str(info.value)
+
+
 @pytest.mark.parametrize(
     "split",
     [

@@ -22,7 +22,8 @@ def labels(runs: Sequence[Run]) -> list[str]:
     # own for a rule is told by the rule; each is used only when nothing before it does.
     recipe = [key for key in telling if key.startswith(("model.", "optim.", "data.name"))]
     model = [key for key in recipe if key.startswith("model.")]
-    kinds = [keys for keys in (model, recipe) if keys]
+    shared = [key for key in model if all(key in run.config for run in runs)]  # by all families
+    kinds = [keys for keys in (shared, model, recipe) if keys]
     kinds = [keys for keys in kinds if len(set(values(keys))) == len(set(values(recipe)))]
     short = kinds[0] if kinds else telling
     return [
@@ -34,10 +35,10 @@ def labels(runs: Sequence[Run]) -> list[str]:
 
 def by_label(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """The runs under their labels: those that differ in the seed alone stand together."""
-    groups: dict[str, list[Run]] = {}
+    settings: dict[str, list[Run]] = {}
     for run, label in zip(runs, labels(runs), strict=True):
-        groups.setdefault(label, []).append(run)
-    return groups
+        settings.setdefault(label, []).append(run)
+    return settings
 
 
 @dataclasses.dataclass(frozen=True)

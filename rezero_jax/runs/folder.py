@@ -186,7 +186,7 @@ def read_config(folder: str | Path) -> ConfigDict:
 def continued(folder: str | Path, config: ConfigDict) -> ConfigDict:
     """`config` as the run in `folder`, if there is one, continues with it.
 
-    A field in LEGACY that has its default takes the value with which the run began.
+    A field in LEGACY that is missing or has its default takes the value with which the run began.
 
     Raises:
       UserError: the run's config.json is broken.
@@ -195,10 +195,11 @@ def continued(folder: str | Path, config: ConfigDict) -> ConfigDict:
         return config
     old, defaults = flatten(read_config(folder).to_dict()), flatten(base_config().to_dict())
     now = flatten(config.to_dict())
-    kept = {key: old[key] for key in LEGACY if now.get(key) == defaults[key]}
+    kept = {key: old[key] for key in LEGACY if now.get(key, defaults[key]) == defaults[key]}
     config = config.copy_and_resolve_references()
-    config.update_from_flattened_dict(kept)
-    return config.lock()
+    with config.unlocked():
+        config.update_from_flattened_dict(kept)
+    return config
 
 
 def saved_steps(folder: str | Path) -> list[int]:

@@ -69,36 +69,25 @@ def flops(function: Callable[..., Any], *args: Any) -> int:
     Args:
       *args: arrays or their shapes; nothing is computed.
     """
-    return _total(jax.make_jaxpr(function)(*args).jaxpr, _operations)
+    return _total(jax.make_jaxpr(function)(*args).jaxpr)
 
 
-def traffic(function: Callable[..., Any], *args: Any) -> int:
-    """Bytes that the matrix products and convolutions in function(*args) read and write.
-
-    Each reads its operands from memory and writes its result there: what a program moves at least
-    if everything between them is fused into them. Loops and branches count as in `flops`.
-
-    Args:
-      *args: arrays or their shapes; nothing is computed.
-    """
-    return _total(jax.make_jaxpr(function)(*args).jaxpr, _bytes)
-
-
-def _total(jaxpr: core.Jaxpr, cost: Callable[[core.JaxprEqn], int]) -> int:
+def _total(jaxpr: core.Jaxpr) -> int:
     total = 0
     for equation in jaxpr.eqns:
         name = equation.primitive.name
         if name in ("dot_general", "conv_general_dilated"):
-            total += cost(equation)
+            total += _operations(equation)
         else:
-            inner = [_total(sub, cost) for sub in _inner(equation)]
+            inner = [_total(sub) for sub in _inner(equation)]
             turns = equation.params["length"] if name == "scan" else 1
             total += turns * (max(inner, default=0) if name == "cond" else sum(inner))
     return total
 
 
 def _operations(equation: core.JaxprEqn) -> int:
-    left, right, out = (array.shape for array in _arrays(equation))
+    arrays: list[Any] = [v.aval for v in (*equation.invars, *equation.outvars)]
+    left, right, out = (array.shape for array in arrays)
     if equation.primitive.name == "dot_general":
         (contracted, _), _ = equation.params["dimension_numbers"]
         terms = math.prod(left[axis] for axis in contracted)
@@ -106,15 +95,6 @@ def _operations(equation: core.JaxprEqn) -> int:
         out_features = right[equation.params["dimension_numbers"].rhs_spec[0]]
         terms = math.prod(right) // out_features
     return 2 * terms * math.prod(out)
-
-
-def _bytes(equation: core.JaxprEqn) -> int:
-    return sum(array.size * array.dtype.itemsize for array in _arrays(equation))
-
-
-def _arrays(equation: core.JaxprEqn) -> list[Any]:
-    """The operands and results of an operation, as shapes and dtypes."""
-    return [variable.aval for variable in (*equation.invars, *equation.outvars)]
 
 
 def _inner(equation: core.JaxprEqn) -> Iterator[core.Jaxpr]:

@@ -69,6 +69,8 @@ def load_model(workdir: str | Path, step: int | None = None) -> tuple[nnx.Module
         raise UserError(
             f"{workdir} holds no checkpoint {step}; train anew with checkpoint.keep_every_steps"
         )
+    if step is None:
+        check_saved(workdir)
     trainer = Trainer.from_config(config)
     if step is None:
         state = load_state(workdir, trainer.shapes)
@@ -93,9 +95,18 @@ def load_state(workdir: str | Path, shapes: Any) -> State:
       UserError: there is none, or it is of a model of another structure.
     """
     folder = Path(workdir).absolute() / "checkpoints"
-    if not saved_steps(workdir):
-        raise UserError(f"{workdir} holds no checkpoint yet; wait for the first, or train there")
+    check_saved(workdir)
     found = read_newest(folder, shapes)
     if found is None:
         raise UserError(f"{workdir} holds no good checkpoint; train there, or name another run")
     return found[0]
+
+
+def check_saved(workdir: str | Path) -> None:
+    """Checks that a run has a checkpoint, before anything that takes long.
+
+    Raises:
+      UserError: it has none.
+    """
+    if not saved_steps(workdir):
+        raise UserError(f"{workdir} holds no checkpoint yet; wait for the first, or train there")

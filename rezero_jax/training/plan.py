@@ -7,6 +7,7 @@ from itertools import islice
 import jax
 from ml_collections import ConfigDict
 
+from rezero_jax.data import stand_in
 from rezero_jax.formatting import duration
 from rezero_jax.training.cost import named
 from rezero_jax.training.sharding import device_bytes
@@ -26,10 +27,10 @@ def plan(config: ConfigDict, accelerator: str | None = None) -> str:
       accelerator: one of cost.ACCELERATORS.
 
     Raises:
-      UserError: an unknown accelerator, or anything in the config that cannot be.
+      UserError: the accelerator is unknown, or anything in the config is invalid.
     """
     chip = None if accelerator is None else named(accelerator)
-    program = Trainer.from_config(config)
+    program = trainer_for_sizes(config)
     times, shapes = program.intervals, program.shapes
     gradients = device_bytes(shapes["params"])
     memory = program.compile().memory_analysis()
@@ -69,6 +70,16 @@ def plan(config: ConfigDict, accelerator: str | None = None) -> str:
             ("  memory", f"{_size(int(chip.memory))} on each"),
         ]
     return "\n".join(f"{name:<20}{value}".rstrip() for name, value in rows)
+
+
+def trainer_for_sizes(config: ConfigDict) -> Trainer:
+    """The Trainer of a config on zeros in place of a data set that would have to be downloaded.
+
+    Raises:
+      UserError: anything in the config is invalid.
+    """
+    dataset = stand_in(config.data)
+    return Trainer.from_config(config) if dataset is None else Trainer(config, dataset)
 
 
 def usual_seconds(flops: float, peak: float) -> float:

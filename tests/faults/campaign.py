@@ -29,8 +29,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from rezero_jax.analysis.table import markdown
 from rezero_jax.config import load_config
+from rezero_jax.formatting import markdown_table
 from rezero_jax.runs.checkpoint import Checkpoints
 from rezero_jax.runs.folder import environment
 from rezero_jax.training.trainer import Trainer
@@ -234,7 +234,7 @@ def kill_table(results: Sequence[Run]) -> str:
                 f"{sum(not run.problems for run in runs)}/{len(runs)}",
             ]
         )
-    return markdown([columns, *rows])
+    return markdown_table([columns, *rows])
 
 
 def damage_table(results: Sequence[Run]) -> str:
@@ -251,7 +251,7 @@ def damage_table(results: Sequence[Run]) -> str:
         ]
         for name, group in [*groups, ("all", damaged)]
     ]
-    return markdown([["damage", "checkpoints", *damage.OUTCOMES, "same bits"], *rows])
+    return markdown_table([["damage", "checkpoints", *damage.OUTCOMES, "same bits"], *rows])
 
 
 if __name__ == "__main__":
