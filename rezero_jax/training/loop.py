@@ -163,7 +163,7 @@ def _train(trainer: Trainer, folder: Path, profile: tuple[int, int] | None) -> d
             _write_final(folder, progress.summary("diverged", now))
             raise
         except jax.errors.JaxRuntimeError as error:
-            processes.lose(error)
+            processes.end_after_loss(error)
         finally:
             checkpoints.close()
             progress.close()
