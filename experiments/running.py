@@ -4,7 +4,6 @@ Each job is a process of its own: a process fixes its number of CPU devices once
 a machine without sharing an interpreter, and a run that dies takes nothing with it.
 """
 
-import contextlib
 import json
 import os
 import signal
@@ -12,9 +11,9 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import FrameType
 
 from experiments.jobs import ROOT, TEST, Job, status
+from rezero_jax import signals
 from rezero_jax.errors import UserError
 from rezero_jax.runs.files import write_json
 
@@ -58,7 +57,7 @@ def execute(
             waiting.append(job)
     free, running, told = _core_groups(slots), list[_Process](), 0
     spoke = time.monotonic()
-    with _signals() as received:
+    with signals.noted() as received:
         try:
             while running or (waiting and not received):
                 while waiting and free and not received:
@@ -163,19 +162,3 @@ def _core_groups(count: int) -> list[frozenset[int]]:
     size = max(len(cores) // count, 1)
     starts = [index * size % len(cores) for index in range(count)]
     return [frozenset(cores[start : start + size]) for start in starts]
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """A list to which SIGINT and SIGTERM are added as they come."""
-    received: list[int] = []
-
-    def note(signum: int, frame: FrameType | None) -> None:
-        received.append(signum)
-
-    old = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for signum, handler in old.items():
-            signal.signal(signum, handler)
