@@ -135,6 +135,10 @@ def test_same_outputs_and_gradients_as_pytorch(case, is_causal, references):
     arrays = {k.removeprefix(prefix): v for k, v in references().items() if k.startswith(prefix)}
     state = {k: v for k, v in arrays.items() if k.startswith("state/")}
     from_torch(module, state, prefix="state/")
+    again = to_torch(module, prefix="state/")
+    assert again.keys() == state.keys()
+    for name, value in again.items():
+        np.testing.assert_array_equal(value, state[name], err_msg=name)
     inputs = [arrays[name] for name in ("x", "memory") if name in arrays]
     masks = {
         ours: ~arrays[theirs]
