@@ -16,7 +16,8 @@ from rezero_jax.models.torch_weights import from_torch, to_torch
 from rezero_jax.models.transformer import attention as attention_module
 from rezero_jax.models.transformer.attention import CPU_BLOCK, CPU_BLOCKS, Attention, attend, rotate
 from rezero_jax.models.transformer.encoder import Decoder, Encoder
-from rezero_jax.models.transformer.layer import ACTIVATIONS, DecoderLayer, EncoderLayer, FeedForward
+from rezero_jax.models.transformer.layer import DecoderLayer, EncoderLayer, FeedForward
+from rezero_jax.models.transformer.options import ACTIVATIONS, LayerOptions
 from rezero_jax.residual import RULES, Alpha
 from rezero_jax.training.state import model_spec
 
@@ -278,7 +279,8 @@ def test_initial_distributions():
     @jit
     def make():
         stack = Decoder(width, 4, 4, feedforward=hidden, final_norm=True, rngs=nnx.Rngs(0))
-        return stack, [Attention(width, 8, kv_heads=2, rngs=nnx.Rngs(seed)) for seed in (0, 1)]
+        sizes = LayerOptions(width, 8, kv_heads=2)
+        return stack, [Attention(sizes, rngs=nnx.Rngs(seed)) for seed in (0, 1)]
 
     stack, (grouped, other) = make()
     for _, param in nnx.to_flat_state(nnx.state((stack, grouped, other))):
@@ -314,9 +316,8 @@ def test_activations():
         "silu": x / (1 + np.exp(-x)),
     }
     assert expected.keys() == ACTIVATIONS.keys()
-    options = {"dropout": 0.0, "bias": False, "dtype": jnp.float32}
     for name, values in expected.items():
-        layer = new(FeedForward, 1, 1, activation=name, **options)
+        layer = new(FeedForward, LayerOptions(1, 1, 1, activation=name, bias=False))
         layer.up.kernel[...] = layer.down.kernel[...] = jnp.ones((1, 1))
         np.testing.assert_allclose(
             call(layer, x[None, :, None])[0, :, 0], values, rtol=1e-5, atol=1e-6
@@ -387,8 +388,8 @@ def full_heads(grouped, heads):
 )
 def test_shared_key_heads_equal_repeated_ones(how, kv_heads):
     options = {"dropout": 0.5 * (how == "dropout"), "rotary": how == "rotary"}
-    grouped = new(Attention, 16, 4, kv_heads=kv_heads, **options)
-    full = new(Attention, 16, 4, **options)
+    grouped = new(Attention, LayerOptions(16, 4, kv_heads=kv_heads, **options))
+    full = new(Attention, LayerOptions(16, 4, **options))
     nnx.update(full.out, nnx.state(grouped.out))
     masked = how in ("mask", "dropout")
 
@@ -467,7 +468,7 @@ def test_blocks_of_causal_attention_equal_the_whole(length, dtype):
 
 
 def test_causal_attention_sees_no_later_position():
-    attention, x = new(Attention, 16, 4, rotary=True), normal(0, 1, 150, 16)
+    attention, x = new(Attention, LayerOptions(16, 4, rotary=True)), normal(0, 1, 150, 16)
     expected = call(attention, x, is_causal=True)
     for last in (0, 63, 64, 100):
         changed = np.where(np.arange(150)[:, None] > last, np.float32(9), x)
@@ -518,7 +519,7 @@ def test_rotary_scores_depend_on_relative_positions_only():
 
 @pytest.mark.parametrize("rotary", [False, True])
 def test_rotary_attention_tells_orders_apart(rotary):
-    attention = new(Attention, 16, 4, rotary=rotary)
+    attention = new(Attention, LayerOptions(16, 4, rotary=rotary))
     one, other = call(attention, X), call(attention, X[:, [3, 1, 5, 0, 2, 4, 6]])
     assert np.allclose(one[:, -1], other[:, -1], atol=1e-4) != rotary
 
@@ -531,7 +532,7 @@ def many(f, count):
 
 
 def test_attention_dropout_leaves_the_mean():
-    attention = new(Attention, 16, 4, kv_heads=2, dropout=0.4)
+    attention = new(Attention, LayerOptions(16, 4, kv_heads=2, dropout=0.4))
     options = {"is_causal": True, "mask": lengths(7, 7, 4, 2)[:, None, None]}
     mean, error = many(lambda rngs: attention(X, **options, rngs=rngs), 2000)
     attention.eval()
@@ -540,7 +541,7 @@ def test_attention_dropout_leaves_the_mean():
 
 
 def test_attention_dropout_drops_weights_one_by_one():
-    attention = new(Attention, 16, 4, dropout=0.25)
+    attention = new(Attention, LayerOptions(16, 4, dropout=0.25))
     values = np.tile(np.eye(16, dtype=np.float32)[None, :, None], (8, 1, 4, 1))
     even = np.zeros_like(values)
     weights = 16 * np.asarray(
@@ -703,12 +704,12 @@ def test_final_norm():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"width": 0}, "width is 0; attention needs a width of at least 1"),
-        ({"heads": 0}, "heads is 0; attention needs a heads of at least 1"),
-        ({"kv_heads": 0}, "kv_heads is 0; attention needs a kv_heads of at least 1"),
+        ({"width": 0}, "width is 0; a layer needs a width of at least 1"),
+        ({"heads": 0}, "heads is 0; a layer needs a heads of at least 1"),
+        ({"kv_heads": 0}, "kv_heads is 0; a layer needs a kv_heads of at least 1"),
         ({"heads": 3}, "heads=3 does not divide width=16; choose 1, 2, 4, 8 or 16 heads"),
         ({"kv_heads": 3}, "kv_heads=3 does not divide heads=4; choose 1, 2 or 4"),
-        ({"feedforward": 0}, "feedforward is 0; a layer needs a width of at least 1"),
+        ({"feedforward": 0}, "feedforward is 0; a layer needs a feedforward of at least 1"),
         ({"dropout": 1.0}, "dropout=1.0 is not a fraction; give 0 or more, below 1"),
         ({"dropout": -0.1}, "dropout=-0.1 is not a fraction"),
         ({"activation": "gulu"}, 'unknown activation "gulu"; did you mean "gelu"?'),
@@ -746,3 +747,9 @@ def test_wrong_calls_are_user_errors():
             layer(X, MEMORY, **masks)
     with pytest.raises(UserError, match="depth is 0"):
         new(Encoder, 16, 4, 0)
+
+
+def test_a_misspelt_keyword_is_named():
+    for layer, *sizes in ((EncoderLayer, 16, 4), (Decoder, 16, 4, 2)):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'dropuot'"):
+            new(layer, *sizes, dropuot=0.1)

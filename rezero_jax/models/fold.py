@@ -36,7 +36,7 @@ from rezero_jax.models.resnet.batch_norm import BatchNorm
 from rezero_jax.models.resnet.blocks import PostBlock, PreBlock, PreBottleneck, ReluInside
 from rezero_jax.models.resnet.conv import Conv
 from rezero_jax.models.transformer.attention import Attention
-from rezero_jax.models.transformer.layer import FeedForward, Layer
+from rezero_jax.models.transformer.layer import FeedForward, TransformerLayer
 from rezero_jax.residual import Alpha, Gated, LayerScale, Residual, ReZero, ReZeroRule, Rule, scale
 
 M = TypeVar("M", bound=nnx.Module)
@@ -108,7 +108,7 @@ def _(block: PreBlock) -> None:
 
 
 @fold.register
-def _(layer: Layer) -> None:
+def _(layer: TransformerLayer) -> None:
     cross = [layer.cross_attention] if layer.has_memory else []
     sublayers = [layer.attention, *cross, layer.feedforward]
     layer.rules = nnx.List(

@@ -70,7 +70,7 @@ def load_model(workdir: str | Path, step: int | None = None) -> tuple[nnx.Module
             f"{workdir} holds no checkpoint {step}; train anew with checkpoint.keep_every_steps"
         )
     if step is None:
-        _check_saved(workdir)  # before the data are read
+        check_saved(workdir)
     trainer = Trainer.from_config(config)
     if step is None:
         state = load_state(workdir, trainer.shapes)
@@ -95,13 +95,18 @@ def load_state(workdir: str | Path, shapes: Any) -> State:
       UserError: there is none, or it is of a model of another structure.
     """
     folder = Path(workdir).absolute() / "checkpoints"
-    _check_saved(workdir)
+    check_saved(workdir)
     found = read_newest(folder, shapes)
     if found is None:
         raise UserError(f"{workdir} holds no good checkpoint; train there, or name another run")
     return found[0]
 
 
-def _check_saved(workdir: str | Path) -> None:
+def check_saved(workdir: str | Path) -> None:
+    """Checks that a run has a checkpoint, before anything that takes long.
+
+    Raises:
+      UserError: it has none.
+    """
     if not saved_steps(workdir):
         raise UserError(f"{workdir} holds no checkpoint yet; wait for the first, or train there")

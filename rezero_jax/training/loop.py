@@ -22,7 +22,7 @@ from rezero_jax.runs.files import write_json
 from rezero_jax.runs.folder import EVALUATION, TOPOLOGY, Workdir, check_config, continued
 from rezero_jax.runs.metrics import MetricsWriter
 from rezero_jax.training.cost import accelerator
-from rezero_jax.training.load import load_state
+from rezero_jax.training.load import check_saved, load_state
 from rezero_jax.training.profile import Profile
 from rezero_jax.training.progress import Diverged, Progress
 from rezero_jax.training.trainer import Trainer
@@ -180,6 +180,7 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
     Raises:
       UserError: there is no good checkpoint, or the workdir is of another config or structure.
     """
+    check_saved(workdir)
     config = continued(workdir, config)
     trainer = Trainer.from_config(config)
     check_config(Path(workdir), config, free=TOPOLOGY + EVALUATION)
