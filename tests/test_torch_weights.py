@@ -291,7 +291,7 @@ def test_models_that_are_no_layers():
 def assert_output(module, arrays):
     """Rounding in float32 is relative to the largest of the numbers summed."""
     inputs = [arrays[name] for name in INPUTS if name in arrays]
-    out = jax.jit(lambda module: module(*inputs))(module)
+    out = jax.jit(lambda module, inputs: module(*inputs))(module, inputs)
     bound = 1e-5 * np.abs(arrays["out"]).max()
     np.testing.assert_allclose(out, arrays["out"], rtol=0, atol=bound)
 
