@@ -288,6 +288,28 @@ def test_models_that_are_no_layers():
     )
 
 
+@pytest.mark.parametrize(
+    ("case", "make"),
+    [
+        ("encoder", partial(EncoderLayer, 16, 4, 32)),
+        ("decoder_plain", partial(DecoderLayer, 16, 4, 32)),
+        ("post_norm", partial(EncoderLayer, 16, 4, 32, residual="post_norm")),
+        ("pre_norm_decoder", partial(DecoderLayer, 16, 4, 32, residual="pre_norm")),
+    ],
+)
+def test_stored_layers_of_pytorch_compute_the_same_here_and_come_back_to_the_bit(case, make):
+    stored = np.load(Path(__file__).parent / "reference" / "transformer.npz")
+    arrays = {k.removeprefix(f"{case}/"): v for k, v in stored.items() if k.startswith(f"{case}/")}
+    layer = new(make)
+    from_torch(layer, {k: v for k, v in arrays.items() if k.startswith("state/")}, prefix="state/")
+    inputs = [arrays[name] for name in ("x", "memory") if name in arrays]
+    causal = "mask" in arrays
+    out = jax.jit(lambda layer, *inputs: layer(*inputs, is_causal=causal))(layer, *inputs)
+    np.testing.assert_allclose(out, arrays["out"], rtol=1e-5, atol=1e-5)
+    for name, value in to_torch(layer, prefix="state/").items():
+        np.testing.assert_array_equal(value, arrays[name], err_msg=name)
+
+
 def assert_output(module, arrays):
     """Rounding in float32 is relative to the largest of the numbers summed."""
     inputs = [arrays[name] for name in INPUTS if name in arrays]

@@ -1,6 +1,6 @@
 """Writes torch_layers.npz: state dicts of PyTorch's layers and their outputs.
 
-    python -m tests.reference.make_torch_layers    in the environment of benchmarks/requirements.txt
+    python tests/reference/make_torch_layers.py    in the environment of benchmarks/requirements.txt
 
 The file holds what transformer.npz lacks: a pre-norm decoder layer, a stack of a few layers, and a
 stack with a final norm. For each model, under model/: `state/` with the state dict, `x`, for the
