@@ -175,7 +175,7 @@ class DecoderLayer(TransformerLayer):
         mask: Array | None = None,
         memory_mask: Array | None = None,
         key_mask: KeyMask | None = None,
-        memory_key_mask: KeyMask | None = None,
+        memory_key_mask: Bool[Array, "batch places"] | None = None,
         *,
         is_causal: bool = False,
         rngs: nnx.Rngs | None = None,
