@@ -122,7 +122,7 @@ class Checkpoints:
             shutil.rmtree(target, ignore_errors=True)
             shutil.move(self._folder / str(step), target)
 
-        processes.from_first(move)
+        processes.on_first(move)
         self._manager = ocp.CheckpointManager(self._folder, options=self._options)
         return target
 
@@ -136,7 +136,7 @@ class Checkpoints:
           OSError: the last save cannot be written.
         """
         self.wait()
-        for step in processes.from_first(self._left_over):
+        for step in processes.on_first(self._left_over):
             self._manager.delete(step)
 
     def _left_over(self) -> list[int]:

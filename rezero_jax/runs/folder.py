@@ -70,8 +70,8 @@ class Workdir:
                 f"--workdir={folder} is no folder; mount the storage and name the folder there"
             )
         self.folder = Path(folder).absolute()
-        self.final = processes.from_first(lambda: self._claim(folder, config))
-        if not processes.all_agree((self.folder / "config.json").exists()):
+        self.final = processes.on_first(lambda: self._claim(folder, config))
+        if not processes.agree((self.folder / "config.json").exists()):
             raise UserError(
                 f"not every process finds the workdir {folder}; choose a --workdir on storage that "
                 "all hosts share"

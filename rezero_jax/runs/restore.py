@@ -52,7 +52,7 @@ def read(folder: Path, step: int, shapes: Any) -> tuple[Any, dict[str, Any]]:
             refusal = error
         except Exception as error:  # Orbax raises whatever its storage layers raise.
             refusal = Damaged(first_line(error))
-        if not processes.all_agree(loaded is not None) or loaded is None:
+        if not processes.agree(loaded is not None) or loaded is None:
             raise refusal
         state, manifest = loaded
         if fingerprint(state) != manifest["fingerprint"]:
@@ -77,7 +77,7 @@ def read_newest(
     Raises:
       UserError: see `read`.
     """
-    for step in processes.from_first(lambda: saved_steps(folder.parent)[::-1]):
+    for step in processes.on_first(lambda: saved_steps(folder.parent)[::-1]):
         try:
             return read(folder, step, shapes)
         except Damaged as error:

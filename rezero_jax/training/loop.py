@@ -3,16 +3,20 @@
 Every process of a run goes through it step by step with the others; the first one writes.
 """
 
+import contextlib
 import os
+import signal
 import time
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from rezero_jax import processes, signals
+from rezero_jax import processes
 from rezero_jax.data import Dataset
 from rezero_jax.errors import UserError
 from rezero_jax.runs.checkpoint import Checkpoints
@@ -99,7 +103,7 @@ def _train(trainer: Trainer, folder: Path, profile: tuple[int, int] | None) -> d
         progress.say(f"no trace: the updates {profile[0]} to {profile[1]} were made before")
 
     tracing = Profile(folder / "profile", profile if processes.is_first() else None)
-    with signals.noted(_stop_at_second) as received:
+    with _noted_signals() as received:
         try:
             batches = trainer.batches(now)
             pending: tuple[int, int, dict[str, jax.Array]] | None = None
@@ -148,7 +152,7 @@ def _train(trainer: Trainer, folder: Path, profile: tuple[int, int] | None) -> d
             progress.finish("diverged", now)
             raise
         except jax.errors.JaxRuntimeError as error:
-            processes.lose(error)
+            processes.end_after_loss(error)
         finally:
             checkpoints.close()
             progress.close()
@@ -172,7 +176,20 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
     return {"step": int(state["step"])} | trainer.evaluate(state)
 
 
-def _stop_at_second(received: list[int]) -> None:
-    if len(received) > 1:
-        os._exit(128 + received[-1])
-    os.write(2, b"\nstopping after this step and saving; a second signal stops at once\n")
+@contextlib.contextmanager
+def _noted_signals() -> Iterator[list[int]]:
+    """A list to which a SIGINT or SIGTERM is added; a second one ends the process at once."""
+    received: list[int] = []
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        if received:
+            os._exit(128 + signum)
+        received.append(signum)
+        os.write(2, b"\nstopping after this step and saving; a second signal stops at once\n")
+
+    old = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for signum, handler in old.items():
+            signal.signal(signum, handler)

@@ -46,7 +46,7 @@ class Trainer:
     def from_config(cls, config: ConfigDict) -> "Trainer":
         """The trainer of a config on the data set that it names."""
         load = partial(data.load, config.data, config.seed)
-        return cls(config, processes.first_in_first(load))
+        return cls(config, processes.on_first_then_others(load))
 
     def __init__(self, config: ConfigDict, dataset: Dataset | Text):
         self.config = config
