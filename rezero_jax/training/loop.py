@@ -112,7 +112,7 @@ def _train(trainer: Trainer, folder: Path, profile: tuple[int, int] | None) -> d
                 # ---- Step: the device computes one dispatch while the host reads the one before
                 last = intervals.next_stop(now)
                 tracing.begin(now, last)
-                with progress.timed("data"):
+                with progress.clock.timed("data"):
                     fetched = list(islice(batches, last - now))
                 started = time.perf_counter()
                 state, report = trainer.dispatch(state, fetched, max(received, default=0))
@@ -134,12 +134,12 @@ def _train(trainer: Trainer, folder: Path, profile: tuple[int, int] | None) -> d
                     continue
                 line, stop = progress.receive(*pending), stop or int(report["stop"])
                 pending = None
-                with progress.timed("evaluation"):
+                with progress.clock.timed("evaluation"):
                     evaluation = trainer.evaluate(state) if is_eval else None
                 if intervals.is_log(now):
                     progress.write(now, line | (evaluation or {}))
                 if stop or intervals.is_save(now):
-                    with progress.timed("checkpoint"):
+                    with progress.clock.timed("checkpoint"):
                         checkpoints.save(now, state, progress.snapshot(), evaluation)
                 if stop and now < intervals.total:
                     checkpoints.wait()
