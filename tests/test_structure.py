@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # From the ground up: a file imports what stands on its own line or above.
 LAYERS = (
-    ("rezero_jax.errors", "rezero_jax.formatting", "rezero_jax.signals"),
+    ("rezero_jax.errors", "rezero_jax.formatting"),
     ("rezero_jax.fields",),
     ("rezero_jax.ranges",),
     ("rezero_jax.config", "rezero_jax.devices", "rezero_jax.processes", "rezero_jax.residual"),

@@ -3,16 +3,20 @@
 Every process of a run goes through it step by step with the others; the first one writes.
 """
 
+import contextlib
 import os
+import signal
 import time
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from rezero_jax import processes, signals
+from rezero_jax import processes
 from rezero_jax.data import Dataset
 from rezero_jax.errors import UserError
 from rezero_jax.runs.checkpoint import Checkpoints
@@ -99,7 +103,7 @@ def _train(trainer: Trainer, folder: Path, profile: tuple[int, int] | None) -> d
         progress.say(f"no trace: the updates {profile[0]} to {profile[1]} were made before")
 
     tracing = Profile(folder / "profile", profile if processes.is_first() else None)
-    with signals.noted(_stop_at_second) as received:
+    with _noted_signals() as received:
         try:
             batches = trainer.batches(now)
             pending: tuple[int, int, dict[str, jax.Array]] | None = None
@@ -108,7 +112,7 @@ def _train(trainer: Trainer, folder: Path, profile: tuple[int, int] | None) -> d
                 # ---- Step: the device computes one dispatch while the host reads the one before
                 last = intervals.next_stop(now)
                 tracing.begin(now, last)
-                with progress.timed("data"):
+                with progress.clock.timed("data"):
                     fetched = list(islice(batches, last - now))
                 started = time.perf_counter()
                 state, report = trainer.dispatch(state, fetched, max(received, default=0))
@@ -130,12 +134,12 @@ def _train(trainer: Trainer, folder: Path, profile: tuple[int, int] | None) -> d
                     continue
                 line, stop = progress.receive(*pending), stop or int(report["stop"])
                 pending = None
-                with progress.timed("evaluation"):
+                with progress.clock.timed("evaluation"):
                     evaluation = trainer.evaluate(state) if is_eval else None
                 if intervals.is_log(now):
                     progress.write(now, line | (evaluation or {}))
                 if stop or intervals.is_save(now):
-                    with progress.timed("checkpoint"):
+                    with progress.clock.timed("checkpoint"):
                         checkpoints.save(now, state, progress.snapshot(), evaluation)
                 if stop and now < intervals.total:
                     checkpoints.wait()
@@ -172,7 +176,20 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
     return {"step": int(state["step"])} | trainer.evaluate(state)
 
 
-def _stop_at_second(received: list[int]) -> None:
-    if len(received) > 1:
-        os._exit(128 + received[-1])
-    os.write(2, b"\nstopping after this step and saving; a second signal stops at once\n")
+@contextlib.contextmanager
+def _noted_signals() -> Iterator[list[int]]:
+    """A list to which a SIGINT or SIGTERM is added; a second one ends the process at once."""
+    received: list[int] = []
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        if received:
+            os._exit(128 + signum)
+        received.append(signum)
+        os.write(2, b"\nstopping after this step and saving; a second signal stops at once\n")
+
+    old = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for signum, handler in old.items():
+            signal.signal(signum, handler)

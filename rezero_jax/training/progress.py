@@ -34,6 +34,9 @@ class Diverged(Exception):
 class Progress:
     """How far a run is, and how it goes. The first process writes it to the workdir and prints it.
 
+    Attributes:
+      clock: times the waits of the loop.
+
     Args:
       trainer: what the run computes.
       folder: the workdir.
@@ -56,7 +59,7 @@ class Progress:
         chip = accelerator()
         # Updates a second if the devices did nothing but multiply at their peak; None if unknown.
         self._peak_rate = chip and chip.flops * trainer.mesh.size / trainer.flops()
-        self._clock = _Clock()
+        self.clock = _Clock()
         self._bar: tqdm | None = None
         self._first_step = 0
 
@@ -71,8 +74,8 @@ class Progress:
         No rate counts its `seconds`, which went mostly into compiling.
         """
         self.say(f"first {last - first} step(s) with compilation: {seconds:.1f} s")
-        self._clock.restart()
-        self._clock.spent["start"] = seconds
+        self.clock.restart()
+        self.clock.spent["start"] = seconds
         self._first_step = last
         self._bar = tqdm(
             total=self._intervals.total,
@@ -99,7 +102,7 @@ class Progress:
             if not np.isfinite(values[name]):
                 raise self._diverged(what, values[name], last)
         if first >= self._first_step:
-            self._clock.count((last - first) * self._intervals.batch_size)
+            self.clock.count((last - first) * self._intervals.batch_size)
         epoch_loss = self._sums["epoch_loss"]
         for loss in values["loss"][: last - first]:
             epoch_loss["sum"] += float(loss)
@@ -131,12 +134,16 @@ class Progress:
         rates = self._rates()
         if self._writer is not None:
             self._writer.write(step, line | rates)
-        self._sums["best"] = _best(self._sums["best"], line)
+        best = self._sums["best"]
+        for name, value in line.items():
+            if name.startswith("eval/") and not math.isnan(value):
+                pick = max if name.endswith("accuracy") else min
+                best[f"best/{name}"] = pick(best.get(f"best/{name}", value), value)
         self._sums["last"] |= {
             k: v for k, v in line.items() if k.startswith(("train/", "eval/", "epoch"))
         }
         shown = {k: v for k, v in line.items() if k == "train/epoch_loss" or k.startswith("eval/")}
-        if "eval/loss" in line or self._clock.has_been_silent():
+        if "eval/loss" in line or self.clock.has_been_silent():
             self._say_progress(step, line["epoch"], shown or {"train/loss": line["train/loss"]})
 
     def _rates(self) -> Line:
@@ -144,9 +151,9 @@ class Progress:
 
         An update's time includes the wait for its data, but neither evaluations nor saves.
         """
-        spent = self._clock.lap()
-        rates = {"examples_per_second": self._clock.rate}
-        updates = self._clock.rate / self._intervals.batch_size
+        spent = self.clock.lap()
+        rates = {"examples_per_second": self.clock.rate}
+        updates = self.clock.rate / self._intervals.batch_size
         if updates:
             rates["time/step"] = 1 / updates
             if self._peak_rate:
@@ -156,20 +163,16 @@ class Progress:
     def _say_progress(self, step: int, epoch: float, numbers: Line) -> None:
         total = self._intervals.total
         done = step - self._first_step
-        left = round(self._clock.elapsed * (total - step) / done) if done else 0
+        left = round(self.clock.elapsed * (total - step) / done) if done else 0
         self.say(
             f"step {step:,}/{total:,} ({step / total:.0%}), epoch {epoch:.2f}: "
             + ", ".join(f"{name} {value:.4f}" for name, value in numbers.items())
-            + f", {self._clock.rate:,.0f} examples/s, {datetime.timedelta(seconds=left)} left"
+            + f", {self.clock.rate:,.0f} examples/s, {datetime.timedelta(seconds=left)} left"
         )
-
-    def timed(self, what: str) -> contextlib.AbstractContextManager[None]:
-        """Notes the time spent on `what`, which is left out of the rates unless it is "data"."""
-        return self._clock.timed(what)
 
     def snapshot(self) -> dict[str, Any]:
         """What to save with a checkpoint, plain JSON data."""
-        self._sums["seconds"] = self._seconds_before + self._clock.elapsed
+        self._sums["seconds"] = self._seconds_before + self.clock.elapsed
         return copy.deepcopy(self._sums)
 
     def finish(self, status: str, step: int) -> dict[str, Any]:
@@ -249,16 +252,7 @@ class _Clock:
 
     @contextlib.contextmanager
     def timed(self, what: str) -> Iterator[None]:
+        """Adds the time within to what was spent on `what`; the rates leave out the PAUSES."""
         started = time.perf_counter()
         yield
         self.spent[what] = self.spent.get(what, 0.0) + time.perf_counter() - started
-
-
-def _best(best: dict[str, float], line: Line) -> dict[str, float]:
-    """`best` with what `line` improves: "best/eval/accuracy" rises, every other one falls."""
-    better = dict(best)
-    for name, value in line.items():
-        if name.startswith("eval/") and not math.isnan(value):
-            pick = max if name.endswith("accuracy") else min
-            better[f"best/{name}"] = pick(better.get(f"best/{name}", value), value)
-    return better
