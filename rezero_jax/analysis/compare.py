@@ -1,10 +1,8 @@
 """What tells runs apart, and when the seeds of each setting reached a target."""
 
-import dataclasses
 import json
 from collections.abc import Sequence
 
-from rezero_jax.analysis.statistics import Estimate
 from rezero_jax.runs.folder import TOPOLOGY
 from rezero_jax.runs.reader import Run
 
@@ -41,29 +39,9 @@ def by_label(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return settings
 
 
-@dataclasses.dataclass(frozen=True)
-class Times:
-    """When the seeds of one setting reached a target.
-
-    Attributes:
-      seeds: `Run.time_to` of each.
-    """
-
-    seeds: list[float | None]
-
-    @property
-    def estimate(self) -> Estimate | None:
-        """Mean over the seeds with its standard error and interval; None unless all got there."""
-        return Estimate.of_all(self.seeds)
-
-
-def times_to(runs: Sequence[Run], metric: str, target: float) -> dict[str, Times]:
-    """When the seeds of each setting reach the target, under the settings' labels.
-
-    Raises:
-      UserError: see `Run.time_to`.
-    """
+def times_to(runs: Sequence[Run], metric: str, target: float) -> dict[str, list[float | None]]:
+    """`Run.time_to` of each run, under the labels of the settings."""
     return {
-        label: Times([run.time_to(metric, target) for run in group])
-        for label, group in by_label(runs).items()
+        label: [run.time_to(metric, target) for run in seeds]
+        for label, seeds in by_label(runs).items()
     }

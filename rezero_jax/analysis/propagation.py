@@ -1,4 +1,4 @@
-"""How signals and gradients fare on their way through the layers of a network.
+"""How signals and gradients change on their way through the layers of a network.
 
 A signal that vanishes or explodes with depth takes the gradient with it (paper, section 2), and one
 whose angles close with depth forgets its input. `propagate` measures all of them in one forward and
@@ -18,31 +18,12 @@ from jax import Array
 from jax.tree_util import Partial
 from jaxtyping import Bool, Float
 
-from rezero_jax.analysis.probe import (
-    AFTER,
-    BEFORE,
-    CHANGE,
-    COSINE,
-    SHARE,
-    SIGNAL,
-    ModulePath,
-    Tape,
-    path_name,
-    probed,
-)
+from rezero_jax.analysis.probe import Measured, Slot, Tape, path_name, probed
 
 Loss = Callable[[Any, Any], Array]
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=("arrays",), meta_fields=("names",))
-@dataclasses.dataclass(frozen=True)
-class _Traced:
-    """The fields of a `Propagation`, as they leave a compiled function."""
-
-    names: tuple[str, ...]
-    arrays: Any
-
-
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Propagation:
     """What passed through the layers, float32, each a mean over the examples of a batch.
@@ -56,17 +37,14 @@ class Propagation:
       gradient: |dL/dx|, where L is the loss of the example itself.
       cosine: of the angle between the signals of two examples, neighbours in the batch; NaN for a
         batch of one.
-      change: |x' - x|, how far a layer moves the signal: for rules that add a branch to the trunk
-        the norm of what is added, such as |alpha F(x)|. NaN for a layer that changes the shape.
-      share: |x' - x| / |x|.
+      share: |x' - x| / |x|, how far a layer moves the signal; NaN if it changes the shape.
       alpha: the layer's gate; the mean |alpha| where it has several, NaN where it has none.
     """
 
-    names: tuple[str, ...]
+    names: tuple[str, ...] = dataclasses.field(metadata={"static": True})
     signal: Float[np.ndarray, " points"]
     gradient: Float[np.ndarray, " points"]
     cosine: Float[np.ndarray, " points"]
-    change: Float[np.ndarray, " layers"]
     share: Float[np.ndarray, " layers"]
     alpha: Float[np.ndarray, " layers"]
 
@@ -105,45 +83,43 @@ def propagate(model: nnx.Module, x: Any, loss: Loss = random_projection) -> Prop
     Raises:
       UserError: the model has no such layers, or one of them runs more than once in a pass.
     """
-    found = _propagate(loss, model, x)
-    return Propagation(found.names, **{k: np.asarray(v) for k, v in found.arrays.items()})
+    return jax.tree.map(np.asarray, _propagate(loss, model, x))
 
 
 @partial(jax.jit, static_argnums=0)
-def _propagate(loss: Loss, model: nnx.Module, x: Any) -> _Traced:
+def _propagate(loss: Loss, model: nnx.Module, x: Any) -> Propagation:
     tape = Tape()
+    twin, segments = probed(model, tape)
 
-    def objective(slots: dict[ModulePath, Array]) -> tuple[Array, tuple[Array, Array]]:
-        twin, segments = probed(model, tape)
-        for path, segment in segments.items():
-            segment.fill(slots[path])
-        total = loss(twin, x).sum()
-        ran = [segments[path] for path in tape.order]
-        seen = jnp.concatenate([segment.seen() for segment in ran])
-        return total, (seen, jnp.concatenate([segment.alphas() for segment in ran]))
+    def objective(slots: nnx.State) -> tuple[Array, nnx.State]:
+        copy = nnx.clone(twin)
+        nnx.update(copy, slots)
+        return loss(copy, x).sum(), nnx.state(copy, Measured)
 
-    _, segments = probed(model, tape)
-    slots = {path: segment.slots() for path, segment in segments.items()}
-    gradients, (seen, alpha) = jax.grad(objective, has_aux=True)(slots)
-    gradient = jnp.concatenate([gradients[path] for path in tape.order])
-    names = [
-        path_name(path) if len(slots[path]) == 1 else f"{path_name(path)}.{layer}"
-        for path in tape.order
-        for layer in range(len(slots[path]))
-    ]
+    gradients, measured = jax.grad(objective, has_aux=True)(nnx.state(twin, Slot))
+    nnx.update(twin, gradients, measured)
+    ran = {path_name(path): segments[path].probes for path in tape.order}
+    layers = {name: sum(probe.slot.size // 2 for probe in probes) for name, probes in ran.items()}
+    probes = [probe for of_one in ran.values() for probe in of_one]
+    gradient = jnp.concatenate([probe.slot[...].reshape(-1, 2) for probe in probes])
+    seen = jnp.concatenate([probe.measured[...].reshape(-1, 3, 2) for probe in probes])
 
     def points(values: Float[Array, "layers 2"]) -> Float[Array, " points"]:
-        return jnp.concatenate([values[:1, BEFORE], values[:, AFTER]])
+        return jnp.append(values[:1, 0], values[:, 1])
 
-    arrays = {
-        "signal": points(seen[:, SIGNAL]),
+    names = tuple(
+        name if count == 1 else f"{name}.{layer}"
+        for name, count in layers.items()
+        for layer in range(count)
+    )
+    arrays: dict[str, Any] = {
+        "signal": points(seen[:, 0]),
         "gradient": points(gradient),
-        "cosine": points(seen[:, COSINE]),
-        "change": seen[:, CHANGE, AFTER],
-        "share": seen[:, SHARE, AFTER],
-        "alpha": alpha,
+        "cosine": points(seen[:, 1]),
+        "share": seen[:, 2, 1],
+        "alpha": jnp.concatenate([probe.alphas for probe in probes]),
     }
-    return _Traced(tuple(names), arrays)
+    return Propagation(names, **arrays)
 
 
 def trunk(
@@ -159,7 +135,6 @@ def trunk(
       is given x. Together they are what `rezero_jax.analysis.singular_values` takes, also of
       models whose inputs are tokens.
     """
-
     return Partial(partial(_through, loss), model, x), _entered(loss, model, x)
 
 

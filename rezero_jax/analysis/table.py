@@ -6,12 +6,13 @@ by step. A row is a setting: the mean and the range over the runs that differ on
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from rezero_jax.analysis import command
-from rezero_jax.analysis.compare import by_label
+from rezero_jax.analysis.compare import by_label, times_to
 from rezero_jax.analysis.statistics import Estimate
 from rezero_jax.formatting import markdown_table, number
 from rezero_jax.runs.reader import Run
@@ -32,15 +33,13 @@ def table(
       confidence: of the intervals shown beside the means of several seeds, such as 0.95 (see
         `Estimate.interval`); None shows their range.
     """
-
-    def cells(seeds: Sequence[Run]) -> list[str]:
-        curves = [run.epoch_losses() for run in seeds]
-        after = [[c[e - 1] if e <= len(c) else None for c in curves] for e in epochs]
-        times = [[run.time_to("loss", t) for run in seeds] for t in targets]
-        return [_cell(values, confidence) for values in after + times]
-
     columns = [*(f"epoch {e}" for e in epochs), *(f"epochs to {t}" for t in targets)]
-    return _table(runs, columns, cells)
+
+    def losses(run: Run) -> dict[int, float]:
+        return dict(enumerate(run.epoch_losses(), 1))
+
+    rows = _rows(runs, losses, epochs, "loss", targets, confidence, digits=2)
+    return markdown_table([["run", "seeds", *columns], *rows])
 
 
 def accuracies(
@@ -54,17 +53,13 @@ def accuracies(
     Returns:
       A Markdown table; accuracies are percentages in it, `targets` are fractions.
     """
-
-    def cells(seeds: Sequence[Run]) -> list[str]:
-        curves = [run.evaluations("eval/accuracy") for run in seeds]
-        after = [[100 * c[e] if e in c else None for c in curves] for e in epochs]
-        first = [[run.time_to("accuracy", t) for run in seeds] for t in targets]
-        return [_cell(values, confidence) for values in after] + [
-            _cell(values, confidence, digits=0) for values in first
-        ]
-
     columns = [*(f"epoch {e}" for e in epochs), *(f"first at {t:.0%}" for t in targets)]
-    return _table(runs, columns, cells)
+
+    def percentages(run: Run) -> dict[int, float]:
+        return {epoch: 100 * a for epoch, a in run.evaluations("eval/accuracy").items()}
+
+    rows = _rows(runs, percentages, epochs, "accuracy", targets, confidence)
+    return markdown_table([["run", "seeds", *columns], *rows])
 
 
 def bits_per_byte(
@@ -79,43 +74,51 @@ def bits_per_byte(
       A Markdown table; the last column is the first run's steps to the last target over a row's:
       the speed-up of the paper's table (supplement B).
     """
+    columns = [*(f"step {s:,}" for s in steps), *(f"steps to {t}" for t in targets)]
 
     def evaluations(run: Run) -> dict[float, float]:
         return dict(zip(*run.series("eval/bits_per_byte"), strict=True))
 
-    def reached(seeds: Sequence[Run], target: float) -> list[float | None]:
-        return [run.time_to("bits_per_byte", target) for run in seeds]
-
-    baseline = next(iter(by_label(runs).values()))
-
-    def cells(seeds: Sequence[Run]) -> list[str]:
-        after = [_cell([evaluations(run).get(step) for run in seeds], confidence) for step in steps]
-        first = [_cell(reached(seeds, target), confidence, digits=0) for target in targets]
-        speed_up = [_speed_up(reached(baseline, t), reached(seeds, t)) for t in targets[-1:]]
-        return after + first + speed_up
-
-    columns = [*(f"step {s:,}" for s in steps), *(f"steps to {t}" for t in targets)]
-    return _table(runs, columns + ["speed-up"] * bool(targets), cells)
-
-
-def _speed_up(baseline: Sequence[float | None], steps: Sequence[float | None]) -> str:
-    if None in baseline or None in steps:
-        return ""
-    return f"{np.mean(baseline) / np.mean(steps):.2f}"  # type: ignore[arg-type]
-
-
-def _table(
-    runs: Sequence[Run], columns: Sequence[str], cells: Callable[[Sequence[Run]], list[str]]
-) -> str:
-    """A row for each setting: its name, the number of its runs, and the cells of these runs."""
-    rows = [[name, len(seeds), *cells(seeds)] for name, seeds in by_label(runs).items()]
+    rows = _rows(runs, evaluations, steps, "bits_per_byte", targets, confidence)
+    if targets:
+        columns.append("speed-up")
+        times = list(times_to(runs, "bits_per_byte", targets[-1]).values())
+        for row, reached in zip(rows, times, strict=True):
+            known = None not in (*times[0], *reached)
+            row.append(f"{np.mean(times[0]) / np.mean(reached):.2f}" if known else "")  # type: ignore
     return markdown_table([["run", "seeds", *columns], *rows])
+
+
+def _rows(
+    runs: Sequence[Run],
+    values: Callable[[Run], Mapping[Any, float]],
+    after: Sequence[int],
+    metric: str,
+    targets: Sequence[float],
+    confidence: float | None,
+    digits: int = 0,
+) -> list[list[object]]:
+    """A row for each setting: its label, its number of runs, its values and its times to targets.
+
+    Args:
+      values: of a run by epoch or step, of which those at `after` are shown.
+      metric, targets: see `Run.time_to`; times are shown with `digits` after the point.
+    """
+    rows = []
+    for label, seeds in by_label(runs).items():
+        found = [values(run) for run in seeds]
+        cells = [_cell([v.get(x) for v in found], confidence) for x in after]
+        for target in targets:
+            times = [run.time_to(metric, target) for run in seeds]
+            cells.append(_cell(times, confidence, digits))
+        rows.append([label, len(seeds), *cells])
+    return rows
 
 
 def _cell(
     values: Sequence[float | int | None], confidence: float | None = None, digits: int = 2
 ) -> str:
-    """The mean of a setting and its range or interval, with so many digits after the point."""
+    """The mean of a setting's runs with its range or interval, to `digits` after the point."""
 
     def text(value: float | int) -> str:
         # Losses of a network that fits its data need more: 0.0021 is not 0.00.
@@ -144,16 +147,17 @@ def main(argv: Sequence[str]) -> int:
         "--confidence",
         type=float,
         metavar="P",
-        help="of Student's interval of the mean over seeds, such as 0.95, in place of the range",
+        help="show Student's interval of the mean over seeds at this level, such as 0.95, instead "
+        "of the range",
     )
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument(
-        "--accuracy", action="store_true", help="of test accuracy; targets as fractions, like 0.7"
+        "--accuracy", action="store_true", help="test accuracy; targets are fractions, like 0.7"
     )
     kind.add_argument(
         "--bits_per_byte",
         action="store_true",
-        help="of a text's evaluations, after --steps; speed-ups are against the first run",
+        help="bits per byte of a text after --steps; speed-ups are over the first run",
     )
     args = parser.parse_args(argv)
 
