@@ -80,7 +80,7 @@ def test_table_has_mean_and_range_over_seeds(tmp_path):
         Run.read(make_run(tmp_path / "b", [2.0, 0.5], seed=1)),
         Run.read(make_run(tmp_path / "c", [9.0], **{"model.residual": "norm"})),
     ]
-    assert table.table(runs, epochs=[1, 2], targets=[2.0]).splitlines()[2:] == [
+    assert table.table(runs, after=[1, 2], targets=[2.0]).splitlines()[2:] == [
         "| residual=rezero | 2 | 3.00 (2.00-4.00) | 0.75 (0.50-1.00) | 1.25 (1.00-1.50) |",
         "| residual=norm | 1 | 9.00 | not reached | not reached |",
     ]
@@ -97,7 +97,7 @@ def test_intervals_take_the_place_of_ranges(tmp_path):
     folders = [make_run(tmp_path / str(i), [float(i), 1.0], seed=i) for i in (2, 4)]
     runs = [Run.read(folder) for folder in folders]
     # Student's interval of two values, 3 +- 1 tan(0.475 pi); of two equal ones, no width.
-    (row,) = table.table(runs, epochs=[1, 2], targets=[], confidence=0.95).splitlines()[2:]
+    (row,) = table.table(runs, after=[1, 2], targets=[], confidence=0.95).splitlines()[2:]
     assert row == "| rezero | 2 | 3.00 [-9.71, 15.71] | 1.00 [1.00, 1.00] |"
 
 
@@ -164,7 +164,7 @@ def test_bits_per_byte_by_steps_and_the_speed_up_against_the_first_run(tmp_path)
         make_text_run(tmp_path / "d", [8.0], **{"model.residual": "post_norm"}),
     ]
     # pre_norm takes 40 steps to 2.0; rezero's seeds 20 and 10.
-    assert table.bits_per_byte(runs, [10, 20], [2.5, 2.0]).splitlines() == [
+    assert table.table(runs, [10, 20], [2.5, 2.0], metric="bits_per_byte").splitlines() == [
         "| run | seeds | step 10 | step 20 | steps to 2.5 | steps to 2.0 | speed-up |",
         "| --- | --- | --- | --- | --- | --- | --- |",
         "| residual=pre_norm | 1 | 4.00 | 3.00 | 30 | 40 | 1.00 |",

@@ -7,7 +7,8 @@ by step. A row is a setting: the mean and the range over the runs that differ on
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,101 +19,78 @@ from rezero_jax.formatting import markdown_table, number
 from rezero_jax.runs.reader import Run
 
 
+class _Metric(NamedTuple):
+    """How the table shows a metric of `Run.time_to`.
+
+    Attributes:
+      values: of a run by epoch or step.
+      after: heads the column of the values after an epoch or step.
+      until: heads the column of the times to a target.
+      digits: of these times, after the point.
+    """
+
+    values: Callable[[Run], Mapping[Any, float]]
+    after: str
+    until: str
+    digits: int = 0
+
+
+METRICS = {
+    "loss": _Metric(
+        lambda run: dict(enumerate(run.epoch_losses(), 1)), "epoch {}", "epochs to {}", digits=2
+    ),
+    "accuracy": _Metric(
+        lambda run: {epoch: 100 * a for epoch, a in run.evaluations("eval/accuracy").items()},
+        "epoch {}",
+        "first at {:.0%}",
+    ),
+    "bits_per_byte": _Metric(
+        lambda run: dict(zip(*run.series("eval/bits_per_byte"), strict=True)),
+        "step {:,}",
+        "steps to {}",
+    ),
+}
+
+
 def table(
     runs: Sequence[Run],
-    epochs: Sequence[int],
+    after: Sequence[int],
     targets: Sequence[float],
     confidence: float | None = None,
+    metric: str = "loss",
 ) -> str:
-    """The Markdown table: a column per epoch, then a column per target loss.
+    """The Markdown table: the values after some epochs or steps, then the times to some targets.
 
     Args:
       runs: the runs.
-      epochs: after which the mean training loss (nats) is shown.
-      targets: training losses (nats); shown are the epochs until each.
+      after: epochs, or steps for bits per byte.
+      targets: values of the metric; the columns show `Run.time_to` of each.
       confidence: of the intervals shown beside the means of several seeds, such as 0.95 (see
         `Estimate.interval`); None shows their range.
+      metric: "loss", the mean training loss (nats) of an epoch; "accuracy", of the evaluation after
+        an epoch, in percent, with targets as fractions; "bits_per_byte", of the evaluation after a
+        step, where the last column is the first setting's mean steps to the last target over the
+        row's: the speed-up of the paper's table (supplement B).
     """
-    columns = [*(f"epoch {e}" for e in epochs), *(f"epochs to {t}" for t in targets)]
-
-    def losses(run: Run) -> dict[int, float]:
-        return dict(enumerate(run.epoch_losses(), 1))
-
-    rows = _rows(runs, losses, epochs, "loss", targets, confidence, digits=2)
-    return markdown_table([["run", "seeds", *columns], *rows])
-
-
-def accuracies(
-    runs: Sequence[Run],
-    epochs: Sequence[int],
-    targets: Sequence[float],
-    confidence: float | None = None,
-) -> str:
-    """The same of test accuracy: after each of `epochs`, and the first epoch that ends at a target.
-
-    Returns:
-      A Markdown table; accuracies are percentages in it, `targets` are fractions.
-    """
-    columns = [*(f"epoch {e}" for e in epochs), *(f"first at {t:.0%}" for t in targets)]
-
-    def percentages(run: Run) -> dict[int, float]:
-        return {epoch: 100 * a for epoch, a in run.evaluations("eval/accuracy").items()}
-
-    rows = _rows(runs, percentages, epochs, "accuracy", targets, confidence)
-    return markdown_table([["run", "seeds", *columns], *rows])
-
-
-def bits_per_byte(
-    runs: Sequence[Run],
-    steps: Sequence[int],
-    targets: Sequence[float],
-    confidence: float | None = None,
-) -> str:
-    """Bits per byte of the evaluations after `steps`, and the first step evaluated at a target.
-
-    Returns:
-      A Markdown table; the last column is the first run's steps to the last target over a row's:
-      the speed-up of the paper's table (supplement B).
-    """
-    columns = [*(f"step {s:,}" for s in steps), *(f"steps to {t}" for t in targets)]
-
-    def evaluations(run: Run) -> dict[float, float]:
-        return dict(zip(*run.series("eval/bits_per_byte"), strict=True))
-
-    rows = _rows(runs, evaluations, steps, "bits_per_byte", targets, confidence)
-    if targets:
-        columns.append("speed-up")
-        times = list(times_to(runs, "bits_per_byte", targets[-1]).values())
-        for row, reached in zip(rows, times, strict=True):
-            known = None not in (*times[0], *reached)
-            row.append(f"{np.mean(times[0]) / np.mean(reached):.2f}" if known else "")  # type: ignore
-    return markdown_table([["run", "seeds", *columns], *rows])
-
-
-def _rows(
-    runs: Sequence[Run],
-    values: Callable[[Run], Mapping[Any, float]],
-    after: Sequence[int],
-    metric: str,
-    targets: Sequence[float],
-    confidence: float | None,
-    digits: int = 0,
-) -> list[list[object]]:
-    """A row for each setting: its label, its number of runs, its values and its times to targets.
-
-    Args:
-      values: of a run by epoch or step, of which those at `after` are shown.
-      metric, targets: see `Run.time_to`; times are shown with `digits` after the point.
-    """
+    shown = METRICS[metric]
+    head = ["run", "seeds", *map(shown.after.format, after), *map(shown.until.format, targets)]
     rows = []
     for label, seeds in by_label(runs).items():
-        found = [values(run) for run in seeds]
-        cells = [_cell([v.get(x) for v in found], confidence) for x in after]
+        values = [shown.values(run) for run in seeds]
+        cells = [_cell([found.get(x) for found in values], confidence) for x in after]
         for target in targets:
             times = [run.time_to(metric, target) for run in seeds]
-            cells.append(_cell(times, confidence, digits))
+            cells.append(_cell(times, confidence, shown.digits))
         rows.append([label, len(seeds), *cells])
-    return rows
+    if metric == "bits_per_byte" and targets:
+        head.append("speed-up")
+        means = [Estimate.of_all(seeds) for seeds in times_to(runs, metric, targets[-1]).values()]
+        for row, mean in zip(rows, means, strict=True):
+            row.append(f"{means[0].mean / mean.mean:.2f}" if means[0] and mean else "")
+    return markdown_table([head, *rows])
+
+
+accuracies = partial(table, metric="accuracy")
 
 
 def _cell(
@@ -151,21 +129,21 @@ def main(argv: Sequence[str]) -> int:
         "of the range",
     )
     kind = parser.add_mutually_exclusive_group()
-    kind.add_argument(
-        "--accuracy", action="store_true", help="test accuracy; targets are fractions, like 0.7"
-    )
-    kind.add_argument(
-        "--bits_per_byte",
-        action="store_true",
-        help="bits per byte of a text after --steps; speed-ups are over the first run",
-    )
+    helps = {
+        "accuracy": "test accuracy; targets are fractions, like 0.7",
+        "bits_per_byte": "bits per byte of a text after --steps; speed-ups are over the first run",
+    }
+    for metric, text in helps.items():
+        kind.add_argument(
+            f"--{metric}", action="store_const", const=metric, dest="metric", help=text
+        )
+    parser.set_defaults(metric="loss")
     args = parser.parse_args(argv)
 
     def work() -> None:
         runs = [Run.read(folder) for folder in args.workdirs]
-        make = bits_per_byte if args.bits_per_byte else accuracies if args.accuracy else table
-        after = args.steps if args.bits_per_byte else args.epochs
-        print(make(runs, after, args.targets, args.confidence))
+        after = args.steps if args.metric == "bits_per_byte" else args.epochs
+        print(table(runs, after, args.targets, args.confidence, args.metric))
 
     return command.exit_status("table", work)
 
