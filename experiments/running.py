@@ -1,7 +1,7 @@
 """Runs jobs, several at once. A stopped command saves them, and the next call resumes them.
 
-Each job is a process of its own: a process fixes its number of CPU devices once, several jobs share
-a machine without sharing an interpreter, and a run that dies takes nothing with it.
+Each job is a process of its own: a process fixes its number of CPU devices once, jobs share a
+machine without sharing an interpreter, and a run that dies takes nothing with it.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from experiments.jobs import ROOT, TEST, Job, status
+from launch.local import on
 from rezero_jax.errors import UserError
 from rezero_jax.runs.files import write_json
 
@@ -33,15 +34,15 @@ class Stopped(Exception):
 def execute(
     jobs: Sequence[Job], folder: Path, slots: int, say: Callable[[str], None]
 ) -> Iterator[tuple[Job, str | None]]:
-    """Runs the jobs in folder/NAME each, `slots` at once, on a CPU each with its own cores.
+    """Runs each job in folder/NAME, `slots` at once, each on its own cores of a CPU.
 
-    What a run prints goes to NAME.log beside its folder.
+    The output of a run goes to NAME.log beside its folder.
 
     Args:
-      say: takes a line of news.
+      say: called with each line to report.
 
     Yields:
-      Each job as it ends, with None or the sentence that says why it could not.
+      Each job as it ends, with None or a sentence that says why it failed.
 
     Raises:
       UserError: a run folder holds another run, or this is no checkout with train.py in it.
@@ -93,7 +94,7 @@ def execute(
 class _Process:
     """A job under way: its training, then perhaps its evaluation."""
 
-    def __init__(self, job: Job, folder: Path, cores: frozenset[int]):
+    def __init__(self, job: Job, folder: Path, cores: set[int] | None):
         self.job, self.cores = job, cores
         self.sentence: str | None = None
         self.outcome = "done"
@@ -103,7 +104,7 @@ class _Process:
         self._process = start(job.command(self._workdir), cores, self._log)
 
     def has_ended(self, stopping: bool) -> bool:
-        """Whether it is over; begins the evaluation where that is left to do, unless stopping."""
+        """Whether it is over; starts the evaluation if one is due, unless stopping."""
         status = self._process.poll()
         if status is None:
             return False
@@ -122,11 +123,11 @@ class _Process:
         return True
 
     def lacks_the_data_of(self, job: Job) -> bool:
-        """Whether it could not run for want of a data set that another job reads as well."""
+        """Whether it failed because a data set is missing that `job` needs as well."""
         return f'data set "{job.load().data.name}"' in (self.sentence or "")
 
     def stop(self) -> None:
-        """Has it save its state and end; the second time, end at once."""
+        """Tells it to save its state and end; the second time, to end at once."""
         self._process.send_signal(signal.SIGTERM)
 
     def last_line(self) -> str:
@@ -135,34 +136,23 @@ class _Process:
         return lines[-1].removeprefix("train.py: ") if lines else "starting"
 
 
-def start(command: Sequence[str], cores: frozenset[int], log: Path) -> subprocess.Popen[bytes]:
+def start(command: Sequence[str], cores: set[int] | None, log: Path) -> subprocess.Popen[bytes]:
     """A process on these cores that adds its output to a file.
 
     It has a process group of its own: a Ctrl-C at the terminal reaches only us, and we tell it.
     """
-    if not cores:
-        return _popen(command, log)
-    ours = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)  # which a child inherits before any of its threads begin
-    try:
-        return _popen(command, log)
-    finally:
-        os.sched_setaffinity(0, ours)
-
-
-def _popen(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-    with log.open("ab") as file:
+    with on(cores), log.open("ab") as file:
         return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, process_group=0)
 
 
-def _core_groups(count: int) -> list[frozenset[int]]:
-    """The cores of each of `count` runs at once; empty sets where cores cannot be chosen."""
+def _core_groups(count: int) -> list[set[int] | None]:
+    """The cores of each of `count` runs at once; None where cores cannot be chosen."""
     if not hasattr(os, "sched_getaffinity"):  # Linux only
-        return [frozenset()] * count
+        return [None] * count
     cores = sorted(os.sched_getaffinity(0))
     size = max(len(cores) // count, 1)
     starts = [index * size % len(cores) for index in range(count)]
-    return [frozenset(cores[start : start + size]) for start in starts]
+    return [set(cores[start : start + size]) for start in starts]
 
 
 @contextlib.contextmanager

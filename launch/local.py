@@ -87,7 +87,7 @@ class Group:
         environment = {"JAX_PLATFORMS": "cpu"} | os.environ | {"PYTHONUNBUFFERED": "1"}
         for number, cores in enumerate(shares(count)):
             flags = [f"--coordinator={address}", f"--process_id={number}"]
-            with _on(cores):
+            with on(cores):
                 process = subprocess.Popen(
                     [*command, *flags, f"--num_processes={count}"],
                     stdin=subprocess.DEVNULL,
@@ -152,7 +152,7 @@ class Group:
 
 
 @contextlib.contextmanager
-def _on(cores: set[int] | None) -> Iterator[None]:
+def on(cores: set[int] | None) -> Iterator[None]:
     """What is started within may use these cores only; None: all of ours."""
     if cores is None:
         yield
