@@ -1,4 +1,4 @@
-"""Figure 8: every |alpha| by layer and step, and whether the pattern that the paper tells is there.
+"""Figure 8: every |alpha| by layer and step, and whether it shows the pattern of the paper.
 
 The runs are those of transformer12 and transformer_deep.
 """
@@ -65,15 +65,10 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
             continue
         found = [Gates.of_run(run) for run in seeds]
         ends = [np.abs(gates.alphas[-1]) for gates in found]
-        layers = len(ends[0])
+        layers, means = len(ends[0]), tuple(end.mean() for end in ends)
         rows += [
-            make(
-                setting,
-                "mean |alpha| at the end",
-                tuple(end.mean() for end in ends),
-                setting != OPEN,
-            ),
-            make(setting, "times L", tuple(layers * end.mean() for end in ends)),
+            make(setting, "mean |alpha| at the end", means, setting != OPEN),
+            make(setting, "times L", tuple(layers * mean for mean in means)),
             make(setting, "variation over layers", tuple(end.std() / end.mean() for end in ends)),
         ]
         for mark, _ in curve("alphas", setting, "mean |alpha| after iteration"):
@@ -87,7 +82,7 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
         )
         rounded = [[round(alpha, 6) for alpha in line] for line in mean.alphas.tolist()]
         curves[setting] = Curve(mean.steps.tolist(), rounded)
-        claims += _opened(mean) if setting == OPEN else _pattern(setting, mean)
+        claims += [_opened(mean)] if setting == OPEN else _pattern(setting, mean)
     return Results("alphas", scale, rows, claims, curves)
 
 
@@ -136,18 +131,16 @@ def _pattern(setting: str, gates: Gates) -> list[Claim]:
     ]
 
 
-def _opened(gates: Gates) -> list[Claim]:
+def _opened(gates: Gates) -> Claim:
     """The paper's sentence on gates that start at 1."""
     at = int(np.argmax(gates.steps >= min(FIRST, gates.steps[-1])))
     mean = gates.mean_abs[at]
-    return [
-        Claim(
-            f"Gates that start at 1 are pushed down in the first {FIRST} iterations",
-            "UAI 8",
-            bool(mean < 1),
-            f"the mean |alpha| is {number(mean)} after {gates.steps[at]:.0f}",
-        )
-    ]
+    return Claim(
+        f"Gates that start at 1 are pushed down in the first {FIRST} iterations",
+        "UAI 8",
+        bool(mean < 1),
+        f"the mean |alpha| is {number(mean)} after {gates.steps[at]:.0f}",
+    )
 
 
 def plot(results: Results) -> Figure:

@@ -72,12 +72,11 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
     rows, curves = [], {}
     for setting, seeds in runs.items():
         finals = [run.final() for run in seeds]
-        parameters = tuple(float(final["parameters"]) for final in finals)
         losses = tuple(_late(run, "train/loss") for run in seeds)
         accuracies = tuple(100 * _late(run, "train/accuracy") for run in seeds)
         gates = tuple(float(np.abs(run.alphas()[1][-1]).mean()) for run in seeds)
         rows += [
-            Row(setting, "parameters", parameters),
+            Row(setting, "parameters", tuple(float(final["parameters"]) for final in finals)),
             make(setting, "training loss at the end", losses, setting == deepest),
             make(setting, "training accuracy % at the end", accuracies),
             make(setting, "test loss", tuple(final["eval/loss"] for final in finals)),
@@ -85,10 +84,10 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
             make(setting, "mean |alpha| at the end", gates),
         ]
         curves[setting] = Curve.of_runs([run.series("train/loss") for run in seeds])
-    loss = find(rows, deepest, "training loss at the end").mean
-    accuracy = find(rows, deepest, "training accuracy % at the end").mean
-    assert loss is not None
-    assert accuracy is not None
+    loss, accuracy = (
+        find(rows, deepest, f"training {quantity} at the end").mean or np.nan
+        for quantity in ("loss", "accuracy %")
+    )
     claims = [
         Claim(
             "ReZero nets of up to 10,000 layers can be trained",

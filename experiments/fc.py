@@ -58,13 +58,9 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
         for setting, epochs in reached.items():
             headline = target == "1.2" and setting in (PLAIN, OURS)
             rows.append(Row(setting, f"epochs to {target}", epochs, headline, reduced))
-        for setting in RULES:
-            if setting == OURS:
-                continue
-            times = tuple(
-                theirs / ours if theirs and ours else None
-                for theirs, ours in zip(reached[setting], reached[OURS], strict=True)
-            )
+        for setting in (setting for setting in RULES if setting != OURS):
+            pairs = zip(reached[setting], reached[OURS], strict=True)
+            times = tuple(theirs / ours if theirs and ours else None for theirs, ours in pairs)
             row = Row(setting, f"times ReZero's epochs to {target}", times, reduced=reduced)
             rows.append(row)
             ratios += [row.mean] if row.mean else []
@@ -80,7 +76,7 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
             "ReZero fits the training data 7 to 15 times faster",
             "UAI 6",
             min(ratios) >= 7 if ratios else None,
-            f"{span(ratios)} times, over the losses and rivals that got there"
+            f"{span(ratios)} times, over the losses and the rivals that reached them"
             if ratios
             else "no rival reached a loss in these epochs",
         ),

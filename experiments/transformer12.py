@@ -104,26 +104,23 @@ def _at(bits: Mapping[float, float], mark: int) -> float | None:
 def _claims(rows: Sequence[Row], runs: Mapping[str, Sequence[Run]]) -> list[Claim]:
     steps = {setting: find(rows, setting, "iterations to the target").mean for setting in runs}
     reached = [setting for setting in RULES if steps.get(setting) is not None]
-    ours = steps[OURS]
     order = sorted(reached, key=lambda setting: steps[setting] or 0)
     told = ", ".join(f"{setting} {number(steps[setting] or 0)}" for setting in order)
-    theirs = published("transformer12")
-    expected = sorted(
-        reached,
-        key=lambda setting: theirs[setting, "iterations to the target"].value or np.inf,
-    )
+    evidence = told or "nothing reached the target"
+    theirs = {s: published("transformer12")[s, "iterations to the target"].value for s in reached}
+    expected = sorted(reached, key=lambda setting: theirs[setting] or np.inf)
     claims = [
         Claim(
             "ReZero with alpha = 0 is the first at the target",
             "SUP 2",
-            order[0] == OURS if len(reached) > 1 and ours else None,
-            told or "nothing reached the target",
+            order[0] == OURS if len(reached) > 1 and steps[OURS] else None,
+            evidence,
         ),
         Claim(
             "Those that arrive do so in the order of the paper's table",
             "SUP 2",
             order == expected if len(reached) > 2 else None,
-            told or "nothing reached the target",
+            evidence,
         ),
     ]
     if "Post-Norm" in runs:

@@ -1,4 +1,4 @@
-"""What tells runs apart, and when the seeds of each setting reached a target."""
+"""How runs differ, and when the seeds of each setting reached a target."""
 
 import json
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from rezero_jax.runs.reader import Run
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """A name for each run: the config fields in which the runs differ, the seed left out."""
+    """A name for each run: the config fields, other than the seed, in which the runs differ."""
     keys = sorted({key for run in runs for key in run.config} - {"seed"})
     keys = [key for key in keys if not key.startswith(TOPOLOGY)]
 
@@ -16,8 +16,8 @@ def labels(runs: Sequence[Run]) -> list[str]:
         return [json.dumps([run.config.get(key) for key in keys]) for run in runs]
 
     telling = [key for key in keys if len(set(values([key]))) > 1]
-    # Lengths and cadences rarely tell runs apart for a reader, and what the optimizer has of its
-    # own for a rule is told by the rule; each is used only when nothing before it does.
+    # Lengths and cadences rarely matter to a reader, and settings of the optimizer often follow
+    # from the rule; each is shown only if what comes before it does not distinguish the runs.
     recipe = [key for key in telling if key.startswith(("model.", "optim.", "data.name"))]
     model = [key for key in recipe if key.startswith("model.")]
     shared = [key for key in model if all(key in run.config for run in runs)]  # by all families
@@ -32,7 +32,7 @@ def labels(runs: Sequence[Run]) -> list[str]:
 
 
 def by_label(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """The runs under their labels: those that differ in the seed alone stand together."""
+    """The runs by label; those that differ only in the seed share one."""
     settings: dict[str, list[Run]] = {}
     for run, label in zip(runs, labels(runs), strict=True):
         settings.setdefault(label, []).append(run)

@@ -22,7 +22,7 @@ from rezero_jax.analysis.statistics import Estimate
 PROBES = 32
 WIDTH = 96  # of the page
 ROWS = 24  # of the table of layers, at most
-NAMED = 6  # layers, or ranges of them, in a list, at most
+NAMED = 6  # layers, or ranges of them, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +31,8 @@ class Diagnosis:
 
     Attributes:
       propagation: signals and gradients by depth.
-      jacobian: the mean squared singular value of the layers' Jacobian, from what enters the first
-        to what leaves the last.
-      subject: what was diagnosed, the first line of the page.
+      jacobian: the mean squared singular value of the Jacobian of all layers together.
+      subject: what was diagnosed; the first line of the page.
     """
 
     propagation: Propagation
@@ -92,7 +91,7 @@ class Diagnosis:
         )
 
     def _named(self, what: str, chosen: Bool[np.ndarray, " layers"]) -> str:
-        """The chosen layers, those that follow one another as a range."""
+        """`what` and the chosen layers, neighbours as a range; empty if there are none."""
         cuts = np.flatnonzero(np.diff(chosen.astype(int), prepend=0, append=0)).reshape(-1, 2)
         names = self.propagation.names
         ranges = [
@@ -127,8 +126,8 @@ def diagnose(
     """Diagnoses a model: `print(diagnose(model, x))`.
 
     Args:
-      model: a module with a `Stack`, or with layers joined by a rule of `rezero_jax.residual`, in
-        the mode it is in: call `model.eval()` first where it drops out.
+      model: a module with a `Stack`, or with layers joined by a rule of `rezero_jax.residual`; call
+        `model.eval()` first if it has dropout.
       x: a batch of two examples or more.
       loss: (model, x) -> losses (batch,), whose gradients are measured. By default <v, model(x)>
         with one random v, which needs no labels.

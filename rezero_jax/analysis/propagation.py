@@ -1,8 +1,9 @@
 """How signals and gradients change on their way through the layers of a network.
 
-A signal that vanishes or explodes with depth takes the gradient with it (paper, section 2), and one
-whose angles close with depth forgets its input. `propagate` measures all of them in one forward and
-backward pass of any model with a `Stack` or with gated layers, scanned or not, trained or not.
+A signal that vanishes or explodes with depth takes the gradient with it (paper, section 2), and if
+the angles between signals close with depth, the network forgets its input. `propagate` measures
+all of this in one forward and backward pass of any model with a `Stack` or with gated layers,
+scanned or not, trained or not.
 """
 
 import dataclasses
@@ -77,7 +78,7 @@ def propagate(model: nnx.Module, x: Any, loss: Loss = random_projection) -> Prop
 
     Args:
       model: a module with a `Stack`, or with layers joined by a rule of `rezero_jax.residual`.
-      x: a batch of two examples or more, which is all that `loss` needs besides the model.
+      x: a batch of two examples or more.
       loss: (model, x) -> losses (batch,). By default `random_projection`, which calls model(x).
 
     Raises:
@@ -131,9 +132,8 @@ def trunk(
       model, x, loss: see `propagate`; x is what reaches the parts outside of the layers.
 
     Returns:
-      The function, for batches of the size of x's, and what enters the first layer when the model
-      is given x. Together they are what `rezero_jax.analysis.singular_values` takes, also of
-      models whose inputs are tokens.
+      The function, for batches of x's size, and what enters the first layer for x: the arguments of
+      the functions in `rezero_jax.analysis.singular_values`, also for models that read tokens.
     """
     return Partial(partial(_through, loss), model, x), _entered(loss, model, x)
 
