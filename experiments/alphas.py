@@ -31,7 +31,7 @@ SETTING = {
 
 SHALLOW, OPEN = "alpha = 0, 12 layers", "alpha = 1, 12 layers"
 DEEP, DEEPEST = "alpha = 0, 64 layers", "alpha = 0, 128 layers"
-FIRST = 50  # iterations in which the paper sees gates that start at 1 go down
+FIRST = 50  # iterations in which gates that start at 1 shrink, says the paper
 NOTES = (
     "The paper shows the map of 64 layers only. The units of its axis are doubtful: under LAMB "
     "at 0.0087 a gate cannot reach 0.49 in 116 updates. Of several runs the map and what is "
@@ -40,7 +40,7 @@ NOTES = (
 
 
 def runs(scale: str) -> list[Job]:
-    """Those with gates among the Transformers."""
+    """The Transformers with gates."""
     jobs = {
         SHALLOW: transformer12.job("ReZero alpha = 0", scale),
         OPEN: transformer12.job("ReZero alpha = 1", scale),
@@ -59,7 +59,7 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
     claims: list[Claim] = []
     curves = {}
     for setting, seeds in runs.items():
-        if not all(run.lines for run in seeds):  # one diverged before its first line
+        if not all(run.lines for run in seeds):  # one diverged before it logged anything
             none = (None,) * len(seeds)
             rows.append(make(setting, "mean |alpha| at the end", none, missing="diverged"))
             continue
@@ -87,7 +87,7 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
 
 
 def _pattern(setting: str, gates: Gates) -> list[Claim]:
-    """The paper's sentences on gates that start at 0, held against |alpha|."""
+    """The paper's sentences on gates that start at 0, tested on |alpha|."""
     means, steps, layers = gates.mean_abs, gates.steps, gates.alphas.shape[1]
     peak, order, last = int(means.argmax()), gates.peak_steps, gates.alphas[-1]
     rho, p = spearmanr(np.arange(layers), order) if len(set(order)) > 1 else (0.0, 1.0)

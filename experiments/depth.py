@@ -1,4 +1,4 @@
-"""ReZero nets of 1 to 10,000 fully connected layers: that all of them train."""
+"""ReZero nets of 1 to 10,000 fully connected layers, all of which train."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ SHORT = (
     "checkpoint.keep=1",
     "log.every_steps=5",
 )
-CHANCE = math.log(10)  # nats, of a net that tells nothing
+CHANCE = math.log(10)  # nats, of uniform guessing
 NOTES = (
     "The paper says that such nets were trained on one laptop, and gives no loss; the authors' "
     "notebook holds the 10,000-layer net without its output. Losses and training accuracies "
@@ -61,13 +61,13 @@ def runs(scale: str) -> list[Job]:
 
 
 def _late(run: Run, key: str) -> float:
-    """The mean over what was logged in the last tenth of a run."""
+    """The mean of the values logged in the last tenth of a run."""
     steps, values = run.series(key)
     return float(values[steps > 0.9 * steps[-1]].mean())
 
 
 def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
-    """What each depth comes to, and how far its gates have moved."""
+    """The losses and accuracies of each depth, and how far its gates have moved."""
     deepest, make = name(DEPTHS[scale][-1]), partial(Row, reduced=scale != "paper")
     rows, curves = [], {}
     for setting, seeds in runs.items():

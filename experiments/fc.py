@@ -46,7 +46,7 @@ def runs(scale: str) -> list[Job]:
 
 
 def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
-    """Epochs to each loss, alone and over ReZero's, and the losses of some epochs."""
+    """Epochs to each loss, also as multiples of ReZero's, and the losses of some epochs."""
     reduced = scale == "smoke"  # and at the scale cpu cut short, which changes no number
     rows, ratios, slower = [], [], []
     losses = {setting: [run.epoch_losses() for run in seeds] for setting, seeds in runs.items()}
@@ -97,7 +97,7 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
 
 
 def plot(results: Results) -> Figure:
-    """The losses by epoch, and, but for the smoke test, the paper's as crosses."""
+    """The losses by epoch, and, except in the smoke test, the paper's as crosses."""
     figure, (axis,) = drawing.sheet(TITLE, results.scale, SETTING[results.scale])
     ends = max(x for drawn in results.curves.values() for x in drawn.x)
     crossed = False

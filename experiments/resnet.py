@@ -32,7 +32,7 @@ SCHEMES = {
     " + ReZero": "rezero",
 }
 PREACT = {"": "residual", " + ReZero": "rezero"}
-LOWER = {  # whether ReZero ends with a lower error than the vanilla net in the paper
+LOWER = {  # whether ReZero's final error is lower than the vanilla net's in the paper
     "ResNet-56": False,
     "ResNet-110": True,
     "PreAct-ResNet-18": True,

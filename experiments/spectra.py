@@ -42,7 +42,7 @@ def at_initialisation(scale: str) -> dict[str, list[np.ndarray]]:
 
 
 def _encoder(residual: str, depth: int, key: Array) -> Encoder:
-    """The notebook's network: its layers are copies of one, whose weights alone are drawn anew."""
+    """The notebook's network: copies of one layer with new weights, but the biases of the first."""
     options: dict[str, Any] = {"feedforward": 64, "residual": residual, "alpha_init": 0.1}
     encoder = Encoder(16, heads=4, depth=depth, **options, rngs=nnx.Rngs(key))
     blocks: Any = encoder.layers.blocks
@@ -63,16 +63,16 @@ def after(run: Run, step: int) -> np.ndarray:
 
 
 def _trunk(model: Transformer, x: Array) -> Array:
-    """The layers, causal, from what the embedding gives to what the head takes."""
+    """The causal layers, from the output of the embedding to the input of the head."""
     return nnx.clone(model).trunk(x, is_causal=True)
 
 
 def logs(values: np.ndarray) -> np.ndarray:
-    """log10, of what is below FLOOR that of FLOOR."""
+    """log10 of the values, at least that of FLOOR."""
     return np.log10(np.maximum(values, FLOOR)).ravel()
 
 
 def mode(log10: np.ndarray) -> float:
     """The centre of the fullest bin, the bins centred on multiples of BIN."""
     bins, counts = np.unique(np.round(log10 / BIN), return_counts=True)
-    return float(bins[counts.argmax()] * BIN + 0.0)  # which is 0, never -0
+    return float(bins[counts.argmax()] * BIN + 0.0)  # turns -0 into 0

@@ -36,7 +36,7 @@ RULES = {
 }
 OURS = "ReZero alpha = 0"
 BASELINES = ("Post-Norm + warm-up", "Pre-Norm")
-# Of Figure 7, whose legend does not fit the table: these two are shown by their labels alone.
+# The legend of Figure 7 does not fit the table, so these two go by their labels alone.
 LABELLED = ('the curve labelled "Post-Norm"', 'the curve labelled "Pre-Norm"')
 SMOKE = ("eval.every_steps=10", "eval.examples=16", "eval.batch_size=16")
 NOTES = (
@@ -58,7 +58,7 @@ def job(setting: str, scale: str) -> Job:
 
 
 def runs(scale: str) -> list[Job]:
-    """One of each rule; in a smoke test three, as each compiles for long."""
+    """One of each rule; in a smoke test only three, as each takes long to compile."""
     chosen = ("Pre-Norm", "ReZero alpha = 1", OURS) if scale == "smoke" else tuple(RULES)
     return [job(setting, scale) for setting in chosen]
 
@@ -69,7 +69,7 @@ def _bits(run: Run) -> dict[float, float]:
 
 
 def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
-    """Iterations to the target, and how many times fewer they are than a baseline's."""
+    """Iterations to the target, and their speed-up over each baseline."""
     make = partial(Row, reduced=scale != "paper")
     rows, curves = [], {}
     target, quantity = TARGETS[scale], "iterations to the target"

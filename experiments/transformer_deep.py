@@ -66,7 +66,7 @@ def job(setting: str, scale: str) -> Job:
 def runs(scale: str) -> list[Job]:
     """The rows of the table; those of 12 layers are transformer12's and at the paper's scale only.
 
-    In a smoke test the ReZero net alone, as each compiles for long.
+    In a smoke test the ReZero net alone, as each takes long to compile.
     """
     if scale == "smoke":
         return [job(OURS, scale)]
@@ -78,7 +78,7 @@ def runs(scale: str) -> list[Job]:
 
 
 def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
-    """Bits per byte on the test split, and on the way there."""
+    """Bits per byte on the test split and during training."""
     make = partial(Row, reduced=scale != "paper", missing="diverged")
     rows, curves = [], {}
     for setting, seeds in runs.items():

@@ -106,17 +106,15 @@ class Diagnosis:
         found = self.propagation
         layers = len(found.names)
         rows = np.unique(np.linspace(0, layers, min(layers + 1, ROWS)).round().astype(int))
-        width = max(len("after layer"), *(len(name) for name in found.names))
+        names = ("(input)", *found.names)
+        width = max(len("after layer"), *map(len, names))
         head = ("|x|", "|dL/dx|", "cosine", "|x'-x|/|x|", *["alpha"] * bool(self.is_gated.any()))
         lines = [f"{'after layer':<{width}}" + "".join(f"{name:>12}" for name in head)]
+        of_layers = (np.append(np.nan, values) for values in (found.share, found.alpha))
+        columns = np.stack([found.signal, found.gradient, found.cosine, *of_layers])
         for row in rows:
-            name, share, alpha = "(input)", np.nan, np.nan
-            if row:
-                layer = row - 1
-                name, share, alpha = found.names[layer], found.share[layer], found.alpha[layer]
-            values = (found.signal[row], found.gradient[row], found.cosine[row], share, alpha)
-            cells = "".join(f"{_number(value):>12}" for value in values)
-            lines.append(f"{name:<{width}}{cells}".rstrip())
+            cells = "".join(f"{_number(value):>12}" for value in columns[:, row])
+            lines.append(f"{names[row]:<{width}}{cells}".rstrip())
         return lines
 
 

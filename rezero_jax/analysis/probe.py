@@ -6,6 +6,7 @@ a scanned stack is still scanned, and keeps a few float32 numbers, no activation
 """
 
 import dataclasses
+from functools import reduce
 from typing import Any
 
 import jax
@@ -157,26 +158,23 @@ def probed(model: nnx.Module, tape: Tape) -> tuple[nnx.Module, dict[ModulePath, 
     Raises:
       UserError: it has no layers.
     """
-    twin = nnx.clone(model)
-    paths = _segment_paths(twin)
+    paths = _segment_paths(model)
     if not paths:
         raise UserError(
             f"no layers were found in the {type(model).__name__}; put its blocks into a Stack, or "
             "wrap their branches in ReZero or another rule of rezero_jax.residual"
         )
     segments = {}
+    holder: Any = nnx.List([nnx.clone(model)])  # so that the model itself can be a segment
     for path in paths:
-        owner: Any = twin
-        for key in path[:-1]:
-            owner = _child(owner, key)
-        segments[path] = Segment(_child(owner, path[-1]) if path else twin, path, tape)
-        if not path:
-            twin = segments[path]
-        elif isinstance(path[-1], int):
-            owner[path[-1]] = segments[path]
+        *owners, last = (0, *path)
+        owner = reduce(_child, owners, holder)
+        segments[path] = Segment(_child(owner, last), path, tape)
+        if isinstance(last, int):
+            owner[last] = segments[path]
         else:
-            setattr(owner, path[-1], segments[path])
-    return twin, segments
+            setattr(owner, last, segments[path])
+    return holder[0], segments
 
 
 def path_name(path: ModulePath) -> str:
