@@ -50,13 +50,12 @@ def runs(scale: str) -> list[Job]:
     jobs = []
     for depth in DEPTHS[scale]:
         config = f"mlp.py:depth={depth},width=150,lr=0.003,dataset=cifar10"
-        if scale == "smoke":
-            job = Job(name(depth), f"fc{depth}", "mlp.py:smoke,epochs=1", (f"model.depth={depth}",))
-        elif scale == "cpu":
-            job = Job(name(depth), f"fc{depth}", config, SHORT)
-        else:
-            job = Job(name(depth), f"fc{depth}", f"{config},epochs=25", ("checkpoint.keep=1",))
-        jobs.append(job)
+        command: tuple[str, tuple[str, ...]] = {
+            "paper": (f"{config},epochs=25", ("checkpoint.keep=1",)),
+            "cpu": (config, SHORT),
+            "smoke": ("mlp.py:smoke,epochs=1", (f"model.depth={depth}",)),
+        }[scale]
+        jobs.append(Job(name(depth), f"fc{depth}", *command))
     return jobs
 
 

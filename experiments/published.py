@@ -49,19 +49,20 @@ def with_error(value: float, error: float | None) -> str:
 def published(experiment: str) -> dict[tuple[str, str], Published]:
     """(setting, quantity) -> number, of one experiment, in the paper's order."""
     text = Path(__file__).with_name("published.csv").read_text()
-    numbers = {}
-    for row in csv.DictReader(text.splitlines()):
-        if row["experiment"] != experiment:
-            continue
-        try:
-            value = float(row["value"])
-        except ValueError:
-            value = None
-        error = float(row["error"]) if row["error"] else None
-        numbers[row["setting"], row["quantity"]] = Published(
-            value, row["value"], error, row["source"]
+    return {
+        (row["setting"], row["quantity"]): Published(
+            _float(row["value"]), row["value"], _float(row["error"]), row["source"]
         )
-    return numbers
+        for row in csv.DictReader(text.splitlines())
+        if row["experiment"] == experiment
+    }
+
+
+def _float(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def curve(experiment: str, setting: str, prefix: str) -> list[tuple[float, float]]:

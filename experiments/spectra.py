@@ -26,18 +26,15 @@ FLOOR = 1e-16
 def at_initialisation(scale: str) -> dict[str, list[np.ndarray]]:
     """The singular values of each fresh network, (1, 64), by setting."""
     notebook, figure, count = (NOTEBOOK, FIGURE, 10) if scale != "smoke" else ((2,), (2,), 2)
-    wanted = {
-        f"{name}, {depth} layers": (rule, depth)
-        for depth in notebook
-        for name, rule in RULES.items()
-    }
-    wanted |= {f"post-norm, {depth} layers": ("post_norm", depth) for depth in figure}
+    wanted = [(name, depth) for depth in notebook for name in RULES]
+    wanted += [("post-norm", depth) for depth in figure]
+    keys = [jax.random.key(seed) for seed in range(count)]
+    inputs = [jax.random.normal(jax.random.fold_in(key, 1), (1, 4, 16)) for key in keys]
     found = {}
-    for setting, (rule, depth) in wanted.items():
-        make = jax.jit(partial(_encoder, rule, depth))
-        keys = [jax.random.key(seed) for seed in range(count)]
-        inputs = [jax.random.normal(jax.random.fold_in(key, 1), (1, 4, 16)) for key in keys]
-        found[setting] = [singular_values(make(k), x) for k, x in zip(keys, inputs, strict=True)]
+    for name, depth in dict.fromkeys(wanted):
+        make = jax.jit(partial(_encoder, RULES[name], depth))
+        values = [singular_values(make(key), x) for key, x in zip(keys, inputs, strict=True)]
+        found[f"{name}, {depth} layers"] = values
     return found
 
 
