@@ -17,7 +17,7 @@ lint: setup-dev  ## check format, style and types
 	$(BIN)/mypy
 
 docs: setup-dev  ## build the documentation in site/; a broken link is an error
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 notebooks: setup-dev  ## make the notebooks from their .py and execute them, in some minutes
 	$(BIN)/python notebooks/execute.py

@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
 
     from flax import nnx
 
-    from rezero_jax.devices import keep_compiled
+    from rezero_jax.devices import cache_compilations
     from rezero_jax.errors import UserError
     from rezero_jax.training.load import load_language_model
 
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
             raise UserError("--prompt is empty; give at least one character to go on from")
         if args.bytes < 1:
             raise UserError(f"--bytes={args.bytes} asks for nothing; give at least 1")
-        keep_compiled()
+        cache_compilations()
         model, step = load_language_model(args.workdir)
         prompt = args.prompt.encode(errors="surrogateescape")  # the bytes that were typed
         written = write(

@@ -31,7 +31,7 @@ from benchmarks.mlp import random_images
 from benchmarks.step import serve_training
 from benchmarks.worker import print_ratios, serve, take_turns
 from rezero_jax.config import load_config
-from rezero_jax.devices import pose_as
+from rezero_jax.devices import set_cpu_devices
 from rezero_jax.models.resnet import conv, parts
 from rezero_jax.models.resnet.model import ResNet
 from rezero_jax.stack import split_params
@@ -71,7 +71,7 @@ def serve_ours(depth: int, scan: bool, stage: str) -> None:
         ["train.epochs=None", f"train.steps={10**6}", f"model.scan={scan}"],
     )
     if "devices" in used:
-        pose_as(config.mesh.cpu_devices)
+        set_cpu_devices(config.mesh.cpu_devices)
     serve_training(config, random_images())
 
 

@@ -30,7 +30,7 @@ from benchmarks.step import first_updates, serve_training
 from benchmarks.worker import print_ratios, serve, take_turns
 from rezero_jax.config import load_config
 from rezero_jax.data import Text, TextSplit
-from rezero_jax.devices import pose_as
+from rezero_jax.devices import set_cpu_devices
 from rezero_jax.models.build import make_language_model
 
 WIDTH, HEADS, LENGTH, BATCH, PROMPT = 256, 8, 256, 8, 16
@@ -58,7 +58,7 @@ def config_for(depth: int, scan: bool) -> ConfigDict:
     }
     spec = f"configs/transformer_small.py:depth={depth},width={WIDTH},length={LENGTH}"
     config = load_config(spec, [f"{key}={value}" for key, value in fields.items()])
-    pose_as(config.mesh.cpu_devices)
+    set_cpu_devices(config.mesh.cpu_devices)
     return config
 
 

@@ -31,7 +31,7 @@ before its first milestone), ImageNet's mean and deviation.
 from ml_collections import ConfigDict
 
 from rezero_jax.config import base_config, optim_group, parse_arg
-from rezero_jax.devices import host_devices
+from rezero_jax.devices import default_cpu_devices
 from rezero_jax.errors import choose_from
 
 MEAN_STD = {  # of CIFAR-10, as each recipe has them
@@ -95,7 +95,7 @@ def get_config(arg: str = "") -> ConfigDict:
             decay_factor=0.01,
         )
 
-    config.mesh.cpu_devices = host_devices()
+    config.mesh.cpu_devices = default_cpu_devices()
 
     config.eval.every_epochs = 1.0
     config.checkpoint.every_steps = 200

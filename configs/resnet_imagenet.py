@@ -13,7 +13,7 @@ The data set is read from disk while training; the README says where its archive
 from ml_collections import ConfigDict
 
 from rezero_jax.config import base_config, parse_arg
-from rezero_jax.devices import host_devices
+from rezero_jax.devices import default_cpu_devices
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -44,7 +44,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optim.schedule = "multistep"
     config.optim.milestones = (30 / 90, 60 / 90, 80 / 90)
 
-    config.mesh.cpu_devices = host_devices()
+    config.mesh.cpu_devices = default_cpu_devices()
 
     config.eval.every_epochs = 1.0
     config.eval.batch_size = 256

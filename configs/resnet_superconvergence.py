@@ -17,7 +17,7 @@ the cycled SGD went to NaN for the authors.
 from ml_collections import ConfigDict
 
 from rezero_jax.config import base_config, parse_arg
-from rezero_jax.devices import host_devices
+from rezero_jax.devices import default_cpu_devices
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -69,7 +69,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optim.alpha.learning_rate = 0.1
     config.optim.alpha.schedule = "constant"
 
-    config.mesh.cpu_devices = host_devices()
+    config.mesh.cpu_devices = default_cpu_devices()
 
     config.eval.every_epochs = 1.0
     config.checkpoint.every_steps = 100

@@ -22,7 +22,7 @@ has no final norm either.
 from ml_collections import ConfigDict
 
 from rezero_jax.config import base_config, parse_arg, transformer_model
-from rezero_jax.devices import host_devices
+from rezero_jax.devices import default_cpu_devices
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -56,7 +56,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optim.decay_factor = 0.9
     config.optim.clip_norm = 0.5
 
-    config.mesh.cpu_devices = min(host_devices(), 2)  # which divides 50
+    config.mesh.cpu_devices = min(default_cpu_devices(), 2)  # which divides 50
 
     config.eval.every_epochs = None if steps else 1.0
     config.eval.examples = 500 if args.smoke else None

@@ -14,7 +14,7 @@ One setting of the optimizer for all, as in the paper: LAMB at a constant rate, 
 from ml_collections import ConfigDict
 
 from rezero_jax.config import base_config, parse_arg, transformer_model
-from rezero_jax.devices import host_devices
+from rezero_jax.devices import default_cpu_devices
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -51,7 +51,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optim.learning_rate = args.lr
     config.optim.warmup_steps = args.warmup
 
-    config.mesh.cpu_devices = host_devices()
+    config.mesh.cpu_devices = default_cpu_devices()
 
     config.eval.every_steps = 25
     config.eval.examples = 256  # 32 KiB: the whole split would take longer than the training

@@ -19,7 +19,7 @@ python train.py --config=configs/transformer_small.py:smoke --workdir=runs/smoke
 from ml_collections import ConfigDict
 
 from rezero_jax.config import base_config, parse_arg, transformer_model
-from rezero_jax.devices import host_devices
+from rezero_jax.devices import default_cpu_devices
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -63,7 +63,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optim.b2 = 0.99
     config.optim.clip_norm = 1.0
 
-    config.mesh.cpu_devices = host_devices()
+    config.mesh.cpu_devices = default_cpu_devices()
 
     config.eval.every_steps = 250
     config.eval.batch_size = 64

@@ -1,20 +1,21 @@
 """Starts a run of several processes on this machine: `python launch/local.py --help`."""
 
 import argparse
-import contextlib
 import math
 import os
-import queue
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # as a script it would find only its own folder
+
+from launch.supervisor import Supervisor, core_shares, start
 
 TRAIN = Path(__file__).parents[1] / "train.py"
 GRACE = 30.0  # seconds
@@ -24,11 +25,11 @@ SLOW = (
 )
 
 DESCRIPTION = f"""\
-Starts N processes of train.py on this machine's CPU, which talk to each other as hosts do. Each
-gets its share of the cores, and each line it writes begins with its number. Ctrl-C and SIGTERM go
-to all of them; if one fails the others are ended, and its exit status is this program's.
+Starts N processes of train.py on this machine's CPU, which communicate as hosts do. Each gets its
+share of the cores, and each line it writes begins with its number. Ctrl-C and SIGTERM reach all of
+them. If one fails, the others are stopped, and its exit status becomes that of this program.
 
-It is for trying out a run of several hosts: {SLOW}.
+This is for trying out a run of several hosts: {SLOW}.
 """
 EXAMPLES = """\
 example:
@@ -42,7 +43,7 @@ def main(argv: Sequence[str], program: Path = TRAIN, grace: float = GRACE) -> in
     Args:
       argv: options, and after "--" the arguments of the program.
       program: the Python file to start.
-      grace: seconds that the other processes have to end in when one has failed.
+      grace: seconds that the others have in which to end once one has failed.
     """
     parser = argparse.ArgumentParser(
         prog="local.py",
@@ -60,124 +61,61 @@ def main(argv: Sequence[str], program: Path = TRAIN, grace: float = GRACE) -> in
     if args.processes > 1 and program == TRAIN:
         print(f"local.py: {SLOW}", file=sys.stderr)
     command = [sys.executable, str(program), *args.arguments]
-    group = Group()
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, lambda signum, _: group.stop(signum))
-    try:
-        group.start(command, args.processes)
-        return group.wait(grace)
-    finally:
-        group.end(signal.SIGKILL)
+    with Supervisor() as supervisor:
+        return _run(command, args.processes, grace, supervisor)
 
 
-class Group:
-    """Processes that live and die together."""
+def _run(command: Sequence[str], count: int, grace: float, supervisor: Supervisor) -> int:
+    """Runs the command `count` times at once; returns 0 or the status of the first that failed.
 
-    def __init__(self) -> None:
-        self._processes: list[subprocess.Popen[bytes]] = []
-        self._readers: list[threading.Thread] = []
-        self._statuses: queue.Queue[int] = queue.Queue()  # in the order in which they end
-        self._write = threading.Lock()
-        self._stopping: int | None = None
-
-    def start(self, command: Sequence[str], count: int) -> None:
-        """Starts the command `count` times, each told who it is and where the first one listens."""
-        address = f"localhost:{free_port()}"
-        # Several processes cannot share an accelerator.
-        environment = {"JAX_PLATFORMS": "cpu"} | os.environ | {"PYTHONUNBUFFERED": "1"}
-        for number, cores in enumerate(shares(count)):
-            flags = [f"--coordinator={address}", f"--process_id={number}"]
-            with on(cores):
-                process = subprocess.Popen(
-                    [*command, *flags, f"--num_processes={count}"],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    env=environment,
-                    process_group=0,  # else a terminal's Ctrl-C would reach it twice
-                )
-            self._processes.append(process)
-            self._thread(lambda process=process: self._statuses.put(process.wait()))
-            self._readers += [
-                self._thread(self._copy, number, process.stdout, sys.stdout.buffer),
-                self._thread(self._copy, number, process.stderr, sys.stderr.buffer),
-            ]
-        if self._stopping is not None:  # it came while they were being started
-            self.end(self._stopping)
-
-    def stop(self, signum: int) -> None:
-        """Sends all of them a signal, and leaves it to them when to end."""
-        self._stopping = signum
-        self.end(signum)
-
-    def end(self, signum: int) -> None:
-        """Sends a signal to all that are left."""
-        for process in self._processes:
-            process.send_signal(signum)
-
-    def wait(self, grace: float) -> int:
-        """Waits for all of them, and returns 0 or the status of the first that failed.
-
-        When one fails the others are told to end, unless they know already, and killed `grace`
-        seconds later.
-        """
-        first, left, deadline = 0, len(self._processes), math.inf
-        while left:
-            try:
-                seconds = max(0.0, deadline - time.monotonic())
-                status = self._statuses.get(timeout=None if math.isinf(seconds) else seconds)
-            except queue.Empty:
-                self.end(signal.SIGKILL)
-                deadline = math.inf
-                continue
-            left -= 1
-            if status and not first:
-                first, deadline = status, time.monotonic() + grace
-                if self._stopping is None:
-                    self.end(signal.SIGTERM)
-        for reader in self._readers:
-            reader.join()
-        return first if first >= 0 else 128 - first
-
-    def _copy(self, number: int, source: IO[bytes], target: IO[bytes]) -> None:
-        for line in source:
-            with self._write:
-                target.write(b"[%d] %b\n" % (number, line.rstrip(b"\n")))
-                target.flush()
-
-    def _thread(self, function: Callable[..., None], *args: Any) -> threading.Thread:
-        thread = threading.Thread(target=function, args=args, daemon=True)
-        thread.start()
-        return thread
+    When one fails the others are told to end, unless they were told already, and killed `grace`
+    seconds later.
+    """
+    address = f"localhost:{free_port()}"
+    # Several processes cannot share an accelerator.
+    environment = {"JAX_PLATFORMS": "cpu"} | os.environ | {"PYTHONUNBUFFERED": "1"}
+    running, copiers, lock = [], [], threading.Lock()
+    for number, cores in enumerate(core_shares(count)):
+        flags = [f"--coordinator={address}", f"--process_id={number}", f"--num_processes={count}"]
+        process = start(
+            [*command, *flags],
+            cores,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+        )
+        running.append(supervisor.add(process))
+        for source, target in ((process.stdout, sys.stdout), (process.stderr, sys.stderr)):
+            copy = (number, source, target.buffer, lock)
+            copiers.append(threading.Thread(target=_copy, args=copy, daemon=True))
+            copiers[-1].start()
+    first, deadline = 0, math.inf
+    while running:
+        for process in [process for process in running if process.poll() is not None]:
+            running.remove(process)
+            if process.returncode and not first:
+                first, deadline = process.returncode, time.monotonic() + grace
+                if supervisor.signum is None:
+                    supervisor.send(signal.SIGTERM)
+        if time.monotonic() > deadline:
+            supervisor.send(signal.SIGKILL)
+        time.sleep(0.02)
+    for copier in copiers:
+        copier.join()
+    return first if first >= 0 else 128 - first
 
 
-@contextlib.contextmanager
-def on(cores: set[int] | None) -> Iterator[None]:
-    """What is started within may use these cores only; None: all of ours."""
-    if cores is None:
-        yield
-        return
-    ours = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, ours)
-
-
-def shares(count: int) -> list[set[int] | None]:
-    """The cores of each process; None where there are too few, or they cannot be chosen."""
-    if not hasattr(os, "sched_setaffinity"):  # Linux only
-        return [None] * count
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) < count:
-        return [None] * count
-    bounds = [len(cores) * i // count for i in range(count + 1)]
-    return [set(cores[a:b]) for a, b in pairwise(bounds)]
+def _copy(number: int, source: IO[bytes], target: IO[bytes], lock: threading.Lock) -> None:
+    """Writes each line with the number of its process before it."""
+    for line in source:
+        with lock:
+            target.write(b"[%d] %b\n" % (number, line.rstrip(b"\n")))
+            target.flush()
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """A port on which nothing listens."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return probe.getsockname()[1]

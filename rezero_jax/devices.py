@@ -1,4 +1,4 @@
-"""The machine a process runs on: its cores as devices, and its cache folder."""
+"""The machine of a process: its cores as devices, and its cache folder."""
 
 import os
 import platform
@@ -16,15 +16,15 @@ def cores() -> int:
 
 
 def cache_folder() -> Path:
-    """Where what can be made again is kept: $XDG_CACHE_HOME/rezero_jax, by default in ~/.cache."""
+    """The folder of what can be made again: $XDG_CACHE_HOME/rezero_jax, by default in ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rezero_jax"
 
 
-def keep_compiled() -> None:
-    """Keeps what JAX compiles in the cache folder, so that a restart compiles nothing.
+def cache_compilations() -> None:
+    """Has JAX keep its compilations in the cache folder, so that a restart compiles nothing.
 
-    Unless $JAX_COMPILATION_CACHE_DIR says where, which may be empty: nowhere. Each host has a
-    folder of its own, as homes are shared by hosts whose processors differ.
+    $JAX_COMPILATION_CACHE_DIR overrides the folder; empty, it turns the cache off. Each host has a
+    folder of its own, because hosts with different processors may share a home.
     """
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update(
@@ -33,20 +33,20 @@ def keep_compiled() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def host_devices() -> int:
-    """How many devices a CPU should pose as for convolutions, which use one core of a device.
+def default_cpu_devices() -> int:
+    """The number of CPU devices that suits convolutions, which use only one core of a device.
 
-    The largest power of two up to the number of cores and 4: it divides the usual batches, and
-    leaves each device images enough.
+    It is the largest power of two up to the number of cores and 4: this divides the usual batches,
+    and leaves enough images to each device.
     """
     return 2 ** min(cores().bit_length() - 1, 2)
 
 
-def pose_as(count: int) -> None:
-    """Makes the CPU pose as `count` devices; other devices are unaffected.
+def set_cpu_devices(count: int) -> None:
+    """Makes JAX see the CPU as `count` devices; accelerators are unaffected.
 
     Raises:
-      UserError: JAX has started its devices already.
+      UserError: JAX has already started its devices.
     """
     try:
         jax.config.update("jax_num_cpu_devices", count)

@@ -74,7 +74,7 @@ RULES = "gated, gpt2_norm, layerscale, norm, plain, post_norm, pre_norm, residua
         ({"model.dtype": "float64"}, "The valid ones are bfloat16, float32"),
         ({"model.name": "x"}, 'unknown model "x"'),
         ({"model.depth": 0}, "depth is 0; a network needs a depth of at least 1"),
-        ({"model.width": 999999999}, "there are "),
+        ({"model.width": 1000000}, "there are "),
         ({"model.width": 0}, "width is 0; a network needs a width of at least 1"),
         ({"train.batch_size": 1438}, "larger than the 1437 training examples"),
         ({"train.batch_size": 0}, "train.batch_size=0 is empty"),

@@ -19,7 +19,7 @@ def test_host_devices_divide_the_usual_batches(
     cores: int, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(devices, "cores", lambda: cores)
-    assert devices.host_devices() == count
+    assert devices.default_cpu_devices() == count
 
 
 def test_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,13 +28,13 @@ def test_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("jax.config.update", started)
     with pytest.raises(UserError, match="cpu_devices=2 comes too late"):
-        devices.pose_as(2)
+        devices.set_cpu_devices(2)
 
 
 KEEP = """
 import jax
-from rezero_jax.devices import keep_compiled
-keep_compiled()
+from rezero_jax.devices import cache_compilations
+cache_compilations()
 print(jax.config.jax_compilation_cache_dir)
 jax.block_until_ready(jax.jit(lambda x: x + 1)(1.0))
 """

@@ -5,6 +5,8 @@ import importlib
 import importlib.util
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 import tomllib
 from functools import cache
@@ -238,6 +240,14 @@ def test_files_modules_and_fields_that_are_named_exist(page):
             assert field[1] in fields, text
 
 
+def test_the_new_names_of_the_changelog_exist():
+    new = re.findall(r"^\| .* \| (.*) \|$", read("CHANGELOG.md"), flags=re.MULTILINE)
+    names = re.findall(r"`(rezero_jax[.\w]+)`", " ".join(new))
+    assert len(names) > 10
+    for name in names:
+        assert importlib.util.find_spec(name), name
+
+
 def test_readme_is_one_page_with_its_picture_on_the_first_screen():
     lines = read("README.md").splitlines()
     assert len(lines) <= 200
@@ -245,6 +255,18 @@ def test_readme_is_one_page_with_its_picture_on_the_first_screen():
         number for number, line in enumerate(lines) if re.search(r"\]\(docs/.+\.png\)", line)
     ]
     assert min(pictures) < 25
+
+
+@pytest.mark.parametrize("link", ["", "[a](models.md#nothing)", "[a](/models.md)"])
+def test_make_docs_fails_for_a_broken_link(link, tmp_path):
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    shutil.copy(ROOT / "mkdocs.yml", tmp_path)
+    with (tmp_path / "docs" / "index.md").open("a") as page:
+        page.write(link)
+    [arguments] = re.findall(r"mkdocs (build.*)", read("Makefile"))
+    command = [sys.executable, "-m", "mkdocs", *arguments.split()]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == bool(link), done.stderr
 
 
 def test_every_page_is_in_the_site():

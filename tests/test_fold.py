@@ -30,6 +30,7 @@ from rezero_jax.models.resnet.conv import Conv
 from rezero_jax.models.resnet.parts import Parts
 from rezero_jax.models.transformer.attention import Attention
 from rezero_jax.models.transformer.layer import FeedForward
+from rezero_jax.models.transformer.options import LayerOptions
 from rezero_jax.residual import ReZeroRule, make_rule
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -244,11 +245,9 @@ WRAPPED = {
     "flax_conv": (lambda r: nnx.Conv(8, 8, (3, 3), feature_group_count=2, rngs=r), MAPS),
     "conv": (lambda r: Conv(8, 8, 3, bias=True, rngs=r), MAPS),
     "batch_norm": (lambda r: BatchNorm(8), MAPS),
-    "attention": (lambda r: Attention(8, 2, rngs=r), SEQUENCES),
+    "attention": (lambda r: Attention(LayerOptions(8, 2), rngs=r), SEQUENCES),
     "feedforward": (
-        lambda r: FeedForward(
-            8, 16, dropout=0.0, activation="silu", bias=True, dtype=jnp.float32, rngs=r
-        ),
+        lambda r: FeedForward(LayerOptions(8, 1, 16, activation="silu"), rngs=r),
         SEQUENCES,
     ),
     "sequential": (

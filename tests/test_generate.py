@@ -10,7 +10,9 @@ from flax import nnx
 
 from rezero_jax.errors import UserError
 from rezero_jax.models.transformer import generate
-from rezero_jax.models.transformer.generate import Choice, pick, stream
+from rezero_jax.models.transformer import model as transformer
+from rezero_jax.models.transformer.generate import Sampling, pick, stream
+from rezero_jax.stack import unstacked
 from tests.test_transformer import VOCAB, some_params, structure_of
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -106,11 +108,12 @@ def test_what_is_in_the_padding_does_not_matter_to_the_bit():
     assert padding.sum() > 100
     other = request._replace(tokens=jnp.where(padding, junk, request.tokens))
     logits = [
-        generate._begin(model, r.tokens, r.lengths, r.keys, r.room).logits for r in (request, other)
+        generate._read_prompts(model, r.tokens, r.lengths, r.keys, r.cache_length).logits
+        for r in (request, other)
     ]
     np.testing.assert_array_equal(*logits)
-    *arrays, filtered, room = other
-    new = generate._generate(model, *arrays, NEW, filtered, room)
+    *arrays, filtered, cache_length = other
+    new = generate._generate(model, *arrays, NEW, filtered, cache_length)
     np.testing.assert_array_equal(new, likeliest("sinusoidal"))
 
 
@@ -124,6 +127,34 @@ def test_a_model_with_dropout_generates_without_and_stays_as_it_is():
     jax.tree.map(np.testing.assert_array_equal, state_after, state)
     assert not model.dropout.deterministic
     assert not isinstance(model.trunk.layers.blocks, nnx.List)
+
+
+# ---- Depth
+
+
+def lines_of_program(depth):
+    """Of the program that generates, as the compiler gets it."""
+    structure = structure_of(max_len=MAX_LEN, depth=depth)
+    *arrays, filtered, length = generate._request(made("sinusoidal"), [[1]], 2, temperature=0)
+    model = structure.model(structure.shapes, {})
+    lowered = generate._generate.lower(model, *arrays, 2, filtered, length)
+    return len(lowered.as_text().splitlines())
+
+
+def test_the_program_does_not_grow_with_the_depth_of_a_scanned_stack(monkeypatch):
+    monkeypatch.setattr(transformer, "UNROLLED_DECODING", 3)
+    assert lines_of_program(4) == lines_of_program(64) < lines_of_program(3)
+
+
+@pytest.mark.parametrize("case", ["sinusoidal", "rotary"])
+def test_a_scan_over_layers_generates_what_they_do_one_by_one(case, monkeypatch):
+    monkeypatch.setattr(transformer, "UNROLLED_DECODING", 0)
+    scanned = made(case, depth=3)
+    unrolled = nnx.clone(scanned)
+    unrolled.trunk.layers = unstacked(unrolled.trunk.layers)
+    new, expected = (model.generate(PROMPTS, NEW, temperature=0) for model in (scanned, unrolled))
+    np.testing.assert_array_equal(new, expected)
+    assert len(np.unique(expected)) > 3
 
 
 # ---- The end
@@ -235,9 +266,9 @@ def test_filtered_tokens_are_never_picked_and_the_others_as_often_as_they_should
     temperature, top_k, top_p, sizes
 ):
     count = 3_000
-    choice = Choice(temperature, top_k, top_p, -1)
+    sampling = Sampling(temperature, top_k, top_p, -1)
     keys = jax.random.split(jax.random.key(1), 2 * count)
-    picked = PICK(jnp.repeat(jnp.asarray(LOGITS), count, axis=0), keys, choice)
+    picked = PICK(jnp.repeat(jnp.asarray(LOGITS), count, axis=0), keys, sampling)
     for row, tokens, size in zip(LOGITS, np.asarray(picked).reshape(2, count), sizes, strict=True):
         probabilities = filtered_softmax(row, temperature, top_k, top_p)
         assert (probabilities > 0).sum() == size
@@ -299,6 +330,7 @@ def test_other_settings_and_prompts_of_like_length_compile_nothing():
 # ---- Mistakes
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("prompts", "count", "options", "sentence"),
     [
@@ -311,7 +343,7 @@ def test_other_settings_and_prompts_of_like_length_compile_nothing():
         ([[1]], 2, {"stop_token": 13}, r"stop_token=13 is not in the vocabulary; .* 0 .. 12"),
         ([[1]], 2, {"stop_token": -1}, "stop_token=-1 is not in the vocabulary"),
         ([[1]], 2, {"temperature": 0.5}, r"sampling needs rngs=nnx.Rngs\(seed\); give it, or"),
-        ([], 2, {}, "a prompt is empty; give at least one token to go on from"),
+        ([], 2, {}, "a prompt is empty; give at least one token to continue"),
         ([[1], []], 2, {}, "a prompt is empty"),
         ([[1], [1] * 63], 2, {}, "63 tokens of prompt and 2 new ones are more than max_len=64"),
         ([[1], [2, 13]], 2, {}, "the token 13 is not in the vocabulary, 0 .. 12"),

@@ -15,6 +15,7 @@ from rezero_jax import processes
 from rezero_jax.data.split import ResidentSplit
 from rezero_jax.data.text import TextSplit
 from rezero_jax.errors import UserError
+from rezero_jax.processes import LOST
 from rezero_jax.runs.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +30,7 @@ FIELDS = {
     "checkpoint.every_steps": SAVE,
     "log.every_steps": 10,
 }
-AGAIN = "start the same command on every host again, and it goes on from the newest checkpoint"
+AGAIN = "start the same command on every host again, and it resumes from the newest checkpoint"
 LIMIT = 120  # seconds; what a test waits for takes ten
 
 
@@ -123,7 +124,7 @@ def test_a_killed_process_ends_the_others_and_the_command_goes_on(victim, straig
     assert time.monotonic() < killed + 60
     assert results[victim][0] == -signal.SIGKILL
     status, _, err = results[1 - victim]
-    assert status == processes.LOST, err
+    assert status == LOST, err
     assert err.endswith(f"{AGAIN}\n")
     assert "Traceback" not in err
     (status, out, err), (status_1, *_) = end(start(2, tmp_path))
@@ -157,7 +158,7 @@ def test_a_damaged_checkpoint_and_a_held_workdir_are_told_by_all(straight, tmp_p
         assert holder.stdout.read(1)
         for status, _, err in end(start(2, workdir)):
             # The sentence of the process that ends last may give way to that of a lost process.
-            assert status in (2, processes.LOST), err
+            assert status in (2, LOST), err
             assert "Traceback" not in err
             assert "another process is training in" in err or AGAIN in err
     finally:
@@ -191,13 +192,14 @@ def test_four_processes_train_as_one(file, fields, tmp_path):
 
 
 def test_a_missing_process_is_told_in_time():
-    code = "from rezero_jax import processes; processes.join('localhost:1', 1, 2, wait=2)"
+    code = "from rezero_jax import processes; processes.initialize('localhost:1', 1, 2, wait=2)"
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert result.returncode == 2
-    assert "did not all come at localhost:1 within 2 s; start the same command on every host" in (
-        result.stderr
+    assert (
+        "did not all connect at localhost:1 within 2 s; start the same command on every host"
+        in (result.stderr)
     )
 
 
@@ -212,19 +214,19 @@ def test_a_missing_process_is_told_in_time():
 )
 def test_flags_that_do_not_fit_are_told(flags, sentence):
     with pytest.raises(UserError, match=f"^{sentence}") as info:
-        processes.join(*flags)
+        processes.initialize(*flags)
     assert "\n" not in str(info.value)
 
 
 def test_one_process_looks_for_no_others():
-    processes.join(num_processes=1)
+    processes.initialize(num_processes=1)
     assert processes.is_first()
-    assert processes.from_first(lambda: {"a": 1}) == {"a": 1}
-    assert processes.all_agree(True)
-    assert not processes.all_agree(False)
-    processes.leave()
+    assert processes.on_first(lambda: {"a": 1}) == {"a": 1}
+    assert processes.agree(True)
+    assert not processes.agree(False)
+    processes.shutdown()
     with pytest.raises(RuntimeError, match="out of memory"):
-        processes.lose(RuntimeError("out of memory"))
+        processes.end_after_loss(RuntimeError("out of memory"))
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -232,7 +234,7 @@ def test_an_exhausted_memory_is_no_lost_process(count, monkeypatch):
     monkeypatch.setattr(processes.jax, "process_count", lambda: count)
     error = RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore\nlines")
     with pytest.raises(UserError, match=r"^a device is out of memory") as info:
-        processes.lose(error)
+        processes.end_after_loss(error)
     assert "\n" not in str(info.value)
 
 

@@ -33,13 +33,13 @@ def _diagnose(workdir: str, out: str | None) -> None:
     from rezero_jax.analysis.gates import Gates
     from rezero_jax.analysis.plots.figures import plot_diagnosis
     from rezero_jax.analysis.plots.theme import check_ending, save
-    from rezero_jax.devices import keep_compiled
+    from rezero_jax.devices import cache_compilations
     from rezero_jax.runs.reader import Run
     from rezero_jax.training.load import load_model
 
     picture = Path(out or Path(workdir) / "diagnosis.png")
     check_ending(picture)
-    keep_compiled()
+    cache_compilations()
     model, step, trainer = load_model(workdir)
     batch = trainer.examples(EXAMPLES)
     examples = len(jax.tree.leaves(batch)[0])

@@ -44,7 +44,7 @@ from safetensors import SafetensorError
 
 from rezero_jax.errors import UserError
 from rezero_jax.models.transformer.encoder import LayerStack
-from rezero_jax.models.transformer.layer import Layer
+from rezero_jax.models.transformer.layer import TransformerLayer
 from rezero_jax.residual import LayerScale, PostNorm, PreNorm, ReZeroRule
 
 KINDS = (".safetensors", ".npz")
@@ -207,7 +207,7 @@ def _joined(permuted: np.ndarray) -> tuple[int, ...]:
 
 def _places(module: nnx.Module) -> Iterator[tuple[str, _Place]]:
     """PyTorch's name of each tensor of a module, and its place."""
-    if isinstance(module, Layer):
+    if isinstance(module, TransformerLayer):
         yield from _layer(module, ...)
     elif isinstance(module, LayerStack):
         blocks: Any = module.layers.blocks
@@ -226,7 +226,7 @@ def _places(module: nnx.Module) -> Iterator[tuple[str, _Place]]:
         )
 
 
-def _layer(layer: Layer, index: int | EllipsisType) -> Iterator[tuple[str, _Place]]:
+def _layer(layer: TransformerLayer, index: int | EllipsisType) -> Iterator[tuple[str, _Place]]:
     rule: Any = layer.rules[0]
     gated = isinstance(rule, ReZeroRule) and not isinstance(rule, LayerScale)
     known = gated or isinstance(rule, PreNorm | PostNorm)

@@ -36,11 +36,8 @@ def load_language_model(workdir: str | Path) -> tuple[Transformer, int]:
     spec = model_spec(make)
     optimizer, _ = make_optimizer(config.optim, 1, spec)
     here = SingleDeviceSharding(jax.devices()[0])
-    shapes = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
-        jax.eval_shape(partial(init_state, make, optimizer), jax.random.key(0)),
-    )
-    state = load_state(workdir, shapes)
+    shapes = jax.eval_shape(partial(init_state, make, optimizer), jax.random.key(0))
+    state = load_state(workdir, jax.tree.map(lambda leaf: leaf.update(sharding=here), shapes))
     model = spec.model(state["params"], state["stats"])
     model.eval()
     return model, int(state["step"])  # type: ignore[return-value]
@@ -70,7 +67,7 @@ def load_model(workdir: str | Path, step: int | None = None) -> tuple[nnx.Module
             f"{workdir} holds no checkpoint {step}; train anew with checkpoint.keep_every_steps"
         )
     if step is None:
-        _check_saved(workdir)  # before the data are read
+        check_saved(workdir)
     trainer = Trainer.from_config(config)
     if step is None:
         state = load_state(workdir, trainer.shapes)
@@ -95,13 +92,18 @@ def load_state(workdir: str | Path, shapes: Any) -> State:
       UserError: there is none, or it is of a model of another structure.
     """
     folder = Path(workdir).absolute() / "checkpoints"
-    _check_saved(workdir)
+    check_saved(workdir)
     found = read_newest(folder, shapes)
     if found is None:
         raise UserError(f"{workdir} holds no good checkpoint; train there, or name another run")
     return found[0]
 
 
-def _check_saved(workdir: str | Path) -> None:
+def check_saved(workdir: str | Path) -> None:
+    """Checks that a run has a checkpoint, before anything that takes long.
+
+    Raises:
+      UserError: it has none.
+    """
     if not saved_steps(workdir):
         raise UserError(f"{workdir} holds no checkpoint yet; wait for the first, or train there")

@@ -20,7 +20,7 @@ MakeModel = Callable[[nnx.Rngs], nnx.Module]
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-    """What of a model is not arrays.
+    """Everything about a model but its arrays.
 
     Attributes:
       graphdef: the module's structure.
@@ -89,7 +89,7 @@ def model_spec(make_model: MakeModel) -> ModelSpec:
 
 
 def init_state(make_model: MakeModel, optimizer: optax.GradientTransformation, key: Array) -> State:
-    """The state after no updates; to be jitted whole, so that it is born where it will live."""
+    """The state after no updates; jit it whole, so that arrays are made where they will live."""
     _, param_state, stats = split_params(make_model(nnx.Rngs(key)))
     params = nnx.to_pure_dict(param_state)
     return {

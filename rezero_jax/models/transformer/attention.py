@@ -1,7 +1,7 @@
-"""Multi-head attention: scaled dot products of queries with keys, and what they weigh."""
+"""Multi-head attention: values weighted by the softmax of scaled products of queries and keys."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,16 +9,19 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from rezero_jax.errors import UserError
 from rezero_jax.models import init
+from rezero_jax.models.transformer.options import LayerOptions
 
-Sequence = Float[Array, "batch length width"]
+Hidden = Float[Array, "batch length width"]
 Heads = Float[Array, "batch length heads size"]
-Mask = Bool[Array, "#batch #heads queries keys"]
-Cache = tuple[Heads, Heads]  # keys and values of the positions so far
+Mask = Bool[Array, "#batch #heads #queries keys"]
+# Keys and values of the positions so far, of all layers of a stack.
+CachedHeads = Float[Array, "layers batch places kv_heads size"]
+Cache = tuple[CachedHeads, CachedHeads]
 
-CPU_BLOCK = 64  # queries that the blocked path of a CPU takes at once, at least
-CPU_BLOCKS = 8  # into how many blocks it cuts a sequence, at most: each is compiled
+# On a CPU causal attention is computed in blocks of queries.
+CPU_BLOCK = 64  # least number of queries in a block
+CPU_BLOCKS = 8  # most blocks in a sequence: each is compiled
 
 
 class Attention(nnx.Module):
@@ -30,51 +33,33 @@ class Attention(nnx.Module):
     queries stand those of its key and its value.
 
     Args:
-      width: size of the last axis of queries, keys, values and the output.
-      heads: number of heads; divides width.
-      kv_heads: number of heads of keys and values, each shared by heads / kv_heads heads of
-        queries (grouped-query attention, arXiv 2305.13245); by default `heads`.
-      rotary: whether queries and keys are turned by their position (arXiv 2104.09864).
-      dropout: of the attention weights, in training; they are then materialised.
-      bias: whether the projections have biases.
-      dtype: dtype of the computation; parameters and the softmax are float32.
-
-    Raises:
-      UserError: a size below 1, or one that does not divide as it must.
+      options: sizes and options of the layer.
+      rotary: whether queries and keys are turned by their position; by default as options say.
+      rngs: source of the initial parameters.
     """
 
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        *,
-        kv_heads: int | None = None,
-        rotary: bool = False,
-        dropout: float = 0.0,
-        bias: bool = True,
-        dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        kv_heads = heads if kv_heads is None else kv_heads
-        _check_heads(width, heads, kv_heads, rotary)
-        self.size, self.rotary, self.dtype = width // heads, rotary, dtype
+    def __init__(self, options: LayerOptions, *, rotary: bool | None = None, rngs: nnx.Rngs):
+        width, heads = options.width, options.heads
+        kv_heads = options.kv_heads or heads
+        self.size, self.dtype = width // heads, options.dtype
+        self.rotary = options.rotary if rotary is None else rotary
         shape = (kv_heads, heads // kv_heads + 2, self.size)
         xavier = init.xavier_uniform(width, width + 2 * kv_heads * self.size)
         kernel = xavier(rngs.params(), (width, *shape), jnp.float32)
         # Along the mesh axis `model`, the key-value heads are cut.
         self.qkv = nnx.Param(kernel, model_axis=-3)
         zeros = jnp.zeros(shape, jnp.float32)
-        self.qkv_bias = nnx.Param(zeros, model_axis=-3) if bias else None
+        self.qkv_bias = nnx.Param(zeros, model_axis=-3) if options.bias else None
         self.out = nnx.Linear(
             width,
             width,
-            use_bias=bias,
+            use_bias=options.bias,
             kernel_init=init.xavier_uniform(width, width),
             kernel_metadata={"model_axis": -2},
-            dtype=dtype,
+            dtype=options.dtype,
             rngs=rngs,
         )
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = nnx.Dropout(options.dropout)
 
     def __call__(
         self,
@@ -95,52 +80,53 @@ class Attention(nnx.Module):
         if memory is None:
             q, k, v = self._project(x, 0, None)
         else:
-            group = self.qkv.shape[2] - 2
-            (q,) = self._project(x, 0, group)
-            k, v = self._project(memory, group, None)
+            queries = self.qkv.shape[2] - 2  # heads of queries to one of keys
+            (q,) = self._project(x, 0, queries)
+            k, v = self._project(memory, queries, None)
         if self.rotary:
             q, k = (rotate(heads, jnp.arange(heads.shape[1])[None]) for heads in (q, k))
         dropped = self.dropout.rate > 0 and not self.dropout.deterministic
         drop = (lambda weights: self.dropout(weights, rngs=rngs)) if dropped else None
         return self._join(attend(q, k, v, mask=mask, is_causal=is_causal, drop=drop))
 
-    def init_cache(self, batch_size: int, length: int) -> Cache:
-        """Room for the keys and values of `length` positions, each (batch, length, heads, size)."""
-        shape = (batch_size, length, self.qkv.shape[1], self.size)
+    def init_cache(self, depth: int, batch_size: int, length: int) -> Cache:
+        """An empty cache of `length` positions for `depth` layers like this one."""
+        shape = (depth, batch_size, length, self.qkv.shape[-3], self.size)
         return jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype)
 
     def decode(
-        self, x: Sequence, cache: Cache, positions: Int[Array, "batch length"]
-    ) -> tuple[Sequence, Cache]:
+        self, x: Hidden, cache: Cache, layer: int | Array, positions: Int[Array, "batch length"]
+    ) -> tuple[Hidden, Cache]:
         """Causal self-attention of x at `positions` to what the cache holds up to each of them.
 
-        Returns the output, and the cache with the keys and values of x written to `positions`.
+        Returns the output, and the cache with the keys and values of x written to `positions` of
+        this `layer`.
         """
         q, k, v = self._project(x, 0, None)
         if self.rotary:
             q, k = rotate(q, positions), rotate(k, positions)
         rows = jnp.arange(x.shape[0])[:, None]
         keys, values = (
-            old.at[rows, positions].set(new) for old, new in zip(cache, (k, v), strict=True)
+            old.at[layer, rows, positions].set(new) for old, new in zip(cache, (k, v), strict=True)
         )
-        seen = jnp.arange(keys.shape[1])[None, None] <= positions[:, :, None]
-        return self._join(attend(q, keys, values, mask=seen[:, None])), (keys, values)
+        seen = jnp.arange(keys.shape[2])[None, None] <= positions[:, :, None]
+        out = attend(q, keys[layer], values[layer], mask=seen[:, None])
+        return self._join(out), (keys, values)
 
-    def _project(self, x: Sequence, first: int, last: int | None) -> list[Heads]:
+    def _project(self, x: Hidden, first: int, last: int | None) -> list[Heads]:
         """Queries, keys and values of x, or those of them that the slots first .. last hold."""
         kernel = self.qkv[...][:, :, first:last].astype(self.dtype)
         y = jnp.einsum("btw,wkjs->btkjs", x.astype(self.dtype), kernel)
         if self.qkv_bias is not None:
             y = y + self.qkv_bias[...][None, None, :, first:last].astype(self.dtype)
-        group = self.qkv.shape[2] - 2
         parts = []
         if first == 0:
-            parts.append(y[:, :, :, :group].reshape(*y.shape[:2], -1, self.size))
+            parts.append(y[:, :, :, : self.qkv.shape[2] - 2].reshape(*y.shape[:2], -1, self.size))
         if last is None:
             parts += [y[:, :, :, -2], y[:, :, :, -1]]
         return parts
 
-    def _join(self, heads: Heads) -> Sequence:
+    def _join(self, heads: Heads) -> Hidden:
         return self.out(heads.reshape(*heads.shape[:2], -1))
 
 
@@ -220,27 +206,3 @@ def rotate(heads: Heads, positions: Int[Array, "#batch length"]) -> Heads:
     a, b = heads[..., :half].astype(jnp.float32), heads[..., half:].astype(jnp.float32)
     turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
     return turned.astype(heads.dtype)
-
-
-def _check_heads(width: int, heads: int, kv_heads: int, rotary: bool) -> None:
-    for name, size in (("width", width), ("heads", heads), ("kv_heads", kv_heads)):
-        if size < 1:
-            raise UserError(f"{name} is {size}; attention needs a {name} of at least 1")
-    if width % heads:
-        raise UserError(
-            f"heads={heads} does not divide width={width}; choose {_divisors(width)} heads"
-        )
-    if heads % kv_heads:
-        raise UserError(
-            f"kv_heads={kv_heads} does not divide heads={heads}; choose {_divisors(heads)}"
-        )
-    if rotary and width // heads % 2:
-        raise UserError(
-            f"rotary positions turn pairs, but a head has the odd size {width // heads}; choose "
-            "other heads or positions"
-        )
-
-
-def _divisors(number: int) -> str:
-    *most, last = (str(d) for d in range(1, number + 1) if number % d == 0)
-    return f"{', '.join(most)} or {last}" if most else last

@@ -1,28 +1,29 @@
 """Stacks of Transformer layers, scanned or unrolled."""
 
-from typing import Any
+from typing import Any, Unpack
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jaxtyping import Int
 
-from rezero_jax.models.transformer.attention import Cache, Sequence
+from rezero_jax.models.transformer.attention import Cache, Hidden
 from rezero_jax.models.transformer.layer import DecoderLayer, EncoderLayer
+from rezero_jax.models.transformer.options import LayerOptions, StackKeywords
 from rezero_jax.stack import Stack
 
 
 class LayerStack(nnx.Module):
-    """`depth` equal layers and perhaps a final LayerNorm, as pre-norm stacks have it.
+    """`depth` equal layers, and on request a final LayerNorm, as pre-norm stacks have it.
 
     Made by `Encoder` and `Decoder`. Called like one layer.
 
     Args:
-      width, heads: of the layers.
       depth: number of layers.
       final_norm: whether a LayerNorm follows the last one; ReZero needs none.
       scan, remat: see `rezero_jax.stack.Stack`.
-      **options: of the layers.
+      width, heads, **keywords: see `LayerOptions`.
     """
 
     layer: type[EncoderLayer] | type[DecoderLayer]
@@ -37,23 +38,23 @@ class LayerStack(nnx.Module):
         scan: bool = True,
         remat: str = "none",
         rngs: nnx.Rngs,
-        **options: Any,
+        **keywords: Unpack[StackKeywords],
     ):
+        options = LayerOptions(width, heads, **keywords)
         self.layers = Stack(
-            lambda rngs: self.layer(width, heads, **options, rngs=rngs),
+            lambda rngs: self.layer(**vars(options), rngs=rngs),
             depth,
             scan=scan,
             remat=remat,
             rngs=rngs,
         )
-        dtype = options.get("dtype", jnp.float32)
         self.norm = (
-            nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+            nnx.LayerNorm(width, epsilon=1e-5, dtype=options.dtype, rngs=rngs)
             if final_norm
             else nnx.identity
         )
 
-    def __call__(self, x: Sequence, *args: Any, **kwargs: Any) -> Sequence:
+    def __call__(self, x: Hidden, *args: Any, **kwargs: Any) -> Hidden:
         return self.norm(self.layers(x, *args, **kwargs))
 
 
@@ -62,20 +63,28 @@ class Encoder(LayerStack):
 
     layer = EncoderLayer
 
-    def init_cache(self, batch_size: int, length: int) -> list[Cache]:
-        """Room for `length` positions in every layer."""
-        blocks = self.layers.layers()
-        return [block.attention.init_cache(batch_size, length) for block in blocks]
+    def init_cache(self, batch_size: int, length: int) -> Cache:
+        """An empty cache of `length` positions in every layer."""
+        blocks: Any = self.layers.blocks
+        block = blocks[0] if isinstance(blocks, nnx.List) else blocks
+        return block.attention.init_cache(self.layers.depth, batch_size, length)
 
     def decode(
-        self, x: Sequence, caches: list[Cache], positions: Int[Array, "batch length"]
-    ) -> tuple[Sequence, list[Cache]]:
+        self, x: Hidden, cache: Cache, positions: Int[Array, "batch length"]
+    ) -> tuple[Hidden, Cache]:
         """All layers for inference, causal; see `EncoderLayer.decode`."""
-        updated = []
-        for block, cache in zip(self.layers.layers(), caches, strict=True):
-            x, new = block.decode(x, cache, positions)
-            updated.append(new)
-        return self.norm(x), updated
+        blocks: Any = self.layers.blocks
+        if isinstance(blocks, nnx.List):
+            for i, block in enumerate(blocks):
+                x, cache = block.decode(x, cache, i, positions)
+        else:
+            # The cache is carried and not scanned over: each layer writes into it in place.
+            (x, cache), _ = jax.lax.scan(
+                lambda carry, layer: (layer[0].decode(*carry, layer[1], positions), None),
+                (x, cache),
+                (blocks, jnp.arange(self.layers.depth)),
+            )
+        return self.norm(x), cache
 
 
 class Decoder(LayerStack):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -12,24 +12,38 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from rezero_jax.errors import UserError
-from rezero_jax.models.transformer.attention import Cache
-from rezero_jax.stack import unstacked
-
-if TYPE_CHECKING:
-    from rezero_jax.models.transformer.model import Transformer
+from rezero_jax.models.transformer.attention import Cache, Hidden
 
 Prompts = Sequence[Sequence[int]] | Array | np.ndarray
 
-ROUND = 32  # prompts are padded to a multiple of this, so that few lengths are compiled
+LENGTH_MULTIPLE = 32  # prompts and caches are padded to it, so that few lengths are compiled
 
 
-class Choice(NamedTuple):
-    """How a token is picked; traced, so that another setting compiles nothing.
+@runtime_checkable
+class LanguageModel(Protocol):
+    """What generation needs of a model; see `rezero_jax.models.transformer.model.Transformer`."""
+
+    vocab_size: int
+    max_len: int
+
+    def check(self, tokens: np.ndarray) -> None: ...
+
+    def for_decoding(self) -> "LanguageModel": ...
+
+    def init_cache(self, batch_size: int, length: int) -> Cache: ...
+
+    def decode(self, tokens: Array, cache: Cache, positions: Array) -> tuple[Hidden, Cache]: ...
+
+    def logits(self, hidden: Array) -> Array: ...
+
+
+class Sampling(NamedTuple):
+    """How tokens are picked; traced, so that another setting compiles nothing.
 
     Attributes:
       temperature: divides the logits; 0 picks the likeliest token.
-      top_k: only this many of the likeliest tokens are picked from.
-      top_p: only the likeliest tokens are picked from that together reach this probability.
+      top_k: picks from this many of the likeliest tokens only.
+      top_p: picks from the likeliest tokens only that together reach this probability.
       stop_token: ends a sequence; -1 is none.
     """
 
@@ -39,18 +53,18 @@ class Choice(NamedTuple):
     stop_token: Any
 
 
-class Decoding(NamedTuple):
-    """Sequences under way.
+class DecodingCarry(NamedTuple):
+    """What one step of decoding hands to the next.
 
     Attributes:
-      cache: keys and values of the tokens so far, per layer.
+      cache: keys and values of the tokens so far.
       logits: of the next token.
-      position: where the next token goes.
+      position: of the next token.
       done: whether the stop token was picked.
-      key: source of randomness of each sequence.
+      key: random key of each sequence.
     """
 
-    cache: list[Cache]
+    cache: Cache
     logits: Float[Array, "batch vocab"]
     position: Int[Array, " batch"]
     done: Bool[Array, " batch"]
@@ -58,52 +72,61 @@ class Decoding(NamedTuple):
 
 
 class Request(NamedTuple):
-    """Checked arguments: prompts padded to one length, their own lengths, a key for each."""
+    """Checked arguments of `generate`.
+
+    Attributes:
+      tokens: the prompts, padded to one length.
+      lengths: their own lengths.
+      keys: a random key for each.
+      sampling: how tokens are picked.
+      filtered: whether top_k or top_p counts.
+      cache_length: positions that the cache holds.
+    """
 
     tokens: Int[Array, "batch padded"]
     lengths: Int[Array, " batch"]
     keys: Array
-    choice: Choice
+    sampling: Sampling
     filtered: bool
-    room: int
+    cache_length: int
 
 
 def generate(
-    model: "Transformer", prompts: Prompts, max_new_tokens: int, **options: Any
+    model: LanguageModel, prompts: Prompts, max_new_tokens: int, **options: Any
 ) -> Int[Array, "batch max_new_tokens"]:
     """See `Transformer.generate`."""
-    request = _request(model, prompts, max_new_tokens, **options)
-    *arrays, filtered, room = request
-    return _generate(model, *arrays, max_new_tokens, filtered, room)
+    *arrays, filtered, cache_length = _request(model, prompts, max_new_tokens, **options)
+    return _generate(model, *arrays, max_new_tokens, filtered, cache_length)
 
 
 def stream(
-    model: "Transformer", prompts: Prompts, max_new_tokens: int, chunk: int = 8, **options: Any
+    model: LanguageModel, prompts: Prompts, max_new_tokens: int, chunk: int = 8, **options: Any
 ) -> Iterator[np.ndarray]:
-    """The tokens of `Transformer.generate` as they come: int32 (batch, `chunk`), the last fewer.
+    """Yields the tokens of `Transformer.generate` as they come.
 
-    Ends early when every sequence has had its stop token. The options are those of `generate`.
+    They are int32 (batch, `chunk`), the last ones fewer. Ends early when every sequence has had its
+    stop token. The options are those of `generate`.
     """
-    tokens, lengths, keys, choice, filtered, room = _request(
-        model, prompts, max_new_tokens, **options
+    request = _request(model, prompts, max_new_tokens, **options)
+    carry = _read_prompts(
+        model, request.tokens, request.lengths, request.keys, request.cache_length
     )
-    decoding = _begin(model, tokens, lengths, keys, room)
     for start in range(0, max_new_tokens, chunk):
-        decoding, new = _go_on(model, decoding, choice, chunk, filtered)
+        carry, new = _next_chunk(model, carry, request.sampling, chunk, request.filtered)
         yield np.asarray(new)[:, : max_new_tokens - start]
-        if bool(decoding.done.all()):
+        if bool(carry.done.all()):
             return
 
 
 def _request(
-    model: "Transformer",
+    model: LanguageModel,
     prompts: Prompts,
     max_new_tokens: int,
     *,
-    temperature: float = 1.0,
+    temperature: float | np.floating = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    stop_token: int | None = None,
+    stop_token: int | np.integer | None = None,
     rngs: nnx.Rngs | None = None,
 ) -> Request:
     if max_new_tokens < 1:
@@ -123,7 +146,7 @@ def _request(
         raise UserError("sampling needs rngs=nnx.Rngs(seed); give it, or temperature=0")
     rows = [np.asarray(prompt) for prompt in prompts]
     if not rows or any(not row.size for row in rows):
-        raise UserError("a prompt is empty; give at least one token to go on from")
+        raise UserError("a prompt is empty; give at least one token to continue")
     for row in rows:
         if row.ndim != 1 or not np.issubdtype(row.dtype, np.integer):
             raise UserError(
@@ -143,7 +166,7 @@ def _request(
         place[: len(row)] = row
     model.check(tokens)
     key = jax.random.key(0) if rngs is None else rngs.sample()
-    choice = Choice(
+    sampling = Sampling(
         float(temperature),  # an int would compile anew
         model.vocab_size if top_k is None else min(int(top_k), model.vocab_size),
         1.0 if top_p is None else float(top_p),
@@ -153,101 +176,96 @@ def _request(
         jnp.asarray(tokens, jnp.int32),
         jnp.asarray(lengths),
         jax.random.split(key, len(rows)),
-        choice,
+        sampling,
         top_k is not None or top_p is not None,
         min(_round_up(padded + max_new_tokens), model.max_len),
     )
 
 
 def _round_up(length: int) -> int:
-    return -(-length // ROUND) * ROUND
+    return -(-length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
 
 
 def _prefill(
-    model: "Transformer", tokens: Array, lengths: Array, keys: Array, room: int
-) -> Decoding:
-    """Reads the prompts. What is padding is noted too, and overwritten before it is looked at."""
+    model: LanguageModel, tokens: Array, lengths: Array, keys: Array, cache_length: int
+) -> DecodingCarry:
+    """Reads the prompts. Padding is cached too, and overwritten before a query may attend to it."""
     batch, length = tokens.shape
     positions = jnp.broadcast_to(jnp.arange(length)[None], tokens.shape)
-    hidden, cache = model.decode(tokens, model.init_cache(batch, room), positions)
+    hidden, cache = model.decode(tokens, model.init_cache(batch, cache_length), positions)
     last = hidden[jnp.arange(batch), lengths - 1]
-    return Decoding(cache, model.logits(last), lengths, jnp.zeros(batch, bool), keys)
+    return DecodingCarry(cache, model.logits(last), lengths, jnp.zeros(batch, bool), keys)
 
 
 def _continue(
-    model: "Transformer", decoding: Decoding, choice: Choice, count: int, filtered: bool
-) -> tuple[Decoding, Array]:
+    model: LanguageModel, carry: DecodingCarry, sampling: Sampling, count: int, filtered: bool
+) -> tuple[DecodingCarry, Array]:
     """Up to `count` more tokens, (batch, count); the stop token fills up where there are fewer."""
-    batch = decoding.position.shape[0]
-    tokens = jnp.full((batch, count), jnp.maximum(choice.stop_token, 0), jnp.int32)
+    batch = carry.position.shape[0]
+    tokens = jnp.full((batch, count), jnp.maximum(sampling.stop_token, 0), jnp.int32)
 
-    def more(carry: tuple[Array, Decoding, Array]) -> Array:
-        i, decoding, _ = carry
-        return (i < count) & ~decoding.done.all()
+    def unfinished(loop: tuple[Array, DecodingCarry, Array]) -> Array:
+        i, now, _ = loop
+        return (i < count) & ~now.done.all()
 
-    def step(carry: tuple[Array, Decoding, Array]) -> tuple[Array, Decoding, Array]:
-        i, now, tokens = carry
+    def step(loop: tuple[Array, DecodingCarry, Array]) -> tuple[Array, DecodingCarry, Array]:
+        i, now, tokens = loop
         keys = jax.vmap(jax.random.fold_in)(now.key, now.position)
-        token = jnp.where(now.done, choice.stop_token, pick(now.logits, keys, choice, filtered))
+        picked = pick(now.logits, keys, sampling, filtered)
+        token = jnp.where(now.done, sampling.stop_token, picked)
         hidden, cache = model.decode(token[:, None], now.cache, now.position[:, None])
-        done = now.done | (token == choice.stop_token)
-        now = Decoding(cache, model.logits(hidden[:, 0]), now.position + 1, done, now.key)
+        done = now.done | (token == sampling.stop_token)
+        now = DecodingCarry(cache, model.logits(hidden[:, 0]), now.position + 1, done, now.key)
         return i + 1, now, tokens.at[:, i].set(token)
 
-    _, decoding, tokens = jax.lax.while_loop(more, step, (jnp.int32(0), decoding, tokens))
-    return decoding, tokens
+    _, carry, tokens = jax.lax.while_loop(unfinished, step, (jnp.int32(0), carry, tokens))
+    return carry, tokens
 
 
 def pick(
-    logits: Float[Array, "batch vocab"], keys: Array, choice: Choice, filtered: bool
+    logits: Float[Array, "batch vocab"], keys: Array, sampling: Sampling, filtered: bool
 ) -> Int[Array, " batch"]:
-    """The next token of each sequence; `filtered` is whether top_k or top_p count."""
+    """The next token of each sequence; `filtered` is whether top_k or top_p counts."""
     likeliest = logits.argmax(axis=-1)
-    scaled = logits / jnp.where(choice.temperature > 0, choice.temperature, 1.0)
+    scaled = logits / jnp.where(sampling.temperature > 0, sampling.temperature, 1.0)
     if filtered:
         descending = jnp.sort(scaled, axis=-1, descending=True)
         rank = jnp.arange(logits.shape[-1])[None]
-        stays = rank < choice.top_k
+        stays = rank < sampling.top_k
         probability = jax.nn.softmax(jnp.where(stays, descending, -jnp.inf))
         # A token stays if those before it do not reach top_p yet: the likeliest one always does.
-        stays &= jnp.cumsum(probability, axis=-1) - probability < choice.top_p
+        stays &= jnp.cumsum(probability, axis=-1) - probability < sampling.top_p
         least = jnp.where(stays, descending, jnp.inf).min(axis=-1, keepdims=True)
         scaled = jnp.where(scaled >= least, scaled, -jnp.inf)
     sampled = jax.vmap(jax.random.categorical)(keys, scaled)
-    return jnp.where(choice.temperature > 0, sampled, likeliest).astype(jnp.int32)
+    return jnp.where(sampling.temperature > 0, sampled, likeliest).astype(jnp.int32)
 
 
-def _unrolled(model: "Transformer") -> "Transformer":
-    """For inference, its layers one by one: a scan would copy each layer's weights per token."""
-    model.eval()
-    if not isinstance(model.trunk.layers.blocks, nnx.List):
-        model.trunk.layers = unstacked(model.trunk.layers)
-    return model
-
-
-@partial(jax.jit, static_argnames=("new", "filtered", "room"))
+@partial(jax.jit, static_argnames=("count", "filtered", "cache_length"))
 def _generate(
-    model: "Transformer",
+    model: LanguageModel,
     tokens: Array,
     lengths: Array,
     keys: Array,
-    choice: Choice,
-    new: int,
+    sampling: Sampling,
+    count: int,
     filtered: bool,
-    room: int,
+    cache_length: int,
 ) -> Array:
-    model = _unrolled(model)
-    decoding = _prefill(model, tokens, lengths, keys, room)
-    return _continue(model, decoding, choice, new, filtered)[1]
+    model = model.for_decoding()
+    carry = _prefill(model, tokens, lengths, keys, cache_length)
+    return _continue(model, carry, sampling, count, filtered)[1]
 
 
-@partial(jax.jit, static_argnames="room")
-def _begin(model: "Transformer", tokens: Array, lengths: Array, keys: Array, room: int) -> Decoding:
-    return _prefill(_unrolled(model), tokens, lengths, keys, room)
+@partial(jax.jit, static_argnames="cache_length")
+def _read_prompts(
+    model: LanguageModel, tokens: Array, lengths: Array, keys: Array, cache_length: int
+) -> DecodingCarry:
+    return _prefill(model.for_decoding(), tokens, lengths, keys, cache_length)
 
 
-@partial(jax.jit, static_argnames=("count", "filtered"), donate_argnames="decoding")
-def _go_on(
-    model: "Transformer", decoding: Decoding, choice: Choice, count: int, filtered: bool
-) -> tuple[Decoding, Array]:
-    return _continue(_unrolled(model), decoding, choice, count, filtered)
+@partial(jax.jit, static_argnames=("count", "filtered"), donate_argnames="carry")
+def _next_chunk(
+    model: LanguageModel, carry: DecodingCarry, sampling: Sampling, count: int, filtered: bool
+) -> tuple[DecodingCarry, Array]:
+    return _continue(model.for_decoding(), carry, sampling, count, filtered)

@@ -1,6 +1,6 @@
 """The decoder-only language model of the paper's section 5, for bytes or any other tokens."""
 
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +12,18 @@ from jaxtyping import Float, Int
 
 from rezero_jax.errors import UserError, choose_from
 from rezero_jax.models import init
-from rezero_jax.models.transformer.attention import Cache
+from rezero_jax.models.transformer.attention import Cache, Hidden
 from rezero_jax.models.transformer.encoder import Encoder
 from rezero_jax.models.transformer.generate import Prompts, generate
+from rezero_jax.models.transformer.options import ModelKeywords
+from rezero_jax.stack import unstacked
 
 Tokens = Int[Array, "batch length"]
 
 POSITIONS = ("sinusoidal", "learned", "rotary")
 EMBEDDING_BOUND = 0.1  # of the authors' notebook
-# Float32 logits of a pass over the head, at most (64 MB); more are computed in turns.
-LOGITS_AT_ONCE = 2**24
+LOGITS_AT_ONCE = 2**24  # most float32 logits that a loss holds at a time (64 MB)
+UNROLLED_DECODING = 16  # deepest scanned trunk that generation unrolls
 
 
 class Transformer(nnx.Module):
@@ -40,14 +42,12 @@ class Transformer(nnx.Module):
       positions: "sinusoidal" (arXiv 1706.03762), "learned", or "rotary" (arXiv 2104.09864).
       tied: whether the head's weights are the embedding's.
       final_norm: whether a LayerNorm precedes the head, as usual with `pre_norm`.
-      activation: of the feed-forward.
-      feedforward, dropout, alpha_init, alpha_per, bias, kv_heads: see
-        `rezero_jax.models.transformer.layer.Layer`; the embedding is dropped out too.
       scan, remat: see `rezero_jax.stack.Stack`.
-      dtype: dtype of the computation; parameters, softmax and logits are float32.
+      dropout: fraction dropped in the layers, and of the embedding.
+      activation, bias, dtype, **keywords: see `LayerOptions`; the logits are float32.
 
     Raises:
-      UserError: a size that cannot be, or an unknown name.
+      UserError: a size is below 1 or does not fit another, or a name is unknown.
     """
 
     def __init__(
@@ -59,20 +59,17 @@ class Transformer(nnx.Module):
         max_len: int,
         residual: str = "rezero",
         *,
-        feedforward: int | None = None,
-        kv_heads: int | None = None,
         positions: str = "sinusoidal",
         tied: bool = False,
         final_norm: bool = False,
+        scan: bool = True,
+        remat: str = "none",
         activation: str = "gelu",
         dropout: float = 0.0,
         bias: bool = True,
-        alpha_init: float = 0.0,
-        alpha_per: str = "layer",
-        scan: bool = True,
-        remat: str = "none",
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
+        **keywords: Unpack[ModelKeywords],
     ):
         for name, size in (("vocab_size", vocab_size), ("max_len", max_len)):
             if size < 1:
@@ -85,20 +82,17 @@ class Transformer(nnx.Module):
             width,
             heads,
             depth,
-            feedforward=feedforward,
-            kv_heads=kv_heads,
+            residual=residual,
             rotary=positions == "rotary",
             final_norm=final_norm,
+            scan=scan,
+            remat=remat,
             activation=activation,
             dropout=dropout,
             bias=bias,
-            residual=residual,
-            alpha_init=alpha_init,
-            alpha_per=alpha_per,
-            scan=scan,
-            remat=remat,
             dtype=dtype,
             rngs=rngs,
+            **keywords,
         )
         uniform = init.uniform(EMBEDDING_BOUND)
         # Along the mesh axis `model`, the vocabulary is cut.
@@ -114,28 +108,8 @@ class Transformer(nnx.Module):
     @classmethod
     def from_config(cls, config: Any, rngs: nnx.Rngs) -> "Transformer":
         """The model that config.model describes."""
-        return cls(
-            config.vocab_size,
-            config.width,
-            config.depth,
-            config.heads,
-            config.max_len,
-            config.residual,
-            feedforward=config.feedforward,
-            kv_heads=config.kv_heads,
-            positions=config.positions,
-            tied=config.tied,
-            final_norm=config.final_norm,
-            activation=config.activation,
-            dropout=config.dropout,
-            bias=config.bias,
-            alpha_per=config.alpha_per,
-            alpha_init=config.alpha_init,
-            scan=config.scan,
-            remat=config.remat,
-            dtype=getattr(jnp, config.dtype),
-            rngs=rngs,
-        )
+        keywords = {key: value for key, value in config.items() if key not in ("name", "dtype")}
+        return cls(**keywords, dtype=getattr(jnp, config.dtype), rngs=rngs)
 
     def __call__(
         self, tokens: Tokens, *, rngs: nnx.Rngs | None = None
@@ -147,13 +121,11 @@ class Transformer(nnx.Module):
           rngs: source of the dropout, in training.
 
         Raises:
-          UserError: tokens is no such array, or dropout lacks its `rngs`.
+          UserError: tokens are of another kind or shape, or dropout lacks its `rngs`.
         """
         return self.logits(self.hidden(tokens, rngs=rngs))
 
-    def hidden(
-        self, tokens: Tokens, *, rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "batch length width"]:
+    def hidden(self, tokens: Tokens, *, rngs: nnx.Rngs | None = None) -> Hidden:
         """What the head is applied to."""
         self.check(tokens)
         x = self._embed(tokens, jnp.arange(tokens.shape[1])[None])
@@ -197,37 +169,49 @@ class Transformer(nnx.Module):
         ]
         return jax.lax.map(jax.checkpoint(part), tuple(cut)).swapaxes(0, 1).reshape(tokens.shape)
 
-    def init_cache(self, batch_size: int, length: int | None = None) -> list[Cache]:
+    def init_cache(self, batch_size: int, length: int | None = None) -> Cache:
         """Empty keys and values of `length` positions (by default max_len) for `decode`."""
         return self.trunk.init_cache(batch_size, self.max_len if length is None else length)
 
     def decode(
-        self, tokens: Tokens, cache: list[Cache], positions: Int[Array, "batch length"]
-    ) -> tuple[Float[Array, "batch length width"], list[Cache]]:
+        self, tokens: Tokens, cache: Cache, positions: Int[Array, "batch length"]
+    ) -> tuple[Hidden, Cache]:
         """What the head is applied to for tokens at `positions`, given the earlier ones in `cache`.
 
-        For inference. Returns it with the cache in which these tokens are noted; what the cache
-        holds at later positions is not looked at. A caller makes sure that positions stay within
-        it and below max_len.
+        For inference. Returns it with the cache that holds these tokens too; what the cache holds
+        at later positions does not count. Positions must lie within the cache and below max_len.
         """
         return self.trunk.decode(self._embed(tokens, positions), cache, positions)
+
+    def for_decoding(self) -> "Transformer":
+        """A copy in evaluation mode that decodes as fast as it can.
+
+        A scan copies each layer's weights for every token, so a scanned trunk is unrolled where it
+        is not so deep that compiling would take long.
+        """
+        model = nnx.clone(self)
+        model.eval()
+        layers = model.trunk.layers
+        if not isinstance(layers.blocks, nnx.List) and layers.depth <= UNROLLED_DECODING:
+            model.trunk.layers = unstacked(layers)
+        return model
 
     def generate(
         self,
         prompts: Prompts,
         max_new_tokens: int,
         *,
-        temperature: float = 1.0,
+        temperature: float | np.floating = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
-        stop_token: int | None = None,
+        stop_token: int | np.integer | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> Int[Array, "batch max_new_tokens"]:
-        """Tokens that go on from the prompts, without dropout, compiled once for sizes like these.
+        """Continues the prompts token by token, without dropout; compiled once for similar sizes.
 
         Args:
           prompts: sequences of tokens, of any lengths; at least one token each.
-          max_new_tokens: how many to add; with the longest prompt at most max_len together.
+          max_new_tokens: how many to add; with the longest prompt at most max_len.
           temperature: divides the logits; 0 picks the likeliest token.
           top_k: picks from this many of the likeliest tokens only.
           top_p: picks from the likeliest tokens only that together reach this probability.
@@ -235,7 +219,7 @@ class Transformer(nnx.Module):
           rngs: its stream "sample" draws the tokens; not needed at temperature 0.
 
         Raises:
-          UserError: an argument that cannot be.
+          UserError: an argument is invalid.
         """
         return generate(
             self,
@@ -249,9 +233,9 @@ class Transformer(nnx.Module):
         )
 
     def check(self, tokens: Array | np.ndarray) -> None:
-        """Raises the UserError of tokens that cannot be.
+        """Raises a UserError for invalid tokens.
 
-        Values show only outside jit; in it, a token beyond the vocabulary gives NaN.
+        Their values are checked outside jit only; in it, one beyond the vocabulary gives NaN.
         """
         if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise UserError(
