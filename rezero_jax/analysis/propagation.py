@@ -24,7 +24,15 @@ from rezero_jax.analysis.probe import Measured, Slot, Tape, path_name, probed
 Loss = Callable[[Any, Any], Array]
 
 
-@jax.tree_util.register_dataclass
+@partial(jax.tree_util.register_dataclass, data_fields=("arrays",), meta_fields=("names",))
+@dataclasses.dataclass(frozen=True)
+class _Traced:
+    """The fields of a `Propagation`, as a compiled function returns them."""
+
+    names: tuple[str, ...]
+    arrays: dict[str, Array]
+
+
 @dataclasses.dataclass(frozen=True)
 class Propagation:
     """What passed through the layers, float32, each a mean over the examples of a batch.
@@ -42,7 +50,7 @@ class Propagation:
       alpha: the layer's gate; the mean |alpha| where it has several, NaN where it has none.
     """
 
-    names: tuple[str, ...] = dataclasses.field(metadata={"static": True})
+    names: tuple[str, ...]
     signal: Float[np.ndarray, " points"]
     gradient: Float[np.ndarray, " points"]
     cosine: Float[np.ndarray, " points"]
@@ -84,11 +92,12 @@ def propagate(model: nnx.Module, x: Any, loss: Loss = random_projection) -> Prop
     Raises:
       UserError: the model has no such layers, or one of them runs more than once in a pass.
     """
-    return jax.tree.map(np.asarray, _propagate(loss, model, x))
+    found = _propagate(loss, model, x)
+    return Propagation(found.names, **{k: np.asarray(v) for k, v in found.arrays.items()})
 
 
 @partial(jax.jit, static_argnums=0)
-def _propagate(loss: Loss, model: nnx.Module, x: Any) -> Propagation:
+def _propagate(loss: Loss, model: nnx.Module, x: Any) -> _Traced:
     tape = Tape()
     twin, segments = probed(model, tape)
 
@@ -113,14 +122,14 @@ def _propagate(loss: Loss, model: nnx.Module, x: Any) -> Propagation:
         for name, count in layers.items()
         for layer in range(count)
     )
-    arrays: dict[str, Any] = {
+    arrays = {
         "signal": points(seen[:, 0]),
         "gradient": points(gradient),
         "cosine": points(seen[:, 1]),
         "share": seen[:, 2, 1],
         "alpha": jnp.concatenate([probe.alphas for probe in probes]),
     }
-    return Propagation(names, **arrays)
+    return _Traced(names, arrays)
 
 
 def trunk(
