@@ -49,7 +49,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
 SCALES = ("paper", "cpu", "smoke")
 EXAMPLES = """\
 examples:
-  what everything would take on two cores, and what of it is done:
+  how long everything would take on two cores, and what is done already:
     python -m experiments all --dry-run
   one figure, then all of them, two runs at once:
     python -m experiments toy
@@ -57,8 +57,8 @@ examples:
   what the paper's own settings cost on an H100:
     python -m experiments all --scale=paper --dry-run
 
-exit status: 0 all done; 2 something could not be run, in a sentence; 130 or 143 stopped by Ctrl-C
-or SIGTERM, all runs saved: the same command resumes them.
+exit status: 0 all done; 2 something failed, told in a sentence; 130 or 143 stopped by Ctrl-C or
+SIGTERM with all runs saved, and the same command resumes them.
 """
 
 
@@ -89,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
         "--jobs", type=int, default=1, metavar="N", help="runs at once, on a CPU each on its cores"
     )
     parser.add_argument(
-        "--text", metavar="PATH", help="what Transformers read in place of the standard library"
+        "--text", metavar="PATH", help="text for Transformers, instead of the standard library's"
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="list the runs with their status and time"
@@ -97,11 +97,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--plan",
         metavar="ACCELERATOR",
-        help=f"what the dry run reckons with: {', '.join(ACCELERATORS)}; by default this machine, "
-        "at the paper's scale h100",
+        help=f"machine of the dry run: {', '.join(ACCELERATORS)}; by default this one, at the "
+        "paper's scale h100",
     )
     args = parser.parse_args(argv)
-    # The runs have the accelerators; nothing that is done here needs one.
+    # Leaves the accelerators to the runs; nothing here needs one.
     jax.config.update("jax_platforms", "cpu")
     try:
         names = _names(args.names)
@@ -157,7 +157,7 @@ def _jobs(experiment: Experiment, args: argparse.Namespace) -> list[Job]:
 
 
 def _run(jobs: Mapping[str, Sequence[Job]], args: argparse.Namespace) -> int:
-    """Trains what is not trained yet and writes each experiment as soon as its runs are there."""
+    """Trains what is not trained yet and writes each experiment once its runs are complete."""
     folder = Path(args.out) / args.scale
     runs = folder / "runs"
     every = list({job.name: job for of_one in jobs.values() for job in of_one}.values())
@@ -165,15 +165,18 @@ def _run(jobs: Mapping[str, Sequence[Job]], args: argparse.Namespace) -> int:
     sentences: list[str] = []
     waiting = dict(jobs)
     runs.mkdir(parents=True, exist_ok=True)
-    for name in [name for name, needed in waiting.items() if not needed]:
-        _write(name, waiting.pop(name), folder, args)
+
+    def write_complete() -> None:
+        for name in [n for n, needed in waiting.items() if {job.name for job in needed} <= ended]:
+            _write(name, waiting.pop(name), folder, args)
+
+    write_complete()
     for job, sentence in execute(every, runs, args.jobs, say=lambda text: print(text, flush=True)):
         if sentence:
             sentences.append(sentence)
-            continue
-        ended.add(job.name)
-        for name in [n for n, needed in waiting.items() if {job.name for job in needed} <= ended]:
-            _write(name, waiting.pop(name), folder, args)
+        else:
+            ended.add(job.name)
+            write_complete()
     print(f"report: {write_report(folder, args.scale, EXPERIMENTS)}")
     for sentence in dict.fromkeys(sentences):
         print(f"experiments: {sentence}", file=sys.stderr)
@@ -183,7 +186,7 @@ def _run(jobs: Mapping[str, Sequence[Job]], args: argparse.Namespace) -> int:
 
 
 def _write(name: str, jobs: Sequence[Job], folder: Path, args: argparse.Namespace) -> None:
-    """NAME.json, NAME.csv, NAME.png and NAME.svg of an experiment whose runs are there."""
+    """Writes NAME.json, NAME.csv, NAME.png and NAME.svg of an experiment with complete runs."""
     experiment = EXPERIMENTS[name]
     runs: dict[str, list[Run]] = {}
     for job in jobs:
@@ -208,7 +211,7 @@ def _write(name: str, jobs: Sequence[Job], folder: Path, args: argparse.Namespac
 
 
 def _shown(name: str, jobs: Sequence[Job], args: argparse.Namespace) -> str:
-    """The command that makes an experiment again, as a reader types it."""
+    """The command that repeats an experiment, as a reader types it."""
     command = ["python", "-m", "experiments", name, f"--scale={args.scale}"]
     if args.seeds:
         command.append(f"--seeds={args.seeds}")

@@ -1,4 +1,4 @@
-"""Figure 8: every |alpha| by layer and step, and whether the pattern that the paper tells is there.
+"""Figure 8: every |alpha| by layer and step, and whether it shows the pattern of the paper.
 
 The runs are those of transformer12 and transformer_deep.
 """
@@ -31,7 +31,7 @@ SETTING = {
 
 SHALLOW, OPEN = "alpha = 0, 12 layers", "alpha = 1, 12 layers"
 DEEP, DEEPEST = "alpha = 0, 64 layers", "alpha = 0, 128 layers"
-FIRST = 50  # iterations in which the paper sees gates that start at 1 go down
+FIRST = 50  # iterations in which gates that start at 1 shrink, says the paper
 NOTES = (
     "The paper shows the map of 64 layers only. The units of its axis are doubtful: under LAMB "
     "at 0.0087 a gate cannot reach 0.49 in 116 updates. Of several runs the map and what is "
@@ -40,7 +40,7 @@ NOTES = (
 
 
 def runs(scale: str) -> list[Job]:
-    """Those with gates among the Transformers."""
+    """The Transformers with gates."""
     jobs = {
         SHALLOW: transformer12.job("ReZero alpha = 0", scale),
         OPEN: transformer12.job("ReZero alpha = 1", scale),
@@ -59,21 +59,16 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
     claims: list[Claim] = []
     curves = {}
     for setting, seeds in runs.items():
-        if not all(run.lines for run in seeds):  # one diverged before its first line
+        if not all(run.lines for run in seeds):  # one diverged before it logged anything
             none = (None,) * len(seeds)
             rows.append(make(setting, "mean |alpha| at the end", none, missing="diverged"))
             continue
         found = [Gates.of_run(run) for run in seeds]
         ends = [np.abs(gates.alphas[-1]) for gates in found]
-        layers = len(ends[0])
+        layers, means = len(ends[0]), tuple(end.mean() for end in ends)
         rows += [
-            make(
-                setting,
-                "mean |alpha| at the end",
-                tuple(end.mean() for end in ends),
-                setting != OPEN,
-            ),
-            make(setting, "times L", tuple(layers * end.mean() for end in ends)),
+            make(setting, "mean |alpha| at the end", means, setting != OPEN),
+            make(setting, "times L", tuple(layers * mean for mean in means)),
             make(setting, "variation over layers", tuple(end.std() / end.mean() for end in ends)),
         ]
         for mark, _ in curve("alphas", setting, "mean |alpha| after iteration"):
@@ -87,12 +82,12 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
         )
         rounded = [[round(alpha, 6) for alpha in line] for line in mean.alphas.tolist()]
         curves[setting] = Curve(mean.steps.tolist(), rounded)
-        claims += _opened(mean) if setting == OPEN else _pattern(setting, mean)
+        claims += [_opened(mean)] if setting == OPEN else _pattern(setting, mean)
     return Results("alphas", scale, rows, claims, curves)
 
 
 def _pattern(setting: str, gates: Gates) -> list[Claim]:
-    """The paper's sentences on gates that start at 0, held against |alpha|."""
+    """The paper's sentences on gates that start at 0, tested on |alpha|."""
     means, steps, layers = gates.mean_abs, gates.steps, gates.alphas.shape[1]
     peak, order, last = int(means.argmax()), gates.peak_steps, gates.alphas[-1]
     rho, p = spearmanr(np.arange(layers), order) if len(set(order)) > 1 else (0.0, 1.0)
@@ -136,18 +131,16 @@ def _pattern(setting: str, gates: Gates) -> list[Claim]:
     ]
 
 
-def _opened(gates: Gates) -> list[Claim]:
+def _opened(gates: Gates) -> Claim:
     """The paper's sentence on gates that start at 1."""
     at = int(np.argmax(gates.steps >= min(FIRST, gates.steps[-1])))
     mean = gates.mean_abs[at]
-    return [
-        Claim(
-            f"Gates that start at 1 are pushed down in the first {FIRST} iterations",
-            "UAI 8",
-            bool(mean < 1),
-            f"the mean |alpha| is {number(mean)} after {gates.steps[at]:.0f}",
-        )
-    ]
+    return Claim(
+        f"Gates that start at 1 are pushed down in the first {FIRST} iterations",
+        "UAI 8",
+        bool(mean < 1),
+        f"the mean |alpha| is {number(mean)} after {gates.steps[at]:.0f}",
+    )
 
 
 def plot(results: Results) -> Figure:

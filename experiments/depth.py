@@ -1,4 +1,4 @@
-"""ReZero nets of 1 to 10,000 fully connected layers: that all of them train."""
+"""ReZero nets of 1 to 10,000 fully connected layers, all of which train."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ SHORT = (
     "checkpoint.keep=1",
     "log.every_steps=5",
 )
-CHANCE = math.log(10)  # nats, of a net that tells nothing
+CHANCE = math.log(10)  # nats, of uniform guessing
 NOTES = (
     "The paper says that such nets were trained on one laptop, and gives no loss; the authors' "
     "notebook holds the 10,000-layer net without its output. Losses and training accuracies "
@@ -50,34 +50,32 @@ def runs(scale: str) -> list[Job]:
     jobs = []
     for depth in DEPTHS[scale]:
         config = f"mlp.py:depth={depth},width=150,lr=0.003,dataset=cifar10"
-        if scale == "smoke":
-            job = Job(name(depth), f"fc{depth}", "mlp.py:smoke,epochs=1", (f"model.depth={depth}",))
-        elif scale == "cpu":
-            job = Job(name(depth), f"fc{depth}", config, SHORT)
-        else:
-            job = Job(name(depth), f"fc{depth}", f"{config},epochs=25", ("checkpoint.keep=1",))
-        jobs.append(job)
+        command: tuple[str, tuple[str, ...]] = {
+            "paper": (f"{config},epochs=25", ("checkpoint.keep=1",)),
+            "cpu": (config, SHORT),
+            "smoke": ("mlp.py:smoke,epochs=1", (f"model.depth={depth}",)),
+        }[scale]
+        jobs.append(Job(name(depth), f"fc{depth}", *command))
     return jobs
 
 
 def _late(run: Run, key: str) -> float:
-    """The mean over what was logged in the last tenth of a run."""
+    """The mean of the values logged in the last tenth of a run."""
     steps, values = run.series(key)
     return float(values[steps > 0.9 * steps[-1]].mean())
 
 
 def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
-    """What each depth comes to, and how far its gates have moved."""
+    """The losses and accuracies of each depth, and how far its gates have moved."""
     deepest, make = name(DEPTHS[scale][-1]), partial(Row, reduced=scale != "paper")
     rows, curves = [], {}
     for setting, seeds in runs.items():
         finals = [run.final() for run in seeds]
-        parameters = tuple(float(final["parameters"]) for final in finals)
         losses = tuple(_late(run, "train/loss") for run in seeds)
         accuracies = tuple(100 * _late(run, "train/accuracy") for run in seeds)
         gates = tuple(float(np.abs(run.alphas()[1][-1]).mean()) for run in seeds)
         rows += [
-            Row(setting, "parameters", parameters),
+            Row(setting, "parameters", tuple(float(final["parameters"]) for final in finals)),
             make(setting, "training loss at the end", losses, setting == deepest),
             make(setting, "training accuracy % at the end", accuracies),
             make(setting, "test loss", tuple(final["eval/loss"] for final in finals)),
@@ -85,10 +83,10 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
             make(setting, "mean |alpha| at the end", gates),
         ]
         curves[setting] = Curve.of_runs([run.series("train/loss") for run in seeds])
-    loss = find(rows, deepest, "training loss at the end").mean
-    accuracy = find(rows, deepest, "training accuracy % at the end").mean
-    assert loss is not None
-    assert accuracy is not None
+    loss, accuracy = (
+        find(rows, deepest, f"training {quantity} at the end").mean or np.nan
+        for quantity in ("loss", "accuracy %")
+    )
     claims = [
         Claim(
             "ReZero nets of up to 10,000 layers can be trained",

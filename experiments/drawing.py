@@ -1,4 +1,4 @@
-"""What the plots share: a sheet that says what was run, a line with its band, crosses."""
+"""What the plots share: a sheet that states the setting, a line with its band, crosses."""
 
 import textwrap
 from collections.abc import Iterable
@@ -16,13 +16,13 @@ from rezero_jax.analysis.plots.theme import COLOURS
 def sheet(
     title: str, scale: str, setting: str, panels: int = 1, height: float = 3.8
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with panels, two in a row, and what was run at which scale written on it."""
+    """A figure with panels, two in a row, and the scale and setting written below them."""
     columns, rows = min(panels, 2), -(-panels // 2)
     figure = Figure(figsize=(2.4 + 3.3 * columns, height * rows))
     axes = [figure.add_subplot(rows, columns, number + 1) for number in range(panels)]
     figure.suptitle(title, fontsize=10)
-    said = f"Scale {scale}. {setting}"
-    figure.supxlabel(textwrap.fill(said, 40 + 55 * columns), fontsize=7, color="#444444")
+    text = textwrap.fill(f"Scale {scale}. {setting}", 40 + 55 * columns)
+    figure.supxlabel(text, fontsize=7, color="#444444")
     return figure, axes
 
 
@@ -34,7 +34,7 @@ def colours(names: Iterable[str]) -> dict[str, str]:
 def line(axis: Axes, curve: Curve, label: str | None, colour: str, width: float = 1.5) -> None:
     """The mean over the runs, and a band of a standard deviation where there are several."""
     y = np.array(curve.y, float)
-    marker = "o" if len(y) == 1 else None  # a line of one point would not be seen
+    marker = "o" if len(y) == 1 else None  # one point alone draws no line
     axis.plot(curve.x, y, color=colour, label=label, lw=width, marker=marker)
     if curve.spread is not None:
         spread = np.array(curve.spread, float)
@@ -42,7 +42,7 @@ def line(axis: Axes, curve: Curve, label: str | None, colour: str, width: float 
 
 
 def smoothed(curve: Curve) -> Curve:
-    """Means over a twentieth of the curve, which end where it ends; nothing if it is empty."""
+    """Moving means over a twentieth of the curve, up to its end; an empty curve stays empty."""
     if not curve.x:
         return curve
     window = max(len(curve.x) // 20, 1)
@@ -53,7 +53,7 @@ def smoothed(curve: Curve) -> Curve:
 def crosses(
     axis: Axes, points: Iterable[tuple[float, float]], colour: str, until: float = np.inf
 ) -> bool:
-    """Draws numbers of the paper with x <= until, and tells whether there are any."""
+    """Draws the paper's numbers with x <= until; returns whether there are any."""
     shown = [point for point in points if point[0] <= until]
     if shown:
         axis.plot(*zip(*shown, strict=True), "x", color=colour, markersize=5)
@@ -61,7 +61,7 @@ def crosses(
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:
-    """Writes NAME.png and NAME.svg; the same bytes for the same numbers, and letters as shapes."""
+    """Writes NAME.png and NAME.svg, the same bytes for the same numbers, with letters as shapes."""
     with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}):
         figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
     figure.savefig(folder / f"{name}.png")

@@ -1,4 +1,4 @@
-"""The dry run: what experiments would cost in operations and time, before anything is run."""
+"""The dry run: the operations and time that experiments would take, without running any."""
 
 import json
 import time
@@ -22,6 +22,20 @@ from rezero_jax.training.trainer import Trainer
 SIZE = 2048  # of the matrices whose product is timed
 
 
+class Cost(NamedTuple):
+    """What a run costs.
+
+    Attributes:
+      updates: from its beginning to its end.
+      flops: of all of them.
+      seconds: that it will take, or that it took if it is over.
+    """
+
+    updates: int
+    flops: int
+    seconds: float
+
+
 def print_costs(jobs: Mapping[str, Sequence[Job]], runs: Path, chip: Accelerator | None) -> None:
     """Prints every run of each experiment with its status, operations and time.
 
@@ -30,103 +44,79 @@ def print_costs(jobs: Mapping[str, Sequence[Job]], runs: Path, chip: Accelerator
       runs: the folder that holds their run folders.
       chip: what they would run on; None for this machine, whose rate is measured.
     """
-    estimator = Estimator(chip)
+    rate = 0.0 if chip else _matmul_rate()
+    machine = chip or Accelerator("this machine", rate, rate, 0.0)
     form = "{:<17} {:<36} {:<10} {:>9} {:>10} {:>17}"
     print(form.format("", "run", "status", "updates", "FLOPs", "time"))
+    of_an_update: dict[str, int] = {}
     total, seen = 0.0, set[str]()
     for name, needed in jobs.items():
         seconds = operations = 0.0
         for job in needed:
             done = status(job, runs / job.name)
-            cost = estimator.cost(job, runs / job.name, done)
-            told = done.kind if done.kind != "begun" else f"at {done.step:,}"
-            flops = cost.updates * cost.flops
-            print(
-                form.format(
-                    name, job.name, told, f"{cost.updates:,}", f"{flops:.2g}", _time(cost.seconds)
-                ),
-                flush=True,
-            )
+            cost = _cost(job, machine, of_an_update)
+            if not chip:
+                cost = cost._replace(seconds=_seconds_here(cost, done, runs / job.name))
+            state = done.kind if done.kind != "begun" else f"at {done.step:,}"
+            numbers = (f"{cost.updates:,}", f"{cost.flops:.2g}", _time(cost.seconds))
+            print(form.format(name, job.name, state, *numbers), flush=True)
             if chip or not done.is_over:
-                operations += flops
+                operations += cost.flops
                 seconds += cost.seconds
                 total += cost.seconds * (job.name not in seen)
                 seen.add(job.name)
         what = "together" if chip else "left"
         print(form.format(name, what, "", "", f"{operations:.2g}", _time(seconds)) + "\n")
-    where = estimator.chip.kind
-    print(f"all, each run once: {_time(total)} on one {where}" if chip else f"left: {_time(total)}")
-    rate = f"{estimator.chip.float32:.3g} FLOP/s"
-    print(
-        f"Times are those of the updates alone, at {USUAL:.0%} of {rate}, "
-        + (
-            f"the peak of {where} on float32; small networks are bound by latency and take longer."
-            if chip
-            else "that of a matrix product here; a run that has begun continues at its own rate; "
-            "of one that is done it is the time that it took."
+    basis = f"at {USUAL:.0%} of {machine.float32:.3g} FLOP/s"
+    if chip:
+        print(f"all, each run once: {_time(total)} on one {chip.kind}")
+        print(
+            f"Times are those of the updates alone, {basis}, the peak of {chip.kind} on float32; "
+            "small networks are bound by latency and take longer."
         )
-    )
+    else:
+        print(f"left: {_time(total)}")
+        print(
+            f"Times are those of the updates alone, {basis}, that of a matrix product here; a run "
+            "that has begun continues at its own rate, and one that is over shows the time it took."
+        )
 
 
 def _time(seconds: float) -> str:
     return f"{seconds / 3600:.2g} h" if seconds >= 36000 else duration(seconds)
 
 
-class Cost(NamedTuple):
-    """Of a run.
-
-    Attributes:
-      updates: from its beginning to its end.
-      flops: of one update.
-      seconds: that it will take, or of a run that is over took.
-    """
-
-    updates: int
-    flops: int
-    seconds: float
-
-
-class Estimator:
-    """Costs of jobs.
+def _cost(job: Job, machine: Accelerator, of_an_update: dict[str, int]) -> Cost:
+    """The cost of a whole job at a usual share of the machine's peak, as by `train.py --plan`.
 
     Args:
-      chip: what they would run on; None for this machine, whose rate is measured.
+      of_an_update: FLOPs of the kinds of update seen so far, filled here.
     """
+    config = job.load()
+    with config.unlocked():
+        config.mesh.data = config.mesh.model = 1  # the cost is the same on any mesh
+    dataset = stand_in(config.data)
+    trainer = Trainer(config, dataset) if dataset else Trainer.from_config(config)
+    kind = _without_length(config)
+    if kind not in of_an_update:
+        of_an_update[kind] = trainer.flops()
+    updates = trainer.intervals.total
+    flops = updates * of_an_update[kind]
+    return Cost(updates, flops, usual_seconds(flops, machine.peak(config.model.dtype)))
 
-    def __init__(self, chip: Accelerator | None = None):
-        rate = 0.0 if chip else _matmul_rate()
-        self.chip = chip or Accelerator("this machine", rate, rate, 0.0)
-        self._is_here = chip is None
-        self._flops: dict[str, int] = {}
 
-    def cost(self, job: Job, folder: Path, done: Status) -> Cost:
-        """The cost of what is left of a job, or of one that is over the time it took.
-
-        On this machine a run that has begun continues at its own rate; otherwise the time is that
-        of the operations at a usual share of the peak, as by `train.py --plan`.
-        """
-        config = job.load()
-        with config.unlocked():
-            config.mesh.data = config.mesh.model = 1  # what it costs is the same on any mesh
-        trainer = Trainer(config, dataset) if (dataset := stand_in(config.data)) else None
-        trainer = trainer or Trainer.from_config(config)
-        total = trainer.intervals.total
-        kind = _without_length(config)
-        if kind not in self._flops:
-            self._flops[kind] = trainer.flops()
-        flops, peak = self._flops[kind], self.chip.peak(config.model.dtype)
-        if not self._is_here:
-            return Cost(total, flops, usual_seconds(total * flops, peak))
-        if done.is_over:
-            return Cost(total, flops, Run.read(folder).final()["seconds"])
-        left = total - done.step
-        if done.step and len(rates := Run.read(folder).series("time/step")[1]):
-            return Cost(total, flops, left * float(np.median(rates)))
-        return Cost(total, flops, usual_seconds(left * flops, peak))
+def _seconds_here(cost: Cost, done: Status, folder: Path) -> float:
+    """Seconds that are left of a run on this machine, or that it took if it is over."""
+    if done.is_over:
+        return Run.read(folder).final()["seconds"]
+    left = cost.updates - done.step
+    if done.step and len(rates := Run.read(folder).series("time/step")[1]):
+        return left * float(np.median(rates))
+    return cost.seconds * left / cost.updates
 
 
 def _without_length(config: ConfigDict) -> str:
-    """What decides the cost of an update."""
+    """The fields that determine the cost of an update."""
     fields: Mapping = json.loads(config.to_json())
     model, data, train = fields["model"], fields["data"], fields["train"]
     return json.dumps([model, data, train["batch_size"], train["accumulate"]])

@@ -1,4 +1,4 @@
-"""What each of the nine files of experiments holds."""
+"""The interface of the nine experiments."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -11,7 +11,7 @@ from rezero_jax.runs.reader import Run
 
 
 class Experiment(Protocol):
-    """A module that says what to run, measures the runs and plots what it measured."""
+    """A module that lists its runs, measures them and plots the results."""
 
     @property
     def TITLE(self) -> str:

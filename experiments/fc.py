@@ -46,7 +46,7 @@ def runs(scale: str) -> list[Job]:
 
 
 def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
-    """Epochs to each loss, alone and over ReZero's, and the losses of some epochs."""
+    """Epochs to each loss, also as multiples of ReZero's, and the losses of some epochs."""
     reduced = scale == "smoke"  # and at the scale cpu cut short, which changes no number
     rows, ratios, slower = [], [], []
     losses = {setting: [run.epoch_losses() for run in seeds] for setting, seeds in runs.items()}
@@ -58,13 +58,9 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
         for setting, epochs in reached.items():
             headline = target == "1.2" and setting in (PLAIN, OURS)
             rows.append(Row(setting, f"epochs to {target}", epochs, headline, reduced))
-        for setting in RULES:
-            if setting == OURS:
-                continue
-            times = tuple(
-                theirs / ours if theirs and ours else None
-                for theirs, ours in zip(reached[setting], reached[OURS], strict=True)
-            )
+        for setting in (setting for setting in RULES if setting != OURS):
+            pairs = zip(reached[setting], reached[OURS], strict=True)
+            times = tuple(theirs / ours if theirs and ours else None for theirs, ours in pairs)
             row = Row(setting, f"times ReZero's epochs to {target}", times, reduced=reduced)
             rows.append(row)
             ratios += [row.mean] if row.mean else []
@@ -80,7 +76,7 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
             "ReZero fits the training data 7 to 15 times faster",
             "UAI 6",
             min(ratios) >= 7 if ratios else None,
-            f"{span(ratios)} times, over the losses and rivals that got there"
+            f"{span(ratios)} times, over the losses and the rivals that reached them"
             if ratios
             else "no rival reached a loss in these epochs",
         ),
@@ -101,7 +97,7 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
 
 
 def plot(results: Results) -> Figure:
-    """The losses by epoch, and, but for the smoke test, the paper's as crosses."""
+    """The losses by epoch, and, except in the smoke test, the paper's as crosses."""
     figure, (axis,) = drawing.sheet(TITLE, results.scale, SETTING[results.scale])
     ends = max(x for drawn in results.curves.values() for x in drawn.x)
     crossed = False

@@ -34,7 +34,7 @@ SQUARES = "mean squared singular value"
 HEADLINES = ("post-norm, 12 layers", "pre-norm, 12 layers", "ReZero, 12 layers")
 NETS = {"ResNet-110": "residual", "ResNet-110 + ReZero": "rezero"}
 DEEP = "ReZero, 64 layers"
-# By scale, the updates after which a network is looked at and what the paper calls that moment.
+# By scale and network, the paper's epochs and the updates after which we measure.
 STAGES = {
     "paper": ({0: 0, 1: 391, 4: 1563}, {0: 0, 1: 1192, 4: 4768}),
     "cpu": ({0: 0, 1: 100}, {0: 0, 1: 200}),
@@ -53,7 +53,7 @@ NOTES = (
 
 
 def runs(scale: str) -> list[Job]:
-    """Both ResNets and the Transformer; where there are such runs already, those."""
+    """Both ResNets and the Transformer, shared with other experiments where possible."""
     if scale == "smoke":
         return [
             *(
@@ -105,11 +105,10 @@ def _rows(
     against: str = "",
     at_start: bool = False,
 ) -> list[Row]:
-    """What the paper or the notebook tells of a spectrum.
+    """The numbers of the paper or the notebook for a spectrum, one for each network.
 
-    There is a value for each network. At initialisation, though, a histogram is one of all of them
-    together; and only the notebook's number is of the notebook's networks: the paper does not say
-    of which Figure 4a is.
+    At initialisation the histogram is of all networks together, and only the mean square counts as
+    the same experiment: the paper does not describe the networks of Figure 4a.
     """
     pooled = [np.concatenate(found)] if at_start else found
     measures = {
@@ -136,7 +135,7 @@ def _rows(
 
 
 def _histogram(found: Sequence[np.ndarray]) -> Curve:
-    """The share of the values in each bin of log10, all networks together."""
+    """The share of the values in each bin of log10, of all networks together."""
     log10 = np.concatenate([logs(values) for values in found])
     edges = BIN * np.arange(np.round(log10.min() / BIN) - 1, np.round(log10.max() / BIN) + 3)
     shares = np.histogram(log10, edges - BIN / 2)[0] / len(log10)

@@ -1,4 +1,4 @@
-"""Jobs: the runs behind a figure, as commands of train.py, and how far each of them is."""
+"""Jobs: the runs behind a figure, as commands of train.py, and the progress of each."""
 
 import shlex
 import sys
@@ -11,7 +11,7 @@ import rezero_jax
 from rezero_jax.config import load_config
 from rezero_jax.runs.folder import check_config, read_final, saved_steps
 
-ROOT = Path(rezero_jax.__file__).parents[1]  # of the repository, where train.py and configs/ lie
+ROOT = Path(rezero_jax.__file__).parents[1]  # the repository, with train.py and configs/
 TEST = "test.json"  # in the run folder: the evaluation of the test split
 
 
@@ -23,7 +23,7 @@ class Job(NamedTuple):
       name: of its folder.
       config: a file of configs/ and its arguments, such as "mlp.py:residual=plain".
       overrides: texts "a.b=value".
-      test: whether the test split is evaluated as well, at the end; of texts only.
+      test: whether to evaluate the test split at the end; for texts only.
     """
 
     setting: str
@@ -47,7 +47,7 @@ class Job(NamedTuple):
         return load_config(f"{ROOT / 'configs'}/{self.config}", self.overrides)
 
     def command(self, workdir: Path) -> list[str]:
-        """What runs it."""
+        """The command that runs it."""
         return [sys.executable, *self._arguments(f"{ROOT}/", workdir)]
 
     @property
@@ -65,11 +65,11 @@ class Job(NamedTuple):
 
 
 class Status(NamedTuple):
-    """How far a run is.
+    """The progress of a run.
 
     Attributes:
       kind: "new", "begun", "diverged" or "done".
-      step: updates that need not be made again.
+      step: updates that are saved.
     """
 
     kind: str
@@ -82,7 +82,7 @@ class Status(NamedTuple):
 
 
 def status(job: Job, folder: Path) -> Status:
-    """How far the run in `folder` is.
+    """The progress of the run in `folder`.
 
     Raises:
       UserError: it is the run of another config.

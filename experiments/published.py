@@ -1,4 +1,4 @@
-"""The paper's own numbers: published.csv, and where each comes from."""
+"""The paper's own numbers in published.csv, and their sources."""
 
 import csv
 from functools import cache
@@ -11,7 +11,7 @@ from rezero_jax.formatting import number
 SOURCES = {
     "UAI": "Bachlechner et al., ReZero is All You Need, UAI 2021 (PMLR 161:1352-1361)",
     "SUP": "its supplement",
-    "DIG": "read off the figure in that PDF, to about 1 % of the axis; not a printed number",
+    "DIG": "read off the figure in that PDF, to about 1 % of the axis; not printed",
     "derived": "arithmetic from its printed numbers, or a simulation of what it describes",
     "NB-TX": "the authors' Transformer notebook (github.com/tbachlechner/ReZero-examples)",
     "NB-SC": "the authors' log (github.com/tbachlechner/ReZero-Superconvergence)",
@@ -49,25 +49,26 @@ def with_error(value: float, error: float | None) -> str:
 def published(experiment: str) -> dict[tuple[str, str], Published]:
     """(setting, quantity) -> number, of one experiment, in the paper's order."""
     text = Path(__file__).with_name("published.csv").read_text()
-    numbers = {}
-    for row in csv.DictReader(text.splitlines()):
-        if row["experiment"] != experiment:
-            continue
-        try:
-            value = float(row["value"])
-        except ValueError:
-            value = None
-        error = float(row["error"]) if row["error"] else None
-        numbers[row["setting"], row["quantity"]] = Published(
-            value, row["value"], error, row["source"]
+    return {
+        (row["setting"], row["quantity"]): Published(
+            _float(row["value"]), row["value"], _float(row["error"]), row["source"]
         )
-    return numbers
+        for row in csv.DictReader(text.splitlines())
+        if row["experiment"] == experiment
+    }
+
+
+def _float(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def curve(experiment: str, setting: str, prefix: str) -> list[tuple[float, float]]:
-    """The numbers of a setting whose quantity is `prefix` and a number x, as (x, value) by x.
+    """The values of a setting whose quantity is `prefix` followed by a number x, as (x, value).
 
-    So curve("fc", "FC", "loss of epoch") is [(50, 0.76), (100, 0.25), (150, 0.096)].
+    For example, curve("fc", "FC", "loss of epoch") is [(50, 0.76), (100, 0.25), (150, 0.096)].
     """
     points = []
     for (of, quantity), paper in published(experiment).items():

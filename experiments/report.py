@@ -7,11 +7,13 @@ from pathlib import Path
 
 from experiments.experiment import Experiment
 from experiments.published import SOURCES
-from experiments.results import Claim, Results, Row
+from experiments.results import Results, Row
 from rezero_jax.formatting import duration, markdown_table, number
 
 CSS = Path(__file__).with_name("report.css")
 HEAD = ("", "ours", "paper", "scale", "runs", "device", "time", "command")  # of summary.md
+# Whether a claim holds: in a word, and as a CSS class.
+VERDICTS = {True: ("confirmed",) * 2, False: ("denied",) * 2, None: ("undecided", "open")}
 
 Found = Sequence[tuple[str, Experiment, Results]]
 
@@ -71,7 +73,7 @@ def _summary(found: Found) -> str:
     """The headline numbers and the claims of all experiments."""
     bodies = []
     for name, experiment, results in found:
-        verdicts = [_verdict(claim)[0] for claim in results.claims]
+        verdicts = [VERDICTS[claim.holds][0] for claim in results.claims]
         count = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(sorted(verdicts)))
         head = (
             f'<tr class="head"><th colspan="4"><a href="#{name}">{escape(experiment.TITLE)}</a>'
@@ -92,7 +94,7 @@ def _section(folder: Path, name: str, experiment: Experiment, results: Results) 
         f'<li><span class="{css}">{verdict}</span>: {escape(claim.text)} '
         f"<small>[{escape(claim.source)}]</small>: {escape(claim.evidence)}.</li>"
         for claim in results.claims
-        for verdict, css in [_verdict(claim)]
+        for verdict, css in [VERDICTS[claim.holds]]
     )
     made, commands = "", ""
     if results.made:
@@ -156,13 +158,6 @@ def _cells(name: str, row: Row, results: Results) -> str:
         f'<td class="number">{theirs}</td>'
         f'<td class="number{" reduced" * row.reduced}">{difference}</td></tr>'
     )
-
-
-def _verdict(claim: Claim) -> tuple[str, str]:
-    """The word for what was found of a claim, and its CSS class."""
-    if claim.holds is None:
-        return "not told", "open"
-    return ("confirmed",) * 2 if claim.holds else ("denied",) * 2
 
 
 def _sources(found: Found) -> str:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from experiments import drawing
 from experiments.jobs import Job
 from experiments.published import curve
-from experiments.results import Claim, Curve, Results, Row, lower
+from experiments.results import Claim, Curve, Results, Row, find, lower, quoted
 from rezero_jax.analysis.plots.theme import plain_ticks
 from rezero_jax.formatting import number
 from rezero_jax.runs.reader import Run
@@ -32,7 +32,7 @@ SCHEMES = {
     " + ReZero": "rezero",
 }
 PREACT = {"": "residual", " + ReZero": "rezero"}
-LOWER = {  # whether ReZero ends with a lower error than the vanilla net in the paper
+LOWER = {  # whether ReZero's final error is lower than the vanilla net's in the paper
     "ResNet-56": False,
     "ResNet-110": True,
     "PreAct-ResNet-18": True,
@@ -83,7 +83,7 @@ def _errors(run: Run) -> dict[int, float]:
 
 def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
     """The columns of the table, and the errors of Figure 6."""
-    rows, errors, epochs = [], {}, {}
+    rows: list[Row] = []
     curves = {}
     for setting, seeds in runs.items():
         net, _, scheme = setting.partition(" + ")
@@ -92,18 +92,16 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
         found = [_errors(run) for run in seeds]
         headline = scheme in ("", "ReZero")
         ends = [None if run.diverged else e[max(e)] for run, e in zip(seeds, found, strict=True)]
-        errors[setting] = make(setting, "error %", tuple(ends), headline)
         times = tuple(run.time_to("accuracy", 0.8) for run in seeds)
-        epochs[setting] = make(setting, "epochs to 80 %", times, missing="not reached")
-        losses = tuple(
-            None if run.diverged else 1000 * float(run.epoch_losses()[-1]) for run in seeds
-        )
-        rows += [errors[setting], epochs[setting], make(setting, "training loss x 1000", losses)]
+        losses = [None if run.diverged else 1000 * run.epoch_losses()[-1].item() for run in seeds]
+        rows += [
+            make(setting, "error %", tuple(ends), headline),
+            make(setting, "epochs to 80 %", times, missing="not reached"),
+            make(setting, "training loss x 1000", tuple(losses)),
+        ]
         if scheme:
-            change = tuple(
-                None if ours is None or theirs is None else ours - theirs
-                for ours, theirs in zip(errors[setting].ours, errors[net].ours, strict=True)
-            )
+            pairs = zip(ends, find(rows, net, "error %").ours, strict=True)
+            change = tuple(None if None in pair else pair[0] - pair[1] for pair in pairs)  # type: ignore
             rows.append(make(setting, "change of error %", change))
         if scale != "paper" or net == "ResNet-110":
             against = of.replace("56", "110")
@@ -119,31 +117,33 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
         curves[setting] = Curve.of_runs([(list(e), list(e.values())) for e in found])
     claims = []
     for net in dict.fromkeys(setting.partition(" + ")[0] for setting in runs):
-        claims += _claims(net, errors, epochs)
+        claims += _claims(net, rows)
     return Results("resnet", scale, rows, claims, curves)
 
 
-def _claims(net: str, errors: Mapping[str, Row], epochs: Mapping[str, Row]) -> list[Claim]:
+def _claims(net: str, rows: Sequence[Row]) -> list[Claim]:
     """What the paper finds of ReZero against the vanilla net."""
-    vanilla, rezero = net, f"{net} + ReZero"
-    theirs, ours = epochs[vanilla].mean, epochs[rezero].mean
-    both = theirs is not None and ours is not None
-    faster = f"{number(ours or 0)} against {number(theirs or 0)} epochs" if both else ""
+    rezero = f"{net} + ReZero"
+    theirs, ours = (find(rows, name, "epochs to 80 %").mean for name in (net, rezero))
+    both = theirs and ours
     fewer = " (at 110 layers 39 % fewer)" if net in ("ResNet-110", "ResNet-20") else ""
     claims = [
         Claim(
-            f"ReZero reaches 80 % accuracy in fewer epochs than {vanilla}{fewer}",
+            f"ReZero reaches 80 % accuracy in fewer epochs than {net}{fewer}",
             "SUP 3, UAI 2",
-            ours < theirs if ours is not None and theirs is not None else None,
-            faster or "not both reached 80 %",
+            ours < theirs if theirs and ours else None,
+            f"{quoted([ours])} against {quoted([theirs])} epochs"
+            if both
+            else "not both reached 80 %",
         )
     ]
     if net in LOWER:
-        ahead = lower(errors[rezero], errors[vanilla])
-        ends = f"{number(errors[rezero].mean or 0)} against {number(errors[vanilla].mean or 0)} %"
+        vanilla, gated = (find(rows, name, "error %") for name in (net, rezero))
+        ahead = lower(gated, vanilla)
+        ends = f"{number(gated.mean or 0)} against {number(vanilla.mean or 0)} %"
         claims.append(
             Claim(
-                f"ReZero ends with a {'lower' if LOWER[net] else 'higher'} error than {vanilla}",
+                f"ReZero ends with a {'lower' if LOWER[net] else 'higher'} error than {net}",
                 "SUP 3",
                 None if ahead is None else ahead is LOWER[net],
                 ends if ahead is not None else f"{ends}: too close, or too few runs, to tell",

@@ -1,4 +1,4 @@
-"""What an experiment found: its numbers beside the paper's, and what speaks for each claim."""
+"""The results of an experiment: its numbers beside the paper's, and the evidence for each claim."""
 
 import csv
 import dataclasses
@@ -61,15 +61,15 @@ class Row(NamedTuple):
 
     @property
     def shown(self) -> str:
-        """The mean as "31 ± 1", or what is missing."""
+        """The mean as "31 ± 1", or `missing`."""
         return self.missing if self.mean is None else with_error(self.mean, self.error)
 
 
 class Claim(NamedTuple):
-    """A sentence of the paper, and what was found.
+    """A sentence of the paper, and whether our runs confirm it.
 
     Attributes:
-      holds: None where this cannot be told, with the reason as `evidence`.
+      holds: None if the runs do not decide it; `evidence` gives the reason.
     """
 
     text: str
@@ -79,7 +79,7 @@ class Claim(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """What a plot draws: x (n,), y (n,) or (n, layers), and the deviation over the runs (n,)."""
+    """A curve to plot: x (n,), y (n,) or (n, layers), and the deviation over the runs (n,)."""
 
     x: list[float]
     y: list[Any]
@@ -100,8 +100,8 @@ class Made(NamedTuple):
 
     Attributes:
       command: of `experiments`.
-      device: what the runs ran on.
-      seconds: of all runs, one after another, and of what was computed from them.
+      device: that the runs used.
+      seconds: of all runs, one after another, and of the computations on them.
       runs: the commands of the runs.
     """
 
@@ -152,7 +152,7 @@ class Results:
         )
 
     def csv(self) -> str:
-        """The rows as CSV; what is unknown is empty."""
+        """The rows as CSV; unknown values are empty."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(COLUMNS)
@@ -168,7 +168,7 @@ class Results:
 
 
 def find(rows: Iterable[Row], setting: str, quantity: str) -> Row:
-    """The row of these two."""
+    """The row of a setting and a quantity."""
     return next(row for row in rows if (row.setting, row.quantity) == (setting, quantity))
 
 
@@ -182,7 +182,7 @@ def lower(one: Row, other: Row) -> bool | None:
 
 
 def _finite(tree: Any) -> Any:
-    """With None, which JSON has, in place of the numbers that it has not."""
+    """The tree with None in place of NaN and infinity, which JSON lacks."""
     if isinstance(tree, dict):
         return {key: _finite(value) for key, value in tree.items()}
     if isinstance(tree, (list, tuple)):
@@ -197,5 +197,5 @@ def span(values: Sequence[float]) -> str:
 
 
 def quoted(values: Iterable[float | None]) -> str:
-    """Several numbers in a sentence."""
+    """The numbers, separated by commas."""
     return ", ".join("none" if value is None else number(value) for value in values)

@@ -17,11 +17,11 @@ from rezero_jax.errors import UserError
 from rezero_jax.runs.files import write_json
 
 DIVERGED = 3  # train.py's exit status
-SILENCE = 30.0  # seconds between two reports on the runs under way
+SILENCE = 30.0  # seconds between two reports on the running jobs
 
 
 class Stopped(Exception):
-    """SIGINT or SIGTERM, `signum`, came; the runs under way have saved their state."""
+    """SIGINT or SIGTERM (`signum`) stopped the runs, which have saved their state."""
 
     def __init__(self, signum: int):
         super().__init__("stopped, all runs saved; the same command resumes them")
@@ -31,22 +31,22 @@ class Stopped(Exception):
 def execute(
     jobs: Sequence[Job], folder: Path, slots: int, say: Callable[[str], None]
 ) -> Iterator[tuple[Job, str | None]]:
-    """Runs the jobs in folder/NAME each, `slots` at once, on a CPU each with its own cores.
+    """Runs each job in folder/NAME, `slots` at once, each on its own cores of a CPU.
 
-    What a run prints goes to NAME.log beside its folder.
+    The output of a run goes to NAME.log beside its folder.
 
     Args:
-      say: takes a line of news.
+      say: called with each line to report.
 
     Yields:
-      Each job as it ends, with None or the sentence that says why it could not.
+      Each job as it ends, with None or a sentence that says why it failed.
 
     Raises:
-      UserError: a run folder holds another run, or this is no checkout with train.py in it.
-      Stopped: SIGINT or SIGTERM came.
+      UserError: a run folder holds another run, or there is no train.py in this checkout.
+      Stopped: on SIGINT or SIGTERM.
     """
     if not (ROOT / "train.py").is_file():
-        raise UserError(f"there is no train.py in {ROOT}; call this in a checkout of the project")
+        raise UserError(f"there is no train.py in {ROOT}; run this in a checkout of the project")
     folder.mkdir(parents=True, exist_ok=True)
     waiting = []
     for job in jobs:
@@ -80,7 +80,7 @@ def execute(
 
 
 class _Process:
-    """A job under way: its training, then perhaps its evaluation."""
+    """A running job: its training, then its evaluation if it has one."""
 
     def __init__(self, job: Job, folder: Path, cores: frozenset[int], supervised: Supervisor):
         self.job, self.cores, self._supervised = job, cores, supervised

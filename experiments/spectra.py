@@ -26,23 +26,20 @@ FLOOR = 1e-16
 def at_initialisation(scale: str) -> dict[str, list[np.ndarray]]:
     """The singular values of each fresh network, (1, 64), by setting."""
     notebook, figure, count = (NOTEBOOK, FIGURE, 10) if scale != "smoke" else ((2,), (2,), 2)
-    wanted = {
-        f"{name}, {depth} layers": (rule, depth)
-        for depth in notebook
-        for name, rule in RULES.items()
-    }
-    wanted |= {f"post-norm, {depth} layers": ("post_norm", depth) for depth in figure}
+    wanted = [(name, depth) for depth in notebook for name in RULES]
+    wanted += [("post-norm", depth) for depth in figure]
+    keys = [jax.random.key(seed) for seed in range(count)]
+    inputs = [jax.random.normal(jax.random.fold_in(key, 1), (1, 4, 16)) for key in keys]
     found = {}
-    for setting, (rule, depth) in wanted.items():
-        make = jax.jit(partial(_encoder, rule, depth))
-        keys = [jax.random.key(seed) for seed in range(count)]
-        inputs = [jax.random.normal(jax.random.fold_in(key, 1), (1, 4, 16)) for key in keys]
-        found[setting] = [singular_values(make(k), x) for k, x in zip(keys, inputs, strict=True)]
+    for name, depth in dict.fromkeys(wanted):
+        make = jax.jit(partial(_encoder, RULES[name], depth))
+        values = [singular_values(make(key), x) for key, x in zip(keys, inputs, strict=True)]
+        found[f"{name}, {depth} layers"] = values
     return found
 
 
 def _encoder(residual: str, depth: int, key: Array) -> Encoder:
-    """The notebook's network: its layers are copies of one, whose weights alone are drawn anew."""
+    """The notebook's network: copies of one layer with new weights, but the biases of the first."""
     options: dict[str, Any] = {"feedforward": 64, "residual": residual, "alpha_init": 0.1}
     encoder = Encoder(16, heads=4, depth=depth, **options, rngs=nnx.Rngs(key))
     blocks: Any = encoder.layers.blocks
@@ -63,16 +60,16 @@ def after(run: Run, step: int) -> np.ndarray:
 
 
 def _trunk(model: Transformer, x: Array) -> Array:
-    """The layers, causal, from what the embedding gives to what the head takes."""
+    """The causal layers, from the output of the embedding to the input of the head."""
     return nnx.clone(model).trunk(x, is_causal=True)
 
 
 def logs(values: np.ndarray) -> np.ndarray:
-    """log10, of what is below FLOOR that of FLOOR."""
+    """log10 of the values, at least that of FLOOR."""
     return np.log10(np.maximum(values, FLOOR)).ravel()
 
 
 def mode(log10: np.ndarray) -> float:
     """The centre of the fullest bin, the bins centred on multiples of BIN."""
     bins, counts = np.unique(np.round(log10 / BIN), return_counts=True)
-    return float(bins[counts.argmax()] * BIN + 0.0)  # which is 0, never -0
+    return float(bins[counts.argmax()] * BIN + 0.0)  # turns -0 into 0

@@ -51,7 +51,7 @@ def runs(scale: str) -> list[Job]:
 
 
 def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
-    """When 94 % are reached, what is at the end, and whether the peak rate was survived."""
+    """When a run reaches 94 %, its final accuracy, and whether it survives the peak rate."""
     make = partial(Row, reduced=scale != "paper")
     rows, curves = [], {}
     for setting, seeds in runs.items():
@@ -92,12 +92,12 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
 
 
 def percent(fraction: float | None) -> float | None:
-    """The same in percent, if it is known."""
+    """A fraction in percent; None stays None."""
     return None if fraction is None else 100 * fraction
 
 
 def plot(results: Results) -> Figure:
-    """The training loss, and where there are evaluations on the way the accuracy of each epoch."""
+    """The training loss, and the test accuracy by epoch if it was evaluated in training."""
     tested = [setting for setting in RULES if f"{setting}, test" in results.curves]
     panels = 1 + bool(tested)
     figure, axes = drawing.sheet(TITLE, results.scale, SETTING[results.scale], panels)

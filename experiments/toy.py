@@ -1,7 +1,7 @@
-"""Figure 2: where gradient descent goes in a net of five layers with one weight and one gate.
+"""Figure 2: paths of gradient descent in a net of five layers with one weight and one gate.
 
 The net is x_L = (1 + alpha w)^L x_0 with L = 5 (equation 5); it learns x_L = 50 x_0 from nine
-inputs by plain gradient descent on the mean of (x_L - 50 x_0)^2. No run: it is computed here.
+inputs by plain gradient descent on the mean of (x_L - 50 x_0)^2. It is computed here, without runs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ INPUTS = np.linspace(1.0, 1.8, 9)
 STARTS = (0.5, 1.5, 2.5, 3.5, 4.5)
 RATE = 1e-6
 SOLUTION = FACTOR ** (1 / LAYERS) - 1  # alpha w of all solutions
-CLOSE = 0.01  # as near to the solution, relatively, as a path has to come to have arrived
+CLOSE = 0.01  # relative distance from the solution at which a path counts as arrived
 NOTES = (
     f"Updates are counted until alpha w is within {CLOSE:.0%} of the solution; the paper's are "
     "the vertices of its drawn paths, a few of them merged. The paper does not print where its "
@@ -55,19 +55,19 @@ def descend(start: float, rate: float = RATE) -> np.ndarray:
     path = [np.array([0.0, start])]
     while len(path) < 2 or np.any(path[-1] != path[-2]):
         path.append(path[-1] - rate * np.array(gradient(*path[-1])))
-        # In the last digits rounding may alternate for ever between two neighbours.
+        # Rounding may alternate forever between two neighbours in the last digits.
         if len(path) > 3 and np.array_equal(path[-1], path[-3]):
             break
     return np.array(path)
 
 
 def runs(scale: str) -> list[Job]:
-    """None."""
+    """No runs: `measure` computes everything."""
     return []
 
 
 def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
-    """Where the paths end, and after how many updates they are there."""
+    """Where the paths end, and after how many updates they arrive."""
     rows = [Row("solutions", "alpha w", (SOLUTION,), headline=True)]
     curves, ends = {}, []
     for start in STARTS:

@@ -36,7 +36,7 @@ RULES = {
 }
 OURS = "ReZero alpha = 0"
 BASELINES = ("Post-Norm + warm-up", "Pre-Norm")
-# Of Figure 7, whose legend does not fit the table: these two are shown by their labels alone.
+# The legend of Figure 7 does not fit the table, so these two go by their labels alone.
 LABELLED = ('the curve labelled "Post-Norm"', 'the curve labelled "Pre-Norm"')
 SMOKE = ("eval.every_steps=10", "eval.examples=16", "eval.batch_size=16")
 NOTES = (
@@ -58,7 +58,7 @@ def job(setting: str, scale: str) -> Job:
 
 
 def runs(scale: str) -> list[Job]:
-    """One of each rule; in a smoke test three, as each compiles for long."""
+    """One of each rule; in a smoke test only three, as each takes long to compile."""
     chosen = ("Pre-Norm", "ReZero alpha = 1", OURS) if scale == "smoke" else tuple(RULES)
     return [job(setting, scale) for setting in chosen]
 
@@ -69,7 +69,7 @@ def _bits(run: Run) -> dict[float, float]:
 
 
 def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
-    """Iterations to the target, and how many times fewer they are than a baseline's."""
+    """Iterations to the target, and their speed-up over each baseline."""
     make = partial(Row, reduced=scale != "paper")
     rows, curves = [], {}
     target, quantity = TARGETS[scale], "iterations to the target"
@@ -104,26 +104,23 @@ def _at(bits: Mapping[float, float], mark: int) -> float | None:
 def _claims(rows: Sequence[Row], runs: Mapping[str, Sequence[Run]]) -> list[Claim]:
     steps = {setting: find(rows, setting, "iterations to the target").mean for setting in runs}
     reached = [setting for setting in RULES if steps.get(setting) is not None]
-    ours = steps[OURS]
     order = sorted(reached, key=lambda setting: steps[setting] or 0)
     told = ", ".join(f"{setting} {number(steps[setting] or 0)}" for setting in order)
-    theirs = published("transformer12")
-    expected = sorted(
-        reached,
-        key=lambda setting: theirs[setting, "iterations to the target"].value or np.inf,
-    )
+    evidence = told or "nothing reached the target"
+    theirs = {s: published("transformer12")[s, "iterations to the target"].value for s in reached}
+    expected = sorted(reached, key=lambda setting: theirs[setting] or np.inf)
     claims = [
         Claim(
             "ReZero with alpha = 0 is the first at the target",
             "SUP 2",
-            order[0] == OURS if len(reached) > 1 and ours else None,
-            told or "nothing reached the target",
+            order[0] == OURS if len(reached) > 1 and steps[OURS] else None,
+            evidence,
         ),
         Claim(
             "Those that arrive do so in the order of the paper's table",
             "SUP 2",
             order == expected if len(reached) > 2 else None,
-            told or "nothing reached the target",
+            evidence,
         ),
     ]
     if "Post-Norm" in runs:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -65,7 +66,7 @@ def job(setting: str, scale: str) -> Job:
 def runs(scale: str) -> list[Job]:
     """The rows of the table; those of 12 layers are transformer12's and at the paper's scale only.
 
-    In a smoke test the ReZero net alone, as each compiles for long.
+    In a smoke test the ReZero net alone, as each takes long to compile.
     """
     if scale == "smoke":
         return [job(OURS, scale)]
@@ -77,16 +78,12 @@ def runs(scale: str) -> list[Job]:
 
 
 def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
-    """Bits per byte on the test split, and on the way there."""
+    """Bits per byte on the test split and during training."""
+    make = partial(Row, reduced=scale != "paper", missing="diverged")
     rows, curves = [], {}
     for setting, seeds in runs.items():
         tests = tuple(None if run.diverged else _test(run) for run in seeds)
-        reduced = scale != "paper"
-        rows.append(
-            Row(
-                setting, "bits per byte", tests, "alpha = 0" in setting, reduced, missing="diverged"
-            )
-        )
+        rows.append(make(setting, "bits per byte", tests, "alpha = 0" in setting))
         curves[setting] = Curve.of_runs([run.series("train/bits_per_byte") for run in seeds])
     ours = find(rows, OURS, "bits per byte").mean
     claims = []

@@ -216,10 +216,10 @@ plot_comparison(runs)
 #     python -m rezero_jax.analysis.table runs/rezero runs/norm --epochs 1 5 20 --targets 0.5 0.1
 
 # %%
-Markdown(table(runs, epochs=[1, 5, 20], targets=[0.5, 0.1]))
+Markdown(table(runs, after=[1, 5, 20], targets=[0.5, 0.1]))
 
 # %%
-Markdown(accuracies(runs, epochs=[5, 10, 20], targets=[0.9]))
+Markdown(accuracies(runs, after=[5, 10, 20], targets=[0.9]))
 
 # %% [markdown]
 # One seed each is an anecdote: start both with `--config.seed=1`, `2`, ... in folders of their own

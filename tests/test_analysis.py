@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from rezero_jax.analysis import table
-from rezero_jax.analysis.compare import Times, labels, times_to
+from rezero_jax.analysis.compare import labels, times_to
 from rezero_jax.analysis.gates import Gates
 from rezero_jax.analysis.plots import __main__ as plots
 from rezero_jax.analysis.plots import curves, figures
 from rezero_jax.analysis.plots.theme import save
+from rezero_jax.analysis.statistics import Estimate
 from rezero_jax.errors import UserError
 from rezero_jax.runs.reader import Run, epochs_to, first_at
 
@@ -79,7 +80,7 @@ def test_table_has_mean_and_range_over_seeds(tmp_path):
         Run.read(make_run(tmp_path / "b", [2.0, 0.5], seed=1)),
         Run.read(make_run(tmp_path / "c", [9.0], **{"model.residual": "norm"})),
     ]
-    assert table.table(runs, epochs=[1, 2], targets=[2.0]).splitlines()[2:] == [
+    assert table.table(runs, after=[1, 2], targets=[2.0]).splitlines()[2:] == [
         "| residual=rezero | 2 | 3.00 (2.00-4.00) | 0.75 (0.50-1.00) | 1.25 (1.00-1.50) |",
         "| residual=norm | 1 | 9.00 | not reached | not reached |",
     ]
@@ -96,7 +97,7 @@ def test_intervals_take_the_place_of_ranges(tmp_path):
     folders = [make_run(tmp_path / str(i), [float(i), 1.0], seed=i) for i in (2, 4)]
     runs = [Run.read(folder) for folder in folders]
     # Student's interval of two values, 3 +- 1 tan(0.475 pi); of two equal ones, no width.
-    (row,) = table.table(runs, epochs=[1, 2], targets=[], confidence=0.95).splitlines()[2:]
+    (row,) = table.table(runs, after=[1, 2], targets=[], confidence=0.95).splitlines()[2:]
     assert row == "| rezero | 2 | 3.00 [-9.71, 15.71] | 1.00 [1.00, 1.00] |"
 
 
@@ -107,14 +108,14 @@ def test_times_to_a_target_and_their_estimate(tmp_path):
         Run.read(make_run(tmp_path / "c", [9.0], **{"model.residual": "norm"})),
     ]
     times = times_to(runs, "loss", 2.0)
-    assert {label: reached.seeds for label, reached in times.items()} == {
+    assert times == {
         "residual=rezero": [1.5, 1.0],  # log-linear from 4 to 1: halfway at 2
         "residual=norm": [None],
     }
-    estimate = times["residual=rezero"].estimate
+    estimate = Estimate.of_all(times["residual=rezero"])
     assert (estimate.mean, estimate.count) == (1.25, 2)
     np.testing.assert_allclose(estimate.standard_error, 0.25)
-    assert times["residual=norm"].estimate is None
+    assert Estimate.of_all(times["residual=norm"]) is None
     with pytest.raises(UserError, match='did you mean "accuracy"'):
         times_to(runs, "acuracy", 0.5)
 
@@ -163,7 +164,7 @@ def test_bits_per_byte_by_steps_and_the_speed_up_against_the_first_run(tmp_path)
         make_text_run(tmp_path / "d", [8.0], **{"model.residual": "post_norm"}),
     ]
     # pre_norm takes 40 steps to 2.0; rezero's seeds 20 and 10.
-    assert table.bits_per_byte(runs, [10, 20], [2.5, 2.0]).splitlines() == [
+    assert table.table(runs, [10, 20], [2.5, 2.0], metric="bits_per_byte").splitlines() == [
         "| run | seeds | step 10 | step 20 | steps to 2.5 | steps to 2.0 | speed-up |",
         "| --- | --- | --- | --- | --- | --- | --- |",
         "| residual=pre_norm | 1 | 4.00 | 3.00 | 30 | 40 | 1.00 |",
@@ -241,14 +242,14 @@ def test_comparison_draws_the_mean_over_the_epochs_that_all_seeds_have(tmp_path)
 def test_times_are_drawn_with_their_interval(tmp_path):
     runs = [Run.read(make_run(tmp_path / str(i), [2.0**i, 0.5], seed=i)) for i in range(3)]
     times = times_to(runs, "loss", 1.0)
-    figure = figures.plot_times(times | {"never": Times([None, 2.0])}, "epochs")
+    figure = figures.plot_times(times | {"never": [None, 2.0]}, "epochs")
     seeds, mean, *_ = figure.axes[0].lines
     np.testing.assert_allclose(seeds.get_xdata(), [1, 1.5, 5 / 3])
     np.testing.assert_allclose(mean.get_xdata(), [(1 + 1.5 + 5 / 3) / 3])
     ends = figure.axes[0].collections[0].get_segments()[0][:, 0]
-    np.testing.assert_allclose(ends, times["rezero"].estimate.interval())
+    np.testing.assert_allclose(ends, Estimate.of(times["rezero"]).interval())
     labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
-    assert labels == ["rezero", "never\n1 of 2 got there"]
+    assert labels == ["rezero", "never\n1 of 2 reached it"]
 
 
 # ---- Gates
@@ -264,12 +265,9 @@ def gates_of(tmp_path, alphas):
 def test_what_gates_did(tmp_path):
     gates = gates_of(tmp_path, [[0.0, -0.1, 0.02], [0.05, 0.4, 0.01], [0.05, -0.3, 0.03]])
     np.testing.assert_allclose(gates.mean_abs, [0.04, 0.46 / 3, 0.38 / 3])
-    np.testing.assert_allclose(gates.threshold, 0.1 / 3)
-    np.testing.assert_array_equal(gates.opened, [True, True, False])
-    np.testing.assert_array_equal(gates.opening_steps, [20, 10, np.nan])
     np.testing.assert_array_equal(gates.peak_steps, [20, 20, 30])
-    np.testing.assert_array_equal(gates.order, [0, 1, 2])
-    np.testing.assert_array_equal(gates_of(tmp_path, np.eye(12)[::-1]).order[:2], [11, 10])
+    peaks = gates_of(tmp_path, np.eye(12)[::-1]).peak_steps
+    np.testing.assert_array_equal(peaks, 10 * np.arange(12, 0, -1))
 
 
 def test_a_run_without_gates_says_so(tmp_path):
@@ -294,10 +292,10 @@ def test_gates_are_drawn(tmp_path):
 
 def test_spectra_are_histograms_of_logarithms():
     values = {"wide": np.logspace(-3, 3, 7), "dead": np.array([1.0, 0.0])}
-    figure = figures.plot_spectra(values, floor=1e-6, bins=20)
+    figure = figures.plot_spectra(values)
     wide, _, dead, _ = figure.axes[0].patches
     edges = wide.get_data().edges
-    for patch, logs in ((wide, range(-3, 4)), (dead, (-6, 0))):
+    for patch, logs in ((wide, range(-3, 4)), (dead, (-16, 0))):
         expected = np.histogram(list(logs), edges)[0] / len(logs)
         np.testing.assert_array_equal(patch.get_data().values, expected)
     mean = np.mean(10.0 ** (2 * np.arange(-3, 4)))

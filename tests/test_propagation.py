@@ -49,7 +49,6 @@ def test_the_papers_toy_model_grows_by_one_plus_alpha_w(scan):
     growth = (1 + alpha * w) ** np.arange(depth + 1)
     signal = np.linalg.norm(X, axis=1).mean()
     np.testing.assert_allclose(found.signal, signal * growth, rtol=1e-5)
-    np.testing.assert_allclose(found.change, alpha * w * signal * growth[:-1], rtol=1e-5)
     np.testing.assert_allclose(found.share, alpha * w, rtol=1e-5)
     np.testing.assert_allclose(found.gradient / found.gradient[-1], growth[::-1], rtol=1e-5)
     cosines = [
@@ -68,7 +67,7 @@ def test_rezero_at_its_start_lets_all_pass_and_idles():
     )
     for values in (found.signal, found.gradient, found.cosine):
         np.testing.assert_allclose(values, values[0], rtol=1e-6)
-    np.testing.assert_array_equal(found.change, 0)
+    np.testing.assert_array_equal(found.share, 0)
     assert found.idle.all()
 
 
@@ -94,7 +93,6 @@ def test_every_number_is_that_of_running_the_layers_by_hand(residual):
     np.testing.assert_allclose(found.gradient, gradients, rtol=1e-5)
     cosines = [(u * np.roll(u, -1, axis=0)).sum(1).mean() for u in unit]
     np.testing.assert_allclose(found.cosine, cosines, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(found.change, [c.mean() for c in changes], rtol=1e-5)
     shares = [(c / norm(x)).mean() for c, x in zip(changes, xs, strict=False)]
     np.testing.assert_allclose(found.share, shares, rtol=1e-5)
     np.testing.assert_allclose(found.alpha, np.nan if residual == "post_norm" else 0.3)
@@ -109,7 +107,7 @@ def test_scanned_equals_unrolled():
         for scan in (True, False)
     ]
     assert found[1].names == found[0].names
-    for field in ("signal", "gradient", "cosine", "change", "share", "alpha"):
+    for field in ("signal", "gradient", "cosine", "share", "alpha"):
         np.testing.assert_allclose(*(getattr(one, field) for one in found), rtol=1e-5, atol=1e-6)
 
 
@@ -134,7 +132,7 @@ def test_the_stages_of_a_resnet_in_order():
     before = [np.array(leaf) for leaf in jax.tree.leaves(model)]
     found = propagate(model, jax.random.normal(jax.random.key(0), (2, 8, 8, 3)))
     assert found.names == ("stages.0.rest", "stages.1.entry", "stages.2.entry")
-    np.testing.assert_array_equal(np.isnan(found.change), [False, True, True])
+    np.testing.assert_array_equal(np.isnan(found.share), [False, True, True])
     np.testing.assert_array_equal(found.idle, False)
     np.testing.assert_allclose(found.alpha, 0.5)
     assert np.isfinite(found.signal).all()

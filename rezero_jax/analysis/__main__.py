@@ -3,7 +3,7 @@
 Prints one page on the network of the newest checkpoint, on the first examples of the run's own
 evaluation data: how signals and gradients grow with depth, which gates have opened, which layers
 idle, and how the Jacobian stretches. Draws the same, with every gate by layer and step, to
-diagnosis.png in the run folder. Only reads otherwise, also while the run continues.
+diagnosis.png in the run folder. Otherwise it only reads, so the run may still be training.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""What the command lines of this package have in common."""
+"""What the command lines of the analysis and the experiments share."""
 
 import argparse
 import signal
@@ -22,7 +22,7 @@ def parser(
 
 
 def exit_status(name: str, work: Callable[[], None]) -> int:
-    """Does the work of the command `name`: 0 done; 2 a user's mistake, said in one sentence."""
+    """Does the work of the command `name`; returns 0, or 2 after printing a user's mistake."""
     try:
         work()
     except UserError as error:

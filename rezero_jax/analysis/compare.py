@@ -1,16 +1,14 @@
-"""What tells runs apart, and when the seeds of each setting reached a target."""
+"""How runs differ, and when the seeds of each setting reached a target."""
 
-import dataclasses
 import json
 from collections.abc import Sequence
 
-from rezero_jax.analysis.statistics import Estimate
 from rezero_jax.runs.folder import TOPOLOGY
 from rezero_jax.runs.reader import Run
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """A name for each run: the config fields in which the runs differ, the seed left out."""
+    """A name for each run: the config fields, other than the seed, in which the runs differ."""
     keys = sorted({key for run in runs for key in run.config} - {"seed"})
     keys = [key for key in keys if not key.startswith(TOPOLOGY)]
 
@@ -18,8 +16,8 @@ def labels(runs: Sequence[Run]) -> list[str]:
         return [json.dumps([run.config.get(key) for key in keys]) for run in runs]
 
     telling = [key for key in keys if len(set(values([key]))) > 1]
-    # Lengths and cadences rarely tell runs apart for a reader, and what the optimizer has of its
-    # own for a rule is told by the rule; each is used only when nothing before it does.
+    # Lengths and cadences rarely matter to a reader, and settings of the optimizer often follow
+    # from the rule; each is shown only if what comes before it does not distinguish the runs.
     recipe = [key for key in telling if key.startswith(("model.", "optim.", "data.name"))]
     model = [key for key in recipe if key.startswith("model.")]
     shared = [key for key in model if all(key in run.config for run in runs)]  # by all families
@@ -34,36 +32,16 @@ def labels(runs: Sequence[Run]) -> list[str]:
 
 
 def by_label(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """The runs under their labels: those that differ in the seed alone stand together."""
+    """The runs by label; those that differ only in the seed share one."""
     settings: dict[str, list[Run]] = {}
     for run, label in zip(runs, labels(runs), strict=True):
         settings.setdefault(label, []).append(run)
     return settings
 
 
-@dataclasses.dataclass(frozen=True)
-class Times:
-    """When the seeds of one setting reached a target.
-
-    Attributes:
-      seeds: `Run.time_to` of each.
-    """
-
-    seeds: list[float | None]
-
-    @property
-    def estimate(self) -> Estimate | None:
-        """Mean over the seeds with its standard error and interval; None unless all got there."""
-        return Estimate.of_all(self.seeds)
-
-
-def times_to(runs: Sequence[Run], metric: str, target: float) -> dict[str, Times]:
-    """When the seeds of each setting reach the target, under the settings' labels.
-
-    Raises:
-      UserError: see `Run.time_to`.
-    """
+def times_to(runs: Sequence[Run], metric: str, target: float) -> dict[str, list[float | None]]:
+    """`Run.time_to` of each run, under the labels of the settings."""
     return {
-        label: Times([run.time_to(metric, target) for run in group])
-        for label, group in by_label(runs).items()
+        label: [run.time_to(metric, target) for run in seeds]
+        for label, seeds in by_label(runs).items()
     }

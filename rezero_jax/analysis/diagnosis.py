@@ -9,7 +9,6 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Bool
 
-from rezero_jax.analysis import gates
 from rezero_jax.analysis.propagation import (
     Loss,
     Propagation,
@@ -23,7 +22,7 @@ from rezero_jax.analysis.statistics import Estimate
 PROBES = 32
 WIDTH = 96  # of the page
 ROWS = 24  # of the table of layers, at most
-NAMED = 6  # layers, or ranges of them, in a list, at most
+NAMED = 6  # layers, or ranges of them, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +31,8 @@ class Diagnosis:
 
     Attributes:
       propagation: signals and gradients by depth.
-      jacobian: the mean squared singular value of the layers' Jacobian, from what enters the first
-        to what leaves the last.
-      subject: what was diagnosed, the first line of the page.
+      jacobian: the mean squared singular value of the Jacobian of all layers together.
+      subject: what was diagnosed; the first line of the page.
     """
 
     propagation: Propagation
@@ -48,9 +46,12 @@ class Diagnosis:
 
     @property
     def open(self) -> Bool[np.ndarray, " layers"]:
-        """Whether each layer's gate is open; see `rezero_jax.analysis.gates.threshold`."""
-        least = gates.threshold(max(int(self.is_gated.sum()), 1))
-        return np.abs(self.propagation.alpha) >= least
+        """Whether each layer's gate is open: |alpha| >= 0.1 / gates.
+
+        The gates of the paper's trained networks are 1 / layers on average; if all were at a tenth
+        of that, all branches together would weigh a tenth of a single open one.
+        """
+        return np.abs(self.propagation.alpha) >= 0.1 / max(int(self.is_gated.sum()), 1)
 
     def __str__(self) -> str:
         found = self.propagation
@@ -90,7 +91,7 @@ class Diagnosis:
         )
 
     def _named(self, what: str, chosen: Bool[np.ndarray, " layers"]) -> str:
-        """The chosen layers, those that follow one another as a range."""
+        """`what` and the chosen layers, neighbours as a range; empty if there are none."""
         cuts = np.flatnonzero(np.diff(chosen.astype(int), prepend=0, append=0)).reshape(-1, 2)
         names = self.propagation.names
         ranges = [
@@ -105,17 +106,15 @@ class Diagnosis:
         found = self.propagation
         layers = len(found.names)
         rows = np.unique(np.linspace(0, layers, min(layers + 1, ROWS)).round().astype(int))
-        width = max(len("after layer"), *(len(name) for name in found.names))
+        names = ("(input)", *found.names)
+        width = max(len("after layer"), *map(len, names))
         head = ("|x|", "|dL/dx|", "cosine", "|x'-x|/|x|", *["alpha"] * bool(self.is_gated.any()))
         lines = [f"{'after layer':<{width}}" + "".join(f"{name:>12}" for name in head)]
+        of_layers = (np.append(np.nan, values) for values in (found.share, found.alpha))
+        columns = np.stack([found.signal, found.gradient, found.cosine, *of_layers])
         for row in rows:
-            name, share, alpha = "(input)", np.nan, np.nan
-            if row:
-                layer = row - 1
-                name, share, alpha = found.names[layer], found.share[layer], found.alpha[layer]
-            values = (found.signal[row], found.gradient[row], found.cosine[row], share, alpha)
-            cells = "".join(f"{_number(value):>12}" for value in values)
-            lines.append(f"{name:<{width}}{cells}".rstrip())
+            cells = "".join(f"{_number(value):>12}" for value in columns[:, row])
+            lines.append(f"{names[row]:<{width}}{cells}".rstrip())
         return lines
 
 
@@ -125,8 +124,8 @@ def diagnose(
     """Diagnoses a model: `print(diagnose(model, x))`.
 
     Args:
-      model: a module with a `Stack`, or with layers joined by a rule of `rezero_jax.residual`, in
-        the mode it is in: call `model.eval()` first where it drops out.
+      model: a module with a `Stack`, or with layers joined by a rule of `rezero_jax.residual`; call
+        `model.eval()` first if it has dropout.
       x: a batch of two examples or more.
       loss: (model, x) -> losses (batch,), whose gradients are measured. By default <v, model(x)>
         with one random v, which needs no labels.

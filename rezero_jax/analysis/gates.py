@@ -3,19 +3,10 @@
 import dataclasses
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Real
+from jaxtyping import Float, Real
 
 from rezero_jax.errors import UserError
 from rezero_jax.runs.reader import Run
-
-
-def threshold(layers: int) -> float:
-    """The |alpha| from which a gate counts as open: 0.1 / layers.
-
-    In the paper the gates of a trained network are 1 / layers on average; if all of them were at a
-    tenth of that, all branches together would weigh a tenth of a single open one.
-    """
-    return 0.1 / layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +15,7 @@ class Gates:
 
     Attributes:
       steps: number of updates at each logged line.
-      alphas: the gates at them, layer 0 first.
+      alphas: the gates at these lines, layer 0 first.
     """
 
     steps: Real[np.ndarray, " lines"]
@@ -32,7 +23,7 @@ class Gates:
 
     @classmethod
     def of_run(cls, run: Run) -> "Gates":
-        """The gates of a run, as its lines have them.
+        """The logged gates of a run.
 
         Raises:
           UserError: the run has logged nothing yet, or its network has no gates.
@@ -45,31 +36,10 @@ class Gates:
 
     @property
     def mean_abs(self) -> Float[np.ndarray, " lines"]:
-        """Mean |alpha| over the layers; at the end the paper's 0.0898 (12 layers), 0.0185 (64)."""
+        """Mean |alpha| over the layers; the paper ends at 0.0898 (12 layers) and 0.0185 (64)."""
         return np.abs(self.alphas).mean(axis=1)
-
-    @property
-    def threshold(self) -> float:
-        """The |alpha| from which a gate counts as open; see the function."""
-        return threshold(self.alphas.shape[1])
-
-    @property
-    def opened(self) -> Bool[np.ndarray, " layers"]:
-        """Whether each gate is open at the last line."""
-        return np.abs(self.alphas[-1]) >= self.threshold
-
-    @property
-    def opening_steps(self) -> Float[np.ndarray, " layers"]:
-        """The first logged step at which each gate is open; NaN if it never is."""
-        is_open = np.abs(self.alphas) >= self.threshold
-        return np.where(is_open.any(axis=0), self.steps[is_open.argmax(axis=0)], np.nan)
 
     @property
     def peak_steps(self) -> Real[np.ndarray, " layers"]:
         """The logged step at which each |alpha| is largest."""
         return self.steps[np.abs(self.alphas).argmax(axis=0)]
-
-    @property
-    def order(self) -> Int[np.ndarray, " layers"]:
-        """The layers by the step of their peak; the paper sees higher ones peak earlier."""
-        return np.argsort(self.peak_steps, kind="stable")

@@ -2,11 +2,11 @@
 
 A layer is a block of a `Stack`, the entry of a ResNet's stage, or, outside of these, a module that
 is a `ReZero` or holds a rule of `rezero_jax.residual`. A probe stays where the layer was, so that
-a scanned stack is still scanned, and measures as float32 numbers of a layer alone: no activation is
-kept.
+a scanned stack is still scanned, and keeps a few float32 numbers, no activations.
 """
 
 import dataclasses
+from functools import reduce
 from typing import Any
 
 import jax
@@ -20,28 +20,27 @@ from rezero_jax.errors import UserError
 from rezero_jax.models.resnet.stage import Stage
 from rezero_jax.residual import Alpha, ReZero, Rule
 from rezero_jax.stack import Stack
+from rezero_jax.training.state import one_per_layer
 
 ModulePath = tuple[Any, ...]
 
-BEFORE, AFTER = 0, 1  # the axis of what is measured at a layer's input and at its output
-SIGNAL, COSINE, CHANGE, SHARE = range(4)
-
 
 class Measured(nnx.Variable):
-    """What a probe measured of the last signal: means over the batch, (4, 2); see `Probe`."""
+    """What a probe measured in the last pass, (3, 2); see `Probe`."""
 
 
 class Slot(nnx.Variable):
-    """Zeros (2,) whose gradient is the mean norm of the loss's gradient before and after."""
+    """Zeros (2,); their gradient is the mean norm of the loss's gradient before and after."""
 
 
 class Probe(nnx.Module):
-    """A layer that notes of its input and output, as means over the examples of the batch,
+    """Measures a layer's input x and output x', as means over the examples of the batch:
 
-        SIGNAL  |x|
-        COSINE  of the angle between an example's x and the next example's; NaN for one example
-        CHANGE  |x' - x|, after only; NaN if the layer changes the shape
-        SHARE   |x' - x| / |x|, likewise
+        |x|                                         |x'|
+        cosine of two neighbouring examples' x      the same of x'
+        NaN                                         |x' - x| / |x|
+
+    The cosine is NaN for a single example, the last number where the layer changes the shape.
 
     Args:
       layer: the layer, or the stacked layers of a scanned stack.
@@ -50,15 +49,25 @@ class Probe(nnx.Module):
 
     def __init__(self, layer: nnx.Module, depth: tuple[int, ...] = ()):
         self.layer = layer
-        self.seen = Measured(jnp.zeros((*depth, 4, 2), jnp.float32))
+        self.measured = Measured(jnp.zeros((*depth, 3, 2), jnp.float32))
         self.slot = Slot(jnp.zeros((*depth, 2), jnp.float32))
 
     def __call__(self, x: Array, *args: Any, **kwargs: Any) -> Array:
-        slot = self.slot[...]
-        x = _pass(x, slot[BEFORE])
-        y = _pass(self.layer(x, *args, **kwargs), slot[AFTER])  # type: ignore[operator]
-        self.seen[...] = _measure(*map(jax.lax.stop_gradient, (x, y)))
+        before, after = self.slot[...]
+        x = _pass(x, before)
+        y = _pass(self.layer(x, *args, **kwargs), after)  # type: ignore[operator]
+        self.measured[...] = _measure(*map(jax.lax.stop_gradient, (x, y)))
         return y
+
+    @property
+    def alphas(self) -> Float[Array, " layers"]:
+        """The gate of each layer; the mean |alpha| where it has several, NaN where it has none."""
+        layers = self.slot.size // 2
+        gates = jax.tree.leaves(nnx.state(self, Alpha))
+        if not gates:
+            return jnp.full((layers,), jnp.nan)
+        flat = [gate.reshape(layers, -1) for gate in gates]
+        return one_per_layer(jnp.concatenate(flat, axis=1))
 
 
 @jax.custom_vjp
@@ -74,16 +83,15 @@ def _pass_back(_: None, gradient: Array) -> tuple[Array, Array]:
 _pass.defvjp(lambda x, slot: (x, None), _pass_back)
 
 
-def _measure(x: Array, y: Array) -> Float[Array, "4 2"]:
+def _measure(x: Array, y: Array) -> Float[Array, "3 2"]:
     before, after = safe_norms(x), safe_norms(y)
-    rows = jnp.full((4, 2), jnp.nan)
-    rows = rows.at[SIGNAL].set(jnp.array([before.mean(), after.mean()]))
-    rows = rows.at[COSINE].set(jnp.array([_cosine(x), _cosine(y)]))
+    share: Array | float = jnp.nan
     if x.shape == y.shape:
         changes = safe_norms(y.astype(jnp.float32) - x.astype(jnp.float32))
-        rows = rows.at[CHANGE, AFTER].set(changes.mean())
-        rows = rows.at[SHARE, AFTER].set((changes / before).mean())
-    return rows
+        share = (changes / before).mean()
+    return jnp.array(
+        [[before.mean(), after.mean()], [_cosine(x), _cosine(y)], [jnp.nan, share]], jnp.float32
+    )
 
 
 def _cosine(x: Array) -> Array:
@@ -99,8 +107,8 @@ class Tape:
     """Notes of one pass over a probed model.
 
     Attributes:
-      given: replaces what enters the first layers, if it is set.
-      order: paths of the segments, as they were run.
+      given: replaces the input of the first layers, if it is set.
+      order: paths of the segments in the order in which they ran.
       entered, left: the input of the first layers and the output of the last.
     """
 
@@ -127,8 +135,8 @@ class Segment(nnx.Module):
         tape = self.tape
         if self.path in tape.order:
             raise UserError(
-                f"the layers {path_name(self.path)} run more than once in a pass, so that their "
-                "signals cannot be told apart; study a model that does not share them"
+                f"the layers {path_name(self.path)} run more than once in a pass, so their signals "
+                "cannot be told apart; study a model that does not share them"
             )
         if not tape.order:
             x = x if tape.given is None else tape.given
@@ -143,33 +151,6 @@ class Segment(nnx.Module):
         blocks = self.module.blocks if isinstance(self.module, Stack) else self.module
         return list(blocks) if isinstance(blocks, nnx.List) else [blocks]  # type: ignore[list-item]
 
-    def slots(self) -> Float[Array, "layers 2"]:
-        """The probes' slots."""
-        return jnp.concatenate([probe.slot[...].reshape(-1, 2) for probe in self.probes])
-
-    def fill(self, slots: Float[Array, "layers 2"]) -> None:
-        """Sets the probes' slots."""
-        probes = self.probes
-        for probe, part in zip(probes, jnp.split(slots, len(probes)), strict=True):
-            probe.slot[...] = part.reshape(probe.slot.shape)
-
-    def seen(self) -> Float[Array, "layers 4 2"]:
-        """What the probes saw."""
-        return jnp.concatenate([probe.seen[...].reshape(-1, 4, 2) for probe in self.probes])
-
-    def alphas(self) -> Float[Array, " layers"]:
-        """The gate of each layer; the mean |alpha| where it has several, NaN where none."""
-        return jnp.concatenate([_gate(probe) for probe in self.probes])
-
-
-def _gate(probe: Probe) -> Float[Array, " layers"]:
-    layers = probe.slot.size // 2
-    leaves = [leaf.reshape(layers, -1) for leaf in jax.tree.leaves(nnx.state(probe, Alpha))]
-    if not leaves:
-        return jnp.full((layers,), jnp.nan)
-    alphas = jnp.concatenate(leaves, axis=1)
-    return alphas[:, 0] if alphas.shape[1] == 1 else jnp.abs(alphas).mean(axis=1)
-
 
 def probed(model: nnx.Module, tape: Tape) -> tuple[nnx.Module, dict[ModulePath, Segment]]:
     """A copy of the model with its layers in segments, and these by their paths.
@@ -177,26 +158,23 @@ def probed(model: nnx.Module, tape: Tape) -> tuple[nnx.Module, dict[ModulePath, 
     Raises:
       UserError: it has no layers.
     """
-    twin = nnx.clone(model)
-    paths = _segment_paths(twin)
+    paths = _segment_paths(model)
     if not paths:
         raise UserError(
             f"no layers were found in the {type(model).__name__}; put its blocks into a Stack, or "
             "wrap their branches in ReZero or another rule of rezero_jax.residual"
         )
     segments = {}
+    holder: Any = nnx.List([nnx.clone(model)])  # so that the model itself can be a segment
     for path in paths:
-        owner: Any = twin
-        for key in path[:-1]:
-            owner = _child(owner, key)
-        segments[path] = Segment(_child(owner, path[-1]) if path else twin, path, tape)
-        if not path:
-            twin = segments[path]
-        elif isinstance(path[-1], int):
-            owner[path[-1]] = segments[path]
+        *owners, last = (0, *path)
+        owner = reduce(_child, owners, holder)
+        segments[path] = Segment(_child(owner, last), path, tape)
+        if isinstance(last, int):
+            owner[last] = segments[path]
         else:
-            setattr(owner, path[-1], segments[path])
-    return twin, segments
+            setattr(owner, last, segments[path])
+    return holder[0], segments
 
 
 def path_name(path: ModulePath) -> str:

@@ -1,8 +1,9 @@
-"""How signals and gradients fare on their way through the layers of a network.
+"""How signals and gradients change on their way through the layers of a network.
 
-A signal that vanishes or explodes with depth takes the gradient with it (paper, section 2), and one
-whose angles close with depth forgets its input. `propagate` measures all of them in one forward and
-backward pass of any model with a `Stack` or with gated layers, scanned or not, trained or not.
+A signal that vanishes or explodes with depth takes the gradient with it (paper, section 2), and if
+the angles between signals close with depth, the network forgets its input. `propagate` measures
+all of this in one forward and backward pass of any model with a `Stack` or with gated layers,
+scanned or not, trained or not.
 """
 
 import dataclasses
@@ -18,18 +19,7 @@ from jax import Array
 from jax.tree_util import Partial
 from jaxtyping import Bool, Float
 
-from rezero_jax.analysis.probe import (
-    AFTER,
-    BEFORE,
-    CHANGE,
-    COSINE,
-    SHARE,
-    SIGNAL,
-    ModulePath,
-    Tape,
-    path_name,
-    probed,
-)
+from rezero_jax.analysis.probe import Measured, Slot, Tape, path_name, probed
 
 Loss = Callable[[Any, Any], Array]
 
@@ -37,10 +27,10 @@ Loss = Callable[[Any, Any], Array]
 @partial(jax.tree_util.register_dataclass, data_fields=("arrays",), meta_fields=("names",))
 @dataclasses.dataclass(frozen=True)
 class _Traced:
-    """The fields of a `Propagation`, as they leave a compiled function."""
+    """The fields of a `Propagation`, as a compiled function returns them."""
 
     names: tuple[str, ...]
-    arrays: Any
+    arrays: dict[str, Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +46,7 @@ class Propagation:
       gradient: |dL/dx|, where L is the loss of the example itself.
       cosine: of the angle between the signals of two examples, neighbours in the batch; NaN for a
         batch of one.
-      change: |x' - x|, how far a layer moves the signal: for rules that add a branch to the trunk
-        the norm of what is added, such as |alpha F(x)|. NaN for a layer that changes the shape.
-      share: |x' - x| / |x|.
+      share: |x' - x| / |x|, how far a layer moves the signal; NaN if it changes the shape.
       alpha: the layer's gate; the mean |alpha| where it has several, NaN where it has none.
     """
 
@@ -66,7 +54,6 @@ class Propagation:
     signal: Float[np.ndarray, " points"]
     gradient: Float[np.ndarray, " points"]
     cosine: Float[np.ndarray, " points"]
-    change: Float[np.ndarray, " layers"]
     share: Float[np.ndarray, " layers"]
     alpha: Float[np.ndarray, " layers"]
 
@@ -99,7 +86,7 @@ def propagate(model: nnx.Module, x: Any, loss: Loss = random_projection) -> Prop
 
     Args:
       model: a module with a `Stack`, or with layers joined by a rule of `rezero_jax.residual`.
-      x: a batch of two examples or more, which is all that `loss` needs besides the model.
+      x: a batch of two examples or more.
       loss: (model, x) -> losses (batch,). By default `random_projection`, which calls model(x).
 
     Raises:
@@ -112,38 +99,37 @@ def propagate(model: nnx.Module, x: Any, loss: Loss = random_projection) -> Prop
 @partial(jax.jit, static_argnums=0)
 def _propagate(loss: Loss, model: nnx.Module, x: Any) -> _Traced:
     tape = Tape()
+    twin, segments = probed(model, tape)
 
-    def objective(slots: dict[ModulePath, Array]) -> tuple[Array, tuple[Array, Array]]:
-        twin, segments = probed(model, tape)
-        for path, segment in segments.items():
-            segment.fill(slots[path])
-        total = loss(twin, x).sum()
-        ran = [segments[path] for path in tape.order]
-        seen = jnp.concatenate([segment.seen() for segment in ran])
-        return total, (seen, jnp.concatenate([segment.alphas() for segment in ran]))
+    def objective(slots: nnx.State) -> tuple[Array, nnx.State]:
+        copy = nnx.clone(twin)
+        nnx.update(copy, slots)
+        return loss(copy, x).sum(), nnx.state(copy, Measured)
 
-    _, segments = probed(model, tape)
-    slots = {path: segment.slots() for path, segment in segments.items()}
-    gradients, (seen, alpha) = jax.grad(objective, has_aux=True)(slots)
-    gradient = jnp.concatenate([gradients[path] for path in tape.order])
-    names = [
-        path_name(path) if len(slots[path]) == 1 else f"{path_name(path)}.{layer}"
-        for path in tape.order
-        for layer in range(len(slots[path]))
-    ]
+    gradients, measured = jax.grad(objective, has_aux=True)(nnx.state(twin, Slot))
+    nnx.update(twin, gradients, measured)
+    ran = {path_name(path): segments[path].probes for path in tape.order}
+    layers = {name: sum(probe.slot.size // 2 for probe in probes) for name, probes in ran.items()}
+    probes = [probe for of_one in ran.values() for probe in of_one]
+    gradient = jnp.concatenate([probe.slot[...].reshape(-1, 2) for probe in probes])
+    seen = jnp.concatenate([probe.measured[...].reshape(-1, 3, 2) for probe in probes])
 
     def points(values: Float[Array, "layers 2"]) -> Float[Array, " points"]:
-        return jnp.concatenate([values[:1, BEFORE], values[:, AFTER]])
+        return jnp.append(values[:1, 0], values[:, 1])
 
+    names = tuple(
+        name if count == 1 else f"{name}.{layer}"
+        for name, count in layers.items()
+        for layer in range(count)
+    )
     arrays = {
-        "signal": points(seen[:, SIGNAL]),
+        "signal": points(seen[:, 0]),
         "gradient": points(gradient),
-        "cosine": points(seen[:, COSINE]),
-        "change": seen[:, CHANGE, AFTER],
-        "share": seen[:, SHARE, AFTER],
-        "alpha": alpha,
+        "cosine": points(seen[:, 1]),
+        "share": seen[:, 2, 1],
+        "alpha": jnp.concatenate([probe.alphas for probe in probes]),
     }
-    return _Traced(tuple(names), arrays)
+    return _Traced(names, arrays)
 
 
 def trunk(
@@ -155,11 +141,9 @@ def trunk(
       model, x, loss: see `propagate`; x is what reaches the parts outside of the layers.
 
     Returns:
-      The function, for batches of the size of x's, and what enters the first layer when the model
-      is given x. Together they are what `rezero_jax.analysis.singular_values` takes, also of
-      models whose inputs are tokens.
+      The function, for batches of x's size, and what enters the first layer for x: the arguments of
+      the functions in `rezero_jax.analysis.singular_values`, also for models that read tokens.
     """
-
     return Partial(partial(_through, loss), model, x), _entered(loss, model, x)
 
 

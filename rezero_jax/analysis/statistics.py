@@ -1,4 +1,4 @@
-"""A mean, how well a sample tells it, and the interval in which it lies."""
+"""The mean of a sample, its standard error and its confidence interval."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from rezero_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """The mean of a population, as independent draws from it tell it.
+    """The mean of a population, estimated from independent draws.
 
     Attributes:
       mean: of the draws.
@@ -40,15 +40,15 @@ class Estimate:
 
     @classmethod
     def of_all(cls, draws: Sequence[float | None]) -> "Estimate | None":
-        """The estimate from draws of which None is a missing one; None unless all are there."""
+        """The estimate from draws of which None is a missing one; None unless all are known."""
         known = [draw for draw in draws if draw is not None]
         return cls.of(known) if known and len(known) == len(draws) else None
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """Student's interval, which holds the true mean of normal draws with this probability.
 
-        With the few seeds of a comparison it is the honest one: a bootstrap of three draws covers
-        far less than it says. Both ends are NaN for a single draw.
+        It suits the few seeds of a comparison, where a bootstrap covers far less than it claims.
+        Both ends are NaN for a single draw.
 
         Raises:
           UserError: the confidence is not between 0 and 1.

@@ -6,116 +6,97 @@ by step. A row is a setting: the mean and the range over the runs that differ on
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rezero_jax.analysis import command
-from rezero_jax.analysis.compare import by_label
+from rezero_jax.analysis.compare import by_label, times_to
 from rezero_jax.analysis.statistics import Estimate
 from rezero_jax.formatting import markdown_table, number
 from rezero_jax.runs.reader import Run
 
 
+class _Metric(NamedTuple):
+    """How the table shows a metric of `Run.time_to`.
+
+    Attributes:
+      values: of a run by epoch or step.
+      after: heads the column of the values after an epoch or step.
+      until: heads the column of the times to a target.
+      digits: of these times, after the point.
+    """
+
+    values: Callable[[Run], Mapping[Any, float]]
+    after: str
+    until: str
+    digits: int = 0
+
+
+METRICS = {
+    "loss": _Metric(
+        lambda run: dict(enumerate(run.epoch_losses(), 1)), "epoch {}", "epochs to {}", digits=2
+    ),
+    "accuracy": _Metric(
+        lambda run: {epoch: 100 * a for epoch, a in run.evaluations("eval/accuracy").items()},
+        "epoch {}",
+        "first at {:.0%}",
+    ),
+    "bits_per_byte": _Metric(
+        lambda run: dict(zip(*run.series("eval/bits_per_byte"), strict=True)),
+        "step {:,}",
+        "steps to {}",
+    ),
+}
+
+
 def table(
     runs: Sequence[Run],
-    epochs: Sequence[int],
+    after: Sequence[int],
     targets: Sequence[float],
     confidence: float | None = None,
+    metric: str = "loss",
 ) -> str:
-    """The Markdown table: a column per epoch, then a column per target loss.
+    """The Markdown table: the values after some epochs or steps, then the times to some targets.
 
     Args:
       runs: the runs.
-      epochs: after which the mean training loss (nats) is shown.
-      targets: training losses (nats); shown are the epochs until each.
+      after: epochs, or steps for bits per byte.
+      targets: values of the metric; the columns show `Run.time_to` of each.
       confidence: of the intervals shown beside the means of several seeds, such as 0.95 (see
         `Estimate.interval`); None shows their range.
+      metric: "loss", the mean training loss (nats) of an epoch; "accuracy", of the evaluation after
+        an epoch, in percent, with targets as fractions; "bits_per_byte", of the evaluation after a
+        step, where the last column is the first setting's mean steps to the last target over the
+        row's: the speed-up of the paper's table (supplement B).
     """
-
-    def cells(seeds: Sequence[Run]) -> list[str]:
-        curves = [run.epoch_losses() for run in seeds]
-        after = [[c[e - 1] if e <= len(c) else None for c in curves] for e in epochs]
-        times = [[run.time_to("loss", t) for run in seeds] for t in targets]
-        return [_cell(values, confidence) for values in after + times]
-
-    columns = [*(f"epoch {e}" for e in epochs), *(f"epochs to {t}" for t in targets)]
-    return _table(runs, columns, cells)
-
-
-def accuracies(
-    runs: Sequence[Run],
-    epochs: Sequence[int],
-    targets: Sequence[float],
-    confidence: float | None = None,
-) -> str:
-    """The same of test accuracy: after each of `epochs`, and the first epoch that ends at a target.
-
-    Returns:
-      A Markdown table; accuracies are percentages in it, `targets` are fractions.
-    """
-
-    def cells(seeds: Sequence[Run]) -> list[str]:
-        curves = [run.evaluations("eval/accuracy") for run in seeds]
-        after = [[100 * c[e] if e in c else None for c in curves] for e in epochs]
-        first = [[run.time_to("accuracy", t) for run in seeds] for t in targets]
-        return [_cell(values, confidence) for values in after] + [
-            _cell(values, confidence, digits=0) for values in first
-        ]
-
-    columns = [*(f"epoch {e}" for e in epochs), *(f"first at {t:.0%}" for t in targets)]
-    return _table(runs, columns, cells)
+    shown = METRICS[metric]
+    head = ["run", "seeds", *map(shown.after.format, after), *map(shown.until.format, targets)]
+    rows = []
+    for label, seeds in by_label(runs).items():
+        values = [shown.values(run) for run in seeds]
+        cells = [_cell([found.get(x) for found in values], confidence) for x in after]
+        for target in targets:
+            times = [run.time_to(metric, target) for run in seeds]
+            cells.append(_cell(times, confidence, shown.digits))
+        rows.append([label, len(seeds), *cells])
+    if metric == "bits_per_byte" and targets:
+        head.append("speed-up")
+        means = [Estimate.of_all(seeds) for seeds in times_to(runs, metric, targets[-1]).values()]
+        for row, mean in zip(rows, means, strict=True):
+            row.append(f"{means[0].mean / mean.mean:.2f}" if means[0] and mean else "")
+    return markdown_table([head, *rows])
 
 
-def bits_per_byte(
-    runs: Sequence[Run],
-    steps: Sequence[int],
-    targets: Sequence[float],
-    confidence: float | None = None,
-) -> str:
-    """Bits per byte of the evaluations after `steps`, and the first step evaluated at a target.
-
-    Returns:
-      A Markdown table; the last column is the first run's steps to the last target over a row's:
-      the speed-up of the paper's table (supplement B).
-    """
-
-    def evaluations(run: Run) -> dict[float, float]:
-        return dict(zip(*run.series("eval/bits_per_byte"), strict=True))
-
-    def reached(seeds: Sequence[Run], target: float) -> list[float | None]:
-        return [run.time_to("bits_per_byte", target) for run in seeds]
-
-    baseline = next(iter(by_label(runs).values()))
-
-    def cells(seeds: Sequence[Run]) -> list[str]:
-        after = [_cell([evaluations(run).get(step) for run in seeds], confidence) for step in steps]
-        first = [_cell(reached(seeds, target), confidence, digits=0) for target in targets]
-        speed_up = [_speed_up(reached(baseline, t), reached(seeds, t)) for t in targets[-1:]]
-        return after + first + speed_up
-
-    columns = [*(f"step {s:,}" for s in steps), *(f"steps to {t}" for t in targets)]
-    return _table(runs, columns + ["speed-up"] * bool(targets), cells)
-
-
-def _speed_up(baseline: Sequence[float | None], steps: Sequence[float | None]) -> str:
-    if None in baseline or None in steps:
-        return ""
-    return f"{np.mean(baseline) / np.mean(steps):.2f}"  # type: ignore[arg-type]
-
-
-def _table(
-    runs: Sequence[Run], columns: Sequence[str], cells: Callable[[Sequence[Run]], list[str]]
-) -> str:
-    """A row for each setting: its name, the number of its runs, and the cells of these runs."""
-    rows = [[name, len(seeds), *cells(seeds)] for name, seeds in by_label(runs).items()]
-    return markdown_table([["run", "seeds", *columns], *rows])
+accuracies = partial(table, metric="accuracy")
 
 
 def _cell(
     values: Sequence[float | int | None], confidence: float | None = None, digits: int = 2
 ) -> str:
-    """The mean of a setting and its range or interval, with so many digits after the point."""
+    """The mean of a setting's runs with its range or interval, to `digits` after the point."""
 
     def text(value: float | int) -> str:
         # Losses of a network that fits its data need more: 0.0021 is not 0.00.
@@ -144,24 +125,25 @@ def main(argv: Sequence[str]) -> int:
         "--confidence",
         type=float,
         metavar="P",
-        help="of Student's interval of the mean over seeds, such as 0.95, in place of the range",
+        help="show Student's interval of the mean over seeds at this level, such as 0.95, instead "
+        "of the range",
     )
     kind = parser.add_mutually_exclusive_group()
-    kind.add_argument(
-        "--accuracy", action="store_true", help="of test accuracy; targets as fractions, like 0.7"
-    )
-    kind.add_argument(
-        "--bits_per_byte",
-        action="store_true",
-        help="of a text's evaluations, after --steps; speed-ups are against the first run",
-    )
+    helps = {
+        "accuracy": "test accuracy; targets are fractions, like 0.7",
+        "bits_per_byte": "bits per byte of a text after --steps; speed-ups are over the first run",
+    }
+    for metric, text in helps.items():
+        kind.add_argument(
+            f"--{metric}", action="store_const", const=metric, dest="metric", help=text
+        )
+    parser.set_defaults(metric="loss")
     args = parser.parse_args(argv)
 
     def work() -> None:
         runs = [Run.read(folder) for folder in args.workdirs]
-        make = bits_per_byte if args.bits_per_byte else accuracies if args.accuracy else table
-        after = args.steps if args.bits_per_byte else args.epochs
-        print(make(runs, after, args.targets, args.confidence))
+        after = args.steps if args.metric == "bits_per_byte" else args.epochs
+        print(table(runs, after, args.targets, args.confidence, args.metric))
 
     return command.exit_status("table", work)
 

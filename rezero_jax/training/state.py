@@ -54,12 +54,8 @@ class ModelSpec:
             if text not in self.alpha_paths:
                 continue
             stacked = text in self.stacked_paths
-            layers = leaf if stacked else leaf[None]
-            per_layer = layers.reshape(layers.shape[0], -1)
-            one = per_layer.shape[1] == 1
-            gate = per_layer[:, 0] if one else jnp.abs(per_layer).mean(axis=1)
             stack = text[: text.index("blocks/")] if stacked else text
-            stacks.setdefault(stack, []).append(gate)
+            stacks.setdefault(stack, []).append(one_per_layer(leaf if stacked else leaf[None]))
         values = [jnp.stack(gates, axis=1).reshape(-1) for gates in stacks.values()]
         return jnp.concatenate(values) if values else jnp.zeros((0,))
 
@@ -107,3 +103,9 @@ def init_state(make_model: MakeModel, optimizer: optax.GradientTransformation, k
 def path_text(path: Any) -> str:
     """A tree path as "a/b/c"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def one_per_layer(gates: Array) -> Array:
+    """Gates (layers, ...) as one a layer: the gate itself, or the mean |alpha| of several."""
+    gates = gates.reshape(len(gates), -1)
+    return gates[:, 0] if gates.shape[1] == 1 else jnp.abs(gates).mean(axis=1)

@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> int:
         "--target",
         type=float,
         metavar="VALUE",
-        help="show when each setting got to this training loss, or a language model's bits per "
+        help="show when each setting reached this training loss, or a language model's bits per "
         "byte, with 95 %% intervals over seeds",
     )
     parser.add_argument(

@@ -22,7 +22,7 @@ from rezero_jax.analysis.plots.theme import (
 from rezero_jax.errors import UserError
 from rezero_jax.runs.reader import Run
 
-# What a title tells of a comparison, where all of its runs agree.
+# Fields in the title of a comparison, where all of its runs agree.
 FIELDS = {"data.name": "", "model.depth": "depth ", "model.width": "width "}
 
 
@@ -64,18 +64,30 @@ def plot_run(run: Run) -> Figure:
 def plot_comparison(runs: Sequence[Run]) -> Figure:
     """One curve for each setting: the mean of its seeds, and their range.
 
-    What all runs have is shown: of language models the bits per byte of their evaluations by step;
-    of others the epoch loss; of both together, or of runs shorter than an epoch, the loss of the
+    Shows what all runs have: for language models the bits per byte of the evaluations by step, for
+    others the epoch loss; for both together, or for runs shorter than an epoch, the loss of the
     training batches by step.
     """
+    if all(_is_text(run) and len(run.series("eval/bits_per_byte")[0]) for run in runs):
+        key, x, ylabel = "eval/bits_per_byte", "step", "bits per byte, evaluation"
+    elif all(len(run.epoch_losses()) for run in runs):
+        key, x, ylabel = "train/epoch_loss", "epoch", "training loss (nats), mean over the epoch"
+    else:
+        key, x, ylabel = "train/loss", "step", "training loss (nats), of batches"
     figure = Figure(figsize=(5.5, 3.4))
     axis = figure.subplots()
-    if all(_is_text(run) and len(run.series("eval/bits_per_byte")[0]) for run in runs):
-        _compare_bits(axis, runs)
-    elif all(len(run.epoch_losses()) for run in runs):
-        _compare_losses(axis, runs, "train/epoch_loss", "epoch")
+    _draw(axis, runs, key, x)
+    axis.set(xlabel=x, ylabel=ylabel)
+    # A run that explodes may leave the panel at the top; it would flatten all others.
+    curves = [run.series(key)[1] for run in runs]
+    low, high = min(curve.min() for curve in curves), max(curve.max() for curve in curves)
+    if key == "eval/bits_per_byte":
+        axis.set_ylim(low - 0.1, min(high + 0.1, 8))  # 8 is uniform guessing
     else:
-        _compare_losses(axis, runs, "train/loss", "step")
+        axis.set_yscale("log")
+        axis.set_ylim(low / 1.3, min(1.3 * high, 5 * min(curve.max() for curve in curves)))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        plain_ticks(axis)
     axis.grid(True, which="both")
     legend(figure, axis)
     shared = [
@@ -91,32 +103,8 @@ def _is_text(run: Run) -> bool:
     return len(run.series("train/bits_per_byte")[0]) > 0
 
 
-def _compare_bits(axis: Axes, runs: Sequence[Run]) -> None:
-    curves = _draw(axis, runs, "eval/bits_per_byte", "step")
-    axis.set(xlabel="step", ylabel="bits per byte, evaluation")
-    # 8 is to know nothing; a run that exploded would squeeze all others into a line.
-    values = np.concatenate(curves)
-    axis.set_ylim(values.min() - 0.1, min(values.max() + 0.1, 8))
-
-
-def _compare_losses(axis: Axes, runs: Sequence[Run], key: str, x: str) -> None:
-    curves = _draw(axis, runs, key, x)
-    what = "mean over the epoch" if x == "epoch" else "of batches"
-    axis.set(xlabel=x, ylabel=f"training loss (nats), {what}", yscale="log")
-    # A run that exploded at first would squeeze all others into a line; it comes in from above.
-    losses = np.concatenate(curves)
-    ceiling = min(1.3 * losses.max(), 5 * min(curve.max() for curve in curves))
-    axis.set_ylim(losses.min() / 1.3, ceiling)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    plain_ticks(axis)
-
-
-def _draw(axis: Axes, runs: Sequence[Run], key: str, x: str) -> list[np.ndarray]:
-    """A line for each setting: the mean of its seeds as far as all of them go, and their range.
-
-    Returns:
-      The values of each run.
-    """
+def _draw(axis: Axes, runs: Sequence[Run], key: str, x: str) -> None:
+    """A line for each setting: the mean of its seeds, as far as all of them go, and their range."""
     settings = by_label(runs)
     for style, (name, seeds) in zip(line_styles(len(settings)), settings.items(), strict=True):
         series = [run.series(key, x) for run in seeds]
@@ -124,10 +112,8 @@ def _draw(axis: Axes, runs: Sequence[Run], key: str, x: str) -> list[np.ndarray]
         steps, values = series[0][0][:shortest], np.stack([y[:shortest] for _, y in series])
         count = f" ({len(seeds)} seeds)" if len(seeds) > 1 else ""
         plot_line(axis, steps, values.mean(0), **style, label=name + count)
-        axis.fill_between(
-            steps, values.min(0), values.max(0), color=style["color"], alpha=0.2, lw=0
-        )
-    return [run.series(key)[1] for run in runs]
+        colour = style["color"]
+        axis.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.2, lw=0)
 
 
 def write_plot(
@@ -138,8 +124,8 @@ def write_plot(
     Args:
       workdirs: the runs' folders.
       out: the file, in the format of its ending; by default curves.png in the first workdir.
-      target: shows when each setting reached it in place of the curves: a training loss (nats) or,
-        where all runs are of language models, bits per byte.
+      target: shows when each setting reached it instead of the curves; a training loss (nats) or,
+        if all runs are of language models, bits per byte.
 
     Raises:
       UserError: a workdir holds no run or one without a logged line, or the file is invalid.

@@ -8,7 +8,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from rezero_jax.analysis.compare import Times
 from rezero_jax.analysis.diagnosis import Diagnosis
 from rezero_jax.analysis.gates import Gates
 from rezero_jax.analysis.plots.theme import (
@@ -21,39 +20,29 @@ from rezero_jax.analysis.plots.theme import (
     wrap,
 )
 from rezero_jax.analysis.propagation import Propagation
+from rezero_jax.analysis.statistics import Estimate
 
-Values = Float[np.ndarray, "..."]
+FLOOR = 1e-16  # of singular values: smaller ones are rounding, and are drawn here
 
 
 @themed
-def plot_spectra(spectra: Mapping[str, Values], *, floor: float = 1e-16, bins: int = 60) -> Figure:
-    """Histograms of log10 of singular values, as in the paper's Figure 4.
-
-    Args:
-      spectra: label -> singular values of any shape.
-      floor: values below count as this one; machine precision makes them up.
-      bins: how many, from the smallest to the largest of all values.
-    """
+def plot_spectra(spectra: Mapping[str, Float[np.ndarray, "..."]]) -> Figure:
+    """Histograms of log10 of singular values by label, as in the paper's Figure 4."""
     figure = Figure(figsize=(5.5, 3.2))
     axis = figure.subplots()
     logs = {
-        label: np.log10(np.maximum(np.asarray(values, float).ravel(), floor))
+        label: np.log10(np.maximum(np.asarray(values, float).ravel(), FLOOR))
         for label, values in spectra.items()
     }
     low = min(values.min() for values in logs.values())
     high = max(values.max() for values in logs.values())
     margin = max(0.05 * (high - low), 0.25)
-    edges = np.linspace(low - margin, high + margin, bins + 1)
+    edges = np.linspace(low - margin, high + margin, 61)
     for style, (label, values) in zip(line_styles(len(logs)), logs.items(), strict=True):
         fractions = np.histogram(values, edges)[0] / len(values)
         mean = np.mean(10.0 ** (2 * values))
-        axis.stairs(
-            fractions,
-            edges,
-            color=style["color"],
-            linestyle=style["linestyle"],
-            label=f"{label}, mean square {mean:.3g}",
-        )
+        del style["marker"]
+        axis.stairs(fractions, edges, **style, label=f"{label}, mean square {mean:.3g}")
         axis.stairs(fractions, edges, fill=True, color=style["color"], alpha=0.15)
     axis.axvline(0, color=COLOURS[-1], linewidth=0.8, linestyle=":")
     axis.set(xlabel="log10 of the singular values", ylabel="fraction of them", ylim=(0, None))
@@ -63,7 +52,7 @@ def plot_spectra(spectra: Mapping[str, Values], *, floor: float = 1e-16, bins: i
 
 @themed
 def plot_propagation(networks: Mapping[str, Propagation]) -> Figure:
-    """Signals, gradients, angles and what layers add, by depth, one line for each network."""
+    """Signals, gradients, angles and the layers' shares by depth, one line for each network."""
     figure = Figure(figsize=(7, 5))
     axes = list(figure.subplots(2, 2).flat)
     draw_propagation(axes, networks)
@@ -91,7 +80,7 @@ def draw_propagation(axes: Sequence[Axes], networks: Mapping[str, Propagation]) 
         if any((np.asarray(line.get_ydata()) > 0).any() for line in axis.lines):
             axis.set_yscale("log")
             low, high = axis.get_ylim()
-            widen = max(2 * low / high, 1) ** 0.5  # else what is constant shows its rounding
+            widen = max(2 * low / high, 1) ** 0.5  # else a constant shows its rounding
             axis.set_ylim(low / widen, high * widen)
             plain_ticks(axis)
     for axis in axes:
@@ -101,7 +90,7 @@ def draw_propagation(axes: Sequence[Axes], networks: Mapping[str, Propagation]) 
 
 @themed
 def plot_diagnosis(diagnosis: Diagnosis, gates: Gates | None = None) -> Figure:
-    """A diagnosis, and of a run what its gates did: signals by depth, alpha by layer and step."""
+    """Signals by depth, alpha by layer and, for the gates of a run, alpha by layer and step."""
     gated = bool(diagnosis.is_gated.any())
     columns = 2 + gated
     figure = Figure(figsize=(3.5 * columns, 5))
@@ -144,7 +133,7 @@ def plot_gates(gates: Gates) -> Figure:
 
 
 def draw_gates(axis: Axes, x: np.ndarray, alphas: np.ndarray, xlabel: str = "step") -> None:
-    """Every alpha (lines, layers) by x (lines,), such as a step, and layer, with its sign."""
+    """Every alpha (lines, layers), with its sign, by layer and x (lines,), such as the step."""
     bound = max(np.abs(alphas).max(), 1e-12)
     mesh = axis.pcolormesh(
         x,
@@ -153,7 +142,7 @@ def draw_gates(axis: Axes, x: np.ndarray, alphas: np.ndarray, xlabel: str = "ste
         cmap="PuOr",
         vmin=-bound,
         vmax=bound,
-        rasterized=True,  # thousands of layers and lines would be as many shapes in an SVG
+        rasterized=True,  # an SVG would have a shape for each layer and line
     )
     axis.figure.colorbar(mesh, ax=axis)
     axis.set(xlabel=xlabel, ylabel="layer", title="alpha")
@@ -162,36 +151,31 @@ def draw_gates(axis: Axes, x: np.ndarray, alphas: np.ndarray, xlabel: str = "ste
 
 
 @themed
-def plot_times(times: Mapping[str, Times], xlabel: str, confidence: float = 0.95) -> Figure:
-    """When each setting reached a target: its seeds, their mean and its interval.
+def plot_times(times: Mapping[str, Sequence[float | None]], xlabel: str) -> Figure:
+    """When each setting reached a target: its seeds, their mean and its 95 % interval.
 
-    A setting whose seeds did not all get there has its seeds alone, and says how many did.
+    If some seeds of a setting did not reach it, the label says how many did, and no mean is drawn.
 
     Args:
-      times: of `rezero_jax.runs.reader.times_to`.
+      times: see `rezero_jax.analysis.compare.times_to`.
       xlabel: what is counted, such as "epochs to a loss of 0.8".
-      confidence: of the intervals; see `Estimate.interval`.
     """
     names = [wrap(label) for label in times]
     lines = sum(1.5 + name.count("\n") for name in names)
     figure = Figure(figsize=(5.5, 0.9 + 0.2 * lines))
     axis = figure.subplots()
-    for row, (style, reached) in enumerate(
-        zip(line_styles(len(times)), times.values(), strict=True)
-    ):
-        known = [time for time in reached.seeds if time is not None]
+    for row, (style, seeds) in enumerate(zip(line_styles(len(times)), times.values(), strict=True)):
+        known = [time for time in seeds if time is not None]
+        estimate = Estimate.of_all(seeds)
         points = {"color": style["color"], "marker": style["marker"], "linestyle": ""}
         axis.plot(known, [row] * len(known), **points, markerfacecolor="none")
-        if reached.estimate is None:
-            names[row] += f"\n{len(known)} of {len(reached.seeds)} got there"
+        if estimate is None:
+            names[row] += f"\n{len(known)} of {len(seeds)} reached it"
             continue
-        mean = reached.estimate.mean
-        axis.plot([mean], [row], **points, markersize=6)
-        if reached.estimate.count > 1:
-            low, high = reached.estimate.interval(confidence)
-            axis.errorbar(
-                [mean], [row], xerr=[[mean - low], [high - mean]], color=style["color"], capsize=4
-            )
+        axis.plot([estimate.mean], [row], **points, markersize=6)
+        if estimate.count > 1:
+            half = estimate.interval()[1] - estimate.mean
+            axis.errorbar([estimate.mean], [row], xerr=half, color=style["color"], capsize=4)
     axis.set_yticks(range(len(names)), names)
     axis.set(xlabel=xlabel, ylim=(len(names) - 0.5, -0.5))
     axis.set_xlim(left=min(0, axis.get_xlim()[0]))

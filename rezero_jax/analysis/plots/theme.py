@@ -1,7 +1,7 @@
-"""The theme of all figures: legible in a printed column, and told apart without colour."""
+"""The theme of all figures: legible in a printed column, with curves told apart without colour."""
 
 import textwrap
-from itertools import cycle, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,14 @@ from matplotlib.figure import Figure
 
 from rezero_jax.errors import UserError, choose_from
 
-# Okabe and Ito's colours, told apart in every common colour vision; and in black and white lines
-# and markers tell the same apart.
+# Okabe and Ito's colours, which every common colour vision can distinguish; lines and markers do
+# the same in black and white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+STYLES = cycler(
+    color=COLOURS,
+    linestyle=("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1))),
+    marker=("o", "s", "^", "D", "v", "P", "X"),
+)
 
 FORMATS = (".png", ".svg", ".pdf")
 
@@ -38,17 +41,13 @@ RC_PARAMS: dict[str, Any] = {
     "svg.fonttype": "none",  # text stays text
 }
 
-# A decorator: the figure that the function makes has this theme, and no other figure does.
+# A decorator: only the figure that the function makes has this theme.
 themed = matplotlib.rc_context(RC_PARAMS)  # type: ignore[arg-type]
 
 
 def line_styles(count: int) -> list[dict[str, Any]]:
     """Colour, line and marker of each of `count` curves, for Axes.plot."""
-    keys = ("color", "linestyle", "marker")
-    return [
-        dict(zip(keys, style, strict=True))
-        for style in islice(zip(*map(cycle, (COLOURS, LINES, MARKERS)), strict=False), count)
-    ]
+    return list(islice(STYLES(), count))
 
 
 def plot_line(axis: Axes, x: np.ndarray, y: np.ndarray, **style: Any) -> None:
@@ -57,14 +56,14 @@ def plot_line(axis: Axes, x: np.ndarray, y: np.ndarray, **style: Any) -> None:
 
 
 def wrap(label: str, width: int = 32) -> str:
-    """A label on lines of at most so many characters, where it has spaces."""
+    """Breaks a label at spaces into lines of at most `width` characters."""
     return textwrap.fill(label, width)
 
 
 def legend(figure: Figure, axis: Axes) -> None:
-    """Puts the legend of an axis below all axes, where it covers no curve; the figure grows."""
+    """Puts the legend of an axis below all axes, where it covers no curve; enlarges the figure."""
     handles, labels = axis.get_legend_handles_labels()
-    width = int(12 * figure.get_figwidth())  # characters that a line has room for
+    width = int(12 * figure.get_figwidth())  # characters that fit on a line
     columns = max(min(width // (max(map(len, labels), default=0) + 8), len(labels), 3), 1)
     labels = [wrap(label, width) for label in labels]
     lines = sum(1.5 + label.count("\n") for label in labels[::columns])
@@ -73,7 +72,7 @@ def legend(figure: Figure, axis: Axes) -> None:
 
 
 def plain_ticks(axis: Axes) -> None:
-    """Writes 0.2, not 2e-01, at the ticks of a log axis, as many as have room."""
+    """Writes 0.2, not 2e-01, at the ticks of a log axis, at as many as there is room for."""
     low, high = axis.get_ylim()
     most = {2: "123456789", 30: "12346", 500: "13"}  # first digits, up to a span of the axis
     labelled = next((digits for span, digits in most.items() if high / low < span), "1")
@@ -86,7 +85,7 @@ def plain_ticks(axis: Axes) -> None:
 
 
 def check_ending(path: str | Path) -> None:
-    """Raises the UserError of a path with another ending than one of FORMATS."""
+    """Raises a UserError if the path does not end in one of FORMATS."""
     suffix = Path(path).suffix
     if suffix not in FORMATS:
         raise choose_from("ending of a picture", suffix, FORMATS)
