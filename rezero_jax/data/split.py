@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ ALL = slice(None)
 Batch = dict[str, jax.Array]
 
 
+@runtime_checkable
 class Split(Protocol):
     """One part (train or eval) of a data set, read by example index.
 

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -12,6 +12,7 @@ from rezero_jax.data.split import ALL, Batch, HostBatch, check_labels, check_ran
 from rezero_jax.errors import UserError
 
 
+@runtime_checkable
 class DataSource(Protocol):
     """Random access to encoded examples, from several threads at once (as in Grain)."""
 
