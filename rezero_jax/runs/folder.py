@@ -129,11 +129,9 @@ class Workdir:
 def is_begun(folder: Path) -> bool:
     """Whether a run in the folder has made updates, and left something to keep."""
     lines = folder / "metrics.jsonl"
-    if lines.exists() and lines.stat().st_size:
-        return True
-    return bool(saved_steps(folder)) or any(
-        (folder / n).exists() for n in ("final.json", "damaged")
-    )
+    has_lines = lines.exists() and lines.stat().st_size > 0
+    has_more = any((folder / name).exists() for name in ("final.json", "damaged"))
+    return has_lines or has_more or bool(saved_steps(folder))
 
 
 def check_config(
