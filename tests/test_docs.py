@@ -18,7 +18,8 @@ import yaml
 from packaging.requirements import Requirement
 
 import rezero_jax
-from rezero_jax.config import base_config, flatten, load_config
+from rezero_jax.config import base_config, load_config
+from rezero_jax.fields import flatten
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
