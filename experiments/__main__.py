@@ -89,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
         "--jobs", type=int, default=1, metavar="N", help="runs at once, on a CPU each on its cores"
     )
     parser.add_argument(
-        "--text", metavar="PATH", help="what Transformers read in place of the standard library"
+        "--text", metavar="PATH", help="what Transformers read instead of the standard library"
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="list the runs with their status and time"

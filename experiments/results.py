@@ -69,7 +69,7 @@ class Claim(NamedTuple):
     """A sentence of the paper, and what was found.
 
     Attributes:
-      holds: None where this cannot be told, with the reason as `evidence`.
+      holds: None if undecidable, with the reason as `evidence`.
     """
 
     text: str
@@ -182,7 +182,7 @@ def lower(one: Row, other: Row) -> bool | None:
 
 
 def _finite(tree: Any) -> Any:
-    """With None, which JSON has, in place of the numbers that it has not."""
+    """With None instead of the numbers that JSON lacks."""
     if isinstance(tree, dict):
         return {key: _finite(value) for key, value in tree.items()}
     if isinstance(tree, (list, tuple)):

@@ -144,7 +144,7 @@ def main(argv: Sequence[str]) -> int:
         "--confidence",
         type=float,
         metavar="P",
-        help="of Student's interval of the mean over seeds, such as 0.95, in place of the range",
+        help="of Student's interval of the mean over seeds, such as 0.95, instead of the range",
     )
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument(

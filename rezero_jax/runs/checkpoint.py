@@ -46,7 +46,7 @@ class Checkpoints:
             preservation_policy=policies.AnyPreservationPolicy(kept),
             save_decision_policy=policies.FixedIntervalPolicy(1),
             cleanup_tmp_directories=True,
-            # Made in the background, a folder that cannot be made would leave threads waiting.
+            # Were it made in the background, a failure would leave threads waiting.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
         # Orbax logs a traceback of what it then raises.

@@ -28,7 +28,7 @@ from rezero_jax.runs.folder import saved_steps
 
 
 class Damaged(Exception):
-    """A checkpoint is not what was saved, or cannot be read; the text says why."""
+    """A checkpoint is not what was saved, or is unreadable; the text says why."""
 
 
 def read(folder: Path, step: int, shapes: Any) -> tuple[Any, dict[str, Any]]:
@@ -85,7 +85,7 @@ def read_newest(
                 done = f"moved it to {set_aside(step)} and going back to the one before it"
             elif (folder / str(step)).is_dir():
                 done = "using the one before it"
-            else:  # deleted by a run that goes on training
+            else:  # deleted by a run that is still training
                 continue
             warn(f"checkpoint {step} is damaged ({error}); {done}")
     return None
