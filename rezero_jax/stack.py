@@ -29,7 +29,7 @@ class Stack(nnx.Module):
 
     Args:
       make_block: `make_block(rngs)` returns a block, a module that maps x to the same shape. A
-        parameter that stands in several places of a block is one parameter in every layer.
+        parameter that a block uses in several places stays one parameter in every layer.
       depth: number of blocks, at least 1.
       scan: True stacks the blocks' parameters on a leading axis of size `depth` and scans over it;
         False keeps a list of blocks, which compiles `depth` times the code but lets the compiler
@@ -72,7 +72,7 @@ class Stack(nnx.Module):
         """Applies the blocks in order to x.
 
         Args:
-          *args, **kwargs: go to every block as they are.
+          *args, **kwargs: passed on to every block.
           rngs: if given, every block gets `rngs=` of its own, drawn from the stream "dropout".
         """
         keys = None if rngs is None else jax.random.split(rngs.dropout(), self.depth)
@@ -97,8 +97,8 @@ class Stack(nnx.Module):
     ) -> tuple[Layer, tuple[nnx.State, nnx.State]]:
         """The block as a function of x and its arrays, and those arrays.
 
-        What the block updates while it runs (running statistics) comes out as a result: neither a
-        scan nor a rematerialised function may write to the module from within.
+        The function returns what the block updates (running statistics): neither a scan nor a
+        rematerialised function may write to the module.
         """
         graphdef, params, rest = split_params(block)
 
@@ -115,10 +115,10 @@ class Stack(nnx.Module):
 
 
 def _batch_on_data(x: Array) -> Array:
-    """Under a mesh with an axis `data`, keeps the batch shared along it, and else whole.
+    """Keeps the batch divided along the mesh axis `data`, if there is one, and otherwise whole.
 
-    Where the weights are sharded too, the compiler then fetches the weights of one layer at a time,
-    and does not cut up the activations in their stead.
+    Where weights are sharded too, the compiler then fetches those of one layer at a time instead of
+    cutting up the activations.
     """
     shape = jax.sharding.get_abstract_mesh().shape
     if shape.get("data", 1) == 1 or x.shape[0] % shape["data"]:
@@ -127,7 +127,7 @@ def _batch_on_data(x: Array) -> Array:
 
 
 def unstacked(stack: Stack) -> Stack:
-    """A copy of a scanned stack whose blocks stand in a list and run one by one: its twin."""
+    """A copy of a scanned stack whose blocks stand in a list and run one by one."""
     twin = nnx.clone(stack)
     twin.blocks = _unstack(twin.blocks, stack.depth)
     return twin

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jaxtyping
 import pytest
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml-collections")
@@ -19,6 +20,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # where train.py lies
 
 def pytest_report_header():
     return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """For calls that violate annotations: the code's own checks answer them."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.fixture(scope="module")

@@ -330,6 +330,7 @@ def test_other_settings_and_prompts_of_like_length_compile_nothing():
 # ---- Mistakes
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("prompts", "count", "options", "sentence"),
     [

@@ -36,8 +36,9 @@ MAKE = {
     "post_norm": partial(EncoderLayer, *SIZES, residual="post_norm"),
     "pre_norm": partial(EncoderLayer, *SIZES, residual="pre_norm"),
     "post_norm_decoder": partial(DecoderLayer, *SIZES, residual="post_norm"),
+    "pre_norm_decoder": partial(DecoderLayer, *SIZES, residual="pre_norm"),
 }
-NOT_CAUSAL = ("encoder", "encoder_gelu", "decoder_plain")
+NOT_CAUSAL = ("encoder", "encoder_gelu", "decoder_plain", "pre_norm_decoder")
 
 # These programs are small and run once or twice: optimising them would take longest.
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -58,7 +59,7 @@ def lengths(longest, *each):
     return np.arange(longest) < np.array(each)[:, None]
 
 
-X, MEMORY = normal(0, 3, 7, 16), normal(1, 3, 5, 16)
+X, MEMORY = jnp.asarray(normal(0, 3, 7, 16)), jnp.asarray(normal(1, 3, 5, 16))
 CAUSAL = np.tri(7, dtype=bool)
 
 
@@ -136,6 +137,10 @@ def test_same_outputs_and_gradients_as_pytorch(case, is_causal, references):
     arrays = {k.removeprefix(prefix): v for k, v in references().items() if k.startswith(prefix)}
     state = {k: v for k, v in arrays.items() if k.startswith("state/")}
     from_torch(module, state, prefix="state/")
+    again = to_torch(module, prefix="state/")
+    assert again.keys() == state.keys()
+    for name, value in again.items():
+        np.testing.assert_array_equal(value, state[name], err_msg=name)
     inputs = [arrays[name] for name in ("x", "memory") if name in arrays]
     masks = {
         ours: ~arrays[theirs]
@@ -396,7 +401,7 @@ def test_shared_key_heads_equal_repeated_ones(how, kv_heads):
             out = attention(
                 X,
                 MEMORY if how == "memory" else None,
-                mask=some_mask(3, 3, 4, 7, 7) if masked else None,
+                mask=jnp.asarray(some_mask(3, 3, 4, 7, 7)) if masked else None,
                 is_causal=how in ("causal", "dropout"),
                 rngs=rngs(4),
             )
@@ -419,8 +424,8 @@ def test_shared_key_heads_equal_repeated_ones(how, kv_heads):
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_materialised_weights_give_the_same(is_causal):
     """The path that dropout takes, with a dropout that does nothing."""
-    q, k, v = (normal(seed, 3, 7, heads, 8) for seed, heads in enumerate((4, 2, 2)))
-    whole = some_mask(3, 3, 4, 7, 7)
+    q, k, v = (jnp.asarray(normal(seed, 3, 7, n, 8)) for seed, n in enumerate((4, 2, 2)))
+    whole = jnp.asarray(some_mask(3, 3, 4, 7, 7))
     for mask in (None, whole, whole[:1], whole[:, :1], whole[:1, :1]):
         out, expected = jit(
             lambda mask: [
@@ -499,7 +504,7 @@ def test_rotation_turns_pairs_by_their_position():
 
 
 def test_rotary_scores_depend_on_relative_positions_only():
-    q, k = normal(0, 1, 6, 2, 8), normal(1, 1, 6, 2, 8)
+    q, k = jnp.asarray(normal(0, 1, 6, 2, 8)), jnp.asarray(normal(1, 1, 6, 2, 8))
 
     @jit
     def scores(shift):
@@ -516,7 +521,7 @@ def test_rotary_scores_depend_on_relative_positions_only():
 @pytest.mark.parametrize("rotary", [False, True])
 def test_rotary_attention_tells_orders_apart(rotary):
     attention = new(Attention, LayerOptions(16, 4, rotary=rotary))
-    one, other = call(attention, X), call(attention, X[:, [3, 1, 5, 0, 2, 4, 6]])
+    one, other = call(attention, X), call(attention, X[:, np.array([3, 1, 5, 0, 2, 4, 6])])
     assert np.allclose(one[:, -1], other[:, -1], atol=1e-4) != rotary
 
 
@@ -529,7 +534,7 @@ def many(f, count):
 
 def test_attention_dropout_leaves_the_mean():
     attention = new(Attention, LayerOptions(16, 4, kv_heads=2, dropout=0.4))
-    options = {"is_causal": True, "mask": lengths(7, 7, 4, 2)[:, None, None]}
+    options = {"is_causal": True, "mask": jnp.asarray(lengths(7, 7, 4, 2))[:, None, None]}
     mean, error = many(lambda rngs: attention(X, **options, rngs=rngs), 2000)
     attention.eval()
     assert np.all(np.abs(mean - call(attention, X, **options)) < 6 * error + 1e-6)
@@ -538,8 +543,8 @@ def test_attention_dropout_leaves_the_mean():
 
 def test_attention_dropout_drops_weights_one_by_one():
     attention = new(Attention, LayerOptions(16, 4, dropout=0.25))
-    values = np.tile(np.eye(16, dtype=np.float32)[None, :, None], (8, 1, 4, 1))
-    even = np.zeros_like(values)
+    values = jnp.tile(jnp.eye(16)[None, :, None], (8, 1, 4, 1))
+    even = jnp.zeros_like(values)
     weights = 16 * np.asarray(
         jit(lambda: attend(even, even, values, drop=partial(attention.dropout, rngs=rngs(0))))()
     )
@@ -598,7 +603,7 @@ def test_scan_and_remat_change_nothing_about_a_stack_with_dropout():
     @jit
     def run(module):
         def loss(module, x, memory):
-            masks = {"key_mask": lengths(7, 7, 4, 2), "is_causal": True}
+            masks = {"key_mask": jnp.asarray(lengths(7, 7, 4, 2)), "is_causal": True}
             return jnp.sum(jnp.sin(module(x, memory, **masks, rngs=rngs(3))))
 
         return jax.value_and_grad(loss, argnums=(0, 1, 2))(module, X, MEMORY)
@@ -721,6 +726,7 @@ def test_wrong_options_are_user_errors(options, sentence):
         assert sentence in str(error.value)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_wrong_calls_are_user_errors():
     layer = new(DecoderLayer, 16, 4, dropout=0.1)
     with pytest.raises(UserError, match=r"dropout in training needs rngs=nnx\.Rngs"):

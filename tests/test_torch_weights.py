@@ -1,6 +1,8 @@
 """Weights from PyTorch and back: round trips, files, errors, and PyTorch itself."""
 
+import functools
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +22,13 @@ MODULES = {
     "encoder_layer": LAYER,
     "decoder_layer": partial(DecoderLayer, 8, 2, 12),
     "post_norm_decoder_layer": partial(DecoderLayer, 8, 2, 12, residual="post_norm"),
+    "pre_norm_decoder_layer": partial(DecoderLayer, 8, 2, 12, residual="pre_norm"),
     "without_bias": partial(EncoderLayer, 8, 2, 12, bias=False),
     "encoder": partial(Encoder, 8, 2, 3, feedforward=12),
     "encoder_unrolled": partial(Encoder, 8, 2, 3, feedforward=12, scan=False),
-    "pre_norm_encoder": partial(Encoder, 8, 2, 3, residual="pre_norm", final_norm=True),
+    "pre_norm_encoder": partial(
+        Encoder, 8, 2, 2, feedforward=12, residual="pre_norm", final_norm=True
+    ),
     "decoder": partial(Decoder, 8, 2, 2, feedforward=12, final_norm=True),
 }
 INPUTS = {"x": (2, 5, 8), "memory": (2, 3, 8)}
@@ -283,71 +288,89 @@ def test_models_that_are_no_layers():
     )
 
 
-def in_pytorch(name):
-    """The PyTorch model of one of MODULES, and how to call it with batches first."""
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    transformer = pytest.importorskip("rezero.transformer", reason="rezero is not installed")
-    sizes = {"d_model": 8, "nhead": 2, "dropout": 0.0}
-    nn = torch.nn
+@pytest.mark.parametrize(
+    ("case", "make"),
+    [
+        ("encoder", partial(EncoderLayer, 16, 4, 32)),
+        ("decoder_plain", partial(DecoderLayer, 16, 4, 32)),
+        ("post_norm", partial(EncoderLayer, 16, 4, 32, residual="post_norm")),
+        ("pre_norm_decoder", partial(DecoderLayer, 16, 4, 32, residual="pre_norm")),
+    ],
+)
+def test_stored_layers_of_pytorch_compute_the_same_here_and_come_back_to_the_bit(case, make):
+    stored = np.load(Path(__file__).parent / "reference" / "transformer.npz")
+    arrays = {k.removeprefix(f"{case}/"): v for k, v in stored.items() if k.startswith(f"{case}/")}
+    layer = new(make)
+    from_torch(layer, {k: v for k, v in arrays.items() if k.startswith("state/")}, prefix="state/")
+    inputs = [arrays[name] for name in ("x", "memory") if name in arrays]
+    causal = "mask" in arrays
+    out = jax.jit(lambda layer, *inputs: layer(*inputs, is_causal=causal))(layer, *inputs)
+    np.testing.assert_allclose(out, arrays["out"], rtol=1e-5, atol=1e-5)
+    for name, value in to_torch(layer, prefix="state/").items():
+        np.testing.assert_array_equal(value, arrays[name], err_msg=name)
 
-    def stack(layers, final_norm=False):
-        model = nn.Module()  # the stacks of torch.nn give rezero's layers arguments they refuse
-        model.layers = nn.ModuleList(layers)
-        if final_norm:
-            model.norm = nn.LayerNorm(8)
 
-        def forward(*inputs):
-            x, *memory = inputs
-            for layer in model.layers:
-                x = layer(x, *memory)
-            return model.norm(x) if final_norm else x
+def assert_output(module, arrays):
+    """Rounding in float32 is relative to the largest of the numbers summed."""
+    inputs = [arrays[name] for name in INPUTS if name in arrays]
+    out = jax.jit(lambda module, inputs: module(*inputs))(module, inputs)
+    bound = 1e-5 * np.abs(arrays["out"]).max()
+    np.testing.assert_allclose(out, arrays["out"], rtol=0, atol=bound)
 
-        model.forward = forward
-        return model
 
-    match name:
-        case "encoder_layer":
-            model = transformer.RZTXEncoderLayer(**sizes, dim_feedforward=12)
-        case "decoder_layer":
-            model = transformer.RZTXDecoderLayer(**sizes, dim_feedforward=12)
-        case "post_norm_decoder_layer":
-            model = nn.TransformerDecoderLayer(**sizes, dim_feedforward=12)
-        case "encoder" | "encoder_unrolled":
-            model = stack(
-                [transformer.RZTXEncoderLayer(**sizes, dim_feedforward=12) for _ in range(3)]
-            )
-        case "pre_norm_encoder":
-            layer = nn.TransformerEncoderLayer(**sizes, dim_feedforward=32, norm_first=True)
-            model = nn.TransformerEncoder(layer, 3, nn.LayerNorm(8), enable_nested_tensor=False)
-        case "decoder":
-            layers = [transformer.RZTXDecoderLayer(**sizes, dim_feedforward=12) for _ in range(2)]
-            model = stack(layers, final_norm=True)
+@functools.cache
+def stored():
+    return dict(np.load(Path(__file__).parent / "reference" / "torch_layers.npz"))
 
-    def call(*inputs):
-        with torch.no_grad():
-            out = model(*(torch.from_numpy(value).transpose(0, 1) for value in inputs))
-        return out.transpose(0, 1).numpy()
 
-    return model, call
+@pytest.mark.parametrize(
+    "name", ["pre_norm_decoder_layer", "encoder", "encoder_unrolled", "pre_norm_encoder"]
+)
+def test_stored_weights_and_outputs_of_pytorch(name):
+    prefix = f"{name.removesuffix('_unrolled')}/"
+    arrays = {k.removeprefix(prefix): v for k, v in stored().items() if k.startswith(prefix)}
+    module = nnx.eval_shape(lambda: MODULES[name](rngs=nnx.Rngs(0)))
+    from_torch(module, {k: v for k, v in arrays.items() if "state/" in k}, prefix="state/")
+    assert_output(module, arrays)
+    again = to_torch(module, prefix="state/")
+    assert again.keys() == {k for k in arrays if "state/" in k}
+    for key, value in again.items():
+        assert value.dtype == np.float32
+        np.testing.assert_array_equal(value, arrays[key], err_msg=key)
+
+
+@functools.cache
+def pytorch():
+    """The script that makes the stored numbers, with its models."""
+    pytest.importorskip("torch", reason="PyTorch is not installed; the stored numbers are tested")
+    pytest.importorskip("rezero", reason="rezero is not installed; the stored numbers are tested")
+    from tests.reference import make_torch_layers
+
+    return make_torch_layers
+
+
+def test_the_stored_numbers_are_what_the_script_makes():
+    fresh, kept = pytorch().all_references(), stored()
+    assert fresh.keys() == kept.keys()
+    for name, value in fresh.items():
+        np.testing.assert_allclose(value, kept[name], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name != "without_bias"])
 @pytest.mark.parametrize("kind", ["safetensors", "npz"])
 def test_pytorch_reads_ours_and_we_read_pytorchs(name, kind, tmp_path):
-    model, call = in_pytorch(name)
+    model = pytorch().MODELS[name.removesuffix("_unrolled")]()
     import safetensors.torch
     import torch
 
     module, path = new(MODULES[name]), tmp_path / f"weights.{kind}"
-    shapes = INPUTS.values() if "decoder" in name else [INPUTS["x"]]
-    inputs = [normal(i, *shape) for i, shape in enumerate(shapes)]
-    out = jax.jit(lambda module: module(*inputs))(module)
+    shapes = {k: v for k, v in INPUTS.items() if k == "x" or "decoder" in name}
+    inputs = {k: normal(i, *shape) for i, (k, shape) in enumerate(shapes.items())}
 
     save_tensors(path, to_torch(module))
     read = load_tensors(path) if kind == "npz" else safetensors.torch.load_file(path)
     model.load_state_dict({k: torch.as_tensor(v) for k, v in read.items()}, strict=True)
-    scale = np.abs(out).max()
-    np.testing.assert_allclose(call(*inputs), out, rtol=0, atol=1e-5 * scale)
+    assert_output(module, inputs | {"out": pytorch().output(model, *inputs.values())})
 
     if kind == "npz":
         np.savez(path, **{k: v.float().cpu().numpy() for k, v in model.state_dict().items()})
@@ -361,7 +384,7 @@ def test_pytorch_reads_ours_and_we_read_pytorchs(name, kind, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_state_dicts_of_pytorch(dtype, tmp_path):
-    model, _ = in_pytorch("encoder_layer")
+    model = pytorch().MODELS["encoder_layer"]()
     import torch
     from safetensors.torch import save_file
 

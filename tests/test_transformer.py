@@ -433,6 +433,7 @@ def test_models_that_cannot_be(options, sentence):
         structure_of(**options)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("tokens", "sentence"),
     [

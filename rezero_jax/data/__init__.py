@@ -4,7 +4,7 @@ from rezero_jax.data.datasets import NAMES, load, stand_in
 from rezero_jax.data.order import Order, eval_batches
 from rezero_jax.data.split import Dataset, ResidentSplit, Split, standardise
 from rezero_jax.data.stream import StreamSplit
-from rezero_jax.data.text import Text, TextSplit, load_text
+from rezero_jax.data.text import Text, TextSplit
 
 __all__ = [
     "NAMES",
@@ -17,7 +17,6 @@ __all__ = [
     "TextSplit",
     "eval_batches",
     "load",
-    "load_text",
     "stand_in",
     "standardise",
 ]

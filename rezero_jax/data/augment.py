@@ -20,16 +20,15 @@ LUMA = (0.299, 0.587, 0.114)  # the grey of red, green and blue, as PIL and ITU-
 class Augmentation:
     """Random changes to images, in this order: crop, colour jitter, rotation, flip.
 
-    With crop_padding=4, jitter=0.25, rotation=2.0 and flip=True it is that of ReZero supplement E.2
-    and the authors' superconvergence code: torchvision's RandomCrop, ColorJitter, RandomRotation
-    and RandomHorizontalFlip on PIL images. Rotation takes the same pixels as PIL.Image.rotate.
-    ColorJitter there truncates to whole levels after each change and rounds the mean grey; here all
-    stays float32, unrounded, so that pixels are brighter by one or two levels of 255.
-    A rotation moves no pixel by less than half a pixel: at 2 degrees and 32x32, 9 in 10 images stay
-    as they are, here and in PIL.
+    crop_padding=4, jitter=0.25, rotation=2.0 and flip=True match ReZero supplement E.2 and the
+    authors' superconvergence code: torchvision's RandomCrop, ColorJitter, RandomRotation and
+    RandomHorizontalFlip on PIL images. Rotation takes the same pixels as PIL.Image.rotate, so at 2
+    degrees and 32x32 it leaves 9 in 10 images unchanged. ColorJitter there truncates to whole
+    levels after each change and rounds the mean grey; here everything stays float32, unrounded,
+    which makes pixels brighter by one or two levels of 255.
 
     Attributes:
-      crop_padding: black pixels put on each side, before a random crop back to the old size.
+      crop_padding: black pixels added on each side, before a random crop back to the old size.
       flip: mirror left to right with probability 1/2.
       jitter: brightness, contrast and saturation change, in a random order per image, each by a
           factor from U(max(0, 1 - jitter), 1 + jitter).
@@ -56,15 +55,13 @@ class Augmentation:
         return self.apply(image, self.draw(key, image.shape[0]))
 
     def draw(self, key: Array, batch: int) -> dict[str, Array]:
-        """The random numbers for `batch` images, of what is on; traceable.
-
-        Switching one thing on or off leaves the numbers of the others as they are.
+        """The random numbers for `batch` images; those of one change do not depend on the others.
 
         Returns:
-          "crop" int32 (batch, 2), row and column of the crop's corner in the padded image;
-          "factors" float32 (batch, 3), of brightness, contrast and saturation; "order" int32
-          (batch, 3), which of these (0, 1, 2) comes first, second and third; "angle" float32
-          (batch,), degrees; "flip" bool (batch,).
+          For each change that is on: "crop" int32 (batch, 2), row and column of the crop's corner
+          in the padded image; "factors" float32 (batch, 3), of brightness, contrast and saturation;
+          "order" int32 (batch, 3), which of these (0, 1, 2) comes first, second and third; "angle"
+          float32 (batch,), degrees; "flip" bool (batch,).
         """
         # One call for all, because each takes a third of a second to compile. From its 23 bits, n
         # options are equally likely to within n / 2**23.
@@ -83,11 +80,7 @@ class Augmentation:
         return draws
 
     def apply(self, image: Array, draws: dict[str, Array]) -> Array:
-        """The images changed as `draws` say; deterministic and traceable.
-
-        Args:
-          image: uint8 (B, H, W, C), sides below 16384.
-          draws: see `draw`.
+        """The images, uint8 (B, H, W, C) with sides below 16384, changed by what `draw` returned.
 
         Returns:
           (B, H, W, C), uint8, or float32 within 0 .. 255 if jitter is on.
@@ -102,7 +95,11 @@ class Augmentation:
         if self.rotation:
             image = _rotate(image, draws["angle"])
         if self.flip:
-            image = _flip(image, draws["flip"])
+            # A gather: on a CPU XLA would compute both sides of a select again from the draw on.
+            column = jnp.arange(image.shape[2]).reshape(1, 1, -1, 1)
+            mirrored = draws["flip"].reshape(-1, 1, 1, 1)
+            column = jnp.where(mirrored, image.shape[2] - 1 - column, column)
+            image = jnp.take_along_axis(image, column, axis=2, mode="promise_in_bounds")
         return image
 
 
@@ -124,7 +121,7 @@ def _crop(image: Array, corner: Array) -> Array:
 
 
 def _jitter(image: Array, factors: Array, order: Array) -> Array:
-    """Three blends in a row, each with the target that its kind has in each image; float32."""
+    """Three blends in a row, float32; each image's `order` says towards which target."""
     channels = image.shape[-1]
     if channels not in (1, 3):
         raise UserError(f"data.jitter needs 1 or 3 channels, not {channels}; set it to 0")
@@ -159,11 +156,3 @@ def _rotate(image: Array, degrees: Array) -> Array:
     column = 32768 + fixed(x0 * versine + y0 * sine) + cosine * x + fixed(-sine) * y
     row = 32768 + fixed(y0 * versine - x0 * sine) + fixed(sine) * x + cosine * y
     return _sample(image, row >> 16, column >> 16)
-
-
-def _flip(image: Array, flip: Array) -> Array:
-    """Mirror left to right where `flip`, bool (B,), is set."""
-    # A gather: XLA on a CPU would compute both sides of a select again from the first draw on.
-    column = jnp.arange(image.shape[2]).reshape(1, 1, -1, 1)
-    column = jnp.where(flip.reshape(-1, 1, 1, 1), image.shape[2] - 1 - column, column)
-    return jnp.take_along_axis(image, column, axis=2, mode="promise_in_bounds")

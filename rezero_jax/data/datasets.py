@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from rezero_jax.data.images import IMAGES, digits, tfds_images
 from rezero_jax.data.split import Dataset, ResidentSplit, Split
 from rezero_jax.data.stream import StreamSplit
-from rezero_jax.data.text import TEXT_NAMES, Parts, Text, load_text
+from rezero_jax.data.text import TEXT_NAMES, Text, load_text
 from rezero_jax.data.tfds.imagenet import imagenet2012
 from rezero_jax.errors import UserError, choose_from
 
@@ -20,19 +20,18 @@ NAMES = ("digits", *IMAGES, *TEXT_NAMES)
 def load(config: ConfigDict, seed: int = 0) -> Dataset | Text:
     """The data set that a config names.
 
-    "digits" and "stdlib" need no files and "text" has the user's; the others are TFDS data sets,
-    downloaded and prepared if they are not there. "enwik8", "stdlib" and "text" are text, the
-    others images. With config.stream images are decoded batch by batch in place of being kept on
-    the device; the batches are the same. "digits" is always resident and "imagenet" streamed.
+    "digits" and "stdlib" come with Python packages and "text" is the user's own; the others are
+    TFDS data sets, downloaded and prepared on first use. "enwik8", "stdlib" and "text" are text,
+    the others images. config.stream decodes images batch by batch instead of keeping them on the
+    device; the batches are the same. "digits" is always resident and "imagenet" streamed.
 
     Args:
       config: config.data, see config.base_config; the augmentation is not read.
-      seed: what random crops ("imagenet") and random windows (text) are drawn from, with the number
-          of the update.
+      seed: with the number of the update, decides random crops ("imagenet") and windows (text).
 
     Raises:
-      UserError: a field is invalid or does not fit the data set, or the data set is neither there
-          nor to be downloaded.
+      UserError: a field is invalid or does not fit the data set, or the data set cannot be read or
+          downloaded.
     """
     _check(config)
     if config.name in TEXT_NAMES:
@@ -47,31 +46,28 @@ def load(config: ConfigDict, seed: int = 0) -> Dataset | Text:
 
 
 def stand_in(config: ConfigDict) -> Dataset | Text | None:
-    """All zeros in the sizes of the data set that a config names, for plans.
+    """Zeros in the sizes of the data set that config.data names, for plans.
 
-    Nothing is read, downloaded or written, and next to no memory is taken.
-
-    Args:
-      config: config.data, see config.base_config.
-
-    Returns:
-      None for "digits", "stdlib" and "text", which need no download.
+    Nothing is read, downloaded or written, and hardly any memory is taken. Returns None for
+    "digits", "stdlib" and "text", which need no download.
 
     Raises:
       UserError: a field is invalid or does not fit the data set.
     """
     _check(config)
     if config.name == "enwik8":
-        return load_text(config, read=_zero_text)
+        from rezero_jax.data.tfds.enwik8 import Enwik8  # importing TFDS takes a while
+
+        zeros = {name: np.broadcast_to(np.uint8(0), size) for name, size in Enwik8.SIZES.items()}
+        return load_text(config, read=lambda config: (zeros["train"], zeros[config.eval_split]))
     if config.name not in IMAGES:
         return None
     sizes, shape, num_classes = IMAGES[config.name]
-    streamed = config.stream or config.name == "imagenet"
     if config.name == "imagenet":
         shape = (config.image_size, config.image_size, 3)
 
     def split(size: int) -> Split:
-        if streamed:
+        if config.stream or config.name == "imagenet":
             return StreamSplit(_Zeros(size, shape))
         image, label = np.broadcast_to(np.uint8(0), (size, *shape)), np.zeros(size, np.int32)
         return ResidentSplit({"image": image, "label": label})
@@ -83,7 +79,7 @@ def stand_in(config: ConfigDict) -> Dataset | Text | None:
 
 
 def _check(config: ConfigDict) -> None:
-    """Raises UserError for what needs no look at the data set."""
+    """Raises UserError for what is wrong whatever the data set holds."""
     if config.name not in NAMES:
         raise choose_from("data set", config.name, NAMES)
     if config.name == "imagenet" and config.image_size < 1:
@@ -103,18 +99,9 @@ def _with_statistics(dataset: Dataset, config: ConfigDict) -> Dataset:
     )
 
 
-def _zero_text(config: ConfigDict) -> Parts:
-    from rezero_jax.data.tfds.enwik8 import Enwik8  # importing TFDS takes a while
-
-    train, held = (
-        np.broadcast_to(np.uint8(0), Enwik8.SIZES[split]) for split in ("train", config.eval_split)
-    )
-    return train, held
-
-
 @dataclasses.dataclass(frozen=True)
 class _Zeros:
-    """A stream.DataSource of black images, uint8 of this shape."""
+    """A stream.DataSource of black images of this shape."""
 
     size: int
     shape: tuple[int, ...]

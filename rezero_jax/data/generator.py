@@ -12,8 +12,7 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 class SplitMix64:
     """SplitMix64 (Steele, Lea and Flood 2014), started at a hash of its key.
 
-    The methods mean what those of np.random.Generator mean; but NumPy may change the numbers of
-    that from one version to the next, and these stay.
+    The methods are those of np.random.Generator, whose numbers may change with NumPy's version.
 
     Args:
       key: integers in 0 .. 2**64 - 1, such as a seed and the number of an epoch.
@@ -47,11 +46,7 @@ Generator = SplitMix64 | np.random.Generator
 
 
 def generator(method: str, *key: int) -> Generator:
-    """The random numbers of `key` by one of METHODS.
-
-    Raises:
-      UserError: the method is unknown.
-    """
+    """The random numbers of `key` by one of METHODS; raises UserError for another method."""
     if method not in METHODS:
         raise choose_from("data.order", method, METHODS)
     return SplitMix64(*key) if method == "hash" else np.random.default_rng(list(key))

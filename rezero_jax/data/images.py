@@ -23,10 +23,9 @@ IMAGES = {
 
 
 def digits() -> Dataset:
-    """The 1,797 handwritten digits 8x8x1 that come with scikit-learn: 1,437 train, 360 eval.
+    """scikit-learn's 1,797 handwritten digits, 8x8x1: 1,437 train, every fifth of a class eval.
 
-    Every fifth image of each class is in eval, so both parts have the same mix of classes. Pixels
-    0 .. 16 are scaled to uint8 0 .. 255.
+    Pixels 0 .. 16 are scaled to uint8 0 .. 255.
     """
     from sklearn.datasets import load_digits
 
@@ -45,13 +44,8 @@ def digits() -> Dataset:
 def tfds_images(config: ConfigDict) -> Dataset:
     """The one of IMAGES (but imagenet) that config.data names: "train", and "test" as eval.
 
-    Read without TensorFlow, and downloaded and prepared first if need be. By default the images
-    are decoded once, kept in a cache on disk, and live on the device; with config.stream they are
-    decoded anew for each batch and the device holds no data. The batches are the same. The mean
-    and std are 0.5.
-
-    Raises:
-      UserError: the data set is not there and cannot be downloaded, or its files are damaged.
+    The images are decoded once, cached on disk and kept on the device; with config.stream they are
+    decoded anew for each batch. The mean and std are 0.5. Raises UserError as `datasets.load` does.
     """
     name = config.name
     builder = prepared_builder(name, config.dir)
@@ -70,7 +64,7 @@ def tfds_images(config: ConfigDict) -> Dataset:
 
 
 def decode(encoded: bytes, step: int = 0, position: int = 0) -> np.ndarray:
-    """All pixels of an encoded image, uint8 (H, W, C), at every step; see stream.StreamSplit."""
+    """The pixels of an encoded image, uint8 (H, W, C); see stream.StreamSplit."""
     from PIL import Image
 
     with Image.open(io.BytesIO(encoded)) as image:

@@ -22,9 +22,9 @@ class Order:
     """The endless stream of shuffled epochs, cut into batches.
 
     Epoch e is a permutation drawn from (seed, e); the epochs are laid end to end and update t takes
-    positions t * batch_size onwards. Each epoch therefore visits every example exactly once, also
-    when batch_size does not divide size: such a batch holds the end of one epoch and the start of
-    the next. There is no state, so any update can be asked for at any time.
+    positions t * batch_size onwards. Each epoch therefore visits every example exactly once: where
+    batch_size does not divide size, a batch holds the end of one epoch and the start of the next.
+    There is no state, so any update can be asked for at any time.
 
     Attributes:
       method: how permutations are drawn, see generator.METHODS.

@@ -19,8 +19,8 @@ Batch = dict[str, jax.Array]
 class Split(Protocol):
     """One part (train or eval) of a data set, read by example index.
 
-    A loop puts `resident` on the device once, moves what `batches` yields there for each step, and
-    calls `gather` inside its jitted step; the result is the same whichever class is behind it.
+    A loop puts `resident` on the device once, moves there what `batches` yields for each step, and
+    calls `gather` inside its jitted step.
     """
 
     @property
@@ -32,12 +32,12 @@ class Split(Protocol):
         """Arrays to keep on the device for the whole run; empty for a stream."""
 
     def fetch(self, indices: np.ndarray, step: int = 0, rows: slice = ALL) -> HostBatch:
-        """What travels to the device for these examples; the leading axis is theirs throughout.
+        """What travels to the device for these examples, each array with a leading axis of them.
 
         Args:
           indices: of the examples, int (B,).
           step: the number of the update, from which random windows and crops are drawn.
-          rows: those of the batch that are wanted; they do not depend on which others are.
+          rows: the rows of the batch to return; their values do not depend on this choice.
 
         Raises:
           IndexError: an index is outside 0 .. size - 1.
@@ -52,25 +52,25 @@ class Split(Protocol):
         """
 
     def gather(self, resident: Mapping[str, jax.Array], fetched: Mapping[str, jax.Array]) -> Batch:
-        """The batch itself; traceable. For images: "image" uint8 (B, H, W, C), "label" int32 (B,).
+        """The batch itself, from `resident` and what `fetch` returned, on the device; traceable.
 
-        `resident` and `fetched` are the two results above, on the device.
+        For images: "image" uint8 (B, H, W, C) and "label" int32 (B,).
         """
 
 
 def check_range(indices: np.ndarray, size: int) -> None:
-    """Raise IndexError for an index outside 0 .. size - 1, which a device gather would not do."""
+    """Raises IndexError for an index outside 0 .. size - 1, which a device gather does not do."""
     if len(indices) and (indices.min() < 0 or indices.max() >= size):
         raise IndexError(f"example indices must lie in 0 .. {size - 1}")
 
 
 def check_labels(name: str, label: np.ndarray, num_classes: int) -> None:
-    """Raise UserError for a label outside 0 .. num_classes - 1, which no loss would notice."""
+    """Raises UserError for a label outside 0 .. num_classes - 1, which no loss would notice."""
     wrong = label[(label < 0) | (label >= num_classes)]
     if len(wrong):
         raise UserError(
             f'data set "{name}" has the label {wrong[0]}, which is not in 0 .. {num_classes - 1}; '
-            "mend the label, or num_classes"
+            "mend the label or num_classes"
         )
 
 
@@ -94,16 +94,14 @@ class ResidentSplit:
 
     @property
     def size(self) -> int:
-        """The number of examples."""
         return len(next(iter(self.resident.values())))
 
     def fetch(self, indices: np.ndarray, step: int = 0, rows: slice = ALL) -> HostBatch:
-        """{"index": int32 (B,)}, whatever the step; see Split."""
+        """{"index": int32 (B,)}."""
         check_range(indices, self.size)
         return {"index": np.asarray(indices[rows], np.int32)}
 
     def gather(self, resident: Mapping[str, jax.Array], fetched: Mapping[str, jax.Array]) -> Batch:
-        """The rows of every resident array at fetched["index"]; traceable."""
         return {name: jnp.take(x, fetched["index"], axis=0) for name, x in resident.items()}
 
 
@@ -131,16 +129,12 @@ class Dataset:
         for arrays in (self.train.resident, self.eval.resident):
             if not arrays:
                 continue
-            image = arrays["image"]
-            if image.dtype != np.uint8:
+            images, shape = f'data set "{self.name}" has images of', arrays["image"].shape[1:]
+            if (dtype := arrays["image"].dtype) != np.uint8:
+                raise UserError(f"{images} {dtype}; convert them to uint8, 0 .. 255")
+            if shape != (given := tuple(self.example_shape)):
                 raise UserError(
-                    f'data set "{self.name}" has images of {image.dtype}; convert them to uint8, '
-                    "0 .. 255"
-                )
-            if image.shape[1:] != tuple(self.example_shape):
-                raise UserError(
-                    f'data set "{self.name}" has images of shape {image.shape[1:]}, but its '
-                    f"example_shape is {tuple(self.example_shape)}; make the two agree"
+                    f"{images} shape {shape}, but its example_shape is {given}; make the two agree"
                 )
             check_labels(self.name, arrays["label"], self.num_classes)
 

@@ -23,11 +23,6 @@ class DataSource(Protocol):
         """The examples at `keys`, each {"image": what `pixels` takes, "label": int}."""
 
 
-def as_it_is(image: np.ndarray, step: int, position: int) -> np.ndarray:
-    """The `pixels` of a source that holds uint8 (H, W, C) already."""
-    return image
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class StreamSplit:
     """A split too large to live on the device: decoded images travel for each batch.
@@ -36,31 +31,28 @@ class StreamSplit:
 
     Attributes:
       source: where the examples come from.
-      pixels: a pure function (encoded image, step, position in the batch) -> uint8 (H, W, C); safe
-          to call from several threads.
-      name, num_classes: of the data set, to name it in errors and to check labels; a num_classes
-          of None leaves labels unchecked.
+      pixels: a pure, thread-safe function (encoded image, step, position in the batch) -> uint8
+          (H, W, C); by default for a source that holds such pixels.
+      name, num_classes: of the data set, for errors; None leaves labels unchecked.
     """
 
     source: DataSource
     threads: int = min(8, os.cpu_count() or 1)
     ahead: int = 16
-    pixels: Callable[[Any, int, int], np.ndarray] = as_it_is
+    pixels: Callable[[Any, int, int], np.ndarray] = lambda image, step, position: image
     name: str = "stream"
     num_classes: int | None = None
 
     @property
     def size(self) -> int:
-        """The number of examples."""
         return len(self.source)
 
     @property
     def resident(self) -> Mapping[str, np.ndarray]:
-        """Nothing: see Split."""
         return {}
 
     def fetch(self, indices: np.ndarray, step: int = 0, rows: slice = ALL) -> HostBatch:
-        """{"image": uint8 (B, H, W, C), "label": int32 (B,)}; see Split.
+        """{"image": uint8 (B, H, W, C), "label": int32 (B,)}.
 
         Raises:
           IndexError: an index is outside 0 .. size - 1.
@@ -87,10 +79,7 @@ class StreamSplit:
     def batches(
         self, indices: Callable[[int], np.ndarray], first: int, last: int, rows: slice = ALL
     ) -> Iterator[HostBatch]:
-        """`fetch(indices(step), step, rows)` for step = first .. last - 1, in order, decoded ahead.
-
-        Closing the iterator (or dropping it) stops the workers.
-        """
+        """See Split; closing the iterator, or dropping it, stops the workers."""
         import grain
 
         def read(step: int) -> HostBatch:
@@ -105,5 +94,4 @@ class StreamSplit:
             iterator.close()
 
     def gather(self, resident: Mapping[str, jax.Array], fetched: Mapping[str, jax.Array]) -> Batch:
-        """The fetched batch as it is; traceable."""
         return dict(fetched)

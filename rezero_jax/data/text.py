@@ -17,6 +17,8 @@ SPLITS = ("train", "validation", "test")
 TEXT_NAMES = ("enwik8", "stdlib", "text")
 WINDOWS = ("segments", "random")
 
+Parts = tuple[np.ndarray, np.ndarray]  # the bytes to train on and to evaluate, uint8 (N,) each
+
 _LONGEST = 2**31 - 2  # bytes; with the start before them, as many as int32 counts
 _STREAM = 0x7E87  # keeps what windows draw from a seed apart from what data.order draws from it
 
@@ -34,16 +36,14 @@ class TextSplit:
 
     To evaluate (`whole` is True), example i scores the S = T - context targets i S .. (i+1) S - 1,
     or up to the end of the text; its window starts `context` targets before them, moved to lie
-    within the text. Each byte is so scored once, and sees `context` bytes or more before it, or all
-    there are. A context of 0 cuts the text into segments.
+    within the text. Each byte is thus scored once, and sees at least `context` bytes before it, or
+    all there are.
 
     Attributes:
       text: uint8 (N,).
       length: T, at most N.
       context: bytes of a window that only lead up to those it scores, 0 .. T - 1.
-      random, seed: whether windows start anywhere, and what they are drawn from.
-      whole: whether the examples score each byte once.
-      name: of the text, to name it in errors.
+      name: of the text, for errors.
       method: how random windows are drawn, see generator.METHODS.
 
     Raises:
@@ -70,9 +70,7 @@ class TextSplit:
                 "lower it or take a longer text"
             )
         if len(self.text) > _LONGEST:
-            raise UserError(
-                f"{self.name} has {len(self.text)} bytes; take at most {_LONGEST} of them"
-            )
+            raise UserError(f"{self.name} has {len(self.text)} bytes; take at most {_LONGEST}")
 
     @property
     def size(self) -> int:
@@ -87,7 +85,7 @@ class TextSplit:
         return {"text": np.concatenate([np.zeros(1, np.uint8), self.text])}
 
     def fetch(self, indices: np.ndarray, step: int = 0, rows: slice = ALL) -> HostBatch:
-        """{"start": int32 (B,)}, the position of each window's first target; see Split.
+        """{"start": int32 (B,)}, the position of each window's first target.
 
         If `whole`, also the targets that count: "first" .. "last" - 1, both int32 (B,).
         """
@@ -123,10 +121,7 @@ class TextSplit:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Text:
-    """A text data set: its two splits and what a model must know about it.
-
-    `vocab_size` counts the values that a byte can have.
-    """
+    """A text data set: its two splits and the number of values that a byte can have."""
 
     name: str
     train: TextSplit
@@ -144,15 +139,29 @@ class Text:
         return self.train.length
 
 
-Parts = tuple[np.ndarray, np.ndarray]  # the bytes to train on and to evaluate, uint8 (N,) each
+def read_text(config: ConfigDict) -> Parts:
+    """The bytes of the train split and of config.eval_split.
+
+    "enwik8" is the Hutter Prize's 100 MB of Wikipedia, its first 90 % to train. "stdlib" needs no
+    files: see text_files.stdlib_files. "text" is what config.path names: the first 90 % of its
+    bytes to train, the next 5 % to validate, the rest to test.
+    """
+    if config.name == "stdlib":
+        return stdlib_text("train"), stdlib_text(config.eval_split)
+    if config.name == "enwik8":
+        from rezero_jax.data.tfds.enwik8 import enwik8_bytes  # importing TFDS takes a while
+
+        return enwik8_bytes("train", config.dir), enwik8_bytes(config.eval_split, config.dir)
+    text = user_text(config.path)
+    cuts = [len(text) * percent // 100 for percent in (90, 95)]
+    parts = dict(zip(SPLITS, np.split(text, cuts), strict=True))
+    return parts["train"], parts[config.eval_split]
 
 
 def load_text(
-    config: ConfigDict, seed: int = 0, read: Callable[[ConfigDict], Parts] | None = None
+    config: ConfigDict, seed: int = 0, read: Callable[[ConfigDict], Parts] = read_text
 ) -> Text:
-    """The text that config.data names, one of TEXT_NAMES; see datasets.load.
-
-    `read` gives the bytes, in place of `read_text`.
+    """The text that config.data names, one of TEXT_NAMES, of the bytes that `read` returns.
 
     Raises:
       UserError: a field is invalid, the text cannot be read or downloaded, or a part of it is
@@ -165,7 +174,7 @@ def load_text(
     if config.eval_split not in SPLITS[1:]:
         raise choose_from("data.eval_split", config.eval_split, SPLITS[1:])
     _check_window(config.length, config.context)  # before anything is downloaded
-    train, held = (read or read_text)(config)
+    train, held = read(config)
     return Text(
         config.name,
         TextSplit(
@@ -184,25 +193,6 @@ def load_text(
             name=f"the {config.eval_split} split of {config.name}",
         ),
     )
-
-
-def read_text(config: ConfigDict) -> Parts:
-    """The bytes of the train split and of config.eval_split.
-
-    "enwik8" is the Hutter Prize's 100 MB of Wikipedia, its first 90 % to train. "stdlib" needs no
-    files: see text_files.stdlib_files. "text" is what lies at config.path: the first 90 % of its
-    bytes train, the next 5 % are for validation, the rest for test.
-    """
-    if config.name == "stdlib":
-        return stdlib_text("train"), stdlib_text(config.eval_split)
-    if config.name == "enwik8":
-        from rezero_jax.data.tfds.enwik8 import enwik8_bytes  # importing TFDS takes a while
-
-        return enwik8_bytes("train", config.dir), enwik8_bytes(config.eval_split, config.dir)
-    text = user_text(config.path)
-    cuts = [len(text) * percent // 100 for percent in (90, 95)]
-    parts = dict(zip(SPLITS, np.split(text, cuts), strict=True))
-    return parts["train"], parts[config.eval_split]
 
 
 def _check_window(length: int, context: int) -> None:

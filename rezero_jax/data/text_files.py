@@ -9,30 +9,20 @@ import numpy as np
 
 from rezero_jax.errors import UserError, closest_beside
 
-# Of the standard library: what others installed, tests (half of it), and parts that some
-# installations lack.
-LEFT_OUT = (
-    "__pycache__",
-    "dist-packages",
-    "ensurepip",
-    "idlelib",
-    "lib2to3",
-    "site-packages",
-    "test",
-    "tests",
-    "turtledemo",
-)
+# Folders of the standard library that are not read.
+_FOREIGN_OR_TESTS = {"__pycache__", "dist-packages", "site-packages", "test", "tests"}
+_NOT_EVERYWHERE = {"ensurepip", "idlelib", "lib2to3", "turtledemo"}  # some installations lack them
+LEFT_OUT = _FOREIGN_OR_TESTS | _NOT_EVERYWHERE
 
 
 def user_text(path: str | None) -> np.ndarray:
-    """The bytes of a file, or of all files in a folder and below, uint8 (N,).
+    """The bytes of a file, or of the files below a folder with a newline between two, uint8 (N,).
 
-    Files of a folder come in the order of their paths relative to it, with a newline between any
-    two; those whose path has a part that starts with a dot are left out.
+    Files come in the order of their paths; hidden ones are skipped.
 
     Raises:
-      UserError: there is no path, what it names is missing, empty, or neither a regular file nor a
-          folder, or a file cannot be read.
+      UserError: there is no path; it leads to no regular file or folder, or to no text; or a file
+          cannot be read.
     """
     if not path:
         raise UserError("data.name=text needs a file or folder; set --config.data.path=...")
@@ -56,18 +46,17 @@ def user_text(path: str | None) -> np.ndarray:
 
 
 def stdlib_text(part: str) -> np.ndarray:
-    """The files of a part of stdlib_files, a newline after each, uint8 (N,)."""
+    """The files of one part of `stdlib_files`, each followed by a newline, uint8 (N,)."""
     text = b"".join(path.read_bytes() + b"\n" for path in stdlib_files()[part])
     return np.frombuffer(text, np.uint8)
 
 
 def stdlib_files() -> dict[str, list[Path]]:
-    """The .py files of Python's standard library, less those below LEFT_OUT, in three parts.
+    """The .py files of Python's standard library outside LEFT_OUT, about 580 of 11 MB in all.
 
-    Of the files in the order of their relative paths, number 10 of each 20 (counting from 0) is in
-    "validation", number 11 in "test" and the others in "train", so that all three are text of one
-    kind. About 580 files and 11 MB; they differ from one version and installation of Python to
-    another.
+    They differ between versions and installations of Python. In the order of their paths, number
+    10 of each 20 (counting from 0) is in "validation", number 11 in "test" and the others in
+    "train", so that all three are text of one kind.
     """
     parts: dict[str, list[Path]] = {"train": [], "validation": [], "test": []}
     paths = files_below(Path(sysconfig.get_paths()["stdlib"]), LEFT_OUT)
@@ -77,12 +66,10 @@ def stdlib_files() -> dict[str, list[Path]]:
 
 
 def files_below(root: Path, left_out: Collection[str] = ()) -> list[Path]:
-    """The regular files in `root` and below, sorted by relative path with / between its parts.
+    """The regular files below `root`, sorted by relative path with / between its parts.
 
-    Hidden files and folders and folders named in `left_out` are skipped.
-
-    Raises:
-      OSError: a folder cannot be read.
+    Hidden files and folders and folders named in `left_out` are skipped. Raises OSError where a
+    folder cannot be read.
     """
     paths = []
     for folder, folders, names in os.walk(root, onerror=_raise):

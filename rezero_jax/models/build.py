@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 
+import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -27,7 +28,8 @@ def make_model(
       num_classes: number of classes.
 
     Raises:
-      UserError: an unknown family or dtype; errors in the sizes are raised by the constructor.
+      UserError: an unknown model, family or dtype, or a language model; the constructor checks the
+        sizes.
     """
     _check(config)
     if config.name == "transformer":
@@ -35,18 +37,29 @@ def make_model(
             "model.name=transformer reads text, not images; set data.name to stdlib, text or "
             "enwik8, or choose the model mlp or resnet"
         )
+    fields = ("width", "depth", "residual", "alpha_init", "scan", "remat")
+    options = {name: config[name] for name in fields} | {"dtype": getattr(jnp, config.dtype)}
+    make: Callable[..., nnx.Module]
     if config.name == "mlp":
-        in_features = math.prod(example_shape)
-        return partial(MLP.from_config, config, in_features, num_classes), (in_features,)
-    return partial(ResNet.from_config, config, example_shape[-1], num_classes), example_shape
+        example_shape = (math.prod(example_shape),)
+        make = partial(MLP, example_shape[0], out_features=num_classes)
+        options["weight_variance"] = config.weight_variance
+    else:
+        options |= {"in_channels": example_shape[-1], "batch_norm": config.batch_norm}
+        if config.family == "cifar":
+            make = partial(ResNet.cifar, num_classes=num_classes, variant=config.variant)
+        elif config.family == "preact":
+            make = partial(ResNet.preact, num_classes=num_classes, stem=config.stem)
+        else:
+            raise choose_from("model.family", config.family, ("cifar", "preact"))
+    return lambda rngs: make(**options, rngs=rngs), example_shape
 
 
 def make_language_model(config: ConfigDict) -> Callable[[nnx.Rngs], Transformer]:
     """The constructor of the language model that config.model describes.
 
     Raises:
-      UserError: it is no language model, or an unknown dtype; errors in the sizes are raised by
-        the constructor.
+      UserError: an unknown model or dtype, or a classifier; the constructor checks the sizes.
     """
     _check(config)
     if config.name != "transformer":

@@ -1,7 +1,7 @@
 """Models without gates that compute the same: every alpha multiplied into its branch's weights.
 
-alpha (W h + b) = (alpha W) h + alpha b, and so for a convolution or a BatchNorm's scale and bias.
-After training nothing is lost that way, and inference pays nothing for the gates.
+alpha (W h + b) = (alpha W) h + alpha b, and so for a convolution or a BatchNorm's scale and bias:
+after training, inference need not pay for the gates.
 
 Three functions know what there is to fold, each by the class of its first argument:
 
@@ -45,8 +45,8 @@ M = TypeVar("M", bound=nnx.Module)
 def fold_alpha(model: M) -> M:
     """A copy of the model without gates, whose outputs are the same up to rounding.
 
-    It can be trained further as a plain residual network. A model without gates is copied as it
-    is; arrays that do not change are shared with the original.
+    It can be trained further as a plain residual network; arrays that do not change are shared
+    with the original.
 
     Args:
       model: any model of this package, or a module that holds some of them or of `ReZero(f)`,
@@ -61,12 +61,11 @@ def fold_alpha(model: M) -> M:
     uses = _uses(folded)
     with_gates = [m for _, m in nnx.iter_modules(folded) if nnx.state(m, Alpha)]
     for module in with_gates:
-        if fold.dispatch(type(module)) is fold.dispatch(object):
-            continue
-        variables = [v for _, v in nnx.iter_graph(module) if isinstance(v, nnx.Variable)]
-        before = [v.get_value() for v in variables]
+        before = [
+            (v, v.get_value()) for _, v in nnx.iter_graph(module) if isinstance(v, nnx.Variable)
+        ]
         fold(module)
-        for v, value in zip(variables, before, strict=True):
+        for v, value in before:
             if v.get_value() is not value and uses[id(v)] != uses[id(module)]:
                 raise UserError(
                     f"the last weights of a {type(module).__name__} are also used elsewhere in "
@@ -121,11 +120,10 @@ def folded_rule(rule: Rule, *ends: Any) -> Rule:
     """Multiplies the rule's gate, if it has one, into the branches' last weights.
 
     Args:
-      rule: the rule; its class decides.
-      *ends: what each branch that it joins ends in; see `last_weights`.
+      *ends: what each branch that the rule joins ends in; see `last_weights`.
 
     Returns:
-      The rule by which the branches are to be joined from now on.
+      The rule that joins the branches from now on.
 
     Raises:
       UserError: the gate cannot be folded, or the last weights of an end are unknown.
@@ -150,9 +148,9 @@ def _(rule: Gated, *ends: Any) -> Rule:
 
 @singledispatch
 def last_weights(end: Any) -> tuple[nnx.Param | None, ...]:
-    """The parameters that, all multiplied by a number, multiply what a branch ends in by it.
+    """The parameters in which the end of a branch is linear, with channels on their last axis.
 
-    Their last axis is that of the channels. None stands for a bias that is not there.
+    None stands for a bias that is not there.
 
     Args:
       end: a linear layer or convolution of Flax, an nnx.Sequential that ends in one, a parameter,

@@ -24,11 +24,7 @@ def uniform(bound: float) -> Initializer:
 
 
 def torch_uniform(fan_in: int) -> Initializer:
-    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): the default of PyTorch's Linear and convolution layers.
-
-    PyTorch draws biases from the same interval as the weights, which is why `fan_in` is given: a
-    bias's own shape does not tell.
-    """
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): PyTorch's default for a layer's weights and its bias."""
     return uniform(1.0 / np.sqrt(fan_in))
 
 

@@ -1,6 +1,7 @@
 """The deep fully connected network of the paper's section 4 and of the authors' notebook."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,7 +15,8 @@ from rezero_jax.models import init
 from rezero_jax.residual import make_rule
 from rezero_jax.stack import Stack
 
-BY_OUTPUTS = {"model_axis": -1}  # how a layer is cut along the mesh axis `model`
+# A layer that is cut by its outputs along the mesh axis `model`.
+_linear = partial(nnx.Linear, kernel_metadata={"model_axis": -1}, bias_metadata={"model_axis": -1})
 
 
 class Block(nnx.Module):
@@ -35,13 +37,11 @@ class Block(nnx.Module):
         dtype: Any,
         rngs: nnx.Rngs,
     ):
-        self.linear = nnx.Linear(
+        self.linear = _linear(
             width,
             width,
             kernel_init=nnx.initializers.normal(np.sqrt(weight_variance / width)),
             bias_init=init.torch_uniform(width),
-            kernel_metadata=BY_OUTPUTS,
-            bias_metadata=BY_OUTPUTS,
             dtype=dtype,
             rngs=rngs,
         )
@@ -65,9 +65,8 @@ class MLP(nnx.Module):
       out_features: size of the last axis of the output.
       residual: a name of `rezero_jax.residual.RULES`.
       alpha_init: initial gate, where the rule has one.
-      weight_variance: variance of the hidden weights times the width; by default the paper's:
-        0.25 for `residual`, whose signal would grow by half in every layer otherwise, and 2 for
-        every other rule.
+      weight_variance: variance of the hidden weights times the width; by default the paper's: 0.25
+        for `residual`, whose signal would otherwise grow by half in every layer, and else 2.
       scan, remat: see `rezero_jax.stack.Stack`.
       dtype: dtype of the computation, such as jnp.bfloat16; parameters and logits are float32.
 
@@ -96,13 +95,11 @@ class MLP(nnx.Module):
                 raise UserError(f"{name} is {size}; a network needs a {name} of at least 1")
         if weight_variance is None:
             weight_variance = 0.25 if residual == "residual" else 2.0
-        self.stem = nnx.Linear(
+        self.stem = _linear(
             in_features,
             width,
             kernel_init=nnx.initializers.variance_scaling(2.0, "fan_in", "normal"),
             bias_init=init.torch_uniform(in_features),
-            kernel_metadata=BY_OUTPUTS,
-            bias_metadata=BY_OUTPUTS,
             dtype=dtype,
             rngs=rngs,
         )
@@ -128,27 +125,9 @@ class MLP(nnx.Module):
             rngs=rngs,
         )
 
-    @classmethod
-    def from_config(cls, config: Any, in_features: int, num_classes: int, rngs: nnx.Rngs) -> "MLP":
-        """The network that config.model describes."""
-        return cls(
-            in_features,
-            config.width,
-            config.depth,
-            num_classes,
-            config.residual,
-            weight_variance=config.weight_variance,
-            alpha_init=config.alpha_init,
-            scan=config.scan,
-            remat=config.remat,
-            dtype=getattr(jnp, config.dtype),
-            rngs=rngs,
-        )
-
     def __call__(
         self, x: Float[Array, "*batch in_features"]
     ) -> Float[Array, "*batch out_features"]:
         """Returns float32 logits."""
-        x = nnx.relu(self.stem(x))
-        x = self.trunk(x)
+        x = self.trunk(nnx.relu(self.stem(x)))
         return self.head(x.astype(jnp.float32))

@@ -1,7 +1,7 @@
 """The checkpoints of a run that trains, with Orbax: written in the background, few of them kept.
 
-Several processes write each their own part, in one folder that all of them share. Checkpoint k is
-the state after k updates, with the manifest that rezero_jax.runs.restore verifies, and in it the
+Each of several processes writes its own part, in one folder that all of them share. Checkpoint k is
+the state after k updates, with the manifest that rezero_jax.runs.restore verifies, which holds the
 loop's running sums.
 """
 
@@ -12,9 +12,8 @@ import resource
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -46,15 +45,12 @@ class Checkpoints:
             preservation_policy=policies.AnyPreservationPolicy(kept),
             save_decision_policy=policies.FixedIntervalPolicy(1),
             cleanup_tmp_directories=True,
-            # Were it made in the background, a failure would leave threads waiting.
+            # In the background, a folder that cannot be made would leave threads waiting.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
         # Orbax logs a traceback of what it then raises.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
-        self._manager = self._open()
-
-    def _open(self) -> ocp.CheckpointManager:
-        return ocp.CheckpointManager(self._folder, options=self._options)
+        self._manager = ocp.CheckpointManager(folder, options=self._options)
 
     def save(
         self, step: int, state: Any, progress: dict[str, Any], metrics: dict[str, float] | None
@@ -68,7 +64,7 @@ class Checkpoints:
           metrics: the evaluation after this very step, if there was one.
 
         Raises:
-          OSError: there is no room for it, or it or the one before it cannot be written.
+          OSError: there is no room for it, or it or the checkpoint before it cannot be written.
         """
         self._check_room(sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
         manifest: dict[str, Any] = {
@@ -87,21 +83,16 @@ class Checkpoints:
             )
 
     def _check_room(self, needed: int) -> None:
-        """Finds a full disk beforehand: found while writing, TensorStore prints tracebacks."""
+        """Finds a full disk beforehand: TensorStore, which finds it later, prints tracebacks."""
         folder = self._folder if self._folder.exists() else self._folder.parent
         free = shutil.disk_usage(folder).free
+        needs = f"a checkpoint needs {needed / 1e6:,.1f} MB and"
         if free < needed:
-            raise OSError(
-                errno.ENOSPC,
-                f"a checkpoint needs {needed / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free",
-            )
+            raise OSError(errno.ENOSPC, f"{needs} {free / 1e6:,.1f} MB are free")
         largest, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
         if largest != resource.RLIM_INFINITY and largest < needed:
-            raise OSError(
-                errno.EFBIG,
-                f"a checkpoint needs {needed / 1e6:,.1f} MB and ulimit -f allows files of "
-                f"{largest / 1e6:,.1f} MB",
-            )
+            allowed = f"{largest / 1e6:,.1f} MB"
+            raise OSError(errno.EFBIG, f"{needs} ulimit -f allows files of {allowed}")
 
     def restore(
         self, shapes: Any, warn: Callable[[str], None] = processes.warn
@@ -116,7 +107,8 @@ class Checkpoints:
         """
         found = read_newest(self._folder, shapes, warn, self._set_aside)
         if found is not None:
-            return found[0], found[1]["progress"]
+            state, manifest = found
+            return state, manifest["progress"]
         if (self._folder.parent / "damaged").is_dir():
             warn(f"no good checkpoint is left in {self._folder}; the run starts anew")
         return None
@@ -131,24 +123,25 @@ class Checkpoints:
             shutil.move(self._folder / str(step), target)
 
         processes.on_first(move)
-        self._manager = self._open()
+        self._manager = ocp.CheckpointManager(self._folder, options=self._options)
         return target
 
     def finish(self) -> None:
-        """Returns when every save is on disk, and no checkpoint but those to be kept.
+        """Waits, and deletes the checkpoints that are not to be kept.
 
-        Each save deletes what it replaces, but only once it is written: a process killed in
-        between leaves one too many.
+        Each save deletes what it replaces once it is written, so a process killed in between leaves
+        one too many.
 
         Raises:
-          OSError: the last one cannot be written.
+          OSError: the last save cannot be written.
         """
         self.wait()
         for step in processes.on_first(self._left_over):
             self._manager.delete(step)
 
     def _left_over(self) -> list[int]:
-        found = [_Info(step) for step in sorted(self._manager.all_steps())]
+        # The policies read no time, and the metrics from the manifest.
+        found = [SimpleNamespace(step=s, metrics=None) for s in sorted(self._manager.all_steps())]
         policy = self._options.preservation_policy
         kept = policy.should_preserve(found, context=policies.PreservationContext())
         return [info.step for info, is_kept in zip(found, kept, strict=True) if not is_kept]
@@ -157,13 +150,13 @@ class Checkpoints:
         """Returns when every save is on disk.
 
         Raises:
-          OSError: the last one cannot be written.
+          OSError: the last save cannot be written.
         """
         with _failed_writes_told():
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, and releases the manager's threads.
+        """Waits, and ends the manager's threads.
 
         Raises:
           OSError: the last save cannot be written.
@@ -172,20 +165,11 @@ class Checkpoints:
             self._manager.close()
 
 
-@dataclass
-class _Info:
-    """What a policy is told of a checkpoint."""
-
-    step: int
-    metrics: dict[str, Any] | None = None  # in the manifest
-    time: datetime = datetime.min
-
-
 class _Best(policies.PreservationPolicy):
     """Keeps the `count` checkpoints of lowest eval/loss.
 
-    Orbax's BestN knows the evaluations of this process alone: after a restart it would delete what
-    was best before.
+    Orbax's BestN knows the evaluations of this process alone, and would delete the best ones before
+    a restart.
     """
 
     def __init__(self, folder: Path, count: int):

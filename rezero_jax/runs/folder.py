@@ -29,11 +29,11 @@ from rezero_jax.errors import UserError
 from rezero_jax.fields import differences, flatten
 from rezero_jax.runs.files import read_json, write_json
 
-# Where and on how much hardware a run happens may change between two starts; what it computes not.
+# Fields that may change between two starts: where and on how much hardware a run happens.
 TOPOLOGY = ("mesh.", "data.dir", "data.stream")
-# What an evaluation of a finished run may ask for otherwise than the run did.
+# Fields that an evaluation may set to other values than the run.
 EVALUATION = ("eval.", "data.context", "data.eval_split")
-# What runs did that are older than a field, where that is not the field's default.
+# What runs that are older than a field did, where that is not the field's default.
 LEGACY = {"data.order": "numpy"}
 # What a start writes before the first update.
 CONTENTS = (
@@ -50,7 +50,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 class Workdir:
     """The folder of one run, held by this run alone until it ends.
 
-    Of several processes the first one holds and writes it; the others must see it too.
+    The first of several processes holds and writes it; the others must see it too.
 
     Attributes:
       folder: its absolute path.
@@ -62,7 +62,7 @@ class Workdir:
 
     Raises:
       UserError: the folder cannot be written, belongs to another config, lacks what a finished run
-        has, is in use, or is not on storage that all processes share; in every process alike.
+        has, is in use, or is not on storage that all processes share. Every process raises it.
     """
 
     def __init__(self, folder: str | Path, config: ConfigDict):
@@ -116,10 +116,10 @@ class Workdir:
             )
 
     def abandon(self) -> None:
-        """Leaves nothing behind of a run that ends before its first updates."""
+        """Removes all that was written of a run that ends before its first updates."""
         if not processes.is_first() or is_begun(self.folder):
             return
-        with contextlib.suppress(OSError):  # something of the user's is in there
+        with contextlib.suppress(OSError):  # the folder holds something of the user's
             for name in self._own:
                 path = self.folder / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -128,13 +128,12 @@ class Workdir:
 
 
 def is_begun(folder: Path) -> bool:
-    """Whether a run in the folder has got beyond its first updates, and left something to keep."""
+    """Whether a run in the folder has made updates, and left something to keep."""
     lines = folder / "metrics.jsonl"
-    return (
-        (folder / "final.json").exists()
-        or (folder / "damaged").exists()
-        or bool(saved_steps(folder))
-        or (lines.exists() and lines.stat().st_size > 0)
+    if lines.exists() and lines.stat().st_size:
+        return True
+    return bool(saved_steps(folder)) or any(
+        (folder / n).exists() for n in ("final.json", "damaged")
     )
 
 
@@ -144,23 +143,21 @@ def check_config(
     free: tuple[str, ...] = TOPOLOGY,
     mend: str = "choose another --workdir or the old settings",
 ) -> None:
-    """Checks that the run in a folder, if there is one, is that of a config.
+    """Checks that the run in a folder, if there is one, has this config.
 
     Args:
       folder: a workdir.
-      config: a run's; what `continued` would change is not compared.
+      config: what `continued` would change in it is not compared.
       free: prefixes of the fields that may differ.
       mend: what the error advises.
 
     Raises:
-      UserError: it is the run of another config, or its config.json is broken.
+      UserError: the run has another config, or its config.json is broken.
     """
     if not (folder / "config.json").exists():
         return
-    old, new = (
-        flatten(json.loads(one.to_json()))
-        for one in (read_config(folder), continued(folder, config))
-    )
+    both = (read_config(folder), continued(folder, config))
+    old, new = (json.loads(one.to_json()) for one in both)
     changes = [change for change in differences(old, new) if not change.startswith(free)]
     if changes:
         raise UserError(f"{folder} holds a run of another config ({'; '.join(changes)}); {mend}")
@@ -169,7 +166,7 @@ def check_config(
 def read_config(folder: str | Path) -> ConfigDict:
     """The config of the run in a folder, with every field of `base_config`.
 
-    A field that is younger than the run has its value in LEGACY, else its default.
+    A field that is newer than the run has its value in LEGACY or else its default.
 
     Raises:
       UserError: there is no config.json, or it is broken.
@@ -204,10 +201,8 @@ def continued(folder: str | Path, config: ConfigDict) -> ConfigDict:
 
 
 def saved_steps(folder: str | Path) -> list[int]:
-    """The steps of a run's finished checkpoints, ascending.
-
-    Orbax writes under another name and renames, so a whole number is a whole checkpoint.
-    """
+    """The steps of a run's finished checkpoints, ascending."""
+    # Orbax writes under another name and renames, so a whole number is a whole checkpoint.
     folders = (Path(folder) / "checkpoints").glob("*")
     return sorted(int(path.name) for path in folders if path.name.isdigit())
 
@@ -238,7 +233,7 @@ def environment() -> dict[str, Any]:
 
 
 def device(environment: dict[str, Any]) -> str:
-    """What an `environment` says that a run ran on, in a few words."""
+    """The hardware in an `environment`, in a few words."""
     if environment["device"] == "cpu":
         return str(environment["machine"])
     return f"{environment['devices']} x {environment['device']}"

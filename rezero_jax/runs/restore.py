@@ -1,9 +1,9 @@
 """The one reader of checkpoints, for training and for whatever else loads a model: it verifies.
 
 A checkpoint has a small JSON manifest beside its arrays (the item "record"), with a fingerprint of
-every array and a checksum of all that it says. What does not match them is damaged. Only training
-moves a damaged checkpoint away; everything else warns, and leaves it. A sound checkpoint of another
-model is refused and stays where it is.
+every array and a checksum of the manifest. One that does not match them is damaged. Only training
+moves damaged checkpoints away; all else warns and leaves them. A sound checkpoint of another model
+is refused and stays.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ def read(folder: Path, step: int, shapes: Any) -> tuple[Any, dict[str, Any]]:
     Args:
       folder: the checkpoints of a run.
       step: which one.
-      shapes: the state's shapes, dtypes and shardings, which may be others than when saved.
+      shapes: the state's shapes, dtypes and shardings; the shardings may differ from those saved.
 
     Raises:
       Damaged: its checksum or fingerprint does not match, or it cannot be read.
@@ -92,7 +92,7 @@ def read_newest(
 
 
 def _load(folder: Path, shapes: Any) -> tuple[Any, dict[str, Any]]:
-    """State and manifest as they are in the files, once it is known that they are of one model."""
+    """State and manifest as they are in the files, if those are of the model that is wanted."""
     manifest = read_manifest(folder)
     # Each process reads for itself, as one that finds damage must not leave others waiting.
     own = ocp.options.MultiprocessingOptions(
@@ -105,7 +105,7 @@ def _load(folder: Path, shapes: Any) -> tuple[Any, dict[str, Any]]:
             return reader.restore(folder / "state", args=ocp.args.StandardRestore(shapes))
 
         saved = reader.metadata(folder / "state").item_metadata.tree
-        differing = _differing(_arrays(saved), _arrays(shapes))
+        differing = _differing(saved, shapes)
         if not differing:
             return restore(shapes), manifest
         # Damage can look like another structure, unless the arrays are as they were saved.
@@ -123,29 +123,28 @@ def _load(folder: Path, shapes: Any) -> tuple[Any, dict[str, Any]]:
     )
 
 
-def _arrays(tree: Any) -> dict[str, str]:
-    """Path -> dtype and shape, such as "float32(8, 10)"."""
-    return {
-        _path(path): f"{leaf.dtype}{tuple(leaf.shape)}"
-        for path, leaf in jax.tree.leaves_with_path(tree)
-    }
-
-
-def _differing(saved: dict[str, str], wanted: dict[str, str]) -> list[str]:
-    """What differs, the model's parameters first."""
-    paths = [p for p in saved.keys() | wanted.keys() if saved.get(p) != wanted.get(p)]
+def _differing(saved: Any, wanted: Any) -> list[str]:
+    """The arrays that differ in dtype or shape, the model's parameters first."""
+    here, there = (
+        {
+            _path(path): f"{leaf.dtype}{tuple(leaf.shape)}"
+            for path, leaf in jax.tree.leaves_with_path(tree)
+        }
+        for tree in (wanted, saved)
+    )
     return [
-        f"{path}: {saved.get(path, 'absent')} in the checkpoint, {wanted.get(path, 'absent')} here"
-        for path in sorted(paths, key=lambda path: (not path.startswith("params/"), path))
+        f"{path}: {there.get(path, 'absent')} in the checkpoint, {here.get(path, 'absent')} here"
+        for path in sorted(here.keys() | there, key=lambda p: (not p.startswith("params/"), p))
+        if here.get(path) != there.get(path)
     ]
 
 
 @contextlib.contextmanager
 def _failed_reads_dropped() -> Iterator[None]:
-    """Keeps the other failed reads of a damaged checkpoint quiet.
+    """Silences the further failed reads of a damaged checkpoint.
 
-    When one read fails, Orbax drops the rest unseen, and Python would print a traceback of each
-    when it is collected; the warning says all there is to say.
+    Orbax drops them once one has failed, and Python would print the traceback of each as it is
+    collected.
     """
     for name in ("asyncio", "absl"):  # Orbax logs a traceback of what it then raises
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -158,7 +157,7 @@ def _failed_reads_dropped() -> Iterator[None]:
 
 
 def checksum(manifest: dict[str, Any]) -> int:
-    """Of a manifest without its checksum."""
+    """The checksum of the rest of a manifest."""
     return zlib.crc32(json.dumps(manifest, sort_keys=True).encode())
 
 
@@ -173,13 +172,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def fingerprint(state: Any) -> dict[str, int]:
-    """For each array of a state, a sum of its bits."""
+    """For each array, the sum of its bits as integers modulo 2**32: any flipped bit changes it."""
     return {name: int(value) for name, value in _bit_sums(state).items()}
 
 
 @jax.jit
 def _bit_sums(state: Any) -> dict[str, Array]:
-    """For each array, the sum of its bits as integers modulo 2**32: any flipped bit changes it."""
     return {
         _path(path): jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}").sum(
             dtype=jnp.uint32

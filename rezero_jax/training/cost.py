@@ -99,9 +99,8 @@ def _operations(equation: core.JaxprEqn) -> int:
 
 def _inner(equation: core.JaxprEqn) -> Iterator[core.Jaxpr]:
     """The functions within an operation."""
-    for value in equation.params.values():
-        for one in value if isinstance(value, (tuple, list)) else (value,):
-            if isinstance(one, core.ClosedJaxpr):
-                yield one.jaxpr
-            elif isinstance(one, core.Jaxpr):
-                yield one
+    for value in jax.tree.leaves(equation.params):
+        if isinstance(value, core.ClosedJaxpr):
+            yield value.jaxpr
+        elif isinstance(value, core.Jaxpr):
+            yield value

@@ -68,12 +68,10 @@ class Intervals:
         )
 
     def next_stop(self, now: int) -> int:
-        """Where the dispatch that starts after step `now` ends: nothing is due in its midst."""
-        stops = [now + every - now % every for every in (self.log_every, self.save_every)]
-        for period in (self.size, self.eval_every):
-            if period is not None:
-                completed = now * self.batch_size // period
-                stops.append(-(-(completed + 1) * period // self.batch_size))
+        """The last step of the dispatch that starts after step `now`; nothing is due within it."""
+        size = self.batch_size
+        periods = (self.log_every * size, self.save_every * size, self.size, self.eval_every)
+        stops = [-(-(now * size // p + 1) * p // size) for p in periods if p is not None]
         return min(now + self.per_dispatch, self.total, *stops)
 
     def ends_epoch(self, step: int) -> bool:

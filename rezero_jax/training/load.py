@@ -36,11 +36,8 @@ def load_language_model(workdir: str | Path) -> tuple[Transformer, int]:
     spec = model_spec(make)
     optimizer, _ = make_optimizer(config.optim, 1, spec)
     here = SingleDeviceSharding(jax.devices()[0])
-    shapes = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
-        jax.eval_shape(partial(init_state, make, optimizer), jax.random.key(0)),
-    )
-    state = load_state(workdir, shapes)
+    shapes = jax.eval_shape(partial(init_state, make, optimizer), jax.random.key(0))
+    state = load_state(workdir, jax.tree.map(lambda leaf: leaf.update(sharding=here), shapes))
     model = spec.model(state["params"], state["stats"])
     model.eval()
     return model, int(state["step"])  # type: ignore[return-value]

@@ -3,12 +3,14 @@
 Every process of a run goes through it step by step with the others; the first one writes.
 """
 
+import contextlib
 import os
 import signal
 import time
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 import jax
@@ -18,10 +20,7 @@ from rezero_jax import processes
 from rezero_jax.data import Dataset
 from rezero_jax.errors import UserError
 from rezero_jax.runs.checkpoint import Checkpoints
-from rezero_jax.runs.files import write_json
 from rezero_jax.runs.folder import EVALUATION, TOPOLOGY, Workdir, check_config, continued
-from rezero_jax.runs.metrics import MetricsWriter
-from rezero_jax.training.cost import accelerator
 from rezero_jax.training.load import check_saved, load_state
 from rezero_jax.training.profile import Profile
 from rezero_jax.training.progress import Diverged, Progress
@@ -31,7 +30,7 @@ __all__ = ["Diverged", "Interrupted", "evaluate", "train"]
 
 
 class Interrupted(Exception):
-    """The run was told to stop and has saved its state; `signum` is the signal that said so."""
+    """A signal, `signum`, told the run to stop, and its state is saved."""
 
     def __init__(self, signum: int, step: int):
         super().__init__(f"stopped after step {step} and saved; the same command resumes from here")
@@ -50,17 +49,16 @@ def train(
       config: see rezero_jax.config.base_config.
       workdir: the run's folder; see rezero_jax.runs.folder.
       dataset: what to train on; by default the data set that config.data names.
-      profile: (first, last) updates of which a trace is written to workdir/profile, for TensorBoard
-        and Perfetto; it begins and ends with the dispatches that hold them.
+      profile: first and last update, from 1, to trace into workdir/profile; see `Profile`.
 
     Returns:
       The content of final.json.
 
     Raises:
-      UserError: a mistake in the config or the workdir, found before the workdir is touched; or
-        the workdir can no longer be written.
+      UserError: the config or the workdir is invalid, which is found before the workdir is touched,
+        or the workdir can no longer be written.
       Diverged: a loss, gradient or parameter is not finite; nothing is saved after it.
-      Interrupted: SIGINT or SIGTERM came; the state is saved.
+      Interrupted: SIGINT or SIGTERM arrived; the state is saved.
     """
     # ---- Set up
     config = continued(workdir, config)
@@ -84,48 +82,40 @@ def train(
             "make room or repair it, and the same command resumes from the newest checkpoint"
         ) from error
     finally:
-        home.abandon()  # what failed before its first update leaves nothing behind
+        home.abandon()  # a run that fails before its first update leaves nothing behind
 
 
 def _train(trainer: Trainer, folder: Path, profile: tuple[int, int] | None) -> dict[str, Any]:
-    """`train` in the workdir that this run holds; raises OSError where that cannot be written."""
+    """`train` in the workdir that this run holds; raises OSError if that cannot be written."""
     # ---- Resume, or begin
     config, intervals = trainer.config, trainer.intervals
-    parameters = trainer.spec.parameter_count
     checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint)
     restored = checkpoints.restore(trainer.shapes)
     state, saved_progress = restored or (trainer.init(), None)
     now = int(state["step"])
-    progress = Progress(
-        intervals,
-        parameters,
-        writer=MetricsWriter(folder, now) if processes.is_first() else None,
-        saved=saved_progress,
-        peak_rate=_peak_rate(trainer),
-        is_clipped=config.optim.clip_norm is not None,
-    )
+    progress = Progress(trainer, folder, now, saved_progress)
     progress.say(
-        f"{parameters:,} parameters, {intervals.total:,} steps of {intervals.batch_size} examples "
-        f"on {trainer.mesh.size} device(s), in {folder}"
+        f"{trainer.spec.parameter_count:,} parameters, {intervals.total:,} steps of "
+        f"{intervals.batch_size} examples on {trainer.mesh.size} device(s), in {folder}"
         + (f"\nresuming after step {now:,}" if now else "")
     )
     if profile is not None and profile[1] <= now:
         progress.say(f"no trace: the updates {profile[0]} to {profile[1]} were made before")
 
     tracing = Profile(folder / "profile", profile if processes.is_first() else None)
-    with _Signals() as signals:
+    with _noted_signals() as received:
         try:
             batches = trainer.batches(now)
             pending: tuple[int, int, dict[str, jax.Array]] | None = None
-            stop = 0  # the signal that some process received
+            stop = 0  # the signal that a process received, or 0
             while now < intervals.total:
                 # ---- Step: the device computes one dispatch while the host reads the one before
                 last = intervals.next_stop(now)
                 tracing.begin(now, last)
-                with progress.timed("data"):
+                with progress.clock.timed("data"):
                     fetched = list(islice(batches, last - now))
                 started = time.perf_counter()
-                state, report = trainer.dispatch(state, fetched, signals.received)
+                state, report = trainer.dispatch(state, fetched, max(received, default=0))
                 if not progress.is_started:
                     jax.block_until_ready(report)
                     progress.start(now, last, time.perf_counter() - started)
@@ -144,12 +134,12 @@ def _train(trainer: Trainer, folder: Path, profile: tuple[int, int] | None) -> d
                     continue
                 line, stop = progress.receive(*pending), stop or int(report["stop"])
                 pending = None
-                with progress.timed("evaluation"):
+                with progress.clock.timed("evaluation"):
                     evaluation = trainer.evaluate(state) if is_eval else None
                 if intervals.is_log(now):
                     progress.write(now, line | (evaluation or {}))
                 if stop or intervals.is_save(now):
-                    with progress.timed("checkpoint"):
+                    with progress.clock.timed("checkpoint"):
                         checkpoints.save(now, state, progress.snapshot(), evaluation)
                 if stop and now < intervals.total:
                     checkpoints.wait()
@@ -157,10 +147,9 @@ def _train(trainer: Trainer, folder: Path, profile: tuple[int, int] | None) -> d
 
             # ---- Finish
             checkpoints.finish()
-            final = progress.summary("finished", now)
-            _write_final(folder, final)
+            return progress.finish("finished", now)
         except Diverged:
-            _write_final(folder, progress.summary("diverged", now))
+            progress.finish("diverged", now)
             raise
         except jax.errors.JaxRuntimeError as error:
             processes.end_after_loss(error)
@@ -168,17 +157,16 @@ def _train(trainer: Trainer, folder: Path, profile: tuple[int, int] | None) -> d
             checkpoints.close()
             progress.close()
             tracing.close()
-    return final
 
 
 def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
     """The evaluation of a run's newest good checkpoint: {"step": ..., "eval/loss": ...}.
 
-    Only reads, also while the run trains. What is evaluated may be set otherwise than in training:
-    folder.EVALUATION.
+    It only reads, so the run may still be training. The fields in folder.EVALUATION may differ from
+    those of the training.
 
     Raises:
-      UserError: there is no good checkpoint, or the workdir is of another config or structure.
+      UserError: there is no good checkpoint, or its config or structure is another one.
     """
     check_saved(workdir)
     config = continued(workdir, config)
@@ -188,37 +176,20 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
     return {"step": int(state["step"])} | trainer.evaluate(state)
 
 
-def _peak_rate(trainer: Trainer) -> float | None:
-    """Updates a second if the devices did nothing but multiply at their peak; None if unknown."""
-    chip = accelerator()
-    return chip and chip.flops * trainer.mesh.size / trainer.flops()
+@contextlib.contextmanager
+def _noted_signals() -> Iterator[list[int]]:
+    """A list to which a SIGINT or SIGTERM is added; a second one ends the process at once."""
+    received: list[int] = []
 
-
-def _write_final(folder: Path, final: dict[str, Any]) -> None:
-    if processes.is_first():
-        write_json(folder / "final.json", final)
-
-
-class _Signals:
-    """Notes SIGINT and SIGTERM for the loop; a second one ends the process at once."""
-
-    received: int = 0
-
-    def __enter__(self) -> "_Signals":
-        self._old = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for signum, handler in self._old.items():
-            signal.signal(signum, handler)
-
-    def _note(self, signum: int, frame: FrameType | None) -> None:
-        if self.received:
+    def note(signum: int, frame: FrameType | None) -> None:
+        if received:
             os._exit(128 + signum)
-        self.received = signum
+        received.append(signum)
         os.write(2, b"\nstopping after this step and saving; a second signal stops at once\n")
+
+    old = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for signum, handler in old.items():
+            signal.signal(signum, handler)

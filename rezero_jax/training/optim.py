@@ -25,29 +25,27 @@ SCHEDULES = ("constant", "cosine", "linear", "multistep", "piecewise")
 
 
 def make_optimizer(
-    config: ConfigDict,
-    total_steps: int,
-    spec: ModelSpec,
+    config: ConfigDict, total_steps: int, spec: ModelSpec
 ) -> tuple[optax.GradientTransformation, dict[str, Schedule]]:
     """The optimizer and the learning-rate schedule of each of its groups.
+
+    LAMB's trust ratio is that of each layer where parameters are stacked.
 
     Args:
       config: config.optim.
       total_steps: updates in the run, which the schedules span.
-      spec: the model's. LAMB's trust ratio is taken layer by layer where parameters are
-        stacked, as if each layer had a tensor of its own.
+      spec: the model's.
 
     Raises:
-      UserError: an unknown optimizer or schedule, a negative rate, points that are no schedule, a
-        group whose path matches no parameter, or a parameter that two groups match.
+      UserError: an optimizer, schedule, rate or clip_norm is invalid, the path of a group matches
+        no parameter, or a parameter matches two groups.
     """
     if config.clip_norm is not None and config.clip_norm <= 0:
         raise UserError(f"optim.clip_norm={config.clip_norm} is not positive; None clips nothing")
     labels = _labels(config, spec)
     groups = {"base": config, "alpha": config.alpha, **config.groups}
-    used = set(jax.tree.leaves(labels))
     rules, schedules = {}, {}
-    for name in sorted(used):
+    for name in sorted(set(jax.tree.leaves(labels))):
         settings = config.copy_and_resolve_references()
         for key, value in groups[name].items():
             if value is not None and key not in ("alpha", "groups", "path"):
@@ -117,7 +115,7 @@ def _schedule(settings: ConfigDict, total_steps: int) -> Schedule:
     return optax.join_schedules([rise, schedule], [warmup])
 
 
-def _through(key: str, points: Sequence[Sequence[float]], total_steps: int) -> Schedule:
+def _through(key: str, points: Sequence[Any], total_steps: int) -> Schedule:
     """Straight lines through `points` (fraction of the run, value), as a function of the step."""
     try:
         fractions = [fraction for fraction, _ in points]

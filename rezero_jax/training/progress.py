@@ -1,4 +1,4 @@
-"""What a run tells while it trains: checks reports, keeps sums, writes lines, shows progress."""
+"""How a run goes, told while it trains: checks reports, keeps sums, writes and prints lines."""
 
 import contextlib
 import copy
@@ -7,6 +7,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,8 +15,10 @@ import numpy as np
 from tqdm import tqdm
 
 from rezero_jax import processes
+from rezero_jax.runs.files import write_json
 from rezero_jax.runs.metrics import MetricsWriter
-from rezero_jax.training.intervals import Intervals
+from rezero_jax.training.cost import accelerator
+from rezero_jax.training.trainer import Trainer
 
 Line = dict[str, float]
 
@@ -29,42 +32,34 @@ class Diverged(Exception):
 
 
 class Progress:
-    """How far a run is, and how it goes.
+    """How far a run is, and how it goes. The first process writes it to the workdir and prints it.
+
+    Attributes:
+      clock: times the waits of the loop.
 
     Args:
-      intervals: when things are due.
-      parameters: number of the model's parameters.
-      writer: where lines are written; None writes none.
-      saved: what `progress` was when the checkpoint was saved from which the run resumes; None for
-        a new run.
-      peak_rate: updates a second at the peak of the devices, if that is known.
-      is_clipped: whether the gradients are, which decides what is advised when the run diverges.
+      trainer: what the run computes.
+      folder: the workdir.
+      step: updates made so far.
+      saved: the `snapshot` in the checkpoint from which the run resumes; None for a new run.
     """
 
-    def __init__(
-        self,
-        intervals: Intervals,
-        parameters: int,
-        writer: MetricsWriter | None,
-        saved: dict[str, Any] | None,
-        peak_rate: float | None = None,
-        is_clipped: bool = False,
-    ):
-        self._intervals = intervals
-        self._parameters = parameters
-        self._writer = writer
-        self._peak_rate = peak_rate
-        self._remedy = "lower optim.learning_rate or " + (
-            "optim.clip_norm" if is_clipped else "set optim.clip_norm"
-        )
+    def __init__(self, trainer: Trainer, folder: Path, step: int, saved: dict[str, Any] | None):
+        self._trainer, self._intervals = trainer, trainer.intervals
+        self._folder = folder
+        self._writer = MetricsWriter(folder, step) if processes.is_first() else None
         # Plain JSON data, saved with each checkpoint so that a resumed run tells the same story.
-        self.progress: dict[str, Any] = saved or {
+        self._sums: dict[str, Any] = saved or {
             "epoch_loss": {"sum": 0.0, "steps": 0},
             "last": {},
             "best": {},
             "seconds": 0.0,
         }
-        self._clock = _Clock()
+        self._seconds_before = self._sums["seconds"]
+        chip = accelerator()
+        # Updates a second if the devices did nothing but multiply at their peak; None if unknown.
+        self._peak_rate = chip and chip.flops * trainer.mesh.size / trainer.flops()
+        self.clock = _Clock()
         self._bar: tqdm | None = None
         self._first_step = 0
 
@@ -74,20 +69,20 @@ class Progress:
         return self._bar is not None
 
     def start(self, first: int, last: int, seconds: float) -> None:
-        """Starts clock and progress bar after the first dispatch, which made updates first..last.
+        """Starts the clock and the bar after the first dispatch, of the updates first + 1 .. last.
 
-        Its `seconds` went mostly into compiling, so no rate counts them.
+        No rate counts its `seconds`, which went mostly into compiling.
         """
         self.say(f"first {last - first} step(s) with compilation: {seconds:.1f} s")
-        self._clock.restart()
-        self._clock.spent["start"] = seconds
+        self.clock.restart()
+        self.clock.spent["start"] = seconds
         self._first_step = last
         self._bar = tqdm(
             total=self._intervals.total,
             initial=last,
             unit="step",
             dynamic_ncols=True,
-            # No bar where the output goes to a file: lines tell the progress there.
+            # None shows no bar where the output goes to a file, in which lines tell the progress.
             disable=None if processes.is_first() else True,
         )
 
@@ -107,8 +102,8 @@ class Progress:
             if not np.isfinite(values[name]):
                 raise self._diverged(what, values[name], last)
         if first >= self._first_step:
-            self._clock.count((last - first) * self._intervals.batch_size)
-        epoch_loss = self.progress["epoch_loss"]
+            self.clock.count((last - first) * self._intervals.batch_size)
+        epoch_loss = self._sums["epoch_loss"]
         for loss in values["loss"][: last - first]:
             epoch_loss["sum"] += float(loss)
             epoch_loss["steps"] += 1
@@ -121,16 +116,17 @@ class Progress:
         line |= {f"alpha/{layer}": float(alpha) for layer, alpha in enumerate(alphas)}
         if self._intervals.ends_epoch(last):
             line["train/epoch_loss"] = epoch_loss["sum"] / epoch_loss["steps"]
-            self.progress["epoch_loss"] = {"sum": 0.0, "steps": 0}
+            self._sums["epoch_loss"] = {"sum": 0.0, "steps": 0}
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {line['train/loss']:.4f}", refresh=False)
             self._bar.update(max(last - self._bar.n, 0))
         return line
 
     def _diverged(self, what: str, value: Any, step: int) -> Diverged:
+        is_clipped = self._trainer.config.optim.clip_norm is not None
         return Diverged(
-            f"the {what} became {value} at step {step}; {self._remedy}, and start in a new "
-            "--workdir"
+            f"the {what} became {value} at step {step}; lower optim.learning_rate or "
+            f"{'' if is_clipped else 'set '}optim.clip_norm, and start in a new --workdir"
         )
 
     def write(self, step: int, line: Line) -> None:
@@ -138,22 +134,26 @@ class Progress:
         rates = self._rates()
         if self._writer is not None:
             self._writer.write(step, line | rates)
-        self.progress["best"] = _best(self.progress["best"], line)
-        self.progress["last"] |= {
+        best = self._sums["best"]
+        for name, value in line.items():
+            if name.startswith("eval/") and not math.isnan(value):
+                pick = max if name.endswith("accuracy") else min
+                best[f"best/{name}"] = pick(best.get(f"best/{name}", value), value)
+        self._sums["last"] |= {
             k: v for k, v in line.items() if k.startswith(("train/", "eval/", "epoch"))
         }
         shown = {k: v for k, v in line.items() if k == "train/epoch_loss" or k.startswith("eval/")}
-        if "eval/loss" in line or self._clock.has_been_silent():
+        if "eval/loss" in line or self.clock.has_been_silent():
             self._say_progress(step, line["epoch"], shown or {"train/loss": line["train/loss"]})
 
     def _rates(self) -> Line:
-        """Where the time since the last line went: seconds, those of "time/step" for one update.
+        """Where the time since the last line went, in seconds, and "time/step", that of one update.
 
-        An update's time has the wait for its data in it, but neither evaluation nor saving.
+        An update's time includes the wait for its data, but neither evaluations nor saves.
         """
-        spent = self._clock.lap()
-        rates = {"examples_per_second": self._clock.rate}
-        updates = self._clock.rate / self._intervals.batch_size
+        spent = self.clock.lap()
+        rates = {"examples_per_second": self.clock.rate}
+        updates = self.clock.rate / self._intervals.batch_size
         if updates:
             rates["time/step"] = 1 / updates
             if self._peak_rate:
@@ -163,37 +163,37 @@ class Progress:
     def _say_progress(self, step: int, epoch: float, numbers: Line) -> None:
         total = self._intervals.total
         done = step - self._first_step
-        left = round(self._clock.elapsed * (total - step) / done) if done else 0
+        left = round(self.clock.elapsed * (total - step) / done) if done else 0
         self.say(
             f"step {step:,}/{total:,} ({step / total:.0%}), epoch {epoch:.2f}: "
             + ", ".join(f"{name} {value:.4f}" for name, value in numbers.items())
-            + f", {self._clock.rate:,.0f} examples/s, {datetime.timedelta(seconds=left)} left"
+            + f", {self.clock.rate:,.0f} examples/s, {datetime.timedelta(seconds=left)} left"
         )
 
-    def timed(self, what: str) -> contextlib.AbstractContextManager[None]:
-        """Notes the time spent on `what`, which is left out of the rates unless it is "data"."""
-        return self._clock.timed(what)
-
     def snapshot(self) -> dict[str, Any]:
-        """The progress to save with a checkpoint."""
-        self.progress["seconds"] += self._clock.tick()
-        return copy.deepcopy(self.progress)
+        """What to save with a checkpoint, plain JSON data."""
+        self._sums["seconds"] = self._seconds_before + self.clock.elapsed
+        return copy.deepcopy(self._sums)
 
-    def summary(self, status: str, step: int) -> dict[str, Any]:
-        """The content of final.json."""
-        seconds = self.snapshot()["seconds"]
-        return {
+    def finish(self, status: str, step: int) -> dict[str, Any]:
+        """Writes final.json, and returns its content."""
+        sums = self.snapshot()
+        seconds = sums["seconds"]
+        final = {
             "status": status,
             "steps": step,
             "seconds": round(seconds, 3),
             "examples_per_second": step * self._intervals.batch_size / seconds if seconds else None,
-            "parameters": self._parameters,
-            **self.progress["last"],
-            **self.progress["best"],
+            "parameters": self._trainer.spec.parameter_count,
+            **sums["last"],
+            **sums["best"],
         }
+        if processes.is_first():
+            write_json(self._folder / "final.json", final)
+        return final
 
     def say(self, text: str) -> None:
-        """Prints a line without breaking the progress bar, from the first process alone."""
+        """Prints a line, which leaves the progress bar whole."""
         if processes.is_first():
             tqdm.write(text)
 
@@ -212,7 +212,7 @@ class _Clock:
         self.restart()
 
     def restart(self) -> None:
-        self._started = self._ticked = self._lapped = self._spoke = time.perf_counter()
+        self._started = self._lapped = self._spoke = time.perf_counter()
         self.spent: dict[str, float] = {}  # seconds since the last lap
         self.rate = 0.0  # examples per second up to the last lap
         self._examples, self._busy = 0, 0.0  # since the start; seconds without the pauses
@@ -222,10 +222,10 @@ class _Clock:
         self._examples += examples
 
     def lap(self) -> dict[str, float]:
-        """Sets `rate`, and returns the seconds spent on this and that since the last lap.
+        """Sets `rate`, and returns the seconds spent on each kind of work since the last lap.
 
-        The rate is that of at least WINDOW seconds, where there are so many: reports come in
-        bursts, and between two of them there may be next to no time.
+        The rate spans at least WINDOW seconds once so many have passed: reports come in bursts,
+        and there may be next to no time between two of them.
         """
         now, spent = time.perf_counter(), self.spent
         pauses = sum(seconds for what, seconds in spent.items() if what in PAUSES)
@@ -238,14 +238,8 @@ class _Clock:
         self._lapped, self.spent = now, {}
         return spent
 
-    def tick(self) -> float:
-        """Seconds since the last tick."""
-        now = time.perf_counter()
-        elapsed, self._ticked = now - self._ticked, now
-        return elapsed
-
     def has_been_silent(self) -> bool:
-        """Whether it is long since this last returned True."""
+        """Whether SILENCE seconds have passed since this last returned True."""
         now = time.perf_counter()
         if now - self._spoke < SILENCE:
             return False
@@ -258,16 +252,7 @@ class _Clock:
 
     @contextlib.contextmanager
     def timed(self, what: str) -> Iterator[None]:
+        """Adds the time within to what was spent on `what`; the rates leave out the PAUSES."""
         started = time.perf_counter()
         yield
         self.spent[what] = self.spent.get(what, 0.0) + time.perf_counter() - started
-
-
-def _best(best: dict[str, float], line: Line) -> dict[str, float]:
-    """`best` with what `line` improves: "best/eval/accuracy" rises, every other one falls."""
-    better = dict(best)
-    for name, value in line.items():
-        if name.startswith("eval/") and not math.isnan(value):
-            pick = max if name.endswith("accuracy") else min
-            better[f"best/{name}"] = pick(better.get(f"best/{name}", value), value)
-    return better

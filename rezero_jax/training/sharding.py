@@ -1,7 +1,6 @@
-"""The device mesh and who holds what: one code path from one CPU device to many hosts."""
+"""The device mesh and what each device holds: one code path from one CPU device to many hosts."""
 
 import math
-from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -12,19 +11,18 @@ from ml_collections import ConfigDict
 from rezero_jax.errors import UserError
 from rezero_jax.training.state import ModelSpec, path_text
 
-# Smaller arrays stay whole under full sharding: to fetch them costs more than to keep them.
+# Smaller arrays stay whole under full sharding: fetching them costs more than keeping them.
 FULLY_SHARDED_FROM = 1024  # elements
 
 
 def make_mesh(config: ConfigDict, batch_sizes: dict[str, int]) -> Mesh:
-    """A mesh with the axes `data` and `model`; `mesh.data` = -1 takes all devices there are.
+    """A mesh with the axes `data` and `model` of config.mesh; data = -1 takes all devices.
 
     Args:
-      config: config.mesh.
       batch_sizes: config key -> batch size; the axis `data` must divide each.
 
     Raises:
-      UserError: there are no such devices, or a batch does not divide.
+      UserError: there are too few devices, or a batch does not divide among them.
     """
     count, model = jax.device_count(), config.model
     if model < 1 or count % model:
@@ -46,8 +44,8 @@ def make_mesh(config: ConfigDict, batch_sizes: dict[str, int]) -> Mesh:
             )
     if jax.process_count() > 1 and data * model < count:
         raise UserError(
-            f"mesh.data={data} leaves devices of the {jax.process_count()} processes without work; "
-            "set it to -1"
+            f"mesh.data={data} leaves devices of the {jax.process_count()} processes idle; set it "
+            "to -1"
         )
     # Each process's devices lie together, so that its rows of a batch do.
     ordered = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
@@ -56,19 +54,15 @@ def make_mesh(config: ConfigDict, batch_sizes: dict[str, int]) -> Mesh:
 
 
 def state_shardings(shapes: Any, mesh: Mesh, spec: ModelSpec, fully_sharded: bool) -> Any:
-    """Where each array of the training state lives; a parameter's moments live where it does.
+    """Where each array of a training state of these shapes lives, moments beside their parameter.
 
     Along `model` (tensor parallelism) parameters are cut as they declare. Of two matrices in a row
     the first is cut by its outputs and the second by its inputs, so that what lies between them
     stays where it is and only the sum at the end travels (arXiv 1909.08053, section 3).
 
     Under full sharding each array of at least FULLY_SHARDED_FROM elements is also cut along `data`,
-    at its longest axis that divides, the layer axis of a stack excepted: a scan would have to fetch
+    at the longest axis that divides, but never along a stack's layers: a scan would have to fetch
     each layer from one device.
-
-    Args:
-      shapes: the state's shapes and dtypes.
-      spec: the model's.
 
     Raises:
       UserError: an axis does not divide among the devices along `model`, or there is none to cut.
@@ -77,10 +71,13 @@ def state_shardings(shapes: Any, mesh: Mesh, spec: ModelSpec, fully_sharded: boo
     data, model = mesh.shape["data"], mesh.shape["model"]
 
     def place(path: Any, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
-        name, shape = _parameter(path_text(path), params), leaf.shape
-        axes: list[str | None] = [None] * leaf.ndim
+        # The path of a moment ends in that of its parameter.
+        keys, shape = path_text(path).split("/"), leaf.shape
+        tails = ("/".join(keys[i:]) for i in range(1, len(keys)))
+        name = next((tail for tail in tails if tail in params), None)
         if name is None or not shape:  # an optimizer may keep a single number for a parameter
-            return NamedSharding(mesh, PartitionSpec())
+            return replicated(mesh)
+        axes: list[str | None] = [None] * leaf.ndim
         axis = spec.model_axes.get(name)
         if model > 1 and axis is not None:
             if shape[axis] % model:
@@ -91,8 +88,7 @@ def state_shardings(shapes: Any, mesh: Mesh, spec: ModelSpec, fully_sharded: boo
             axes[axis] = "model"
         if fully_sharded and leaf.size >= FULLY_SHARDED_FROM:
             per_layer = range(name in spec.stacked_paths, leaf.ndim)
-            free = [i for i in per_layer if axes[i] is None and shape[i] % data == 0]
-            if free:
+            if free := [i for i in per_layer if axes[i] is None and shape[i] % data == 0]:
                 axes[max(free, key=lambda i: shape[i])] = "data"
         return NamedSharding(mesh, PartitionSpec(*axes))
 
@@ -103,13 +99,6 @@ def state_shardings(shapes: Any, mesh: Mesh, spec: ModelSpec, fully_sharded: boo
             "(mesh.fully_sharded=True spreads any network's state)"
         )
     return placed
-
-
-def _parameter(path: str, params: Collection[str]) -> str | None:
-    """The parameter that an array of the state is, or belongs to: the optimizer's trees end so."""
-    parts = path.split("/")
-    tails = ("/".join(parts[i:]) for i in range(1, len(parts)))
-    return next((tail for tail in tails if tail in params), None)
 
 
 def device_bytes(tree: Any) -> int:
@@ -138,13 +127,13 @@ def own_rows(mesh: Mesh, size: int) -> slice:
 
 
 def put(tree: Any, sharding: NamedSharding) -> Any:
-    """Host arrays that every process has whole, on the devices."""
+    """A tree of host arrays, which every process has whole, on the devices."""
 
     def place(leaf: Any) -> jax.Array:
         whole = np.asarray(leaf)
         return jax.make_array_from_callback(whole.shape, sharding, whole.__getitem__)
 
-    with jax.transfer_guard_host_to_device("allow"):  # these are asked for
+    with jax.transfer_guard_host_to_device("allow"):  # this transfer is intended
         return jax.tree.map(place, tree)
 
 

@@ -20,7 +20,7 @@ MakeModel = Callable[[nnx.Rngs], nnx.Module]
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-    """What of a model is not arrays.
+    """Everything about a model but its arrays.
 
     Attributes:
       graphdef: the module's structure.
@@ -56,7 +56,8 @@ class ModelSpec:
             stacked = text in self.stacked_paths
             layers = leaf if stacked else leaf[None]
             per_layer = layers.reshape(layers.shape[0], -1)
-            gate = per_layer[:, 0] if per_layer.shape[1] == 1 else _mean_abs(per_layer)
+            one = per_layer.shape[1] == 1
+            gate = per_layer[:, 0] if one else jnp.abs(per_layer).mean(axis=1)
             stack = text[: text.index("blocks/")] if stacked else text
             stacks.setdefault(stack, []).append(gate)
         values = [jnp.stack(gates, axis=1).reshape(-1) for gates in stacks.values()]
@@ -92,7 +93,7 @@ def model_spec(make_model: MakeModel) -> ModelSpec:
 
 
 def init_state(make_model: MakeModel, optimizer: optax.GradientTransformation, key: Array) -> State:
-    """The state after no updates; to be jitted whole, so that it is born where it will live."""
+    """The state after no updates; jit it whole, so that arrays are made where they will live."""
     _, param_state, stats = split_params(make_model(nnx.Rngs(key)))
     params = nnx.to_pure_dict(param_state)
     return {
@@ -106,7 +107,3 @@ def init_state(make_model: MakeModel, optimizer: optax.GradientTransformation, k
 def path_text(path: Any) -> str:
     """A tree path as "a/b/c"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def _mean_abs(per_layer: Array) -> Array:
-    return jnp.abs(per_layer).mean(axis=1)

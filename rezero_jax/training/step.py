@@ -14,13 +14,15 @@ from rezero_jax.training.optim import Schedule
 from rezero_jax.training.state import ModelSpec, State
 
 Batch = dict[str, Array]
-# objective(model, batch, key) -> {"loss": (batch,), ...}, one value per example, all float32. Where
-# there is a "weight" among them, an evaluation counts each example so many times.
+# objective(model, batch, key) -> {"loss": (batch,), ...}, one float32 per example. An evaluation
+# counts each example "weight" times, if that is among them.
 Objective = Callable[[nnx.Module, Batch, Array], dict[str, Array]]
 # augment(batch, key) -> batch, on the device; random.
 Augment = Callable[[Batch, Array], Batch]
 # gather(resident, fetched) -> batch, on the device.
 Gather = Callable[[dict[str, Array], dict[str, Array]], Batch]
+# (state, ...) -> (state, report).
+Update = Callable[..., tuple[State, dict[str, Array]]]
 
 
 def classification(
@@ -65,14 +67,14 @@ def make_train_step(
     accumulate: int,
     seed: int,
     augment: Augment | None = None,
-) -> Callable[..., tuple[State, dict[str, Array]]]:
+) -> Update:
     """One update: (state, batch, measure) -> (state, {"loss", "grad_norm", ...}), float32 scalars.
 
     "grad_norm" is 0 where the bool `measure` is False: reading every gradient once more costs a
     tenth of the step of a deep narrow network.
     Everything random in update t is a function of fold_in(key(seed), t). With `accumulate` > 1 the
-    batch, once augmented, is split into this many parts, run one after another, and their gradients
-    averaged.
+    augmented batch is split into so many parts, which run one after another, and their gradients
+    are averaged.
     """
 
     def loss(params: Any, stats: Any, batch: Batch, key: Array) -> tuple[Array, tuple]:
@@ -100,7 +102,7 @@ def make_train_step(
             return (stats, jax.tree.map(jnp.add, total, (grads, means))), None
 
         shapes = jax.eval_shape(grad, params, stats, jax.tree.map(lambda leaf: leaf[0], parts), key)
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0], shapes[1][1]))
+        zeros = jax.tree.map(jnp.zeros_like, (shapes[0], shapes[1][1]))
         (stats, total), _ = jax.lax.scan(
             part, (stats, zeros), (parts, jax.random.split(key, accumulate))
         )
@@ -128,11 +130,8 @@ def make_train_step(
 
 
 def make_dispatch(
-    train_step: Callable[..., tuple[State, dict[str, Array]]],
-    gather: Gather,
-    spec: ModelSpec,
-    schedules: dict[str, Schedule],
-) -> Callable[..., tuple[State, dict[str, Array]]]:
+    train_step: Update, gather: Gather, spec: ModelSpec, schedules: dict[str, Schedule]
+) -> Update:
     """Up to K updates in one dispatch: (state, resident, fetched, count) -> (state, report).
 
     `fetched` holds K batches on a leading axis, of which the first `count` are used; `count` is a
@@ -157,12 +156,13 @@ def make_dispatch(
         _, shapes = jax.eval_shape(train_step, state, jax.eval_shape(batch, 0))
         report = {name: jnp.zeros((size, *s.shape), s.dtype) for name, s in shapes.items()}
         state, report = jax.lax.fori_loop(0, count, body, (state, report))
-        report["grad_norm"] = report["grad_norm"][count - 1]
-        report["param_norm"] = optax.tree.norm(state["params"])
-        report["alphas"] = spec.alphas(state["params"])
-        for group, schedule in schedules.items():
-            report[f"learning_rate/{group}"] = jnp.asarray(schedule(state["step"] - 1))
-        return state, report
+        last = state["step"] - 1
+        rates = {f"learning_rate/{name}": jnp.asarray(s(last)) for name, s in schedules.items()}
+        return state, report | rates | {
+            "grad_norm": report["grad_norm"][count - 1],
+            "param_norm": optax.tree.norm(state["params"]),
+            "alphas": spec.alphas(state["params"]),
+        }
 
     return dispatch
 

@@ -52,11 +52,11 @@ class Trainer:
         self.config = config
         train, seed = config.train, config.seed
         self._train, self._eval = dataset.train, dataset.eval
-        self._order = Order(seed, dataset.train.size, train.batch_size, config.data.order)
+        self._order = Order(seed, self._train.size, train.batch_size, config.data.order)
         self._eval_batches = eval_batches(
-            dataset.eval.size, config.eval.batch_size, config.eval.examples
+            self._eval.size, config.eval.batch_size, config.eval.examples
         )
-        self.intervals = Intervals.from_config(config, dataset.train.size)
+        self.intervals = Intervals.from_config(config, self._train.size)
         if train.accumulate < 1 or train.batch_size % train.accumulate:
             raise UserError(
                 f"train.accumulate={train.accumulate} does not divide "
@@ -69,29 +69,20 @@ class Trainer:
                 "eval.batch_size": config.eval.batch_size,
             },
         )
-        self._train_rows, self._eval_rows = (
-            sharding.own_rows(self.mesh, size)
-            for size in (train.batch_size, config.eval.batch_size)
-        )
         make, objective = _task(config.model, dataset)
         self.spec, self.objective = model_spec(make), objective
         optimizer, schedules = make_optimizer(config.optim, self.intervals.total, self.spec)
-        train_step = step.make_train_step(
+        self._train_step = step.make_train_step(
             self.spec, objective, optimizer, train.accumulate, seed, augment(config.data)
         )
-        self._train_step = train_step
-        updates = step.make_dispatch(train_step, dataset.train.gather, self.spec, schedules)
-        eval_step = step.make_eval_step(self.spec, objective, dataset.eval.gather)
+        updates = step.make_dispatch(self._train_step, self._train.gather, self.spec, schedules)
+        eval_step = step.make_eval_step(self.spec, objective, self._eval.gather)
 
         self._whole = sharding.replicated(self.mesh)
         init = partial(init_state, make, optimizer)
         shapes = jax.eval_shape(init, jax.random.key(0))
         placed = sharding.state_shardings(shapes, self.mesh, self.spec, config.mesh.fully_sharded)
-        self.shapes = jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-            shapes,
-            placed,
-        )
+        self.shapes = jax.tree.map(lambda leaf, place: leaf.update(sharding=place), shapes, placed)
         self._init = jax.jit(init, out_shardings=placed)
         self._dispatch = jax.jit(
             _with_stop(updates), donate_argnums=0, out_shardings=(placed, self._whole)
@@ -105,7 +96,7 @@ class Trainer:
         """Checks that the state of a run fits this machine, before any of it is allocated.
 
         Raises:
-          UserError: it does not; XLA would abort the process.
+          UserError: it does not fit; XLA would abort the process.
         """
         device = self.mesh.local_devices[0]
         limit = (device.memory_stats() or {}).get("bytes_limit")
@@ -125,10 +116,9 @@ class Trainer:
             return self._init(jax.random.fold_in(jax.random.key(self.config.seed), 2**31))
 
     def batches(self, first: int) -> Iterator[HostBatch]:
-        """What travels from this process to its devices for the updates from `first` (0-based)."""
-        return self._train.batches(
-            self._order.indices, first, self.intervals.total, self._train_rows
-        )
+        """This process's part of the batches of the updates from `first`, counted from 0."""
+        rows = sharding.own_rows(self.mesh, self.config.train.batch_size)
+        return self._train.batches(self._order.indices, first, self.intervals.total, rows)
 
     def dispatch(
         self, state: State, batches: list[HostBatch], stop: int = 0
@@ -138,6 +128,11 @@ class Trainer:
         The report, still being computed, is that of `step.make_dispatch`, and under "stop" the
         largest that any process gives, so that all learn of a signal after the same update.
         """
+        with jax.set_mesh(self.mesh):
+            return self._dispatch(state, *self._arguments(batches, stop))
+
+    def _arguments(self, batches: list[HostBatch], stop: int) -> tuple[Any, ...]:
+        """What the compiled dispatch takes beside the state, on the devices."""
         missing = self.config.train.steps_per_dispatch - len(batches)
         padded = batches + [batches[-1]] * missing
         fetched = {name: np.stack([batch[name] for batch in padded]) for name in batches[0]}
@@ -145,52 +140,37 @@ class Trainer:
             fetched, sharding.batched(self.mesh, axis=1), 1, self.config.train.batch_size
         )
         count = sharding.put(np.int32(len(batches)), self._whole)
-        stops = sharding.put_from_each(stop, self.mesh)
-        with jax.set_mesh(self.mesh):
-            return self._dispatch(state, self._train_resident, fetched, count, stops)
+        return self._train_resident, fetched, count, sharding.put_from_each(stop, self.mesh)
 
     @property
     def resident_bytes(self) -> int:
-        """Of the data that stays on every device."""
+        """Bytes of the data that stays on every device."""
         both = (self._train_resident, self._eval_resident)
         return sum(leaf.nbytes for leaf in jax.tree.leaves(both))
 
     def flops(self) -> int:
         """Floating-point operations of an update, recomputation included; see `cost.flops`."""
-        one = jax.tree.map(lambda leaf: leaf[0], self._fetched_shapes())
-        batch = jax.eval_shape(self._train.gather, self._train_resident, one)
-        return cost.flops(self._train_step, self.shapes, batch)
+
+        def first(resident: Any, fetched: Any) -> step.Batch:
+            return self._train.gather(resident, jax.tree.map(lambda leaf: leaf[0], fetched))
+
+        resident, fetched, *_ = self._arguments([next(self.batches(0))], stop=0)
+        return cost.flops(self._train_step, self.shapes, jax.eval_shape(first, resident, fetched))
 
     def compile(self) -> jax.stages.Compiled:
-        """The updates of one dispatch, compiled, to learn about; nothing is computed."""
-        fetched = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(
-                leaf.shape, leaf.dtype, sharding=sharding.batched(self.mesh, axis=1)
-            ),
-            self._fetched_shapes(),
-        )
-        count = jax.ShapeDtypeStruct((), np.int32, sharding=self._whole)
-        stops = sharding.put_from_each(0, self.mesh)
+        """The updates of one dispatch, compiled, to learn about them; nothing is computed."""
+        args = self._arguments([next(self.batches(0))], stop=0)
         with jax.set_mesh(self.mesh):
-            args = (self.shapes, self._train_resident, fetched, count, stops)
-            return self._dispatch.lower(*args).compile()
-
-    def _fetched_shapes(self) -> dict[str, np.ndarray]:
-        """What travels to the device for one dispatch, as its shapes."""
-        count, size = self.config.train.steps_per_dispatch, self.config.train.batch_size
-        return {
-            name: np.broadcast_to(leaf[:1], (count, size, *leaf.shape[1:]))
-            for name, leaf in next(self.batches(0)).items()
-        }
+            return self._dispatch.lower(self.shapes, *args).compile()
 
     def evaluate(self, state: State) -> dict[str, float]:
         """Means over the evaluation split, each example exactly once: {"eval/loss": ...}.
 
-        They are means over examples, or in a text over bytes; over the first `eval.examples`
-        alone if that is set.
+        They are means over examples, or over the bytes of a text. If `eval.examples` is set, only
+        the first so many examples count.
         """
         indices, mask = self._eval_batches
-        batched, rows = sharding.batched(self.mesh), self._eval_rows
+        batched, rows = sharding.batched(self.mesh), sharding.own_rows(self.mesh, mask.shape[1])
         sums = []
         for i, fetched in enumerate(self._eval.batches(indices.__getitem__, 0, len(indices), rows)):
             args = sharding.put_rows((fetched, mask[i][rows]), batched, 0, mask.shape[1])

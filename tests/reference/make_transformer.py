@@ -1,6 +1,6 @@
 """Writes transformer.npz: what PyTorch's Transformer layers compute, for tests without PyTorch.
 
-    python -m tests.reference.make_transformer    in the environment of benchmarks/requirements.txt
+    python tests/reference/make_transformer.py    in the environment of benchmarks/requirements.txt
 
 The ReZero layers are those of the authors' package, called one after another: in the stacks of
 torch.nn they fail, for they do not know the argument `is_causal`. The norms' layers are torch.nn's.
@@ -41,6 +41,7 @@ CASES: dict[str, dict[str, Any]] = {
         "causal": True,
     },
     "post_norm_decoder": {"layer": nn.TransformerDecoderLayer, "causal": True},
+    "pre_norm_decoder": {"layer": nn.TransformerDecoderLayer, "options": {"norm_first": True}},
 }
 
 

@@ -23,13 +23,15 @@ def cached_arrays(key: str, split: StreamSplit) -> dict[str, np.ndarray]:
     and written there. A file that is damaged or does not fit the split is written again.
     """
     path = cache_folder() / f"{key}.npz"
-    example = split.fetch(np.arange(1))
+    expected = {
+        name: (x.dtype, (split.size, *x.shape[1:])) for name, x in split.fetch(np.arange(1)).items()
+    }
     warn = logging.getLogger(__name__).warning
     try:
         with path.open("rb") as file:
             stored = np.load(file, allow_pickle=False)
-            arrays = {name: stored[name] for name in example}  # zip compares their CRC-32
-        if all(_fits(arrays[name], example[name], split.size) for name in example):
+            arrays = {name: stored[name] for name in expected}  # zip compares their CRC-32
+        if {name: (x.dtype, x.shape) for name, x in arrays.items()} == expected:
             return arrays
         warn("%s holds other data; the images are decoded again", path)
     except OSError:
@@ -52,19 +54,15 @@ def fingerprint(folder: Any) -> str:
     return digest.hexdigest()[:12]
 
 
-def _fits(array: np.ndarray, example: np.ndarray, size: int) -> bool:
-    return array.dtype == example.dtype and array.shape == (size, *example.shape[1:])
-
-
 def _decode(key: str, split: StreamSplit) -> dict[str, np.ndarray]:
-    def chunk(number: int) -> np.ndarray:
-        return np.arange(number * _CHUNK, min((number + 1) * _CHUNK, split.size))
-
-    count = -(-split.size // _CHUNK)
-    batches = split.batches(chunk, 0, count)
-    bar = tqdm(batches, f"decoding {key}", count, unit_scale=_CHUNK, unit=" images", delay=1)
-    chunks = list(bar)
-    return {name: np.concatenate([batch[name] for batch in chunks]) for name in chunks[0]}
+    starts = range(0, split.size, _CHUNK)
+    count = len(starts)
+    chunks = split.batches(
+        lambda i: np.arange(starts[i], min(starts[i] + _CHUNK, split.size)), 0, count
+    )
+    bar = tqdm(chunks, f"decoding {key}", count, unit_scale=_CHUNK, unit=" images", delay=1)
+    decoded = list(bar)
+    return {name: np.concatenate([chunk[name] for chunk in decoded]) for name in decoded[0]}
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -1,8 +1,7 @@
 """enwik8, the first 100,000,000 bytes of an English Wikipedia dump of 2006, as a TFDS data set.
 
-TFDS has no builder of it, so this is one, with its usual split: the first 90 % of the bytes to
-train, the next 5 % to validate and the last 5 % to test. It is prepared like the official
-ones, without TensorFlow. Importing this module registers the builder with TFDS.
+TFDS has no builder for it, so this is one, with the usual split: the first 90 % of the bytes to
+train, the next 5 % to validate and the last 5 % to test. Importing this module registers it.
 """
 
 import hashlib
@@ -60,22 +59,20 @@ class Enwik8(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, Any]]]:
-        text = self._text(dl_manager)
-        parts = np.split(text, np.cumsum(list(self.SIZES.values()))[:-1])
-        return {
-            name: self._generate_examples(part)
-            for name, part in zip(self.SIZES, parts, strict=True)
-        }
+        ends = np.cumsum(list(self.SIZES.values()))
+        parts = map(self._generate_examples, np.split(self._text(dl_manager), ends[:-1]))
+        return dict(zip(self.SIZES, parts, strict=True))
 
     def _generate_examples(self, text: np.ndarray) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         for number, start in enumerate(range(0, len(text), self.CHUNK)):
             yield number, {"text": text[start : start + self.CHUNK]}
 
     def _text(self, dl_manager: Any) -> np.ndarray:
-        """All bytes, uint8 (sum of SIZES,), once they are known to be the right ones."""
+        """All bytes, uint8 (sum of SIZES,), verified."""
         manual = Path(self.data_dir_root) / "downloads" / "manual"
         given = (path for path in (manual / "enwik8", manual / "enwik8.zip") if path.exists())
         path = next(given, None) or Path(dl_manager.download(URL))
+        again = "delete that file to have it downloaded again"
         if path.name == "enwik8":
             content = path.read_bytes()
         else:
@@ -84,32 +81,24 @@ class Enwik8(tfds.core.GeneratorBasedBuilder):
                     content = archive.read("enwik8")
             except (zipfile.BadZipFile, KeyError) as error:
                 raise UserError(
-                    f"{path} is no archive of enwik8 ({error.args[0]}); delete it to have it "
-                    "downloaded again"
+                    f"{path} is no archive of enwik8 ({error.args[0]}); {again}"
                 ) from error
         size = sum(self.SIZES.values())
         if len(content) != size:
             raise UserError(
-                f"enwik8 has {size} bytes and the one in {path} has {len(content)}; delete that "
-                "file to have it downloaded again"
+                f"enwik8 has {size} bytes and the one in {path} has {len(content)}; {again}"
             )
         if hashlib.md5(content, usedforsecurity=False).hexdigest() != self.MD5:
             raise UserError(
-                f"{path} does not hold enwik8, whose MD5 checksum is {self.MD5}; delete that file "
-                "to have it downloaded again"
+                f"{path} does not hold enwik8, whose MD5 checksum is {self.MD5}; {again}"
             )
         return np.frombuffer(content, np.uint8)
 
 
 def enwik8_bytes(split: str, data_dir: str | None = None) -> np.ndarray:
-    """The bytes of one split in their order, uint8 (90,000,000,) or (5,000,000,).
+    """The bytes of "train", "validation" or "test" in order, uint8 (90,000,000,) or (5,000,000,).
 
-    Args:
-      split: "train", "validation" or "test".
-      data_dir: where TFDS data lives, see prepare.prepared_builder.
-
-    Raises:
-      UserError: the data set is neither there nor to be downloaded, or its files are damaged.
+    See prepare.prepared_builder for data_dir and errors.
     """
     source = TfdsSource(prepared_builder("enwik8", data_dir), split)
     chunks = source.__getitems__(range(len(source)))

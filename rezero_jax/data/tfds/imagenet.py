@@ -7,6 +7,7 @@ import dataclasses
 import io
 import math
 import os
+from collections.abc import Callable
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -31,37 +32,32 @@ def imagenet2012(config: ConfigDict, seed: int = 0) -> Dataset:
     Images are uint8 (image_size, image_size, 3); none is flipped. See datasets.load.
 
     Raises:
-      UserError: the data set is not there and its archives are not in <dir>/downloads/manual.
+      UserError: neither the data set nor its archives in <dir>/downloads/manual are there, or it
+          lacks a split.
     """
     builder = prepared_builder("imagenet2012", config.dir)
-    for part in ("train", "validation"):
+    size, num_classes = config.image_size, builder.info.features["label"].num_classes
+
+    def split(part: str, pixels: Callable[[bytes, int, int], np.ndarray]) -> StreamSplit:
         if part not in builder.info.splits:
             raise UserError(
                 f'data set "imagenet2012" in {builder.data_dir} has no {part} split; delete that '
                 "folder to have the data set prepared again from both archives"
             )
-    size, num_classes = config.image_size, builder.info.features["label"].num_classes
-    train, held = (
-        StreamSplit(
-            TfdsSource(builder, part),
-            threads=min(16, os.cpu_count() or 1),  # no more than batches read ahead
-            pixels=pixels,
-            name="imagenet",
-            num_classes=num_classes,
-        )
-        for part, pixels in (
-            ("train", RandomCrop(size, seed, config.order)),
-            ("validation", CentralCrop(size)),
-        )
-    )
+        threads = min(16, os.cpu_count() or 1)  # no more than batches read ahead
+        source = TfdsSource(builder, part)
+        return StreamSplit(source, threads, 16, pixels, "imagenet", num_classes)
+
+    train = split("train", RandomCrop(size, seed, config.order))
+    held = split("validation", CentralCrop(size))
     return Dataset("imagenet", train, held, (size, size, 3), num_classes, MEAN, STD)
 
 
 @dataclasses.dataclass(frozen=True)
 class RandomCrop:
-    """A random_box of a JPEG, resized; a pure function of (seed, step, position in the batch).
+    """A random_box of a JPEG, resized to uint8 (size, size, 3); `method`: see generator.METHODS.
 
-    `method` is how it is drawn, see generator.METHODS.
+    A pure function of (seed, step, position in the batch).
     """
 
     size: int
@@ -69,7 +65,6 @@ class RandomCrop:
     method: str = "hash"
 
     def __call__(self, encoded: bytes, step: int, position: int) -> np.ndarray:
-        """The pixels, uint8 (size, size, 3)."""
         draws: Generator = SplitMix64(self.seed, step, position)
         if self.method == "numpy":
             sequence = np.random.SeedSequence(self.seed, spawn_key=(step, position))
@@ -80,21 +75,20 @@ class RandomCrop:
 
 @dataclasses.dataclass(frozen=True)
 class CentralCrop:
-    """The middle of a JPEG whose short side is resized to size * 256 / 224, at every step."""
+    """The central_box of a JPEG, resized to uint8 (size, size, 3)."""
 
     size: int
 
     def __call__(self, encoded: bytes, step: int = 0, position: int = 0) -> np.ndarray:
-        """The pixels, uint8 (size, size, 3)."""
         with Image.open(io.BytesIO(encoded)) as image:
             return _resized(image, central_box(self.size, *image.size), self.size)
 
 
 def random_box(rng: Generator, width: int, height: int) -> Box:
-    """What torchvision's RandomResizedCrop keeps of an image of width x height.
+    """What torchvision's RandomResizedCrop keeps of an image of width x height pixels.
 
-    A share of the area, uniform in 0.08 .. 1, and an aspect ratio, log-uniform in 3/4 .. 4/3, are
-    drawn until the box fits; after ten that do not, it is the largest central one of such a ratio.
+    Draws a share of the area, uniform in 0.08 .. 1, and an aspect ratio, log-uniform in 3/4 .. 4/3,
+    until the box fits; after ten boxes that do not, takes the largest central one of such a ratio.
     """
     low, high = 3 / 4, 4 / 3
     for _ in range(10):
@@ -111,23 +105,19 @@ def random_box(rng: Generator, width: int, height: int) -> Box:
 
 
 def central_box(size: int, width: int, height: int) -> Box:
-    """The part of an image of width x height that its central crop of size x size shows.
+    """The central size x size pixels once the short side is size * 256 / 224, rounded.
 
-    It is cut from the image resized so that the short side is size * 256 / 224, rounded.
+    In pixels of the image before it is resized, which is width x height.
     """
     short = round(size * 256 / 224)
     w, h = (short * side // min(width, height) for side in (width, height))
     left, top = round((w - size) / 2), round((h - size) / 2)
-    return (
-        left * width / w,
-        top * height / h,
-        (left + size) * width / w,
-        (top + size) * height / h,
-    )
+    right, bottom = left + size, top + size
+    return left * width / w, top * height / h, right * width / w, bottom * height / h
 
 
 def _resized(image: Image.Image, box: Box, size: int) -> np.ndarray:
-    """The box as uint8 (size, size, 3): bilinear, and averaging where it shrinks (antialiased)."""
+    """The box as uint8 (size, size, 3): bilinear, and antialiased where it shrinks."""
     left, top, right, bottom = box
     # The decoder can shrink a JPEG by a power of two at a fraction of the work; it may as long as
     # the box keeps the pixels that the result needs.

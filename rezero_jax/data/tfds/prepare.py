@@ -1,9 +1,8 @@
 """Prepare a TFDS data set as array_record files, without TensorFlow.
 
-The builder class does the work: it downloads, verifies checksums, splits and shuffles as TFDS
-defines. Two things on its way ask for TensorFlow, and only those are replaced: plain file access
-(`tf.io.gfile`) and encoding images. Pixels are encoded as PNG here; images that come as files
-(ImageNet's JPEGs) are kept byte for byte.
+TFDS's own builder downloads, verifies checksums, splits and shuffles. Two of its steps ask for
+TensorFlow, and only those are replaced: plain file access (`tf.io.gfile`) and encoding images.
+Pixels are encoded as PNG here; images that come as files (ImageNet's JPEGs) stay byte for byte.
 """
 
 import contextlib
@@ -29,31 +28,26 @@ from rezero_jax.errors import UserError, closest_beside
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps what TFDS guesses and retries out of the log: what fails in the end is raised."""
-    levels = {logger: logger.level for logger in map(logging.getLogger, ("absl", "urllib3"))}
-    try:
-        for logger in levels:
+    with contextlib.ExitStack() as restored:
+        for logger in map(logging.getLogger, ("absl", "urllib3")):
+            restored.callback(logger.setLevel, logger.level)
             logger.setLevel(logging.ERROR)
         yield
-    finally:
-        for logger, level in levels.items():
-            logger.setLevel(level)
 
 
 @_quiet()
 def prepared_builder(name: str, data_dir: str | None = None) -> Any:
     """The TFDS builder of `name`, its data ready to be read with `as_data_source`.
 
-    Data that is not in the folder yet is downloaded and prepared there, or prepared from archives
-    in its downloads/manual where TFDS cannot download them (imagenet2012). TFDS writes to a folder
-    of another name and renames it at the end, so an interrupted preparation leaves nothing behind
-    that could be taken for the data set; other processes that want it wait until it is there. A
-    split of more than 1 GB goes through temporary files of its size in that folder; memory stays
-    below about 1 GB plus 1/256 of the split.
+    Missing data is downloaded and prepared, or prepared from archives in downloads/manual where
+    TFDS cannot download them (imagenet2012). TFDS writes to a temporary folder and renames it at
+    the end, so an interrupted preparation leaves nothing that could be taken for the data set;
+    other processes that want it wait until it is there. A split of more than 1 GB goes through
+    temporary files of its size; memory stays below about 1 GB plus 1/256 of the split.
 
     Args:
       name: a TFDS name; of its features only "image" is ever encoded here.
-      data_dir: where TFDS data lives; None is TFDS's own default ($TFDS_DATA_DIR or
-          ~/tensorflow_datasets).
+      data_dir: where TFDS data lives; None is $TFDS_DATA_DIR or ~/tensorflow_datasets.
 
     Raises:
       UserError: there is no such folder, the data set could not be downloaded, an archive that only
@@ -73,7 +67,7 @@ def prepared_builder(name: str, data_dir: str | None = None) -> Any:
 
 
 def _check_folder(data_dir: str | None) -> None:
-    """Refuses a missing folder that looks like a slip; TFDS's default may always be made."""
+    """Refuses a missing folder that looks like a slip; TFDS's default is made where missing."""
     given = data_dir or os.environ.get("TFDS_DATA_DIR")
     if not given:
         return
@@ -82,7 +76,7 @@ def _check_folder(data_dir: str | None) -> None:
     if missing.is_dir():
         return
     close = closest_beside(missing)
-    # Where it is itself, another process has made it in this moment.
+    # The closest is the folder itself where another process has just made it.
     if missing != folder or close not in (None, folder):
         hint = f"did you mean {close}? To" if close else "to"
         raise UserError(
@@ -107,7 +101,7 @@ def _builder(name: str, data_dir: str | None) -> Any:
 
 @contextlib.contextmanager
 def _alone(builder: Any) -> Iterator[None]:
-    """Lets one process at a time prepare data in a folder; what fails leaves nothing half done."""
+    """Lets one process at a time prepare data in a folder; a failure leaves nothing half done."""
     root = Path(builder.data_dir_root)
     path = root / ".preparing.lock"
     try:
@@ -126,28 +120,24 @@ def _alone(builder: Any) -> Iterator[None]:
                 break
             lock.close()  # its last holder has removed the file: another process may hold a new one
     except OSError as error:
-        raise _unavailable(builder, " ".join(str(error).split())) from error
+        raise _unavailable(builder, error) from error
     before = set(root.rglob("*"))
     with lock:  # closing it frees it
         try:
             yield
         except BaseException:
-            # Whole downloads stay. Reversed, what is in a folder comes before the folder.
-            for new in sorted(set(root.rglob("*")) - before, reverse=True):
-                if new.is_dir():
-                    _remove_if_empty(new)
-                elif re.search(r"\.tmp\.|incomplete\.", str(new.relative_to(root))):
-                    new.unlink()
+            for new in sorted(set(root.rglob("*")) - before, reverse=True):  # files before folders
+                with contextlib.suppress(OSError):  # a folder of whole downloads stays
+                    if new.is_dir():
+                        new.rmdir()
+                    elif re.search(r"\.tmp\.|incomplete\.", str(new.relative_to(root))):
+                        new.unlink()
             raise
         finally:
             path.unlink(missing_ok=True)
             if not existed:
-                _remove_if_empty(root)
-
-
-def _remove_if_empty(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        folder.rmdir()
+                with contextlib.suppress(OSError):
+                    root.rmdir()
 
 
 def _prepare(builder: Any) -> None:
@@ -168,13 +158,12 @@ def _prepare(builder: Any) -> None:
     builder._generate_examples = generate_encoded
     # The few files of ImageNet that are no RGB JPEGs are converted when they are read instead.
     builder._fix_image = lambda name, image: image
-    file_access = _file_access()
     try:
         with contextlib.ExitStack() as replaced:
             own = sys.modules[type(builder).__module__]
             for module in (own, imagenet_common, extractor, shuffle):
                 if hasattr(module, "tf"):
-                    replaced.enter_context(patch.object(module, "tf", file_access))
+                    replaced.enter_context(patch.object(module, "tf", _file_access()))
             # A thousand files at once are more than many systems allow. The order is the same.
             replaced.enter_context(patch.object(shuffle, "BUCKETS_NUMBER", 256))
             # Ten retries, each after twice the wait, are three silent minutes without a network.
@@ -193,22 +182,22 @@ def _prepare(builder: Any) -> None:
         raise _unavailable(builder, "what was downloaded has the wrong checksum") from error
     # OSError covers the network, the disk and permissions.
     except (OSError, tfds.download.DownloadError, extractor.ExtractError) as error:
-        raise _unavailable(builder, " ".join(str(error).split())) from error
+        raise _unavailable(builder, error) from error
 
 
-def _unavailable(builder: Any, reason: str) -> UserError:
+def _unavailable(builder: Any, reason: object) -> UserError:
     return UserError(
         f'data set "{builder.name}" is not prepared in {builder.data_dir_root} and could not be '
-        f"downloaded ({reason}); set TFDS_DATA_DIR or --config.data.dir to a folder that holds it"
+        f"downloaded ({' '.join(str(reason).split())}); set TFDS_DATA_DIR or --config.data.dir to "
+        "a folder that holds it"
     )
 
 
 def _check_archives(builder: Any) -> None:
-    """Raise UserError unless the user has put every archive where the builder looks for it."""
+    """Raises UserError unless the user has put every archive where the builder looks for it."""
     folder = Path(builder.data_dir_root) / "downloads" / "manual"
     sizes = {url.rpartition("/")[2]: int(info.size) for url, info in builder.url_infos.items()}
-    found = {name: (folder / name).stat().st_size for name in sizes if (folder / name).exists()}
-    if missing := [name for name in sizes if name not in found]:
+    if missing := [name for name in sizes if not (folder / name).exists()]:
         raise UserError(
             f'data set "{builder.name}" is not prepared in {builder.data_dir_root} and cannot be '
             f"downloaded without an account; register at {builder.info.homepage} and put "
@@ -216,9 +205,9 @@ def _check_archives(builder: Any) -> None:
             "a folder that holds the prepared data set"
         )
     for name, size in sizes.items():
-        if found[name] != size:
+        if (found := (folder / name).stat().st_size) != size:
             raise UserError(
-                f"{folder / name} has {found[name]} bytes and should have {size}; download it again"
+                f"{folder / name} has {found} bytes and should have {size}; download it again"
             )
 
 
@@ -226,14 +215,13 @@ def encode_png(image: np.ndarray) -> bytes:
     """PNG bytes of uint8 pixels (H, W, 3) or (H, W, 1); lossless."""
     from PIL import Image
 
-    pixels = image[..., 0] if image.shape[-1] == 1 else image
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
 def _file_access() -> types.SimpleNamespace:
-    """The few plain things that TFDS takes from TensorFlow on the way, laid out as in `tf`."""
+    """What TFDS takes from TensorFlow on the way, laid out as in `tf`."""
     from etils import epath
 
     gfile = types.SimpleNamespace(

@@ -7,13 +7,10 @@ from rezero_jax.errors import UserError
 
 
 class TfdsSource:
-    """The examples of a split; see stream.DataSource.
+    """The examples of a split; see stream.DataSource. Reading damaged files raises UserError.
 
-    Images stay PNG or JPEG bytes. We decode them with Pillow, whatever else is installed, so that
-    pixels never depend on the machine.
-
-    Raises:
-      UserError: on reading: the files are damaged.
+    Images stay PNG or JPEG bytes: Pillow decodes them, whatever else is installed, so that pixels
+    never depend on the machine.
     """
 
     def __init__(self, builder: Any, split: str) -> None:
@@ -38,7 +35,7 @@ class TfdsSource:
 
 
 def check_files(builder: Any) -> None:
-    """Sees to it that the files of a prepared data set can be read.
+    """Checks that the files of a prepared data set can be read, all open at once.
 
     Raises:
       UserError: one is missing or of another format, or the system allows too few open files.
@@ -61,12 +58,10 @@ def check_files(builder: Any) -> None:
 
 
 def allow_open_files(count: int) -> None:
-    """Let this process hold `count` files open besides its own, as readers of array_record do.
+    """Lets this process hold `count` files open besides its own, as readers of array_record do.
 
-    ImageNet has 1,088 files; most systems allow a process 1,024 unless it asks for more.
-
-    Raises:
-      UserError: it may not ask for so many.
+    ImageNet has 1,088 files; most systems allow a process 1,024 unless it asks for more. Raises
+    UserError where it may not.
     """
     import resource
 

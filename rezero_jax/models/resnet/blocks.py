@@ -81,8 +81,8 @@ class ReluInside(PostBlock):
 class PreBlock(nnx.Module):
     """With u = relu(bn x) and 3x3 convolutions: F(x) = conv relu bn conv u, and x' = s(x) + F(x).
 
-    The sum is `gated`'s or ReZero's where the rule says so: x' = s(x) + a F(x). Where the shape
-    changes s(x) is a 1x1 convolution of u.
+    With a gate the sum is that of its rule, above. Where the shape changes, s(x) is a 1x1
+    convolution of u.
     """
 
     expansion = 1  # output channels over `channels`
@@ -121,7 +121,6 @@ class PreBottleneck(PreBlock):
     def make_branch(
         self, cin: int, channels: int, stride: int, parts: Parts, rngs: nnx.Rngs
     ) -> None:
-        """The layers of the branch."""
         self.conv1 = parts.conv(cin, channels, 1, rngs=rngs)
         self.norm2 = parts.norm(channels)
         self.conv2 = parts.conv(channels, channels, 3, stride=stride, rngs=rngs)
@@ -129,6 +128,5 @@ class PreBottleneck(PreBlock):
         self.conv3 = parts.conv(channels, channels * self.expansion, 1, rngs=rngs)
 
     def branch(self, u: Images) -> Images:
-        """F as a function of u."""
         f = self.conv2(nnx.relu(self.norm2(self.conv1(u))))
         return self.conv3(nnx.relu(self.norm3(f)))

@@ -21,14 +21,14 @@ Kernel = Float[Array, "side side in_channels out_channels"]
 class Conv(nnx.Module):
     """A square convolution with PyTorch's padding (kernel // 2 zeros on each side).
 
-    It has a custom gradient, so that forward-mode differentiation (jax.jvp, jax.jacfwd) is not
-    possible; `jax.vjp`, and the linear transpose of a vjp, are.
+    Its gradient is custom: `jax.vjp` and the linear transpose of a vjp work, but forward-mode
+    differentiation (jax.jvp, jax.jacfwd) does not.
 
     Args:
       in_channels, out_channels: sizes of the last axes.
       kernel: side of the kernel, odd.
       stride: pixels between outputs.
-      bias: whether there is one; a BatchNorm behind the convolution makes it idle.
+      bias: whether there is one; a BatchNorm after the convolution makes it redundant.
       kernel_init: by default PyTorch's, U(-1/sqrt(fan_in), 1/sqrt(fan_in)); the bias always has
         that distribution.
       dtype: dtype of the computation; parameters are float32.

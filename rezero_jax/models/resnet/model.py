@@ -1,6 +1,6 @@
 """Residual networks on images: the paper's CIFAR nets and pre-activation nets of ResNet's sizes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -34,10 +34,8 @@ class ResNet(nnx.Module):
     Args:
       parts: makes the blocks and what they are made of.
       counts: blocks in each stage; each stage but the first halves the resolution.
-      width: channels of the first stage; each later stage has twice as many.
-      num_classes, in_channels: see `cifar`.
-      stem: see `Stem`.
-      activate_stem: whether the stem ends in BatchNorm and ReLU.
+      width, in_channels: see `cifar`.
+      stem, activate_stem: `kind` and `activate` of `Stem`.
       head_init: initial distribution of the head's weights; by default PyTorch's.
 
     Raises:
@@ -50,9 +48,9 @@ class ResNet(nnx.Module):
         counts: Sequence[int],
         width: int,
         num_classes: int,
-        *,
         in_channels: int,
         stem: str,
+        *,
         activate_stem: bool,
         head_init: Initializer | None = None,
         rngs: nnx.Rngs,
@@ -70,22 +68,17 @@ class ResNet(nnx.Module):
             cin = out
         self.stages = nnx.List(stages)
         fixup = parts.residual == "fixup"
-        zeros = nnx.initializers.zeros_init()
-        uniform = init.torch_uniform(cin)
+        start = nnx.initializers.zeros_init() if fixup else init.torch_uniform(cin)
+        kernel_init = start if fixup else head_init or start
         self.head_bias = scalar(0.0) if fixup else None
         self.head = nnx.Linear(
-            cin,
-            num_classes,
-            kernel_init=zeros if fixup else head_init or uniform,
-            bias_init=zeros if fixup else uniform,
-            rngs=rngs,
+            cin, num_classes, kernel_init=kernel_init, bias_init=start, rngs=rngs
         )
 
     def __call__(self, x: Array) -> Float[Array, "batch classes"]:
-        """Returns float32 logits for images (batch, height, width, channels).
+        """Returns float32 logits for images (batch, height, width, in_channels).
 
-        Raises:
-          UserError: x is not a batch of images with `in_channels` channels.
+        Raises UserError for arrays of another shape.
         """
         if x.ndim != 4 or x.shape[-1] != self.in_channels:
             raise UserError(
@@ -97,36 +90,6 @@ class ResNet(nnx.Module):
             x = stage(x)
         x = x.astype(jnp.float32).mean(axis=(1, 2))
         return self.head(x if self.head_bias is None else x + self.head_bias)
-
-    @classmethod
-    def from_config(
-        cls, config: Any, in_channels: int, num_classes: int, rngs: nnx.Rngs
-    ) -> "ResNet":
-        """The network that config.model describes.
-
-        Raises:
-          UserError: an unknown family; see also `cifar` and `preact`.
-        """
-        if config.family == "cifar":
-            make, own = cls.cifar, {"variant": config.variant}
-        elif config.family == "preact":
-            make, own = cls.preact, {"stem": config.stem}
-        else:
-            raise choose_from("model.family", config.family, ("cifar", "preact"))
-        return make(
-            config.depth,
-            config.residual,
-            num_classes,
-            width=config.width,
-            in_channels=in_channels,
-            batch_norm=config.batch_norm,
-            alpha_init=config.alpha_init,
-            scan=config.scan,
-            remat=config.remat,
-            dtype=getattr(jnp, config.dtype),
-            **own,
-            rngs=rngs,
-        )
 
     @classmethod
     def cifar(
@@ -146,14 +109,12 @@ class ResNet(nnx.Module):
         Args:
           depth: 6n + 2 for n blocks a stage, such as 20, 32, 44, 56 or 110.
           residual: a name of `rezero_jax.models.resnet.parts.RULES`.
-          num_classes: number of logits.
           width: channels of the first stage; each later stage has twice as many.
           in_channels: 3 for colour images, 1 for grey ones.
-          variant: "paper", the code behind the paper's table: a BatchNorm in each shortcut that
-            subsamples, Kaiming normal convolutions by fan out (PyTorch's default for `gated` and
-            for the stem of `fixup`); "notebook", the authors' notebook: none there, Kaiming normal
-            by fan in, in the head too.
-          rngs: source of the initial parameters.
+          variant: "paper", as the code behind the paper's table, has a BatchNorm in each shortcut
+            that subsamples and Kaiming normal convolutions by fan out (PyTorch's default for
+            `gated` and for the stem of `fixup`); "notebook", as the authors' notebook, has no such
+            BatchNorm and Kaiming normal weights by fan in, the head's too.
           **options: batch_norm, alpha_init, scan, remat, dtype: see `Parts`.
 
         Raises:
@@ -167,18 +128,15 @@ class ResNet(nnx.Module):
         if variant not in VARIANTS:
             raise choose_from("variant", variant, VARIANTS)
         notebook = variant == "notebook"
-        kernel_init = KAIMING_FAN_IN if notebook else KAIMING_FAN_OUT
-        if residual == "fixup":
-            block: Callable[..., nnx.Module] = PostFixup
-        else:
-            block = ReluInside if residual in ("rezero", "gated") else ReluAfter
+        of_paper = None if residual in ("gated", "fixup") else KAIMING_FAN_OUT
+        by_rule = {"fixup": PostFixup, "rezero": ReluInside, "gated": ReluInside}
         blocks = (depth - 2) // 6
         parts = Parts(
-            block=block,
+            block=by_rule.get(residual, ReluAfter),
             blocks=3 * blocks,
             residual=residual,
             shortcut_norm=not notebook,
-            kernel_init=None if residual in ("gated", "fixup") and not notebook else kernel_init,
+            kernel_init=KAIMING_FAN_IN if notebook else of_paper,
             **options,
         )
         return cls(
@@ -186,8 +144,8 @@ class ResNet(nnx.Module):
             (blocks,) * 3,
             width,
             num_classes,
-            in_channels=in_channels,
-            stem="cifar",
+            in_channels,
+            "cifar",
             activate_stem=True,
             head_init=KAIMING_FAN_IN if notebook else None,
             rngs=rngs,
@@ -211,8 +169,7 @@ class ResNet(nnx.Module):
         Args:
           depth: 18 or 34 (two 3x3 convolutions a block), 50 (bottleneck blocks).
           stem: "cifar" keeps the resolution; "imagenet" lowers it four times, for large images.
-          residual, num_classes, width, in_channels, rngs, **options: see `cifar`; `zero_gamma`
-            does not exist here.
+          residual, width, in_channels, **options: see `cifar`; there is no `zero_gamma` here.
 
         Raises:
           UserError: another depth, an unknown rule or stem, or an impossible combination.
@@ -228,17 +185,11 @@ class ResNet(nnx.Module):
                 "gradient: use rezero"
             )
         counts = PREACT_BLOCKS[depth]
-        blocks = (
+        plain, bottleneck = (
             (PreFixup, PreFixupBottleneck) if residual == "fixup" else (PreBlock, PreBottleneck)
         )
-        parts = Parts(block=blocks[depth == 50], blocks=sum(counts), residual=residual, **options)
+        block = bottleneck if depth == 50 else plain
+        parts = Parts(block=block, blocks=sum(counts), residual=residual, **options)
         return cls(
-            parts,
-            counts,
-            width,
-            num_classes,
-            in_channels=in_channels,
-            stem=stem,
-            activate_stem=False,
-            rngs=rngs,
+            parts, counts, width, num_classes, in_channels, stem, activate_stem=False, rngs=rngs
         )

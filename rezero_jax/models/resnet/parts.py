@@ -31,10 +31,9 @@ class Parts:
       shortcut_norm: whether a shortcut that subsamples has a BatchNorm (post-activation blocks).
       kernel_init: initial distribution of the convolutions; None is PyTorch's default.
       alpha_init: initial gate, where the rule has one.
-      scan, remat: see `rezero_jax.stack.Stack`; for the equal blocks of a stage. On a CPU ResNet-20
-        takes the same time a step either way; scanned stages compile faster at great depth. As
-        convolutions are no matrix products, remat="dots" does what "full" does where all kernels
-        are 3x3.
+      scan, remat: of the equal blocks of a stage, see `rezero_jax.stack.Stack`. Scanned stages
+        compile faster at great depth; a step takes the same time (ResNet-20 on a CPU). Convolutions
+        are no matrix products: remat="dots" does what "full" does where all kernels are 3x3.
       dtype: dtype of the computation; parameters and logits are float32.
 
     Raises:
@@ -93,8 +92,8 @@ class Parts:
         """How branch and shortcut are joined."""
         if self.residual == "gated":
             return Gated(self.alpha_init)
-        gated = self.residual in ("rezero", "skipinit")
-        return ReZeroRule(self.alpha_init) if gated else Residual()
+        has_alpha = self.residual in ("rezero", "skipinit")
+        return ReZeroRule(self.alpha_init) if has_alpha else Residual()
 
 
 def scalar(value: float) -> nnx.Param:

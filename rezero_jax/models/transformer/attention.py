@@ -14,9 +14,9 @@ from rezero_jax.models.transformer.options import LayerOptions
 
 Hidden = Float[Array, "batch length width"]
 Heads = Float[Array, "batch length heads size"]
-Mask = Bool[Array, "#batch #heads queries keys"]
+Mask = Bool[Array, "#batch #heads #queries keys"]
 # Keys and values of the positions so far, of all layers of a stack.
-CachedHeads = Float[Array, "layers batch length heads size"]
+CachedHeads = Float[Array, "layers batch places kv_heads size"]
 Cache = tuple[CachedHeads, CachedHeads]
 
 # On a CPU causal attention is computed in blocks of queries.

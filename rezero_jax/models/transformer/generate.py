@@ -123,10 +123,10 @@ def _request(
     prompts: Prompts,
     max_new_tokens: int,
     *,
-    temperature: float = 1.0,
+    temperature: float | np.floating = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    stop_token: int | None = None,
+    stop_token: int | np.integer | None = None,
     rngs: nnx.Rngs | None = None,
 ) -> Request:
     if max_new_tokens < 1:

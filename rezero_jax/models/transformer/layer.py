@@ -12,7 +12,7 @@ from typing import Unpack
 
 from flax import nnx
 from jax import Array
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from rezero_jax.errors import UserError
 from rezero_jax.models import init
@@ -171,11 +171,11 @@ class DecoderLayer(TransformerLayer):
     def __call__(
         self,
         x: Hidden,
-        memory: Hidden,
+        memory: Float[Array, "batch places width"],
         mask: Array | None = None,
         memory_mask: Array | None = None,
         key_mask: KeyMask | None = None,
-        memory_key_mask: KeyMask | None = None,
+        memory_key_mask: Bool[Array, "batch places"] | None = None,
         *,
         is_causal: bool = False,
         rngs: nnx.Rngs | None = None,

@@ -201,10 +201,10 @@ class Transformer(nnx.Module):
         prompts: Prompts,
         max_new_tokens: int,
         *,
-        temperature: float = 1.0,
+        temperature: float | np.floating = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
-        stop_token: int | None = None,
+        stop_token: int | np.integer | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> Int[Array, "batch max_new_tokens"]:
         """Continues the prompts token by token, without dropout; compiled once for similar sizes.
