@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import importlib.util
+import inspect
 import re
 import shlex
 import shutil
@@ -76,7 +77,7 @@ def accepts(main, program, arguments, monkeypatch):
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_alone)
     monkeypatch.setattr(sys, "argv", [program, *arguments])
     with pytest.raises(Accepted):
-        main(arguments) if main.__code__.co_argcount else main()
+        main(arguments) if inspect.signature(main).parameters else main()
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
 
 
