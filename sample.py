@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
 
     try:
         if not args.prompt:
-            raise UserError("--prompt is empty; give at least one character to go on from")
+            raise UserError("--prompt is empty; give at least one character to continue from")
         if args.bytes < 1:
             raise UserError(f"--bytes={args.bytes} asks for nothing; give at least 1")
         cache_compilations()

@@ -19,7 +19,7 @@ SEEDS = 1
 SETTING = {
     "paper": "1 to 10,000 layers of width 150 on CIFAR-10, batches of 100, Adagrad 0.003, 25 "
     "epochs (the authors' notebook).",
-    "cpu": "Reduced: 1 to 10,000 layers on CIFAR-10 for 320 updates (0.64 epochs) in place of 25 "
+    "cpu": "Reduced: 1 to 10,000 layers on CIFAR-10 for 320 updates (0.64 epochs) instead of 25 "
     "epochs; all else is the notebook's.",
     "smoke": "Reduced: 1 and 8 layers of width 8 on scikit-learn's digits, an epoch.",
 }

@@ -21,7 +21,7 @@ _START = (
 )
 SETTING = {
     "paper": _START + "In training: ResNet-110 after 0, 1 and 4 epochs; a ReZero Transformer of 64 "
-    "layers (reduced: bytes in place of WikiText-2's words) after 0, 1,192 and 4,768 updates.",
+    "layers (reduced: bytes instead of WikiText-2's words) after 0, 1,192 and 4,768 updates.",
     "cpu": _START
     + "In training, reduced: ResNet-110 after 0 and 100 updates, a ReZero Transformer "
     "of 64 layers after 0 and 200.",

@@ -18,7 +18,7 @@ SEEDS = 1
 SETTING = {
     "paper": "PreAct-ResNet-18 on CIFAR-10: one cycle of rate (to 1.2) and momentum, batches of "
     "512: 45 epochs of ReZero, 65 of the baseline without gates.",
-    "cpu": "Reduced: PreAct-ResNet-18 on CIFAR-10 with width 16 in place of 64, batches of 128, "
+    "cpu": "Reduced: PreAct-ResNet-18 on CIFAR-10 with width 16 instead of 64, batches of 128, "
     "the whole cycle in 300 updates.",
     "smoke": "Reduced: width 2, scikit-learn's digits, one epoch.",
 }

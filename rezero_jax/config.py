@@ -9,24 +9,14 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from rezero_jax.errors import UserError, choose_from, closest_beside
-from rezero_jax.fields import assign, differences, flatten, override
+from rezero_jax.fields import assign, override
 from rezero_jax.ranges import check_ranges
-
-__all__ = [
-    "base_config",
-    "differences",
-    "flatten",
-    "load_config",
-    "optim_group",
-    "parse_arg",
-    "transformer_model",
-]
 
 
 def base_config() -> ConfigDict:
     """Every field a run can have, with its default; a file in configs/ fills in an experiment.
 
-    A field that shows a type in place of a value is unset.
+    A field with a type instead of a value is unset.
     """
     config = ConfigDict()
     config.seed = 0
@@ -81,7 +71,7 @@ def base_config() -> ConfigDict:
     config.optim.points = ((0.0, 1.0), (1.0, 0.0))
     config.optim.clip_norm = config_dict.placeholder(float)  # global gradient norm, all groups
     config.optim.momentum = 0.9  # sgd
-    config.optim.momentum_points = ()  # sgd: (fraction of the run, momentum) in place of momentum
+    config.optim.momentum_points = ()  # sgd: (fraction of the run, momentum) instead of momentum
     config.optim.nesterov = False  # sgd
     config.optim.b1 = 0.9  # adamw, lamb
     config.optim.b2 = 0.999  # adamw, lamb
@@ -181,11 +171,11 @@ def parse_arg(arg: str, **defaults: Any) -> ConfigDict:
 
 
 def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
-    """The config that `--config=SPEC --config.a.b=value ...` means, locked.
+    """The locked config of `--config=SPEC --config.a.b=value ...`.
 
     Args:
       spec: FILE or FILE:ARG, where FILE defines `get_config(arg: str) -> ConfigDict`.
-      overrides: texts "a.b=value"; a length of the run among them displaces that of the file.
+      overrides: texts "a.b=value"; a length of the run replaces that of the file.
 
     Raises:
       UserError: the file is missing or fails, a key is unknown (the sentence names the closest), or
@@ -225,7 +215,7 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
 
 
 def _where(error: BaseException, path: str) -> str:
-    """The file and line at which a config file failed: its own line, if it has part in it."""
+    """The file and line at which a config file failed: its own line, if that took part."""
     if isinstance(error, SyntaxError):
         return f"{error.filename}, line {error.lineno},"
     frames = traceback.extract_tb(error.__traceback__)

@@ -1,30 +1,26 @@
-"""Fields of a config by their dotted names: listed, compared, and set from text."""
+"""The fields of a config by dotted name: listed, compared, and set from text."""
 
 import ast
 import difflib
+import functools
 from collections.abc import Iterable
 from typing import Any
 
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict, config_dict
 
 from rezero_jax.errors import UserError
 
-# Of each section the fields that say the same in other units: at most one of them is set.
+# The fields of a section that give one length in different units; at most one of them is set.
 LENGTHS = {
     "train": ("steps", "epochs", "examples"),
     "eval": ("every_steps", "every_epochs", "every_examples"),
 }
 
 
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: dict[str, Any]) -> dict[str, Any]:
     """A nested dict as {"a.b": leaf}."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
+    return flatten_dict(tree, sep=".")
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -40,24 +36,20 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 def override(config: ConfigDict, texts: Iterable[str]) -> None:
     """Sets fields of a config from texts "a.b=value".
 
-    A length displaces those that the config has in other units, but for those in `texts` as well.
+    A length unsets the same length in other units, except where `texts` sets these as well.
 
     Raises:
       UserError: an unknown key (the sentence names the closest) or a value of another type.
     """
-    given = {}
+    keys, given = flatten(config.to_dict()), {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals:
             raise UserError(f"--config.{key} has no value; write --config.{key}=VALUE")
+        if key not in keys:
+            raise _unknown_key(key, sorted(keys))
         *parents, last = key.split(".")
-        section = config
-        for parent in parents:
-            section = section.get(parent)
-            if not isinstance(section, ConfigDict):
-                raise _unknown_key(config, key)
-        if last not in section or isinstance(section.get(last), ConfigDict):
-            raise _unknown_key(config, key)
+        section = functools.reduce(ConfigDict.get, parents, config)
         assign(section, last, value, shown=f"config.{key}")
         given[key] = section[last]
     for name, fields in LENGTHS.items():
@@ -68,7 +60,7 @@ def override(config: ConfigDict, texts: Iterable[str]) -> None:
 
 
 def assign(section: ConfigDict, key: str, text: str, shown: str) -> None:
-    """Sets a field from text; its type stays.
+    """Sets a field from text, which must be of the field's type.
 
     Args:
       shown: what the user calls the field.
@@ -96,8 +88,7 @@ def assign(section: ConfigDict, key: str, text: str, shown: str) -> None:
         raise UserError(f"{shown} takes {name}, not {text!r}") from None
 
 
-def _unknown_key(config: ConfigDict, key: str) -> UserError:
-    keys = sorted(flatten(config.to_dict()))
+def _unknown_key(key: str, keys: list[str]) -> UserError:
     section, _, last = key.rpartition(".")
     siblings = {k.removeprefix(f"{section}."): k for k in keys if k.startswith(f"{section}.")}
     # Within a section that exists only the last name can be wrong: what precedes it would make any

@@ -1,4 +1,4 @@
-"""The values that the fields of a config may have, checked before anything is made."""
+"""The valid values of the fields of a config, checked before anything is made."""
 
 import fnmatch
 import math
@@ -10,32 +10,23 @@ from rezero_jax.errors import UserError
 from rezero_jax.fields import flatten
 
 LARGEST = 2**31 - 1  # JAX counts in int32
-MOST_DEVICES = 1024  # with more, a CPU that poses as them takes minutes to start
+MOST_DEVICES = 1024  # as which a CPU poses; more take minutes to start
 
 
 class Range(NamedTuple):
-    """The numbers from `low` to `high`, which is one of them unless `is_open`."""
+    """The numbers from `low` to `high`, which is excluded if `is_open`."""
 
     low: float
     high: float
     is_open: bool = False
-
-    def has(self, value: float) -> bool:
-        """Whether it is one of them."""
-        return self.low <= value < self.high or (value == self.high and not self.is_open)
-
-    def __str__(self) -> str:
-        if math.isinf(self.high):
-            return f"at least {self.low}"
-        return f"{self.low} to {'below ' if self.is_open else ''}{self.high}"
 
 
 FRACTION = Range(0, 1)
 BELOW_ONE = Range(0, 1, is_open=True)
 NOT_NEGATIVE = Range(0, math.inf)
 
-# The first pattern that fits a field counts. Bounds that depend on other fields, and those of
-# lengths and batches, are checked where these are used.
+# The first pattern that matches a field counts. Bounds that depend on other fields, and those of
+# lengths and batches, are checked where they are used.
 RANGES = {
     "seed": Range(0, 2**32 - 1),  # a larger one gives JAX the same key as a smaller one
     "mesh.cpu_devices": Range(1, MOST_DEVICES),
@@ -67,10 +58,10 @@ RANGES = {
 
 
 def check_ranges(config: ConfigDict) -> None:
-    """Checks every number of a config by itself.
+    """Checks each number of a config on its own.
 
     Raises:
-      UserError: one is out of its range, not finite, or larger than JAX can count.
+      UserError: a number is out of its range, not finite, or an integer too large for JAX.
     """
     for key, value in flatten(config.to_dict()).items():
         for number in value if isinstance(value, (tuple, list)) else (value,):
@@ -82,10 +73,16 @@ def _check(key: str, number: float) -> None:
     if not math.isfinite(number):
         raise UserError(f"{key}={number} is not finite; give a finite number")
     known = (valid for pattern, valid in RANGES.items() if fnmatch.fnmatchcase(key, pattern))
-    valid = next(known, Range(-math.inf, LARGEST) if isinstance(number, int) else None)
-    if valid is None or valid.has(number):
+    other = Range(-math.inf, LARGEST if isinstance(number, int) else math.inf)
+    low, high, is_open = next(known, other)
+    if low <= number < high or (number == high and not is_open):
         return
-    if number > valid.high:
-        raise UserError(f"{key}={number} is too large; give at most {valid.high}")
-    what = "negative" if number < 0 <= valid.low else "out of range"
-    raise UserError(f"{key}={number} is {what}; give {valid}")
+    is_large = number > high
+    what = "too large" if is_large else "negative" if number < 0 <= low else "out of range"
+    if is_open:
+        advice = f"{low} to below {high}"
+    elif is_large:
+        advice = f"at most {high}"
+    else:
+        advice = f"at least {low}" if math.isinf(high) else f"{low} to {high}"
+    raise UserError(f"{key}={number} is {what}; give {advice}")

@@ -6,6 +6,7 @@ import matplotlib
 import numpy as np
 import pytest
 
+from rezero_jax.analysis import __main__ as diagnosis
 from rezero_jax.analysis import table
 from rezero_jax.analysis.compare import labels, times_to
 from rezero_jax.analysis.gates import Gates
@@ -351,3 +352,11 @@ def test_the_first_key_within_bounds():
     assert first_at(values, at_most=0.5) == 1
     assert first_at(values, at_least=0.3, at_most=0.6) == 3
     assert first_at(values, at_least=0.8) is None
+
+
+@pytest.mark.parametrize("main", [diagnosis.main, plots.main, table.main])
+def test_an_empty_workdir_is_told(main, capsys):
+    """As an unset variable of the shell makes it."""
+    with pytest.raises(SystemExit, match="2"):
+        main([""])
+    assert "is empty (an unset variable?); name the run's folder" in capsys.readouterr().err

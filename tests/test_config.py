@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from rezero_jax.config import base_config, differences, flatten, load_config, parse_arg
+from rezero_jax.config import base_config, load_config, parse_arg
 from rezero_jax.errors import UserError
+from rezero_jax.fields import differences, flatten
 from rezero_jax.training.trainer import Trainer
 
 CONFIGS = Path(__file__).parents[1] / "configs"

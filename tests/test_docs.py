@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import importlib.util
+import inspect
 import re
 import shlex
 import shutil
@@ -18,7 +19,8 @@ import yaml
 from packaging.requirements import Requirement
 
 import rezero_jax
-from rezero_jax.config import base_config, flatten, load_config
+from rezero_jax.config import base_config, load_config
+from rezero_jax.fields import flatten
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
@@ -75,7 +77,7 @@ def accepts(main, program, arguments, monkeypatch):
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_alone)
     monkeypatch.setattr(sys, "argv", [program, *arguments])
     with pytest.raises(Accepted):
-        main(arguments) if main.__code__.co_argcount else main()
+        main(arguments) if inspect.signature(main).parameters else main()
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
 
 

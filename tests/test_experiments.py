@@ -187,7 +187,7 @@ SPEED = {"rezero": 8.0, "norm": 1.6, "plain": 1.0, "residual": 0.9}
 
 
 def stand_in(command, cores, log):
-    """In place of train.py: writes the run that the command asks for, without training."""
+    """Instead of train.py: writes the run that the command asks for, without training."""
     given = dict(part.removeprefix("--").split("=", 1) for part in command[2:])
     overrides = [
         f"{k.removeprefix('config.')}={v}" for k, v in given.items() if k.startswith("config.")
@@ -386,7 +386,7 @@ def smoke(name, folder, *flags):
 
 
 @pytest.mark.slow
-def test_a_stopped_command_goes_on(monkeypatch, tmp_path, capsys):
+def test_a_stopped_command_resumes(monkeypatch, tmp_path, capsys):
     """SIGTERM comes while the first of two runs trains: it saves, and the second never starts."""
     long = ("train.epochs=None", "train.steps=4000", "checkpoint.every_steps=100000")
     todo = [job._replace(overrides=(*job.overrides, *long)) for job in depth.runs("smoke")]

@@ -98,9 +98,9 @@ def test_epoch_e_ends_after_its_last_example(size, batch):
     ],
 )
 def test_lengths_in_examples(fields, examples):
-    group = base_config().train
-    group.update(fields)
-    assert in_examples(group, "train.", "", size=30, batch_size=8) == examples
+    config = base_config()
+    config.train.update(fields)
+    assert in_examples(config, "train", size=30, batch_size=8) == examples
 
 
 @pytest.mark.parametrize(

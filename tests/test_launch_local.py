@@ -1,4 +1,4 @@
-"""launch/local.py with small programs in place of train.py."""
+"""launch/local.py with small programs instead of train.py."""
 
 import os
 import signal

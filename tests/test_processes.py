@@ -96,7 +96,7 @@ def straight(tmp_path_factory):
     return workdir
 
 
-def test_a_signal_to_one_process_stops_all_and_another_topology_goes_on(straight, tmp_path):
+def test_a_signal_to_one_process_stops_all_and_another_topology_resumes(straight, tmp_path):
     processes = start(2, tmp_path)
     wait_until(lambda: (tmp_path / "metrics.jsonl").exists() and read_metrics(tmp_path))
     processes[1].send_signal(signal.SIGTERM)
@@ -115,7 +115,7 @@ def test_a_signal_to_one_process_stops_all_and_another_topology_goes_on(straight
 
 
 @pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_killed_process_ends_the_others_and_the_command_goes_on(victim, straight, tmp_path):
+def test_a_killed_process_ends_the_others_and_the_command_resumes(victim, straight, tmp_path):
     processes = start(2, tmp_path)
     wait_until((tmp_path / "checkpoints" / str(SAVE)).exists)
     processes[victim].kill()

@@ -1,4 +1,4 @@
-"""Whatever stops a run, the same command goes on with it and ends with the same bits."""
+"""Whatever stops a run, the same command resumes it and ends with the same bits."""
 
 import json
 import os

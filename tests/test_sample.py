@@ -235,7 +235,7 @@ def test_an_evaluation_may_ask_for_more_context_and_the_test_split(capsys, workd
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (("--prompt=",), "--prompt is empty; give at least one character to go on from"),
+        (("--prompt=",), "--prompt is empty; give at least one character to continue from"),
         (("--bytes=0",), "--bytes=0 asks for nothing; give at least 1"),
         (("--temperature=-1",), "temperature=-1.0 is not 0 or more; 0 picks the likeliest token"),
         (("--temperature=nan",), "temperature=nan is not 0 or more; 0 picks the likeliest token"),

@@ -18,7 +18,7 @@ EXAMPLES = 16
 def main(argv: Sequence[str]) -> int:
     """Runs the command line and returns the exit status."""
     parser = command.parser("rezero_jax.analysis", __doc__)
-    parser.add_argument("workdir", metavar="WORKDIR", help="the run's folder")
+    parser.add_argument("workdir", type=command.workdir, metavar="WORKDIR", help="the run's folder")
     parser.add_argument(
         "--out", metavar="FILE", help="PNG, SVG, PDF; default: diagnosis.png in the run folder"
     )

@@ -31,3 +31,10 @@ def exit_status(name: str, work: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     return 0
+
+
+def workdir(text: str) -> str:
+    """The type of an argument that names a run folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty (an unset variable?); name the run's folder")
+    return text

@@ -117,7 +117,7 @@ def _cell(
 def main(argv: Sequence[str]) -> int:
     """Runs the command line and returns the exit status."""
     parser = command.parser("rezero_jax.analysis.table", __doc__)
-    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR")
+    parser.add_argument("workdirs", type=command.workdir, nargs="+", metavar="WORKDIR")
     parser.add_argument("--epochs", nargs="*", type=int, default=[1, 2, 5, 10], metavar="E")
     parser.add_argument("--steps", nargs="*", type=int, default=[], metavar="S")
     parser.add_argument("--targets", nargs="*", type=float, default=[], metavar="VALUE")

@@ -1,4 +1,4 @@
-"""JSON files that are never half written, and a sentence where one cannot be read."""
+"""JSON files that are never half written, and a sentence for one that is unreadable."""
 
 import json
 import os
@@ -12,7 +12,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-      UserError: the file is no JSON object, or cannot be read.
+      UserError: the file is not a JSON object, or is unreadable.
     """
     try:
         content = json.loads(path.read_text())

@@ -24,8 +24,9 @@ import jax
 from ml_collections import ConfigDict
 
 from rezero_jax import processes
-from rezero_jax.config import base_config, differences, flatten
+from rezero_jax.config import base_config
 from rezero_jax.errors import UserError
+from rezero_jax.fields import differences, flatten
 from rezero_jax.runs.files import read_json, write_json
 
 # Fields that may change between two starts: where and on how much hardware a run happens.

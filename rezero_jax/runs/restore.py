@@ -28,7 +28,7 @@ from rezero_jax.runs.folder import saved_steps
 
 
 class Damaged(Exception):
-    """A checkpoint is not what was saved, or cannot be read; the text says why."""
+    """A checkpoint is not what was saved, or is unreadable; the text says why."""
 
 
 def read(folder: Path, step: int, shapes: Any) -> tuple[Any, dict[str, Any]]:

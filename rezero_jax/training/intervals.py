@@ -6,6 +6,7 @@ import math
 from ml_collections import ConfigDict
 
 from rezero_jax.errors import UserError
+from rezero_jax.fields import LENGTHS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Intervals:
           UserError: a length is missing, set twice or not positive.
         """
         batch_size = config.train.batch_size
-        total = in_examples(config.train, "train.", "", size, batch_size)
+        total = in_examples(config, "train", size, batch_size)
         if total is None:
             raise UserError(
                 "the run has no length; set train.steps, train.epochs or train.examples"
@@ -63,7 +64,7 @@ class Intervals:
             per_dispatch=config.train.steps_per_dispatch,
             log_every=config.log.every_steps,
             save_every=config.checkpoint.every_steps,
-            eval_every=in_examples(config.eval, "eval.", "every_", size, batch_size),
+            eval_every=in_examples(config, "eval", size, batch_size),
         )
 
     def next_stop(self, now: int) -> int:
@@ -94,31 +95,26 @@ class Intervals:
         return step * self.batch_size // period > (step - 1) * self.batch_size // period
 
 
-def in_examples(
-    section: ConfigDict, name: str, prefix: str, size: int, batch_size: int
-) -> int | None:
-    """The length that one of `steps`, `epochs` and `examples` of a section sets, in examples.
+def in_examples(config: ConfigDict, section: str, size: int, batch_size: int) -> int | None:
+    """The length that a section of the config sets in steps, epochs or examples, in examples.
 
     Args:
-      section: holds the three fields, with `prefix` before their names; at most one is set.
-      name: what the error calls the section.
-      prefix: such as "every_".
+      section: train, the length of the run; or eval, the interval of evaluations.
       size: training examples in an epoch.
       batch_size: examples in a step.
 
     Raises:
       UserError: two are set, or one is not positive.
     """
-    examples_in = {"steps": batch_size, "epochs": size, "examples": 1}
-    given = {
-        unit: section[prefix + unit] for unit in examples_in if section[prefix + unit] is not None
-    }
+    examples_in = dict(zip(LENGTHS[section], (batch_size, size, 1), strict=True))
+    given = {field: config[section][field] for field in examples_in}
+    given = {field: value for field, value in given.items() if value is not None}
     if not given:
         return None
-    names = [f"{name}{prefix}{unit}" for unit in given]
+    names = [f"{section}.{field}" for field in given]
     if len(given) > 1:
         raise UserError(f"{' and '.join(names)} are both set; set one of them to None")
-    ((unit, value),) = given.items()
+    ((field, value),) = given.items()
     if value <= 0:
         raise UserError(f"{names[0]}={value} is not positive; give a length above 0")
-    return math.ceil(round(value * examples_in[unit], 6))
+    return math.ceil(round(value * examples_in[field], 6))

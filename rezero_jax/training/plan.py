@@ -1,4 +1,4 @@
-"""What a run will need and how long it will take, told before it is trained."""
+"""What a run will need and how long it will take, before it is trained."""
 
 import math
 import time
@@ -20,8 +20,8 @@ def plan(config: ConfigDict, accelerator: str | None = None) -> str:
     """The account of the run that `config` describes, as lines of text.
 
     Memory is that of one device, as compiled here for the mesh of the config. The time is that of
-    the updates alone: measured here, on a state that is thrown away, or if an accelerator is named
-    computed from its peak.
+    the updates alone: measured here, on a state that is discarded, or computed from the peak of the
+    accelerator if one is named.
 
     Args:
       accelerator: one of cost.ACCELERATORS.
@@ -30,16 +30,16 @@ def plan(config: ConfigDict, accelerator: str | None = None) -> str:
       UserError: the accelerator is unknown, or anything in the config is invalid.
     """
     chip = None if accelerator is None else named(accelerator)
-    program = trainer_for_sizes(config)
-    times, shapes = program.intervals, program.shapes
+    trainer = trainer_for_sizes(config)
+    times, shapes = trainer.intervals, trainer.shapes
     gradients = device_bytes(shapes["params"])
-    memory = program.compile().memory_analysis()
+    memory = trainer.compile().memory_analysis()
     activations = max(memory.temp_size_in_bytes - gradients, 0) if memory is not None else 0
-    flops = program.flops()
-    mesh = program.mesh
+    flops = trainer.flops()
+    mesh = trainer.mesh
     spread = "spread over data" if config.mesh.fully_sharded else "whole on each along data"
     rows = [
-        ("parameters", f"{program.spec.parameter_count:,}"),
+        ("parameters", f"{trainer.spec.parameter_count:,}"),
         (
             "devices",
             f"{mesh.size} x {jax.devices()[0].device_kind} (data {mesh.shape['data']}, model "
@@ -51,11 +51,11 @@ def plan(config: ConfigDict, accelerator: str | None = None) -> str:
         ("  optimizer state", _size(device_bytes(shapes["opt_state"]))),
         ("  gradients", _size(gradients)),
         ("  activations", f"{_size(activations)}, with all that is temporary"),
-        ("  data", _size(program.resident_bytes)),
+        ("  data", _size(trainer.resident_bytes)),
         ("FLOPs of an update", f"{flops:.3g}, in matrix products and convolutions"),
     ]
     if chip is None:
-        seconds = _seconds_per_update(program)
+        seconds = _seconds_per_update(trainer)
         rows += [
             ("an update", f"{seconds:.3g} s, {flops / seconds:.3g} FLOP/s (measured here)"),
             ("the run", duration(times.total * seconds)),
@@ -73,7 +73,7 @@ def plan(config: ConfigDict, accelerator: str | None = None) -> str:
 
 
 def trainer_for_sizes(config: ConfigDict) -> Trainer:
-    """The Trainer of a config on zeros in place of a data set that would have to be downloaded.
+    """The Trainer of a config on zeros instead of a data set that would have to be downloaded.
 
     Raises:
       UserError: anything in the config is invalid.
@@ -87,17 +87,17 @@ def usual_seconds(flops: float, peak: float) -> float:
     return flops / (USUAL * peak)
 
 
-def _seconds_per_update(program: Trainer) -> float:
-    group = program.config.train.steps_per_dispatch
-    batches = program.batches(0)
-    state = program.init()
+def _seconds_per_update(trainer: Trainer) -> float:
+    per_dispatch = trainer.config.train.steps_per_dispatch
+    batches = trainer.batches(0)
+    state = trainer.init()
     seconds = math.inf
     for _ in range(3):  # the first one compiles
-        many = list(islice(batches, group))
+        many = list(islice(batches, per_dispatch))
         if not many:
             break
         started = time.perf_counter()
-        state, report = program.dispatch(state, many)
+        state, report = trainer.dispatch(state, many)
         jax.block_until_ready((state, report))
         seconds = min(seconds, (time.perf_counter() - started) / len(many))
     return seconds

@@ -15,7 +15,7 @@ from rezero_jax.analysis.plots.curves import write_plot
 def main(argv: Sequence[str]) -> int:
     """Runs the command line and returns the exit status."""
     parser = command.parser("rezero_jax.analysis.plots", __doc__)
-    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR")
+    parser.add_argument("workdirs", type=command.workdir, nargs="+", metavar="WORKDIR")
     parser.add_argument(
         "--target",
         type=float,

@@ -30,7 +30,7 @@ FIELDS = {"data.name": "", "model.depth": "depth ", "model.width": "width "}
 def plot_run(run: Run) -> Figure:
     """Loss and accuracy by epoch, and, if the network is gated, every alpha by layer.
 
-    A language model has its bits per byte in place of both, and steps in place of epochs.
+    A language model has its bits per byte instead of both, and steps instead of epochs.
     """
     if _is_text(run):
         x, panels = "step", {"bits_per_byte": "bits per byte"}

@@ -11,7 +11,7 @@ the ReLU follows the convolutions, in `pre` blocks (arXiv 1603.05027) it precede
     gated        x' = (1 - a) s(x) + a relu(F(x))         x' = (1 - a) s(x) + a F(x)
     skipinit     x' = relu(s(x) + a F(x)), F without bn   x' = s(x) + a F(x), F without bn
     rezero       x' = s(x) + a relu(F(x))                 x' = s(x) + a F(x)
-    fixup        scalar biases and a multiplier in place of bn: see `rezero_jax.models.resnet.fixup`
+    fixup        scalar biases and a multiplier instead of bn: see `rezero_jax.models.resnet.fixup`
 
 The gate a is a scalar that starts at 0. `residual` and `rezero` of both columns, and `zero_gamma`,
 `gated` and `fixup` of the first, are those of the paper's table, as in the code behind it; the
