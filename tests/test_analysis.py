@@ -9,7 +9,7 @@ import pytest
 from rezero_jax.analysis import __main__ as diagnosis
 from rezero_jax.analysis import table
 from rezero_jax.analysis.compare import labels, times_to
-from rezero_jax.analysis.gates import Gates
+from rezero_jax.analysis.gates import Gates, open_from
 from rezero_jax.analysis.plots import __main__ as plots
 from rezero_jax.analysis.plots import curves, figures
 from rezero_jax.analysis.plots.theme import save
@@ -266,6 +266,9 @@ def gates_of(tmp_path, alphas):
 def test_what_gates_did(tmp_path):
     gates = gates_of(tmp_path, [[0.0, -0.1, 0.02], [0.05, 0.4, 0.01], [0.05, -0.3, 0.03]])
     np.testing.assert_allclose(gates.mean_abs, [0.04, 0.46 / 3, 0.38 / 3])
+    np.testing.assert_allclose(open_from(3), 0.1 / 3)
+    np.testing.assert_array_equal(gates.opened, [True, True, False])
+    np.testing.assert_array_equal(gates.opening_steps, [20, 10, np.nan])
     np.testing.assert_array_equal(gates.peak_steps, [20, 20, 30])
     peaks = gates_of(tmp_path, np.eye(12)[::-1]).peak_steps
     np.testing.assert_array_equal(peaks, 10 * np.arange(12, 0, -1))

@@ -12,7 +12,9 @@ from rezero_jax.analysis.singular_values import (
     mean_squared_singular_value,
     safe_norms,
     singular_values,
+    top_singular_values,
 )
+from rezero_jax.errors import UserError
 from rezero_jax.models.resnet.batch_norm import BatchNorm
 from rezero_jax.models.resnet.conv import Conv
 
@@ -171,6 +173,44 @@ def test_probes_agree_with_the_exact_values_of_a_batch():
     exact = (singular_values(model, x) ** 2).mean()
     found = mean_squared_singular_value(model, x, probes=300, key=KEY)
     assert abs(found.mean - exact) < 3 * found.standard_error < 0.2 * exact
+
+
+def test_the_largest_values_are_within_their_errors():
+    values = 1 / np.arange(1, 31) ** 2
+    model, x = Linear(np.float32(with_values(values, 30, 40))), normal(2, 40)
+    top = top_singular_values(model, x, 5, key=KEY)
+    assert top.values.shape == top.errors.shape == (2, 5)
+    for found, errors in zip(top.values, top.errors, strict=True):
+        np.testing.assert_allclose(found, values[:5], rtol=1e-4)
+        assert (np.abs(found - values[:5]) <= errors + 1e-6).all()
+
+
+def test_errors_hold_where_the_iteration_has_not_converged():
+    model, x = MLP(40, 40, 6, 40, alpha_init=0.3, rngs=nnx.Rngs(0)), normal(2, 40)
+    exact = singular_values(model, x)
+    top = top_singular_values(model, x, 4, iterations=1, key=KEY)
+    distances = np.abs(top.values[:, :, None] - exact[:, None, :]).min(axis=2)
+    assert (distances <= top.errors).all()
+    assert top.errors.max() > 1e-3  # it has not converged: the test has something to show
+    whole = top_singular_values(model, x, 40, key=KEY)
+    np.testing.assert_allclose(whole.values, exact, rtol=1e-4, atol=1e-6)
+
+
+def test_errors_are_the_bound_of_the_theorem():
+    """With two singular values, a and b, a value tells the residual |J v - s u| of its vectors."""
+    values = np.repeat([1.1, 1.0], 100)
+    model = Linear(np.float32(with_values(values, 200, 200)))
+    top = top_singular_values(model, normal(1, 200), 8, iterations=0, key=KEY)
+    squares, part = top.values**2, (top.values**2 - 1) / (1.1**2 - 1)  # s^2 = p a^2 + (1 - p) b^2
+    residuals = np.sqrt(part * (1 - part) / squares) * (1.1**2 - 1)
+    np.testing.assert_allclose(top.errors, residuals / np.sqrt(2), rtol=1e-3)
+    assert (np.minimum(np.abs(top.values - 1.1), np.abs(top.values - 1)) <= top.errors).all()
+
+
+@pytest.mark.parametrize("k", [0, 4])
+def test_too_many_values_are_told(k):
+    with pytest.raises(UserError, match=rf"k={k} .* choose 1 to 3"):
+        top_singular_values(Linear(normal(3, 5)), normal(1, 5), k, key=KEY)
 
 
 @pytest.mark.parametrize("factor", [1e-30, 1.0, 1e30])

@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Bool
 
+from rezero_jax.analysis.gates import open_from
 from rezero_jax.analysis.propagation import (
     Loss,
     Propagation,
@@ -46,12 +47,8 @@ class Diagnosis:
 
     @property
     def open(self) -> Bool[np.ndarray, " layers"]:
-        """Whether each layer's gate is open: |alpha| >= 0.1 / gates.
-
-        The gates of the paper's trained networks are 1 / layers on average; if all were at a tenth
-        of that, all branches together would weigh a tenth of a single open one.
-        """
-        return np.abs(self.propagation.alpha) >= 0.1 / max(int(self.is_gated.sum()), 1)
+        """Whether each layer's gate is open; see `rezero_jax.analysis.gates.open_from`."""
+        return np.abs(self.propagation.alpha) >= open_from(max(int(self.is_gated.sum()), 1))
 
     def __str__(self) -> str:
         found = self.propagation

@@ -3,10 +3,19 @@
 import dataclasses
 
 import numpy as np
-from jaxtyping import Float, Real
+from jaxtyping import Bool, Float, Real
 
 from rezero_jax.errors import UserError
 from rezero_jax.runs.reader import Run
+
+
+def open_from(gates: int) -> float:
+    """The |alpha| from which one of so many gates counts as open: 0.1 / gates.
+
+    In the paper the gates of a trained network are 1 / gates on average; if all of them were at a
+    tenth of that, all branches together would weigh a tenth of a single open one.
+    """
+    return 0.1 / gates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +47,17 @@ class Gates:
     def mean_abs(self) -> Float[np.ndarray, " lines"]:
         """Mean |alpha| over the layers; the paper ends at 0.0898 (12 layers) and 0.0185 (64)."""
         return np.abs(self.alphas).mean(axis=1)
+
+    @property
+    def opened(self) -> Bool[np.ndarray, " layers"]:
+        """Whether each gate is open at the last line; see `open_from`."""
+        return np.abs(self.alphas[-1]) >= open_from(self.alphas.shape[1])
+
+    @property
+    def opening_steps(self) -> Float[np.ndarray, " layers"]:
+        """The first logged step at which each gate is open; NaN if it never is."""
+        is_open = np.abs(self.alphas) >= open_from(self.alphas.shape[1])
+        return np.where(is_open.any(axis=0), self.steps[is_open.argmax(axis=0)], np.nan)
 
     @property
     def peak_steps(self) -> Real[np.ndarray, " layers"]:

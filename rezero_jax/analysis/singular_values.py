@@ -7,7 +7,8 @@ there is a BatchNorm. The paper's figures and the authors' notebooks show
     values = singular_values(model, x)          # (batch, min(outputs, inputs)), descending
     np.log10(values), (values**2).mean()        # the histogram, the "mean squared singular value"
 
-Where J is too large, `mean_squared_singular_value` estimates that number with its error.
+Where J is too large, `mean_squared_singular_value` estimates that number, and
+`top_singular_values` finds the largest values, each with its error.
 
 A module is an argument of the compiled functions, so a second one of its structure compiles
 nothing. With a compiled constructor too, the notebook's Transformers at initialisation are
@@ -17,7 +18,8 @@ nothing. With a compiled constructor too, the notebook's Transformers at initial
 """
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,11 +30,13 @@ from jax.tree_util import Partial
 from jaxtyping import Float
 
 from rezero_jax.analysis.statistics import Estimate
+from rezero_jax.errors import UserError
 
 AnyArray = Array | np.ndarray
 Function = Callable[[Array], Array]
 
 ROWS_AT_ONCE = 64  # of a Jacobian, computed together
+OVERSAMPLING = 8  # directions of a subspace iteration beyond the k that are asked for
 
 
 def jacobian(f: Function, x: Float[AnyArray, "..."]) -> Float[Array, "outputs inputs"]:
@@ -85,20 +89,48 @@ def mean_squared_singular_value(
     return Estimate.of((norms**2).mean(axis=1) / _count(compute, x))
 
 
+class Top(NamedTuple):
+    """The largest singular values of each example's Jacobian.
+
+    Attributes:
+      values: descending, float64 (batch, k).
+      errors: within this distance of each there is a singular value of J, float64 (batch, k).
+    """
+
+    values: np.ndarray
+    errors: np.ndarray
+
+
+def top_singular_values(
+    f: Function, x: Float[AnyArray, "batch ..."], k: int, *, iterations: int = 4, key: Array
+) -> Top:
+    """The k largest singular values of each example's J, by randomised subspace iteration.
+
+    Halko, Martinsson and Tropp (arXiv 0909.4061), algorithm 4.4 with 8 directions to spare; each
+    iteration takes k + 8 forward and as many backward products. For an approximate triple with
+    J^T u = s v, as all here are, |J v - s u| / sqrt(2) bounds the distance from s to the nearest
+    singular value.
+
+    Raises:
+      UserError: k is not in 1 .. min(outputs, inputs).
+    """
+    most = _count(_traceable(f), x)
+    if not 1 <= k <= most:
+        raise UserError(f"k={k} singular values are asked for; choose 1 to {most}")
+    directions = min(k + OVERSAMPLING, most)
+    compute = partial(_top, _traceable(f), directions=directions, iterations=iterations)
+    keys = jax.random.split(key, len(x))
+    pairs = [compute(example, one) for example, one in zip(x, keys, strict=True)]
+    values, errors = (np.stack([np.asarray(p[i], np.float64)[:k] for p in pairs]) for i in (0, 1))
+    return Top(values, errors)
+
+
 @jax.jit
 def _jacobian(f: Partial, x: Array) -> Array:
-    def flat(v: Array) -> Array:
-        return f(v.reshape(1, *x.shape)).ravel()
-
-    def rows(product: Callable[[Array], tuple[Array]], like: Array) -> Array:
-        eye = jnp.eye(like.size, dtype=like.dtype)
-        return jax.lax.map(lambda v: product(v)[0], eye, batch_size=ROWS_AT_ONCE)
-
-    y, pull = jax.vjp(flat, x.ravel())
-    if y.size <= x.size:
-        return rows(pull, y)
-    # Not jax.jvp: a function with a custom gradient, like our convolutions, has no forward mode.
-    return rows(jax.linear_transpose(lambda u: pull(u)[0], y), x).T
+    pull, push, outputs = _products(f, x)
+    if outputs <= x.size:
+        return jax.lax.map(pull, jnp.eye(outputs, dtype=x.dtype), batch_size=ROWS_AT_ONCE)
+    return jax.lax.map(push, jnp.eye(x.size, dtype=x.dtype), batch_size=ROWS_AT_ONCE).T
 
 
 @jax.jit
@@ -112,6 +144,42 @@ def _probe_norms(f: Partial, x: Array, keys: Array) -> Array:
         return safe_norms(pull(u.reshape(y.shape))[0])
 
     return jax.lax.map(norms, keys)
+
+
+@partial(jax.jit, static_argnames=("directions", "iterations"))
+def _top(
+    f: Partial, x: Array, key: Array, *, directions: int, iterations: int
+) -> tuple[Array, Array]:
+    pull, push, _ = _products(f, x)
+    v = jax.random.normal(key, (directions, x.size), x.dtype)
+
+    def orthonormal(rows: Array) -> Array:
+        return jnp.linalg.qr(rows.T)[0].T
+
+    def iterate(_: Array, v: Array) -> Array:
+        return orthonormal(jax.lax.map(pull, orthonormal(jax.lax.map(push, v))))
+
+    v = jax.lax.fori_loop(0, iterations, iterate, orthonormal(v))
+    q = orthonormal(jax.lax.map(push, v))
+    left, values, right = jnp.linalg.svd(jax.lax.map(pull, q), full_matrices=False)
+    residual = jax.lax.map(push, right) - values[:, None] * (left.T @ q)
+    return values, jnp.linalg.norm(residual, axis=1) / np.sqrt(2)
+
+
+def _products(f: Partial, x: Array) -> tuple[Function, Function, int]:
+    """u -> J^T u, v -> J v, and the number of outputs, all on flat vectors, of one example."""
+
+    def flat(v: Array) -> Array:
+        return f(v.reshape(1, *x.shape)).ravel()
+
+    y, pull = jax.vjp(flat, x.ravel())
+
+    def backward(u: Array) -> Array:
+        return pull(u)[0]
+
+    # Not jax.jvp: what has a custom gradient, such as our convolutions, has no forward mode.
+    forward = jax.linear_transpose(backward, y)
+    return backward, lambda v: forward(v)[0], y.size
 
 
 def _count(f: Partial, x: AnyArray) -> int:
