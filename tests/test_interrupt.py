@@ -11,7 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Tells when the handler is in force; what comes before is Python's own start.
 START = """\
-import runpy, sys
+import runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run unattended
 import launch.interrupt
 install = launch.interrupt.end_on_interrupt
 def installed(program):
