@@ -30,20 +30,20 @@ def test_ctrl_c_while_it_starts(program, delay, tmp_path):
     argv = [f"--workdir={tmp_path / 'run'}"]
     if program == "train.py":
         argv += [f"--config={ROOT / 'configs/mlp.py'}", "--config.train.epochs=100000"]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", START, str(ROOT / program), *argv],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    try:
-        assert process.stdout.readline() == "installed\n"
-        time.sleep(delay)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
+    ) as process:
+        try:
+            assert process.stdout.readline() == "installed\n"
+            time.sleep(delay)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert (process.returncode, err) == (130, f"\n{program}: stopped\n")
 
 

@@ -17,7 +17,7 @@ import jax
 from ml_collections import ConfigDict
 
 from rezero_jax import processes
-from rezero_jax.data import Dataset
+from rezero_jax.data import Dataset, Text
 from rezero_jax.errors import UserError
 from rezero_jax.runs.checkpoint import Checkpoints
 from rezero_jax.runs.folder import EVALUATION, TOPOLOGY, Workdir, check_config, continued
@@ -40,7 +40,7 @@ class Interrupted(Exception):
 def train(
     config: ConfigDict,
     workdir: str | Path,
-    dataset: Dataset | None = None,
+    dataset: Dataset | Text | None = None,
     profile: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Trains to the end, from the newest checkpoint if there is one.
