@@ -15,7 +15,7 @@ from rezero_jax.models.transformer.options import LayerOptions
 Hidden = Float[Array, "batch length width"]
 Heads = Float[Array, "batch length heads size"]
 Mask = Bool[Array, "#batch #heads #queries keys"]
-# Keys and values of the positions so far, of all layers of a stack.
+# Keys and values of the positions so far, of one layer or of all that a scan stacks.
 CachedHeads = Float[Array, "layers batch places kv_heads size"]
 Cache = tuple[CachedHeads, CachedHeads]
 

@@ -63,28 +63,31 @@ class Encoder(LayerStack):
 
     layer = EncoderLayer
 
-    def init_cache(self, batch_size: int, length: int) -> Cache:
-        """An empty cache of `length` positions in every layer."""
+    def init_cache(self, batch_size: int, length: int) -> list[Cache]:
+        """Empty caches of `length` positions: one for all scanned layers, else one for each."""
         blocks: Any = self.layers.blocks
-        block = blocks[0] if isinstance(blocks, nnx.List) else blocks
-        return block.attention.init_cache(self.layers.depth, batch_size, length)
+        if isinstance(blocks, nnx.List):
+            return [block.attention.init_cache(1, batch_size, length) for block in blocks]
+        return [blocks.attention.init_cache(self.layers.depth, batch_size, length)]
 
     def decode(
-        self, x: Hidden, cache: Cache, positions: Int[Array, "batch length"]
-    ) -> tuple[Hidden, Cache]:
+        self, x: Hidden, caches: list[Cache], positions: Int[Array, "batch length"]
+    ) -> tuple[Hidden, list[Cache]]:
         """All layers for inference, causal; see `EncoderLayer.decode`."""
         blocks: Any = self.layers.blocks
         if isinstance(blocks, nnx.List):
-            for i, block in enumerate(blocks):
-                x, cache = block.decode(x, cache, i, positions)
-        else:
-            # The cache is carried and not scanned over: each layer writes into it in place.
-            (x, cache), _ = jax.lax.scan(
-                lambda carry, layer: (layer[0].decode(*carry, layer[1], positions), None),
-                (x, cache),
-                (blocks, jnp.arange(self.layers.depth)),
-            )
-        return self.norm(x), cache
+            updated = []
+            for block, cache in zip(blocks, caches, strict=True):
+                x, cache = block.decode(x, cache, 0, positions)
+                updated.append(cache)
+            return self.norm(x), updated
+        # The cache is carried and not scanned over: each layer writes into it in place.
+        (x, cache), _ = jax.lax.scan(
+            lambda carry, layer: (layer[0].decode(*carry, layer[1], positions), None),
+            (x, caches[0]),
+            (blocks, jnp.arange(self.layers.depth)),
+        )
+        return self.norm(x), [cache]
 
 
 class Decoder(LayerStack):

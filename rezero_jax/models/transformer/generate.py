@@ -30,9 +30,11 @@ class LanguageModel(Protocol):
 
     def for_decoding(self) -> "LanguageModel": ...
 
-    def init_cache(self, batch_size: int, length: int) -> Cache: ...
+    def init_cache(self, batch_size: int, length: int) -> list[Cache]: ...
 
-    def decode(self, tokens: Array, cache: Cache, positions: Array) -> tuple[Hidden, Cache]: ...
+    def decode(
+        self, tokens: Array, cache: list[Cache], positions: Array
+    ) -> tuple[Hidden, list[Cache]]: ...
 
     def logits(self, hidden: Array) -> Array: ...
 
@@ -64,7 +66,7 @@ class DecodingCarry(NamedTuple):
       key: random key of each sequence.
     """
 
-    cache: Cache
+    cache: list[Cache]
     logits: Float[Array, "batch vocab"]
     position: Int[Array, " batch"]
     done: Bool[Array, " batch"]

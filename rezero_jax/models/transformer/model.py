@@ -169,13 +169,13 @@ class Transformer(nnx.Module):
         ]
         return jax.lax.map(jax.checkpoint(part), tuple(cut)).swapaxes(0, 1).reshape(tokens.shape)
 
-    def init_cache(self, batch_size: int, length: int | None = None) -> Cache:
+    def init_cache(self, batch_size: int, length: int | None = None) -> list[Cache]:
         """Empty keys and values of `length` positions (by default max_len) for `decode`."""
         return self.trunk.init_cache(batch_size, self.max_len if length is None else length)
 
     def decode(
-        self, tokens: Tokens, cache: Cache, positions: Int[Array, "batch length"]
-    ) -> tuple[Hidden, Cache]:
+        self, tokens: Tokens, cache: list[Cache], positions: Int[Array, "batch length"]
+    ) -> tuple[Hidden, list[Cache]]:
         """What the head is applied to for tokens at `positions`, given the earlier ones in `cache`.
 
         For inference. Returns it with the cache that holds these tokens too; what the cache holds
