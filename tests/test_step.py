@@ -342,7 +342,7 @@ def test_evaluation_counts_every_example_once(batch_size):
         return jax.tree.map(lambda leaf: leaf[fetched["index"]], resident)
 
     evaluate = jax.jit(make_eval_step(bones, OBJECTIVE, gather))
-    sums = {"loss": 0.0, "accuracy": 0.0}
+    sums = {"loss": 0.0, "accuracy": 0.0, "weight": 0.0}
     for low in range(0, size, batch_size):
         positions = np.arange(low, low + batch_size)
         mask = positions < size
@@ -356,3 +356,4 @@ def test_evaluation_counts_every_example_once(batch_size):
     losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(size), label]
     np.testing.assert_allclose(sums["loss"] / size, losses.mean(), rtol=1e-5)
     assert sums["accuracy"] == np.sum(logits.argmax(1) == label)
+    assert sums["weight"] == size
