@@ -148,12 +148,13 @@ def _failed_reads_dropped() -> Iterator[None]:
     """
     for name in ("asyncio", "absl"):  # Orbax logs a traceback of what it then raises
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    hooks = sys.unraisablehook, sys.excepthook  # the latter of TensorStore's threads
+    sys.unraisablehook, sys.excepthook = lambda _: None, lambda *_: None
     try:
         yield
         gc.collect()
     finally:
-        sys.unraisablehook = hook
+        sys.unraisablehook, sys.excepthook = hooks
 
 
 def checksum(manifest: dict[str, Any]) -> int:
