@@ -1,6 +1,7 @@
 """The device mesh and what each device holds: one code path from one CPU device to many hosts."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,16 +16,19 @@ from rezero_jax.training.state import ModelSpec, path_text
 FULLY_SHARDED_FROM = 1024  # elements
 
 
-def make_mesh(config: ConfigDict, batch_sizes: dict[str, int]) -> Mesh:
+def make_mesh(
+    config: ConfigDict, available: Sequence[jax.Device], batch_sizes: dict[str, int]
+) -> Mesh:
     """A mesh with the axes `data` and `model` of config.mesh; data = -1 takes all devices.
 
     Args:
+      available: the devices of all processes.
       batch_sizes: config key -> batch size; the axis `data` must divide each.
 
     Raises:
       UserError: there are too few devices, or a batch does not divide among them.
     """
-    count, model = jax.device_count(), config.model
+    count, model = len(available), config.model
     if model < 1 or count % model:
         raise UserError(
             f"mesh.model={model} does not divide the {count} device(s); set it to a divisor"
@@ -48,7 +52,7 @@ def make_mesh(config: ConfigDict, batch_sizes: dict[str, int]) -> Mesh:
             "to -1"
         )
     # Each process's devices lie together, so that its rows of a batch do.
-    ordered = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    ordered = sorted(available, key=lambda device: (device.process_index, device.id))
     devices = np.asarray(ordered[: data * model]).reshape(data, model)
     return Mesh(devices, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 
@@ -148,9 +152,20 @@ def put_rows(tree: Any, sharding: NamedSharding, axis: int, size: int) -> Any:
         return jax.tree.map(place, tree)
 
 
+def each(mesh: Mesh) -> NamedSharding:
+    """Each device holds one element of an array (devices,)."""
+    return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+
+
+def shapes(tree: Any, sharding: NamedSharding) -> Any:
+    """Shapes of a tree of arrays that would be placed so."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+    )
+
+
 def put_from_each(value: int, mesh: Mesh) -> jax.Array:
     """Every process's own number, int32, once for each of its devices: (devices,)."""
-    every = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     own = np.full(1, value, np.int32)
     with jax.transfer_guard_host_to_device("allow"):
-        return jax.make_array_from_callback((mesh.size,), every, lambda _: own)
+        return jax.make_array_from_callback((mesh.size,), each(mesh), lambda _: own)
