@@ -105,7 +105,7 @@ def render(account: dict[str, Any]) -> str:
             ("an update, at least", " by FLOPs, ".join(map(_time, bounds)) + " by bytes of memory")
         )
     seconds = account.get("measured") or account.get("estimate")
-    if "measured" in account:
+    if seconds and "measured" in account:
         rate = f"{account['flops'] / seconds:.3g} FLOP/s"
         rows.append(("an update", f"{_time(seconds)}, {rate} (measured here)"))
     elif seconds:
@@ -156,7 +156,8 @@ def _compile(trainer: Trainer, topology: str | None) -> jax.stages.Compiled:
         need = f"needs {sizes[0]} of the {sizes[1]}" if len(sizes) > 1 else "needs more than the"
         raise UserError(
             f"this run {need} bytes of memory of a device of {topology or 'this machine'}; raise "
-            "train.accumulate, set model.remat=full or mesh.fully_sharded=True, or take more devices"
+            "train.accumulate, set model.remat=full or mesh.fully_sharded=True, or take more "
+            "devices"
         ) from None
 
 

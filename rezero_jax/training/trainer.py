@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from rezero_jax import data, processes
 from rezero_jax.data.augment import Augmentation
 from rezero_jax.data.order import Order, eval_batches
-from rezero_jax.data.split import Dataset, HostBatch, standardise
+from rezero_jax.data.split import Dataset, HostBatch, flat, standardise
 from rezero_jax.data.text import Text
 from rezero_jax.errors import UserError
 from rezero_jax.models.build import make_language_model, make_model
@@ -60,28 +60,29 @@ class Trainer:
         train, seed = config.train, config.seed
         self._train, self._eval = dataset.train, dataset.eval
         self._order = Order(seed, self._train.size, train.batch_size, config.data.order)
-        self._eval_batches = eval_batches(
-            self._eval.size, config.eval.batch_size, config.eval.examples
-        )
         self.intervals = Intervals.from_config(config, self._train.size)
         if train.accumulate < 1 or train.batch_size % train.accumulate:
             raise UserError(
                 f"train.accumulate={train.accumulate} does not divide "
                 f"train.batch_size={train.batch_size}; choose one that does"
             )
+        make, objective = _task(config.model, dataset)
+        self.spec, self.objective = model_spec(make), objective
+        # The statistics of a BatchNorm are those of a part, so its size is part of the model.
+        fixed = train.accumulate if self.spec.has_stats else 1
+        key = "train.batch_size" + (" / train.accumulate" if fixed > 1 else "")
         self.mesh = sharding.make_mesh(
             config.mesh,
             jax.devices() if devices is None else devices,
-            {
-                "train.batch_size / train.accumulate": train.batch_size // train.accumulate,
-                "eval.batch_size": config.eval.batch_size,
-            },
+            {key: train.batch_size // fixed},
         )
-        make, objective = _task(config.model, dataset)
-        self.spec, self.objective = model_spec(make), objective
+        data = self.mesh.shape["data"]
+        parts = fixed if fixed > 1 else _parts(train.accumulate, train.batch_size, data)
+        eval_size = -(-config.eval.batch_size // data) * data
+        self._eval_batches = eval_batches(self._eval.size, eval_size, config.eval.examples)
         optimizer, schedules = make_optimizer(config.optim, self.intervals.total, self.spec)
         self._train_step = step.make_train_step(
-            self.spec, objective, optimizer, train.accumulate, seed, augment(config.data)
+            self.spec, objective, optimizer, parts, seed, augment(config.data)
         )
         updates = step.make_dispatch(self._train_step, self._train.gather, self.spec, schedules)
         eval_step = step.make_eval_step(self.spec, objective, self._eval.gather)
@@ -101,7 +102,7 @@ class Trainer:
     def _resident(self) -> tuple[Any, Any]:
         """The data that stays on every device: to train on, and to evaluate on."""
         train, held = (dict(split.resident) for split in (self._train, self._eval))
-        return sharding.put(train, self._whole), sharding.put(held, self._whole)
+        return sharding.put(flat(train), self._whole), sharding.put(flat(held), self._whole)
 
     def check_memory(self) -> None:
         """Checks that the state of a run fits this machine, before any of it is allocated.
@@ -159,7 +160,7 @@ class Trainer:
     def _batch(self) -> tuple[HostBatch, HostBatch]:
         """The resident data, and the whole first batch as it is fetched, on the host."""
         rows = self._order.indices(0)
-        return dict(self._train.resident), next(self._train.batches(lambda _: rows, 0, 1))
+        return flat(self._train.resident), next(self._train.batches(lambda _: rows, 0, 1))
 
     def flops(self) -> int:
         """Floating-point operations of an update, recomputation included; see `cost.flops`."""
@@ -222,6 +223,15 @@ def _with_stop(updates: Callable[..., Any]) -> Callable[..., Any]:
         return state, report | {"stop": jnp.where(state["step"] < 0, 0, stops).max()}
 
     return dispatch
+
+
+def _parts(accumulate: int, batch_size: int, devices: int) -> int:
+    """The parts in which `devices` compute a batch that one device computes in `accumulate`.
+
+    No device computes more examples at once than that one, and the parts are as few as can be.
+    """
+    rows = batch_size // devices
+    return next(n for n in range(1, rows + 1) if rows % n == 0 and n * devices >= accumulate)
 
 
 def _task(model: ConfigDict, dataset: Dataset | Text) -> tuple[MakeModel, step.Objective]:
