@@ -10,6 +10,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from rezero_jax.models import init
+from rezero_jax.models.dropout import Dropout
 from rezero_jax.models.transformer.options import LayerOptions
 
 Hidden = Float[Array, "batch length width"]
@@ -59,7 +60,7 @@ class Attention(nnx.Module):
             dtype=options.dtype,
             rngs=rngs,
         )
-        self.dropout = nnx.Dropout(options.dropout)
+        self.dropout = Dropout(options.dropout)
 
     def __call__(
         self,
