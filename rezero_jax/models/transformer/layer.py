@@ -89,13 +89,7 @@ class TransformerLayer(nnx.Module):
         self.dropout = Dropout(options.dropout)
         one_gate = options.residual in GATES and options.alpha_per == "layer"
         self.rules = nnx.List(
-            make_rule(
-                options.residual,
-                width,
-                alpha_init=options.alpha_init,
-                dtype=options.dtype,
-                rngs=rngs,
-            )
+            make_rule(options.residual, width, alpha_init=options.alpha_init, rngs=rngs)
             for _ in range(1 if one_gate else 3 if self.has_memory else 2)
         )
 

@@ -66,7 +66,8 @@ class LayerOptions:
       kv_heads: number of heads of keys and values, each shared by heads / kv_heads heads of
         queries (grouped-query attention, arXiv 2305.13245); by default `heads`.
       rotary: whether self-attention turns queries and keys by position (arXiv 2104.09864).
-      dtype: dtype of the computation; parameters and the softmax are float32.
+      dtype: dtype of the computation; parameters, norms and the softmax are float32, and the trunk
+        keeps the dtype of x.
 
     Raises:
       UserError: a size is below 1 or does not divide as it must, or a name is unknown.
