@@ -22,8 +22,8 @@ CachedHeads = Float[Array, "layers batch places kv_heads size"]
 Cache = tuple[CachedHeads, CachedHeads]
 
 # On a CPU causal attention is computed in blocks of queries.
-CPU_BLOCK = 64  # least number of queries in a block
-CPU_BLOCKS = 8  # most blocks in a sequence: each is compiled
+BLOCK = 64
+BLOCKS = 8  # most blocks in a sequence: each is compiled
 
 # NVIDIA's names for what came before Ampere (compute capability 8.0).
 BEFORE_AMPERE = re.compile(r"Tesla|Quadro|TITAN|GTX|MX\d|RTX 20\d\d|\bT\d")
@@ -150,32 +150,41 @@ def attend(
     of queries, none of which looks at the keys beyond it. `drop` needs all weights at once.
     """
     target = devices.target()
-    if drop is None and not (is_causal and mask is None and target.platform == "cpu"):
-        cudnn = _cudnn_takes(target, q, k)
+    length = q.shape[1]
+    cudnn = drop is None and _cudnn_takes(target, q, k)
+    if is_causal and mask is None and length == k.shape[1] and not cudnn:
+        if drop is None or target.platform != "cpu":
+            block = max(BLOCK, -(-length // BLOCKS))
+            return _by_blocks(q, k, v, block, drop)
+    if drop is None:
         if cudnn and mask is not None:  # it takes no axes of size 1
-            mask = jnp.broadcast_to(mask, (q.shape[0], q.shape[2], q.shape[1], k.shape[1]))
+            mask = jnp.broadcast_to(mask, (q.shape[0], q.shape[2], length, k.shape[1]))
         return jax.nn.dot_product_attention(
             q, k, v, mask=mask, is_causal=is_causal, implementation="cudnn" if cudnn else None
         )
-    length = q.shape[1]
-    if drop is None and length == k.shape[1]:
-        block = max(CPU_BLOCK, -(-length // CPU_BLOCKS))
-        stops = [min(start + block, length) for start in range(0, length, block)]
-        blocks = [
-            _attend(
-                q[:, start:stop],
-                k[:, :stop],
-                v[:, :stop],
-                jnp.arange(start, stop)[:, None] >= jnp.arange(stop)[None],
-                None,
-            )
-            for start, stop in zip([0, *stops], stops, strict=False)
-        ]
-        return jnp.concatenate(blocks, axis=1)
     if is_causal:
         causal = jnp.arange(length)[:, None] >= jnp.arange(k.shape[1])[None]
         mask = causal if mask is None else mask & causal[None, None]
     return _attend(q, k, v, mask, drop)
+
+
+def _by_blocks(
+    q: Array, k: Array, v: Array, block: int, drop: Callable[[Array], Array] | None
+) -> Array:
+    """Causal attention of blocks of queries, none of which looks at the keys beyond it."""
+    length = q.shape[1]
+    stops = [min(start + block, length) for start in range(0, length, block)]
+    blocks = [
+        _attend(
+            q[:, start:stop],
+            k[:, :stop],
+            v[:, :stop],
+            jnp.arange(start, stop)[:, None] >= jnp.arange(stop)[None],
+            drop,
+        )
+        for start, stop in zip([0, *stops], stops, strict=False)
+    ]
+    return jnp.concatenate(blocks, axis=1)
 
 
 def _attend(
