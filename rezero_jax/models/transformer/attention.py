@@ -145,11 +145,17 @@ def attend(
 ) -> Float[Array, "batch queries heads size"]:
     """softmax(q k / sqrt(size)) v, with a float32 softmax; `drop` is applied to its result.
 
-    On a GPU that can, it is cuDNN's flash attention. On a CPU causal attention is cut into blocks
-    of queries, none of which looks at the keys beyond it. `drop` needs all weights at once.
+    On a GPU that can, it is cuDNN's flash attention; on a TPU, without a mask and for long
+    sequences, splash attention. On a CPU causal attention is cut into blocks of queries, none of
+    which looks at the keys beyond it. `drop` needs all weights at once, on every platform.
     """
     target = devices.target()
     if drop is None and not (is_causal and mask is None and target.platform == "cpu"):
+        if target.platform == "tpu" and mask is None:
+            from rezero_jax.models.transformer import splash  # which takes a while
+
+            if splash.takes(q, k):
+                return splash.splash(q, k, v, is_causal=is_causal)
         cudnn = _cudnn_takes(target, q, k)
         if cudnn and mask is not None:  # it takes no axes of size 1
             mask = jnp.broadcast_to(mask, (q.shape[0], q.shape[2], q.shape[1], k.shape[1]))
