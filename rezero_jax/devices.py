@@ -82,6 +82,15 @@ def set_cpu_devices(count: int) -> None:
         ) from None
 
 
+def generator(platform: str) -> str:
+    """The kind of JAX's random keys in training on "cpu", "tpu", "gpu".
+
+    Accelerators draw random bits by "rbg": with "threefry2x32" they take more time in a deep
+    Transformer with dropout than all its matrix products (docs/accelerators.md).
+    """
+    return "threefry2x32" if platform == "cpu" else "rbg"
+
+
 def use_cpu() -> None:
     """Leaves accelerators alone, if JAX has not started yet: to compile for others needs none."""
     jax.config.update("jax_platforms", "cpu")

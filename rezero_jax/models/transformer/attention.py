@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 
 from rezero_jax import devices
 from rezero_jax.models import init
+from rezero_jax.models.dropout import Dropout
 from rezero_jax.models.transformer.options import LayerOptions
 
 Hidden = Float[Array, "batch length width"]
@@ -63,7 +64,7 @@ class Attention(nnx.Module):
             dtype=options.dtype,
             rngs=rngs,
         )
-        self.dropout = nnx.Dropout(options.dropout)
+        self.dropout = Dropout(options.dropout)
 
     def __call__(
         self,

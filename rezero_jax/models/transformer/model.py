@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 
 from rezero_jax.errors import UserError, choose_from
 from rezero_jax.models import init
+from rezero_jax.models.dropout import Dropout
 from rezero_jax.models.transformer.attention import Cache, Hidden
 from rezero_jax.models.transformer.encoder import Encoder
 from rezero_jax.models.transformer.generate import Prompts, generate
@@ -104,7 +105,7 @@ class Transformer(nnx.Module):
             None if tied else nnx.Param(uniform(rngs.params(), (width, vocab_size)), model_axis=-1)
         )
         self.head_bias = nnx.Param(jnp.zeros((vocab_size,)), model_axis=-1) if bias else None
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     @classmethod
     def from_config(cls, config: Any, rngs: nnx.Rngs) -> "Transformer":

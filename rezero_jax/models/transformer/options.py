@@ -13,7 +13,7 @@ from rezero_jax.errors import UserError, choose_from
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
-    "gelu": partial(jax.nn.gelu, approximate=False),  # by erf, as in PyTorch
+    "gelu": lambda x: 0.5 * x * (1 + jax.lax.erf(x * 0.7071067811865476)),
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),
     "silu": jax.nn.silu,
 }
