@@ -121,7 +121,8 @@ def test_splash_attention_equals_the_plain_form(
 
 def test_splash_attention_stays_on_each_device():
     """Of the batch and of the heads, each computes what it has: nothing is gathered."""
-    mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    shape, axes = (2, 2, 2), ("spare", "data", "model")  # along `spare` work is repeated
+    mesh = jax.make_mesh(shape, axes, axis_types=(AxisType.Auto,) * 3)
     place = NamedSharding(mesh, PartitionSpec("data", None, "model"))
     q, k = (jax.random.normal(jax.random.key(n), (2, 128, n, 8)) for n in (4, 2))
 

@@ -21,12 +21,12 @@ LANES = 128  # what a number of them is a multiple of
 
 def takes(q: Array, k: Array) -> bool:
     """Whether the kernels take these queries and keys, and should be the faster form."""
-    batch, heads = _parts()
+    axes = _mesh_axes()
     return (
         k.shape[1] >= FROM_LENGTH
         and q.shape[1] % LANES == k.shape[1] % LANES == 0
-        and q.shape[0] % math.prod(batch.values()) == 0
-        and k.shape[2] % math.prod(heads.values()) == 0
+        and q.shape[0] % axes.get("data", 1) == 0
+        and k.shape[2] % axes.get("model", 1) == 0
     )
 
 
@@ -65,25 +65,17 @@ def splash(
         q, k, v = (heads.swapaxes(1, 2) for heads in (q * q.shape[-1] ** -0.5, k, v))
         return jax.vmap(kernel)(q, k, v).swapaxes(1, 2)
 
-    batch, heads = _parts()
-    if not batch and not heads:
+    axes = _mesh_axes()
+    if not axes:
         return own(q, k, v)
     # The compiler would gather all of q, k and v for a kernel, which it cannot cut.
-    spec = PartitionSpec(tuple(batch), None, tuple(heads))
+    spec = PartitionSpec(*(name if name in axes else None for name in ("data", "", "model")))
     return jax.shard_map(
-        own,
-        in_specs=(spec,) * 3,
-        out_specs=spec,
-        axis_names={*batch, *heads},
-        check_vma=False,
+        own, in_specs=(spec,) * 3, out_specs=spec, axis_names=set(axes), check_vma=False
     )(q, k, v)
 
 
-def _parts() -> tuple[dict[str, int], dict[str, int]]:
-    """The mesh axes along which batch and heads are cut here, with their sizes."""
+def _mesh_axes() -> dict[str, int]:
+    """The mesh axes that the compiler divides arrays along here, and their sizes."""
     mesh = jax.sharding.get_abstract_mesh()
-    sizes = {name: mesh.shape[name] for name in mesh.auto_axes}
-    return (
-        {name: size for name, size in sizes.items() if name != "model"},
-        {name: size for name, size in sizes.items() if name == "model"},
-    )
+    return {name: mesh.shape[name] for name in mesh.auto_axes}
