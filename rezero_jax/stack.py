@@ -3,6 +3,7 @@
 One compiled block serves every layer, so the time to compile does not grow with depth.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from rezero_jax.errors import UserError, choose_from
 
@@ -115,15 +116,22 @@ class Stack(nnx.Module):
 
 
 def _batch_on_data(x: Array) -> Array:
-    """Keeps the batch divided along the mesh axis `data`, if there is one, and otherwise whole.
+    """Keeps the batch divided along the mesh's `batch_axes`, if it has any, and otherwise whole.
 
     Where weights are sharded too, the compiler then fetches those of one layer at a time instead of
     cutting up the activations.
     """
-    shape = jax.sharding.get_abstract_mesh().shape
-    if shape.get("data", 1) == 1 or x.shape[0] % shape["data"]:
+    mesh = jax.sharding.get_abstract_mesh()
+    parts = math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
+    if parts == 1 or x.shape[0] % parts:
         return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec("data", *(None,) * (x.ndim - 1)))
+    spec = PartitionSpec(batch_axes(mesh), *(None,) * (x.ndim - 1))
+    return jax.lax.with_sharding_constraint(x, spec)
+
+
+def batch_axes(mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
+    """The axes of a mesh along which a batch is cut; see rezero_jax.training.arrange."""
+    return tuple(axis for axis in ("replica", "data") if axis in mesh.shape)
 
 
 def unstacked(stack: Stack) -> Stack:

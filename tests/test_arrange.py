@@ -1,0 +1,206 @@
+"""The places of devices in the mesh: on a torus, in slices, and where processes interleave."""
+
+import dataclasses
+import importlib.util
+import os
+import random
+import re
+import subprocess
+import sys
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from launch.local import free_port
+from rezero_jax import MLP
+from rezero_jax.errors import UserError
+from rezero_jax.training import sharding
+from rezero_jax.training.arrange import arrange
+from rezero_jax.training.state import init_state, model_spec
+from rezero_jax.training.step import make_train_step
+from tests.test_processes import alone, assert_same_curve, command, end
+
+pytestmark = pytest.mark.usefixtures("unchecked")  # stand-ins for devices
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """What `arrange` asks of a device."""
+
+    id: int
+    process_index: int
+    slice_index: int
+    coords: tuple[int, int, int]
+    platform: str = "tpu"
+    device_kind: str = "TPU v5 lite"
+    core_on_chip: int = 0
+
+
+def slices(count, side=4, **fields):
+    """`count` slices of side x side chips, four of them, 2 x 2, in each process."""
+    devices = []
+    for index, x, y in product(range(count), range(side), range(side)):
+        host = (index * side + y // 2 * 2) * side // 4 + x // 2
+        number = (index * side + y) * side + x
+        devices.append(Device(number, host, index, (x, y, 0), **fields))
+    random.Random(0).shuffle(devices)
+    return devices
+
+
+def test_a_cpu_keeps_its_order():
+    devices = jax.devices()
+    mesh = arrange(devices[::-1], 2, 3)
+    assert mesh.axis_names == ("data", "model")
+    assert mesh.devices.tolist() == [devices[:3], devices[3:6]]
+
+
+def test_what_shares_a_matrix_lies_in_a_line_of_the_torus():
+    mesh = arrange(slices(1), 4, 4)
+    for line in mesh.devices:
+        xs, ys = ({device.coords[axis] for device in line} for axis in (0, 1))
+        assert sorted(map(len, (xs, ys))) == [1, 4]
+    # Sorted by process they lie in squares.
+    assert len({device.process_index for device in mesh.devices[0]}) == 2
+
+
+@pytest.mark.parametrize(("data", "model"), [(32, 1), (16, 2), (8, 4)])
+def test_slices_have_an_axis_of_their_own(data, model):
+    mesh = arrange(slices(2), data, model)
+    assert mesh.axis_names == ("replica", "data", "model")
+    assert mesh.devices.shape == (2, data // 2, model)
+    for index, of_one in enumerate(mesh.devices):
+        assert {device.slice_index for device in of_one.flat} == {index}
+    assert len(set(mesh.devices.flat)) == 32
+
+
+def test_nodes_of_gpus_are_slices():
+    devices = slices(2, platform="gpu", device_kind="NVIDIA H100 80GB HBM3")
+    mesh = arrange(devices, 16, 2)
+    assert mesh.axis_names == ("replica", "data", "model")
+    ids = [device.id for device in mesh.devices.flat]
+    assert ids == sorted(ids)
+
+
+def test_chips_that_pose_as_two_devices_keep_their_order():
+    devices = [dataclasses.replace(device, core_on_chip=1) for device in slices(1)]
+    mesh = arrange([dataclasses.replace(d, device_kind="TPU v4") for d in devices], 16, 1)
+    assert len(set(mesh.devices.flat)) == 16
+
+
+@pytest.mark.parametrize(("data", "model"), [(1, 32), (3, 6), (10, 2)])
+def test_a_mesh_that_does_not_divide_among_slices_is_told(data, model):
+    with pytest.raises(UserError, match=f"mesh.data={data} and .* do not divide among 2 slices"):
+        arrange(slices(2), data, model)
+
+
+INTERLEAVED = """\
+import runpy, sys
+import numpy as np
+from jax.sharding import AxisType, Mesh
+from rezero_jax.training import sharding
+
+def arrange(devices, data, model):
+    mixed = sorted(devices, key=lambda device: (device.id % 2, device.process_index))
+    assert [device.process_index for device in mixed] == [0, 1, 0, 1]
+    axes = ("replica", "data", "model")
+    return Mesh(np.reshape(mixed, (2, 2, 1)), axes, axis_types=(AxisType.Auto,) * 3)
+
+sharding.arrange = arrange
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("fully_sharded", [False, True])
+def test_processes_whose_rows_lie_apart_train_as_one(fully_sharded, tmp_path):
+    common = {
+        "train.steps": 20,
+        "log.every_steps": 1,
+        "optim.name": "sgd",
+        "optim.learning_rate": 0.02,
+        "mesh.fully_sharded": fully_sharded,
+    }
+    alone(tmp_path / "one", 4, **common)
+    python, *argv = command(tmp_path / "two", **{"mesh.cpu_devices": 2} | common)
+    flags = [f"--coordinator=localhost:{free_port()}", "--num_processes=2"]
+    processes = [
+        subprocess.Popen(
+            [python, "-c", INTERLEAVED, *argv, *flags, f"--process_id={i}"],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    for status, _, err in end(processes):
+        assert status == 0, err
+    assert_same_curve(tmp_path / "one", tmp_path / "two")
+
+
+# ---- With the compiler of TPUs, where it is installed
+
+
+TWO_SLICES = """\
+import sys
+from jax.experimental import topologies
+from tests.test_arrange import compiled
+topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4", num_slices=2)
+print(compiled(topology.devices))
+"""
+
+
+def compiled(devices):
+    """The text of an update of a fully sharded MLP on all of the devices, compiled."""
+    mesh = arrange(devices, len(devices), 1)
+    make = partial(MLP, 256, 512, 4, 10)
+    spec, optimizer = model_spec(lambda rngs: make(rngs=rngs)), optax.sgd(0.1)
+
+    def objective(model, batch, key):
+        logits = model(batch["image"])
+        return {"loss": optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])}
+
+    shapes = jax.eval_shape(
+        partial(init_state, lambda rngs: make(rngs=rngs), optimizer), jax.random.key(0)
+    )
+    placed = sharding.state_shardings(shapes, mesh, spec, fully_sharded=True)
+    state = jax.tree.map(lambda leaf, place: leaf.update(sharding=place), shapes, placed)
+    batched = sharding.batched(mesh)
+    batch = {
+        "image": jax.ShapeDtypeStruct((1024, 256), np.float32, sharding=batched),
+        "label": jax.ShapeDtypeStruct((1024,), np.int32, sharding=batched),
+    }
+    step = make_train_step(spec, objective, optimizer, 1, seed=0)
+    with jax.set_mesh(mesh):
+        return jax.jit(step, out_shardings=(placed, None)).lower(state, batch).compile().as_text()
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="no compiler of TPUs: libtpu")
+def test_full_sharding_fetches_weights_within_a_slice():
+    settings = {
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", TWO_SLICES],
+        cwd=ROOT,
+        env=os.environ | settings,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert " all-gather(" in result.stdout
+    # What crosses from slice to slice, by the compiler's own account: the gradients' sums alone.
+    crossing = re.findall(r'_xla_megascale_transfer_type="(\w+)"', result.stdout)
+    assert set(crossing) == {"ALL_REDUCE"}
