@@ -178,6 +178,14 @@ def specs(make, *, data=1, model=1, fully_sharded=False):
     return params
 
 
+def test_full_sharding_cuts_the_longest_axis_that_divides():
+    found = specs(partial(MLP, 64, 96, 2, 48), data=4, fully_sharded=True)
+    assert found["stem/kernel"] == (None, "data")  # 64 x 96
+    assert found["head/kernel"] == ("data", None)  # 96 x 48
+    odd = specs(partial(MLP, 64, 90, 2, 48), data=4, fully_sharded=True)
+    assert odd["stem/kernel"] == ("data", None)  # 64 x 90
+
+
 OUTPUTS, INPUTS, WHOLE = -1, -2, None  # the axis of one layer's parameter that is cut
 ATTENTION = {"qkv": -3, "qkv_bias": -3, "out/kernel": INPUTS, "out/bias": WHOLE}
 LAYER = {
@@ -246,6 +254,12 @@ def collectives(program):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_data_parallelism_sums_gradients_and_fetches_nothing(family, runs):
     program, *_ = runs(family, "data")
+    assert collectives(program).keys() == {"all-reduce"}
+
+
+@pytest.mark.parametrize("family", ["mlp", "transformer"])
+def test_accumulation_leaves_each_example_on_its_device(family):
+    program = make_program(family, "data", **{"train.accumulate": 2})
     assert collectives(program).keys() == {"all-reduce"}
 
 
