@@ -55,3 +55,8 @@ def set_cpu_devices(count: int) -> None:
             f"mesh.cpu_devices={count} comes too late, as JAX has started in this process; set it "
             "to None"
         ) from None
+
+
+def use_cpu() -> None:
+    """Leaves accelerators alone, if JAX has not started yet: to compile for others needs none."""
+    jax.config.update("jax_platforms", "cpu")

@@ -122,8 +122,7 @@ def _batch_on_data(x: Array) -> Array:
     cutting up the activations.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    parts = math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
-    if parts == 1 or x.shape[0] % parts:
+    if batch_parts(mesh) == 1 or x.shape[0] % batch_parts(mesh):
         return x
     spec = PartitionSpec(batch_axes(mesh), *(None,) * (x.ndim - 1))
     return jax.lax.with_sharding_constraint(x, spec)
@@ -132,6 +131,11 @@ def _batch_on_data(x: Array) -> Array:
 def batch_axes(mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
     """The axes of a mesh along which a batch is cut; see rezero_jax.training.arrange."""
     return tuple(axis for axis in ("replica", "data") if axis in mesh.shape)
+
+
+def batch_parts(mesh: Mesh | AbstractMesh) -> int:
+    """In how many parts a batch is cut; 1 without a mesh."""
+    return math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
 
 
 def unstacked(stack: Stack) -> Stack:

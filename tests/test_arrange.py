@@ -2,27 +2,19 @@
 
 import dataclasses
 import importlib.util
-import os
 import random
 import re
 import subprocess
 import sys
-from functools import partial
 from itertools import product
 from pathlib import Path
 
 import jax
-import numpy as np
-import optax
 import pytest
 
 from launch.local import free_port
-from rezero_jax import MLP
 from rezero_jax.errors import UserError
-from rezero_jax.training import sharding
 from rezero_jax.training.arrange import arrange
-from rezero_jax.training.state import init_state, model_spec
-from rezero_jax.training.step import make_train_step
 from tests.test_processes import alone, assert_same_curve, command, end
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # stand-ins for devices
@@ -94,6 +86,20 @@ def test_chips_that_pose_as_two_devices_keep_their_order():
     assert len(set(mesh.devices.flat)) == 16
 
 
+@pytest.mark.parametrize(
+    ("data", "spare", "axes", "shape"),
+    [
+        (8, 4, ("replica", "spare", "data", "model"), (2, 4, 4, 1)),
+        (1, 32, ("spare", "data", "model"), (32, 1, 1)),  # each slice repeats the other's work
+    ],
+)
+def test_devices_that_repeat_the_work_of_others_lie_beside_them(data, spare, axes, shape):
+    mesh = arrange(slices(2), data, 1, spare)
+    assert (mesh.axis_names, mesh.devices.shape) == (axes, shape)
+    for index, half in enumerate(mesh.devices.reshape(2, 16)):
+        assert {device.slice_index for device in half} == {index}
+
+
 @pytest.mark.parametrize(("data", "model"), [(1, 32), (3, 6), (10, 2)])
 def test_a_mesh_that_does_not_divide_among_slices_is_told(data, model):
     with pytest.raises(UserError, match=f"mesh.data={data} and .* do not divide among 2 slices"):
@@ -106,7 +112,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 from rezero_jax.training import sharding
 
-def arrange(devices, data, model):
+def arrange(devices, data, model, spare):
     mixed = sorted(devices, key=lambda device: (device.id % 2, device.process_index))
     assert [device.process_index for device in mixed] == [0, 1, 0, 1]
     axes = ("replica", "data", "model")
@@ -149,57 +155,26 @@ def test_processes_whose_rows_lie_apart_train_as_one(fully_sharded, tmp_path):
 
 
 TWO_SLICES = """\
-import sys
-from jax.experimental import topologies
-from tests.test_arrange import compiled
-topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4", num_slices=2)
-print(compiled(topology.devices))
+import jax
+jax.config.update("jax_platforms", "cpu")
+from rezero_jax.config import load_config
+from rezero_jax.data import stand_in
+from rezero_jax.training.topologies import devices_of
+from rezero_jax.training.trainer import Trainer
+fields = ("mesh.fully_sharded=True", "train.batch_size=64", "train.steps_per_dispatch=1")
+config = load_config("configs/mlp.py:dataset=cifar10,depth=4,width=512", fields)
+trainer = Trainer(config, stand_in(config.data), devices_of("2xv5e:2x4"))
+print(trainer.mesh.shape, trainer.compile().as_text())
 """
-
-
-def compiled(devices):
-    """The text of an update of a fully sharded MLP on all of the devices, compiled."""
-    mesh = arrange(devices, len(devices), 1)
-    make = partial(MLP, 256, 512, 4, 10)
-    spec, optimizer = model_spec(lambda rngs: make(rngs=rngs)), optax.sgd(0.1)
-
-    def objective(model, batch, key):
-        logits = model(batch["image"])
-        return {"loss": optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])}
-
-    shapes = jax.eval_shape(
-        partial(init_state, lambda rngs: make(rngs=rngs), optimizer), jax.random.key(0)
-    )
-    placed = sharding.state_shardings(shapes, mesh, spec, fully_sharded=True)
-    state = jax.tree.map(lambda leaf, place: leaf.update(sharding=place), shapes, placed)
-    batched = sharding.batched(mesh)
-    batch = {
-        "image": jax.ShapeDtypeStruct((1024, 256), np.float32, sharding=batched),
-        "label": jax.ShapeDtypeStruct((1024,), np.int32, sharding=batched),
-    }
-    step = make_train_step(spec, objective, optimizer, 1, seed=0)
-    with jax.set_mesh(mesh):
-        return jax.jit(step, out_shardings=(placed, None)).lower(state, batch).compile().as_text()
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="no compiler of TPUs: libtpu")
 def test_full_sharding_fetches_weights_within_a_slice():
-    settings = {
-        "JAX_PLATFORMS": "cpu",
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    }
     result = subprocess.run(
-        [sys.executable, "-c", TWO_SLICES],
-        cwd=ROOT,
-        env=os.environ | settings,
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, "-c", TWO_SLICES], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
+    assert "'replica': 2, 'data': 8, 'model': 1" in result.stdout
     assert " all-gather(" in result.stdout
     # What crosses from slice to slice, by the compiler's own account: the gradients' sums alone.
     crossing = re.findall(r'_xla_megascale_transfer_type="(\w+)"', result.stdout)
