@@ -16,6 +16,7 @@ from rezero_jax.data.augment import Augmentation
 from rezero_jax.data.order import Order, eval_batches
 from rezero_jax.data.split import Dataset, HostBatch, flat, standardise
 from rezero_jax.data.text import Text
+from rezero_jax.devices import generator
 from rezero_jax.errors import UserError
 from rezero_jax.models.build import make_language_model, make_model
 from rezero_jax.stack import batch_parts
@@ -83,7 +84,13 @@ class Trainer:
         self._eval_batches = eval_batches(self._eval.size, eval_size, config.eval.examples)
         optimizer, schedules = make_optimizer(config.optim, self.intervals.total, self.spec)
         self._train_step = step.make_train_step(
-            self.spec, objective, optimizer, parts, seed, augment(config.data)
+            self.spec,
+            objective,
+            optimizer,
+            parts,
+            seed,
+            augment(config.data),
+            generator(self.mesh.devices.flat[0].platform),
         )
         updates = step.make_dispatch(self._train_step, self._train.gather, self.spec, schedules)
         eval_step = step.make_eval_step(self.spec, objective, self._eval.gather)
