@@ -10,10 +10,13 @@ from itertools import product
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
+from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from launch.local import free_port
 from rezero_jax.errors import UserError
+from rezero_jax.models.dropout import random_bits
 from rezero_jax.training.arrange import arrange
 from tests.test_processes import alone, assert_same_curve, command, end
 
@@ -106,6 +109,16 @@ def test_a_mesh_that_does_not_divide_among_slices_is_told(data, model):
         arrange(slices(2), data, model)
 
 
+def test_each_slice_drops_out_its_own():
+    devices = np.reshape(jax.devices()[:4], (2, 2, 1))
+    mesh = Mesh(devices, ("replica", "data", "model"), axis_types=(AxisType.Auto,) * 3)
+    with jax.set_mesh(mesh):
+        draw = jax.jit(lambda key: random_bits(key, (8, 64)))
+        bits = draw(jax.random.key(0, impl="rbg"))
+    assert bits.sharding.spec == PartitionSpec(("replica", "data"))
+    assert len(np.unique(bits, axis=0)) == 8
+
+
 INTERLEAVED = """\
 import runpy, sys
 import numpy as np
@@ -164,7 +177,7 @@ from rezero_jax.training.trainer import Trainer
 fields = ("mesh.fully_sharded=True", "train.batch_size=64", "train.steps_per_dispatch=1")
 config = load_config("configs/mlp.py:dataset=cifar10,depth=4,width=512", fields)
 trainer = Trainer(config, stand_in(config.data), devices_of("2xv5e:2x4"))
-print(trainer.mesh.shape, trainer.compile().as_text())
+print(dict(trainer.mesh.shape), trainer.compile().as_text())
 """
 
 

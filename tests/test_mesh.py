@@ -13,10 +13,11 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from rezero_jax import MLP, Decoder, Transformer
-from rezero_jax.config import base_config, load_config
+from rezero_jax.config import load_config
 from rezero_jax.errors import UserError
 from rezero_jax.runs.checkpoint import Checkpoints
 from rezero_jax.training import sharding
+from rezero_jax.training.arrange import arrange
 from rezero_jax.training.state import init_state, model_spec, path_text
 from rezero_jax.training.trainer import Trainer
 
@@ -165,12 +166,10 @@ def test_a_layer_axis_is_never_cut(runs):
 def specs(make, *, data=1, model=1, fully_sharded=False):
     """Path -> how a parameter of the model lies on a mesh; its momentum must lie the same way."""
     spec = model_spec(lambda rngs: make(rngs=rngs))
-    config = base_config().mesh
-    config.data, config.model = data, model
     init = partial(init_state, lambda rngs: make(rngs=rngs), optax.trace(0.9))
     shapes = jax.eval_shape(init, jax.random.key(0))
     placed = sharding.state_shardings(
-        shapes, sharding.make_mesh(config, jax.devices(), {}), spec, fully_sharded
+        shapes, arrange(jax.devices(), data, model), spec, fully_sharded
     )
     params, momenta = (
         {path_text(path): tuple(x.spec) for path, x in jax.tree.leaves_with_path(tree)}
