@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
-from launch.local import free_port
 from rezero_jax.errors import UserError
 from rezero_jax.models.dropout import random_bits
 from rezero_jax.training.arrange import arrange
-from tests.test_processes import alone, assert_same_curve, command, end
+from tests.test_processes import alone, assert_same_curve, end, start
 
 pytestmark = pytest.mark.usefixtures("unchecked")  # stand-ins for devices
 
@@ -147,18 +146,7 @@ def test_processes_whose_rows_lie_apart_train_as_one(fully_sharded, tmp_path):
         "mesh.fully_sharded": fully_sharded,
     }
     alone(tmp_path / "one", 4, **common)
-    python, *argv = command(tmp_path / "two", **{"mesh.cpu_devices": 2} | common)
-    flags = [f"--coordinator=localhost:{free_port()}", "--num_processes=2"]
-    processes = [
-        subprocess.Popen(
-            [python, "-c", INTERLEAVED, *argv, *flags, f"--process_id={i}"],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
+    processes = start(2, tmp_path / "two", ("-c", INTERLEAVED), **common | {"mesh.cpu_devices": 2})
     for status, _, err in end(processes):
         assert status == 0, err
     assert_same_curve(tmp_path / "one", tmp_path / "two")
