@@ -5,7 +5,7 @@ One compiled block serves every layer, so the time to compile does not grow with
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,11 @@ from flax import nnx
 from jax import Array
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
+from rezero_jax import devices
 from rezero_jax.errors import UserError, choose_from
 
 LayerState = tuple[nnx.State, nnx.State, Array | None]  # parameters, other arrays, random key
+F = TypeVar("F", bound=Callable[..., Any])
 Layer = Callable[[Array, LayerState], tuple[Array, nnx.State]]
 
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
@@ -111,8 +113,13 @@ class Stack(nnx.Module):
             return merged(x, *args, **kwargs, **random), nnx.state(merged, nnx.Not(nnx.Param))
 
         if self.remat != "none":
-            layer = jax.checkpoint(layer, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
+            layer = computed_again(layer, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
         return layer, (params, rest)
+
+
+def computed_again(function: F, **options: Any) -> F:
+    """The function as by jax.checkpoint; itself where `devices.counting` a model's operations."""
+    return function if devices.is_counting() else jax.checkpoint(function, **options)
 
 
 def _batch_on_data(x: Array) -> Array:

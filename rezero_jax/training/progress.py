@@ -58,7 +58,7 @@ class Progress:
         self._seconds_before = self._sums["seconds"]
         chip = chip_of(trainer.mesh.devices.flat[0])
         # Updates a second if the devices did nothing but multiply at their peak; None if unknown.
-        self._peak_rate = chip and chip.flops * trainer.mesh.size / trainer.flops()
+        self._peak_rate = chip and chip.flops * trainer.mesh.size / trainer.model_flops()
         self.clock = _Clock()
         self._bar: tqdm | None = None
         self._first_step = 0

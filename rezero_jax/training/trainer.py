@@ -16,7 +16,7 @@ from rezero_jax.data.augment import Augmentation
 from rezero_jax.data.order import Order, eval_batches
 from rezero_jax.data.split import Dataset, HostBatch, flat, standardise
 from rezero_jax.data.text import Text
-from rezero_jax.devices import generator
+from rezero_jax.devices import counting, generator
 from rezero_jax.errors import UserError
 from rezero_jax.models.build import make_language_model, make_model
 from rezero_jax.stack import batch_parts
@@ -174,6 +174,14 @@ class Trainer:
         """Floating-point operations of an update, recomputation included; see `cost.flops`."""
         batch = jax.eval_shape(self._train.gather, *self._batch())
         return cost.flops(self._train_step, self.shapes, batch)
+
+    def model_flops(self) -> int:
+        """Those of an update that no choice of kernels or recomputation changes, for MFU.
+
+        Attention counts every query with every key, also where causal (arXiv 2204.02311, B).
+        """
+        with counting():
+            return self.flops()
 
     def compile(self) -> jax.stages.Compiled:
         """The updates of one dispatch, compiled, to learn about them; nothing is computed."""
