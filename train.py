@@ -12,6 +12,7 @@ import json
 import time
 import traceback
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from launch import flags
@@ -28,8 +29,9 @@ def main(argv: list[str]) -> int:
     from rezero_jax import devices, processes
     from rezero_jax.config import load_config
     from rezero_jax.errors import UserError
+    from rezero_jax.runs.files import write_json
     from rezero_jax.training.loop import Diverged, Interrupted, evaluate, train
-    from rezero_jax.training.plan import plan
+    from rezero_jax.training.plan import plan, render
     from rezero_jax.training.profile import parse_steps
 
     status = 0
@@ -38,11 +40,16 @@ def main(argv: list[str]) -> int:
         config = load_config(args.config, overrides)
         if config.mesh.cpu_devices is not None:
             devices.set_cpu_devices(config.mesh.cpu_devices)
+        if args.plan not in (None, "here"):
+            devices.use_cpu()
         devices.cache_compilations()
         processes.initialize(args.coordinator, args.process_id, args.num_processes)
         try:
             if args.plan is not None:
-                lines = [plan(config, None if args.plan == "here" else args.plan)]
+                account = plan(config, None if args.plan == "here" else args.plan)
+                lines = [render(account)]
+                if args.plan_json:
+                    write_json(Path(args.plan_json), account)
             elif args.mode == "eval":
                 lines = [json.dumps(evaluate(config, args.workdir))]
             else:

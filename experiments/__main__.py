@@ -33,7 +33,6 @@ from rezero_jax.analysis.plots.theme import themed
 from rezero_jax.errors import UserError, choose_from
 from rezero_jax.runs.folder import device, environment
 from rezero_jax.runs.reader import Run
-from rezero_jax.training.cost import ACCELERATORS, named
 
 EXPERIMENTS: Mapping[str, Experiment] = {
     "toy": toy,
@@ -94,12 +93,6 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--dry-run", action="store_true", help="list the runs with their status and time"
     )
-    parser.add_argument(
-        "--plan",
-        metavar="ACCELERATOR",
-        help=f"machine of the dry run: {', '.join(ACCELERATORS)}; by default this one, at the "
-        "paper's scale h100",
-    )
     args = parser.parse_args(argv)
     # Leaves the accelerators to the runs; nothing here needs one.
     jax.config.update("jax_platforms", "cpu")
@@ -108,9 +101,7 @@ def main(argv: Sequence[str]) -> int:
         _check(args)
         jobs = {name: _jobs(EXPERIMENTS[name], args) for name in names}
         if args.dry_run:
-            chip = args.plan or ("h100" if args.scale == "paper" else None)
-            runs = Path(args.out) / args.scale / "runs"
-            print_costs(jobs, runs, named(chip) if chip else None)
+            print_costs(jobs, Path(args.out) / args.scale / "runs")
             return 0
         return _run(jobs, args)
     except UserError as error:
@@ -138,10 +129,6 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("at the paper's scale the text is enwik8; leave out --text")
     if args.text and not Path(args.text).exists():
         raise UserError(f"--text={args.text} does not exist; give a file or folder")
-    if args.plan and not args.dry_run:
-        raise UserError("--plan is for the dry run; add --dry-run")
-    if args.plan:
-        named(args.plan)
 
 
 def _jobs(experiment: Experiment, args: argparse.Namespace) -> list[Job]:

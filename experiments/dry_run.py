@@ -15,11 +15,10 @@ from experiments.jobs import Job, Status, status
 from rezero_jax.data import stand_in
 from rezero_jax.formatting import duration
 from rezero_jax.runs.reader import Run
-from rezero_jax.training.cost import Accelerator
-from rezero_jax.training.plan import USUAL, usual_seconds
 from rezero_jax.training.trainer import Trainer
 
 SIZE = 2048  # of the matrices whose product is timed
+USUAL = 0.4  # of that rate is what a training reaches
 
 
 class Cost(NamedTuple):
@@ -36,16 +35,14 @@ class Cost(NamedTuple):
     seconds: float
 
 
-def print_costs(jobs: Mapping[str, Sequence[Job]], runs: Path, chip: Accelerator | None) -> None:
-    """Prints every run of each experiment with its status, operations and time.
+def print_costs(jobs: Mapping[str, Sequence[Job]], runs: Path) -> None:
+    """Prints every run of each experiment with its status, operations and time on this machine.
 
     Args:
       jobs: of each experiment.
       runs: the folder that holds their run folders.
-      chip: what they would run on; None for this machine, whose rate is measured.
     """
-    rate = 0.0 if chip else _matmul_rate()
-    machine = chip or Accelerator("this machine", rate, rate, 0.0)
+    rate = _matmul_rate()
     form = "{:<17} {:<36} {:<10} {:>9} {:>10} {:>17}"
     print(form.format("", "run", "status", "updates", "FLOPs", "time"))
     of_an_update: dict[str, int] = {}
@@ -54,42 +51,34 @@ def print_costs(jobs: Mapping[str, Sequence[Job]], runs: Path, chip: Accelerator
         seconds = operations = 0.0
         for job in needed:
             done = status(job, runs / job.name)
-            cost = _cost(job, machine, of_an_update)
-            if not chip:
-                cost = cost._replace(seconds=_seconds_here(cost, done, runs / job.name))
+            cost = _cost(job, rate, of_an_update)
+            cost = cost._replace(seconds=_seconds_left(cost, done, runs / job.name))
             state = done.kind if done.kind != "begun" else f"at {done.step:,}"
             numbers = (f"{cost.updates:,}", f"{cost.flops:.2g}", _time(cost.seconds))
             print(form.format(name, job.name, state, *numbers), flush=True)
-            if chip or not done.is_over:
+            if not done.is_over:
                 operations += cost.flops
                 seconds += cost.seconds
                 total += cost.seconds * (job.name not in seen)
                 seen.add(job.name)
-        what = "together" if chip else "left"
-        print(form.format(name, what, "", "", f"{operations:.2g}", _time(seconds)) + "\n")
-    basis = f"at {USUAL:.0%} of {machine.float32:.3g} FLOP/s"
-    if chip:
-        print(f"all, each run once: {_time(total)} on one {chip.kind}")
-        print(
-            f"Times are those of the updates alone, {basis}, the peak of {chip.kind} on float32; "
-            "small networks are bound by latency and take longer."
-        )
-    else:
-        print(f"left: {_time(total)}")
-        print(
-            f"Times are those of the updates alone, {basis}, that of a matrix product here; a run "
-            "that has begun continues at its own rate, and one that is over shows the time it took."
-        )
+        print(form.format(name, "left", "", "", f"{operations:.2g}", _time(seconds)) + "\n")
+    print(f"left: {_time(total)}")
+    print(
+        f"Times are those of the updates alone, at {USUAL:.0%} of {rate:.3g} FLOP/s, that of a "
+        "matrix product here; a run that has begun continues at its own rate, and one that is over "
+        "shows the time it took. train.py --plan=TOPOLOGY asks the compiler of an accelerator."
+    )
 
 
 def _time(seconds: float) -> str:
     return f"{seconds / 3600:.2g} h" if seconds >= 36000 else duration(seconds)
 
 
-def _cost(job: Job, machine: Accelerator, of_an_update: dict[str, int]) -> Cost:
-    """The cost of a whole job at a usual share of the machine's peak, as by `train.py --plan`.
+def _cost(job: Job, rate: float, of_an_update: dict[str, int]) -> Cost:
+    """The cost of a whole job at a usual share of the machine's rate.
 
     Args:
+      rate: floating-point operations a second.
       of_an_update: FLOPs of the kinds of update seen so far, filled here.
     """
     config = job.load()
@@ -102,10 +91,10 @@ def _cost(job: Job, machine: Accelerator, of_an_update: dict[str, int]) -> Cost:
         of_an_update[kind] = trainer.flops()
     updates = trainer.intervals.total
     flops = updates * of_an_update[kind]
-    return Cost(updates, flops, usual_seconds(flops, machine.peak(config.model.dtype)))
+    return Cost(updates, flops, flops / (USUAL * rate))
 
 
-def _seconds_here(cost: Cost, done: Status, folder: Path) -> float:
+def _seconds_left(cost: Cost, done: Status, folder: Path) -> float:
     """Seconds that are left of a run on this machine, or that it took if it is over."""
     if done.is_over:
         return Run.read(folder).final()["seconds"]

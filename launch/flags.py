@@ -17,8 +17,9 @@ examples:
     python train.py --config=configs/mlp.py --workdir=runs/digits --mode=eval
   a config at a size that ends within a minute, to see that everything works:
     python train.py --config=configs/transformer_small.py:smoke --workdir=runs/smoke
-  what a run will need, without training:
-    python train.py --config=configs/transformer_enwik8.py:layers=64 --plan=h100
+  what a run will need, without training; on a TPU, by its compiler, which runs anywhere:
+    python train.py --config=configs/transformer_enwik8.py:layers=64 --plan
+    python train.py --config=configs/transformer_enwik8.py:layers=64 --plan=v5e:2x4
 
 exit status: 0 finished; 2 a mistake in the command, the config or the workdir; 3 the loss or the
 gradient stopped being finite; 4 another process of the run was lost; 130 or 143 stopped by Ctrl-C
@@ -37,6 +38,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     args = parser.parse_args([text for text in argv if not text.startswith("--config.")])
     if args.workdir is None and args.plan is None:
         parser.error("--workdir is missing: name the run's folder, such as --workdir=runs/first")
+    if args.plan_json and args.plan is None:
+        parser.error("--plan_json needs --plan, such as --plan=v5e:2x4")
     if args.workdir == "":
         parser.error("--workdir= is empty (an unset variable?); name the run's folder")
     return args, overrides
@@ -66,10 +69,11 @@ def _parser() -> argparse.ArgumentParser:
         "--plan",
         nargs="?",
         const="here",
-        metavar="ACCELERATOR",
-        help="print memory, FLOPs and time of the run instead of training: as measured here, or by "
-        "the peak of v4, v5e, v5p, v6e, a100, h100 or h200",
+        metavar="TOPOLOGY",
+        help="print memory, FLOPs and time of the run instead of training: as measured here, or as "
+        "compiled for v5e:2x4, 2xv5e:4x4 (two slices), v5p:4x4x4, 8xh100, ..., without having them",
     )
+    parser.add_argument("--plan_json", metavar="FILE", help="write the plan there as JSON, too")
     parser.add_argument(
         "--profile_steps",
         metavar="FIRST:LAST",

@@ -49,7 +49,9 @@ def base_config() -> ConfigDict:
     config.train.epochs = config_dict.placeholder(float)
     config.train.examples = config_dict.placeholder(int)
     config.train.batch_size = 128
-    config.train.accumulate = 1  # split each batch into this many parts and average their gradients
+    # Parts in which one device computes a batch, to save memory; several need fewer. Networks with
+    # BatchNorm always have so many.
+    config.train.accumulate = 1
     config.train.steps_per_dispatch = 1  # updates made by the device between two visits of the host
 
     config.eval = ConfigDict()

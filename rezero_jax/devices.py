@@ -1,12 +1,37 @@
-"""The machine of a process: its cores as devices, and its cache folder."""
+"""The machine of a process: what it computes for, its cores as devices, its cache folder."""
 
 import os
 import platform
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
 from rezero_jax.errors import UserError
+
+
+class Target(NamedTuple):
+    """What a computation is traced for.
+
+    Attributes:
+      platform: "cpu", "gpu" or "tpu".
+      kind: JAX's `device_kind`, such as "NVIDIA H100 80GB HBM3" or "TPU v5 lite".
+    """
+
+    platform: str
+    kind: str
+
+
+def target() -> Target:
+    """The devices of the mesh in whose context we trace (`jax.set_mesh`), or JAX's default ones.
+
+    A mesh may be of devices that are not here, for which a program is only compiled.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is None:
+        default = jax.config.jax_default_device  # type: ignore[attr-defined]
+        device = default if isinstance(default, jax.Device) else jax.devices(default)[0]
+    return Target(device.platform, device.device_kind)
 
 
 def cores() -> int:
@@ -55,3 +80,17 @@ def set_cpu_devices(count: int) -> None:
             f"mesh.cpu_devices={count} comes too late, as JAX has started in this process; set it "
             "to None"
         ) from None
+
+
+def generator(platform: str) -> str:
+    """The kind of JAX's random keys in training on "cpu", "tpu", "gpu".
+
+    Accelerators draw random bits by "rbg": with "threefry2x32" they take more time in a deep
+    Transformer with dropout than all its matrix products (docs/accelerators.md).
+    """
+    return "threefry2x32" if platform == "cpu" else "rbg"
+
+
+def use_cpu() -> None:
+    """Leaves accelerators alone, if JAX has not started yet: to compile for others needs none."""
+    jax.config.update("jax_platforms", "cpu")

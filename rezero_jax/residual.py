@@ -14,7 +14,9 @@ A *rule* says how the output of a branch F joins the trunk x. Table 1 of the pap
 "Highway" network; `layerscale` (CaiT, arXiv 2103.17239) is ReZero with one alpha per channel.
 
 Each rule is a module called with the trunk and the branch, `rule(x, f)`, so that the sublayers of
-one layer can share a gate. To gate a module of your own, wrap it: `ReZero(f)`. For inference,
+one layer can share a gate. The trunk keeps its dtype, and a model's is float32 even where it
+computes in bfloat16: a bfloat16 sum keeps 8 bits, and loses alpha F(x) while alpha is small. To
+gate a module of your own, wrap it: `ReZero(f)`. For inference,
 `rezero_jax.models.fold` multiplies the gates into the weights.
 """
 
@@ -29,6 +31,8 @@ from rezero_jax.errors import choose_from
 
 Branch = Callable[[Array], Array]
 
+TRUNK_DTYPE = jnp.float32  # the least that a model's trunk has
+
 
 class Alpha(nnx.Param):
     """The type of every gate: optimizer groups, logging and tests find gates by it."""
@@ -37,6 +41,11 @@ class Alpha(nnx.Param):
 def scale(alpha: Array, y: Array) -> Array:
     """alpha y, for one alpha () or one per channel (features,): all that any gate ever does."""
     return alpha.reshape((1,) * (y.ndim - alpha.ndim) + alpha.shape) * y
+
+
+def trunk_dtype(dtype: Any) -> Any:
+    """The dtype of a model's trunk where it computes in `dtype`."""
+    return jnp.promote_types(dtype, TRUNK_DTYPE)
 
 
 class ReZero(nnx.Module):
@@ -115,10 +124,10 @@ class Gated(GatedRule):
 
 
 class Normed(Rule):
-    """A rule with a LayerNorm that has PyTorch's epsilon, as in the authors' code."""
+    """A rule with a float32 LayerNorm that has PyTorch's epsilon, as in the authors' code."""
 
-    def __init__(self, features: int, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
-        self.norm = nnx.LayerNorm(features, epsilon=1e-5, dtype=dtype, rngs=rngs)
+    def __init__(self, features: int, *, rngs: nnx.Rngs):
+        self.norm = nnx.LayerNorm(features, epsilon=1e-5, rngs=rngs)
 
 
 class Norm(Normed):
@@ -154,16 +163,13 @@ NORMED = {"norm": Norm, "pre_norm": PreNorm, "post_norm": PostNorm, "gpt2_norm":
 RULES = ("plain", "residual", *NORMED, *GATES)
 
 
-def make_rule(
-    name: str, features: int, *, alpha_init: float = 0.0, dtype: Any = jnp.float32, rngs: nnx.Rngs
-) -> Rule:
+def make_rule(name: str, features: int, *, alpha_init: float = 0.0, rngs: nnx.Rngs) -> Rule:
     """The rule called `name`.
 
     Args:
       name: one of RULES.
       features: size of the trunk's last axis.
       alpha_init: initial gate of `rezero`, `gated` and `layerscale`; the other rules have none.
-      dtype: dtype of what a norm returns; its parameters and statistics are float32.
 
     Raises:
       UserError: no rule is called `name`.
@@ -181,7 +187,7 @@ def make_rule(
             return LayerScale(features, alpha_init)
     if name not in NORMED:
         raise choose_from("residual rule", name, RULES)
-    return NORMED[name](features, dtype=dtype, rngs=rngs)
+    return NORMED[name](features, rngs=rngs)
 
 
 def _branch(f: Branch, x: Array, trunk: Array) -> Array:

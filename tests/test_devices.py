@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from rezero_jax import devices
 from rezero_jax.errors import UserError
@@ -29,6 +31,21 @@ def test_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jax.config.update", started)
     with pytest.raises(UserError, match="cpu_devices=2 comes too late"):
         devices.set_cpu_devices(2)
+
+
+def test_the_target_is_the_mesh_in_whose_context_we_trace() -> None:
+    here = jax.devices()[0]
+    assert devices.target() == (here.platform, here.device_kind)
+    with jax.default_device(jax.devices()[1]):
+        assert devices.target() == (here.platform, here.device_kind)
+    with jax.default_device("cpu"):
+        assert devices.target().platform == "cpu"
+    chip = AbstractDevice("TPU v5 lite", 1, "tpu")
+    mesh = AbstractMesh((2,), ("data",), axis_types=(AxisType.Auto,), abstract_device=chip)
+    found = []
+    with jax.sharding.use_abstract_mesh(mesh):
+        jax.eval_shape(lambda x: found.append(devices.target()), 1.0)
+    assert found == [("tpu", "TPU v5 lite")]
 
 
 KEEP = """

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import depth, fc, jobs, running, spectra, toy
+from experiments import depth, dry_run, fc, jobs, running, spectra, toy
 from experiments.__main__ import EXPERIMENTS, main
 from experiments.published import SOURCES, curve, published
 from experiments.report import summary
@@ -26,7 +26,6 @@ from rezero_jax.errors import UserError
 from rezero_jax.runs.files import write_json
 from rezero_jax.runs.reader import Run
 from rezero_jax.training import loop
-from rezero_jax.training.cost import ACCELERATORS
 from rezero_jax.training.load import load_model
 from rezero_jax.training.trainer import Trainer
 
@@ -517,8 +516,9 @@ def test_seeds_and_text_go_into_the_runs(stand_ins, tmp_path):
     assert row.ours == (1.25, 1.25)
 
 
-def test_costs_at_the_papers_scale(capsys, tmp_path):
-    argv = ["fc", "--scale=paper", "--seeds=1", f"--out={tmp_path}", "--dry-run", "--plan=a100"]
+def test_costs_at_the_papers_scale(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(dry_run, "_matmul_rate", lambda: 1e14)
+    argv = ["fc", "--scale=paper", "--seeds=1", f"--out={tmp_path}", "--dry-run"]
     assert main(argv) == 0
     out = capsys.readouterr().out
     # Forward, and backward but for the gradient of the images.
@@ -526,8 +526,7 @@ def test_costs_at_the_papers_scale(capsys, tmp_path):
     lines = [line.split() for line in out.splitlines() if "fc32-" in line]
     assert [line[2:4] for line in lines] == [["new", "150,000"]] * 4
     assert all(float(line[4]) == pytest.approx(150_000 * update, rel=0.06) for line in lines)
-    seconds = 4 * 150_000 * update / (0.4 * ACCELERATORS["a100"].float32)
-    assert f"all, each run once: 0:00:{round(seconds):02} on one NVIDIA A100" in out
+    assert f"left: 0:00:{round(4 * 150_000 * update / 0.4e14):02}" in out
     assert not list(tmp_path.iterdir())
 
 
@@ -540,8 +539,6 @@ def test_costs_at_the_papers_scale(capsys, tmp_path):
         (["toy", "--jobs=-1"], "--jobs=-1 is not positive"),
         (["toy", "--scale=paper", "--text=x"], "at the paper's scale the text is enwik8"),
         (["toy", "--text=nowhere"], "--text=nowhere does not exist; give a file or folder"),
-        (["toy", "--plan=h100"], "--plan is for the dry run; add --dry-run"),
-        (["toy", "--plan=h10", "--dry-run"], 'did you mean "h100"?'),
     ],
 )
 def test_mistakes_are_told(argv, sentence, capsys, tmp_path):

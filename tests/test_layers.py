@@ -13,7 +13,6 @@ from flax import nnx
 
 from rezero_jax.errors import UserError
 from rezero_jax.models.torch_weights import from_torch, to_torch
-from rezero_jax.models.transformer import attention as attention_module
 from rezero_jax.models.transformer.attention import CPU_BLOCK, CPU_BLOCKS, Attention, attend, rotate
 from rezero_jax.models.transformer.encoder import Decoder, Encoder
 from rezero_jax.models.transformer.layer import DecoderLayer, EncoderLayer, FeedForward
@@ -662,36 +661,6 @@ def test_bfloat16_scores_and_softmax_are_float32():
         out = jit(partial(attend, **options))(*(jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)))
         weights = np.asarray(out[0, -1, 0, :4], np.float32)
         np.testing.assert_allclose(weights, expected, rtol=2.0**-7, err_msg=str(options))
-
-
-@pytest.mark.parametrize(
-    ("backend", "dtype", "size", "chosen"),
-    [
-        ("gpu", jnp.bfloat16, 64, "cudnn"),
-        ("gpu", jnp.float16, 64, "cudnn"),
-        ("gpu", jnp.bfloat16, 8, "cudnn"),
-        ("gpu", jnp.bfloat16, 128, "cudnn"),
-        ("gpu", jnp.bfloat16, 136, None),
-        ("gpu", jnp.bfloat16, 12, None),
-        ("gpu", jnp.float32, 64, None),
-        ("cpu", jnp.bfloat16, 64, None),
-        ("tpu", jnp.bfloat16, 64, None),
-    ],
-)
-def test_cudnn_is_chosen_where_it_can(backend, dtype, size, chosen, monkeypatch):
-    calls = []
-
-    def record(q, k, v, **options):
-        calls.append(options)
-        return q
-
-    q = jnp.zeros((1, 4, 2, size), dtype)
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    monkeypatch.setattr(jax.nn, "dot_product_attention", record)
-    assert attention_module._implementation(q) == chosen
-    jax.eval_shape(lambda: attend(q, q, q, is_causal=True))
-    expected = {"mask": None, "is_causal": True, "implementation": chosen}
-    assert calls == ([] if backend == "cpu" else [expected])
 
 
 def test_final_norm():

@@ -169,7 +169,9 @@ def specs(make, *, data=1, model=1, fully_sharded=False):
     config.data, config.model = data, model
     init = partial(init_state, lambda rngs: make(rngs=rngs), optax.trace(0.9))
     shapes = jax.eval_shape(init, jax.random.key(0))
-    placed = sharding.state_shardings(shapes, sharding.make_mesh(config, {}), spec, fully_sharded)
+    placed = sharding.state_shardings(
+        shapes, sharding.make_mesh(config, jax.devices(), {}), spec, fully_sharded
+    )
     params, momenta = (
         {path_text(path): tuple(x.spec) for path, x in jax.tree.leaves_with_path(tree)}
         for tree in (placed["params"], placed["opt_state"].trace)

@@ -355,7 +355,10 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters_and_logits()
     model = narrow.model(params, stats)
     logits = model(IMAGES)
     assert logits.dtype == jnp.float32
-    assert model.stages[1](model.stages[0](model.stem(IMAGES))).dtype == jnp.bfloat16
+    entry = model.stages[1].entry
+    trunk = model.stages[0](model.stem(IMAGES))
+    assert trunk.dtype == jnp.float32
+    assert entry.branch(trunk).dtype == entry.conv1(trunk).dtype == jnp.bfloat16
     np.testing.assert_allclose(logits, expected, atol=0.1)
     assert not np.array_equal(logits, expected)
 

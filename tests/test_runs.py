@@ -17,7 +17,7 @@ from rezero_jax.runs.files import write_json
 from rezero_jax.runs.folder import check_config, environment
 from rezero_jax.runs.metrics import MetricsWriter, read_metrics
 from rezero_jax.training import loop, progress
-from rezero_jax.training.cost import Accelerator
+from rezero_jax.training.chips import Chip
 from rezero_jax.training.progress import WINDOW, _Clock
 from rezero_jax.training.trainer import Trainer
 from tests.faults.compare import scalars
@@ -164,7 +164,7 @@ def test_the_rate_does_not_jump_where_reports_come_in_bursts(monkeypatch):
 
 
 def test_utilisation_is_told_where_the_peak_is_known(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(progress, "accelerator", lambda: Accelerator("cpu", 1e9, 5e8, 1e9))
+    monkeypatch.setattr(progress, "chip_of", lambda device: Chip("cpu", 1e9, 5e8, 1e9))
     loop.train(config, tmp_path)
     for line in read_metrics(tmp_path)[4:]:
         flops = Trainer.from_config(config).flops() / line["time/step"]

@@ -1,5 +1,7 @@
 """One code path for any number of devices."""
 
+import importlib.util
+import math
 from itertools import islice
 from pathlib import Path
 
@@ -10,6 +12,9 @@ from jax.sharding import PartitionSpec
 
 from rezero_jax.config import load_config
 from rezero_jax.errors import UserError
+from rezero_jax.training import trainer
+from rezero_jax.training.plan import trainer_for_sizes
+from rezero_jax.training.topologies import devices_of
 from rezero_jax.training.trainer import Trainer
 
 MLP = str(Path(__file__).parents[1] / "configs/mlp.py")
@@ -135,9 +140,6 @@ def test_accumulation_over_devices_gives_the_same_losses(accumulate, runs):
     ("devices", "overrides", "sentence"),
     [
         (8, {"train.batch_size": 50}, "=50 does not divide among 8 devices; make it a multiple"),
-        (4, {"train.accumulate": 24}, "=2 does not divide among 4 devices"),
-        (8, {"eval.batch_size": 100}, "eval.batch_size=100 does not divide among 8 devices"),
-        (-1, {"train.batch_size": 50}, "=50 does not divide among 8 devices"),
         (9, {}, "mesh.data=9 needs 1 to 8 devices"),
         (0, {}, "mesh.data=0 needs 1 to 8 devices"),
     ],
@@ -147,3 +149,77 @@ def test_a_mesh_that_does_not_fit_is_told(devices, overrides, sentence):
         make_program(devices, **overrides)
     assert sentence in str(info.value)
     assert "\n" not in str(info.value)
+
+
+def test_devices_among_which_a_batch_does_not_divide_repeat_work(runs, capsys):
+    """48 examples on 32 of 40 devices' worth: here 12 on 4 of 8."""
+    program = make_program(-1, **{"train.batch_size": 12})
+    assert program.mesh.shape == {"spare": 2, "data": 4, "model": 1}
+    assert "train.batch_size=12 divides among 4 of the 8 devices" in capsys.readouterr().err
+    losses = []
+    for one in (program, make_program(4, **{"train.batch_size": 12})):
+        _, report = one.dispatch(one.init(), list(islice(one.batches(0), 3)))
+        losses.append(np.asarray(report["loss"][:3]))
+        assert one.evaluate(one.init())["eval/loss"] > 0
+    np.testing.assert_array_equal(*losses)
+
+
+def test_an_evaluation_takes_any_batch_on_any_number_of_devices(runs):
+    expected = None
+    for devices, size in ((1, 100), (8, 100), (8, 1), (4, 50)):
+        program = make_program(devices, **{"eval.batch_size": size})
+        found = program.evaluate(program.init())["eval/loss"]
+        expected = expected or found
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "batch_size", "devices", "parts"),
+    [
+        (1, 144, 8, 1),
+        (4, 144, 1, 4),
+        (4, 144, 8, 1),
+        (9, 1080, 2, 5),
+        (9, 1080, 8, 3),
+        (9, 48, 8, 2),
+    ],
+)
+def test_several_devices_need_fewer_parts(accumulate, batch_size, devices, parts):
+    assert trainer._parts(accumulate, batch_size, devices) == parts
+    assert batch_size % (devices * parts) == 0
+    assert batch_size / (devices * parts) <= batch_size / accumulate
+
+
+def test_networks_with_batch_norm_keep_their_parts():
+    """The examples that share statistics are part of the model."""
+    overrides = {"model.depth": 8, "model.width": 4, "data.name": "digits", "train.accumulate": 4}
+    config = load_config("configs/resnet.py:smoke", [f"{k}={v}" for k, v in overrides.items()])
+    with config.unlocked():
+        config.train.batch_size = 24
+    assert dict(Trainer.from_config(config).mesh.shape)["data"] == 2  # of parts of 6 examples
+
+
+PUBLISHED = [
+    "mlp.py:residual=rezero,depth=64,dataset=cifar10",
+    "mlp.py:depth=10000,width=150,lr=0.003,dataset=cifar10",
+    "resnet.py:depth=56,residual=rezero,recipe=paper",
+    "resnet.py:family=preact,depth=18,residual=rezero",
+    "resnet_imagenet.py",
+    "transformer_enwik8.py:layers=12,residual=rezero",
+    "transformer_enwik8.py:layers=64",
+    "transformer_enwik8.py:layers=128",
+    "transformer_small.py",
+]
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason='pip install "jax[tpu]" for absent devices'
+)
+@pytest.mark.parametrize("topology", ["v5e:1x1", "v5e:2x2", "v5e:2x4", "v5e:4x4", "v5e:16x16"])
+@pytest.mark.parametrize("config", PUBLISHED)
+def test_the_published_commands_find_their_mesh(config, topology):
+    found = trainer_for_sizes(load_config(f"configs/{config}"), devices_of(topology))
+    mesh = found.mesh
+    assert mesh.size == math.prod(int(side) for side in topology.split(":")[1].split("x"))
+    batch = found.config.train.batch_size
+    assert mesh.shape["data"] == math.gcd(batch, mesh.size)

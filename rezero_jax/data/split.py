@@ -29,7 +29,7 @@ class Split(Protocol):
 
     @property
     def resident(self) -> Mapping[str, np.ndarray]:
-        """Arrays to keep on the device for the whole run; empty for a stream."""
+        """Arrays to keep on the device for the whole run; empty for a stream. See `flat`."""
 
     def fetch(self, indices: np.ndarray, step: int = 0, rows: slice = ALL) -> HostBatch:
         """What travels to the device for these examples, each array with a leading axis of them.
@@ -56,6 +56,15 @@ class Split(Protocol):
 
         For images: "image" uint8 (B, H, W, C) and "label" int32 (B,).
         """
+
+
+def flat(resident: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Resident arrays with one axis for all that an example holds, as `gather` takes them, too.
+
+    A TPU gathers rows of such an array as it lies; one of images it would first copy, all of it and
+    in every dispatch, into a layout that has the examples last.
+    """
+    return {name: x.reshape(len(x), -1) if x.ndim > 1 else x for name, x in resident.items()}
 
 
 def check_range(indices: np.ndarray, size: int) -> None:
@@ -102,7 +111,9 @@ class ResidentSplit:
         return {"index": np.asarray(indices[rows], np.int32)}
 
     def gather(self, resident: Mapping[str, jax.Array], fetched: Mapping[str, jax.Array]) -> Batch:
-        return {name: jnp.take(x, fetched["index"], axis=0) for name, x in resident.items()}
+        batch = {name: jnp.take(x, fetched["index"], axis=0) for name, x in resident.items()}
+        shapes = {name: x.shape[1:] for name, x in self.resident.items()}
+        return {name: x.reshape(-1, *shapes[name]) for name, x in batch.items()}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from rezero_jax.errors import UserError
 from rezero_jax.models import init
-from rezero_jax.residual import make_rule
+from rezero_jax.residual import make_rule, trunk_dtype
 from rezero_jax.stack import Stack
 
 # A layer that is cut by its outputs along the mesh axis `model`.
@@ -68,7 +68,8 @@ class MLP(nnx.Module):
       weight_variance: variance of the hidden weights times the width; by default the paper's: 0.25
         for `residual`, whose signal would otherwise grow by half in every layer, and else 2.
       scan, remat: see `rezero_jax.stack.Stack`.
-      dtype: dtype of the computation, such as jnp.bfloat16; parameters and logits are float32.
+      dtype: dtype of the computation, such as jnp.bfloat16; parameters, trunk and logits are
+        float32.
 
     Raises:
       UserError: a size below 1, or an unknown rule or remat policy.
@@ -129,5 +130,6 @@ class MLP(nnx.Module):
         self, x: Float[Array, "*batch in_features"]
     ) -> Float[Array, "*batch out_features"]:
         """Returns float32 logits."""
-        x = self.trunk(nnx.relu(self.stem(x)))
+        x = nnx.relu(self.stem(x))
+        x = self.trunk(x.astype(trunk_dtype(x.dtype)))
         return self.head(x.astype(jnp.float32))

@@ -1,90 +1,183 @@
 """What a run will need and how long it will take, before it is trained."""
 
 import math
+import re
 import time
+from collections import Counter
 from itertools import islice
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from rezero_jax.data import stand_in
+from rezero_jax.data import load, stand_in
+from rezero_jax.errors import UserError
 from rezero_jax.formatting import duration
-from rezero_jax.training.cost import named
+from rezero_jax.training.chips import chip_of
+from rezero_jax.training.estimate import Account, estimate, group_size
 from rezero_jax.training.sharding import device_bytes
+from rezero_jax.training.topologies import devices_of
 from rezero_jax.training.trainer import Trainer
 
-USUAL = 0.4  # of its peak is what an accelerator does in a well-made training
+OPERATIONS = 8  # so many of the costliest are shown
+WIDTH = 30  # of the names
 
 
-def plan(config: ConfigDict, accelerator: str | None = None) -> str:
-    """The account of the run that `config` describes, as lines of text.
-
-    Memory is that of one device, as compiled here for the mesh of the config. The time is that of
-    the updates alone: measured here, on a state that is discarded, or computed from the peak of the
-    accelerator if one is named.
+def plan(config: ConfigDict, topology: str | None = None) -> dict[str, Any]:
+    """The account of the run that `config` describes, as plain JSON data; `render` shows it.
 
     Args:
-      accelerator: one of cost.ACCELERATORS.
+      topology: the devices to compile for, see `topologies.devices_of`; by default those here, on
+        which the updates are measured on a state that is discarded.
 
     Raises:
-      UserError: the accelerator is unknown, or anything in the config is invalid.
+      UserError: the topology is unknown or its compiler missing, the run does not fit the memory of
+        its devices, or anything in the config is invalid.
     """
-    chip = None if accelerator is None else named(accelerator)
-    trainer = trainer_for_sizes(config)
-    times, shapes = trainer.intervals, trainer.shapes
-    gradients = device_bytes(shapes["params"])
-    memory = trainer.compile().memory_analysis()
-    activations = max(memory.temp_size_in_bytes - gradients, 0) if memory is not None else 0
+    devices = None if topology is None else devices_of(topology)
+    trainer = trainer_for_sizes(config, devices)
+    mesh, shapes = trainer.mesh, trainer.shapes
+    started = time.perf_counter()
+    compiled = _compile(trainer, topology)
+    compile_seconds = time.perf_counter() - started
+    found = estimate(compiled)
     flops = trainer.flops()
-    mesh = trainer.mesh
-    spread = "spread over data" if config.mesh.fully_sharded else "whole on each along data"
+    chip = chip_of(mesh.devices.flat[0])
+    fixed = device_bytes(shapes) + trainer.resident_bytes
+    account: dict[str, Any] = {
+        "topology": topology or "here",
+        "device": mesh.devices.flat[0].device_kind,
+        "mesh": dict(mesh.shape),
+        "fully_sharded": config.mesh.fully_sharded,
+        "parameters": trainer.spec.parameter_count,
+        "updates": trainer.intervals.total,
+        "updates_per_dispatch": config.train.steps_per_dispatch,
+        "batch_size": trainer.intervals.batch_size,
+        "bytes": {
+            "parameters": device_bytes(shapes["params"]),
+            "optimizer state": device_bytes(shapes["opt_state"]),
+            "data": trainer.resident_bytes,
+            "gradients, activations": max(found.memory - fixed, 0),
+            "used": found.memory,
+            "available": chip and chip.memory,
+        },
+        "flops": flops,
+        "compile_seconds": compile_seconds,
+        "collectives": _collectives(found.update, mesh.size),
+        "kernels": dict(found.update.kernels),
+    }
+    if chip is not None:
+        account["bound_by_flops"] = flops / (mesh.size * chip.flops)
+        account["bound_by_bytes"] = found.update.bytes / chip.bandwidth
+    if topology is None:
+        account["measured"] = _seconds_per_update(trainer)
+    elif chip is not None and chip.hertz is not None:
+        account["estimate"] = found.seconds(found.update, chip)
+        account["estimate_of_a_dispatch"] = found.seconds(found.dispatch, chip)
+        cycles = found.update.cycles
+        account["operations"] = {
+            name: count / cycles.total() for name, count in cycles.most_common(OPERATIONS)
+        }
+    return account
+
+
+def render(account: dict[str, Any]) -> str:
+    """The account of `plan` as lines of text."""
+    size = account["bytes"]
+    mesh = " x ".join(f"{name} {count}" for name, count in account["mesh"].items())
+    spread = "spread over data" if account["fully_sharded"] else "whole on each along data"
+    limit = f" of {_size(size['available'])}" if size["available"] else ""
     rows = [
-        ("parameters", f"{trainer.spec.parameter_count:,}"),
+        ("parameters", f"{account['parameters']:,}"),
         (
             "devices",
-            f"{mesh.size} x {jax.devices()[0].device_kind} (data {mesh.shape['data']}, model "
-            f"{mesh.shape['model']}; the state {spread})",
+            f"{math.prod(account['mesh'].values())} x {account['device']} ({mesh}; the state "
+            f"{spread})",
         ),
-        ("updates", f"{times.total:,} of {times.batch_size:,} examples"),
-        ("bytes of a device", ""),
-        ("  parameters", _size(device_bytes(shapes["params"]))),
-        ("  optimizer state", _size(device_bytes(shapes["opt_state"]))),
-        ("  gradients", _size(gradients)),
-        ("  activations", f"{_size(activations)}, with all that is temporary"),
-        ("  data", _size(trainer.resident_bytes)),
-        ("FLOPs of an update", f"{flops:.3g}, in matrix products and convolutions"),
+        ("updates", f"{account['updates']:,} of {account['batch_size']:,} examples"),
+        ("bytes of a device", f"{_size(size['used'])}{limit}"),
+        *((f"  {name}", _size(size[name])) for name in list(size)[:4]),
+        ("FLOPs of an update", f"{account['flops']:.3g}, in matrix products and convolutions"),
     ]
-    if chip is None:
-        seconds = _seconds_per_update(trainer)
+    bounds = [account[name] for name in ("bound_by_flops", "bound_by_bytes") if name in account]
+    if bounds:
+        rows.append(
+            ("an update, at least", " by FLOPs, ".join(map(_time, bounds)) + " by bytes of memory")
+        )
+    seconds = account.get("measured") or account.get("estimate")
+    if seconds and "measured" in account:
+        rate = f"{account['flops'] / seconds:.3g} FLOP/s"
+        rows.append(("an update", f"{_time(seconds)}, {rate} (measured here)"))
+    elif seconds:
+        share = f"{account['bound_by_flops'] / seconds:.1%} of the peak"
         rows += [
-            ("an update", f"{seconds:.3g} s, {flops / seconds:.3g} FLOP/s (measured here)"),
-            ("the run", duration(times.total * seconds)),
+            ("an update", f"{_time(seconds)} by the compiler's estimate, {share}"),
+            ("  and a dispatch", f"{_time(account['estimate_of_a_dispatch'])} beside its updates"),
+            *(
+                (f"  {name}"[: WIDTH - 1], f"{part:.1%}")
+                for name, part in account["operations"].items()
+            ),
         ]
-    else:
-        dtype = config.model.dtype
-        usual = usual_seconds(times.total * flops, mesh.size * chip.peak(dtype))
-        best = usual * USUAL
-        rows += [
-            ("the run", f"{duration(usual)} at {USUAL:.0%} of {chip.peak(dtype):.3g} FLOP/s"),
-            ("  at best", f"{duration(best)} on {mesh.size} x {chip.kind} in {dtype}"),
-            ("  memory", f"{_size(int(chip.memory))} on each"),
-        ]
-    return "\n".join(f"{name:<20}{value}".rstrip() for name, value in rows)
+    if seconds:
+        dispatches = account["updates"] / account["updates_per_dispatch"]
+        total = account["updates"] * seconds + dispatches * account.get("estimate_of_a_dispatch", 0)
+        rows.append(("the run", f"{duration(total)}, evaluations and saves apart"))
+    for one in account["collectives"]:
+        what = f"{one['count']:,} x {_size(one['bytes'])} among {one['devices']} devices"
+        rows.append((one["kind"], what))
+    if account["kernels"]:
+        rows.append(("without estimate", ", ".join(account["kernels"])))
+    rows.append(("compiled in", f"{account['compile_seconds']:.1f} s"))
+    return "\n".join(f"{name:<{WIDTH}}{value}".rstrip() for name, value in rows)
 
 
-def trainer_for_sizes(config: ConfigDict) -> Trainer:
+def trainer_for_sizes(config: ConfigDict, devices: list[jax.Device] | None = None) -> Trainer:
     """The Trainer of a config on zeros instead of a data set that would have to be downloaded.
+
+    Args:
+      devices: see `Trainer`.
 
     Raises:
       UserError: anything in the config is invalid.
     """
     dataset = stand_in(config.data)
-    return Trainer.from_config(config) if dataset is None else Trainer(config, dataset)
+    if dataset is None and devices is None:
+        return Trainer.from_config(config)
+    return Trainer(config, load(config.data) if dataset is None else dataset, devices)
 
 
-def usual_seconds(flops: float, peak: float) -> float:
-    """How long so many floating-point operations take at USUAL of a peak rate."""
-    return flops / (USUAL * peak)
+def _compile(trainer: Trainer, topology: str | None) -> jax.stages.Compiled:
+    try:
+        return trainer.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        sizes = re.findall(r"\(([\d.]+[KMGT])\)", str(error))
+        need = f"needs {sizes[0]} of the {sizes[1]}" if len(sizes) > 1 else "needs more than the"
+        raise UserError(
+            f"this run {need} bytes of memory of a device of {topology or 'this machine'}; raise "
+            "train.accumulate, set model.remat=full or mesh.fully_sharded=True, or take more "
+            "devices"
+        ) from None
+
+
+def _collectives(account: Account, devices: int) -> list[dict[str, Any]]:
+    """The collectives of an update, those of one kind, size and groups as one."""
+    counts: Counter[tuple[str, int, str]] = Counter()
+    for one in account.collectives:
+        counts[one.kind, one.size, one.groups] += one.turns
+    return [
+        {
+            "kind": kind,
+            "bytes": size,
+            "count": count,
+            "devices": group_size(groups) or devices,
+            "groups": groups,
+        }
+        for (kind, size, groups), count in sorted(
+            counts.items(), key=lambda item: -item[0][1] * item[1]
+        )
+    ]
 
 
 def _seconds_per_update(trainer: Trainer) -> float:
@@ -103,7 +196,11 @@ def _seconds_per_update(trainer: Trainer) -> float:
     return seconds
 
 
-def _size(count: int) -> str:
+def _time(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
+
+
+def _size(count: float) -> str:
     for unit, size in (("GB", 1e9), ("MB", 1e6)):
         if count >= size:
             return f"{count / size:.1f} {unit}"

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from rezero_jax import processes
 from rezero_jax.runs.files import write_json
 from rezero_jax.runs.metrics import MetricsWriter
-from rezero_jax.training.cost import accelerator
+from rezero_jax.training.chips import chip_of
 from rezero_jax.training.trainer import Trainer
 
 Line = dict[str, float]
@@ -56,7 +56,7 @@ class Progress:
             "seconds": 0.0,
         }
         self._seconds_before = self._sums["seconds"]
-        chip = accelerator()
+        chip = chip_of(trainer.mesh.devices.flat[0])
         # Updates a second if the devices did nothing but multiply at their peak; None if unknown.
         self._peak_rate = chip and chip.flops * trainer.mesh.size / trainer.flops()
         self.clock = _Clock()

@@ -1,6 +1,7 @@
 """The device mesh and what each device holds: one code path from one CPU device to many hosts."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,48 +10,65 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from rezero_jax.errors import UserError
+from rezero_jax.processes import warn
 from rezero_jax.training.state import ModelSpec, path_text
 
 # Smaller arrays stay whole under full sharding: fetching them costs more than keeping them.
 FULLY_SHARDED_FROM = 1024  # elements
 
 
-def make_mesh(config: ConfigDict, batch_sizes: dict[str, int]) -> Mesh:
-    """A mesh with the axes `data` and `model` of config.mesh; data = -1 takes all devices.
+def make_mesh(config: ConfigDict, available: Sequence[jax.Device], batch: dict[str, int]) -> Mesh:
+    """A mesh with the axes `data` and `model` of config.mesh.
+
+    With mesh.data = -1 it takes all devices. If a batch divides among some of them only, the others
+    repeat their work: a third axis, `spare`, runs over these copies.
 
     Args:
-      batch_sizes: config key -> batch size; the axis `data` must divide each.
+      available: the devices of all processes.
+      batch: config key -> its batch size, which the axis `data` must divide.
 
     Raises:
-      UserError: there are too few devices, or a batch does not divide among them.
+      UserError: there are too few devices, or the batch does not divide among mesh.data of them.
     """
-    count, model = jax.device_count(), config.model
+    count, model = len(available), config.model
     if model < 1 or count % model:
         raise UserError(
             f"mesh.model={model} does not divide the {count} device(s); set it to a divisor"
         )
-    data = count // model if config.data == -1 else config.data
-    if not 1 <= data <= count // model:
+    ((key, size),) = batch.items()
+    data = config.data
+    if data == -1:
+        data = math.gcd(count // model, size)
+    elif not 1 <= data <= count // model:
         raise UserError(
             f"mesh.data={data} needs 1 to {count // model} devices, those there are"
             + (f" for each of mesh.model={model}" if model > 1 else "")
             + "; or -1"
         )
-    for key, size in batch_sizes.items():
-        if size % data:
-            raise UserError(
-                f"{key}={size} does not divide among {data} devices; "
-                f"make it a multiple of {data} or lower mesh.data"
-            )
-    if jax.process_count() > 1 and data * model < count:
+    elif size % data:
+        raise UserError(
+            f"{key}={size} does not divide among {data} devices; make it a multiple of {data}, or "
+            "set mesh.data to a divisor or to -1"
+        )
+    spare = count // model // data if config.data == -1 else 1
+    if spare > 1:
+        warn(
+            f"{key}={size} divides among {data} of the {count} devices only, and the others repeat "
+            f"their work; make it a multiple of {count // model} to use all"
+        )
+    if jax.process_count() > 1 and spare * data * model < count:
         raise UserError(
             f"mesh.data={data} leaves devices of the {jax.process_count()} processes idle; set it "
             "to -1"
         )
     # Each process's devices lie together, so that its rows of a batch do.
-    ordered = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-    devices = np.asarray(ordered[: data * model]).reshape(data, model)
-    return Mesh(devices, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    ordered = sorted(available, key=lambda device: (device.process_index, device.id))
+    devices = np.asarray(ordered[: spare * data * model])
+    if spare > 1:
+        axes, shape = ("spare", "data", "model"), (spare, data, model)
+    else:
+        axes, shape = ("data", "model"), (data, model)
+    return Mesh(devices.reshape(shape), axes, axis_types=(AxisType.Auto,) * len(axes))
 
 
 def state_shardings(shapes: Any, mesh: Mesh, spec: ModelSpec, fully_sharded: bool) -> Any:
@@ -148,9 +166,20 @@ def put_rows(tree: Any, sharding: NamedSharding, axis: int, size: int) -> Any:
         return jax.tree.map(place, tree)
 
 
+def each(mesh: Mesh) -> NamedSharding:
+    """Each device holds one element of an array (devices,)."""
+    return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+
+
+def shapes(tree: Any, sharding: NamedSharding) -> Any:
+    """Shapes of a tree of arrays that would be placed so."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+    )
+
+
 def put_from_each(value: int, mesh: Mesh) -> jax.Array:
     """Every process's own number, int32, once for each of its devices: (devices,)."""
-    every = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     own = np.full(1, value, np.int32)
     with jax.transfer_guard_host_to_device("allow"):
-        return jax.make_array_from_callback((mesh.size,), every, lambda _: own)
+        return jax.make_array_from_callback((mesh.size,), each(mesh), lambda _: own)

@@ -27,6 +27,7 @@ class ModelSpec:
       shapes: the parameters' shapes and dtypes, a nested dict.
       alpha_paths: paths "a/b/c" of the gates, found by their type.
       stacked_paths: paths of the parameters whose leading axis runs over layers.
+      has_stats: whether there are arrays beside the parameters, as BatchNorm's running statistics.
       model_axes: path -> axis, counted from the end, that is cut along the mesh axis `model`; a
         parameter declares it where it is made, as nnx.Param(value, model_axis=-1) or by the
         `kernel_metadata` of a layer of Flax.
@@ -36,6 +37,7 @@ class ModelSpec:
     shapes: Any
     alpha_paths: frozenset[str]
     stacked_paths: frozenset[str]
+    has_stats: bool
     model_axes: Mapping[str, int]
 
     def model(self, params: Any, stats: Any) -> nnx.Module:
@@ -68,7 +70,7 @@ class ModelSpec:
 def model_spec(make_model: MakeModel) -> ModelSpec:
     """The spec of the model that `make_model(rngs)` makes; no array is computed."""
     model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
-    graphdef, params, _ = split_params(model)
+    graphdef, params, stats = split_params(model)
     shapes = nnx.to_pure_dict(params)
     variables = {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(params)}
     stacks = tuple(
@@ -84,6 +86,7 @@ def model_spec(make_model: MakeModel) -> ModelSpec:
             p for p, variable in variables.items() if isinstance(variable, Alpha)
         ),
         stacked_paths=frozenset(path for path in variables if path.startswith(stacks)),
+        has_stats=bool(jax.tree.leaves(stats)),
         model_axes={path: axis for path, axis in axes.items() if axis is not None},
     )
 

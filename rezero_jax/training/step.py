@@ -67,12 +67,14 @@ def make_train_step(
     accumulate: int,
     seed: int,
     augment: Augment | None = None,
+    generator: str = "threefry2x32",
 ) -> Update:
     """One update: (state, batch, measure) -> (state, {"loss", "grad_norm", ...}), float32 scalars.
 
     "grad_norm" is 0 where the bool `measure` is False: reading every gradient once more costs a
     tenth of the step of a deep narrow network.
-    Everything random in update t is a function of fold_in(key(seed), t). With `accumulate` > 1 the
+    Everything random in update t is a function of fold_in(key(seed), t), of the kind `generator` (see
+    `devices.generator`). With `accumulate` > 1 the
     augmented batch is split into so many parts, which run one after another, and their gradients
     are averaged.
     """
@@ -112,7 +114,7 @@ def make_train_step(
     def train_step(
         state: State, batch: Batch, measure: Array | bool = True
     ) -> tuple[State, dict[str, Array]]:
-        key = jax.random.fold_in(jax.random.key(seed), state["step"])
+        key = jax.random.fold_in(jax.random.key(seed, impl=generator), state["step"])
         if augment is not None:
             key, augment_key = jax.random.split(key)
             batch = augment(batch, augment_key)

@@ -2,8 +2,8 @@
 
 import math
 import os
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -14,8 +14,9 @@ from ml_collections import ConfigDict
 from rezero_jax import data, processes
 from rezero_jax.data.augment import Augmentation
 from rezero_jax.data.order import Order, eval_batches
-from rezero_jax.data.split import Dataset, HostBatch, standardise
+from rezero_jax.data.split import Dataset, HostBatch, flat, standardise
 from rezero_jax.data.text import Text
+from rezero_jax.devices import generator
 from rezero_jax.errors import UserError
 from rezero_jax.models.build import make_language_model, make_model
 from rezero_jax.training import cost, sharding, step
@@ -37,6 +38,8 @@ class Trainer:
     Args:
       config: see rezero_jax.config.base_config.
       dataset: what to train on; of config.data only the augmentation is read.
+      devices: of the mesh; by default all that JAX sees. Those of `topologies.devices_of` can only
+        be compiled for.
 
     Raises:
       UserError: a field of the config is invalid.
@@ -48,32 +51,45 @@ class Trainer:
         load = partial(data.load, config.data, config.seed)
         return cls(config, processes.on_first_then_others(load))
 
-    def __init__(self, config: ConfigDict, dataset: Dataset | Text):
+    def __init__(
+        self,
+        config: ConfigDict,
+        dataset: Dataset | Text,
+        devices: Sequence[jax.Device] | None = None,
+    ):
         self.config = config
         train, seed = config.train, config.seed
         self._train, self._eval = dataset.train, dataset.eval
         self._order = Order(seed, self._train.size, train.batch_size, config.data.order)
-        self._eval_batches = eval_batches(
-            self._eval.size, config.eval.batch_size, config.eval.examples
-        )
         self.intervals = Intervals.from_config(config, self._train.size)
         if train.accumulate < 1 or train.batch_size % train.accumulate:
             raise UserError(
                 f"train.accumulate={train.accumulate} does not divide "
                 f"train.batch_size={train.batch_size}; choose one that does"
             )
-        self.mesh = sharding.make_mesh(
-            config.mesh,
-            {
-                "train.batch_size / train.accumulate": train.batch_size // train.accumulate,
-                "eval.batch_size": config.eval.batch_size,
-            },
-        )
         make, objective = _task(config.model, dataset)
         self.spec, self.objective = model_spec(make), objective
+        # The statistics of a BatchNorm are those of a part, so its size is part of the model.
+        fixed = train.accumulate if self.spec.has_stats else 1
+        key = "train.batch_size" + (" / train.accumulate" if fixed > 1 else "")
+        self.mesh = sharding.make_mesh(
+            config.mesh,
+            jax.devices() if devices is None else devices,
+            {key: train.batch_size // fixed},
+        )
+        data = self.mesh.shape["data"]
+        parts = fixed if fixed > 1 else _parts(train.accumulate, train.batch_size, data)
+        eval_size = -(-config.eval.batch_size // data) * data
+        self._eval_batches = eval_batches(self._eval.size, eval_size, config.eval.examples)
         optimizer, schedules = make_optimizer(config.optim, self.intervals.total, self.spec)
         self._train_step = step.make_train_step(
-            self.spec, objective, optimizer, train.accumulate, seed, augment(config.data)
+            self.spec,
+            objective,
+            optimizer,
+            parts,
+            seed,
+            augment(config.data),
+            generator(self.mesh.devices.flat[0].platform),
         )
         updates = step.make_dispatch(self._train_step, self._train.gather, self.spec, schedules)
         eval_step = step.make_eval_step(self.spec, objective, self._eval.gather)
@@ -88,9 +104,12 @@ class Trainer:
             _with_stop(updates), donate_argnums=0, out_shardings=(placed, self._whole)
         )
         self._eval_step = jax.jit(eval_step, out_shardings=self._whole)
-        self._train_resident, self._eval_resident = (
-            sharding.put(dict(split.resident), self._whole) for split in (self._train, self._eval)
-        )
+
+    @cached_property
+    def _resident(self) -> tuple[Any, Any]:
+        """The data that stays on every device: to train on, and to evaluate on."""
+        train, held = (dict(split.resident) for split in (self._train, self._eval))
+        return sharding.put(flat(train), self._whole), sharding.put(flat(held), self._whole)
 
     def check_memory(self) -> None:
         """Checks that the state of a run fits this machine, before any of it is allocated.
@@ -128,11 +147,6 @@ class Trainer:
         The report, still being computed, is that of `step.make_dispatch`, and under "stop" the
         largest that any process gives, so that all learn of a signal after the same update.
         """
-        with jax.set_mesh(self.mesh):
-            return self._dispatch(state, *self._arguments(batches, stop))
-
-    def _arguments(self, batches: list[HostBatch], stop: int) -> tuple[Any, ...]:
-        """What the compiled dispatch takes beside the state, on the devices."""
         missing = self.config.train.steps_per_dispatch - len(batches)
         padded = batches + [batches[-1]] * missing
         fetched = {name: np.stack([batch[name] for batch in padded]) for name in batches[0]}
@@ -140,26 +154,43 @@ class Trainer:
             fetched, sharding.batched(self.mesh, axis=1), 1, self.config.train.batch_size
         )
         count = sharding.put(np.int32(len(batches)), self._whole)
-        return self._train_resident, fetched, count, sharding.put_from_each(stop, self.mesh)
+        stops = sharding.put_from_each(stop, self.mesh)
+        with jax.set_mesh(self.mesh):
+            return self._dispatch(state, self._resident[0], fetched, count, stops)
 
     @property
     def resident_bytes(self) -> int:
         """Bytes of the data that stays on every device."""
-        both = (self._train_resident, self._eval_resident)
+        both = (self._train.resident, self._eval.resident)
         return sum(leaf.nbytes for leaf in jax.tree.leaves(both))
+
+    def _batch(self) -> tuple[HostBatch, HostBatch]:
+        """The resident data, and the whole first batch as it is fetched, on the host."""
+        rows = self._order.indices(0)
+        return flat(self._train.resident), next(self._train.batches(lambda _: rows, 0, 1))
 
     def flops(self) -> int:
         """Floating-point operations of an update, recomputation included; see `cost.flops`."""
-
-        def first(resident: Any, fetched: Any) -> step.Batch:
-            return self._train.gather(resident, jax.tree.map(lambda leaf: leaf[0], fetched))
-
-        resident, fetched, *_ = self._arguments([next(self.batches(0))], stop=0)
-        return cost.flops(self._train_step, self.shapes, jax.eval_shape(first, resident, fetched))
+        batch = jax.eval_shape(self._train.gather, *self._batch())
+        return cost.flops(self._train_step, self.shapes, batch)
 
     def compile(self) -> jax.stages.Compiled:
         """The updates of one dispatch, compiled, to learn about them; nothing is computed."""
-        args = self._arguments([next(self.batches(0))], stop=0)
+        resident, batch = self._batch()
+        steps = self.config.train.steps_per_dispatch
+        fetched = {
+            name: jax.ShapeDtypeStruct((steps, *x.shape), x.dtype) for name, x in batch.items()
+        }
+        number = jax.ShapeDtypeStruct((), jnp.int32, sharding=self._whole)
+        stops = jax.ShapeDtypeStruct(
+            (self.mesh.size,), jnp.int32, sharding=sharding.each(self.mesh)
+        )
+        args = (
+            sharding.shapes(resident, self._whole),
+            sharding.shapes(fetched, sharding.batched(self.mesh, axis=1)),
+            number,
+            stops,
+        )
         with jax.set_mesh(self.mesh):
             return self._dispatch.lower(self.shapes, *args).compile()
 
@@ -175,7 +206,7 @@ class Trainer:
         for i, fetched in enumerate(self._eval.batches(indices.__getitem__, 0, len(indices), rows)):
             args = sharding.put_rows((fetched, mask[i][rows]), batched, 0, mask.shape[1])
             with jax.set_mesh(self.mesh):
-                sums.append(self._eval_step(state, self._eval_resident, *args))
+                sums.append(self._eval_step(state, self._resident[1], *args))
         totals = {name: math.fsum(float(part[name]) for part in sums) for name in sums[0]}
         count = totals.pop("weight")
         return {f"eval/{name}": total / count for name, total in totals.items()}
@@ -184,7 +215,7 @@ class Trainer:
         """The first `count` examples of the evaluation split, or all there are, as a batch."""
         indices = np.arange(min(count, self._eval.size))
         fetched = sharding.put(self._eval.fetch(indices), self._whole)
-        return self._eval.gather(self._eval_resident, fetched)
+        return self._eval.gather(self._resident[1], fetched)
 
 
 def _with_stop(updates: Callable[..., Any]) -> Callable[..., Any]:
@@ -199,6 +230,15 @@ def _with_stop(updates: Callable[..., Any]) -> Callable[..., Any]:
         return state, report | {"stop": jnp.where(state["step"] < 0, 0, stops).max()}
 
     return dispatch
+
+
+def _parts(accumulate: int, batch_size: int, devices: int) -> int:
+    """The parts in which `devices` compute a batch that one device computes in `accumulate`.
+
+    No device computes more examples at once than that one, and the parts are as few as can be.
+    """
+    rows = batch_size // devices
+    return next(n for n in range(1, rows + 1) if rows % n == 0 and n * devices >= accumulate)
 
 
 def _task(model: ConfigDict, dataset: Dataset | Text) -> tuple[MakeModel, step.Objective]:

@@ -109,7 +109,7 @@ class PreBlock(nnx.Module):
 
     def __call__(self, x: Images) -> Images:
         u = nnx.relu(self.norm1(x))
-        s = x if self.shortcut is None else self.shortcut(u)
+        s = x if self.shortcut is None else self.shortcut(u).astype(x.dtype)
         return self.rule(s, lambda _: self.branch(u))
 
 

@@ -34,7 +34,7 @@ class Parts:
       scan, remat: of the equal blocks of a stage, see `rezero_jax.stack.Stack`. Scanned stages
         compile faster at great depth; a step takes the same time (ResNet-20 on a CPU). Convolutions
         are no matrix products: remat="dots" does what "full" does where all kernels are 3x3.
-      dtype: dtype of the computation; parameters and logits are float32.
+      dtype: dtype of the computation; parameters, trunk and logits are float32.
 
     Raises:
       UserError: an unknown rule, or `batch_norm` that contradicts the rule.

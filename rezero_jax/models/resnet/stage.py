@@ -4,6 +4,7 @@ from flax import nnx
 
 from rezero_jax.models.resnet.blocks import Images
 from rezero_jax.models.resnet.parts import Parts, scalar
+from rezero_jax.residual import trunk_dtype
 from rezero_jax.stack import Stack
 
 
@@ -83,4 +84,4 @@ class Stem(nnx.Module):
             x = nnx.relu(x)
         if self.pool:
             x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-        return x
+        return x.astype(trunk_dtype(x.dtype))

@@ -1,7 +1,7 @@
 """Multi-head attention: values weighted by the softmax of scaled products of queries and keys."""
 
+import re
 from collections.abc import Callable
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,9 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from rezero_jax import devices
 from rezero_jax.models import init
+from rezero_jax.models.dropout import Dropout
 from rezero_jax.models.transformer.options import LayerOptions
 
 Hidden = Float[Array, "batch length width"]
@@ -22,6 +24,9 @@ Cache = tuple[CachedHeads, CachedHeads]
 # On a CPU causal attention is computed in blocks of queries.
 CPU_BLOCK = 64  # least number of queries in a block
 CPU_BLOCKS = 8  # most blocks in a sequence: each is compiled
+
+# NVIDIA's names for what came before Ampere (compute capability 8.0).
+BEFORE_AMPERE = re.compile(r"Tesla|Quadro|TITAN|GTX|MX\d|RTX 20\d\d|\bT\d")
 
 
 class Attention(nnx.Module):
@@ -59,7 +64,7 @@ class Attention(nnx.Module):
             dtype=options.dtype,
             rngs=rngs,
         )
-        self.dropout = nnx.Dropout(options.dropout)
+        self.dropout = Dropout(options.dropout)
 
     def __call__(
         self,
@@ -142,11 +147,15 @@ def attend(
     """softmax(q k / sqrt(size)) v, with a float32 softmax; `drop` is applied to its result.
 
     On a GPU that can, it is cuDNN's flash attention. On a CPU causal attention is cut into blocks
-    of queries, none of which looks at the keys beyond it.
+    of queries, none of which looks at the keys beyond it. `drop` needs all weights at once.
     """
-    if drop is None and not (is_causal and mask is None and jax.default_backend() == "cpu"):
+    target = devices.target()
+    if drop is None and not (is_causal and mask is None and target.platform == "cpu"):
+        cudnn = _cudnn_takes(target, q, k)
+        if cudnn and mask is not None:  # it takes no axes of size 1
+            mask = jnp.broadcast_to(mask, (q.shape[0], q.shape[2], q.shape[1], k.shape[1]))
         return jax.nn.dot_product_attention(
-            q, k, v, mask=mask, is_causal=is_causal, implementation=_implementation(q)
+            q, k, v, mask=mask, is_causal=is_causal, implementation="cudnn" if cudnn else None
         )
     length = q.shape[1]
     if drop is None and length == k.shape[1]:
@@ -190,11 +199,13 @@ def _attend(
     return jnp.einsum("bkgtu,buks->btkgs", weights, v).reshape(q.shape)
 
 
-def _implementation(q: Heads) -> Literal["cudnn"] | None:
-    """cuDNN where its kernel takes these queries; JAX's own default never chooses it."""
+def _cudnn_takes(target: devices.Target, q: Array, k: Array) -> bool:
+    """Whether cuDNN's kernels take these arrays; JAX's own default never chooses them."""
+    nvidia = target.platform == "gpu" and target.kind.startswith("NVIDIA")  # and not ROCm's
+    ampere = nvidia and not BEFORE_AMPERE.search(target.kind)
     half = q.dtype in (jnp.bfloat16, jnp.float16)
-    fits = half and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
-    return "cudnn" if fits and jax.default_backend() == "gpu" else None
+    even = q.shape[1] % 2 == k.shape[1] % 2 == 0  # training refuses odd lengths
+    return ampere and half and even and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
 
 
 def rotate(heads: Heads, positions: Int[Array, "#batch length"]) -> Heads:

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 
 from rezero_jax.errors import UserError
 from rezero_jax.models import init
+from rezero_jax.models.dropout import Dropout
 from rezero_jax.models.transformer.attention import Attention, Cache, Hidden, Mask
 from rezero_jax.models.transformer.options import ACTIVATIONS, LayerKeywords, LayerOptions
 from rezero_jax.residual import GATES, Branch, make_rule
@@ -48,7 +49,7 @@ class FeedForward(nnx.Module):
                 (hidden, width, by_inputs, {}),
             )
         )
-        self.dropout = nnx.Dropout(options.dropout)
+        self.dropout = Dropout(options.dropout)
 
     def __call__(self, x: Hidden, *, rngs: nnx.Rngs | None = None) -> Hidden:
         hidden = ACTIVATIONS[self.activation](self.up(x))
@@ -85,16 +86,10 @@ class TransformerLayer(nnx.Module):
         if self.has_memory:
             self.cross_attention = Attention(options, rotary=False, rngs=rngs)
         self.feedforward = FeedForward(options, rngs=rngs)
-        self.dropout = nnx.Dropout(options.dropout)
+        self.dropout = Dropout(options.dropout)
         one_gate = options.residual in GATES and options.alpha_per == "layer"
         self.rules = nnx.List(
-            make_rule(
-                options.residual,
-                width,
-                alpha_init=options.alpha_init,
-                dtype=options.dtype,
-                rngs=rngs,
-            )
+            make_rule(options.residual, width, alpha_init=options.alpha_init, rngs=rngs)
             for _ in range(1 if one_gate else 3 if self.has_memory else 2)
         )
 

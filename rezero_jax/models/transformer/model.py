@@ -12,10 +12,12 @@ from jaxtyping import Float, Int
 
 from rezero_jax.errors import UserError, choose_from
 from rezero_jax.models import init
+from rezero_jax.models.dropout import Dropout
 from rezero_jax.models.transformer.attention import Cache, Hidden
 from rezero_jax.models.transformer.encoder import Encoder
 from rezero_jax.models.transformer.generate import Prompts, generate
 from rezero_jax.models.transformer.options import ModelKeywords
+from rezero_jax.residual import trunk_dtype
 from rezero_jax.stack import unstacked
 
 Tokens = Int[Array, "batch length"]
@@ -44,7 +46,7 @@ class Transformer(nnx.Module):
       final_norm: whether a LayerNorm precedes the head, as usual with `pre_norm`.
       scan, remat: see `rezero_jax.stack.Stack`.
       dropout: fraction dropped in the layers, and of the embedding.
-      activation, bias, dtype, **keywords: see `LayerOptions`; the logits are float32.
+      activation, bias, dtype, **keywords: see `LayerOptions`; trunk and logits are float32.
 
     Raises:
       UserError: a size is below 1 or does not fit another, or a name is unknown.
@@ -103,7 +105,7 @@ class Transformer(nnx.Module):
             None if tied else nnx.Param(uniform(rngs.params(), (width, vocab_size)), model_axis=-1)
         )
         self.head_bias = nnx.Param(jnp.zeros((vocab_size,)), model_axis=-1) if bias else None
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     @classmethod
     def from_config(cls, config: Any, rngs: nnx.Rngs) -> "Transformer":
@@ -263,7 +265,7 @@ class Transformer(nnx.Module):
         x = x * np.sqrt(x.shape[-1])
         if self.positions == "sinusoidal":
             x = x + sinusoids(positions, x.shape[-1])
-        return x.astype(self.dtype)
+        return x.astype(trunk_dtype(self.dtype))
 
 
 def sinusoids(

@@ -13,7 +13,7 @@ from rezero_jax.errors import UserError, choose_from
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
-    "gelu": partial(jax.nn.gelu, approximate=False),  # by erf, as in PyTorch
+    "gelu": lambda x: 0.5 * x * (1 + jax.lax.erf(x * 0.7071067811865476)),
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),
     "silu": jax.nn.silu,
 }
@@ -66,7 +66,8 @@ class LayerOptions:
       kv_heads: number of heads of keys and values, each shared by heads / kv_heads heads of
         queries (grouped-query attention, arXiv 2305.13245); by default `heads`.
       rotary: whether self-attention turns queries and keys by position (arXiv 2104.09864).
-      dtype: dtype of the computation; parameters and the softmax are float32.
+      dtype: dtype of the computation; parameters, norms and the softmax are float32, and the trunk
+        keeps the dtype of x.
 
     Raises:
       UserError: a size is below 1 or does not divide as it must, or a name is unknown.

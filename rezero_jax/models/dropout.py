@@ -1,0 +1,47 @@
+"""Dropout whose random bits accelerators draw fast, each device its own."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.sharding import PartitionSpec
+
+LEVELS = 2**16  # to which the rate is rounded
+
+
+class Dropout(nnx.Dropout):
+    """nnx.Dropout, but for keys of the hardware's generator ("rbg").
+
+    With those, each device along the mesh axis `data` draws the bits of its own examples, from the
+    key and its place: on one mesh the result is a function of the key. With JAX's default keys
+    ("threefry2x32") the result is nnx.Dropout's, the same on every mesh.
+    """
+
+    def __call__(self, x: Array, *, rngs: nnx.Rngs | None = None) -> Array:
+        if self.deterministic or self.rate == 0 or rngs is None:
+            return super().__call__(x, rngs=rngs)
+        key = rngs.dropout()
+        if not is_rbg(key):
+            return super().__call__(x, rngs=nnx.Rngs(dropout=key))
+        dropped = round(self.rate * LEVELS)
+        # A factor and no choice: a TPU would pack the choices into words and unpack them again.
+        kept = jnp.minimum(random_bits(key, x.shape) // dropped, 1).astype(x.dtype)
+        return x * (kept * (LEVELS / (LEVELS - dropped)))
+
+
+def is_rbg(key: Array) -> bool:
+    """Whether a key is one of the hardware's generator."""
+    return "rbg" in str(jax.random.key_impl(key))
+
+
+def random_bits(key: Array, shape: tuple[int, ...]) -> Array:
+    """uint16 of this shape, whose first axis is a batch cut along the mesh axis `data`."""
+    devices = jax.sharding.get_abstract_mesh().shape.get("data", 1)
+    if devices == 1 or shape[0] % devices:
+        return jax.random.bits(key, shape, jnp.uint16)
+
+    def own(key: Array) -> Array:
+        key = jax.random.fold_in(key, jax.lax.axis_index("data"))
+        return jax.random.bits(key, (shape[0] // devices, *shape[1:]), jnp.uint16)
+
+    return jax.shard_map(own, in_specs=PartitionSpec(), out_specs=PartitionSpec("data"))(key)

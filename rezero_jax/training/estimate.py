@@ -1,0 +1,158 @@
+"""What a compiled program will take: the TPU compiler's own estimate, its memory and collectives.
+
+The compiler writes the cycles that it expects beside each instruction. Their sum, with a loop's
+body counted for each of its turns, is its estimate of the time; it leaves out waiting for
+collectives, transfers between memories that overlap with work, and kernels written in Pallas.
+For GPUs there is no such estimate.
+"""
+
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import jax
+
+from rezero_jax.training.chips import Chip
+from rezero_jax.training.hlo import Instruction, Traffic, parse, shape_bytes, trip_count
+
+_COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+class Collective(NamedTuple):
+    """A transfer between devices, within one update or one dispatch.
+
+    Attributes:
+      kind: "all-reduce", ...
+      size: bytes of its result on one device.
+      groups: which devices take part together, as HLO writes it.
+      turns: how often it happens.
+    """
+
+    kind: str
+    size: int
+    groups: str
+    turns: int
+
+
+@dataclass
+class Account:
+    """Sums over the instructions of a loop's body, or of what lies outside the loop.
+
+    Attributes:
+      cycles: the compiler's estimate, by operation.
+      bytes: read from and written to the device's memory, if nothing is read twice for one
+        instruction and of an array that is sliced or updated in place only that part.
+      collectives: see `Collective`.
+      kernels: kernels that carry no estimate, by name: their bytes, read and written.
+    """
+
+    cycles: Counter[str] = field(default_factory=Counter)
+    bytes: int = 0
+    collectives: list[Collective] = field(default_factory=list)
+    kernels: Counter[str] = field(default_factory=Counter)
+
+
+class Estimate(NamedTuple):
+    """What one device needs for a program.
+
+    Attributes:
+      update: the account of one update.
+      dispatch: of what a dispatch does beside its updates.
+      memory: bytes in use at once: arguments, results and temporaries.
+    """
+
+    update: Account
+    dispatch: Account
+    memory: int
+
+    def seconds(self, account: Account, chip: Chip) -> float | None:
+        """The compiler's estimate of `update` or `dispatch`; None for GPUs."""
+        return account.cycles.total() / chip.hertz if chip.hertz else None
+
+
+def estimate(compiled: jax.stages.Compiled) -> Estimate:
+    """The estimate of a compiled dispatch, or of a single update that was compiled by itself.
+
+    The loop over the updates of a dispatch is the one whose number of turns is unknown; its body is
+    the update. Without such a loop the whole program is.
+    """
+    memory = compiled.memory_analysis()
+    used = 0
+    if memory is not None:
+        used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+        used += memory.output_size_in_bytes - memory.alias_size_in_bytes
+    update, dispatch = accounts(compiled.as_text() or "")
+    return Estimate(update, dispatch, used)
+
+
+def group_size(groups: str) -> int | None:
+    """How many devices of a collective take part together; None if the text does not say."""
+    if mesh := re.match(r"mesh\[(.*?)\] ?\{(.*?)\}", groups):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", mesh[2]))
+    if iota := re.match(r"\[\d+,(\d+)\]", groups):
+        return int(iota[1])
+    if listed := re.match(r"\{\{([\d,]*)\}", groups):
+        return len(listed[1].split(","))
+    return None
+
+
+def accounts(hlo: str) -> tuple[Account, Account]:
+    """The accounts of an update, and of a dispatch beside its updates, from optimised HLO."""
+    computations, entry = parse(hlo)
+    update, rest = Account(), Account()
+    traffic = Traffic(computations)
+    found_loop = False
+
+    def walk(name: str, turns: int, account: Account) -> None:
+        nonlocal found_loop
+        for one in computations[name]:
+            account.cycles[one.operation] += turns * one.cycles
+            account.bytes += turns * traffic.of(one, name)
+            kind = one.opcode.removesuffix("-start")
+            if kind in _COLLECTIVES:
+                groups = re.search(r"(?:replica_groups|source_target_pairs)=(.*?), \w+=", one.rest)
+                size = shape_bytes(one.result)
+                if one.opcode == "all-gather-start":  # its result names the operands, too
+                    size = max(shape_bytes(part) for part in one.result.strip("()").split(", "))
+                account.collectives.append(
+                    Collective(kind, size, groups[1] if groups else "", turns)
+                )
+            elif one.opcode == "while":
+                trips = trip_count(one, computations)
+                if trips is None and not found_loop:
+                    found_loop = True
+                    walk(one.called["body"], 1, update)
+                else:
+                    walk(one.called["body"], turns * (trips or 1), account)
+            elif one.opcode == "call":
+                walk(one.called["to_apply"], turns, account)
+            elif one.opcode == "conditional":
+                costs = {branch: _cycles(branch, computations) for branch in one.branches}
+                walk(max(costs, key=lambda branch: costs[branch]), turns, account)
+            elif one.opcode == "custom-call" and not one.cycles and _is_kernel(one):
+                account.kernels[one.operation] += turns * traffic.of(one, name)
+
+    walk(entry, 1, rest)
+    return (update, rest) if found_loop else (rest, update)
+
+
+def _cycles(name: str, computations: dict[str, list[Instruction]]) -> int:
+    total = 0
+    for one in computations[name]:
+        total += one.cycles
+        if one.opcode == "while":
+            total += (trip_count(one, computations) or 1) * _cycles(
+                one.called["body"], computations
+            )
+        elif one.opcode == "call":
+            total += _cycles(one.called["to_apply"], computations)
+        elif one.opcode == "conditional":
+            total += max(_cycles(branch, computations) for branch in one.branches)
+    return total
+
+
+def _is_kernel(one: Instruction) -> bool:
+    return any(name in one.rest for name in ("tpu_custom_call", "__cudnn", "__cublas", "__triton"))
