@@ -114,7 +114,11 @@ def compile_update(
     """
     mesh = Mesh(np.asarray(devices), ("data",), axis_types=(AxisType.Auto,))
     make = partial(make_model, config.model, example, classes, config.seed)
-    init, update = make_update(make, config.optim, config.train.accumulate)
+    # As few parts as leave a device no more rows than one device alone has.
+    rows = config.train.batch_size // mesh.size
+    enough = -(-config.train.accumulate // mesh.size)
+    parts = next(n for n in range(1, rows + 1) if rows % n == 0 and n >= enough)
+    init, update = make_update(make, config.optim, parts)
 
     def place(path: Any, leaf: Any) -> Any:
         spec: list[str | None] = [None] * leaf.ndim
