@@ -88,6 +88,7 @@ def account(spec: str, topology: str, peer: bool = False) -> dict[str, Any]:
     dataset = stand_in(config.data)
     dataset = load(config.data) if dataset is None else dataset
     trainer = Trainer(config, dataset, devices)
+    config = trainer.config
     mesh = trainer.mesh
     chip = chip_of(mesh.devices.flat[0])
     started = time.perf_counter()

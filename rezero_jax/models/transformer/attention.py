@@ -159,8 +159,9 @@ def attend(
         if splash.takes(q, k):
             return splash.splash(q, k, v, is_causal=is_causal)
     cudnn = drop is None and _cudnn_takes(target, q, k)
-    blocks = is_causal and mask is None and length == k.shape[1] and not cudnn
-    if blocks and (drop is None or target.platform != "cpu"):
+    whole = devices.is_counting() or (drop is not None and target.platform == "cpu")
+    square = is_causal and mask is None and length == k.shape[1]
+    if square and not (cudnn or whole):
         return _by_blocks(q, k, v, drop)
     if drop is None:
         if cudnn and mask is not None:  # it takes no axes of size 1
