@@ -132,15 +132,15 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _jobs(experiment: Experiment, args: argparse.Namespace) -> list[Job]:
-    """The runs of an experiment, all seeds of a setting one after another."""
+    """The runs of an experiment, seed by seed: after each one, every setting has as many runs."""
     seeds = args.seeds or (experiment.SEEDS if args.scale == "paper" else 1)
     jobs = []
     for job in experiment.runs(args.scale):
         if args.text and job.load().data.name == "stdlib":
             overrides = (*job.overrides, "data.name=text", f"data.path={args.text}")
             job = job._replace(overrides=overrides)
-        jobs += [job.with_seed(seed) for seed in range(seeds)]
-    return jobs
+        jobs.append(job)
+    return [job.with_seed(seed) for seed in range(seeds) for job in jobs]
 
 
 def _run(jobs: Mapping[str, Sequence[Job]], args: argparse.Namespace) -> int:

@@ -48,6 +48,8 @@ def base_config() -> ConfigDict:
     config.train.steps = config_dict.placeholder(int)  # exactly one of these three sets the length
     config.train.epochs = config_dict.placeholder(float)
     config.train.examples = config_dict.placeholder(int)
+    # The run ends earlier, with the first epoch whose mean training loss (nats) is at most this.
+    config.train.until_loss = config_dict.placeholder(float)
     config.train.batch_size = 128
     # Parts in which one device computes a batch, to save memory; several need fewer. Networks with
     # BatchNorm always have so many.

@@ -25,6 +25,8 @@ T = TypeVar("T")
 WAIT = 300  # seconds within which all processes of a run must connect
 HEARTBEAT = 30  # seconds without a sign of life after which a process counts as lost
 LOST = 4  # exit status of a process that has lost another one
+# How XLA and CUDA's libraries say that a device has no more memory.
+OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "OUT_OF_MEMORY", "ALLOC_FAILED")
 
 
 def initialize(
@@ -175,10 +177,11 @@ def end_after_loss(error: Exception) -> NoReturn:
       UserError: the memory of a device is exhausted.
       Exception: `error` itself, in a run of one process.
     """
-    if "RESOURCE_EXHAUSTED" in str(error):
+    if any(word in str(error) for word in OUT_OF_MEMORY):
         raise UserError(
-            f"a device is out of memory ({first_line(error)}); lower train.batch_size, raise "
-            "train.accumulate, or set model.remat=full"
+            f"a device is out of memory ({first_line(error)}); raise train.accumulate, lower "
+            "train.batch_size or eval.batch_size, or set model.remat=full or "
+            "mesh.fully_sharded=True"
         ) from error
     if jax.process_count() == 1:
         raise error
@@ -186,8 +189,8 @@ def end_after_loss(error: Exception) -> NoReturn:
 
 
 _AGAIN = (
-    "most likely another process of this run has stopped or cannot be reached: start the same "
-    "command on every host again, and it resumes from the newest checkpoint"
+    "most likely another process of this run has stopped, and has said why, or cannot be reached: "
+    "start the same command on every host again, and it resumes from the newest checkpoint"
 )
 
 

@@ -48,6 +48,7 @@ RANGES = {
     "data.length": Range(1, 10**7),
     "data.context": Range(0, 10**7),
     "eval.examples": Range(1, LARGEST),
+    "train.until_loss": NOT_NEGATIVE,
     "optim.b1": BELOW_ONE,
     "optim.b2": BELOW_ONE,
     "optim.momentum": BELOW_ONE,

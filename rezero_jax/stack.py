@@ -3,18 +3,21 @@
 One compiled block serves every layer, so the time to compile does not grow with depth.
 """
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
+from rezero_jax import devices
 from rezero_jax.errors import UserError, choose_from
 
 LayerState = tuple[nnx.State, nnx.State, Array | None]  # parameters, other arrays, random key
+F = TypeVar("F", bound=Callable[..., Any])
 Layer = Callable[[Array, LayerState], tuple[Array, nnx.State]]
 
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
@@ -110,20 +113,36 @@ class Stack(nnx.Module):
             return merged(x, *args, **kwargs, **random), nnx.state(merged, nnx.Not(nnx.Param))
 
         if self.remat != "none":
-            layer = jax.checkpoint(layer, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
+            layer = computed_again(layer, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
         return layer, (params, rest)
 
 
+def computed_again(function: F, **options: Any) -> F:
+    """The function as by jax.checkpoint; itself where `devices.counting` a model's operations."""
+    return function if devices.is_counting() else jax.checkpoint(function, **options)
+
+
 def _batch_on_data(x: Array) -> Array:
-    """Keeps the batch divided along the mesh axis `data`, if there is one, and otherwise whole.
+    """Keeps the batch divided along the mesh's `batch_axes`, if it has any, and otherwise whole.
 
     Where weights are sharded too, the compiler then fetches those of one layer at a time instead of
     cutting up the activations.
     """
-    shape = jax.sharding.get_abstract_mesh().shape
-    if shape.get("data", 1) == 1 or x.shape[0] % shape["data"]:
+    mesh = jax.sharding.get_abstract_mesh()
+    if batch_parts(mesh) == 1 or x.shape[0] % batch_parts(mesh):
         return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec("data", *(None,) * (x.ndim - 1)))
+    spec = PartitionSpec(batch_axes(mesh), *(None,) * (x.ndim - 1))
+    return jax.lax.with_sharding_constraint(x, spec)
+
+
+def batch_axes(mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
+    """The axes of a mesh along which a batch is cut; see rezero_jax.training.arrange."""
+    return tuple(axis for axis in ("replica", "data") if axis in mesh.shape)
+
+
+def batch_parts(mesh: Mesh | AbstractMesh) -> int:
+    """In how many parts a batch is cut; 1 without a mesh."""
+    return math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
 
 
 def unstacked(stack: Stack) -> Stack:

@@ -1,6 +1,8 @@
 """The operations of an update, counted, and what --plan makes of them."""
 
 import socket
+from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +10,13 @@ import pytest
 from flax import nnx
 
 import train
+from rezero_jax import data
+from rezero_jax.config import load_config
+from rezero_jax.data import stand_in
 from rezero_jax.models.mlp import MLP
 from rezero_jax.training import cost
 from rezero_jax.training.plan import WIDTH
+from rezero_jax.training.trainer import Trainer
 
 W, X = jax.ShapeDtypeStruct((5, 6), jnp.float32), jax.ShapeDtypeStruct((4, 5), jnp.float32)
 
@@ -111,3 +117,52 @@ def test_a_plan_needs_no_data(data, tmp_path, monkeypatch, capsys):
     assert train.main([config, *flags, "--plan"]) == 0
     assert capsys.readouterr().out.startswith("parameters")
     assert list(tmp_path.iterdir()) == []
+
+
+SIZES = {"depth": 3, "width": 16, "length": 128, "batch": 8, "vocabulary": 256}
+
+
+def transformer(**fields):
+    overrides = {
+        "model.depth": SIZES["depth"],
+        "model.scan": True,
+        "model.max_len": SIZES["length"],
+        "data.length": SIZES["length"],
+        "train.batch_size": SIZES["batch"],
+        "mesh.data": 1,
+    } | fields
+    file = str(Path(__file__).parents[1] / "configs/transformer_small.py:smoke")
+    config = load_config(file, [f"{key}={value}" for key, value in overrides.items()])
+    return Trainer(config, stand_in(config.data) or data.load(config.data, 0))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize("remat", ["none", "full", "dots"])
+def test_model_operations_are_those_by_hand_whatever_is_computed_again(
+    remat, scan, accumulate, monkeypatch
+):
+    # The loss computes its logits part by part, and again in the backward pass.
+    monkeypatch.setattr("rezero_jax.models.transformer.model.LOGITS_AT_ONCE", 2**16)
+    trainer = transformer(
+        **{"model.remat": remat, "model.scan": scan, "train.accumulate": accumulate}
+    )
+    layers, width, length, batch, vocabulary = SIZES.values()
+    # Of a token forward: queries, keys, values and output; two products of attention with every
+    # place; two layers of 4 * width; then the head. Backward twice that.
+    layer = 2 * 4 * width**2 + 2 * 2 * length * width + 2 * 2 * 4 * width**2
+    expected = 3 * batch * length * (layers * layer + 2 * width * vocabulary)
+    assert trainer.model_flops() == expected
+    assert trainer.flops() != expected  # the logits again, but half of the causal attention
+    assert trainer.model_flops() == expected  # whatever was traced before
+
+
+def test_neither_dropout_nor_a_kernel_changes_the_model_operations(monkeypatch):
+    expected = transformer().model_flops()
+    assert transformer(**{"model.dropout": 0.1}).model_flops() == expected
+    half = transformer(**{"model.dtype": "bfloat16"})
+    for platform, kind in (("gpu", "NVIDIA H100 80GB HBM3"), ("tpu", "TPU v5 lite")):
+        device = SimpleNamespace(platform=platform, device_kind=kind)
+        with monkeypatch.context() as patched:
+            patched.setattr("rezero_jax.devices.jax.devices", lambda *_, device=device: [device])
+            assert half.model_flops() == expected

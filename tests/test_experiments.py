@@ -516,6 +516,19 @@ def test_seeds_and_text_go_into_the_runs(stand_ins, tmp_path):
     assert row.ours == (1.25, 1.25)
 
 
+def test_after_each_seed_every_setting_has_as_many_runs(monkeypatch, tmp_path):
+    started = []
+
+    def execute(jobs, *args, say):
+        started.extend(job.name for job in jobs)
+        return iter(())
+
+    monkeypatch.setattr("experiments.__main__.execute", execute)
+    main(["fc", "--scale=smoke", "--seeds=2", f"--out={tmp_path}"])
+    rules = ("plain", "norm", "residual", "rezero")
+    assert started == [f"fc32-{rule}-{seed}" for seed in (0, 1) for rule in rules]
+
+
 def test_costs_at_the_papers_scale(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(dry_run, "_matmul_rate", lambda: 1e14)
     argv = ["fc", "--scale=paper", "--seeds=1", f"--out={tmp_path}", "--dry-run"]

@@ -13,10 +13,11 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from rezero_jax import MLP, Decoder, Transformer
-from rezero_jax.config import base_config, load_config
+from rezero_jax.config import load_config
 from rezero_jax.errors import UserError
 from rezero_jax.runs.checkpoint import Checkpoints
 from rezero_jax.training import sharding
+from rezero_jax.training.arrange import arrange
 from rezero_jax.training.state import init_state, model_spec, path_text
 from rezero_jax.training.trainer import Trainer
 
@@ -165,12 +166,10 @@ def test_a_layer_axis_is_never_cut(runs):
 def specs(make, *, data=1, model=1, fully_sharded=False):
     """Path -> how a parameter of the model lies on a mesh; its momentum must lie the same way."""
     spec = model_spec(lambda rngs: make(rngs=rngs))
-    config = base_config().mesh
-    config.data, config.model = data, model
     init = partial(init_state, lambda rngs: make(rngs=rngs), optax.trace(0.9))
     shapes = jax.eval_shape(init, jax.random.key(0))
     placed = sharding.state_shardings(
-        shapes, sharding.make_mesh(config, jax.devices(), {}), spec, fully_sharded
+        shapes, arrange(jax.devices(), data, model), spec, fully_sharded
     )
     params, momenta = (
         {path_text(path): tuple(x.spec) for path, x in jax.tree.leaves_with_path(tree)}
@@ -178,6 +177,14 @@ def specs(make, *, data=1, model=1, fully_sharded=False):
     )
     assert params == momenta
     return params
+
+
+def test_full_sharding_cuts_the_longest_axis_that_divides():
+    found = specs(partial(MLP, 64, 96, 2, 48), data=4, fully_sharded=True)
+    assert found["stem/kernel"] == (None, "data")  # 64 x 96
+    assert found["head/kernel"] == ("data", None)  # 96 x 48
+    odd = specs(partial(MLP, 64, 90, 2, 48), data=4, fully_sharded=True)
+    assert odd["stem/kernel"] == ("data", None)  # 64 x 90
 
 
 OUTPUTS, INPUTS, WHOLE = -1, -2, None  # the axis of one layer's parameter that is cut
@@ -248,6 +255,12 @@ def collectives(program):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_data_parallelism_sums_gradients_and_fetches_nothing(family, runs):
     program, *_ = runs(family, "data")
+    assert collectives(program).keys() == {"all-reduce"}
+
+
+@pytest.mark.parametrize("family", ["mlp", "transformer"])
+def test_accumulation_leaves_each_example_on_its_device(family):
+    program = make_program(family, "data", **{"train.accumulate": 2})
     assert collectives(program).keys() == {"all-reduce"}
 
 

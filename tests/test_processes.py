@@ -40,12 +40,14 @@ def command(workdir, file="mlp.py:smoke", **fields):
     return [sys.executable, ROOT / "train.py", config, f"--workdir={workdir}", *flags]
 
 
-def start(count, workdir, **fields):
-    """`count` processes of the command, each with one device."""
+def start(count, workdir, before=(), **fields):
+    """`count` processes of the command, each with one device; `before` precedes train.py."""
     flags = [f"--coordinator=localhost:{free_port()}", f"--num_processes={count}"]
+    python, *argv = command(workdir, **{"mesh.cpu_devices": 1} | fields)
     return [
         subprocess.Popen(
-            [*command(workdir, **{"mesh.cpu_devices": 1} | fields), *flags, f"--process_id={i}"],
+            [python, *before, *argv, *flags, f"--process_id={i}"],
+            cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -230,12 +232,44 @@ def test_one_process_looks_for_no_others():
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_an_exhausted_memory_is_no_lost_process(count, monkeypatch):
+@pytest.mark.parametrize(
+    "text",
+    [
+        "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore\nlines",
+        "INTERNAL: cuInit: CUDA_ERROR_OUT_OF_MEMORY: out of memory",
+        "INTERNAL: the library cuBLAS was not initialised: CUBLAS_STATUS_ALLOC_FAILED",
+    ],
+)
+def test_an_exhausted_memory_is_no_lost_process(text, count, monkeypatch):
     monkeypatch.setattr(processes.jax, "process_count", lambda: count)
-    error = RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore\nlines")
+    error = RuntimeError(text)
     with pytest.raises(UserError, match=r"^a device is out of memory") as info:
         processes.end_after_loss(error)
     assert "\n" not in str(info.value)
+
+
+EXHAUSTED = """\
+import runpy, sys, jax
+from rezero_jax.training.trainer import Trainer
+dispatch = Trainer.dispatch
+def exhausted(self, state, batches, stop=0):
+    if "--process_id=1" in sys.argv and int(state["step"]) >= 20:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+    return dispatch(self, state, batches, stop)
+Trainer.dispatch = exhausted
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_one_of_two_whose_memory_is_exhausted_says_so_and_both_end(tmp_path):
+    lone, exhausted = end(start(2, tmp_path, before=("-c", EXHAUSTED)))
+    sentence = "train.py: a device is out of memory (RESOURCE_EXHAUSTED: Out of memory allocating"
+    assert exhausted[0] == 2
+    assert exhausted[2].splitlines()[-1].startswith(sentence)
+    assert "another process" not in exhausted[2]
+    assert lone[0] == LOST
+    assert "another process of this run has stopped, and has said why" in lone[2]
 
 
 @pytest.mark.parametrize(

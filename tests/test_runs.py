@@ -167,7 +167,7 @@ def test_utilisation_is_told_where_the_peak_is_known(config, tmp_path, monkeypat
     monkeypatch.setattr(progress, "chip_of", lambda device: Chip("cpu", 1e9, 5e8, 1e9))
     loop.train(config, tmp_path)
     for line in read_metrics(tmp_path)[4:]:
-        flops = Trainer.from_config(config).flops() / line["time/step"]
+        flops = Trainer.from_config(config).model_flops() / line["time/step"]
         np.testing.assert_allclose(line["mfu"], flops / 1e9)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from rezero_jax.errors import UserError
 
 HostBatch = dict[str, np.ndarray]
+Rows = slice | np.ndarray  # some rows of a batch: a slice, or their numbers, int (rows,)
 ALL = slice(None)
 Batch = dict[str, jax.Array]
 
@@ -31,7 +32,7 @@ class Split(Protocol):
     def resident(self) -> Mapping[str, np.ndarray]:
         """Arrays to keep on the device for the whole run; empty for a stream. See `flat`."""
 
-    def fetch(self, indices: np.ndarray, step: int = 0, rows: slice = ALL) -> HostBatch:
+    def fetch(self, indices: np.ndarray, step: int = 0, rows: Rows = ALL) -> HostBatch:
         """What travels to the device for these examples, each array with a leading axis of them.
 
         Args:
@@ -44,7 +45,7 @@ class Split(Protocol):
         """
 
     def batches(
-        self, indices: Callable[[int], np.ndarray], first: int, last: int, rows: slice = ALL
+        self, indices: Callable[[int], np.ndarray], first: int, last: int, rows: Rows = ALL
     ) -> Iterator[HostBatch]:
         """`fetch(indices(step), step, rows)` for step = first .. last - 1, perhaps read ahead.
 
@@ -84,7 +85,7 @@ def check_labels(name: str, label: np.ndarray, num_classes: int) -> None:
 
 
 def fetch_in_turn(
-    split: Split, indices: Callable[[int], np.ndarray], first: int, last: int, rows: slice = ALL
+    split: Split, indices: Callable[[int], np.ndarray], first: int, last: int, rows: Rows = ALL
 ) -> Iterator[HostBatch]:
     """The `batches` of a split that reads nothing ahead."""
     return (split.fetch(indices(step), step, rows) for step in range(first, last))
@@ -105,7 +106,7 @@ class ResidentSplit:
     def size(self) -> int:
         return len(next(iter(self.resident.values())))
 
-    def fetch(self, indices: np.ndarray, step: int = 0, rows: slice = ALL) -> HostBatch:
+    def fetch(self, indices: np.ndarray, step: int = 0, rows: Rows = ALL) -> HostBatch:
         """{"index": int32 (B,)}."""
         check_range(indices, self.size)
         return {"index": np.asarray(indices[rows], np.int32)}

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 
-from rezero_jax.data.split import ALL, Batch, HostBatch, check_labels, check_range
+from rezero_jax.data.split import ALL, Batch, HostBatch, Rows, check_labels, check_range
 from rezero_jax.errors import UserError
 
 
@@ -51,7 +51,7 @@ class StreamSplit:
     def resident(self) -> Mapping[str, np.ndarray]:
         return {}
 
-    def fetch(self, indices: np.ndarray, step: int = 0, rows: slice = ALL) -> HostBatch:
+    def fetch(self, indices: np.ndarray, step: int = 0, rows: Rows = ALL) -> HostBatch:
         """{"image": uint8 (B, H, W, C), "label": int32 (B,)}.
 
         Raises:
@@ -59,7 +59,7 @@ class StreamSplit:
           UserError: the images differ in shape, or a label is not in 0 .. num_classes - 1.
         """
         check_range(indices, self.size)
-        positions = range(len(indices))[rows]
+        positions = np.arange(len(indices))[rows].tolist()
         examples = self.source.__getitems__([int(indices[position]) for position in positions])
         label = np.array([example["label"] for example in examples], np.int32)
         if self.num_classes is not None:
@@ -77,7 +77,7 @@ class StreamSplit:
         return {"image": np.stack(images), "label": label}
 
     def batches(
-        self, indices: Callable[[int], np.ndarray], first: int, last: int, rows: slice = ALL
+        self, indices: Callable[[int], np.ndarray], first: int, last: int, rows: Rows = ALL
     ) -> Iterator[HostBatch]:
         """See Split; closing the iterator, or dropping it, stops the workers."""
         import grain

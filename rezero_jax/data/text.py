@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rezero_jax.data.generator import generator
-from rezero_jax.data.split import ALL, Batch, HostBatch, check_range, fetch_in_turn
+from rezero_jax.data.split import ALL, Batch, HostBatch, Rows, check_range, fetch_in_turn
 from rezero_jax.data.text_files import stdlib_text, user_text
 from rezero_jax.errors import UserError, choose_from
 
@@ -84,7 +84,7 @@ class TextSplit:
         """{"text": uint8 (N + 1,)}, the start and the text."""
         return {"text": np.concatenate([np.zeros(1, np.uint8), self.text])}
 
-    def fetch(self, indices: np.ndarray, step: int = 0, rows: slice = ALL) -> HostBatch:
+    def fetch(self, indices: np.ndarray, step: int = 0, rows: Rows = ALL) -> HostBatch:
         """{"start": int32 (B,)}, the position of each window's first target.
 
         If `whole`, also the targets that count: "first" .. "last" - 1, both int32 (B,).

@@ -6,19 +6,22 @@ from flax import nnx
 from jax import Array
 from jax.sharding import PartitionSpec
 
+from rezero_jax.stack import batch_axes, batch_parts
+
 LEVELS = 2**16  # to which the rate is rounded
 
 
 class Dropout(nnx.Dropout):
     """nnx.Dropout, but for keys of the hardware's generator ("rbg").
 
-    With those, each device along the mesh axis `data` draws the bits of its own examples, from the
-    key and its place: on one mesh the result is a function of the key. With JAX's default keys
+    With those, each device along the mesh's `batch_axes` draws the bits of its own examples, from
+    the key and its place: on one mesh the result is a function of the key. With JAX's default keys
     ("threefry2x32") the result is nnx.Dropout's, the same on every mesh.
     """
 
     def __call__(self, x: Array, *, rngs: nnx.Rngs | None = None) -> Array:
-        if self.deterministic or self.rate == 0 or rngs is None:
+        dropped = round(self.rate * LEVELS)
+        if self.deterministic or dropped == 0 or rngs is None:
             return super().__call__(x, rngs=rngs)
         key = rngs.dropout()
         if not is_rbg(key):
@@ -35,13 +38,14 @@ def is_rbg(key: Array) -> bool:
 
 
 def random_bits(key: Array, shape: tuple[int, ...]) -> Array:
-    """uint16 of this shape, whose first axis is a batch cut along the mesh axis `data`."""
-    devices = jax.sharding.get_abstract_mesh().shape.get("data", 1)
+    """uint16 of this shape, whose first axis is a batch cut along the mesh's `batch_axes`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    axes, devices = batch_axes(mesh), batch_parts(mesh)
     if devices == 1 or shape[0] % devices:
         return jax.random.bits(key, shape, jnp.uint16)
 
     def own(key: Array) -> Array:
-        key = jax.random.fold_in(key, jax.lax.axis_index("data"))
+        key = jax.random.fold_in(key, jax.lax.axis_index(axes))
         return jax.random.bits(key, (shape[0] // devices, *shape[1:]), jnp.uint16)
 
-    return jax.shard_map(own, in_specs=PartitionSpec(), out_specs=PartitionSpec("data"))(key)
+    return jax.shard_map(own, in_specs=PartitionSpec(), out_specs=PartitionSpec(axes))(key)

@@ -17,7 +17,8 @@ def flops(function: Callable[..., Any], *args: Any) -> int:
     Args:
       *args: arrays or their shapes; nothing is computed.
     """
-    return _total(jax.make_jaxpr(function)(*args).jaxpr)
+    # A new function, as JAX would give back an old trace, perhaps not of `devices.counting`.
+    return _total(jax.make_jaxpr(lambda *args: function(*args))(*args).jaxpr)
 
 
 def _total(jaxpr: core.Jaxpr) -> int:

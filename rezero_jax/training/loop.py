@@ -108,7 +108,7 @@ def _train(trainer: Trainer, folder: Path, profile: tuple[int, int] | None) -> d
             batches = trainer.batches(now)
             pending: tuple[int, int, dict[str, jax.Array]] | None = None
             stop = 0  # the signal that a process received, or 0
-            while now < intervals.total:
+            while not progress.is_over(now):
                 # ---- Step: the device computes one dispatch while the host reads the one before
                 last = intervals.next_stop(now)
                 tracing.begin(now, last)
@@ -129,19 +129,21 @@ def _train(trainer: Trainer, folder: Path, profile: tuple[int, int] | None) -> d
                     progress.say(tracing.end())
 
                 # ---- Evaluate and save, where it is time
-                is_eval = intervals.is_eval(now)
-                if not (is_eval or stop or intervals.is_save(now)):
+                may_arrive = config.train.until_loss is not None and intervals.ends_epoch(now)
+                is_due = intervals.is_eval(now) or intervals.is_save(now)
+                if not (is_due or stop or may_arrive):
                     continue
                 line, stop = progress.receive(*pending), stop or int(report["stop"])
-                pending = None
+                pending, is_over = None, progress.is_over(now)
+                is_eval = is_over or intervals.is_eval(now)
                 with progress.clock.timed("evaluation"):
                     evaluation = trainer.evaluate(state) if is_eval else None
                 if intervals.is_log(now):
                     progress.write(now, line | (evaluation or {}))
-                if stop or intervals.is_save(now):
+                if stop or is_over or intervals.is_save(now):
                     with progress.clock.timed("checkpoint"):
                         checkpoints.save(now, state, progress.snapshot(), evaluation)
-                if stop and now < intervals.total:
+                if stop and not is_over:
                     checkpoints.wait()
                     raise Interrupted(stop, now)
 

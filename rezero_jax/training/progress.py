@@ -58,7 +58,7 @@ class Progress:
         self._seconds_before = self._sums["seconds"]
         chip = chip_of(trainer.mesh.devices.flat[0])
         # Updates a second if the devices did nothing but multiply at their peak; None if unknown.
-        self._peak_rate = chip and chip.flops * trainer.mesh.size / trainer.flops()
+        self._peak_rate = chip and chip.flops * trainer.mesh.size / trainer.model_flops()
         self.clock = _Clock()
         self._bar: tqdm | None = None
         self._first_step = 0
@@ -85,6 +85,17 @@ class Progress:
             # None shows no bar where the output goes to a file, in which lines tell the progress.
             disable=None if processes.is_first() else True,
         )
+
+    def is_over(self, step: int) -> bool:
+        """Whether the run ends with this step, the last one received: by its length or its loss."""
+        return step == self._intervals.total or self._has_arrived(step)
+
+    def _has_arrived(self, step: int) -> bool:
+        """Whether the epoch that ends with this step, if one does, has a loss low enough to end."""
+        if (until := self._trainer.config.train.until_loss) is None:
+            return False
+        loss = self._sums["last"].get("train/epoch_loss", math.inf)
+        return self._intervals.ends_epoch(step) and loss <= until
 
     def receive(self, first: int, last: int, report: dict[str, jax.Array]) -> Line:
         """The line of step `last`, from the report of the updates first + 1 .. last.
@@ -117,6 +128,7 @@ class Progress:
         if self._intervals.ends_epoch(last):
             line["train/epoch_loss"] = epoch_loss["sum"] / epoch_loss["steps"]
             self._sums["epoch_loss"] = {"sum": 0.0, "steps": 0}
+            self._sums["last"]["train/epoch_loss"] = line["train/epoch_loss"]
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {line['train/loss']:.4f}", refresh=False)
             self._bar.update(max(last - self._bar.n, 0))
@@ -188,6 +200,8 @@ class Progress:
             **sums["last"],
             **sums["best"],
         }
+        if self._trainer.config.train.until_loss is not None:
+            final["reached_until_loss"] = self._has_arrived(step)
         if processes.is_first():
             write_json(self._folder / "final.json", final)
         return final

@@ -6,11 +6,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from rezero_jax.errors import UserError
 from rezero_jax.processes import warn
+from rezero_jax.stack import batch_axes
+from rezero_jax.training.arrange import arrange
 from rezero_jax.training.state import ModelSpec, path_text
 
 # Smaller arrays stay whole under full sharding: fetching them costs more than keeping them.
@@ -61,14 +63,7 @@ def make_mesh(config: ConfigDict, available: Sequence[jax.Device], batch: dict[s
             f"mesh.data={data} leaves devices of the {jax.process_count()} processes idle; set it "
             "to -1"
         )
-    # Each process's devices lie together, so that its rows of a batch do.
-    ordered = sorted(available, key=lambda device: (device.process_index, device.id))
-    devices = np.asarray(ordered[: spare * data * model])
-    if spare > 1:
-        axes, shape = ("spare", "data", "model"), (spare, data, model)
-    else:
-        axes, shape = ("data", "model"), (data, model)
-    return Mesh(devices.reshape(shape), axes, axis_types=(AxisType.Auto,) * len(axes))
+    return arrange(available, data, model, spare)
 
 
 def state_shardings(shapes: Any, mesh: Mesh, spec: ModelSpec, fully_sharded: bool) -> Any:
@@ -133,15 +128,17 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batched(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Each device along `data` holds its part of the array's axis `axis`."""
-    return NamedSharding(mesh, PartitionSpec(*(None,) * axis, "data"))
+    """Each device along `data`, in each slice, holds its part of the array's axis `axis`."""
+    return NamedSharding(mesh, PartitionSpec(*(None,) * axis, batch_axes(mesh)))
 
 
-def own_rows(mesh: Mesh, size: int) -> slice:
-    """The rows of a batch of `size` that this process's devices hold."""
+def own_rows(mesh: Mesh, size: int) -> np.ndarray:
+    """The rows of a batch of `size` that this process's devices hold, ascending, int64 (rows,).
+
+    On a torus they need not lie together.
+    """
     held = batched(mesh).addressable_devices_indices_map((size,)).values()
-    bounds = [rows[0].indices(size) for rows in held if rows is not None]
-    return slice(min(first for first, _, _ in bounds), max(last for _, last, _ in bounds))
+    return np.unique([np.arange(size)[rows] for rows in held if rows is not None])
 
 
 def put(tree: Any, sharding: NamedSharding) -> Any:

@@ -16,9 +16,10 @@ from rezero_jax.data.augment import Augmentation
 from rezero_jax.data.order import Order, eval_batches
 from rezero_jax.data.split import Dataset, HostBatch, flat, standardise
 from rezero_jax.data.text import Text
-from rezero_jax.devices import generator
+from rezero_jax.devices import counting, generator
 from rezero_jax.errors import UserError
 from rezero_jax.models.build import make_language_model, make_model
+from rezero_jax.stack import batch_parts
 from rezero_jax.training import cost, sharding, step
 from rezero_jax.training.intervals import Intervals
 from rezero_jax.training.optim import make_optimizer
@@ -77,7 +78,7 @@ class Trainer:
             jax.devices() if devices is None else devices,
             {key: train.batch_size // fixed},
         )
-        data = self.mesh.shape["data"]
+        data = batch_parts(self.mesh)
         parts = fixed if fixed > 1 else _parts(train.accumulate, train.batch_size, data)
         eval_size = -(-config.eval.batch_size // data) * data
         self._eval_batches = eval_batches(self._eval.size, eval_size, config.eval.examples)
@@ -173,6 +174,14 @@ class Trainer:
         """Floating-point operations of an update, recomputation included; see `cost.flops`."""
         batch = jax.eval_shape(self._train.gather, *self._batch())
         return cost.flops(self._train_step, self.shapes, batch)
+
+    def model_flops(self) -> int:
+        """Those of an update that no choice of kernels or recomputation changes, for MFU.
+
+        Attention counts every query with every key, also where causal (arXiv 2204.02311, B).
+        """
+        with counting():
+            return self.flops()
 
     def compile(self) -> jax.stages.Compiled:
         """The updates of one dispatch, compiled, to learn about them; nothing is computed."""

@@ -18,7 +18,7 @@ from rezero_jax.models.transformer.encoder import Encoder
 from rezero_jax.models.transformer.generate import Prompts, generate
 from rezero_jax.models.transformer.options import ModelKeywords
 from rezero_jax.residual import trunk_dtype
-from rezero_jax.stack import unstacked
+from rezero_jax.stack import computed_again, unstacked
 
 Tokens = Int[Array, "batch length"]
 
@@ -169,7 +169,7 @@ class Transformer(nnx.Module):
             x.reshape(x.shape[0], parts, length // parts, *x.shape[2:]).swapaxes(0, 1)
             for x in (hidden, targets)
         ]
-        return jax.lax.map(jax.checkpoint(part), tuple(cut)).swapaxes(0, 1).reshape(tokens.shape)
+        return jax.lax.map(computed_again(part), tuple(cut)).swapaxes(0, 1).reshape(tokens.shape)
 
     def init_cache(self, batch_size: int, length: int | None = None) -> list[Cache]:
         """Empty keys and values of `length` positions (by default max_len) for `decode`."""

@@ -1,0 +1,126 @@
+"""A run that ends with the first epoch whose training loss is low enough, interrupted or not."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from rezero_jax.config import load_config
+from rezero_jax.errors import UserError
+from rezero_jax.runs.folder import read_config, saved_steps
+from rezero_jax.runs.reader import Run
+from rezero_jax.training import loop
+from rezero_jax.training.progress import Progress
+from tests.faults.compare import differences, final
+from tests.test_processes import end, start
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+ROOT = Path(__file__).parents[1]
+EPOCH = 3  # with which the runs here end, of 6
+
+
+def config(until=None):
+    overrides = [
+        "train.epochs=6",
+        "train.steps_per_dispatch=7",  # does not divide an epoch
+        "eval.every_epochs=4.0",
+        "checkpoint.every_steps=40",
+        "checkpoint.keep=1",
+        "log.every_steps=3",
+        "mesh.data=1",
+    ]
+    if until is not None:
+        overrides.append(f"train.until_loss={float(until)}")
+    return load_config(f"{ROOT / 'configs/mlp.py'}:smoke", overrides)
+
+
+@pytest.fixture(scope="module")
+def losses(tmp_path_factory):
+    """The epochs' losses of a run of 6 epochs without a limit."""
+    folder = tmp_path_factory.mktemp("unlimited")
+    assert "reached_until_loss" not in loop.train(config(), folder)
+    losses = Run.read(folder).epoch_losses()
+    assert len(losses) == 6
+    assert (losses[: EPOCH - 1] > losses[EPOCH - 1]).all()
+    return losses
+
+
+@pytest.fixture(scope="module")
+def straight(losses, tmp_path_factory):
+    """The folder of a run that ends with epoch 3, by its loss, which nothing stopped."""
+    folder = tmp_path_factory.mktemp("straight")
+    loop.train(config(losses[EPOCH - 1]), folder)
+    return folder
+
+
+def test_it_ends_with_the_first_epoch_at_or_below_the_loss(straight, losses):
+    run, told = Run.read(straight), final(straight)
+    assert run.epoch_losses().tolist() == losses[:EPOCH].tolist()
+    steps = run.series("train/epoch_loss")[0][-1]
+    assert told["steps"] == steps == saved_steps(straight)[-1]
+    assert (told["status"], told["reached_until_loss"]) == ("finished", True)
+    # The end has an evaluation, though none was due.
+    assert run.lines[-1]["eval/loss"] == told["eval/loss"]
+
+
+def test_a_finished_one_stays_so(straight, losses, capsys):
+    told = loop.train(config(losses[EPOCH - 1]), straight)
+    assert "nothing to do" in capsys.readouterr().out
+    assert told["steps"] == saved_steps(straight)[-1]
+
+
+def test_a_loss_that_is_not_reached_leaves_the_run_its_length(losses, tmp_path):
+    told = loop.train(config(losses.min() / 2), tmp_path)
+    assert Run.read(tmp_path).epoch_losses().tolist() == losses.tolist()
+    assert not told["reached_until_loss"]
+
+
+@pytest.mark.parametrize("at", [1, 40, 60, "end"])
+def test_an_interrupted_one_ends_with_the_same_epoch(at, straight, losses, monkeypatch, tmp_path):
+    last = saved_steps(straight)[-1]
+    stop_at = last - 9 if at == "end" else at
+    write = Progress.write
+
+    def write_and_signal(self, step, line):
+        write(self, step, line)
+        if step >= stop_at:
+            monkeypatch.undo()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Progress, "write", write_and_signal)
+    limited = config(losses[EPOCH - 1])
+    with pytest.raises(loop.Interrupted):
+        loop.train(limited, tmp_path)
+    assert saved_steps(tmp_path)[-1] < last
+    loop.train(limited, tmp_path)
+    assert differences(tmp_path, straight) == []
+
+
+def test_one_that_was_killed_after_its_last_save_makes_no_more_updates(straight, losses, tmp_path):
+    limited = config(losses[EPOCH - 1])
+    loop.train(limited, tmp_path)
+    (tmp_path / "final.json").unlink()
+    loop.train(limited, tmp_path)
+    assert differences(tmp_path, straight) == []
+
+
+def test_several_processes_end_together(tmp_path):
+    limits = {"train.steps": None, "train.epochs": 30, "train.until_loss": 2.0}
+    for status, _, err in end(start(2, tmp_path, **limits)):
+        assert status == 0, err
+    losses = Run.read(tmp_path).epoch_losses()
+    assert len(losses) < 30
+    assert (losses[:-1] > 2.0).all()
+    assert losses[-1] <= 2.0
+
+
+def test_a_run_older_than_the_field_has_no_limit(tmp_path):
+    (tmp_path / "config.json").write_text('{"train": {"epochs": 6.0}}')
+    assert read_config(tmp_path).train.until_loss is None
+
+
+def test_a_negative_loss_is_refused():
+    with pytest.raises(UserError, match=r"train\.until_loss=-1\.0 is negative; give at least 0"):
+        config(-1.0)
