@@ -1,6 +1,7 @@
 """Rehearsals: the peers by the book are what they claim to be, and all that we ship compiles.
 
-The slow test needs the compilers: JAX_PLATFORMS=cpu .venv-rehearsal/bin/python -m pytest -m slow ...
+The slow test needs the compilers:
+JAX_PLATFORMS=cpu .venv-rehearsal/bin/python -m pytest -m slow
 """
 
 import importlib.util
