@@ -180,7 +180,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.one:
-        return _one(*args.one, args.peer)
+        spec, topology = args.one
+        return _one(spec, topology, args.peer)
     pairs = [(spec, topology) for spec, topology in SETS[args.set]]
     if args.configs:
         pairs = [(spec, "v5e:2x4") for spec in args.configs]

@@ -1,0 +1,154 @@
+"""Rehearsals: the peers by the book are what they claim to be, and all that we ship compiles.
+
+The slow test needs the compilers:
+JAX_PLATFORMS=cpu .venv-rehearsal/bin/python -m pytest -m slow
+"""
+
+import importlib.util
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from benchmarks import rehearsal
+from benchmarks.by_the_book import make_model
+from benchmarks.by_the_book_step import compile_update, make_update
+from rezero_jax.config import load_config
+from rezero_jax.models.resnet.parts import RULES as RESNET_RULES
+from rezero_jax.residual import RULES
+from rezero_jax.training.plan import trainer_for_sizes
+from rezero_jax.training.topologies import devices_of
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+IMAGE, CLASSES = (32, 32, 3), 10
+FAMILIES = {
+    "mlp": ("configs/mlp.py:smoke,dataset=cifar10", "configs/mlp.py:depth=64,dataset=cifar10"),
+    "resnet": ("configs/resnet.py:depth=8", "configs/resnet.py:depth=56"),
+    "transformer": (
+        "configs/transformer_enwik8.py:smoke",
+        "configs/transformer_enwik8.py:layers=128",
+    ),
+}
+
+
+def peer(config):
+    return make_model(config.model, IMAGE, CLASSES, 0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_peer_has_as_many_parameters_as_ours(family):
+    for spec in FAMILIES[family]:
+        config = load_config(spec)
+        if config.data.name == "stdlib":
+            config.data.name = "enwik8"
+        params = nnx.state(nnx.eval_shape(lambda config=config: peer(config)), nnx.Param)
+        count = sum(leaf.size for leaf in jax.tree.leaves(params))
+        assert count == trainer_for_sizes(config).spec.parameter_count
+
+
+@pytest.mark.parametrize("name", ["mlp", "transformer"])
+def test_the_trunk_of_a_peer_is_the_identity_at_init(name):
+    config = load_config(FAMILIES[name][0])
+    model = peer(config)
+    x = jax.random.normal(jax.random.key(0), (2, 8, config.model.width))
+    assert jnp.array_equal(model.trunk(x), x)
+    model.trunk.blocks.alpha[...] += 1.0
+    assert not jnp.allclose(model.trunk(x), x)
+
+
+def test_the_blocks_of_a_peer_that_keep_the_shape_are_the_identity_at_init():
+    config = load_config("configs/resnet.py:depth=14")
+    x = jax.random.normal(jax.random.key(0), (2, 8, 8, config.model.width))
+    for block in peer(config).blocks[:2]:
+        assert jnp.array_equal(block(x), x)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_loss_of_a_peer_falls(family):
+    config = load_config(FAMILIES[family][0])
+    config.train.accumulate = 2
+    rng = np.random.default_rng(0)
+    if family == "transformer":
+        tokens = jnp.asarray(rng.integers(0, 4, (16, 1)) + np.zeros((16, 8)), jnp.int32)
+        batch = (tokens, tokens)
+    else:
+        images = jnp.asarray(rng.normal(size=(16, *IMAGE)), jnp.float32)
+        batch = (images, jnp.asarray(rng.integers(0, CLASSES, 16), jnp.int32))
+    init, update = make_update(lambda: peer(config), config.optim, config.train.accumulate)
+    state, step = init(), jax.jit(update, donate_argnums=0)
+    losses = []
+    for _ in range(20):
+        state, loss = step(state, batch)
+        losses.append(float(loss))
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_a_fully_sharded_peer_compiles_with_recomputation_in_bfloat16():
+    fields = ["mesh.fully_sharded=True", "model.remat=full", "model.dtype=bfloat16"]
+    config = load_config("configs/transformer_enwik8.py:smoke", fields)
+    compiled = compile_update(config, jax.devices()[:2], IMAGE, CLASSES)
+    whole = sum(
+        leaf.size * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(nnx.eval_shape(lambda: nnx.state(peer(config), nnx.Param)))
+    )
+    # Parameters and two moments, most of them halved.
+    assert compiled.memory_analysis().argument_size_in_bytes < 0.7 * 3 * whole
+
+
+def test_the_table_tells_what_failed_and_the_exit_status_says_so(capsys, tmp_path):
+    file = tmp_path / "rows.json"
+    flags = ["--configs", "configs/mlp.py:smoke", "--topologies", "v9:2x2", "--only-ours"]
+    assert rehearsal.main([*flags, f"--json={file}"]) == 1
+    output = capsys.readouterr()
+    assert 'unknown topology "v9:2x2"' in output.out
+    assert "compiling ours of configs/mlp.py:smoke for v9:2x2" in output.err
+    [row] = json.loads(file.read_text())
+    assert "unknown topology" in row["ours"]["error"]
+
+
+def test_a_row_compares_ours_with_the_peer():
+    one = {"update": 0.1, "dispatch": 0.0, "bound": 0.05, "memory": 2e9, "compile_seconds": 3.0}
+    row = {"config": "configs/mlp.py", "topology": "v5e:2x2", "ours": one}
+    row["peer"] = one | {"update": 0.15, "memory": 4e9}
+    found = dict(zip(rehearsal.HEAD, rehearsal.table_row(row), strict=True))
+    assert found["ours: update, ms"] == "100"
+    assert found["peer / ours"] == "1.50"
+    assert found["share"] == "50.0%"
+    assert found["HBM, GB (peer)"] == "2 (4)"
+
+
+CLASSIFIERS = [("configs/mlp.py:smoke", rule) for rule in RULES if rule != "layerscale"]
+SHIPPED = [
+    *CLASSIFIERS,
+    *(("configs/resnet.py:smoke", rule) for rule in RESNET_RULES),
+    *(
+        ("configs/resnet.py:smoke,family=preact", rule)
+        for rule in RESNET_RULES
+        if rule != "zero_gamma"
+    ),
+    *(
+        (f"configs/transformer_{name}.py:smoke", rule)
+        for name in ("enwik8", "small")
+        for rule in RULES
+    ),
+]
+COMPILERS = {"v5e:2x2": "libtpu", "4xh100": "jax_plugins.xla_cuda13"}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("topology", COMPILERS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("spec", "rule"), SHIPPED)
+def test_every_family_rule_and_dtype_compiles(spec, rule, dtype, topology):
+    package = COMPILERS[topology]
+    parent = package.partition(".")[0]
+    if importlib.util.find_spec(parent) is None or importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed; see benchmarks/requirements-rehearsal.txt")
+    fields = [f"model.residual={rule}", f"model.dtype={dtype}", "train.batch_size=16"]
+    trainer = trainer_for_sizes(load_config(spec, fields), devices_of(topology))
+    assert trainer.compile().memory_analysis().argument_size_in_bytes > 0
