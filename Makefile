@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test lint docs notebooks setup setup-dev clean
+.PHONY: train test lint docs notebooks rehearse setup setup-dev clean
 
 train: setup  ## train the default network on embedded data, in seconds
 	$(BIN)/python train.py --config=configs/mlp.py --workdir=runs/digits
@@ -22,6 +22,9 @@ docs: setup-dev  ## build the documentation in site/; a broken link is an error
 notebooks: setup-dev  ## make the notebooks from their .py and execute them, in some minutes
 	$(BIN)/python notebooks/execute.py
 
+rehearse: $(VENV)-rehearsal/installed  ## compile for absent TPUs, beside peers; ARGS=--set=ci: small
+	$(VENV)-rehearsal/bin/python -m benchmarks.rehearsal $(ARGS)
+
 setup: $(VENV)/installed
 
 setup-dev: $(VENV)/installed-dev
@@ -36,5 +39,14 @@ $(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
 	$(BIN)/pip install --quiet -r requirements-dev.txt
 	touch $@
 
+# An environment of its own, which sees the packages of $(VENV): where the TPU's compiler is installed,
+# JAX would look for a TPU first.
+$(VENV)-rehearsal/installed: $(VENV)/installed benchmarks/requirements-rehearsal.txt
+	$(PYTHON) -m venv $(VENV)-rehearsal
+	packages='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	$(BIN)/python -c "$$packages" > "$$($(VENV)-rehearsal/bin/python -c "$$packages")/project.pth"
+	$(VENV)-rehearsal/bin/pip install --quiet -r benchmarks/requirements-rehearsal.txt
+	touch $@
+
 clean:  ## remove the environment, caches and the built documentation; runs/ stays
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache build site *.egg-info
+	rm -rf $(VENV) $(VENV)-rehearsal .pytest_cache .ruff_cache .mypy_cache build site *.egg-info

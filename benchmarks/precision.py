@@ -1,7 +1,7 @@
 """Training loss by the dtypes of computation and trunk: what a trunk in float32 gains.
 
-    python -m benchmarks.precision mlp --dir=DATA          64 layers of width 256 on CIFAR-10
-    python -m benchmarks.precision transformer             12 layers of width 128 on Python's sources
+    python -m benchmarks.precision mlp --dir=DATA     64 layers of width 256 on CIFAR-10
+    python -m benchmarks.precision transformer        12 layers of width 128 on Python's sources
 
 Every row trains the same networks from the same numbers on the same batches, one for each seed. The
 loss is the mean over the last updates. A bfloat16 trunk exists for this comparison alone.

@@ -48,7 +48,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.weight_variance = config_dict.placeholder(float)
     config.model.scan = True
     config.model.remat = "none"
-    config.model.dtype = "float32"
+    config.model.dtype = "auto"
 
     config.data.name = args.dataset
 

@@ -30,7 +30,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.alpha_init = 0.0
     config.model.scan = False
     config.model.remat = "none"
-    config.model.dtype = "float32"
+    config.model.dtype = "auto"
 
     config.data.name = "digits" if args.smoke else "imagenet"
     config.data.flip = True

@@ -118,7 +118,7 @@ def transformer_model() -> ConfigDict:
     model.bias = True
     model.scan = True
     model.remat = "none"
-    model.dtype = "float32"  # float32, bfloat16
+    model.dtype = "auto"  # float32, bfloat16, auto: bfloat16 on accelerators, float32 on a CPU
     return model
 
 

@@ -109,6 +109,19 @@ def set_cpu_devices(count: int) -> None:
         ) from None
 
 
+def compute_dtype(name: str, platform: str | None = None) -> str:
+    """The dtype that a model computes in: `name`, or of "auto" the one that suits a platform.
+
+    Accelerators multiply bfloat16 at their full rate; a CPU is slow at it.
+
+    Args:
+      platform: "cpu", "gpu", "tpu"; by default that of `target`.
+    """
+    if name != "auto":
+        return name
+    return "float32" if (platform or target().platform) == "cpu" else "bfloat16"
+
+
 def generator(platform: str) -> str:
     """The kind of JAX's random keys in training on "cpu", "tpu", "gpu".
 

@@ -1,13 +1,17 @@
 """Which form attention takes on which device, and that the forms agree."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from rezero_jax import devices
 from rezero_jax.models.transformer.attention import attend
 from rezero_jax.models.transformer.layer import DecoderLayer
+from rezero_jax.models.transformer.splash import splash
 
 H100, V100, MI300 = "NVIDIA H100 80GB HBM3", "Tesla V100-SXM2-16GB", "AMD Instinct MI300X"
 GPU_KINDS = {  # whether cuDNN's attention runs there
@@ -47,7 +51,7 @@ def test_cudnn_is_chosen_where_it_can(target, dtype, size, length, taken, monkey
     q, k = jnp.zeros((1, length, 4, size), dtype), jnp.zeros((1, length, 2, size), dtype)
     jax.eval_shape(lambda: attend(q, k, k, is_causal=True))
     expected = {"mask": None, "is_causal": True, "implementation": "cudnn" if taken else None}
-    assert calls == ([] if target[0] == "cpu" else [expected])
+    assert calls == ([expected] if taken else [])  # else by blocks
 
 
 def test_cudnn_gets_masks_of_every_head_query_and_key(monkeypatch):
@@ -75,3 +79,90 @@ def recorded_calls(target, monkeypatch):
     monkeypatch.setattr(devices, "target", lambda: devices.Target(*target))
     monkeypatch.setattr(jax.nn, "dot_product_attention", record)
     return calls
+
+
+TPU = devices.Target("tpu", "TPU v5 lite")
+
+
+@pytest.mark.parametrize(
+    ("is_causal", "heads", "kv_heads", "queries", "keys", "size", "dtype"),
+    [
+        (True, 2, 2, 256, 256, 8, jnp.float32),
+        (True, 4, 2, 128, 128, 8, jnp.bfloat16),
+        (False, 4, 1, 128, 256, 8, jnp.float32),
+        (True, 1, 1, 640, 640, 8, jnp.float32),  # blocks of 128, as 512 does not divide it
+    ],
+)
+def test_splash_attention_equals_the_plain_form(
+    is_causal, heads, kv_heads, queries, keys, size, dtype
+):
+    """Interpreted, with gradients."""
+    q, k, v, g = (
+        jax.random.normal(jax.random.key(seed), (2, length, count, size), dtype)
+        for seed, (length, count) in enumerate(
+            ((queries, heads), (keys, kv_heads), (keys, kv_heads), (queries, heads))
+        )
+    )
+
+    @jax.jit
+    def with_gradients(q, k, v, g):
+        forms = (
+            partial(splash, is_causal=is_causal, interpret=True),
+            partial(jax.nn.dot_product_attention, is_causal=is_causal),
+        )
+        results = [jax.vjp(form, q, k, v) for form in forms]
+        return [(out, *pullback(g)) for out, pullback in results]
+
+    for ours, expected in zip(*with_gradients(q, k, v, g), strict=True):
+        assert ours.dtype == dtype
+        error = jnp.abs((ours - expected).astype(jnp.float32)).max()
+        assert error <= (1e-5 if dtype == jnp.float32 else 2.0**-6) * jnp.abs(expected).max()
+
+
+def test_splash_attention_stays_on_each_device():
+    """Of the batch and of the heads, each computes what it has: nothing is gathered."""
+    shape, axes = (2, 2, 2), ("spare", "data", "model")  # along `spare` work is repeated
+    mesh = jax.make_mesh(shape, axes, axis_types=(AxisType.Auto,) * 3)
+    place = NamedSharding(mesh, PartitionSpec("data", None, "model"))
+    q, k = (jax.random.normal(jax.random.key(n), (2, 128, n, 8)) for n in (4, 2))
+
+    def loss(q, k):
+        return jnp.sum(jnp.sin(splash(q, k, k, is_causal=True, interpret=True)))
+
+    expected = jax.jit(jax.grad(loss, (0, 1)))(q, k)
+    with jax.set_mesh(mesh):
+        args = jax.device_put((q, k), place)
+        program = jax.jit(jax.grad(loss, (0, 1)), out_shardings=place).lower(*args).compile()
+        grads = program(*args)
+    assert "all-gather" not in program.as_text()
+    for ours, whole in zip(grads, expected, strict=True):
+        assert jnp.abs(ours - whole).max() < 1e-5 * jnp.abs(whole).max()
+
+
+@pytest.mark.parametrize(
+    ("length", "batch", "mask", "drop", "taken"),
+    [
+        (1024, 2, False, False, True),
+        (1152, 2, False, False, True),
+        (512, 2, False, False, False),  # too short to gain
+        (1100, 2, False, False, False),  # no multiple of 128
+        (1024, 3, False, False, False),  # does not divide among the devices
+        (1024, 2, True, False, False),
+        (1024, 2, False, True, False),
+    ],
+)
+def test_splash_attention_is_chosen_on_tpus_where_it_can(
+    length, batch, mask, drop, taken, monkeypatch
+):
+    monkeypatch.setattr(devices, "target", lambda: TPU)
+    q = jax.ShapeDtypeStruct((batch, length, 2, 8), jnp.bfloat16)
+    form = partial(
+        attend,
+        mask=jnp.ones((1, 1, length, length), bool) if mask else None,
+        is_causal=True,
+        drop=(lambda weights: weights) if drop else None,
+    )
+    mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    with jax.set_mesh(mesh):
+        text = str(jax.make_jaxpr(form)(q, q, q))
+    assert ("pallas_call" in text) == ("shard_map" in text) == taken

@@ -71,7 +71,7 @@ RULES = "gated, gpt2_norm, layerscale, norm, plain, post_norm, pre_norm, residua
         ({"optim.schedule": "step"}, "The valid ones are constant, cosine, linear, multistep"),
         ({"data.name": "cifar"}, 'did you mean "cifar10"? The valid ones are cifar10, cifar100'),
         ({"model.remat": "some"}, "choose one of dots, full, none"),
-        ({"model.dtype": "float64"}, "The valid ones are bfloat16, float32"),
+        ({"model.dtype": "float64"}, "The valid ones are auto, bfloat16, float32"),
         ({"model.name": "x"}, 'unknown model "x"'),
         ({"model.depth": 0}, "depth is 0; a network needs a depth of at least 1"),
         ({"model.width": 1000000}, "there are "),

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
+from rezero_jax.devices import compute_dtype
 from rezero_jax.errors import UserError, choose_from
 from rezero_jax.models.mlp import MLP
 from rezero_jax.models.resnet.model import ResNet
 from rezero_jax.models.transformer.model import Transformer
 
 NAMES = ("mlp", "resnet", "transformer")
-DTYPES = ("bfloat16", "float32")
+DTYPES = ("auto", "bfloat16", "float32")
 
 
 def make_model(
@@ -38,7 +39,9 @@ def make_model(
             "enwik8, or choose the model mlp or resnet"
         )
     fields = ("width", "depth", "residual", "alpha_init", "scan", "remat")
-    options = {name: config[name] for name in fields} | {"dtype": getattr(jnp, config.dtype)}
+    options = {name: config[name] for name in fields} | {
+        "dtype": getattr(jnp, compute_dtype(config.dtype))
+    }
     make: Callable[..., nnx.Module]
     if config.name == "mlp":
         example_shape = (math.prod(example_shape),)

@@ -20,7 +20,8 @@ class Dropout(nnx.Dropout):
     """
 
     def __call__(self, x: Array, *, rngs: nnx.Rngs | None = None) -> Array:
-        if self.deterministic or self.rate == 0 or rngs is None:
+        dropped = round(self.rate * LEVELS)
+        if self.deterministic or dropped == 0 or rngs is None:
             return super().__call__(x, rngs=rngs)
         key = rngs.dropout()
         if not is_rbg(key):

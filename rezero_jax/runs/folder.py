@@ -182,7 +182,8 @@ def read_config(folder: str | Path) -> ConfigDict:
 def continued(folder: str | Path, config: ConfigDict) -> ConfigDict:
     """`config` as the run in `folder`, if there is one, continues with it.
 
-    A field in LEGACY that is missing or has its default takes the value with which the run began.
+    A field in LEGACY that is missing or has its default takes the value with which the run began,
+    and so does model.dtype if it is "auto".
 
     Raises:
       UserError: the run's config.json is broken.
@@ -192,6 +193,8 @@ def continued(folder: str | Path, config: ConfigDict) -> ConfigDict:
     old, defaults = flatten(read_config(folder).to_dict()), flatten(base_config().to_dict())
     now = flatten(config.to_dict())
     kept = {key: old[key] for key in LEGACY if now.get(key, defaults[key]) == defaults[key]}
+    if now.get("model.dtype") == "auto" and "model.dtype" in old:
+        kept["model.dtype"] = old["model.dtype"]
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.update_from_flattened_dict(kept)

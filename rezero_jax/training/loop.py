@@ -69,7 +69,7 @@ def train(
             f"--profile_steps={profile[0]}:{profile[1]} goes beyond the last step of the run; give "
             f"two numbers from 1 to {trainer.intervals.total}"
         )
-    home = Workdir(workdir, config)
+    home = Workdir(workdir, trainer.config)
     if (final := home.final) is not None:
         if processes.is_first():
             print(f"{home.folder} holds a finished run of {final['steps']} steps; nothing to do")
@@ -173,7 +173,7 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
     check_saved(workdir)
     config = continued(workdir, config)
     trainer = Trainer.from_config(config)
-    check_config(Path(workdir), config, free=TOPOLOGY + EVALUATION)
+    check_config(Path(workdir), trainer.config, free=TOPOLOGY + EVALUATION)
     state = load_state(workdir, trainer.shapes)
     return {"step": int(state["step"])} | trainer.evaluate(state)
 

@@ -73,10 +73,9 @@ def make_train_step(
 
     "grad_norm" is 0 where the bool `measure` is False: reading every gradient once more costs a
     tenth of the step of a deep narrow network.
-    Everything random in update t is a function of fold_in(key(seed), t), of the kind `generator` (see
-    `devices.generator`). With `accumulate` > 1 the
-    augmented batch is split into so many parts, which run one after another, and their gradients
-    are averaged.
+    Everything random in update t is a function of fold_in(key(seed), t); `generator` is the kind of
+    these keys, see `devices.generator`. With `accumulate` > 1 the augmented batch is split into so
+    many parts, which run one after another, and their gradients are averaged.
     """
 
     def loss(params: Any, stats: Any, batch: Batch, key: Array) -> tuple[Array, tuple]:

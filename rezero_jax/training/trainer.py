@@ -16,7 +16,7 @@ from rezero_jax.data.augment import Augmentation
 from rezero_jax.data.order import Order, eval_batches
 from rezero_jax.data.split import Dataset, HostBatch, flat, standardise
 from rezero_jax.data.text import Text
-from rezero_jax.devices import counting, generator
+from rezero_jax.devices import compute_dtype, counting, generator
 from rezero_jax.errors import UserError
 from rezero_jax.models.build import make_language_model, make_model
 from rezero_jax.stack import batch_parts
@@ -37,7 +37,7 @@ class Trainer:
       shapes: shapes, dtypes and shardings of the training state.
 
     Args:
-      config: see rezero_jax.config.base_config.
+      config: see rezero_jax.config.base_config; model.dtype "auto" becomes that of the devices.
       dataset: what to train on; of config.data only the augmentation is read.
       devices: of the mesh; by default all that JAX sees. Those of `topologies.devices_of` can only
         be compiled for.
@@ -58,6 +58,11 @@ class Trainer:
         dataset: Dataset | Text,
         devices: Sequence[jax.Device] | None = None,
     ):
+        available = jax.devices() if devices is None else devices
+        platform = available[0].platform
+        config = config.copy_and_resolve_references()
+        with config.unlocked():
+            config.model.dtype = compute_dtype(config.model.dtype, platform)
         self.config = config
         train, seed = config.train, config.seed
         self._train, self._eval = dataset.train, dataset.eval
@@ -75,7 +80,7 @@ class Trainer:
         key = "train.batch_size" + (" / train.accumulate" if fixed > 1 else "")
         self.mesh = sharding.make_mesh(
             config.mesh,
-            jax.devices() if devices is None else devices,
+            available,
             {key: train.batch_size // fixed},
         )
         data = batch_parts(self.mesh)
@@ -90,7 +95,7 @@ class Trainer:
             parts,
             seed,
             augment(config.data),
-            generator(self.mesh.devices.flat[0].platform),
+            generator(platform),
         )
         updates = step.make_dispatch(self._train_step, self._train.gather, self.spec, schedules)
         eval_step = step.make_eval_step(self.spec, objective, self._eval.gather)

@@ -21,9 +21,10 @@ Mask = Bool[Array, "#batch #heads #queries keys"]
 CachedHeads = Float[Array, "layers batch places kv_heads size"]
 Cache = tuple[CachedHeads, CachedHeads]
 
-# On a CPU causal attention is computed in blocks of queries.
-CPU_BLOCK = 64  # least number of queries in a block
-CPU_BLOCKS = 8  # most blocks in a sequence: each is compiled
+# Causal attention is computed in blocks of queries.
+BLOCK = 64
+BLOCKS = 8  # most blocks in a sequence on a CPU: each is compiled
+FEW_BLOCKS = 2  # on an accelerator, to which more of them give no more (docs/accelerators.md)
 
 # NVIDIA's names for what came before Ampere (compute capability 8.0).
 BEFORE_AMPERE = re.compile(r"Tesla|Quadro|TITAN|GTX|MX\d|RTX 20\d\d|\bT\d")
@@ -146,36 +147,50 @@ def attend(
 ) -> Float[Array, "batch queries heads size"]:
     """softmax(q k / sqrt(size)) v, with a float32 softmax; `drop` is applied to its result.
 
-    On a GPU that can, it is cuDNN's flash attention. On a CPU causal attention is cut into blocks
-    of queries, none of which looks at the keys beyond it. `drop` needs all weights at once.
+    On a GPU that can, it is cuDNN's flash attention; on a TPU, without a mask and for long
+    sequences, splash attention. Elsewhere causal attention is cut into blocks of queries, none of
+    which looks at the keys beyond it; on a CPU only without `drop`.
     """
     target = devices.target()
-    if drop is None and not (is_causal and mask is None and target.platform == "cpu"):
-        cudnn = _cudnn_takes(target, q, k)
+    length = q.shape[1]
+    if drop is None and mask is None and target.platform == "tpu":
+        from rezero_jax.models.transformer import splash  # which takes a while
+
+        if splash.takes(q, k):
+            return splash.splash(q, k, v, is_causal=is_causal)
+    cudnn = drop is None and _cudnn_takes(target, q, k)
+    whole = devices.is_counting() or (drop is not None and target.platform == "cpu")
+    square = is_causal and mask is None and length == k.shape[1]
+    if square and not (cudnn or whole):
+        return _by_blocks(q, k, v, drop)
+    if drop is None:
         if cudnn and mask is not None:  # it takes no axes of size 1
-            mask = jnp.broadcast_to(mask, (q.shape[0], q.shape[2], q.shape[1], k.shape[1]))
+            mask = jnp.broadcast_to(mask, (q.shape[0], q.shape[2], length, k.shape[1]))
         return jax.nn.dot_product_attention(
             q, k, v, mask=mask, is_causal=is_causal, implementation="cudnn" if cudnn else None
         )
-    length = q.shape[1]
-    if drop is None and length == k.shape[1]:
-        block = max(CPU_BLOCK, -(-length // CPU_BLOCKS))
-        stops = [min(start + block, length) for start in range(0, length, block)]
-        blocks = [
-            _attend(
-                q[:, start:stop],
-                k[:, :stop],
-                v[:, :stop],
-                jnp.arange(start, stop)[:, None] >= jnp.arange(stop)[None],
-                None,
-            )
-            for start, stop in zip([0, *stops], stops, strict=False)
-        ]
-        return jnp.concatenate(blocks, axis=1)
     if is_causal:
         causal = jnp.arange(length)[:, None] >= jnp.arange(k.shape[1])[None]
         mask = causal if mask is None else mask & causal[None, None]
     return _attend(q, k, v, mask, drop)
+
+
+def _by_blocks(q: Array, k: Array, v: Array, drop: Callable[[Array], Array] | None) -> Array:
+    """Causal attention of blocks of queries, none of which looks at the keys beyond it."""
+    length = q.shape[1]
+    block = max(BLOCK, -(-length // (BLOCKS if devices.target().platform == "cpu" else FEW_BLOCKS)))
+    stops = [min(start + block, length) for start in range(0, length, block)]
+    blocks = [
+        _attend(
+            q[:, start:stop],
+            k[:, :stop],
+            v[:, :stop],
+            jnp.arange(start, stop)[:, None] >= jnp.arange(stop)[None],
+            drop,
+        )
+        for start, stop in zip([0, *stops], stops, strict=False)
+    ]
+    return jnp.concatenate(blocks, axis=1)
 
 
 def _attend(

@@ -10,6 +10,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
 
+from rezero_jax.devices import compute_dtype
 from rezero_jax.errors import UserError, choose_from
 from rezero_jax.models import init
 from rezero_jax.models.dropout import Dropout
@@ -111,7 +112,7 @@ class Transformer(nnx.Module):
     def from_config(cls, config: Any, rngs: nnx.Rngs) -> "Transformer":
         """The model that config.model describes."""
         keywords = {key: value for key, value in config.items() if key not in ("name", "dtype")}
-        return cls(**keywords, dtype=getattr(jnp, config.dtype), rngs=rngs)
+        return cls(**keywords, dtype=getattr(jnp, compute_dtype(config.dtype)), rngs=rngs)
 
     def __call__(
         self, tokens: Tokens, *, rngs: nnx.Rngs | None = None

@@ -1,0 +1,138 @@
+"""The training step of the peers by the book of Flax NNX, compiled for any devices.
+
+`nnx.value_and_grad`, `nnx.Optimizer` with an optimizer of optax by its name, one jitted update with
+a donated state, the batch handed in and divided among the devices. Optimizer, its constants and
+gradient accumulation are those of our config. Where the book is simpler than ours, the peer does
+less and is not held back for it: pixels come as float32, standardised and augmented; no norm of the
+gradients is reported; every parameter has one constant learning rate, and LAMB one trust ratio for
+all layers of a stack.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import Array
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from benchmarks.by_the_book import make_model
+
+Batch = tuple[Array, Array]  # inputs and integer targets
+State = nnx.State
+Update = Callable[[State, Batch], tuple[State, Array]]
+
+FULLY_SHARDED_FROM = 1024  # elements; as ours
+
+
+def make_optimizer(optim: ConfigDict) -> optax.GradientTransformation:
+    """The optimizer of config.optim by its name in optax, at a constant rate."""
+    rate, decay, moments = optim.learning_rate, optim.weight_decay, (optim.b1, optim.b2)
+    match optim.name:
+        case "adagrad":
+            optimizer = optax.adagrad(rate, initial_accumulator_value=0.0)
+        case "sgd":
+            optimizer = optax.sgd(rate, optim.momentum, optim.nesterov)
+            if decay:
+                optimizer = optax.chain(optax.add_decayed_weights(decay), optimizer)
+        case "adamw":
+            optimizer = optax.adamw(rate, *moments, weight_decay=decay)
+        case "lamb":
+            optimizer = optax.lamb(rate, *moments, weight_decay=decay)
+        case other:
+            raise NotImplementedError(f"the peers know no optimizer {other}")
+    if optim.clip_norm is None:
+        return optimizer
+    return optax.chain(optax.clip_by_global_norm(optim.clip_norm), optimizer)
+
+
+def make_update(
+    make: Callable[[], nnx.Module], optim: ConfigDict, accumulate: int = 1
+) -> tuple[Callable[[], State], Update]:
+    """init() -> state, and update(state, (inputs, targets)) -> (state, loss), neither jitted.
+
+    Args:
+      make: makes the model.
+      optim: config.optim.
+      accumulate: parts of a batch that run one after another.
+    """
+
+    def create() -> tuple[nnx.Module, nnx.Optimizer]:
+        model = make()
+        return model, nnx.Optimizer(model, make_optimizer(optim), wrt=nnx.Param)
+
+    graphdef, _ = nnx.split(nnx.eval_shape(create))
+
+    def loss(model: Any, batch: Batch) -> Array:
+        logits = model(batch[0])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
+
+    def gradients(model: Any, batch: Batch) -> tuple[Array, Any]:
+        if accumulate == 1:
+            return nnx.value_and_grad(loss)(model, batch)
+
+        @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+        def add(carry: Any, part: Batch) -> Any:
+            model, sums = carry
+            found = nnx.value_and_grad(loss)(model, part)
+            return model, jax.tree.map(jnp.add, sums, found)
+
+        # Part j holds every accumulate-th example, so that each device keeps its own examples.
+        parts = jax.tree.map(
+            lambda leaf: leaf.reshape(-1, accumulate, *leaf.shape[1:]).swapaxes(0, 1), batch
+        )
+        params = nnx.state(model, nnx.Param)
+        _, sums = add((model, (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))), parts)
+        return jax.tree.map(lambda leaf: leaf / accumulate, sums)
+
+    def update(state: State, batch: Batch) -> tuple[State, Array]:
+        model, optimizer = nnx.merge(graphdef, state)
+        value, grads = gradients(model, batch)
+        optimizer.update(model, grads)
+        return nnx.state((model, optimizer)), value
+
+    return lambda: nnx.state(create()), update
+
+
+def compile_update(
+    config: ConfigDict,
+    devices: Sequence[Any],
+    example: tuple[int, ...],
+    classes: int,
+) -> jax.stages.Compiled:
+    """One update of the peer of `config`, compiled for these devices, which may not exist.
+
+    Args:
+      config: as of train.py.
+      devices: all of them share the batch; with config.mesh.fully_sharded, the state too.
+      example, classes: see `make_model`; a language model reads config.data.length bytes.
+    """
+    mesh = Mesh(np.asarray(devices), ("data",), axis_types=(AxisType.Auto,))
+    make = partial(make_model, config.model, example, classes, config.seed)
+    # As few parts as leave a device no more rows than one device alone has.
+    rows = config.train.batch_size // mesh.size
+    enough = -(-config.train.accumulate // mesh.size)
+    parts = next(n for n in range(1, rows + 1) if rows % n == 0 and n >= enough)
+    init, update = make_update(make, config.optim, parts)
+
+    def place(path: Any, leaf: Any) -> Any:
+        spec: list[str | None] = [None] * leaf.ndim
+        layers = "blocks" in jax.tree_util.keystr(path) and config.model.name != "resnet"
+        axes = [i for i in range(layers, leaf.ndim) if leaf.shape[i] % mesh.size == 0]
+        if config.mesh.fully_sharded and leaf.size >= FULLY_SHARDED_FROM and axes:
+            spec[max(axes, key=lambda i: leaf.shape[i])] = "data"
+        return leaf.update(sharding=NamedSharding(mesh, PartitionSpec(*spec)))
+
+    state = jax.tree.map_with_path(place, jax.eval_shape(init))
+    rows, text = config.train.batch_size, config.model.name == "transformer"
+    inputs = ((rows, config.data.length), jnp.int32) if text else ((rows, *example), jnp.float32)
+    targets = inputs if text else ((rows,), jnp.int32)
+    divided = NamedSharding(mesh, PartitionSpec("data"))
+    batch = tuple(jax.ShapeDtypeStruct(*a, sharding=divided) for a in (inputs, targets))
+    with jax.set_mesh(mesh):
+        return jax.jit(update, donate_argnums=0).lower(state, batch).compile()

@@ -1,0 +1,206 @@
+"""What the compilers of absent accelerators expect of our configs, and of peers by the book.
+
+    make rehearse                    the table; one row takes from seconds to some minutes
+    make rehearse ARGS=--set=ci      small networks, ours alone, in seconds each
+
+Both make the environment that has the TPU's compiler. Nothing is computed and nothing is measured
+but the time to compile: the figures are the TPU compiler's own estimates (see
+rezero_jax/training/estimate.py for what they leave out), the same in every run of one version, so
+that a change can be judged by them. "bound" is what the floating-point operations of our update
+would take at the peak rate of the chips; "share" is the bound over the estimate. A GPU's compiler
+gives memory alone. The peers are those of benchmarks/by_the_book.py.
+
+A config is as in --config of train.py, with fields after it: "FILE:ARG model.dtype=bfloat16". Each
+program is compiled in a process of its own, and what the compiler refuses is told in its row; the
+exit status then is 1.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from benchmarks.by_the_book_step import compile_update
+from rezero_jax.config import load_config
+from rezero_jax.data import load, stand_in
+from rezero_jax.errors import UserError
+from rezero_jax.formatting import markdown_table, number
+from rezero_jax.training.chips import chip_of
+from rezero_jax.training.estimate import estimate
+from rezero_jax.training.topologies import devices_of
+from rezero_jax.training.trainer import Trainer
+
+ENWIK8 = "configs/transformer_enwik8.py:layers"
+BILLION = (
+    "configs/transformer_small.py:depth=24,width=2048,length=2048 model.heads=16 "
+    "model.positions=sinusoidal model.remat=full model.dtype=bfloat16 train.batch_size=512 "
+    "train.steps_per_dispatch=1 mesh.fully_sharded=True"
+)
+SETS = {
+    "table": [
+        (f"{ENWIK8}=12", "v5e:2x4"),
+        (f"{ENWIK8}=128", "v5e:2x4"),
+        (f"{ENWIK8}=128 model.dropout=0.0 model.dtype=bfloat16", "v5e:2x4"),
+        ("configs/mlp.py:depth=64,dataset=cifar10", "v5e:2x2"),
+        ("configs/mlp.py:depth=10000,width=150,lr=0.003,dataset=cifar10", "v5e:2x2"),
+        ("configs/resnet.py:depth=56", "v5e:2x2"),
+        (BILLION, "v5e:16x16"),
+    ],
+    "ci": [
+        ("configs/transformer_enwik8.py:smoke model.dtype=bfloat16", "v5e:2x2"),
+        ("configs/mlp.py:smoke train.batch_size=52", "v5e:2x2"),
+        ("configs/resnet.py:smoke", "v5e:2x2"),
+    ],
+}
+HEAD = (
+    "config",
+    "topology",
+    "ours: update, ms",
+    "dispatch, ms",
+    "peer: update, ms",
+    "peer / ours",
+    "bound, ms",
+    "share",
+    "HBM, GB (peer)",
+    "compiled in, s (peer)",
+)
+
+
+def account(spec: str, topology: str, peer: bool = False) -> dict[str, Any]:
+    """What one device needs for an update of the config, or of its peer; times in seconds.
+
+    Args:
+      spec: the config and its fields, see above.
+      topology: see `topologies.devices_of`.
+
+    Raises:
+      UserError: config or topology are invalid, or the topology's compiler is missing.
+      jax.errors.JaxRuntimeError: the compiler refuses the program.
+    """
+    name, *fields = spec.split()
+    config, devices = load_config(name, fields), devices_of(topology)
+    dataset = stand_in(config.data)
+    dataset = load(config.data) if dataset is None else dataset
+    trainer = Trainer(config, dataset, devices)
+    config = trainer.config
+    mesh = trainer.mesh
+    chip = chip_of(mesh.devices.flat[0])
+    started = time.perf_counter()
+    if peer:
+        shape = getattr(dataset, "example_shape", ())
+        classes = getattr(dataset, "num_classes", 0)
+        compiled = compile_update(config, list(mesh.devices.flat), shape, classes)
+    else:
+        compiled = trainer.compile()
+    seconds = time.perf_counter() - started
+    found = estimate(compiled)
+    return {
+        "update": found.seconds(found.update, chip) if chip else None,
+        "dispatch": found.seconds(found.dispatch, chip) if chip else None,
+        "bound": trainer.flops() / (mesh.size * chip.flops) if chip else None,
+        "memory": found.memory,
+        "without_estimate": dict(found.update.kernels),
+        "compile_seconds": seconds,
+    }
+
+
+def in_own_process(spec: str, topology: str, peer: bool) -> dict[str, Any]:
+    """The same by a new process, whose memory is given back; {"error": sentence} if it fails."""
+    command = [sys.executable, "-m", "benchmarks.rehearsal", "--one", spec, topology]
+    command += ["--peer"] if peer else []
+    # The host's JAX must not look for a TPU just because its compiler is installed.
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    if done.returncode == 0:
+        return json.loads(done.stdout.splitlines()[-1])
+    ended = [f"the process ended with status {done.returncode}"]
+    return {"error": (done.stdout.strip().splitlines() or ended)[-1]}
+
+
+def table_row(row: dict[str, Any]) -> list[str]:
+    """A row of the table under HEAD."""
+    ours, peer = row["ours"], row["peer"] or {}
+    spec = row["config"].removeprefix("configs/")
+    if "error" in ours:
+        return [spec, row["topology"], ours["error"], *[""] * (len(HEAD) - 3)]
+    update, bound = ours["update"], ours["bound"]
+    ratio = peer["update"] / update if update and peer.get("update") else None
+
+    def of_both(key: str, scale: float) -> str:
+        own = number(ours[key] * scale, 3)
+        return f"{own} ({number(peer[key] * scale, 3)})" if key in peer else own
+
+    return [
+        spec,
+        row["topology"],
+        _milliseconds(update),
+        _milliseconds(ours["dispatch"]),
+        peer.get("error") or _milliseconds(peer.get("update")),
+        "-" if ratio is None else f"{ratio:.2f}",
+        _milliseconds(bound),
+        f"{bound / update:.1%}" if update else "-",
+        of_both("memory", 1e-9),
+        of_both("compile_seconds", 1),
+    ]
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "-" if seconds is None else number(1e3 * seconds, 3)
+
+
+def _one(spec: str, topology: str, peer: bool) -> int:
+    try:
+        print(json.dumps(account(spec, topology, peer)))
+    except (UserError, NotImplementedError) as error:
+        print(error)
+        return 1
+    except jax.errors.JaxRuntimeError as error:
+        print("refused by the compiler:", " ".join(str(error).split())[:300])
+        return 1
+    return 0
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command line and returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--set", choices=sorted(SETS), default="table")
+    parser.add_argument("--configs", nargs="+", help="instead of those of the set")
+    parser.add_argument("--topologies", nargs="+", help="for each config, instead of the set's")
+    parser.add_argument("--only-ours", action="store_true", help="no peers")
+    parser.add_argument("--json", metavar="FILE", help="writes the same as JSON")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.one:
+        return _one(*args.one, args.peer)
+    pairs = [(spec, topology) for spec, topology in SETS[args.set]]
+    if args.configs:
+        pairs = [(spec, "v5e:2x4") for spec in args.configs]
+    if args.topologies:
+        pairs = [(spec, topology) for spec, _ in pairs for topology in args.topologies]
+    rows = []
+    for spec, topology in pairs:
+        row: dict[str, Any] = {"config": spec, "topology": topology, "peer": None}
+        for who in ("ours",) if args.only_ours or args.set == "ci" else ("ours", "peer"):
+            print(f"compiling {who} of {spec} for {topology}", file=sys.stderr, flush=True)
+            row[who] = in_own_process(spec, topology, who == "peer")
+        rows.append(row)
+        if args.json:
+            Path(args.json).write_text(json.dumps(rows, indent=1) + "\n")
+    print(markdown_table([HEAD, *map(table_row, rows)]))
+    failed = [row for row in rows if any("error" in (row[who] or {}) for who in ("ours", "peer"))]
+    for row in failed:
+        print(f"{row['config']} does not compile for {row['topology']}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,110 @@
+"""Computation in bfloat16: every rule of every family, and a trunk that keeps what is added."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from rezero_jax import MLP, ResNet, Transformer
+from rezero_jax.models.resnet import parts
+from rezero_jax.residual import RULES, Alpha
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+TOKENS = jnp.arange(12).reshape(2, 6) % 11
+IMAGES = jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
+FAMILIES = {  # how a network is made, and its input
+    "mlp": (partial(MLP, 12, 8, 3, 5), IMAGES.reshape(8, 12)),
+    "transformer": (partial(Transformer, 11, 8, 3, 2, 6, dropout=0.1), TOKENS),
+    "cifar": (partial(ResNet.cifar, 14, width=2, scan=True), IMAGES),
+    "preact": (partial(ResNet.preact, 18, width=2, scan=True), IMAGES),
+}
+CASES = [
+    (family, rule)
+    for family in FAMILIES
+    for rule in (RULES if family in ("mlp", "transformer") else parts.RULES)
+    if (family, rule) != ("preact", "zero_gamma")
+]
+
+
+def drawn(make, **options):
+    """A network whose parameters NumPy draws: nothing to compile."""
+    model = nnx.eval_shape(lambda: make(**options, rngs=nnx.Rngs(0)))
+    generator = np.random.default_rng(0)
+    for _, leaf in nnx.to_flat_state(nnx.state(model)):
+        values = generator.uniform(-0.4, 0.4, leaf.shape) if isinstance(leaf, nnx.Param) else 1.0
+        leaf.set_value(jnp.broadcast_to(jnp.asarray(values, leaf.dtype), leaf.shape))
+    return model
+
+
+@pytest.mark.parametrize(("family", "rule"), CASES)
+def test_every_rule_trains_in_both_dtypes(family, rule):
+    make, x = FAMILIES[family]
+
+    def loss(params, graphdef, rest):
+        random = {"rngs": nnx.Rngs(dropout=1)} if family == "transformer" else {}
+        return jnp.square(nnx.merge(graphdef, params, nnx.as_pure(rest))(x, **random)).mean()
+
+    for dtype in (jnp.float32, jnp.bfloat16):
+        model = drawn(make, residual=rule, dtype=dtype)
+        graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+        grads = jax.eval_shape(
+            lambda *args, g=graphdef: jax.grad(loss)(args[0], g, args[1]), params, rest
+        )
+        assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(grads))
+    model.eval()
+    logits = jax.jit(lambda model: model(x))(model)
+    assert logits.dtype == jnp.float32
+    assert jnp.isfinite(logits).all()
+
+
+def end(family, model, x):
+    """What the trunk ends in, or float32 logits of it."""
+    return model.hidden(x) if family == "transformer" else model(x)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_trunk_keeps_what_small_gates_add_to_it(family):
+    """A part in 10,000 of it would be lost in eight bits."""
+    make, x = FAMILIES[family]
+
+    @jax.jit
+    def outcome(model):
+        return end(family, model, x)
+
+    def added(dtype):
+        model = drawn(make, dtype=dtype)
+        model.eval()
+        gates = [leaf for _, leaf in nnx.iter_graph(model) if isinstance(leaf, Alpha)]
+        outcomes = []
+        for alpha in (1e-4, 0.0):
+            for gate in gates:
+                gate[...] = jnp.full_like(gate[...], alpha)
+            outcomes.append(outcome(model))
+        return outcomes[0] - outcomes[1]
+
+    exact, ours = added(jnp.float32), added(jnp.bfloat16)
+    assert ours.dtype == jnp.float32
+    assert jnp.linalg.norm(ours - exact) < 0.2 * jnp.linalg.norm(exact)  # or lost, and then 1
+
+
+def test_decoding_keeps_it_too_and_caches_in_the_dtype_of_the_computation():
+    make = partial(Transformer, 11, 8, 3, 2, 6, dtype=jnp.bfloat16)
+    model, closed = drawn(make), drawn(make)
+    for network, alpha in ((model, 1e-4), (closed, 0.0)):
+        gates = network.trunk.layers.blocks.rules[0].alpha
+        gates[...] = jnp.full_like(gates[...], alpha)
+
+    @jax.jit
+    def both(model, closed):
+        positions = jnp.broadcast_to(jnp.arange(6), (2, 6))
+        hidden, cache = model.decode(TOKENS, model.init_cache(2), positions)
+        start = closed.hidden(TOKENS)
+        return hidden - start, model.hidden(TOKENS) - start, cache
+
+    decoded, expected, cache = both(model, closed)
+    assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(cache))
+    assert jnp.linalg.norm(decoded - expected) < 0.02 * jnp.linalg.norm(expected)
