@@ -5,7 +5,7 @@ One compiled block serves every layer, so the time to compile does not grow with
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,6 @@ from rezero_jax import devices
 from rezero_jax.errors import UserError, choose_from
 
 LayerState = tuple[nnx.State, nnx.State, Array | None]  # parameters, other arrays, random key
-F = TypeVar("F", bound=Callable[..., Any])
 Layer = Callable[[Array, LayerState], tuple[Array, nnx.State]]
 
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
@@ -117,7 +116,7 @@ class Stack(nnx.Module):
         return layer, (params, rest)
 
 
-def computed_again(function: F, **options: Any) -> F:
+def computed_again(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """The function as by jax.checkpoint; itself where `devices.counting` a model's operations."""
     return function if devices.is_counting() else jax.checkpoint(function, **options)
 

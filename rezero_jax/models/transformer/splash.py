@@ -9,6 +9,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import PartitionSpec
 from jaxtyping import Float
 
+from rezero_jax.stack import batch_axes
+
 # From so many keys on the kernels should be faster than the plain form. By the compiler's estimate
 # for v5e (bfloat16, heads of 64 and 128, forward and backward) the plain form takes 50 to 100 ps a
 # score. The kernels have none: their matrix products take 12 ps a score at the chip's best, three
@@ -21,11 +23,11 @@ LANES = 128  # what a number of them is a multiple of
 
 def takes(q: Array, k: Array) -> bool:
     """Whether the kernels take these queries and keys, and should be the faster form."""
-    axes = _mesh_axes()
+    axes, batch = _mesh_axes()
     return (
         k.shape[1] >= FROM_LENGTH
         and q.shape[1] % LANES == k.shape[1] % LANES == 0
-        and q.shape[0] % axes.get("data", 1) == 0
+        and q.shape[0] % math.prod(axes[name] for name in batch) == 0
         and k.shape[2] % axes.get("model", 1) == 0
     )
 
@@ -65,17 +67,18 @@ def splash(
         q, k, v = (heads.swapaxes(1, 2) for heads in (q * q.shape[-1] ** -0.5, k, v))
         return jax.vmap(kernel)(q, k, v).swapaxes(1, 2)
 
-    axes = _mesh_axes()
+    axes, batch = _mesh_axes()
     if not axes:
         return own(q, k, v)
     # The compiler would gather all of q, k and v for a kernel, which it cannot cut.
-    spec = PartitionSpec(*(name if name in axes else None for name in ("data", "", "model")))
+    spec = PartitionSpec(batch, None, "model" if "model" in axes else None)
     return jax.shard_map(
         own, in_specs=(spec,) * 3, out_specs=spec, axis_names=set(axes), check_vma=False
     )(q, k, v)
 
 
-def _mesh_axes() -> dict[str, int]:
-    """The mesh axes that the compiler divides arrays along here, and their sizes."""
+def _mesh_axes() -> tuple[dict[str, int], tuple[str, ...]]:
+    """The sizes of the mesh axes that the compiler divides arrays along here, and the batch's."""
     mesh = jax.sharding.get_abstract_mesh()
-    return {name: mesh.shape[name] for name in mesh.auto_axes}
+    axes = {name: mesh.shape[name] for name in mesh.auto_axes}
+    return axes, tuple(name for name in batch_axes(mesh) if name in axes)
