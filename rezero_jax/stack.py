@@ -38,6 +38,8 @@ class Stack(nnx.Module):
         see all of it. Both start from the same parameters for the same `rngs`.
       remat: what the backward pass recomputes: "none" nothing; "full" each block from its input;
         "dots" all but the matrix products.
+      unroll: on an accelerator, most blocks in an iteration of the scan. Where a block takes only
+        microseconds, so does each slice of the stacks; the slices of one iteration are one.
 
     Raises:
       UserError: depth below 1, or an unknown remat policy.
@@ -50,6 +52,7 @@ class Stack(nnx.Module):
         *,
         scan: bool = True,
         remat: str = "none",
+        unroll: int = 1,
         rngs: nnx.Rngs,
     ):
         if depth < 1:
@@ -58,6 +61,7 @@ class Stack(nnx.Module):
             raise choose_from("remat policy", remat, REMAT_POLICIES)
         self.depth = depth
         self.remat = remat
+        self.unroll = unroll
         graphdefs: list[nnx.GraphDef] = []
 
         def make_state(rngs: nnx.Rngs) -> nnx.State:
@@ -85,9 +89,15 @@ class Stack(nnx.Module):
                 nnx.update(block, updated)
         else:
             layer, arrays = self._functional(self.blocks, args, kwargs)
-            x, updated = jax.lax.scan(layer, x, (*arrays, keys))
+            x, updated = jax.lax.scan(layer, x, (*arrays, keys), unroll=self._unroll())
             nnx.update(self.blocks, updated)
         return x
+
+    def _unroll(self) -> int:
+        if devices.target().platform in ("cpu", "none"):
+            return 1
+        # A divisor: what remains over would be cut from the stacks and joined to them again.
+        return max(n for n in range(1, self.unroll + 1) if self.depth % n == 0)
 
     def layers(self) -> list[Any]:
         """The blocks one by one; of a scanned stack, copies with their slices of the arrays."""

@@ -18,6 +18,8 @@ from rezero_jax.stack import Stack
 # A layer that is cut by its outputs along the mesh axis `model`.
 _linear = partial(nnx.Linear, kernel_metadata={"model_axis": -1}, bias_metadata={"model_axis": -1})
 
+UNROLL = 64  # by the TPU compiler's estimate, which falls to less than half (docs/accelerators.md)
+
 
 class Block(nnx.Module):
     """One hidden layer: the branch F(x) = relu(W x + b) and the rule that joins it to the trunk.
@@ -116,6 +118,7 @@ class MLP(nnx.Module):
             depth,
             scan=scan,
             remat=remat,
+            unroll=UNROLL,
             rngs=rngs,
         )
         self.head = nnx.Linear(
