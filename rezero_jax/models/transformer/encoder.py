@@ -13,6 +13,11 @@ from rezero_jax.models.transformer.layer import DecoderLayer, EncoderLayer
 from rezero_jax.models.transformer.options import LayerOptions, StackKeywords
 from rezero_jax.stack import Stack
 
+# Stacks of at most so many layers are unrolled on accelerators: they need not write what each layer
+# keeps for the backward pass into stacks, and sum gradients over devices once. It takes longer to
+# compile.
+UNROLLED = 16
+
 
 class LayerStack(nnx.Module):
     """`depth` equal layers, and on request a final LayerNorm, as pre-norm stacks have it.
@@ -46,6 +51,7 @@ class LayerStack(nnx.Module):
             depth,
             scan=scan,
             remat=remat,
+            unroll=depth if depth <= UNROLLED else 1,
             rngs=rngs,
         )
         self.norm = (
