@@ -20,8 +20,8 @@
 
 Width 512 (256 from 64 layers on), 2 heads, 512 bytes, GELU, dropout 0.2; LAMB at a constant rate,
 0.016 for the batch of 1,080 and 0.0005 sqrt(batch) for those of 304 and 144. The paper ran it on
-eight GPUs. Here a batch is computed in `accumulate` parts, of a size that one accelerator of 80 GB
-should hold (not tried); on eight set accumulate=1.
+eight GPUs. Here one device computes a batch in `accumulate` parts, of a size that an accelerator of
+80 GB should hold (not tried); eight devices need an eighth as many.
 
 Not in the paper, and so chosen: a feed-forward of 4 times the width (which gives its parameter
 counts), sinusoidal positions and the embedding's distribution (from the authors' notebook), LAMB's
@@ -71,6 +71,8 @@ def get_config(arg: str = "") -> ConfigDict:
         config.train.epochs, config.train.steps = None, 50
     config.train.batch_size = 16 if args.smoke else batch
     config.train.accumulate = args.accumulate or (2 if args.smoke else ACCUMULATE[args.layers])
+
+    config.train.steps_per_dispatch = 5
 
     config.optim.name = "lamb"
     config.optim.learning_rate = 0.0005 * batch**0.5 if deep else 0.016

@@ -1,5 +1,6 @@
 """A CPU that poses as several devices, and the cache folder."""
 
+import json
 import os
 import platform
 import subprocess
@@ -11,7 +12,10 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from rezero_jax import devices
+from rezero_jax.config import load_config
 from rezero_jax.errors import UserError
+from rezero_jax.runs.files import write_json
+from rezero_jax.runs.folder import check_config, continued
 
 
 @pytest.mark.parametrize(
@@ -72,3 +76,30 @@ def test_what_is_compiled_is_kept_unless_told_otherwise(said: str | None, tmp_pa
         list(folder.glob("*-cache")) if folder else []
     )
     assert bool(folder) == any(tmp_path.rglob("*-cache"))
+
+
+@pytest.mark.parametrize(
+    ("name", "platform", "expected"),
+    [
+        ("auto", "cpu", "float32"),
+        ("auto", "tpu", "bfloat16"),
+        ("auto", "gpu", "bfloat16"),
+        ("auto", None, "float32"),  # here
+        ("float32", "tpu", "float32"),
+        ("bfloat16", "cpu", "bfloat16"),
+    ],
+)
+def test_the_dtype_suits_the_platform(name: str, platform: str | None, expected: str) -> None:
+    assert devices.compute_dtype(name, platform) == expected
+
+
+def test_a_run_keeps_the_dtype_with_which_it_began(tmp_path: Path) -> None:
+    config = load_config("configs/transformer_small.py:smoke")
+    assert config.model.dtype == "auto"
+    began = config.copy_and_resolve_references()
+    began.model.dtype = "bfloat16"  # on an accelerator
+    write_json(tmp_path / "config.json", json.loads(began.to_json()))
+    assert continued(tmp_path, config).model.dtype == "bfloat16"
+    config.model.dtype = "float32"
+    with pytest.raises(UserError, match=r"model\.dtype"):
+        check_config(tmp_path, config)

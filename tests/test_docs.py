@@ -150,7 +150,7 @@ def check(words, monkeypatch):
         check_pip(arguments)
     elif program == "make":
         assert arguments
-        assert set(arguments) <= make_targets()
+        assert {one for one in arguments if "=" not in one} <= make_targets()
     else:
         assert words == [".ci/run"]
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from rezero_jax import devices
 from rezero_jax.errors import UserError
 from rezero_jax.residual import RULES, make_rule
 from rezero_jax.stack import REMAT_POLICIES, Stack, stacked, unstacked
@@ -214,3 +215,17 @@ def test_bad_arguments_are_user_errors():
         make(depth=0)
     with pytest.raises(UserError, match="remat policy"):
         make(remat="some")
+
+
+@pytest.mark.parametrize(("platform", "unroll"), [("cpu", 1), ("tpu", 3), ("gpu", 3)])
+def test_accelerators_run_several_blocks_in_an_iteration(platform, unroll, monkeypatch):
+    """The largest divisor of 9 blocks up to 4, so that nothing is left over; the values stay."""
+    stack = Stack(lambda rngs: nnx.Linear(4, 4, rngs=rngs), 9, unroll=4, rngs=nnx.Rngs(0))
+    x = jnp.ones((2, 4))
+    expected = stack(x)
+    monkeypatch.setattr(devices, "target", lambda: devices.Target(platform, ""))
+    graphdef, state = nnx.split(stack)
+    jaxpr = jax.make_jaxpr(lambda state, x: nnx.merge(graphdef, state)(x))(state, x)
+    (scan,) = [one for one in jaxpr.eqns if one.primitive.name == "scan"]
+    assert scan.params["unroll"] == unroll
+    np.testing.assert_allclose(stack(x), expected, rtol=1e-6)

@@ -19,14 +19,15 @@ class Dropout(nnx.Dropout):
     ("threefry2x32") the result is nnx.Dropout's, the same on every mesh.
     """
 
-    def __call__(self, x: Array, *, rngs: nnx.Rngs | None = None) -> Array:
+    def __call__(  # type: ignore[override]  # of its arguments, those that our layers give
+        self, x: Array, *, rngs: nnx.Rngs | None = None
+    ) -> Array:
         dropped = round(self.rate * LEVELS)
         if self.deterministic or dropped == 0 or rngs is None:
             return super().__call__(x, rngs=rngs)
         key = rngs.dropout()
         if not is_rbg(key):
             return super().__call__(x, rngs=nnx.Rngs(dropout=key))
-        dropped = round(self.rate * LEVELS)
         # A factor and no choice: a TPU would pack the choices into words and unpack them again.
         kept = jnp.minimum(random_bits(key, x.shape) // dropped, 1).astype(x.dtype)
         return x * (kept * (LEVELS / (LEVELS - dropped)))

@@ -45,13 +45,20 @@ class Account:
       bytes: read from and written to the device's memory, if nothing is read twice for one
         instruction and of an array that is sliced or updated in place only that part.
       collectives: see `Collective`.
-      kernels: kernels that carry no estimate, by name: their bytes, read and written.
+      kernels: what carries no estimate (Pallas kernels, the generator of random bits), by name: its
+        bytes, read and written.
+      kernel_flops: floating-point operations at least of splash attention's kernels among them.
     """
 
     cycles: Counter[str] = field(default_factory=Counter)
     bytes: int = 0
     collectives: list[Collective] = field(default_factory=list)
     kernels: Counter[str] = field(default_factory=Counter)
+    kernel_flops: int = 0
+
+    def kernel_seconds(self, chip: Chip) -> float:
+        """What `kernels` take at least, at the chip's best."""
+        return max(self.kernels.total() / chip.bandwidth, self.kernel_flops / chip.flops)
 
 
 class Estimate(NamedTuple):
@@ -132,8 +139,9 @@ def accounts(hlo: str) -> tuple[Account, Account]:
             elif one.opcode == "conditional":
                 costs = {branch: _cycles(branch, computations) for branch in one.branches}
                 walk(max(costs, key=lambda branch: costs[branch]), turns, account)
-            elif one.opcode == "custom-call" and not one.cycles and _is_kernel(one):
-                account.kernels[one.operation] += turns * traffic.of(one, name)
+            elif not one.cycles and _is_kernel(one):
+                account.kernels[re.sub(r"[.\d]+$", "", one.name)] += turns * traffic.of(one, name)
+                account.kernel_flops += turns * _splash_flops(one)
 
     walk(entry, 1, rest)
     return (update, rest) if found_loop else (rest, update)
@@ -155,4 +163,23 @@ def _cycles(name: str, computations: dict[str, list[Instruction]]) -> int:
 
 
 def _is_kernel(one: Instruction) -> bool:
-    return any(name in one.rest for name in ("tpu_custom_call", "__cudnn", "__cublas", "__triton"))
+    calls = ("tpu_custom_call", "__cudnn", "__cublas", "__triton")
+    return one.opcode == "rng-bit-generator" or (
+        one.opcode == "custom-call" and any(name in one.rest for name in calls)
+    )
+
+
+# Matrix products of a kernel of splash attention: q k and weights v; the first again, and two or
+# three gradients.
+_SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
+
+
+def _splash_flops(one: Instruction) -> int:
+    """Operations of a kernel of splash attention where half of the scores count (causal)."""
+    kind = re.match(r"splash_mha_(fwd|dq|dkv)", one.name)
+    if kind is None:
+        return 0
+    shapes = re.findall(r"\[(\d+),(\d+),(\d+),(\d+)\]", one.result)
+    sizes = [tuple(map(int, shape)) for shape in shapes]  # (batch, heads, length, size)
+    batch, heads, length, size = max(sizes, key=math.prod, default=(0, 0, 0, 0))
+    return _SPLASH_PRODUCTS[kind[1]] * batch * heads * length**2 * size

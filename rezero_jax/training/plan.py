@@ -73,6 +73,7 @@ def plan(config: ConfigDict, topology: str | None = None) -> dict[str, Any]:
         account["measured"] = _seconds_per_update(trainer)
     elif chip is not None and chip.hertz is not None:
         account["estimate"] = found.seconds(found.update, chip)
+        account["kernels_at_least"] = found.update.kernel_seconds(chip)
         account["estimate_of_a_dispatch"] = found.seconds(found.dispatch, chip)
         cycles = found.update.cycles
         account["operations"] = {
@@ -126,7 +127,9 @@ def render(account: dict[str, Any]) -> str:
         what = f"{one['count']:,} x {_size(one['bytes'])} among {one['devices']} devices"
         rows.append((one["kind"], what))
     if account["kernels"]:
-        rows.append(("without estimate", ", ".join(account["kernels"])))
+        least = account.get("kernels_at_least")
+        names = ", ".join(account["kernels"])
+        rows.append(("without estimate", names + (f": at least {_time(least)}" if least else "")))
     rows.append(("compiled in", f"{account['compile_seconds']:.1f} s"))
     return "\n".join(f"{name:<{WIDTH}}{value}".rstrip() for name, value in rows)
 

@@ -1,0 +1,71 @@
+"""Dropout by keys of the hardware's generator, and by JAX's default ones."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, Mesh
+
+from rezero_jax.models.dropout import LEVELS, Dropout
+
+X = jnp.ones((8, 16, 1024))
+MEAN = 4 * (0.25 / 0.75 / X.size) ** 0.5  # four standard deviations of the mean of X after it
+
+
+def dropped(key, x=X, rate=0.25):
+    return Dropout(rate)(x, rngs=nnx.Rngs(dropout=key))
+
+
+def on_mesh(data, key):
+    devices = np.asarray(jax.devices()[:data]).reshape(data, 1)
+    with jax.set_mesh(Mesh(devices, ("data", "model"), axis_types=(AxisType.Auto,) * 2)):
+        return np.asarray(jax.jit(dropped)(key))
+
+
+def test_default_keys_give_what_flax_gives():
+    key = jax.random.key(3)
+    expected = nnx.Dropout(0.25)(X, rngs=nnx.Rngs(dropout=nnx.Rngs(dropout=key).dropout()))
+    np.testing.assert_array_equal(dropped(key), expected)
+    np.testing.assert_array_equal(on_mesh(4, key), expected)
+
+
+@pytest.mark.parametrize("data", [1, 4])
+def test_the_hardwares_bits_drop_as_many_and_keep_the_mean(data):
+    key = jax.random.key(3, impl="rbg")
+    y = on_mesh(data, key)
+    level = LEVELS / (LEVELS - round(0.25 * LEVELS))
+    assert set(np.unique(y)) == {0, np.float32(level)}
+    assert abs(y.mean() - 1) < MEAN
+    assert abs(np.mean(y == 0) - 0.25) < MEAN
+    # A function of the key alone, and each example and each device has bits of its own.
+    np.testing.assert_array_equal(y, on_mesh(data, key))
+    assert not np.array_equal(y, on_mesh(data, jax.random.key(4, impl="rbg")))
+    assert len({row.tobytes() for row in y}) == len(y)
+
+
+def test_gradients_flow_where_it_keeps():
+    key = jax.random.key(0, impl="rbg")
+    gradient = jax.grad(lambda x: dropped(key, x).sum())(X)
+    np.testing.assert_array_equal(gradient, dropped(key))
+
+
+def test_each_device_draws_its_own_bits_and_nothing_travels():
+    key = jax.random.key(0, impl="rbg")
+    devices = np.asarray(jax.devices()[:4]).reshape(4, 1)
+    with jax.set_mesh(Mesh(devices, ("data", "model"), axis_types=(AxisType.Auto,) * 2)):
+        rows = jax.sharding.NamedSharding(jax.sharding.get_mesh(), jax.P("data"))
+        x = jax.ShapeDtypeStruct(X.shape, X.dtype, sharding=rows)
+        text = jax.jit(dropped).lower(key, x).compile().as_text()
+    assert "all-" not in text
+    assert "[8,16,1024]" not in text  # the whole batch
+
+
+@pytest.mark.parametrize("impl", ["rbg", "threefry2x32"])
+def test_without_dropout_nothing_changes(impl):
+    rngs = nnx.Rngs(dropout=jax.random.key(0, impl=impl))
+    for rate in (0.0, 1e-9):
+        np.testing.assert_array_equal(Dropout(rate)(X, rngs=rngs), X)
+    layer = Dropout(0.5)
+    layer.eval()
+    np.testing.assert_array_equal(layer(X, rngs=rngs), X)
