@@ -18,6 +18,8 @@ from flax import nnx
 from jax import Array
 from ml_collections import ConfigDict
 
+from rezero_jax.devices import compute_dtype
+
 
 class Hidden(nnx.Module):
     """x + alpha relu(W x + b)."""
@@ -88,7 +90,7 @@ class MLP(nnx.Module):
     """Fully connected; maps images (batch, ...) to float32 logits."""
 
     def __init__(self, model: ConfigDict, in_features: int, classes: int, *, rngs: nnx.Rngs):
-        dtype = jnp.dtype(model.dtype)
+        dtype = jnp.dtype(compute_dtype(model.dtype))
         self.stem = nnx.Linear(in_features, model.width, dtype=dtype, rngs=rngs)
         make = partial(Hidden, model.width, dtype)
         self.trunk = Stack(make, model.depth, model.remat != "none", rngs)
@@ -103,7 +105,7 @@ class Transformer(nnx.Module):
     """Decoder-only; maps (batch, length) tokens to float32 logits (batch, length, vocabulary)."""
 
     def __init__(self, model: ConfigDict, *, rngs: nnx.Rngs):
-        dtype = jnp.dtype(model.dtype)
+        dtype = jnp.dtype(compute_dtype(model.dtype))
         self.embedding = nnx.Embed(model.vocab_size, model.width, dtype=dtype, rngs=rngs)
         self.dropout = nnx.Dropout(model.dropout, rngs=rngs)
         make = partial(Layer, model, dtype)
@@ -152,7 +154,7 @@ class ResNet(nnx.Module):
     """For CIFAR, 6n + 2 layers; maps (batch, height, width, channels) to float32 logits."""
 
     def __init__(self, model: ConfigDict, channels: int, classes: int, *, rngs: nnx.Rngs):
-        dtype = jnp.dtype(model.dtype)
+        dtype = jnp.dtype(compute_dtype(model.dtype))
         self.conv = nnx.Conv(channels, model.width, (3, 3), use_bias=False, dtype=dtype, rngs=rngs)
         self.norm = nnx.BatchNorm(model.width, momentum=0.9, dtype=dtype, rngs=rngs)
         widths = [model.width * 2**stage for stage in range(3)]

@@ -208,7 +208,7 @@ def main(argv: list[str]) -> int:
         pairs = [(spec, "v5e:2x4") for spec in args.configs]
     if args.topologies:
         pairs = [(spec, topology) for spec, _ in pairs for topology in args.topologies]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for spec, topology in pairs:
         row: dict[str, Any] = {"config": spec, "topology": topology, "peer": None}
         for who in ("ours",) if args.only_ours or args.set != "table" else ("ours", "peer"):

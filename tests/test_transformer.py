@@ -95,7 +95,7 @@ def gradients_and_logits(params=None, **options):
     ],
 )
 def test_logits_depend_on_their_own_and_earlier_tokens_and_on_no_later_one(options, monkeypatch):
-    monkeypatch.setattr(attention, "CPU_BLOCK", 3)  # blocks of 3, 3 and 1 queries
+    monkeypatch.setattr(attention, "BLOCK", 3)  # blocks of 3, 3 and 1 queries
     structure = structure_of(**options)
     params = some_params(structure)
     tokens = np.random.default_rng(2).permutation(VOCAB)[:LENGTH]  # distinct
