@@ -67,7 +67,9 @@ def test_the_blocks_of_a_peer_that_keep_the_shape_are_the_identity_at_init():
         assert jnp.array_equal(block(x), x)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", ["mlp", "transformer", pytest.param("resnet", marks=pytest.mark.slow)]
+)
 def test_the_loss_of_a_peer_falls(family):
     config = load_config(FAMILIES[family][0])
     config.train.accumulate = 2
