@@ -22,12 +22,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from benchmarks.by_the_book import make_model
+from rezero_jax.training.sharding import FULLY_SHARDED_FROM
+from rezero_jax.training.trainer import fewest_parts
 
 Batch = tuple[Array, Array]  # inputs and integer targets
 State = nnx.State
 Update = Callable[[State, Batch], tuple[State, Array]]
-
-FULLY_SHARDED_FROM = 1024  # elements; as ours
 
 
 def make_optimizer(optim: ConfigDict) -> optax.GradientTransformation:
@@ -114,10 +114,7 @@ def compile_update(
     """
     mesh = Mesh(np.asarray(devices), ("data",), axis_types=(AxisType.Auto,))
     make = partial(make_model, config.model, example, classes, config.seed)
-    # As few parts as leave a device no more rows than one device alone has.
-    rows = config.train.batch_size // mesh.size
-    enough = -(-config.train.accumulate // mesh.size)
-    parts = next(n for n in range(1, rows + 1) if rows % n == 0 and n >= enough)
+    parts = fewest_parts(config.train.accumulate, config.train.batch_size, mesh.size)
     init, update = make_update(make, config.optim, parts)
 
     def place(path: Any, leaf: Any) -> Any:

@@ -120,8 +120,8 @@ def account(spec: str, topology: str, peer: bool = False) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     found = estimate(compiled)
     return {
-        "update": found.seconds(found.update, chip) if chip else None,
-        "dispatch": found.seconds(found.dispatch, chip) if chip else None,
+        "update": found.update.seconds(chip) if chip else None,
+        "dispatch": found.dispatch.seconds(chip) if chip else None,
         "bound": trainer.flops() / (mesh.size * chip.flops) if chip else None,
         "memory": found.memory,
         "kernels": found.update.kernel_seconds(chip) if chip else None,

@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import jax
-
 from experiments import (
     alphas,
     depth,
@@ -28,6 +26,7 @@ from experiments.jobs import Job
 from experiments.report import write_report
 from experiments.results import Made
 from experiments.running import Stopped, execute
+from rezero_jax import devices
 from rezero_jax.analysis import command
 from rezero_jax.analysis.plots.theme import themed
 from rezero_jax.errors import UserError, choose_from
@@ -95,7 +94,7 @@ def main(argv: Sequence[str]) -> int:
     )
     args = parser.parse_args(argv)
     # Leaves the accelerators to the runs; nothing here needs one.
-    jax.config.update("jax_platforms", "cpu")
+    devices.use_cpu()
     try:
         names = _names(args.names)
         _check(args)

@@ -168,6 +168,11 @@ def shutdown() -> None:
         jax.distributed.shutdown()
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error of JAX says that a device has no more memory."""
+    return any(word in str(error) for word in OUT_OF_MEMORY)
+
+
 def end_after_loss(error: Exception) -> NoReturn:
     """Ends one of several processes after an error of JAX, which usually means that one is lost.
 
@@ -177,7 +182,7 @@ def end_after_loss(error: Exception) -> NoReturn:
       UserError: the memory of a device is exhausted.
       Exception: `error` itself, in a run of one process.
     """
-    if any(word in str(error) for word in OUT_OF_MEMORY):
+    if is_out_of_memory(error):
         raise UserError(
             f"a device is out of memory ({first_line(error)}); raise train.accumulate, lower "
             "train.batch_size or eval.batch_size, or set model.remat=full or "

@@ -185,7 +185,7 @@ def test_an_evaluation_takes_any_batch_on_any_number_of_devices(runs):
     ],
 )
 def test_several_devices_need_fewer_parts(accumulate, batch_size, devices, parts):
-    assert trainer._parts(accumulate, batch_size, devices) == parts
+    assert trainer.fewest_parts(accumulate, batch_size, devices) == parts
     assert batch_size % (devices * parts) == 0
     assert batch_size / (devices * parts) <= batch_size / accumulate
 

@@ -56,9 +56,21 @@ class Account:
     kernels: Counter[str] = field(default_factory=Counter)
     kernel_flops: int = 0
 
+    def seconds(self, chip: Chip) -> float | None:
+        """The compiler's estimate; None for GPUs."""
+        return self.cycles.total() / chip.hertz if chip.hertz else None
+
     def kernel_seconds(self, chip: Chip) -> float:
         """What `kernels` take at least, at the chip's best."""
         return max(self.kernels.total() / chip.bandwidth, self.kernel_flops / chip.flops)
+
+    def add(self, other: "Account") -> None:
+        """Adds the sums of another account."""
+        self.cycles.update(other.cycles)
+        self.bytes += other.bytes
+        self.collectives += other.collectives
+        self.kernels.update(other.kernels)  # += would drop what has no bytes
+        self.kernel_flops += other.kernel_flops
 
 
 class Estimate(NamedTuple):
@@ -73,10 +85,6 @@ class Estimate(NamedTuple):
     update: Account
     dispatch: Account
     memory: int
-
-    def seconds(self, account: Account, chip: Chip) -> float | None:
-        """The compiler's estimate of `update` or `dispatch`; None for GPUs."""
-        return account.cycles.total() / chip.hertz if chip.hertz else None
 
 
 def estimate(compiled: jax.stages.Compiled) -> Estimate:
@@ -137,29 +145,16 @@ def accounts(hlo: str) -> tuple[Account, Account]:
             elif one.opcode == "call":
                 walk(one.called["to_apply"], turns, account)
             elif one.opcode == "conditional":
-                costs = {branch: _cycles(branch, computations) for branch in one.branches}
-                walk(max(costs, key=lambda branch: costs[branch]), turns, account)
+                branches = [Account() for _ in one.branches]
+                for branch, taken in zip(one.branches, branches, strict=True):
+                    walk(branch, turns, taken)
+                account.add(max(branches, key=lambda taken: taken.cycles.total()))
             elif not one.cycles and _is_kernel(one):
                 account.kernels[re.sub(r"[.\d]+$", "", one.name)] += turns * traffic.of(one, name)
                 account.kernel_flops += turns * _splash_flops(one)
 
     walk(entry, 1, rest)
     return (update, rest) if found_loop else (rest, update)
-
-
-def _cycles(name: str, computations: dict[str, list[Instruction]]) -> int:
-    total = 0
-    for one in computations[name]:
-        total += one.cycles
-        if one.opcode == "while":
-            total += (trip_count(one, computations) or 1) * _cycles(
-                one.called["body"], computations
-            )
-        elif one.opcode == "call":
-            total += _cycles(one.called["to_apply"], computations)
-        elif one.opcode == "conditional":
-            total += max(_cycles(branch, computations) for branch in one.branches)
-    return total
 
 
 def _is_kernel(one: Instruction) -> bool:

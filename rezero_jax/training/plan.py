@@ -10,9 +10,10 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from rezero_jax.data import load, stand_in
+from rezero_jax.data import stand_in
 from rezero_jax.errors import UserError
 from rezero_jax.formatting import duration
+from rezero_jax.processes import is_out_of_memory
 from rezero_jax.training.chips import chip_of
 from rezero_jax.training.estimate import Account, estimate, group_size
 from rezero_jax.training.sharding import device_bytes
@@ -72,9 +73,9 @@ def plan(config: ConfigDict, topology: str | None = None) -> dict[str, Any]:
     if topology is None:
         account["measured"] = _seconds_per_update(trainer)
     elif chip is not None and chip.hertz is not None:
-        account["estimate"] = found.seconds(found.update, chip)
+        account["estimate"] = found.update.seconds(chip)
         account["kernels_at_least"] = found.update.kernel_seconds(chip)
-        account["estimate_of_a_dispatch"] = found.seconds(found.dispatch, chip)
+        account["estimate_of_a_dispatch"] = found.dispatch.seconds(chip)
         cycles = found.update.cycles
         account["operations"] = {
             name: count / cycles.total() for name, count in cycles.most_common(OPERATIONS)
@@ -144,16 +145,16 @@ def trainer_for_sizes(config: ConfigDict, devices: list[jax.Device] | None = Non
       UserError: anything in the config is invalid.
     """
     dataset = stand_in(config.data)
-    if dataset is None and devices is None:
-        return Trainer.from_config(config)
-    return Trainer(config, load(config.data) if dataset is None else dataset, devices)
+    if dataset is None:
+        return Trainer.from_config(config, devices)
+    return Trainer(config, dataset, devices)
 
 
 def _compile(trainer: Trainer, topology: str | None) -> jax.stages.Compiled:
     try:
         return trainer.compile()
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not is_out_of_memory(error):
             raise
         sizes = re.findall(r"\(([\d.]+[KMGT])\)", str(error))
         need = f"needs {sizes[0]} of the {sizes[1]}" if len(sizes) > 1 else "needs more than the"

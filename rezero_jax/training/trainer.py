@@ -47,10 +47,12 @@ class Trainer:
     """
 
     @classmethod
-    def from_config(cls, config: ConfigDict) -> "Trainer":
+    def from_config(
+        cls, config: ConfigDict, devices: Sequence[jax.Device] | None = None
+    ) -> "Trainer":
         """The trainer of a config on the data set that it names."""
         load = partial(data.load, config.data, config.seed)
-        return cls(config, processes.on_first_then_others(load))
+        return cls(config, processes.on_first_then_others(load), devices)
 
     def __init__(
         self,
@@ -84,7 +86,7 @@ class Trainer:
             {key: train.batch_size // fixed},
         )
         data = batch_parts(self.mesh)
-        parts = fixed if fixed > 1 else _parts(train.accumulate, train.batch_size, data)
+        parts = fixed if fixed > 1 else fewest_parts(train.accumulate, train.batch_size, data)
         eval_size = -(-config.eval.batch_size // data) * data
         self._eval_batches = eval_batches(self._eval.size, eval_size, config.eval.examples)
         optimizer, schedules = make_optimizer(config.optim, self.intervals.total, self.spec)
@@ -114,8 +116,10 @@ class Trainer:
     @cached_property
     def _resident(self) -> tuple[Any, Any]:
         """The data that stays on every device: to train on, and to evaluate on."""
-        train, held = (dict(split.resident) for split in (self._train, self._eval))
-        return sharding.put(flat(train), self._whole), sharding.put(flat(held), self._whole)
+        train, held = (
+            sharding.put(flat(split.resident), self._whole) for split in (self._train, self._eval)
+        )
+        return train, held
 
     def check_memory(self) -> None:
         """Checks that the state of a run fits this machine, before any of it is allocated.
@@ -246,7 +250,7 @@ def _with_stop(updates: Callable[..., Any]) -> Callable[..., Any]:
     return dispatch
 
 
-def _parts(accumulate: int, batch_size: int, devices: int) -> int:
+def fewest_parts(accumulate: int, batch_size: int, devices: int) -> int:
     """The parts in which `devices` compute a batch that one device computes in `accumulate`.
 
     No device computes more examples at once than that one, and the parts are as few as can be.

@@ -22,7 +22,7 @@ CachedHeads = Float[Array, "layers batch places kv_heads size"]
 Cache = tuple[CachedHeads, CachedHeads]
 
 # Causal attention is computed in blocks of queries.
-BLOCK = 64
+BLOCK = 64  # least number of queries in a block
 BLOCKS = 8  # most blocks in a sequence on a CPU: each is compiled
 FEW_BLOCKS = 2  # on an accelerator, to which more of them give no more (docs/accelerators.md)
 
