@@ -70,7 +70,7 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
         XAVIER: initial_jacobians.attention(count, uniform=False),
     }
     for name, values in spectra.items():
-        indices = list(range(1, values.shape[1] + 1))
+        indices = np.arange(1.0, values.shape[1] + 1).tolist()
         for mark, quantile in (("", 0.5), (", low", 0.025), (", high", 0.975)):
             curves[name + mark] = Curve(indices, np.quantile(values, quantile, axis=0).tolist())
     top = (spectra[XAVIER][:, :WIDTH] ** 2).sum(1) / (spectra[XAVIER] ** 2).sum(1)

@@ -15,7 +15,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import depth, dry_run, entropies, fc, jobs, running, spectra, toy
+from experiments import (
+    depth,
+    dry_run,
+    entropies,
+    fc,
+    initial_jacobians,
+    jobs,
+    running,
+    spectra,
+    toy,
+)
 from experiments.__main__ import EXPERIMENTS, main
 from experiments.claims import STATUSES, Claim
 from experiments.published import MARKS, ONLY_THEIRS, SOURCES, curve, published
@@ -259,6 +269,14 @@ def stand_ins(monkeypatch):
     monkeypatch.setattr(running, "start", stand_in)
     monkeypatch.setattr(spectra, "after", lambda run, step: np.ones((2, 3)))
     monkeypatch.setattr(entropies, "of_run", lambda run: {"unigram": 4.5, "bigram": 3.5})
+    values = np.geomspace(1, 1e-8, 64)
+    some = {
+        "mean_squares": lambda rule, depth, count: np.linspace(0, 2, count),
+        "layer_norm": lambda count: np.tile(values, (count, 1)),
+        "attention": lambda count, uniform: np.tile(values, (count, 1)),
+    }
+    for name, make in some.items():
+        monkeypatch.setattr(initial_jacobians, name, make)
     monkeypatch.setattr(running.time, "sleep", lambda seconds: None)
 
 
@@ -360,7 +378,9 @@ def test_all_at_smoke_scale_on_stand_ins(stand_ins, monkeypatch, tmp_path, capsy
     assert page.tags.index("table") < page.tags.index("section")  # the summary is first
     for name in EXPERIMENTS:
         found = Results.read(folder / f"{name}.json").claims
-        assert name == "toy" or {claim.status for claim in found} <= {"undecided"}, name
+        # Algebra is exact at any scale.
+        found = [claim for claim in found if not claim.source.startswith("UAI 4")]
+        assert {claim.status for claim in found} <= {"undecided"}, name
     assert text.count("Scale smoke") == len(EXPERIMENTS)
     assert "transformer_notebook.py:smoke" in text  # how to make it again
     assert "Made on 8 x TPU v5 lite, in 0:00:04." in text  # fc: four runs of a second
