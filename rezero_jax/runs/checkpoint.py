@@ -12,17 +12,18 @@ import resource
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as policies
 
 from rezero_jax import processes
 from rezero_jax.errors import first_line
+from rezero_jax.runs.files import AnyPath, is_bucket, move_folder
 from rezero_jax.runs.restore import checksum, fingerprint, read_manifest, read_newest
 
 
@@ -34,8 +35,8 @@ class Checkpoints:
       config: config.checkpoint.
     """
 
-    def __init__(self, folder: Path, config: ConfigDict):
-        self._folder = folder
+    def __init__(self, folder: AnyPath, config: ConfigDict):
+        self._folder = folder = epath.Path(folder)
         kept: list[Any] = [policies.LatestN(config.keep)]
         if config.keep_every_steps is not None:
             kept.append(policies.EveryNSteps(config.keep_every_steps))
@@ -84,6 +85,8 @@ class Checkpoints:
 
     def _check_room(self, needed: int) -> None:
         """Finds a full disk beforehand: TensorStore, which finds it later, prints tracebacks."""
+        if is_bucket(self._folder):
+            return
         folder = self._folder if self._folder.exists() else self._folder.parent
         free = shutil.disk_usage(folder).free
         needs = f"a checkpoint needs {needed / 1e6:,.1f} MB and"
@@ -113,16 +116,10 @@ class Checkpoints:
             warn(f"no good checkpoint is left in {self._folder}; the run starts anew")
         return None
 
-    def _set_aside(self, step: int) -> Path:
+    def _set_aside(self, step: int) -> epath.Path:
         self._manager.close()
         target = self._folder.parent / "damaged" / str(step)
-
-        def move() -> None:
-            target.parent.mkdir(exist_ok=True)
-            shutil.rmtree(target, ignore_errors=True)
-            shutil.move(self._folder / str(step), target)
-
-        processes.on_first(move)
+        processes.on_first(lambda: move_folder(self._folder / str(step), target))
         self._manager = ocp.CheckpointManager(self._folder, options=self._options)
         return target
 
@@ -172,7 +169,7 @@ class _Best(policies.PreservationPolicy):
     a restart.
     """
 
-    def __init__(self, folder: Path, count: int):
+    def __init__(self, folder: epath.Path, count: int):
         self._folder, self._count = folder, count
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:

@@ -13,12 +13,12 @@ import logging
 import sys
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from etils import epath
 from jax import Array
 from jax.sharding import SingleDeviceSharding
 
@@ -31,7 +31,7 @@ class Damaged(Exception):
     """A checkpoint is not what was saved, or is unreadable; the text says why."""
 
 
-def read(folder: Path, step: int, shapes: Any) -> tuple[Any, dict[str, Any]]:
+def read(folder: epath.Path, step: int, shapes: Any) -> tuple[Any, dict[str, Any]]:
     """The verified state and manifest of a checkpoint; nothing is written.
 
     Args:
@@ -61,10 +61,10 @@ def read(folder: Path, step: int, shapes: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def read_newest(
-    folder: Path,
+    folder: epath.Path,
     shapes: Any,
     warn: Callable[[str], None] = processes.warn,
-    set_aside: Callable[[int], Path] | None = None,
+    set_aside: Callable[[int], epath.Path] | None = None,
 ) -> tuple[Any, dict[str, Any]] | None:
     """The state and manifest of the newest good checkpoint, or None if there is none.
 
@@ -91,7 +91,7 @@ def read_newest(
     return None
 
 
-def _load(folder: Path, shapes: Any) -> tuple[Any, dict[str, Any]]:
+def _load(folder: epath.Path, shapes: Any) -> tuple[Any, dict[str, Any]]:
     """State and manifest as they are in the files, if those are of the model that is wanted."""
     manifest = read_manifest(folder)
     # Each process reads for itself, as one that finds damage must not leave others waiting.
@@ -162,7 +162,7 @@ def checksum(manifest: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(manifest, sort_keys=True).encode())
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: epath.Path) -> dict[str, Any]:
     """A checkpoint's manifest, verified by its checksum, which those of earlier versions lack."""
     manifest = json.loads((folder / "record" / "metadata").read_text())
     rest = {key: value for key, value in manifest.items() if key != "checksum"}

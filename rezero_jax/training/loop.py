@@ -9,17 +9,18 @@ import signal
 import time
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import jax
+from etils import epath
 from ml_collections import ConfigDict
 
 from rezero_jax import processes
 from rezero_jax.data import Dataset, Text
 from rezero_jax.errors import UserError
 from rezero_jax.runs.checkpoint import Checkpoints
+from rezero_jax.runs.files import AnyPath
 from rezero_jax.runs.folder import EVALUATION, TOPOLOGY, Workdir, check_config, continued
 from rezero_jax.training.load import check_saved, load_state
 from rezero_jax.training.profile import Profile
@@ -39,7 +40,7 @@ class Interrupted(Exception):
 
 def train(
     config: ConfigDict,
-    workdir: str | Path,
+    workdir: AnyPath,
     dataset: Dataset | Text | None = None,
     profile: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
@@ -71,6 +72,7 @@ def train(
         )
     home = Workdir(workdir, trainer.config)
     if (final := home.final) is not None:
+        home.release()
         if processes.is_first():
             print(f"{home.folder} holds a finished run of {final['steps']} steps; nothing to do")
         return final
@@ -83,9 +85,10 @@ def train(
         ) from error
     finally:
         home.abandon()  # a run that fails before its first update leaves nothing behind
+        home.release()
 
 
-def _train(trainer: Trainer, folder: Path, profile: tuple[int, int] | None) -> dict[str, Any]:
+def _train(trainer: Trainer, folder: epath.Path, profile: tuple[int, int] | None) -> dict[str, Any]:
     """`train` in the workdir that this run holds; raises OSError if that cannot be written."""
     # ---- Resume, or begin
     config, intervals = trainer.config, trainer.intervals
@@ -142,6 +145,7 @@ def _train(trainer: Trainer, folder: Path, profile: tuple[int, int] | None) -> d
                     progress.write(now, line | (evaluation or {}))
                 if stop or is_over or intervals.is_save(now):
                     with progress.clock.timed("checkpoint"):
+                        progress.flush()  # the lines up to a checkpoint are kept before it
                         checkpoints.save(now, state, progress.snapshot(), evaluation)
                 if stop and not is_over:
                     checkpoints.wait()
@@ -161,7 +165,7 @@ def _train(trainer: Trainer, folder: Path, profile: tuple[int, int] | None) -> d
             tracing.close()
 
 
-def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
+def evaluate(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
     """The evaluation of a run's newest good checkpoint: {"step": ..., "eval/loss": ...}.
 
     It only reads, so the run may still be training. The fields in folder.EVALUATION may differ from
@@ -173,7 +177,7 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
     check_saved(workdir)
     config = continued(workdir, config)
     trainer = Trainer.from_config(config)
-    check_config(Path(workdir), trainer.config, free=TOPOLOGY + EVALUATION)
+    check_config(workdir, trainer.config, free=TOPOLOGY + EVALUATION)
     state = load_state(workdir, trainer.shapes)
     return {"step": int(state["step"])} | trainer.evaluate(state)
 

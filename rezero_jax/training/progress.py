@@ -7,11 +7,11 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from tqdm import tqdm
 
 from rezero_jax import processes
@@ -44,7 +44,9 @@ class Progress:
       saved: the `snapshot` in the checkpoint from which the run resumes; None for a new run.
     """
 
-    def __init__(self, trainer: Trainer, folder: Path, step: int, saved: dict[str, Any] | None):
+    def __init__(
+        self, trainer: Trainer, folder: epath.Path, step: int, saved: dict[str, Any] | None
+    ):
         self._trainer, self._intervals = trainer, trainer.intervals
         self._folder = folder
         self._writer = MetricsWriter(folder, step) if processes.is_first() else None
@@ -157,6 +159,11 @@ class Progress:
         shown = {k: v for k, v in line.items() if k == "train/epoch_loss" or k.startswith("eval/")}
         if "eval/loss" in line or self.clock.has_been_silent():
             self._say_progress(step, line["epoch"], shown or {"train/loss": line["train/loss"]})
+
+    def flush(self) -> None:
+        """Returns when the workdir has all lines so far, also one in a bucket."""
+        if self._writer is not None:
+            self._writer.flush()
 
     def _rates(self) -> Line:
         """Where the time since the last line went, in seconds, and "time/step", that of one update.
