@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import tensorstore as ts
-from etils import epath
 
 from rezero_jax.errors import UserError
-from rezero_jax.runs.files import is_bucket
+from rezero_jax.runs.files import AnyPath, is_bucket
 
 NAME = ".lock"
 BEAT = 5.0  # seconds between two signs of life of a lease's holder
@@ -34,7 +33,7 @@ class Lock:
       OSError: nothing can be written there.
     """
 
-    def __init__(self, folder: epath.Path):
+    def __init__(self, folder: AnyPath):
         self._holder = _Lease(folder) if is_bucket(folder) else _locked(folder)
 
     def release(self) -> None:
@@ -46,7 +45,7 @@ class Lock:
             self.release()
 
 
-def _locked(folder: epath.Path) -> TextIO:
+def _locked(folder: AnyPath) -> TextIO:
     file = Path(folder, NAME).open("w")  # noqa: SIM115
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -56,7 +55,7 @@ def _locked(folder: epath.Path) -> TextIO:
     return file
 
 
-def in_use(folder: epath.Path) -> UserError:
+def in_use(folder: AnyPath) -> UserError:
     """The error for a workdir that another run holds."""
     return UserError(f"another process is training in {folder}; wait or stop it")
 
@@ -70,7 +69,7 @@ class _Lease:
     Args and Raises: see `Lock`.
     """
 
-    def __init__(self, folder: epath.Path):
+    def __init__(self, folder: AnyPath):
         self._folder = folder
         self._store = ts.KvStore.open(f"{folder}/").result()
         self._owner = {"id": uuid.uuid4().hex, "host": socket.gethostname()} | _this_process()
