@@ -5,6 +5,7 @@ whole and never grow; it has no folders, no renames and no locks.
 """
 
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -17,6 +18,10 @@ from rezero_jax.errors import UserError, first_line
 
 AnyPath = str | os.PathLike[str]
 
+# gcsfs asks for each bucket whether it has real folders, by gRPC and at some length if it may not
+# know, and logs a traceback of what it then raises.
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 # TensorStore writes beside fsspec, whose listings would not show it.
 for _protocol in ("gcs", "gs", "s3"):
     fsspec.config.conf.setdefault(_protocol, {})["use_listings_cache"] = False
@@ -36,12 +41,12 @@ def folder_of(path: AnyPath) -> epath.Path:
     if not is_bucket(path):
         return epath.Path(path)
     try:
-        bucket_of(path).exists()
-        folder = epath.Path(path)
-        (folder / "config.json").exists()
+        (epath.Path(path) / "config.json").exists()
+        if not bucket_of(path).exists():
+            raise FileNotFoundError("no such bucket")
     except Exception as error:  # whatever the library of the storage raises
         raise unreachable(path, error) from error
-    return folder
+    return epath.Path(path)
 
 
 def absolute(path: epath.Path) -> epath.Path:
@@ -56,8 +61,17 @@ def bucket_of(path: AnyPath) -> epath.Path:
 
 
 def unreachable(path: AnyPath, error: Exception) -> UserError:
-    """The sentence for a bucket's refusal."""
-    return UserError(f"cannot use {bucket_of(path)} ({first_line(error)})")
+    """The error for a bucket that refuses."""
+    text = str(error)
+    if isinstance(error, FileNotFoundError):
+        mend = "there is no such bucket; make it, or choose another --workdir"
+    elif "Forbidden" in text or "403" in text:
+        mend = "no permission; give this account roles/storage.admin on the bucket"
+    elif any(word in text for word in ("401", "Credentials", "credentials")):
+        mend = "no valid credentials; run `gcloud auth application-default login`"
+    else:
+        mend = f"{first_line(error)}; check the connection"
+    return UserError(f"cannot use {bucket_of(path)}: {mend}")
 
 
 def read_json(path: epath.Path) -> dict[str, Any]:
