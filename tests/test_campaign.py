@@ -7,6 +7,8 @@ import shutil
 import threading
 import time
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -34,6 +36,7 @@ def write_run(folder, weight=0.25, loss=0.5, best=0.5, seconds=1.0, total=7.0):
             "step": np.array(step, np.int32),
             "params": {"w": np.array([1.0, weight, step], np.float32), "b": np.zeros(4096)},
         }
+        state = jax.tree.map(jnp.asarray, state)
         progress = {"epoch_loss": {"sum": total, "steps": step}, "seconds": seconds}
         checkpoints.save(step, state, progress, None)
     checkpoints.close()

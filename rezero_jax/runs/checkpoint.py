@@ -54,7 +54,15 @@ class Checkpoints:
         )
         # Orbax logs a traceback of what it then raises.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
-        self._manager = ocp.CheckpointManager(folder, options=self._options)
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        handlers = {
+            # Compressing takes four times as long as writing, and saves 8 % of the size.
+            "state": ocp.PyTreeCheckpointHandler(use_compression=False),
+            "record": ocp.JsonCheckpointHandler(),
+        }
+        return ocp.CheckpointManager(self._folder, options=self._options, item_handlers=handlers)
 
     def save(
         self, step: int, state: Any, progress: dict[str, Any], metrics: dict[str, float] | None
@@ -81,7 +89,7 @@ class Checkpoints:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(manifest)
+                    state=ocp.args.PyTreeSave(state), record=ocp.args.JsonSave(manifest)
                 ),
                 metrics=metrics,
             )
@@ -123,7 +131,7 @@ class Checkpoints:
         self._manager.close()
         target = self._folder.parent / "damaged" / str(step)
         processes.on_first(lambda: move_folder(self._folder / str(step), target))
-        self._manager = ocp.CheckpointManager(self._folder, options=self._options)
+        self._manager = self._open()
         return target
 
     def finish(self) -> None:
