@@ -1,11 +1,11 @@
 """The workdir holds all of a run; everything that plots or compares reads these files.
 
 config.json        the config, resolved
-environment.json   versions, device and commit of the last start
+environment.json   versions, device and commit of the last start, and the wall seconds before it
 metrics.jsonl      one line per logged step, flushed
 tensorboard/       the same numbers as TensorBoard events
 checkpoints/       see rezero_jax.runs.checkpoint
-final.json         last and best metrics, steps, seconds, examples/s, parameters, status
+final.json         last and best metrics, steps, seconds, goodput, examples/s, parameters, status
 """
 
 import contextlib
@@ -36,9 +36,10 @@ from rezero_jax.runs.files import (
 )
 from rezero_jax.runs.lock import NAME as LOCK
 from rezero_jax.runs.lock import Lock
+from rezero_jax.runs.metrics import read_metrics
 
 # Fields that may change between two starts: where and on how much hardware a run happens.
-TOPOLOGY = ("mesh.", "data.dir", "data.stream")
+TOPOLOGY = ("mesh.", "data.dir", "data.stream", "data.workers")
 # Fields that an evaluation may set to other values than the run.
 EVALUATION = ("eval.", "data.context", "data.eval_split")
 # What runs that are older than a field did, where that is not the field's default.
@@ -108,7 +109,8 @@ class Workdir:
             self._check_finished()
             return final
         write_json(self.folder / "config.json", json.loads(config.to_json()))
-        write_json(self.folder / "environment.json", environment())
+        seconds = {"seconds": recorded_seconds(self.folder)}
+        write_json(self.folder / "environment.json", environment() | seconds)
         return None
 
     def _check_finished(self) -> None:
@@ -211,6 +213,16 @@ def continued(folder: AnyPath, config: ConfigDict) -> ConfigDict:
     with config.unlocked():
         config.update_from_flattened_dict(kept)
     return config
+
+
+def recorded_seconds(folder: epath.Path) -> float:
+    """Wall time of the processes of a run so far, as far as their last start and lines tell."""
+    found = [0.0]
+    if (folder / "environment.json").exists():
+        found.append(read_json(folder / "environment.json").get("seconds", 0.0))
+    if (folder / "metrics.jsonl").exists():
+        found += [line.get("seconds", 0.0) for line in read_metrics(folder)]
+    return max(found)
 
 
 def saved_steps(folder: AnyPath) -> list[int]:

@@ -43,6 +43,7 @@ def train(
     workdir: AnyPath,
     dataset: Dataset | Text | None = None,
     profile: tuple[int, int] | None = None,
+    began: float | None = None,
 ) -> dict[str, Any]:
     """Trains to the end, from the newest checkpoint if there is one.
 
@@ -51,6 +52,7 @@ def train(
       workdir: the run's folder; see rezero_jax.runs.folder.
       dataset: what to train on; by default the data set that config.data names.
       profile: first and last update, from 1, to trace into workdir/profile; see `Profile`.
+      began: time.perf_counter() from which the run's wall time counts; by default now.
 
     Returns:
       The content of final.json.
@@ -62,6 +64,7 @@ def train(
       Interrupted: SIGINT or SIGTERM arrived; the state is saved.
     """
     # ---- Set up
+    began = time.perf_counter() if began is None else began
     config = continued(workdir, config)
     trainer = Trainer(config, dataset) if dataset else Trainer.from_config(config)
     trainer.check_memory()
@@ -77,7 +80,7 @@ def train(
             print(f"{home.folder} holds a finished run of {final['steps']} steps; nothing to do")
         return final
     try:
-        return _train(trainer, home.folder, profile)
+        return _train(trainer, home.folder, profile, began)
     except OSError as error:
         raise UserError(
             f"cannot write to the workdir {home.folder} any more ({error.strerror or error}); "
@@ -88,7 +91,9 @@ def train(
         home.release()
 
 
-def _train(trainer: Trainer, folder: epath.Path, profile: tuple[int, int] | None) -> dict[str, Any]:
+def _train(
+    trainer: Trainer, folder: epath.Path, profile: tuple[int, int] | None, began: float
+) -> dict[str, Any]:
     """`train` in the workdir that this run holds; raises OSError if that cannot be written."""
     # ---- Resume, or begin
     config, intervals = trainer.config, trainer.intervals
@@ -96,7 +101,7 @@ def _train(trainer: Trainer, folder: epath.Path, profile: tuple[int, int] | None
     restored = checkpoints.restore(trainer.shapes)
     state, saved_progress = restored or (trainer.init(), None)
     now = int(state["step"])
-    progress = Progress(trainer, folder, now, saved_progress)
+    progress = Progress(trainer, folder, now, saved_progress, began)
     progress.say(
         f"{trainer.spec.parameter_count:,} parameters, {intervals.total:,} steps of "
         f"{intervals.batch_size} examples on {trainer.mesh.size} device(s), in {folder}"
@@ -120,8 +125,7 @@ def _train(trainer: Trainer, folder: epath.Path, profile: tuple[int, int] | None
                 started = time.perf_counter()
                 state, report = trainer.dispatch(state, fetched, max(received, default=0))
                 if not progress.is_started:
-                    jax.block_until_ready(report)
-                    progress.start(now, last, time.perf_counter() - started)
+                    progress.start(now, last, report, started)
                 if pending is not None:
                     line, stop = progress.receive(*pending), int(pending[2]["stop"])
                     if intervals.is_log(pending[1]):
@@ -152,7 +156,8 @@ def _train(trainer: Trainer, folder: epath.Path, profile: tuple[int, int] | None
                     raise Interrupted(stop, now)
 
             # ---- Finish
-            checkpoints.finish()
+            with progress.clock.timed("checkpoint"):
+                checkpoints.finish()
             return progress.finish("finished", now)
         except Diverged:
             progress.finish("diverged", now)

@@ -166,7 +166,8 @@ def unbroken(family: Family, out: Path, cache: Path) -> Reference:
         seconds = process.age
     if found := compare.differences(*folders):
         raise RuntimeError(f"two unbroken runs of {family.name} differ: {found}")
-    training = json.loads((folders[1] / "final.json").read_text())["seconds"]
+    final = json.loads((folders[1] / "final.json").read_text())
+    training = final["seconds"] - final["time/start"] - final["time/compilation"]
     return Reference(family, folders[1], seconds, training)
 
 

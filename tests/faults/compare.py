@@ -17,7 +17,8 @@ from rezero_jax.runs.metrics import read_metrics
 
 def is_time(key: str) -> bool:
     """Whether a value of the record is how long something took, which no two runs share."""
-    return key in ("seconds", "examples_per_second") or key.startswith("time/")
+    times = ("seconds", "goodput", "examples_per_second", "time")
+    return key in times or key.startswith("time/")
 
 
 def _without_times(values: dict[str, Any]) -> dict[str, Any]:
