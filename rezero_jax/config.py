@@ -27,6 +27,9 @@ def base_config() -> ConfigDict:
     config.data.name = "digits"  # see rezero_jax.data.NAMES
     config.data.dir = config_dict.placeholder(str)  # unset: $TFDS_DATA_DIR or ~/tensorflow_datasets
     config.data.stream = False  # True: read from disk while training, for data larger than memory
+    config.data.workers = (
+        0  # processes that decode streamed training images; 0: threads of this one
+    )
     # Per channel, of pixels scaled to 0 .. 1; unset: the data set's own.
     config.data.mean = config_dict.placeholder(tuple)
     config.data.std = config_dict.placeholder(tuple)

@@ -41,6 +41,7 @@ RANGES = {
     "model.vocab_size": Range(1, 10**7),
     "model.max_len": Range(1, 10**7),
     "model.weight_variance": NOT_NEGATIVE,
+    "data.workers": Range(0, 1024),
     "data.image_size": Range(1, 10**4),
     "data.crop_padding": Range(0, 10**4),
     "data.jitter": FRACTION,
