@@ -79,7 +79,7 @@ def _summary(final: dict[str, Any], workdir: str) -> Iterator[str]:
     numbers = ", ".join(f"{k} {final[k]:.4f}" for k in sorted(final) if k.startswith("eval/"))
     yield f"finished {final['steps']:,} steps: {numbers}"
     seconds, times = final["seconds"], {what: final.get(f"time/{what}") for what in TIMES}
-    shares = [f"{what} {spent / seconds:.1%}" for what, spent in times.items() if spent is not None]
+    shares = [f"{what} {spent / seconds:.1%}" for what, spent in times.items() if spent]
     yield f"time:            {seconds:,.1f} s in all starts: {', '.join(shares)}"
     yield f"run folder:      {workdir}"
     yield f"learning curves: {write_plot([workdir])}"

@@ -97,8 +97,8 @@ class StreamSplit:
         else:
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # Grain has flags of absl, of which ours are none
-            # What each has decoded: one in the making, one at hand, the rest in its buffer.
-            ahead = max(self.ahead // self.workers - 2, 1)
+            # Each worker keeps so many batches ready, and this process as many from each.
+            ahead = max(self.ahead // (2 * self.workers), 1)
             own = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
             workers = grain.MultiprocessingOptions(self.workers, per_worker_buffer_size=ahead)
             dataset = steps.to_iter_dataset(own).mp_prefetch(workers, worker_init_fn=_start_worker)
