@@ -79,7 +79,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--batches", type=int, default=16)
+    parser.add_argument("--batches", type=int, default=8)
     args = parser.parse_args()
     source = Jpegs()
     print(f"JPEGs of {source.kilobytes:.0f} kB; {os.cpu_count()} cores")
