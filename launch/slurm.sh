@@ -20,7 +20,7 @@ cd rezero_jax
 [ -d .venv ] || python3 -m venv .venv
 .venv/bin/pip install --quiet "jax[cuda13]" -r requirements.txt
 
-export JAX_COMPILATION_CACHE_DIR="$BUCKET/compilations"
+export JAX_PLATFORMS=cuda,cpu JAX_COMPILATION_CACHE_DIR="$BUCKET/compilations"
 status=0
 # One process a GPU; JAX learns from Slurm which is which.
 srun .venv/bin/python train.py --config=configs/transformer_enwik8.py:layers=128 \

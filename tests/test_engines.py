@@ -120,7 +120,10 @@ def test_every_host_trains_with_the_two_addresses(name, host):
     given = (args.coordinator, args.process_id, args.num_processes)
     assert given == (("10.0.0.7:8476", 1, 2) if name == "skypilot_gpu.yaml" else (None,) * 3)
     [install] = [words for words in calls if "requirements.txt" in words]
-    assert ("jax[tpu]" in install) == (name in ("skypilot_tpu.yaml", "jobset.yaml"))
+    tpu = name in ("skypilot_tpu.yaml", "jobset.yaml")
+    assert ("jax[tpu]" if tpu else "jax[cuda13]") in install
+    # Without its accelerator a host says so instead of training on its CPU.
+    assert f"JAX_PLATFORMS={'tpu' if tpu else 'cuda'},cpu" in environment
     clone = ["git", "clone", "https://example.org/code", "rezero_jax"]
     assert [words for words in calls if words[:1] == ["git"]] == [clone]
     assert finish(host.start(script(name), **ours, **node | {"STATUS": "3"}))[0] == 3
@@ -201,7 +204,8 @@ def test_the_hosts_of_the_jobset_are_those_of_its_slice():
 
 def simulated(name):
     """A script that trains a small network instead, with one CPU device a process."""
-    return script(name).replace(CONFIG, "--config=configs/mlp.py:smoke")
+    smaller = script(name).replace(CONFIG, "--config=configs/mlp.py:smoke")
+    return smaller.replace("cuda,cpu", "cpu")
 
 
 def put_project(host, steps):
@@ -249,7 +253,7 @@ def slurm_job_id():
 
 @pytest.mark.slow
 def test_slurm_requeues_a_job_that_is_told_to_stop_and_it_resumes(host):
-    put_project(host, steps=600)
+    put_project(host, steps=200)
     host.add("bin/scontrol", 'echo "$@" >> ~/requeued')
     host.add(
         "bin/srun",
@@ -275,5 +279,5 @@ def test_slurm_requeues_a_job_that_is_told_to_stop_and_it_resumes(host):
     status, output = finish(host.start(simulated("slurm.sh"), **variables))
     assert status == 0, output
     assert f"resuming after step {step}\n" in output
-    assert "finished 600 steps" in output
+    assert "finished 200 steps" in output
     assert (host.folder / "requeued").read_text().count("requeue") == 1
