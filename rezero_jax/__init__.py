@@ -6,6 +6,7 @@ from rezero_jax.models.resnet.model import ResNet
 from rezero_jax.models.transformer.encoder import Decoder, Encoder
 from rezero_jax.models.transformer.layer import DecoderLayer, EncoderLayer
 from rezero_jax.models.transformer.model import Transformer
+from rezero_jax.models.vit import ViT
 from rezero_jax.residual import Alpha, ReZero
 from rezero_jax.stack import Stack
 
@@ -20,6 +21,7 @@ __all__ = [
     "ResNet",
     "Stack",
     "Transformer",
+    "ViT",
     "fold_alpha",
 ]
 __version__ = "0.1.0"

@@ -13,8 +13,9 @@ from rezero_jax.errors import UserError, choose_from
 from rezero_jax.models.mlp import MLP
 from rezero_jax.models.resnet.model import ResNet
 from rezero_jax.models.transformer.model import Transformer
+from rezero_jax.models.vit import ViT
 
-NAMES = ("mlp", "resnet", "transformer")
+NAMES = ("mlp", "resnet", "transformer", "vit")
 DTYPES = ("auto", "bfloat16", "float32")
 
 
@@ -36,8 +37,10 @@ def make_model(
     if config.name == "transformer":
         raise UserError(
             "model.name=transformer reads text, not images; set data.name to stdlib, text or "
-            "enwik8, or choose the model mlp or resnet"
+            "enwik8, or choose the model mlp, resnet or vit"
         )
+    if config.name == "vit":
+        return _vit(config, example_shape, num_classes), example_shape
     fields = ("width", "depth", "residual", "alpha_init", "scan", "remat")
     options = {name: config[name] for name in fields} | {
         "dtype": getattr(jnp, compute_dtype(config.dtype))
@@ -71,6 +74,20 @@ def make_language_model(config: ConfigDict) -> Callable[[nnx.Rngs], Transformer]
             "other data"
         )
     return partial(Transformer.from_config, config)
+
+
+def _vit(
+    config: ConfigDict, example_shape: tuple[int, ...], num_classes: int
+) -> Callable[[nnx.Rngs], ViT]:
+    height, width, channels = example_shape
+    if height != width:
+        raise UserError(
+            f"model.name=vit takes square images, not {height} x {width}; choose other data"
+        )
+    options = {key: value for key, value in config.items() if key not in ("name", "dtype")}
+    options |= {"image_size": height, "in_channels": channels, "num_classes": num_classes}
+    dtype = getattr(jnp, compute_dtype(config.dtype))
+    return lambda rngs: ViT(**options, dtype=dtype, rngs=rngs)
 
 
 def _check(config: ConfigDict) -> None:
