@@ -1,5 +1,6 @@
 """ReZero in JAX and Flax: very deep residual networks whose branches are gated by alpha = 0."""
 
+from rezero_jax.models.adaln import AdaLNZero
 from rezero_jax.models.fold import fold_alpha
 from rezero_jax.models.mlp import MLP
 from rezero_jax.models.resnet.model import ResNet
@@ -12,6 +13,7 @@ from rezero_jax.stack import Stack
 
 __all__ = [
     "MLP",
+    "AdaLNZero",
     "Alpha",
     "Decoder",
     "DecoderLayer",
