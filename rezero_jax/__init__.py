@@ -1,6 +1,7 @@
 """ReZero in JAX and Flax: very deep residual networks whose branches are gated by alpha = 0."""
 
 from rezero_jax.models.adaln import AdaLNZero
+from rezero_jax.models.exported import load
 from rezero_jax.models.fold import fold_alpha
 from rezero_jax.models.mlp import MLP
 from rezero_jax.models.resnet.model import ResNet
@@ -25,5 +26,6 @@ __all__ = [
     "Transformer",
     "ViT",
     "fold_alpha",
+    "load",
 ]
 __version__ = "0.1.0"

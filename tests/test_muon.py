@@ -90,7 +90,10 @@ def matrices(name, leaf):
         yield from leaf.reshape(-1, *leaf.shape[-2:])
 
 
-@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(name, marks=[pytest.mark.slow] if name == "vit" else []) for name in MODELS],
+)
 def test_each_matrix_of_each_layer_moves_by_the_equations_and_the_rest_by_adamw(family):
     spec = spec_of(MODELS[family])
     before, gradients = random_tree(spec, 0), [random_tree(spec, i) for i in (1, 2)]
