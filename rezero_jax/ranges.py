@@ -40,6 +40,7 @@ RANGES = {
     "model.feedforward": Range(1, 10**7),
     "model.vocab_size": Range(1, 10**7),
     "model.max_len": Range(1, 10**7),
+    "model.patch": Range(1, 10**4),
     "model.weight_variance": NOT_NEGATIVE,
     "data.workers": Range(0, 1024),
     "data.image_size": Range(1, 10**4),

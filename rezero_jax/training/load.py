@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from flax import nnx
 from jax.sharding import SingleDeviceSharding
+from ml_collections import ConfigDict
 
 from rezero_jax.errors import UserError
 from rezero_jax.models.build import make_language_model
@@ -14,7 +15,7 @@ from rezero_jax.runs.files import AnyPath, absolute, folder_of
 from rezero_jax.runs.folder import read_config, saved_steps
 from rezero_jax.runs.restore import Damaged, read, read_newest
 from rezero_jax.training.optim import make_optimizer
-from rezero_jax.training.state import State, init_state, model_spec
+from rezero_jax.training.state import MakeModel, State, init_state, model_spec
 from rezero_jax.training.trainer import Trainer
 
 
@@ -32,7 +33,23 @@ def load_language_model(workdir: AnyPath) -> tuple[Transformer, int]:
             f"{workdir} holds a run of model.name={config.model.name}, which writes no text; "
             "choose one of a transformer"
         )
-    make = make_language_model(config.model)
+    return restored(workdir, config, make_language_model(config.model))  # type: ignore[return-value]
+
+
+def restored(workdir: str | Path, config: ConfigDict, make: MakeModel) -> tuple[nnx.Module, int]:
+    """What `make` makes, as the newest good checkpoint has it, and its number of updates.
+
+    Args:
+      workdir: the run's folder, which is only read.
+      config: the run's.
+      make: the constructor of its model.
+
+    Returns:
+      The model in evaluation mode, on one device; its number of updates.
+
+    Raises:
+      UserError: there is no good checkpoint, or it is of a model of another structure.
+    """
     spec = model_spec(make)
     optimizer, _ = make_optimizer(config.optim, 1, spec)
     here = SingleDeviceSharding(jax.devices()[0])
@@ -40,7 +57,7 @@ def load_language_model(workdir: AnyPath) -> tuple[Transformer, int]:
     state = load_state(workdir, jax.tree.map(lambda leaf: leaf.update(sharding=here), shapes))
     model = spec.model(state["params"], state["stats"])
     model.eval()
-    return model, int(state["step"])  # type: ignore[return-value]
+    return model, int(state["step"])
 
 
 def load_model(workdir: AnyPath, step: int | None = None) -> tuple[nnx.Module, int, Trainer]:
