@@ -2,6 +2,7 @@
 
 import base64
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
@@ -90,7 +91,7 @@ def _row(comparison: Comparison, cell: Cell) -> Sequence[str]:
         cell.rule,
         f"{cell.rate:g}{'' if cell.settled else '*'} ({low:g} to {high:g})",
         f"diverged in {diverged} of {len(cell.losses)}" if diverged else _shown(cell.final),
-        "" if difference is None else _with_interval(difference.mean, difference.interval),
+        "" if difference is None else _with_interval(difference.mean, difference.interval, 2),
         "control" if cell is control else difference.verdict if difference else "undecided",
         _ratio(cell.flops, control.flops),
         _ratio(cell.seconds, control.seconds),
@@ -112,9 +113,9 @@ def _shown(estimate: Estimate | None) -> str:
     return f"{text}, n = {estimate.count}"
 
 
-def _with_interval(mean: float, interval: tuple[float, float]) -> str:
-    low, high = interval
-    return number(mean) if math.isnan(low) else f"{number(mean)} [{number(low)}, {number(high)}]"
+def _with_interval(mean: float, interval: tuple[float, float], digits: int = 4) -> str:
+    texts = [number(value, digits) for value in (mean, *interval)]
+    return texts[0] if math.isnan(interval[0]) else f"{texts[0]} [{texts[1]}, {texts[2]}]"
 
 
 def _ratio(one: float, other: float) -> str:
@@ -172,15 +173,19 @@ def _panels(
     comparison: Comparison, title: str, draw: Callable[[Axes, Cell, str], None]
 ) -> tuple[Figure, list[Axes]]:
     """A panel for each depth, in which every rule is drawn in its colour."""
-    figure, axes = drawing.sheet(
-        title, "", f"Made by: {comparison.command}", len(comparison.depths)
-    )
+    count = len(comparison.depths)
+    columns, rows = min(count, 2), -(-count // 2)
+    figure = Figure(figsize=(2.4 + 3.3 * columns, 3.8 * rows))
+    axes = [figure.add_subplot(rows, columns, number + 1) for number in range(count)]
+    figure.suptitle(title, fontsize=10)
+    text = textwrap.fill(comparison.command, 40 + 55 * columns)
+    figure.supxlabel(text, fontsize=7, color="#444444")
     rules = drawing.colours(dict.fromkeys(cell.rule for cell in comparison.cells))
     for axis, depth in zip(axes, comparison.depths, strict=True):
         for cell in comparison.at(depth):
             draw(axis, cell, rules[cell.rule])
         axis.set_title(f"{depth} layers")
-    axes[0].legend()
+        axis.legend()
     return figure, axes
 
 
@@ -196,8 +201,12 @@ def plot_rates(comparison: Comparison) -> Figure:
         axis.plot(broken, [top] * len(broken), "x", color=colour)
 
     figure, axes = _panels(comparison, "Where each rule trains, and where it breaks", draw)
-    for axis in axes:
+    for axis, depth in zip(axes, comparison.depths, strict=True):
         axis.set(xlabel="learning rate", ylabel="final test loss (nats)", xscale="log")
+        rates = sorted({rate for cell in comparison.at(depth) for rate in cell.tuning})
+        shown = rates[:: -(-len(rates) // 7)]
+        axis.set_xticks(shown, [f"{rate:g}" for rate in shown])
+        axis.minorticks_off()
     return figure
 
 
