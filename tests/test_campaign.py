@@ -9,14 +9,16 @@ import time
 
 import numpy as np
 import pytest
+from etils import epath
 
 from rezero_jax.config import base_config, load_config
 from rezero_jax.runs.checkpoint import Checkpoints
 from rezero_jax.runs.metrics import MetricsWriter
 from rezero_jax.training.trainer import Trainer
 from tests.faults import damage, kill
-from tests.faults.campaign import Judge, main
+from tests.faults.campaign import main
 from tests.faults.compare import changed_arrays, differences
+from tests.faults.judge import Judge
 from tests.faults.runs import FAMILIES, ROOT, Reference, Said
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -45,7 +47,13 @@ def write_run(folder, weight=0.25, loss=0.5, best=0.5, seconds=1.0, total=7.0):
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
-    return write_run(tmp_path_factory.mktemp("one"))
+    return write_run(epath.Path(tmp_path_factory.mktemp("one")))
+
+
+@pytest.fixture
+def tmp_path(tmp_path):
+    """The campaign's paths may lie in a bucket."""
+    return epath.Path(tmp_path)
 
 
 def test_runs_that_differ_in_time_alone_are_the_same(one, tmp_path):
