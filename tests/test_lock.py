@@ -35,6 +35,17 @@ def test_a_second_run_is_refused_while_the_first_lives(folder: str) -> None:
     Lock(folder).release()
 
 
+def test_a_second_run_on_another_machine_is_refused_at_a_sign_of_life(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(lock, "_this_process", lambda: {"boot": "another machine"})
+        first = Lock(folder)
+    with pytest.raises(UserError, match="another process is training in"):
+        Lock(folder)
+    first.release()
+
+
 def test_a_lease_is_free_when_its_holder_of_another_machine_is_silent(
     folder: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

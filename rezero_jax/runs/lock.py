@@ -64,7 +64,7 @@ class _Lease:
     """An object that its holder rewrites every BEAT seconds, by writes that fail if another did.
 
     Whoever wants it waits until it has not changed for PATIENCE seconds by his own clock, unless
-    the holder was a process of this machine and has ended.
+    the holder is a process of this machine, which runs or has ended.
 
     Args and Raises: see `Lock`.
     """
@@ -76,8 +76,11 @@ class _Lease:
         self._beats = 0
         self._closed = threading.Event()
         found = self._store.read(NAME).result()
-        if found.state == "value" and not _has_ended(json.loads(found.value)):
-            found = self._after_silence(found)
+        if found.state == "value":
+            lives = _lives(json.loads(found.value))
+            if lives:
+                raise in_use(folder)
+            found = self._after_silence(found) if lives is None else found
         self._generation = found.stamp.generation
         if not self._beat():
             raise in_use(folder)
@@ -149,12 +152,12 @@ def _start_of(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
 
 
-def _has_ended(owner: dict[str, Any]) -> bool:
-    """Whether a lease's holder is known to have ended; False where nothing is known of it."""
+def _lives(owner: dict[str, Any]) -> bool | None:
+    """Whether a lease's holder runs; None where that cannot be known, as on another machine."""
     here = _this_process()
     if "boot" not in here or any(owner.get(key) != here[key] for key in ("boot", "space")):
-        return False
+        return None
     try:
-        return _start_of(owner["pid"]) != owner["started"]
+        return _start_of(owner["pid"]) == owner["started"]
     except OSError:
-        return True
+        return False
