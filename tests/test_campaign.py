@@ -161,6 +161,13 @@ def test_what_became_of_a_damaged_checkpoint(text, code, is_as_saved, expected):
     assert damage.classify(Said(text), code, 10, 5, lambda: is_as_saved) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"), [(AT_5, damage.UNFINISHED), (BEGUN, damage.PASSED_OVER)]
+)
+def test_a_checkpoint_without_the_sign_of_a_finished_one(text, expected):
+    assert damage.classify(Said(text), 0, 10, 5, lambda: True, is_finished=False) == expected
+
+
 def test_a_checkpoint_restored_to_other_numbers_is_not_harmless(tmp_path):
     family = FAMILIES[0]
     config = load_config(str(ROOT / family.config), [*family.settings, "mesh.data=1"])

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from etils import epath
 
-from rezero_jax.runs.files import copy_folder
+from rezero_jax.runs.files import copy_folder, is_bucket
 from rezero_jax.runs.folder import saved_steps
 from tests.faults.runs import Process, Reference, Said
 
-FOUND, HARMLESS = "found and set aside", "harmless"
+FOUND, HARMLESS, UNFINISHED = "found and set aside", "harmless", "taken as unfinished"
 LOADED, CRASHED, PASSED_OVER = "LOADED", "CRASHED", "PASSED OVER SILENTLY"
-OUTCOMES = (FOUND, HARMLESS, LOADED, CRASHED, PASSED_OVER)
+GOOD = (FOUND, HARMLESS, UNFINISHED)
+OUTCOMES = (*GOOD, LOADED, CRASHED, PASSED_OVER)
 
 # Takes the checkpoint's folder, that of another checkpoint, and what draws; says what it did.
 Damage = Callable[[epath.Path, epath.Path, random.Random], str]
@@ -205,7 +206,14 @@ class DamagedRun:
     problems: list[str]
 
 
-def classify(said: Said, code: int, step: int, before: int, is_as_saved: Callable[[], bool]) -> str:
+def classify(
+    said: Said,
+    code: int,
+    step: int,
+    before: int,
+    is_as_saved: Callable[[], bool],
+    is_finished: bool = True,
+) -> str:
     """What a run did with its newest checkpoint, of `step`; the one before is of step `before`.
 
     Args:
@@ -214,6 +222,7 @@ def classify(said: Said, code: int, step: int, before: int, is_as_saved: Callabl
       step: of the damaged checkpoint.
       before: of the sound one before it.
       is_as_saved: whether what it is restored to is, to the bit, what was saved.
+      is_finished: whether it still has the sign by which its storage knows a finished checkpoint.
     """
     if code or said.has_traceback:
         return CRASHED
@@ -221,6 +230,8 @@ def classify(said: Said, code: int, step: int, before: int, is_as_saved: Callabl
         return HARMLESS if is_as_saved() and not said.damaged else LOADED
     if said.resumed_at == before and said.damaged == [step]:
         return FOUND
+    if said.resumed_at == before and not is_finished and not said.damaged:
+        return UNFINISHED
     return PASSED_OVER
 
 
@@ -261,8 +272,12 @@ def damage_run(
 
     process = Process(family, workdir, home / "log", cache)
     code = process.wait()
-    outcome = classify(process.said, code, step, before, lambda: is_as_saved(reference, evidence))
-    problems = [] if outcome in (FOUND, HARMLESS) else [outcome]
+    # In a bucket, as after a kill; on a disk the folder would have another name.
+    is_finished = not is_bucket(folder) or (evidence / "commit_success.txt").exists()
+    outcome = classify(
+        process.said, code, step, before, lambda: is_as_saved(reference, evidence), is_finished
+    )
+    problems = [] if outcome in GOOD else [outcome]
     if outcome == FOUND and not (workdir / "damaged" / str(step)).is_dir():
         problems.append(f"damaged/{step} is not there")
     if code == 0:
