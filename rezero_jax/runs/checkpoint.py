@@ -42,7 +42,10 @@ class Checkpoints:
             kept.append(policies.EveryNSteps(config.keep_every_steps))
         if config.keep_best:
             kept.append(_Best(folder, config.keep_best))
+        atomicity = ocp.options.AtomicityMode  # AUTO renames in buckets that are not Google's
+        mode = atomicity.COMMIT_FILE if is_bucket(folder) else atomicity.ATOMIC_RENAME
         self._options = ocp.CheckpointManagerOptions(
+            atomicity_options=ocp.options.AtomicityOptions(mode=mode),
             preservation_policy=policies.AnyPreservationPolicy(kept),
             save_decision_policy=policies.FixedIntervalPolicy(1),
             cleanup_tmp_directories=True,
