@@ -16,7 +16,8 @@ from rezero_jax.runs.lock import Lock
 from rezero_jax.training import loop
 from rezero_jax.training.load import load_language_model
 from tests.faults.compare import differences
-from tests.gcs.server import Faults, serving
+from tests.gcs.faults import Faults
+from tests.gcs.server import serving
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

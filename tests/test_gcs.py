@@ -7,7 +7,8 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
-from tests.gcs.server import Faults, serving
+from tests.gcs.faults import Faults
+from tests.gcs.server import serving
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,8 @@ from tests.faults import compare, damage, kill
 from tests.faults.judge import Judge
 from tests.faults.runs import FAMILIES, Family, Process, Reference
 from tests.faults.tables import Run, damage_table, kill_table
-from tests.gcs.server import Faults, serving
+from tests.gcs.faults import Faults
+from tests.gcs.server import serving
 
 EXAMPLES = """\
 examples:

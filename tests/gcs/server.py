@@ -3,51 +3,18 @@
 import argparse
 import contextlib
 import json
-import random
 import socket
 import struct
 import sys
 import threading
-import time
 import uuid
 from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from tests.gcs.faults import Faults
 from tests.gcs.store import Refused, Store
-
-
-class Faults:
-    """What a bad network does to requests, at random.
-
-    Args:
-      rate: the share of requests that meet one.
-      seed: of what is drawn.
-      stall: the longest wait (s) for an answer that comes late.
-    """
-
-    KINDS = ("refuse", "busy", "cut the request", "lose the answer", "cut the answer", "stall")
-
-    def __init__(self, rate: float, seed: int = 0, stall: float = 2.0):
-        self._rate, self._stall = rate, stall
-        self._random, self._lock = random.Random(seed), threading.Lock()
-        self.count = dict.fromkeys(self.KINDS, 0)
-
-    def draw(self) -> str | None:
-        """One of KINDS, or None."""
-        with self._lock:
-            if self._random.random() >= self._rate:
-                return None
-            kind = self._random.choice(self.KINDS)
-            self.count[kind] += 1
-            return kind
-
-    def stall(self) -> None:
-        """Waits."""
-        with self._lock:
-            seconds = self._random.uniform(0, self._stall)
-        time.sleep(seconds)
 
 
 class _Handler(BaseHTTPRequestHandler):
