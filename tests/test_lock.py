@@ -35,6 +35,14 @@ def test_a_second_run_is_refused_while_the_first_lives(folder: str) -> None:
     Lock(folder).release()
 
 
+def test_the_lock_of_a_run_that_was_copied_from_a_disk_is_free(
+    folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ts.KvStore.open(f"{folder}/").result().write(lock.NAME, b"").result()
+    Lock(folder).release()
+    assert "waiting" not in capsys.readouterr().err
+
+
 def test_a_second_run_on_another_machine_is_refused_at_a_sign_of_life(
     folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

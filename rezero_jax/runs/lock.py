@@ -77,7 +77,7 @@ class _Lease:
         self._closed = threading.Event()
         found = self._store.read(NAME).result()
         if found.state == "value":
-            lives = _lives(json.loads(found.value))
+            lives = _lives(found.value)
             if lives:
                 raise in_use(folder)
             found = self._after_silence(found) if lives is None else found
@@ -152,9 +152,11 @@ def _start_of(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
 
 
-def _lives(owner: dict[str, Any]) -> bool | None:
+def _lives(lease: bytes) -> bool | None:
     """Whether a lease's holder runs; None where that cannot be known, as on another machine."""
-    here = _this_process()
+    if not lease:  # the lock of a disk, copied here with its run
+        return False
+    owner, here = json.loads(lease), _this_process()
     if "boot" not in here or any(owner.get(key) != here[key] for key in ("boot", "space")):
         return None
     try:

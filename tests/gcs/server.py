@@ -3,51 +3,18 @@
 import argparse
 import contextlib
 import json
-import random
 import socket
 import struct
 import sys
 import threading
-import time
 import uuid
 from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from tests.gcs.faults import Faults
 from tests.gcs.store import Refused, Store
-
-
-class Faults:
-    """What a bad network does to requests, at random.
-
-    Args:
-      rate: the share of requests that meet one.
-      seed: of what is drawn.
-      stall: the longest wait (s) for an answer that comes late.
-    """
-
-    KINDS = ("refuse", "busy", "cut the request", "lose the answer", "cut the answer", "stall")
-
-    def __init__(self, rate: float, seed: int = 0, stall: float = 2.0):
-        self._rate, self._stall = rate, stall
-        self._random, self._lock = random.Random(seed), threading.Lock()
-        self.count = dict.fromkeys(self.KINDS, 0)
-
-    def draw(self) -> str | None:
-        """One of KINDS, or None."""
-        with self._lock:
-            if self._random.random() >= self._rate:
-                return None
-            kind = self._random.choice(self.KINDS)
-            self.count[kind] += 1
-            return kind
-
-    def stall(self) -> None:
-        """Waits."""
-        with self._lock:
-            seconds = self._random.uniform(0, self._stall)
-        time.sleep(seconds)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -119,8 +86,9 @@ class _Handler(BaseHTTPRequestHandler):
         parts = [unquote(part) for part in url.path.strip("/").split("/")]
         is_upload, is_download = parts[0] == "upload", parts[0] == "download"
         parts = parts[1:] if is_upload or is_download else parts
-        if refusal := self.server.refusal:
-            raise Refused(refusal, {401: "Invalid Credentials", 403: "Access denied."}[refusal])
+        if refusal := self.server.refusals.get(self.command):
+            why = {401: "Anonymous caller does not have access.", 403: "Access denied."}
+            raise Refused(refusal, why[refusal])
         store, expected = self.server.store, query.get("ifGenerationMatch")
         match self.command, parts[2:]:
             case "GET", ["b", bucket]:
@@ -158,7 +126,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return _json(store.put(bucket, query["name"], body, expected).resource())
             case "multipart":
                 boundary = self.headers["Content-Type"].partition("boundary=")[2].strip("'\"")
-                _, about, content, *_ = body.split(b"--" + boundary.encode())
+                _, about, rest = body.split(b"--" + boundary.encode(), 2)
+                content = rest[: rest.rindex(b"--" + boundary.encode())]
                 name = json.loads(about.partition(b"\r\n\r\n")[2] or about.partition(b"\n\n")[2])
                 ending = b"\r\n\r\n" if b"\r\n\r\n" in content else b"\n\n"
                 content = content.partition(ending)[2].removesuffix(b"\n").removesuffix(b"\r")
@@ -206,7 +175,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("localhost", port), _Handler)
         self.store = Store(list(buckets))
         self.faults = faults or Faults(0.0)
-        self.refusal = 0  # the status of all answers, or 0
+        self.refusals: dict[str, int] = {}  # by method, the status of every answer
         self.uploads: dict[str, tuple[str, bytearray, str | None]] = {}
 
     def handle_error(self, request: Any, client_address: Any) -> None:

@@ -98,7 +98,7 @@ class Store:
         count = int(query.get("maxResults", "1000"))
         with self._lock:
             names = sorted(n for n in self.bucket(bucket) if n.startswith(prefix) and n >= start)
-            items, prefixes, last = [], list[str](), ""
+            items, prefixes, last = list[dict[str, Any]](), list[str](), ""
             more = False
             for name in names:
                 if end and name >= end:
