@@ -17,7 +17,7 @@ from typing import Any
 
 from launch import flags
 
-STARTED = time.monotonic()
+STARTED = time.perf_counter()
 
 
 def main(argv: list[str]) -> int:
@@ -54,7 +54,9 @@ def main(argv: list[str]) -> int:
                 lines = [json.dumps(evaluate(config, args.workdir))]
             else:
                 profile = parse_steps(args.profile_steps) if args.profile_steps else None
-                lines = _summary(train(config, args.workdir, profile=profile), args.workdir)
+                lines = _summary(
+                    train(config, args.workdir, profile=profile, began=STARTED), args.workdir
+                )
             if processes.is_first():
                 for line in lines:
                     print(line)
@@ -72,11 +74,13 @@ def main(argv: list[str]) -> int:
 
 def _summary(final: dict[str, Any], workdir: str) -> Iterator[str]:
     from rezero_jax.analysis.plots.curves import write_plot  # Matplotlib: only at the end of a run
+    from rezero_jax.training.progress import TIMES
 
     numbers = ", ".join(f"{k} {final[k]:.4f}" for k in sorted(final) if k.startswith("eval/"))
     yield f"finished {final['steps']:,} steps: {numbers}"
-    waited, trained = time.monotonic() - STARTED, final["seconds"]
-    yield f"time:            {waited:,.1f} s, and {trained:,.1f} s of training in all starts"
+    seconds, times = final["seconds"], {what: final.get(f"time/{what}") for what in TIMES}
+    shares = [f"{what} {spent / seconds:.1%}" for what, spent in times.items() if spent]
+    yield f"time:            {seconds:,.1f} s in all starts: {', '.join(shares)}"
     yield f"run folder:      {workdir}"
     yield f"learning curves: {write_plot([workdir])}"
 

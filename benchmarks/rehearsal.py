@@ -2,8 +2,9 @@
 
     make rehearse                    the table; one row takes from seconds to some minutes
     make rehearse ARGS=--set=ci      small networks, ours alone, in seconds each
+    make rehearse ARGS=--set=weak    two networks on ever more chips, the work of a chip the same
 
-Both make the environment that has the TPU's compiler. Nothing is computed and nothing is measured
+All make the environment that has the TPU's compiler. Nothing is computed and nothing is measured
 but the time to compile: the figures are the TPU compiler's own estimates (see
 rezero_jax/training/estimate.py for what they leave out), the same in every run of one version, so
 that a change can be judged by them. "kernels" is what they leave out of ours, Pallas kernels and
@@ -22,6 +23,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from rezero_jax.errors import UserError
 from rezero_jax.formatting import markdown_table, number
 from rezero_jax.training.chips import chip_of
 from rezero_jax.training.estimate import estimate
+from rezero_jax.training.plan import collectives
 from rezero_jax.training.topologies import devices_of
 from rezero_jax.training.trainer import Trainer
 
@@ -44,6 +47,17 @@ BILLION = (
     "train.steps_per_dispatch=1 mesh.fully_sharded=True"
 )
 SETS = {
+    # 18 sequences a chip, 2 of the larger model: the work of a chip stays, the chips grow.
+    "weak": [
+        (f"{spec} train.batch_size={share * chips}", topology)
+        for spec, share in ((f"{ENWIK8}=128", 18), (BILLION, 2))
+        for topology, chips in (
+            ("v5e:2x4", 8),
+            ("v5e:8x8", 64),
+            ("v5e:16x16", 256),
+            ("2xv5e:2x4", 16),
+        )
+    ],
     "table": [
         (f"{ENWIK8}=12", "v5e:2x4"),
         (f"{ENWIK8}=128", "v5e:2x4"),
@@ -87,6 +101,7 @@ HEAD = (
     "bound, ms",
     "share",
     "HBM, GB (peer)",
+    "collectives of an update",
     "compiled in, s (peer)",
 )
 
@@ -125,6 +140,7 @@ def account(spec: str, topology: str, peer: bool = False) -> dict[str, Any]:
         "bound": trainer.flops() / (mesh.size * chip.flops) if chip else None,
         "memory": found.memory,
         "kernels": found.update.kernel_seconds(chip) if chip else None,
+        "collectives": collectives(found.update, mesh.size),
         "compile_seconds": seconds,
     }
 
@@ -167,8 +183,22 @@ def table_row(row: dict[str, Any]) -> list[str]:
         _milliseconds(bound),
         f"{bound / whole:.1%}" if whole else "-",
         of_both("memory", 1e-9),
+        _sums(ours["collectives"]),
         of_both("compile_seconds", 1),
     ]
+
+
+def _sums(collectives: list[dict[str, Any]]) -> str:
+    """Their bytes, by kind and by how many devices take part together; below 1 MB left out."""
+    sums: Counter[tuple[str, int]] = Counter()
+    for one in collectives:
+        sums[one["kind"], one["devices"]] += one["bytes"] * one["count"]
+    texts = (
+        f"{kind} {number(size / 1e6, 3)} MB among {devices}"
+        for (kind, devices), size in sums.most_common()
+        if size >= 1e6
+    )
+    return ", ".join(texts) or "-"
 
 
 def _milliseconds(seconds: float | None) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from experiments import (
     alphas,
+    compare,
     depth,
     drawing,
     fc,
@@ -54,8 +55,10 @@ examples:
   one figure, then all of them, two runs at once:
     python -m experiments toy
     python -m experiments all --jobs=2 --text=book.txt
-  what the paper's own settings cost on an H100:
+  what the paper's own settings cost:
     python -m experiments all --scale=paper --dry-run
+  residual rules against each other, in any config (has a --help of its own):
+    python -m experiments compare --config=configs/mlp.py --rules=rezero,norm --depths=8,32
 
 exit status: 0 all done; 2 something failed, told in a sentence; 130 or 143 stopped by Ctrl-C or
 SIGTERM with all runs saved, and the same command resumes them.
@@ -64,6 +67,8 @@ SIGTERM with all runs saved, and the same command resumes them.
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command line and returns the exit status."""
+    if argv[:1] == ["compare"]:
+        return compare.main(argv[1:])
     parser = command.parser("experiments", __doc__, EXAMPLES)
     parser.add_argument("names", nargs="+", metavar="NAME", help=f"all, {', '.join(EXPERIMENTS)}")
     parser.add_argument(

@@ -82,16 +82,27 @@ def _cost(job: Job, rate: float, of_an_update: dict[str, int]) -> Cost:
       of_an_update: FLOPs of the kinds of update seen so far, filled here.
     """
     config = job.load()
-    with config.unlocked():
-        config.mesh.data = config.mesh.model = 1  # the cost is the same on any mesh
-    dataset = stand_in(config.data)
-    trainer = Trainer(config, dataset) if dataset else Trainer.from_config(config)
+    trainer = trainer_of(config)
     kind = _without_length(config)
     if kind not in of_an_update:
         of_an_update[kind] = trainer.flops()
     updates = trainer.intervals.total
     flops = updates * of_an_update[kind]
     return Cost(updates, flops, flops / (USUAL * rate))
+
+
+def update_flops(config: ConfigDict) -> tuple[int, int]:
+    """The updates of a run, and the floating-point operations of one of them."""
+    trainer = trainer_of(config)
+    return trainer.intervals.total, trainer.flops()
+
+
+def trainer_of(config: ConfigDict) -> Trainer:
+    """What computes a run, without its data where they can be stood in for."""
+    with config.unlocked():
+        config.mesh.data = config.mesh.model = 1  # the cost is the same on any mesh
+    dataset = stand_in(config.data)
+    return Trainer(config, dataset) if dataset else Trainer.from_config(config)
 
 
 def _seconds_left(cost: Cost, done: Status, folder: Path) -> float:

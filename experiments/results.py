@@ -138,7 +138,7 @@ class Results:
 
     def write(self, folder: Path) -> None:
         """Writes NAME.json with everything and NAME.csv with the rows."""
-        write_json(folder / f"{self.experiment}.json", _finite(dataclasses.asdict(self)))
+        write_json(folder / f"{self.experiment}.json", finite(dataclasses.asdict(self)))
         (folder / f"{self.experiment}.csv").write_text(self.csv())
 
     @classmethod
@@ -176,12 +176,12 @@ def find(rows: Iterable[Row], setting: str, quantity: str) -> Row:
     return next(row for row in rows if (row.setting, row.quantity) == (setting, quantity))
 
 
-def _finite(tree: Any) -> Any:
+def finite(tree: Any) -> Any:
     """The tree with None in place of NaN and infinity, which JSON lacks."""
     if isinstance(tree, dict):
-        return {key: _finite(value) for key, value in tree.items()}
+        return {key: finite(value) for key, value in tree.items()}
     if isinstance(tree, (list, tuple)):
-        return [_finite(value) for value in tree]
+        return [finite(value) for value in tree]
     return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 

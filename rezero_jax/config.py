@@ -27,6 +27,9 @@ def base_config() -> ConfigDict:
     config.data.name = "digits"  # see rezero_jax.data.NAMES
     config.data.dir = config_dict.placeholder(str)  # unset: $TFDS_DATA_DIR or ~/tensorflow_datasets
     config.data.stream = False  # True: read from disk while training, for data larger than memory
+    config.data.workers = (
+        0  # processes that decode streamed training images; 0: threads of this one
+    )
     # Per channel, of pixels scaled to 0 .. 1; unset: the data set's own.
     config.data.mean = config_dict.placeholder(tuple)
     config.data.std = config_dict.placeholder(tuple)
@@ -64,7 +67,7 @@ def base_config() -> ConfigDict:
     config.eval.examples = config_dict.placeholder(int)  # the first so many; unset: all
 
     config.optim = ConfigDict()
-    config.optim.name = "adagrad"  # adagrad, sgd, adamw, lamb
+    config.optim.name = "adagrad"  # adagrad, sgd, adamw, lamb, muon
     config.optim.learning_rate = 0.01
     config.optim.weight_decay = 0.0
     config.optim.schedule = "constant"  # constant, linear, cosine, multistep, piecewise
@@ -77,8 +80,8 @@ def base_config() -> ConfigDict:
     config.optim.momentum = 0.9  # sgd
     config.optim.momentum_points = ()  # sgd: (fraction of the run, momentum) instead of momentum
     config.optim.nesterov = False  # sgd
-    config.optim.b1 = 0.9  # adamw, lamb
-    config.optim.b2 = 0.999  # adamw, lamb
+    config.optim.b1 = 0.9  # adamw, lamb, muon
+    config.optim.b2 = 0.999  # adamw, lamb, muon
     config.optim.alpha = optim_group(weight_decay=0.0)  # every gate, by type
     config.optim.groups = ConfigDict()  # name -> optim_group(path=...): other parameters, by path
 

@@ -75,13 +75,16 @@ def cache_folder() -> Path:
 def cache_compilations() -> None:
     """Has JAX keep its compilations in the cache folder, so that a restart compiles nothing.
 
-    $JAX_COMPILATION_CACHE_DIR overrides the folder; empty, it turns the cache off. Each host has a
-    folder of its own, because hosts with different processors may share a home.
+    $JAX_COMPILATION_CACHE_DIR overrides the folder, and may name one in a bucket, which the hosts
+    of a run share; empty, it turns the cache off. Otherwise each host has a folder of its own,
+    because hosts with different processors may share a home.
     """
-    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
-        jax.config.update(
-            "jax_compilation_cache_dir", str(cache_folder() / "xla" / platform.node())
-        )
+    folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    if folder is None:
+        folder = str(cache_folder() / "xla" / platform.node())
+        jax.config.update("jax_compilation_cache_dir", folder)
+    if "://" in folder:  # XLA's own cache would look for it on the disk
+        jax.config.update("jax_persistent_cache_enable_xla_caches", "")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 

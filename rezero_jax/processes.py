@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 WAIT = 300  # seconds within which all processes of a run must connect
 HEARTBEAT = 30  # seconds without a sign of life after which a process counts as lost
-LOST = 4  # exit status of a process that has lost another one
+LOST = 4  # exit status of a process that has lost another one, or waited for it in vain
 # How XLA and CUDA's libraries say that a device has no more memory.
 OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "OUT_OF_MEMORY", "ALLOC_FAILED")
 
@@ -44,7 +44,7 @@ def initialize(
       coordinator: host:port of process 0, which all processes can reach.
       process_id: 0 .. num_processes - 1, different in each process.
       num_processes: how many there are.
-      wait: seconds within which all must connect; else the process says so and ends (status 2).
+      wait: seconds within which all must connect; else the process says so and ends (status 4).
 
     Raises:
       UserError: the arguments contradict each other, or a cluster's processes cannot be found.
@@ -60,7 +60,7 @@ def initialize(
         "same command on every host, each with its own --process_id where you give one, or with "
         "--num_processes=1 on one host alone"
     )
-    late = threading.Timer(wait, _end, (2, sentence))
+    late = threading.Timer(wait, _end, (LOST, sentence))
     late.start()
     try:
         with warnings.catch_warnings():

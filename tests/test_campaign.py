@@ -7,16 +7,20 @@ import shutil
 import threading
 import time
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 from rezero_jax.config import base_config, load_config
 from rezero_jax.runs.checkpoint import Checkpoints
 from rezero_jax.runs.metrics import MetricsWriter
 from rezero_jax.training.trainer import Trainer
 from tests.faults import damage, kill
-from tests.faults.campaign import Judge, main
+from tests.faults.campaign import main
 from tests.faults.compare import changed_arrays, differences
+from tests.faults.judge import Judge
 from tests.faults.runs import FAMILIES, ROOT, Reference, Said
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -34,6 +38,7 @@ def write_run(folder, weight=0.25, loss=0.5, best=0.5, seconds=1.0, total=7.0):
             "step": np.array(step, np.int32),
             "params": {"w": np.array([1.0, weight, step], np.float32), "b": np.zeros(4096)},
         }
+        state = jax.tree.map(jnp.asarray, state)
         progress = {"epoch_loss": {"sum": total, "steps": step}, "seconds": seconds}
         checkpoints.save(step, state, progress, None)
     checkpoints.close()
@@ -45,7 +50,13 @@ def write_run(folder, weight=0.25, loss=0.5, best=0.5, seconds=1.0, total=7.0):
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
-    return write_run(tmp_path_factory.mktemp("one"))
+    return write_run(epath.Path(tmp_path_factory.mktemp("one")))
+
+
+@pytest.fixture
+def tmp_path(tmp_path):
+    """The campaign's paths may lie in a bucket."""
+    return epath.Path(tmp_path)
 
 
 def test_runs_that_differ_in_time_alone_are_the_same(one, tmp_path):
@@ -151,6 +162,13 @@ WARNED = "warning: checkpoint 10 is damaged (bad); moved it to run/damaged/10\n"
 )
 def test_what_became_of_a_damaged_checkpoint(text, code, is_as_saved, expected):
     assert damage.classify(Said(text), code, 10, 5, lambda: is_as_saved) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [(AT_5, damage.UNFINISHED), (BEGUN, damage.PASSED_OVER)]
+)
+def test_a_checkpoint_without_the_sign_of_a_finished_one(text, expected):
+    assert damage.classify(Said(text), 0, 10, 5, lambda: True, is_finished=False) == expected
 
 
 def test_a_checkpoint_restored_to_other_numbers_is_not_harmless(tmp_path):

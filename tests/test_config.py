@@ -164,8 +164,8 @@ def test_every_config_has_the_base_fields_and_a_docstring_with_its_command(file)
     assert f"--config=configs/{file.name}" in file.read_text()
 
 
-# These compile a network that another config compiles as well, for half a minute each.
-LONG = ("resnet_imagenet", "resnet_superconvergence")
+# These compile a network that another test compiles as well.
+LONG = ("resnet_imagenet", "resnet_superconvergence", "vit")
 
 
 @pytest.mark.parametrize(

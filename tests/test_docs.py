@@ -139,6 +139,18 @@ def check_pip(arguments):
             assert wanted is None or wanted in extras()
 
 
+ELSEWHERE = ("export", "gcloud", "kubectl", "sbatch", "sky")  # programs that are not ours
+
+
+def check_elsewhere(arguments, monkeypatch):
+    for argument in arguments:
+        if argument.startswith("launch/"):
+            assert (ROOT / argument).is_file()
+        _, is_train, train = argument.partition(" train.py ")
+        if is_train:  # what a host executes
+            check_train(shlex.split(train), monkeypatch)
+
+
 def check(words, monkeypatch):
     """Raises an error if a command of a page is none that this project has."""
     while words[0] == "srun" or words[0].startswith("-"):
@@ -148,6 +160,8 @@ def check(words, monkeypatch):
         check_python(arguments, monkeypatch)
     elif Path(program).name == "pip":
         check_pip(arguments)
+    elif program in ELSEWHERE:
+        check_elsewhere(arguments, monkeypatch)
     elif program == "make":
         assert arguments
         assert {one for one in arguments if "=" not in one} <= make_targets()
@@ -191,6 +205,8 @@ def test_commands_are_accepted(page, monkeypatch):
         "pip install .[trains]",
         "pip install -r requirement.txt",
         "make trian",
+        "sbatch launch/slrum.sh",
+        "gcloud ssh --command='cd a && python train.py --config=configs/mpl.py --workdir=b'",
         "tensorbord --logdir runs",
     ],
 )
@@ -232,7 +248,7 @@ def test_files_modules_and_fields_that_are_named_exist(page):
         config |= flatten(load_config(str(file)).to_dict())
     fields = set(config) | {key.rpartition(".")[0] for key in config}
     for text in paths_and_names(page):
-        if re.fullmatch(r"[\w/]+\.(py|ipynb|csv|txt|toml)", text) and "/" in text:
+        if re.fullmatch(r"[\w/]+\.(py|ipynb|csv|txt|toml|yaml|sh)", text) and "/" in text:
             assert (ROOT / text).is_file(), text
         elif re.fullmatch(r"rezero_jax(\.\w+)+", text):
             assert importlib.util.find_spec(text), text

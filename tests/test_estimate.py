@@ -128,6 +128,8 @@ def test_sizes_of_shapes(shape, size):
         ("mesh['axis_0'=4,'axis_1'=2] {'axis_0','axis_1'}", 8),
         ("[2,4]<=[8]", 4),
         ("{{0,1,2},{3,4,5}}", 3),
+        ("{1,2}x{0:7}", 2),
+        ("{1:4}x{0:255}", 4),
         ("", None),
     ],
 )
@@ -168,6 +170,26 @@ def test_slices_and_fast_memory_are_cheap():
     assert found["sum"] == 4000 + 0 + 4000  # b lies in fast memory
     assert found["out"] == 400 + 400 + 4  # the row read, and written in place
     assert found["a"] == 0
+
+
+BETWEEN_SLICES = """
+ENTRY %main (a: f32[8,128]) -> f32[8,128] {
+  %a = f32[8,128]{1,0:T(8,128)} parameter(0)
+  %token = token[] after-all()
+  %send = (f32[8,128]{1,0:T(8,128)}, u32[], token[]) send(%a, %token), channel_id=2, \
+is_host_transfer=true, frontend_attributes={_xla_megascale_reduce_operation="SUM",\
+_xla_megascale_target="{1,2}x{0:7}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  ROOT %recv = (f32[8,128]{1,0:T(8,128)}, u32[], token[]) recv(%send), channel_id=3, \
+is_host_transfer=true, frontend_attributes={_xla_megascale_target="{1,2}x{0:7}",\
+_xla_megascale_transfer_type="ALL_REDUCE"}
+}
+"""
+
+
+def test_transfers_between_slices_are_collectives():
+    (one,) = accounts(BETWEEN_SLICES)[0].collectives
+    assert (one.kind, one.size, one.turns) == ("all-reduce between slices", 8 * 128 * 4, 1)
+    assert group_size(one.groups) == 2
 
 
 def test_what_the_tpu_compiler_wrote():

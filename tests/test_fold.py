@@ -20,6 +20,7 @@ from rezero_jax import (
     ReZero,
     Stack,
     Transformer,
+    ViT,
     fold_alpha,
 )
 from rezero_jax.errors import UserError
@@ -85,6 +86,7 @@ CASES = {  # how a model is made, and what it is called with
         ),
         TOKENS,
     ),
+    "vit": (lambda r: ViT(8, 4, 8, 3, 2, 5, rngs=r), IMAGES),
     "encoder": (lambda r: Encoder(8, 2, 2, residual="layerscale", scan=False, rngs=r), SEQUENCES),
     "decoder": (lambda r: Decoder(8, 2, 3, rngs=r), (SEQUENCES, MEMORY)),
     "encoder_layer": (lambda r: EncoderLayer(8, 2, rngs=r), SEQUENCES),

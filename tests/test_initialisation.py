@@ -8,7 +8,6 @@ from experiments import initial_jacobians, initialisation, spectra, stable_rate
 from experiments.claims import Claim
 from rezero_jax.analysis.singular_values import singular_values
 
-
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rezero_jax import MLP, ResNet, Transformer
+from rezero_jax import MLP, ResNet, Transformer, ViT
 from rezero_jax.models.resnet import parts
 from rezero_jax.residual import RULES, Alpha
 
@@ -19,14 +19,15 @@ IMAGES = jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
 FAMILIES = {  # how a network is made, and its input
     "mlp": (partial(MLP, 12, 8, 3, 5), IMAGES.reshape(8, 12)),
     "transformer": (partial(Transformer, 11, 8, 3, 2, 6, dropout=0.1), TOKENS),
+    "vit": (partial(ViT, 4, 2, 8, 3, 2, 5), IMAGES),
     "cifar": (partial(ResNet.cifar, 14, width=2, scan=True), IMAGES),
     "preact": (partial(ResNet.preact, 18, width=2, scan=True), IMAGES),
 }
-CASES = [
+CASES = [("vit", "rezero")] + [
     (family, rule)
     for family in FAMILIES
     for rule in (RULES if family in ("mlp", "transformer") else parts.RULES)
-    if (family, rule) != ("preact", "zero_gamma")
+    if family != "vit" and (family, rule) != ("preact", "zero_gamma")
 ]
 
 

@@ -198,7 +198,7 @@ def test_a_missing_process_is_told_in_time():
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert result.returncode == 2
+    assert result.returncode == LOST
     assert (
         "did not all connect at localhost:1 within 2 s; start the same command on every host"
         in (result.stderr)

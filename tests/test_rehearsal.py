@@ -6,6 +6,8 @@ JAX_PLATFORMS=cpu .venv-rehearsal/bin/python -m pytest -m slow
 
 import importlib.util
 import json
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -114,7 +116,10 @@ def test_the_table_tells_what_failed_and_the_exit_status_says_so(capsys, tmp_pat
 
 def test_a_row_compares_ours_with_the_peer():
     one = {"update": 0.09, "kernels": 0.01, "dispatch": 0.0, "bound": 0.05, "memory": 2e9}
-    one |= {"compile_seconds": 3.0}
+    one |= {"compile_seconds": 3.0, "collectives": []}
+    for size, devices in ((3_000_000, 4), (1_500_000, 2), (400, 4)):
+        gradients = {"kind": "all-reduce", "bytes": size, "count": 2, "devices": devices}
+        one["collectives"].append(gradients | {"groups": "{}"})
     row = {"config": "configs/mlp.py", "topology": "v5e:2x2", "ours": one}
     row["peer"] = one | {"update": 0.15, "memory": 4e9}
     found = dict(zip(rehearsal.HEAD, rehearsal.table_row(row), strict=True))
@@ -122,6 +127,19 @@ def test_a_row_compares_ours_with_the_peer():
     assert found["peer / ours"] == "1.50"
     assert found["share"] == "50.0%"
     assert found["HBM, GB (peer)"] == "2 (4)"
+    sums = "all-reduce 6 MB among 4, all-reduce 3 MB among 2"
+    assert found["collectives of an update"] == sums
+
+
+def test_where_scaling_is_weak_a_device_keeps_its_share_of_the_batch():
+    shares: dict[str, set[float]] = {}
+    for spec, topology in rehearsal.SETS["weak"]:
+        name, *fields = spec.split()
+        slices, chips = re.fullmatch(r"(?:(\d)x)?v5e:(\d+x\d+)", topology).groups()
+        devices = int(slices or 1) * math.prod(map(int, chips.split("x")))
+        config = load_config(name, fields)
+        shares.setdefault(name, set()).add(config.train.batch_size / devices)
+    assert [len(found) for found in shares.values()] == [1, 1]
 
 
 CLASSIFIERS = [("configs/mlp.py:smoke", rule) for rule in RULES if rule != "layerscale"]

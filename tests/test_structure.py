@@ -15,7 +15,7 @@ LAYERS = (
     ("rezero_jax.stack",),
     ("rezero_jax.models", "rezero_jax.data", "rezero_jax.runs"),
     ("rezero_jax.training",),
-    ("rezero_jax.analysis",),
+    ("rezero_jax.analysis", "rezero_jax.export"),
     ("configs",),
     ("launch",),
     ("experiments", "benchmarks", "train", "sample"),

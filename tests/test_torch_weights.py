@@ -284,7 +284,7 @@ def test_modules_that_pytorch_lacks(name, options, text):
 def test_models_that_are_no_layers():
     model = nnx.eval_shape(lambda: MLP(4, 4, 1, 2, rngs=nnx.Rngs(0)))
     assert sentence(to_torch, model) == (
-        "PyTorch's layers have no MLP; give an EncoderLayer, DecoderLayer, Encoder or Decoder"
+        "PyTorch's layers have no MLP; give an EncoderLayer, DecoderLayer, Encoder, Decoder or ViT"
     )
 
 

@@ -8,7 +8,6 @@ diagnosis.png in the run folder. Otherwise it only reads, so the run may still b
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from rezero_jax.analysis import command
 
@@ -28,16 +27,18 @@ def main(argv: Sequence[str]) -> int:
 
 def _diagnose(workdir: str, out: str | None) -> None:
     import jax
+    from etils import epath
 
     from rezero_jax.analysis.diagnosis import diagnose
     from rezero_jax.analysis.gates import Gates
     from rezero_jax.analysis.plots.figures import plot_diagnosis
     from rezero_jax.analysis.plots.theme import check_ending, save
     from rezero_jax.devices import cache_compilations
+    from rezero_jax.runs.files import folder_of
     from rezero_jax.runs.reader import Run
     from rezero_jax.training.load import load_model
 
-    picture = Path(out or Path(workdir) / "diagnosis.png")
+    picture = epath.Path(out) if out else folder_of(workdir) / "diagnosis.png"
     check_ending(picture)
     cache_compilations()
     model, step, trainer = load_model(workdir)

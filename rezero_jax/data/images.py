@@ -51,16 +51,22 @@ def tfds_images(config: ConfigDict) -> Dataset:
     builder = prepared_builder(name, config.dir)
     _, shape, num_classes = IMAGES[name]
 
-    def split(part: str) -> Split:
-        source = TfdsSource(builder, part)
-        streamed = StreamSplit(source, pixels=decode, name=name, num_classes=num_classes)
+    def split(part: str, workers: int = 0) -> Split:
+        streamed = StreamSplit(
+            TfdsSource(builder, part),
+            pixels=decode,
+            name=name,
+            num_classes=num_classes,
+            workers=workers,
+        )
         if config.stream:
             return streamed
         key = f"{name}/{builder.info.version}-{fingerprint(builder.data_path)}/{part}"
         return ResidentSplit(cached_arrays(key, streamed))
 
     half = (0.5,) * shape[-1]
-    return Dataset(name, split("train"), split("test"), shape, num_classes, half, half)
+    train = split("train", config.workers)
+    return Dataset(name, train, split("test"), shape, num_classes, half, half)
 
 
 def decode(encoded: bytes, step: int = 0, position: int = 0) -> np.ndarray:

@@ -1,8 +1,13 @@
-"""A split read from disk batch by batch, decoded ahead by worker threads (Grain)."""
+"""A split read from disk batch by batch, decoded ahead by threads or worker processes (Grain)."""
 
+import contextlib
 import dataclasses
+import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing import connection, resource_tracker
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -27,7 +32,8 @@ class DataSource(Protocol):
 class StreamSplit:
     """A split too large to live on the device: decoded images travel for each batch.
 
-    `threads` workers keep up to `ahead` batches decoded beyond the one in use.
+    `threads` of this process keep up to `ahead` batches decoded beyond the one in use; or `workers`
+    processes do, each by a thread. The batches are the same.
 
     Attributes:
       source: where the examples come from.
@@ -42,6 +48,7 @@ class StreamSplit:
     pixels: Callable[[Any, int, int], np.ndarray] = lambda image, step, position: image
     name: str = "stream"
     num_classes: int | None = None
+    workers: int = 0
 
     @property
     def size(self) -> int:
@@ -81,17 +88,68 @@ class StreamSplit:
     ) -> Iterator[HostBatch]:
         """See Split; closing the iterator, or dropping it, stops the workers."""
         import grain
+        from absl import flags
 
-        def read(step: int) -> HostBatch:
-            return self.fetch(indices(step), step, rows)
-
-        options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=self.ahead)
-        steps = grain.MapDataset.range(first, max(first, last))
-        iterator = iter(steps.map(read).to_iter_dataset(options))
+        steps = grain.MapDataset.range(first, max(first, last)).map(_Read(self, indices, rows))
+        if not self.workers:
+            options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=self.ahead)
+            iterator = iter(steps.to_iter_dataset(options))
+        else:
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()  # Grain has flags of absl, of which ours are none
+            # Each worker keeps so many batches ready, and this process as many from each.
+            ahead = max(self.ahead // (2 * self.workers), 1)
+            own = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+            workers = grain.MultiprocessingOptions(self.workers, per_worker_buffer_size=ahead)
+            dataset = steps.to_iter_dataset(own).mp_prefetch(workers, worker_init_fn=_start_worker)
+            iterator = iter(dataset)
         try:
-            yield from iterator
+            with _signals_for_this_process():
+                batch = next(iterator, None)  # starts them
+            while batch is not None:
+                yield batch
+                batch = next(iterator, None)
         finally:
             iterator.close()
 
     def gather(self, resident: Mapping[str, jax.Array], fetched: Mapping[str, jax.Array]) -> Batch:
         return dict(fetched)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Read:
+    """The batch of a step; workers receive it."""
+
+    split: StreamSplit
+    indices: Callable[[int], np.ndarray]
+    rows: Rows
+
+    def __call__(self, step: int) -> HostBatch:
+        return self.split.fetch(self.indices(step), step, self.rows)
+
+
+@contextlib.contextmanager
+def _signals_for_this_process() -> Iterator[None]:
+    """Processes started within receive no SIGINT or SIGTERM, which a terminal or job sends to all.
+
+    They inherit what this thread blocks. Other threads receive the signals meanwhile.
+    """
+    resource_tracker.ensure_running()  # starting it later would end the blocking
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_worker(index: int, count: int) -> None:
+    """Keeps a worker from the accelerators, and ends it with the process that started it."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()

@@ -1,8 +1,10 @@
-"""Weights of PyTorch's Transformer layers in ours, and back.
+"""Weights of PyTorch's Transformer layers and of timm's vision Transformers in ours, and back.
 
 The layers are those of the authors' package `rezero` 0.1.0 (RZTXEncoderLayer, RZTXDecoderLayer) and
 of torch.nn (TransformerEncoderLayer, TransformerDecoderLayer: rules "post_norm" and "pre_norm"),
-alone or in stacks whose names start with layers.0., layers.1., ... In PyTorch, write the file by
+alone or in stacks whose names start with layers.0., layers.1., ... The vision Transformers are
+timm's VisionTransformer: rule "pre_norm", with global_pool "token", or "avg" and no class token.
+In PyTorch, write the file by
 
     from safetensors.torch import save_file
 
@@ -28,26 +30,24 @@ and its masks are True where PyTorch's are False.
 
 import difflib
 import math
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from types import EllipsisType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 from flax import nnx
-from safetensors import SafetensorError
 
 from rezero_jax.errors import UserError
+from rezero_jax.models.tensors import load_tensors as load_tensors
+from rezero_jax.models.tensors import numbers
+from rezero_jax.models.tensors import save_tensors as save_tensors
 from rezero_jax.models.transformer.encoder import LayerStack
 from rezero_jax.models.transformer.layer import TransformerLayer
+from rezero_jax.models.vit import ViT
 from rezero_jax.residual import LayerScale, PostNorm, PreNorm, ReZeroRule
 
-KINDS = (".safetensors", ".npz")
 # PyTorch's name of a tensor, ours, and the order in which PyTorch has the axes of ours. It puts all
 # queries before all keys and values; ours are (width, heads, query key value, size of a head).
 NAMES: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -71,55 +71,13 @@ NAMES: dict[str, tuple[str, tuple[int, ...]]] = {
     "norm3.weight": ("rules.2.norm.scale", (0,)),
     "norm3.bias": ("rules.2.norm.bias", (0,)),
 }
-DAMAGED = (SafetensorError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError)
-
-
-def load_tensors(path: str | Path) -> dict[str, np.ndarray]:
-    """The tensors of a .safetensors or .npz file; float16 and bfloat16 come as float32.
-
-    Raises:
-      UserError: no such file, one of another kind, or one that cannot be read.
-    """
-    path = _path(path)
-    if not path.is_file():
-        raise UserError(f"there is no file {path}; write it in PyTorch by save_file(...)")
-    try:
-        if path.suffix == ".safetensors":
-            return {k: _numbers(v) for k, v in safetensors.numpy.load_file(path).items()}
-        with zipfile.ZipFile(path):  # np.load would take other files of NumPy too
-            arrays = np.load(path, allow_pickle=False)
-        with arrays:
-            return {name: _numbers(arrays[name]) for name in arrays.files}
-    except DAMAGED as error:
-        raise UserError(
-            f"{path} is damaged or no {path.suffix} file of arrays; write it again"
-        ) from error
-    except (AttributeError, TypeError) as error:  # of safetensors, for numbers of 8 bits
-        raise UserError(
-            f"{path} holds numbers that NumPy lacks; write it from model.float().state_dict()"
-        ) from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); make it readable") from error
-
-
-def save_tensors(path: str | Path, tensors: Mapping[str, Any]) -> None:
-    """Writes tensors to a .safetensors or .npz file; float16 and bfloat16 go as float32.
-
-    Raises:
-      UserError: a file of another kind, or one that cannot be written.
-    """
-    path = _path(path)
-    # Row by row: safetensors 0.8 writes other orders of the entries as if they were this one.
-    arrays: dict[str, Any] = {k: np.array(_numbers(v), order="C") for k, v in tensors.items()}
-    try:
-        if path.suffix == ".safetensors":
-            path.write_bytes(safetensors.numpy.save(arrays))
-        else:
-            np.savez(path, **arrays)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}); give a path in a folder that exists"
-        ) from error
+# What timm calls otherwise than PyTorch.
+TIMM = (
+    ("self_attn.in_proj_", "attn.qkv."),
+    ("self_attn.out_proj", "attn.proj"),
+    ("linear1", "mlp.fc1"),
+    ("linear2", "mlp.fc2"),
+)
 
 
 def from_torch(module: nnx.Module, tensors: Mapping[str, Any], prefix: str = "") -> None:
@@ -129,7 +87,7 @@ def from_torch(module: nnx.Module, tensors: Mapping[str, Any], prefix: str = "")
     and shapes are checked before.
 
     Args:
-      module: an EncoderLayer, DecoderLayer, Encoder or Decoder.
+      module: an EncoderLayer, DecoderLayer, Encoder, Decoder or ViT.
       tensors: arrays by PyTorch's names, as `load_tensors` returns them; a float32 state dict on
         the CPU does as well.
       prefix: what the names start with where the layers are a part of the PyTorch model, such as
@@ -153,14 +111,16 @@ def from_torch(module: nnx.Module, tensors: Mapping[str, Any], prefix: str = "")
         param = place.param
         if id(param) not in filled:
             filled[id(param)] = param, np.empty(param.shape, param.dtype)
-        ours, value = place.permuted(filled[id(param)][1]), _numbers(tensors[name])
+        array, value = filled[id(param)][1], numbers(tensors[name])
         if not jnp.issubdtype(value.dtype, jnp.floating):
             raise UserError(f'"{name}" is {value.dtype}; a parameter needs floating point numbers')
-        if value.shape != _joined(ours):
+        shape = place.shape(array)
+        if value.shape != shape:
             raise UserError(
-                f'"{name}" is {value.shape} in the state dict and {_joined(ours)} in this module; '
+                f'"{name}" is {value.shape} in the state dict and {shape} in this module; '
                 "make the module with the sizes of the PyTorch model"
             )
+        ours = place.permuted(array)
         ours[...] = value.reshape(ours.shape)
     for param, array in filled.values():
         param.set_value(jax.device_put(array, param.get_value().sharding))
@@ -173,7 +133,7 @@ def to_torch(module: nnx.Module, prefix: str = "") -> dict[str, np.ndarray]:
     module, are converted in the same way.
 
     Args:
-      module: an EncoderLayer, DecoderLayer, Encoder or Decoder.
+      module: an EncoderLayer, DecoderLayer, Encoder, Decoder or ViT.
       prefix: what the names shall start with.
 
     Raises:
@@ -181,8 +141,9 @@ def to_torch(module: nnx.Module, prefix: str = "") -> dict[str, np.ndarray]:
     """
     tensors = {}
     for name, place in _places(module):
-        ours = place.permuted(np.asarray(place.param.get_value()))
-        tensors[prefix + name] = np.array(ours.reshape(_joined(ours)), order="C")
+        array = np.asarray(place.param.get_value())
+        ours = place.permuted(array).reshape(place.shape(array))
+        tensors[prefix + name] = np.array(ours, order="C")
     return tensors
 
 
@@ -191,18 +152,24 @@ class _Place(NamedTuple):
 
     param: nnx.Param
     axes: tuple[int, ...]  # their order in PyTorch
-    layer: int | EllipsisType
+    layer: int | EllipsisType = ...
+    split: tuple[int, ...] | None = None  # our array before that, if PyTorch has more axes
 
     def permuted(self, array: np.ndarray) -> np.ndarray:
         """A view of the tensor in the parameter's array, with PyTorch's order of the axes."""
         layer = array if self.layer is ... else array[self.layer, ...]
-        return layer.transpose(self.axes)
+        return (layer if self.split is None else layer.reshape(self.split)).transpose(self.axes)
 
+    def shape(self, array: np.ndarray) -> tuple[int, ...]:
+        """PyTorch's: of `permuted`, or where nothing is split one axis, in matrices two.
 
-def _joined(permuted: np.ndarray) -> tuple[int, ...]:
-    """PyTorch's shape: one axis, and in matrices, which have 2 or 4 axes here, the last one."""
-    last = permuted.shape[-1:] if permuted.ndim % 2 == 0 else ()
-    return (permuted.size // math.prod(last), *last)
+        Matrices have 2 or 4 axes here, of which the last is PyTorch's last.
+        """
+        shape = self.permuted(array).shape
+        if self.split is not None:
+            return shape
+        last = shape[-1:] if len(shape) % 2 == 0 else ()
+        return (math.prod(shape) // math.prod(last), *last)
 
 
 def _places(module: nnx.Module) -> Iterator[tuple[str, _Place]]:
@@ -210,20 +177,54 @@ def _places(module: nnx.Module) -> Iterator[tuple[str, _Place]]:
     if isinstance(module, TransformerLayer):
         yield from _layer(module, ...)
     elif isinstance(module, LayerStack):
-        blocks: Any = module.layers.blocks
-        for i in range(module.layers.depth):
-            unrolled = isinstance(blocks, nnx.List)
-            places = _layer(blocks[i], ...) if unrolled else _layer(blocks, i)
-            yield from ((f"layers.{i}.{name}", place) for name, place in places)
-        norm: Any = module.norm
-        if norm is not nnx.identity:
-            yield "norm.weight", _Place(norm.scale, (0,), ...)
-            yield "norm.bias", _Place(norm.bias, (0,), ...)
+        yield from _stack(module, "layers")
+        yield from _vectors("norm", module.norm)
+    elif isinstance(module, ViT):
+        yield from _vit(module)
     else:
         raise UserError(
             f"PyTorch's layers have no {type(module).__name__}; give an EncoderLayer, "
-            "DecoderLayer, Encoder or Decoder"
+            "DecoderLayer, Encoder, Decoder or ViT"
         )
+
+
+def _vit(model: ViT) -> Iterator[tuple[str, _Place]]:
+    blocks: Any = model.trunk.layers.blocks
+    embedding: Any = model.embedding
+    head: Any = model.head
+    rule = (blocks[0] if isinstance(blocks, nnx.List) else blocks).rules[0]
+    if not isinstance(rule, PreNorm) or model.norm is nnx.identity:
+        raise UserError(
+            "timm's vision Transformers are pre-norm with a final norm; make the model with "
+            'residual="pre_norm" and its final norm'
+        )
+    patch = (model.patch, model.patch, -1, embedding.out_features)
+    yield "patch_embed.proj.weight", _Place(embedding.kernel, (3, 2, 0, 1), split=patch)
+    yield "patch_embed.proj.bias", _Place(embedding.bias, (0,))
+    yield "pos_embed", _Place(model.position, (0, 1, 2), split=(1, *model.position.shape))
+    if model.token is not None:
+        yield "cls_token", _Place(model.token, (0, 1, 2), split=(1, 1, *model.token.shape))
+    for name, place in _stack(model.trunk, "blocks"):
+        for theirs, timms in TIMM:
+            name = name.replace(theirs, timms)
+        yield name, place
+    yield from _vectors("fc_norm" if model.token is None else "norm", model.norm)
+    yield "head.weight", _Place(head.kernel, (1, 0))
+    yield "head.bias", _Place(head.bias, (0,))
+
+
+def _stack(module: LayerStack, name: str) -> Iterator[tuple[str, _Place]]:
+    blocks: Any = module.layers.blocks
+    for i in range(module.layers.depth):
+        unrolled = isinstance(blocks, nnx.List)
+        places = _layer(blocks[i], ...) if unrolled else _layer(blocks, i)
+        yield from ((f"{name}.{i}.{theirs}", place) for theirs, place in places)
+
+
+def _vectors(name: str, norm: Any) -> Iterator[tuple[str, _Place]]:
+    if norm is not nnx.identity:
+        yield f"{name}.weight", _Place(norm.scale, (0,))
+        yield f"{name}.bias", _Place(norm.bias, (0,))
 
 
 def _layer(layer: TransformerLayer, index: int | EllipsisType) -> Iterator[tuple[str, _Place]]:
@@ -245,24 +246,6 @@ def _layer(layer: TransformerLayer, index: int | EllipsisType) -> Iterator[tuple
     for theirs, (ours, axes) in NAMES.items():
         if ours in params:
             yield theirs, _Place(params[ours], axes, index)
-
-
-def _path(path: str | Path) -> Path:
-    path = Path(path).expanduser()
-    if path.suffix not in KINDS:
-        raise UserError(
-            f"{path} is no .safetensors or .npz file; write one in PyTorch by `from "
-            "safetensors.torch import save_file` and `save_file(model.state_dict(), "
-            '"rezero.safetensors")`'
-        )
-    return path
-
-
-def _numbers(value: Any) -> np.ndarray:
-    """An array, float32 where it had fewer bits."""
-    array = np.asarray(value)
-    short = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4
-    return array.astype(np.float32) if short else array
 
 
 def _closest(name: str, names: Iterable[str]) -> str:

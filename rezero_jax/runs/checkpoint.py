@@ -12,17 +12,18 @@ import resource
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as policies
 
 from rezero_jax import processes
 from rezero_jax.errors import first_line
+from rezero_jax.runs.files import AnyPath, is_bucket, move_folder
 from rezero_jax.runs.restore import checksum, fingerprint, read_manifest, read_newest
 
 
@@ -34,14 +35,17 @@ class Checkpoints:
       config: config.checkpoint.
     """
 
-    def __init__(self, folder: Path, config: ConfigDict):
-        self._folder = folder
+    def __init__(self, folder: AnyPath, config: ConfigDict):
+        self._folder = folder = epath.Path(folder)
         kept: list[Any] = [policies.LatestN(config.keep)]
         if config.keep_every_steps is not None:
             kept.append(policies.EveryNSteps(config.keep_every_steps))
         if config.keep_best:
             kept.append(_Best(folder, config.keep_best))
+        atomicity = ocp.options.AtomicityMode  # AUTO renames in buckets that are not Google's
+        mode = atomicity.COMMIT_FILE if is_bucket(folder) else atomicity.ATOMIC_RENAME
         self._options = ocp.CheckpointManagerOptions(
+            atomicity_options=ocp.options.AtomicityOptions(mode=mode),
             preservation_policy=policies.AnyPreservationPolicy(kept),
             save_decision_policy=policies.FixedIntervalPolicy(1),
             cleanup_tmp_directories=True,
@@ -50,7 +54,15 @@ class Checkpoints:
         )
         # Orbax logs a traceback of what it then raises.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
-        self._manager = ocp.CheckpointManager(folder, options=self._options)
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        handlers = {
+            # Compressing takes four times as long as writing, and saves 8 % of the size.
+            "state": ocp.PyTreeCheckpointHandler(use_compression=False),
+            "record": ocp.JsonCheckpointHandler(),
+        }
+        return ocp.CheckpointManager(self._folder, options=self._options, item_handlers=handlers)
 
     def save(
         self, step: int, state: Any, progress: dict[str, Any], metrics: dict[str, float] | None
@@ -77,13 +89,15 @@ class Checkpoints:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(manifest)
+                    state=ocp.args.PyTreeSave(state), record=ocp.args.JsonSave(manifest)
                 ),
                 metrics=metrics,
             )
 
     def _check_room(self, needed: int) -> None:
         """Finds a full disk beforehand: TensorStore, which finds it later, prints tracebacks."""
+        if is_bucket(self._folder):
+            return
         folder = self._folder if self._folder.exists() else self._folder.parent
         free = shutil.disk_usage(folder).free
         needs = f"a checkpoint needs {needed / 1e6:,.1f} MB and"
@@ -113,17 +127,11 @@ class Checkpoints:
             warn(f"no good checkpoint is left in {self._folder}; the run starts anew")
         return None
 
-    def _set_aside(self, step: int) -> Path:
+    def _set_aside(self, step: int) -> epath.Path:
         self._manager.close()
         target = self._folder.parent / "damaged" / str(step)
-
-        def move() -> None:
-            target.parent.mkdir(exist_ok=True)
-            shutil.rmtree(target, ignore_errors=True)
-            shutil.move(self._folder / str(step), target)
-
-        processes.on_first(move)
-        self._manager = ocp.CheckpointManager(self._folder, options=self._options)
+        processes.on_first(lambda: move_folder(self._folder / str(step), target))
+        self._manager = self._open()
         return target
 
     def finish(self) -> None:
@@ -172,7 +180,7 @@ class _Best(policies.PreservationPolicy):
     a restart.
     """
 
-    def __init__(self, folder: Path, count: int):
+    def __init__(self, folder: epath.Path, count: int):
         self._folder, self._count = folder, count
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:

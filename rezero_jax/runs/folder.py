@@ -1,43 +1,52 @@
 """The workdir holds all of a run; everything that plots or compares reads these files.
 
 config.json        the config, resolved
-environment.json   versions, device and commit of the last start
+environment.json   versions, device and commit of the last start, and the wall seconds before it
 metrics.jsonl      one line per logged step, flushed
 tensorboard/       the same numbers as TensorBoard events
 checkpoints/       see rezero_jax.runs.checkpoint
-final.json         last and best metrics, steps, seconds, examples/s, parameters, status
+final.json         last and best metrics, steps, seconds, goodput, examples/s, parameters, status
 """
 
 import contextlib
-import fcntl
 import importlib.metadata
 import json
 import os
 import platform
-import shutil
 import subprocess
-import weakref
 from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 from ml_collections import ConfigDict
 
 from rezero_jax import processes
 from rezero_jax.config import base_config
 from rezero_jax.errors import UserError
 from rezero_jax.fields import differences, flatten
-from rezero_jax.runs.files import read_json, write_json
+from rezero_jax.runs.files import (
+    AnyPath,
+    absolute,
+    folder_of,
+    is_bucket,
+    read_json,
+    unreachable,
+    write_json,
+)
+from rezero_jax.runs.lock import NAME as LOCK
+from rezero_jax.runs.lock import Lock
+from rezero_jax.runs.metrics import read_metrics
 
 # Fields that may change between two starts: where and on how much hardware a run happens.
-TOPOLOGY = ("mesh.", "data.dir", "data.stream")
+TOPOLOGY = ("mesh.", "data.dir", "data.stream", "data.workers")
 # Fields that an evaluation may set to other values than the run.
 EVALUATION = ("eval.", "data.context", "data.eval_split")
 # What runs that are older than a field did, where that is not the field's default.
 LEGACY = {"data.order": "numpy"}
 # What a start writes before the first update.
 CONTENTS = (
-    ".lock",
+    LOCK,
     "config.json",
     "environment.json",
     "metrics.jsonl",
@@ -65,12 +74,8 @@ class Workdir:
         has, is in use, or is not on storage that all processes share. Every process raises it.
     """
 
-    def __init__(self, folder: str | Path, config: ConfigDict):
-        if "://" in str(folder):
-            raise UserError(
-                f"--workdir={folder} is no folder; mount the storage and name the folder there"
-            )
-        self.folder = Path(folder).absolute()
+    def __init__(self, folder: AnyPath, config: ConfigDict):
+        self.folder = absolute(folder_of(folder))
         self.final = processes.on_first(lambda: self._claim(folder, config))
         if not processes.agree((self.folder / "config.json").exists()):
             raise UserError(
@@ -78,21 +83,22 @@ class Workdir:
                 "all hosts share"
             )
 
-    def _claim(self, folder: str | Path, config: ConfigDict) -> dict[str, Any] | None:
+    def _claim(self, folder: AnyPath, config: ConfigDict) -> dict[str, Any] | None:
         self._own = [name for name in CONTENTS if not (self.folder / name).exists()]
-        self._made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+        parents = () if is_bucket(folder) else (self.folder, *self.folder.parents)
+        self._made = [path for path in parents if not path.exists()]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.folder / ".lock").open("w")
-            weakref.finalize(self, self._lock.close)
-        except OSError as error:
+            self._lock = Lock(self.folder)
+        except UserError:
+            raise
+        except Exception as error:  # whatever the library of the storage raises
+            if is_bucket(folder):
+                raise unreachable(folder, error) from error
+            why = getattr(error, "strerror", error)
             raise UserError(
-                f"cannot write to the workdir {folder} ({error.strerror}); choose another --workdir"
+                f"cannot write to the workdir {folder} ({why}); choose another --workdir"
             ) from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another process is training in {folder}; wait or stop it") from None
         if not is_begun(self.folder) and (self.folder / "environment.json").exists():
             # Left by a process that was killed before the first update.
             (self.folder / "config.json").unlink(missing_ok=True)
@@ -103,7 +109,8 @@ class Workdir:
             self._check_finished()
             return final
         write_json(self.folder / "config.json", json.loads(config.to_json()))
-        write_json(self.folder / "environment.json", environment())
+        seconds = {"seconds": recorded_seconds(self.folder)}
+        write_json(self.folder / "environment.json", environment() | seconds)
         return None
 
     def _check_finished(self) -> None:
@@ -121,22 +128,29 @@ class Workdir:
             return
         with contextlib.suppress(OSError):  # the folder holds something of the user's
             for name in self._own:
+                if name == LOCK and is_bucket(self.folder):
+                    continue  # `release` deletes it
                 path = self.folder / name
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+                path.rmtree() if path.is_dir() else path.unlink(missing_ok=True)
             for path in self._made:
                 path.rmdir()
 
+    def release(self) -> None:
+        """Lets another run use the workdir."""
+        if processes.is_first():
+            self._lock.release()
 
-def is_begun(folder: Path) -> bool:
+
+def is_begun(folder: epath.Path) -> bool:
     """Whether a run in the folder has made updates, and left something to keep."""
     lines = folder / "metrics.jsonl"
-    has_lines = lines.exists() and lines.stat().st_size > 0
+    has_lines = lines.exists() and lines.stat().length > 0
     has_more = any((folder / name).exists() for name in ("final.json", "damaged"))
     return has_lines or has_more or bool(saved_steps(folder))
 
 
 def check_config(
-    folder: Path,
+    folder: AnyPath,
     config: ConfigDict,
     free: tuple[str, ...] = TOPOLOGY,
     mend: str = "choose another --workdir or the old settings",
@@ -152,7 +166,7 @@ def check_config(
     Raises:
       UserError: the run has another config, or its config.json is broken.
     """
-    if not (folder / "config.json").exists():
+    if not (epath.Path(folder) / "config.json").exists():
         return
     both = (read_config(folder), continued(folder, config))
     old, new = (json.loads(one.to_json()) for one in both)
@@ -161,7 +175,7 @@ def check_config(
         raise UserError(f"{folder} holds a run of another config ({'; '.join(changes)}); {mend}")
 
 
-def read_config(folder: str | Path) -> ConfigDict:
+def read_config(folder: AnyPath) -> ConfigDict:
     """The config of the run in a folder, with every field of `base_config`.
 
     A field that is newer than the run has its value in LEGACY or else its default.
@@ -169,7 +183,7 @@ def read_config(folder: str | Path) -> ConfigDict:
     Raises:
       UserError: there is no config.json, or it is broken.
     """
-    path = Path(folder) / "config.json"
+    path = folder_of(folder) / "config.json"
     if not path.exists():
         raise UserError(f"{folder} holds no run: there is no config.json in it; train there first")
     config = ConfigDict(json.loads(base_config().to_json()))
@@ -179,7 +193,7 @@ def read_config(folder: str | Path) -> ConfigDict:
     return config
 
 
-def continued(folder: str | Path, config: ConfigDict) -> ConfigDict:
+def continued(folder: AnyPath, config: ConfigDict) -> ConfigDict:
     """`config` as the run in `folder`, if there is one, continues with it.
 
     A field in LEGACY that is missing or has its default takes the value with which the run began,
@@ -188,7 +202,7 @@ def continued(folder: str | Path, config: ConfigDict) -> ConfigDict:
     Raises:
       UserError: the run's config.json is broken.
     """
-    if not (Path(folder) / "config.json").exists():
+    if not (folder_of(folder) / "config.json").exists():
         return config
     old, defaults = flatten(read_config(folder).to_dict()), flatten(base_config().to_dict())
     now = flatten(config.to_dict())
@@ -201,20 +215,33 @@ def continued(folder: str | Path, config: ConfigDict) -> ConfigDict:
     return config
 
 
-def saved_steps(folder: str | Path) -> list[int]:
+def recorded_seconds(folder: epath.Path) -> float:
+    """Wall time of the processes of a run so far, as far as their last start and lines tell."""
+    found = [0.0]
+    if (folder / "environment.json").exists():
+        found.append(read_json(folder / "environment.json").get("seconds", 0.0))
+    if (folder / "metrics.jsonl").exists():
+        found += [line.get("seconds", 0.0) for line in read_metrics(folder)]
+    return max(found)
+
+
+def saved_steps(folder: AnyPath) -> list[int]:
     """The steps of a run's finished checkpoints, ascending."""
-    # Orbax writes under another name and renames, so a whole number is a whole checkpoint.
-    folders = (Path(folder) / "checkpoints").glob("*")
-    return sorted(int(path.name) for path in folders if path.name.isdigit())
+    checkpoints = epath.Path(folder) / "checkpoints"
+    if is_bucket(checkpoints):  # Orbax writes this object last
+        whole = [path.parent for path in checkpoints.glob("*/commit_success.txt")]
+    else:  # Orbax writes under another name and renames, so a whole number is a whole checkpoint
+        whole = list(checkpoints.glob("*"))
+    return sorted(int(path.name) for path in whole if path.name.isdigit())
 
 
-def read_final(folder: str | Path) -> dict[str, Any] | None:
+def read_final(folder: AnyPath) -> dict[str, Any] | None:
     """final.json of a run that finished or diverged, or None.
 
     Raises:
       UserError: it is broken.
     """
-    path = Path(folder) / "final.json"
+    path = epath.Path(folder) / "final.json"
     return read_json(path) if path.exists() else None
 
 

@@ -3,14 +3,14 @@
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from etils import epath
 
 from rezero_jax.errors import UserError, choose_from
 from rezero_jax.fields import flatten
-from rezero_jax.runs.files import read_json
+from rezero_jax.runs.files import AnyPath, folder_of, read_json
 from rezero_jax.runs.folder import device, read_config, read_final
 from rezero_jax.runs.metrics import read_metrics
 
@@ -29,18 +29,18 @@ class Run:
       lines: metrics.jsonl, a dict a line.
     """
 
-    folder: Path
+    folder: epath.Path
     config: dict[str, Any]
     lines: list[dict[str, float]]
 
     @classmethod
-    def read(cls, folder: str | Path) -> "Run":
+    def read(cls, folder: AnyPath) -> "Run":
         """The run in `folder`, finished or not.
 
         Raises:
           UserError: the folder holds no run, or its config.json is broken.
         """
-        folder = Path(folder)
+        folder = folder_of(folder)
         lines = read_metrics(folder)
         return cls(folder, flatten(json.loads(read_config(folder).to_json())), lines)
 

@@ -10,15 +10,18 @@ import contextlib
 import gc
 import json
 import logging
+import math
 import sys
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax import Array
 from jax.sharding import SingleDeviceSharding
 
@@ -31,7 +34,7 @@ class Damaged(Exception):
     """A checkpoint is not what was saved, or is unreadable; the text says why."""
 
 
-def read(folder: Path, step: int, shapes: Any) -> tuple[Any, dict[str, Any]]:
+def read(folder: epath.Path, step: int, shapes: Any) -> tuple[Any, dict[str, Any]]:
     """The verified state and manifest of a checkpoint; nothing is written.
 
     Args:
@@ -61,10 +64,10 @@ def read(folder: Path, step: int, shapes: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def read_newest(
-    folder: Path,
+    folder: epath.Path,
     shapes: Any,
     warn: Callable[[str], None] = processes.warn,
-    set_aside: Callable[[int], Path] | None = None,
+    set_aside: Callable[[int], epath.Path] | None = None,
 ) -> tuple[Any, dict[str, Any]] | None:
     """The state and manifest of the newest good checkpoint, or None if there is none.
 
@@ -91,7 +94,7 @@ def read_newest(
     return None
 
 
-def _load(folder: Path, shapes: Any) -> tuple[Any, dict[str, Any]]:
+def _load(folder: epath.Path, shapes: Any) -> tuple[Any, dict[str, Any]]:
     """State and manifest as they are in the files, if those are of the model that is wanted."""
     manifest = read_manifest(folder)
     # Each process reads for itself, as one that finds damage must not leave others waiting.
@@ -162,7 +165,7 @@ def checksum(manifest: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(manifest, sort_keys=True).encode())
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: epath.Path) -> dict[str, Any]:
     """A checkpoint's manifest, verified by its checksum, which those of earlier versions lack."""
     manifest = json.loads((folder / "record" / "metadata").read_text())
     rest = {key: value for key, value in manifest.items() if key != "checksum"}
@@ -174,17 +177,27 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def fingerprint(state: Any) -> dict[str, int]:
     """For each array, the sum of its bits as integers modulo 2**32: any flipped bit changes it."""
-    return {name: int(value) for name, value in _bit_sums(state).items()}
+    leaves = jax.tree.leaves_with_path(state)
+    # Whole rows add up ten times as fast on a CPU as single numbers do; a group of rows lies on one
+    # device, so that nothing travels but its sum.
+    shapes = (leaf.sharding.shard_shape(leaf.shape) for _, leaf in leaves)
+    rows = tuple(math.gcd(16, *shape[:1]) if shape else 1 for shape in shapes)
+    sums = np.asarray(_bit_sums([leaf for _, leaf in leaves], rows))  # one transfer for all
+    return {_path(path): int(value) for (path, _), value in zip(leaves, sums, strict=True)}
 
 
-@jax.jit
-def _bit_sums(state: Any) -> dict[str, Array]:
-    return {
-        _path(path): jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}").sum(
-            dtype=jnp.uint32
-        )
-        for path, leaf in jax.tree.leaves_with_path(state)
-    }
+@partial(jax.jit, static_argnums=1)
+def _bit_sums(leaves: list[Array], rows: tuple[int, ...]) -> Array:
+    """The sums, uint32 (leaves,), each made of those of so many rows."""
+
+    def bit_sum(leaf: Array, rows: int) -> Array:
+        uint = f"uint{8 * leaf.dtype.itemsize}"
+        bits = jnp.atleast_1d(jax.lax.bitcast_convert_type(leaf, uint))
+        grouped = bits.reshape(len(bits) // rows, rows, *bits.shape[1:])
+        groups = grouped.sum(axis=1, dtype=jnp.uint32)
+        return jax.lax.optimization_barrier(groups).sum(dtype=jnp.uint32)
+
+    return jnp.stack([bit_sum(leaf, n) for leaf, n in zip(leaves, rows, strict=True)])
 
 
 def _path(path: Any) -> str:

@@ -24,7 +24,7 @@ class Collective(NamedTuple):
     """A transfer between devices, within one update or one dispatch.
 
     Attributes:
-      kind: "all-reduce", ...
+      kind: "all-reduce", ..., and "all-reduce between slices": over the data-centre network.
       size: bytes of its result on one device.
       groups: which devices take part together, as HLO writes it.
       turns: how often it happens.
@@ -111,6 +111,9 @@ def group_size(groups: str) -> int | None:
         return int(iota[1])
     if listed := re.match(r"\{\{([\d,]*)\}", groups):
         return len(listed[1].split(","))
+    if slices := re.match(r"\{([\d,:]+)\}x", groups):  # times the devices of a slice
+        ends = [[int(end) for end in part.split(":")] for part in slices[1].split(",")]
+        return sum(part[-1] - part[0] + 1 for part in ends)
     return None
 
 
@@ -135,6 +138,11 @@ def accounts(hlo: str) -> tuple[Account, Account]:
                 account.collectives.append(
                     Collective(kind, size, groups[1] if groups else "", turns)
                 )
+            elif one.opcode == "send" and "_xla_megascale_target" in one.rest:
+                attributes = dict(re.findall(r'_xla_megascale_(\w+)="(.*?)"', one.rest))
+                kind = attributes["transfer_type"].lower().replace("_", "-") + " between slices"
+                size = shape_bytes(one.result.partition("]")[0] + "]")  # a flag and a token follow
+                account.collectives.append(Collective(kind, size, attributes["target"], turns))
             elif one.opcode == "while":
                 trips = trip_count(one, computations)
                 if trips is None and not found_loop:

@@ -9,17 +9,18 @@ import signal
 import time
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import jax
+from etils import epath
 from ml_collections import ConfigDict
 
 from rezero_jax import processes
 from rezero_jax.data import Dataset, Text
 from rezero_jax.errors import UserError
 from rezero_jax.runs.checkpoint import Checkpoints
+from rezero_jax.runs.files import AnyPath
 from rezero_jax.runs.folder import EVALUATION, TOPOLOGY, Workdir, check_config, continued
 from rezero_jax.training.load import check_saved, load_state
 from rezero_jax.training.profile import Profile
@@ -39,9 +40,10 @@ class Interrupted(Exception):
 
 def train(
     config: ConfigDict,
-    workdir: str | Path,
+    workdir: AnyPath,
     dataset: Dataset | Text | None = None,
     profile: tuple[int, int] | None = None,
+    began: float | None = None,
 ) -> dict[str, Any]:
     """Trains to the end, from the newest checkpoint if there is one.
 
@@ -50,6 +52,7 @@ def train(
       workdir: the run's folder; see rezero_jax.runs.folder.
       dataset: what to train on; by default the data set that config.data names.
       profile: first and last update, from 1, to trace into workdir/profile; see `Profile`.
+      began: time.perf_counter() from which the run's wall time counts; by default now.
 
     Returns:
       The content of final.json.
@@ -61,6 +64,7 @@ def train(
       Interrupted: SIGINT or SIGTERM arrived; the state is saved.
     """
     # ---- Set up
+    began = time.perf_counter() if began is None else began
     config = continued(workdir, config)
     trainer = Trainer(config, dataset) if dataset else Trainer.from_config(config)
     trainer.check_memory()
@@ -71,11 +75,12 @@ def train(
         )
     home = Workdir(workdir, trainer.config)
     if (final := home.final) is not None:
+        home.release()
         if processes.is_first():
             print(f"{home.folder} holds a finished run of {final['steps']} steps; nothing to do")
         return final
     try:
-        return _train(trainer, home.folder, profile)
+        return _train(trainer, home.folder, profile, began)
     except OSError as error:
         raise UserError(
             f"cannot write to the workdir {home.folder} any more ({error.strerror or error}); "
@@ -83,9 +88,12 @@ def train(
         ) from error
     finally:
         home.abandon()  # a run that fails before its first update leaves nothing behind
+        home.release()
 
 
-def _train(trainer: Trainer, folder: Path, profile: tuple[int, int] | None) -> dict[str, Any]:
+def _train(
+    trainer: Trainer, folder: epath.Path, profile: tuple[int, int] | None, began: float
+) -> dict[str, Any]:
     """`train` in the workdir that this run holds; raises OSError if that cannot be written."""
     # ---- Resume, or begin
     config, intervals = trainer.config, trainer.intervals
@@ -93,7 +101,7 @@ def _train(trainer: Trainer, folder: Path, profile: tuple[int, int] | None) -> d
     restored = checkpoints.restore(trainer.shapes)
     state, saved_progress = restored or (trainer.init(), None)
     now = int(state["step"])
-    progress = Progress(trainer, folder, now, saved_progress)
+    progress = Progress(trainer, folder, now, saved_progress, began)
     progress.say(
         f"{trainer.spec.parameter_count:,} parameters, {intervals.total:,} steps of "
         f"{intervals.batch_size} examples on {trainer.mesh.size} device(s), in {folder}"
@@ -117,8 +125,7 @@ def _train(trainer: Trainer, folder: Path, profile: tuple[int, int] | None) -> d
                 started = time.perf_counter()
                 state, report = trainer.dispatch(state, fetched, max(received, default=0))
                 if not progress.is_started:
-                    jax.block_until_ready(report)
-                    progress.start(now, last, time.perf_counter() - started)
+                    progress.start(now, last, report, started)
                 if pending is not None:
                     line, stop = progress.receive(*pending), int(pending[2]["stop"])
                     if intervals.is_log(pending[1]):
@@ -142,13 +149,15 @@ def _train(trainer: Trainer, folder: Path, profile: tuple[int, int] | None) -> d
                     progress.write(now, line | (evaluation or {}))
                 if stop or is_over or intervals.is_save(now):
                     with progress.clock.timed("checkpoint"):
+                        progress.flush()  # the lines up to a checkpoint are kept before it
                         checkpoints.save(now, state, progress.snapshot(), evaluation)
                 if stop and not is_over:
                     checkpoints.wait()
                     raise Interrupted(stop, now)
 
             # ---- Finish
-            checkpoints.finish()
+            with progress.clock.timed("checkpoint"):
+                checkpoints.finish()
             return progress.finish("finished", now)
         except Diverged:
             progress.finish("diverged", now)
@@ -161,7 +170,7 @@ def _train(trainer: Trainer, folder: Path, profile: tuple[int, int] | None) -> d
             tracing.close()
 
 
-def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
+def evaluate(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
     """The evaluation of a run's newest good checkpoint: {"step": ..., "eval/loss": ...}.
 
     It only reads, so the run may still be training. The fields in folder.EVALUATION may differ from
@@ -173,7 +182,7 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
     check_saved(workdir)
     config = continued(workdir, config)
     trainer = Trainer.from_config(config)
-    check_config(Path(workdir), trainer.config, free=TOPOLOGY + EVALUATION)
+    check_config(workdir, trainer.config, free=TOPOLOGY + EVALUATION)
     state = load_state(workdir, trainer.shapes)
     return {"step": int(state["step"])} | trainer.evaluate(state)
 

@@ -16,11 +16,12 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from rezero_jax.errors import UserError, choose_from
+from rezero_jax.training.muon import scale_by_muon
 from rezero_jax.training.state import ModelSpec, path_text
 
 Schedule = Callable[[Any], Any]
 
-OPTIMIZERS = ("adagrad", "adamw", "lamb", "sgd")
+OPTIMIZERS = ("adagrad", "adamw", "lamb", "muon", "sgd")
 SCHEDULES = ("constant", "cosine", "linear", "multistep", "piecewise")
 
 
@@ -29,7 +30,7 @@ def make_optimizer(
 ) -> tuple[optax.GradientTransformation, dict[str, Schedule]]:
     """The optimizer and the learning-rate schedule of each of its groups.
 
-    LAMB's trust ratio is that of each layer where parameters are stacked.
+    LAMB's trust ratio is that of each layer where parameters are stacked, and so is Muon's matrix.
 
     Args:
       config: config.optim.
@@ -51,7 +52,7 @@ def make_optimizer(
             if value is not None and key not in ("alpha", "groups", "path"):
                 settings[key] = value
         schedules[name] = _schedule(settings, total_steps)
-        rules[name] = _rule(settings, schedules[name], total_steps, spec.stacked_paths)
+        rules[name] = _rule(settings, schedules[name], total_steps, spec)
     optimizer = optax.partition(rules, labels)
     if config.clip_norm is not None:
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
@@ -132,7 +133,7 @@ def _through(key: str, points: Sequence[Any], total_steps: int) -> Schedule:
 
 
 def _rule(
-    settings: ConfigDict, schedule: Schedule, total_steps: int, stacked_paths: frozenset[str]
+    settings: ConfigDict, schedule: Schedule, total_steps: int, spec: ModelSpec
 ) -> optax.GradientTransformation:
     decay = optax.add_decayed_weights(settings.weight_decay)
     match settings.name:
@@ -152,7 +153,10 @@ def _rule(
             parts = [optax.scale_by_adam(settings.b1, settings.b2, eps=1e-8), decay]
         case "lamb":
             adam = optax.scale_by_adam(settings.b1, settings.b2, eps=1e-6)
-            parts = [adam, decay, _scale_by_layer_trust_ratio(stacked_paths)]
+            parts = [adam, decay, _scale_by_layer_trust_ratio(spec.stacked_paths)]
+        case "muon":
+            adam = optax.scale_by_adam(settings.b1, settings.b2, eps=1e-8)
+            parts = [scale_by_muon(spec.matrix_axes, adam), decay]
         case other:
             raise choose_from("optimizer", other, OPTIMIZERS)
     if not settings.weight_decay:

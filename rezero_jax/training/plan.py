@@ -64,7 +64,7 @@ def plan(config: ConfigDict, topology: str | None = None) -> dict[str, Any]:
         },
         "flops": flops,
         "compile_seconds": compile_seconds,
-        "collectives": _collectives(found.update, mesh.size),
+        "collectives": collectives(found.update, mesh.size),
         "kernels": dict(found.update.kernels),
     }
     if chip is not None:
@@ -165,8 +165,12 @@ def _compile(trainer: Trainer, topology: str | None) -> jax.stages.Compiled:
         ) from None
 
 
-def _collectives(account: Account, devices: int) -> list[dict[str, Any]]:
-    """The collectives of an update, those of one kind, size and groups as one."""
+def collectives(account: Account, devices: int) -> list[dict[str, Any]]:
+    """The collectives of an account, those of one kind, size and groups as one, most bytes first.
+
+    Args:
+      devices: of the mesh.
+    """
     counts: Counter[tuple[str, int, str]] = Counter()
     for one in account.collectives:
         counts[one.kind, one.size, one.groups] += one.turns

@@ -1,10 +1,10 @@
 """A trace of some updates, for TensorBoard's profiler and for Perfetto."""
 
-from pathlib import Path
-
 import jax
+from etils import epath
 
 from rezero_jax.errors import UserError
+from rezero_jax.runs.outbox import Outbox
 
 
 def parse_steps(text: str) -> tuple[int, int]:
@@ -29,7 +29,7 @@ class Profile:
       steps: (first, last), counted from 1; None traces nothing.
     """
 
-    def __init__(self, folder: Path, steps: tuple[int, int] | None):
+    def __init__(self, folder: epath.Path, steps: tuple[int, int] | None):
         self._folder, self._steps = folder, steps
         self._running = False
 
@@ -37,7 +37,8 @@ class Profile:
         """Starts the trace if the dispatch that makes the updates now + 1 .. last is in it."""
         wanted = self._steps is not None and last >= self._steps[0] and now < self._steps[1]
         if wanted and not self._running:
-            jax.profiler.start_trace(str(self._folder), create_perfetto_trace=True)
+            self._outbox = Outbox(self._folder)
+            jax.profiler.start_trace(str(self._outbox.folder), create_perfetto_trace=True)
             self._running = True
 
     def is_over(self, now: int) -> bool:
@@ -47,6 +48,7 @@ class Profile:
     def end(self) -> str:
         """Writes the trace; says where it is."""
         jax.profiler.stop_trace()
+        self._outbox.close()
         self._running, self._steps = False, None
         return f"trace: {self._folder} (tensorboard --logdir, or its .json.gz in ui.perfetto.dev)"
 

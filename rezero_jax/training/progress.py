@@ -7,21 +7,25 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from tqdm import tqdm
 
 from rezero_jax import processes
-from rezero_jax.runs.files import write_json
+from rezero_jax.runs.files import read_json, write_json
 from rezero_jax.runs.metrics import MetricsWriter
 from rezero_jax.training.chips import chip_of
 from rezero_jax.training.trainer import Trainer
 
 Line = dict[str, float]
 
+# What the wall time of a run goes into, over all its starts. "start" is the time before the first
+# dispatch: imports, data, restoring. "lost" is that of processes that were killed, since the
+# checkpoint from which the run resumed, as far as their lines tell. "update" is all the rest.
+TIMES = ("update", "start", "compilation", "data", "evaluation", "checkpoint", "lost")
 PAUSES = ("evaluation", "checkpoint")  # what training waits for, left out of its rates
 WINDOW = 5.0  # seconds of training over which the rate of examples is taken
 SILENCE = 20.0  # seconds without a line after which one is said
@@ -42,9 +46,17 @@ class Progress:
       folder: the workdir.
       step: updates made so far.
       saved: the `snapshot` in the checkpoint from which the run resumes; None for a new run.
+      began: time.perf_counter() when this start of the run began.
     """
 
-    def __init__(self, trainer: Trainer, folder: Path, step: int, saved: dict[str, Any] | None):
+    def __init__(
+        self,
+        trainer: Trainer,
+        folder: epath.Path,
+        step: int,
+        saved: dict[str, Any] | None,
+        began: float,
+    ):
         self._trainer, self._intervals = trainer, trainer.intervals
         self._folder = folder
         self._writer = MetricsWriter(folder, step) if processes.is_first() else None
@@ -53,13 +65,15 @@ class Progress:
             "epoch_loss": {"sum": 0.0, "steps": 0},
             "last": {},
             "best": {},
-            "seconds": 0.0,
+            "time": {},
         }
-        self._seconds_before = self._sums["seconds"]
         chip = chip_of(trainer.mesh.devices.flat[0])
         # Updates a second if the devices did nothing but multiply at their peak; None if unknown.
         self._peak_rate = chip and chip.flops * trainer.mesh.size / trainer.model_flops()
-        self.clock = _Clock()
+        # Checkpoints of earlier versions hold the sum alone.
+        times = self._sums.get("time") or {"update": self._sums.pop("seconds", 0.0)}
+        recorded = read_json(folder / "environment.json").get("seconds", 0.0)
+        self.clock = _Clock(began, times, recorded)
         self._bar: tqdm | None = None
         self._first_step = 0
 
@@ -68,14 +82,18 @@ class Progress:
         """Whether `start` was called."""
         return self._bar is not None
 
-    def start(self, first: int, last: int, seconds: float) -> None:
-        """Starts the clock and the bar after the first dispatch, of the updates first + 1 .. last.
+    def start(self, first: int, last: int, report: dict[str, jax.Array], dispatched: float) -> None:
+        """Starts rates and bar with the end of the first dispatch, which no rate counts.
 
-        No rate counts its `seconds`, which went mostly into compiling.
+        Args:
+          first, last, report: of the dispatch of the updates first + 1 .. last.
+          dispatched: time.perf_counter() before it, which compiles before it computes.
         """
+        self.clock.add("compilation", time.perf_counter() - dispatched)
+        jax.block_until_ready(report)
+        seconds = time.perf_counter() - dispatched
         self.say(f"first {last - first} step(s) with compilation: {seconds:.1f} s")
         self.clock.restart()
-        self.clock.spent["start"] = seconds
         self._first_step = last
         self._bar = tqdm(
             total=self._intervals.total,
@@ -158,10 +176,16 @@ class Progress:
         if "eval/loss" in line or self.clock.has_been_silent():
             self._say_progress(step, line["epoch"], shown or {"train/loss": line["train/loss"]})
 
+    def flush(self) -> None:
+        """Returns when the workdir has all lines so far, also one in a bucket."""
+        if self._writer is not None:
+            self._writer.flush()
+
     def _rates(self) -> Line:
         """Where the time since the last line went, in seconds, and "time/step", that of one update.
 
         An update's time includes the wait for its data, but neither evaluations nor saves.
+        "seconds" is the wall time of the run, over all its starts.
         """
         spent = self.clock.lap()
         rates = {"examples_per_second": self.clock.rate}
@@ -170,7 +194,8 @@ class Progress:
             rates["time/step"] = 1 / updates
             if self._peak_rate:
                 rates["mfu"] = updates / self._peak_rate
-        return rates | {f"time/{what}": seconds for what, seconds in spent.items()}
+        rates |= {f"time/{what}": seconds for what, seconds in spent.items()}
+        return rates | {"seconds": self.clock.wall}
 
     def _say_progress(self, step: int, epoch: float, numbers: Line) -> None:
         total = self._intervals.total
@@ -184,18 +209,21 @@ class Progress:
 
     def snapshot(self) -> dict[str, Any]:
         """What to save with a checkpoint, plain JSON data."""
-        self._sums["seconds"] = self._seconds_before + self.clock.elapsed
+        self._sums["time"] = self.clock.times()
         return copy.deepcopy(self._sums)
 
     def finish(self, status: str, step: int) -> dict[str, Any]:
         """Writes final.json, and returns its content."""
         sums = self.snapshot()
-        seconds = sums["seconds"]
+        times = sums["time"]
+        seconds, busy = sum(times.values()), times["update"] + times["data"]
         final = {
             "status": status,
             "steps": step,
-            "seconds": round(seconds, 3),
-            "examples_per_second": step * self._intervals.batch_size / seconds if seconds else None,
+            "seconds": seconds,
+            "goodput": times["update"] / seconds,
+            **{f"time/{what}": spent for what, spent in times.items()},
+            "examples_per_second": step * self._intervals.batch_size / busy,
             "parameters": self._trainer.spec.parameter_count,
             **sums["last"],
             **sums["best"],
@@ -220,14 +248,31 @@ class Progress:
 
 
 class _Clock:
-    """Wall time since the first dispatch, and the rate of examples while training."""
+    """What the wall time of a run went into, and the rate of examples while training.
 
-    def __init__(self) -> None:
+    Args:
+      began: time.perf_counter() when this start of the run began.
+      times: those saved with the checkpoint from which it resumes, see TIMES.
+      recorded: wall seconds of the earlier starts, as far as the workdir tells.
+    """
+
+    def __init__(
+        self, began: float, times: dict[str, float] | None = None, recorded: float = 0.0
+    ) -> None:
+        saved = dict.fromkeys(TIMES, 0.0) | (times or {})
+        kept = sum(saved.values())
+        self._before = max(recorded, kept)
+        self._began = began
+        # All but the updates, whose time is the rest.
+        self._times = {what: seconds for what, seconds in saved.items() if what != "update"}
+        self._times["lost"] += self._before - kept
+        self.spent: dict[str, float] = {}  # seconds since the last lap
         self.restart()
+        self.add("start", time.perf_counter() - began)
 
     def restart(self) -> None:
+        """Starts the rate anew."""
         self._started = self._lapped = self._spoke = time.perf_counter()
-        self.spent: dict[str, float] = {}  # seconds since the last lap
         self.rate = 0.0  # examples per second up to the last lap
         self._examples, self._busy = 0, 0.0  # since the start; seconds without the pauses
         self._laps = deque([(0.0, 0)])  # `_busy` and `_examples` at the laps of the last WINDOW
@@ -261,7 +306,17 @@ class _Clock:
         return True
 
     @property
+    def wall(self) -> float:
+        """Wall seconds of all starts of the run."""
+        return self._before + time.perf_counter() - self._began
+
+    def times(self) -> dict[str, float]:
+        """Wall seconds of all starts by what they went into, see TIMES."""
+        return {"update": self.wall - sum(self._times.values())} | self._times
+
+    @property
     def elapsed(self) -> float:
+        """Seconds since `restart`."""
         return time.perf_counter() - self._started
 
     @contextlib.contextmanager
@@ -269,4 +324,9 @@ class _Clock:
         """Adds the time within to what was spent on `what`; the rates leave out the PAUSES."""
         started = time.perf_counter()
         yield
-        self.spent[what] = self.spent.get(what, 0.0) + time.perf_counter() - started
+        self.add(what, time.perf_counter() - started)
+
+    def add(self, what: str, seconds: float) -> None:
+        """Adds to what was spent on `what`."""
+        self.spent[what] = self.spent.get(what, 0.0) + seconds
+        self._times[what] += seconds

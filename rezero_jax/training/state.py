@@ -16,6 +16,7 @@ from rezero_jax.stack import Stack, split_params
 # {"step": int32 (), "params": nested dict, "stats": nested dict, "opt_state": optax's tree}.
 State = dict[str, Any]
 MakeModel = Callable[[nnx.Rngs], nnx.Module]
+MatrixAxes = tuple[tuple[int, ...], tuple[int, ...]]  # of the inputs, of the outputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,9 @@ class ModelSpec:
       model_axes: path -> axis, counted from the end, that is cut along the mesh axis `model`; a
         parameter declares it where it is made, as nnx.Param(value, model_axis=-1) or by the
         `kernel_metadata` of a layer of Flax.
+      matrix_axes: path -> axes of the inputs and of the outputs, counted from the end, of each
+        matrix of the trunk, which is what holds the stacks: the kernels of linear layers, and
+        parameters that declare theirs, as nnx.Param(value, matrix_axes=((-4,), (-3, -1))).
     """
 
     graphdef: nnx.GraphDef
@@ -39,6 +43,7 @@ class ModelSpec:
     stacked_paths: frozenset[str]
     has_stats: bool
     model_axes: Mapping[str, int]
+    matrix_axes: Mapping[str, MatrixAxes]
 
     def model(self, params: Any, stats: Any) -> nnx.Module:
         """The module with these arrays in it."""
@@ -73,11 +78,15 @@ def model_spec(make_model: MakeModel) -> ModelSpec:
     graphdef, params, stats = split_params(model)
     shapes = nnx.to_pure_dict(params)
     variables = {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(params)}
-    stacks = tuple(
+    stacks = [
+        (path, module) for path, module in nnx.iter_modules(model) if isinstance(module, Stack)
+    ]
+    scanned = tuple(
         "/".join(map(str, (*path, "blocks", "")))
-        for path, module in nnx.iter_modules(model)
-        if isinstance(module, Stack) and not isinstance(module.blocks, nnx.List)
+        for path, stack in stacks
+        if not isinstance(stack.blocks, nnx.List)
     )
+    trunk = tuple("/".join(map(str, (*path[:1], ""))) for path, _ in stacks)
     axes = {path: variable.get_metadata("model_axis", None) for path, variable in variables.items()}
     return ModelSpec(
         graphdef,
@@ -85,10 +94,22 @@ def model_spec(make_model: MakeModel) -> ModelSpec:
         alpha_paths=frozenset(
             p for p, variable in variables.items() if isinstance(variable, Alpha)
         ),
-        stacked_paths=frozenset(path for path in variables if path.startswith(stacks)),
+        stacked_paths=frozenset(path for path in variables if path.startswith(scanned)),
         has_stats=bool(jax.tree.leaves(stats)),
         model_axes={path: axis for path, axis in axes.items() if axis is not None},
+        matrix_axes={
+            path: matrix
+            for path, variable in variables.items()
+            if path.startswith(trunk)
+            and (matrix := _matrix_axes(path, variable, variable.ndim - path.startswith(scanned)))
+        },
     )
+
+
+def _matrix_axes(path: str, variable: nnx.Variable, ndim: int) -> MatrixAxes | None:
+    """Those of a parameter that has `ndim` axes in one layer; None if it is no matrix."""
+    is_linear = path.endswith("/kernel") and ndim == 2
+    return variable.get_metadata("matrix_axes", ((-2,), (-1,)) if is_linear else None)
 
 
 def init_state(make_model: MakeModel, optimizer: optax.GradientTransformation, key: Array) -> State:

@@ -10,32 +10,34 @@ TensorBoard's scalars, final.json and the checkpoints it keeps.
 and go on from the one before; or the damage is harmless: what is restored is, to the bit, what was
 saved. It must end with the same bits too.
 
-The runs are small networks of each family, on one machine's CPU.
+The runs are small networks of each family, on one machine's CPU. With --storage=gs their folders
+lie in a bucket, which a server on this machine has, and requests to it fail at random; with
+--processes=N each run has N processes, of which one is killed.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import logging
+import os
 import random
-import shutil
 import sys
-import tempfile
-import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from etils import epath
 from tqdm import tqdm
 
-from rezero_jax.config import load_config
-from rezero_jax.formatting import markdown_table
-from rezero_jax.runs.checkpoint import Checkpoints
 from rezero_jax.runs.folder import environment
-from rezero_jax.training.trainer import Trainer
 from tests.faults import compare, damage, kill
-from tests.faults.runs import FAMILIES, ROOT, Family, Process, Reference
+from tests.faults.judge import Judge
+from tests.faults.runs import FAMILIES, Family, Process, Reference
+from tests.faults.tables import Run, damage_table, kill_table
+from tests.gcs.faults import Faults
+from tests.gcs.server import serving
 
 EXAMPLES = """\
 examples:
@@ -45,12 +47,13 @@ examples:
     python -m tests.faults.campaign --kills=9 --damages=0 --out=runs/faults
   other moments and other bits:
     python -m tests.faults.campaign --seed=1 --out=runs/faults1
+  the same in a bucket, and with two processes a run:
+    python -m tests.faults.campaign --storage=gs --out=runs/faults_gs
+    python -m tests.faults.campaign --processes=2 --kills=9 --damages=0 --out=runs/faults2
 
 exit status: 0 nothing was lost; 1 something was: the table tells, DIR/report.json tells more, and
 the folders of the runs concerned are left in DIR.
 """
-
-Run = kill.KilledRun | damage.DamagedRun
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,6 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--damages", type=int, default=45, help="in all, over three families")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and the damages")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once")
+    parser.add_argument("--storage", choices=("disk", "gs"), default="disk", help="of the folders")
+    parser.add_argument("--faults", type=float, default=0.02, help="share of requests, with gs")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="of each run")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
     args = parser.parse_args(argv)
     if args.out.exists() and any(args.out.iterdir()):
@@ -72,24 +78,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("absl").setLevel(logging.ERROR)
 
     out = args.out.absolute()
-    results, failures = run(args.kills, args.damages, args.seed, args.jobs, out)
+    with storage(args.storage, args.faults, args.seed) as (place, env):
+        families = [
+            dataclasses.replace(family, storage=place, environment=env).of_processes(args.processes)
+            for family in FAMILIES
+        ]
+        results, failures = run(families, args.kills, args.damages, args.seed, args.jobs, out)
     report = {
-        "arguments": {"kills": args.kills, "damages": args.damages, "seed": args.seed},
+        "arguments": vars(args) | {"out": str(out)},
         "environment": environment(),
         "runs": [dataclasses.asdict(result) for result in results],
         "failures": failures,
     }
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    print(f"\n{kill_table(results)}\n\n{damage_table(results)}\n")
+    print(f"\n{kill_table(families, results)}\n\n{damage_table(results)}\n")
     print("\n".join(["FAILED", *failures]) if failures else "nothing was lost")
     print(f"everything: {out / 'report.json'}")
     return 1 if failures else 0
 
 
-def run(kills: int, damages: int, seed: int, jobs: int, out: Path) -> tuple[list[Run], list[str]]:
+@contextlib.contextmanager
+def storage(name: str, rate: float, seed: int) -> Iterator[tuple[str, dict[str, str]]]:
+    """`Family.storage` and `Family.environment`; this process has the storage without faults."""
+    if name == "disk":
+        yield "", {}
+        return
+    with serving(["runs"]) as sound, serving(["runs"], Faults(rate, seed)) as faulty:
+        faulty.store = sound.store
+        os.environ.update(sound.environment)
+        yield "gs://runs", faulty.environment
+        print(f"\nfaults of the storage: {faulty.faults.count}", file=sys.stderr)
+
+
+def run(
+    families: Sequence[Family], kills: int, damages: int, seed: int, jobs: int, out: Path
+) -> tuple[list[Run], list[str]]:
     """The campaign itself: every run, and what went wrong.
 
     Args:
+      families: the runs.
       kills: how many, over all families.
       damages: how many checkpoints to damage, over all families.
       seed: of everything drawn.
@@ -97,12 +124,12 @@ def run(kills: int, damages: int, seed: int, jobs: int, out: Path) -> tuple[list
       out: an empty folder, or none yet.
     """
     out.mkdir(parents=True, exist_ok=True)
-    cache, judge = out / "compiled", Judge()
+    cache, judge = epath.Path(out) / "compiled", Judge()
     with (
         ThreadPoolExecutor(jobs) as pool,
         tqdm(total=kills + damages, unit="fault", dynamic_ncols=True) as bar,
     ):
-        references = list(pool.map(lambda family: unbroken(family, out, cache), FAMILIES))
+        references = list(pool.map(lambda family: unbroken(family, out, cache), families))
         tasks: dict[Future[Any], str] = {}
         for number, reference in enumerate(references):
             name = reference.family.name
@@ -114,7 +141,7 @@ def run(kills: int, damages: int, seed: int, jobs: int, out: Path) -> tuple[list
                     reference,
                     aims,
                     home,
-                    home / "compiled" if i == 0 else cache,
+                    reference.family.folder(home) / "compiled" if i == 0 else cache,
                     random.Random(f"{seed} {name} {i}"),
                     judge.differences,
                     bar.update,
@@ -152,106 +179,26 @@ def run(kills: int, damages: int, seed: int, jobs: int, out: Path) -> tuple[list
     return results, failures
 
 
-def unbroken(family: Family, out: Path, cache: Path) -> Reference:
-    """The run that nothing stops; it is made twice, to know what it takes once all is compiled.
+def unbroken(family: Family, out: Path, cache: epath.Path) -> Reference:
+    """The run that nothing stops, on the disk.
+
+    It is made again, in the storage, to know what it takes there once all is compiled.
 
     Raises:
       RuntimeError: it fails, or its bits are others the second time.
     """
-    folders = [out / f"unbroken_{family.name}_{i}" for i in range(2)]
-    for folder in folders:
-        process = Process(family, folder, folder.with_suffix(".log"), cache)
+    names = [out / f"unbroken_{family.name}_{i}" for i in range(2)]
+    folders = [epath.Path(names[0]), family.folder(names[1])]
+    for folder, name in zip(folders, names, strict=True):
+        process = Process(family, folder, name.with_suffix(".log"), cache)
         if code := process.wait():
             raise RuntimeError(f"an unbroken run ends with status {code}:\n{process.said.text}")
         seconds = process.age
     if found := compare.differences(*folders):
         raise RuntimeError(f"two unbroken runs of {family.name} differ: {found}")
-    training = json.loads((folders[1] / "final.json").read_text())["seconds"]
-    return Reference(family, folders[1], seconds, training)
-
-
-class Judge:
-    """Compares to the bit; for several threads, of which one at a time may use Orbax."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._programs: dict[str, Trainer] = {}
-
-    def differences(self, one: Path, other: Path) -> list[str]:
-        """What two finished runs do not share; see `compare.differences`."""
-        with self._lock:
-            return compare.differences(one, other)
-
-    def is_as_saved(self, reference: Reference, checkpoint: Path) -> bool:
-        """Whether a checkpoint is restored to what the reference saved at its step."""
-        sound = reference.workdir / "checkpoints" / checkpoint.name
-        with self._lock:
-            a, b = (self._restored(reference.family, folder) for folder in (checkpoint, sound))
-        if a is None or b is None:
-            return False
-        changed = compare.changed_arrays(compare.by_path(a[0]), compare.by_path(b[0]))
-        return not changed and json.dumps(a[1]) == json.dumps(b[1])
-
-    def _restored(self, family: Family, checkpoint: Path) -> tuple[Any, dict[str, Any]] | None:
-        """State and progress, as train.py would restore them; of a copy, which it may move."""
-        config = load_config(str(ROOT / family.config), [*family.settings, "mesh.data=1"])
-        if family.name not in self._programs:
-            self._programs[family.name] = Trainer.from_config(config)
-        with tempfile.TemporaryDirectory() as folder:
-            copy = Path(folder) / "checkpoints"
-            shutil.copytree(checkpoint, copy / checkpoint.name)
-            checkpoints = Checkpoints(copy, config.checkpoint)
-            try:
-                return checkpoints.restore(self._programs[family.name].shapes, lambda _: None)
-            finally:
-                checkpoints.close()
-
-
-def kill_table(results: Sequence[Run]) -> str:
-    """How many kills of each family struck when, and what they cost."""
-    columns = [
-        "family",
-        "runs",
-        "kills",
-        *kill.PHASES,
-        "most steps lost",
-        "a save each",
-        "same bits",
-    ]
-    rows = []
-    for family in FAMILIES:
-        runs = [r for r in results if isinstance(r, kill.KilledRun) and r.family == family.name]
-        kills = [k for run in runs for k in run.kills]
-        lost = [k.lost for k in kills if k.lost is not None]
-        rows.append(
-            [
-                family.name,
-                len(runs),
-                len(kills),
-                *(sum(k.phase == phase for k in kills) for phase in kill.PHASES),
-                max(lost, default=0),
-                family.save_every,
-                f"{sum(not run.problems for run in runs)}/{len(runs)}",
-            ]
-        )
-    return markdown_table([columns, *rows])
-
-
-def damage_table(results: Sequence[Run]) -> str:
-    """What became of the damaged checkpoints, by kind."""
-    damaged = [result for result in results if isinstance(result, damage.DamagedRun)]
-    names = map(damage.name_of, damage.KINDS)
-    groups = [(name, [d for d in damaged if d.kind == name]) for name in names]
-    rows = [
-        [
-            name,
-            len(group),
-            *(sum(d.outcome == outcome for d in group) for outcome in damage.OUTCOMES),
-            f"{sum(not d.problems for d in group)}/{len(group)}",
-        ]
-        for name, group in [*groups, ("all", damaged)]
-    ]
-    return markdown_table([["damage", "checkpoints", *damage.OUTCOMES, "same bits"], *rows])
+    final = json.loads((folders[1] / "final.json").read_text())
+    training = final["seconds"] - final["time/start"] - final["time/compilation"]
+    return Reference(family, folders[0], seconds, training)
 
 
 if __name__ == "__main__":

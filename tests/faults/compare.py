@@ -3,12 +3,12 @@
 import json
 import struct
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from rezero_jax.runs.folder import saved_steps
@@ -17,19 +17,20 @@ from rezero_jax.runs.metrics import read_metrics
 
 def is_time(key: str) -> bool:
     """Whether a value of the record is how long something took, which no two runs share."""
-    return key in ("seconds", "examples_per_second") or key.startswith("time/")
+    times = ("seconds", "goodput", "examples_per_second", "time")
+    return key in times or key.startswith("time/")
 
 
 def _without_times(values: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if not is_time(key)}
 
 
-def metrics(workdir: Path) -> list[dict[str, float]]:
+def metrics(workdir: epath.Path) -> list[dict[str, float]]:
     """The lines of metrics.jsonl."""
     return [_without_times(line) for line in read_metrics(workdir)]
 
 
-def events(folder: Path) -> Iterator[Event]:
+def events(folder: epath.Path) -> Iterator[Event]:
     """The events in TensorBoard's record files, in order of writing."""
     for path in sorted(folder.iterdir()):
         data, at = path.read_bytes(), 0
@@ -41,7 +42,7 @@ def events(folder: Path) -> Iterator[Event]:
             at += 12 + length + 4
 
 
-def scalars(folder: Path) -> dict[tuple[int, str], float]:
+def scalars(folder: epath.Path) -> dict[tuple[int, str], float]:
     """{(step, name): value}, as TensorBoard shows it: a restart hides later steps seen before."""
     found: dict[tuple[int, str], float] = {}
     for event in events(folder):
@@ -52,12 +53,12 @@ def scalars(folder: Path) -> dict[tuple[int, str], float]:
     return found
 
 
-def final(workdir: Path) -> dict[str, Any]:
+def final(workdir: epath.Path) -> dict[str, Any]:
     """The content of final.json."""
     return _without_times(json.loads((workdir / "final.json").read_text()))
 
 
-def saved(workdir: Path, step: int) -> dict[str, np.ndarray]:
+def saved(workdir: epath.Path, step: int) -> dict[str, np.ndarray]:
     """{path: array} of a checkpoint, read without the model, on whatever devices."""
     folder = workdir / "checkpoints" / str(step) / "state"
     with ocp.PyTreeCheckpointer() as checkpointer:
@@ -82,13 +83,13 @@ def changed_arrays(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> list[s
     return [path for path in sorted(a.keys() | b.keys()) if bits(a.get(path)) != bits(b.get(path))]
 
 
-def progress(workdir: Path, step: int) -> dict[str, Any]:
+def progress(workdir: epath.Path, step: int) -> dict[str, Any]:
     """The loop's own sums, as saved beside the state."""
     record = workdir / "checkpoints" / str(step) / "record" / "metadata"
     return _without_times(json.loads(record.read_text())["progress"])
 
 
-def differences(one: Path, other: Path) -> list[str]:
+def differences(one: epath.Path, other: epath.Path) -> list[str]:
     """What two finished runs do not share: their story, checkpoints kept, state at the end."""
     found = []
     if _text(final(one)) != _text(final(other)):

@@ -6,31 +6,43 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from etils import epath
+
+from rezero_jax.runs.files import copy_folder, is_bucket
 from rezero_jax.runs.folder import saved_steps
 from tests.faults.runs import Process, Reference, Said
 
-FOUND, HARMLESS = "found and set aside", "harmless"
+FOUND, HARMLESS, UNFINISHED = "found and set aside", "harmless", "taken as unfinished"
 LOADED, CRASHED, PASSED_OVER = "LOADED", "CRASHED", "PASSED OVER SILENTLY"
-OUTCOMES = (FOUND, HARMLESS, LOADED, CRASHED, PASSED_OVER)
+GOOD = (FOUND, HARMLESS, UNFINISHED)
+OUTCOMES = (*GOOD, LOADED, CRASHED, PASSED_OVER)
 
 # Takes the checkpoint's folder, that of another checkpoint, and what draws; says what it did.
-Damage = Callable[[Path, Path, random.Random], str]
+Damage = Callable[[epath.Path, epath.Path, random.Random], str]
 
 
-def files(folder: Path, under: str = "") -> list[Path]:
+def folders(folder: epath.Path) -> list[epath.Path]:
+    """The folders in it, and in these."""
+    found = sorted(path for path in folder.iterdir() if path.is_dir())
+    return found + [path for inner in found for path in folders(inner)]
+
+
+def files(folder: epath.Path, under: str = "") -> list[epath.Path]:
     """The files with something in them, in an order that their random names have no part in."""
-    found = [path for path in (folder / under).rglob("*") if path.is_file() and path.stat().st_size]
-    return sorted(found, key=lambda path: (path.parent, path.stat().st_size))
+    top = folder / under
+    inside = [path for place in (top, *folders(top)) for path in place.iterdir()]
+    found = [path for path in inside if path.is_file() and path.stat().length]
+    return sorted(found, key=lambda path: (path.parent, path.stat().length))
 
 
-def pick(folder: Path, rng: random.Random) -> Path:
+def pick(folder: epath.Path, rng: random.Random) -> epath.Path:
     """A file: half the time each as likely as any other, else each byte."""
     found = files(folder)
-    weights = [path.stat().st_size for path in found] if rng.random() < 0.5 else None
+    weights = [path.stat().length for path in found] if rng.random() < 0.5 else None
     return rng.choices(found, weights)[0]
 
 
-def truncated_file(folder: Path, other: Path, rng: random.Random) -> str:
+def truncated_file(folder: epath.Path, other: epath.Path, rng: random.Random) -> str:
     path = pick(folder, rng)
     data = path.read_bytes()
     size = rng.randrange(1, len(data)) if len(data) > 1 else 0
@@ -38,31 +50,31 @@ def truncated_file(folder: Path, other: Path, rng: random.Random) -> str:
     return f"{path.relative_to(folder)} cut from {len(data)} to {size} bytes"
 
 
-def emptied_file(folder: Path, other: Path, rng: random.Random) -> str:
+def emptied_file(folder: epath.Path, other: epath.Path, rng: random.Random) -> str:
     path = pick(folder, rng)
     path.write_bytes(b"")
     return f"{path.relative_to(folder)} emptied"
 
 
-def deleted_file(folder: Path, other: Path, rng: random.Random) -> str:
+def deleted_file(folder: epath.Path, other: epath.Path, rng: random.Random) -> str:
     path = pick(folder, rng)
     path.unlink()
     return f"{path.relative_to(folder)} deleted"
 
 
-def deleted_folder(folder: Path, other: Path, rng: random.Random) -> str:
-    path = rng.choice(sorted(path for path in folder.rglob("*") if path.is_dir()))
-    shutil.rmtree(path)
+def deleted_folder(folder: epath.Path, other: epath.Path, rng: random.Random) -> str:
+    path = rng.choice(sorted(folders(folder)))
+    path.rmtree()
     return f"{path.relative_to(folder)}/ deleted"
 
 
-def appended_bytes(folder: Path, other: Path, rng: random.Random) -> str:
+def appended_bytes(folder: epath.Path, other: epath.Path, rng: random.Random) -> str:
     path, count = pick(folder, rng), rng.randint(1, 100)
     path.write_bytes(path.read_bytes() + rng.randbytes(count))
     return f"{count} bytes appended to {path.relative_to(folder)}"
 
 
-def zeroed_block(folder: Path, other: Path, rng: random.Random) -> str:
+def zeroed_block(folder: epath.Path, other: epath.Path, rng: random.Random) -> str:
     path = rng.choice([path for path in files(folder) if any(path.read_bytes())])
     data = bytearray(path.read_bytes())
     at = rng.choice([i for i, byte in enumerate(data) if byte])
@@ -72,7 +84,7 @@ def zeroed_block(folder: Path, other: Path, rng: random.Random) -> str:
     return f"bytes {at} to {end} of {path.relative_to(folder)} zeroed"
 
 
-def _flip_bit(folder: Path, path: Path, rng: random.Random) -> str:
+def _flip_bit(folder: epath.Path, path: epath.Path, rng: random.Random) -> str:
     data = bytearray(path.read_bytes())
     at, bit = rng.randrange(len(data)), rng.randrange(8)
     data[at] ^= 1 << bit
@@ -80,21 +92,21 @@ def _flip_bit(folder: Path, path: Path, rng: random.Random) -> str:
     return f"bit {bit} of byte {at} of {path.relative_to(folder)} flipped"
 
 
-def flipped_bit(folder: Path, other: Path, rng: random.Random) -> str:
+def flipped_bit(folder: epath.Path, other: epath.Path, rng: random.Random) -> str:
     return _flip_bit(folder, pick(folder, rng), rng)
 
 
-def flipped_bit_of_arrays(folder: Path, other: Path, rng: random.Random) -> str:
-    largest = max(files(folder, "state"), key=lambda path: path.stat().st_size)
+def flipped_bit_of_arrays(folder: epath.Path, other: epath.Path, rng: random.Random) -> str:
+    largest = max(files(folder, "state"), key=lambda path: path.stat().length)
     data = [path for path in files(folder, "state") if path.parent.name == "d"]
     return _flip_bit(folder, rng.choice([*data, largest]), rng)
 
 
-def flipped_bit_of_record(folder: Path, other: Path, rng: random.Random) -> str:
+def flipped_bit_of_record(folder: epath.Path, other: epath.Path, rng: random.Random) -> str:
     return _flip_bit(folder, folder / "record" / "metadata", rng)
 
 
-def changed_digit_of_progress(folder: Path, other: Path, rng: random.Random) -> str:
+def changed_digit_of_progress(folder: epath.Path, other: epath.Path, rng: random.Random) -> str:
     """The worst that one bit of the record can do: what can be read, and is another number."""
     path = folder / "record" / "metadata"
     text = path.read_text()
@@ -104,7 +116,7 @@ def changed_digit_of_progress(folder: Path, other: Path, rng: random.Random) -> 
     return f"digit {text[at]} at byte {at} of record/metadata changed"
 
 
-def swapped_files(folder: Path, other: Path, rng: random.Random) -> str:
+def swapped_files(folder: epath.Path, other: epath.Path, rng: random.Random) -> str:
     a = pick(folder, rng)
     b = rng.choice([path for path in files(folder) if path.read_bytes() != a.read_bytes()])
     of_a, of_b = a.read_bytes(), b.read_bytes()
@@ -113,7 +125,7 @@ def swapped_files(folder: Path, other: Path, rng: random.Random) -> str:
     return f"{a.relative_to(folder)} and {b.relative_to(folder)} swapped"
 
 
-def file_of_another_checkpoint(folder: Path, other: Path, rng: random.Random) -> str:
+def file_of_another_checkpoint(folder: epath.Path, other: epath.Path, rng: random.Random) -> str:
     """The file of the same name where there is one, else another of the same folder."""
     path = pick(folder, rng)
     where = path.parent.relative_to(folder)
@@ -124,19 +136,19 @@ def file_of_another_checkpoint(folder: Path, other: Path, rng: random.Random) ->
     return f"{path.relative_to(folder)} replaced by {source.relative_to(other.parent)}"
 
 
-def state_of_another_checkpoint(folder: Path, other: Path, rng: random.Random) -> str:
-    shutil.rmtree(folder / "state")
-    shutil.copytree(other / "state", folder / "state")
+def state_of_another_checkpoint(folder: epath.Path, other: epath.Path, rng: random.Random) -> str:
+    (folder / "state").rmtree()
+    copy_folder(other / "state", folder / "state")
     return f"state/ replaced by that of {other.name}"
 
 
-def record_of_another_checkpoint(folder: Path, other: Path, rng: random.Random) -> str:
-    shutil.rmtree(folder / "record")
-    shutil.copytree(other / "record", folder / "record")
+def record_of_another_checkpoint(folder: epath.Path, other: epath.Path, rng: random.Random) -> str:
+    (folder / "record").rmtree()
+    copy_folder(other / "record", folder / "record")
     return f"record/ replaced by that of {other.name}"
 
 
-def half_written(folder: Path, other: Path, rng: random.Random) -> str:
+def half_written(folder: epath.Path, other: epath.Path, rng: random.Random) -> str:
     """As if the process had been killed before it wrote the last files."""
     last = [
         ["_CHECKPOINT_METADATA"],
@@ -194,7 +206,14 @@ class DamagedRun:
     problems: list[str]
 
 
-def classify(said: Said, code: int, step: int, before: int, is_as_saved: Callable[[], bool]) -> str:
+def classify(
+    said: Said,
+    code: int,
+    step: int,
+    before: int,
+    is_as_saved: Callable[[], bool],
+    is_finished: bool = True,
+) -> str:
     """What a run did with its newest checkpoint, of `step`; the one before is of step `before`.
 
     Args:
@@ -203,6 +222,7 @@ def classify(said: Said, code: int, step: int, before: int, is_as_saved: Callabl
       step: of the damaged checkpoint.
       before: of the sound one before it.
       is_as_saved: whether what it is restored to is, to the bit, what was saved.
+      is_finished: whether it still has the sign by which its storage knows a finished checkpoint.
     """
     if code or said.has_traceback:
         return CRASHED
@@ -210,6 +230,8 @@ def classify(said: Said, code: int, step: int, before: int, is_as_saved: Callabl
         return HARMLESS if is_as_saved() and not said.damaged else LOADED
     if said.resumed_at == before and said.damaged == [step]:
         return FOUND
+    if said.resumed_at == before and not is_finished and not said.damaged:
+        return UNFINISHED
     return PASSED_OVER
 
 
@@ -217,43 +239,50 @@ def damage_run(
     reference: Reference,
     kind: Damage,
     home: Path,
-    cache: Path,
+    cache: epath.Path,
     rng: random.Random,
-    compare: Callable[[Path, Path], list[str]],
-    is_as_saved: Callable[[Reference, Path], bool],
+    compare: Callable[[epath.Path, epath.Path], list[str]],
+    is_as_saved: Callable[[Reference, epath.Path], bool],
 ) -> list[DamagedRun]:
     """Damages the newest checkpoint of an unfinished copy of the run, and lets it go on.
 
     Args:
       reference: the run that nothing stopped.
       kind: one of KINDS.
-      home: folder for the copy and its output; removed if there are no problems.
+      home: folder of the run and its output; removed if there are no problems.
       cache: folder of what JAX compiled.
       rng: draws what is damaged.
       compare: what differs between two workdirs.
       is_as_saved: whether a checkpoint's folder is restored to what the reference saved.
     """
-    workdir = home / "run"
-    shutil.copytree(reference.workdir, workdir)
+    family = reference.family
+    home.mkdir(parents=True)
+    workdir = family.folder(home) / "run"
+    copy_folder(reference.workdir, workdir)
     (workdir / "final.json").unlink()
     steps = saved_steps(workdir)
     at = rng.randrange(1, len(steps))
     for later in steps[at + 1 :]:
-        shutil.rmtree(workdir / "checkpoints" / str(later))
+        (workdir / "checkpoints" / str(later)).rmtree()
     step, before = steps[at], steps[at - 1]
     folder = workdir / "checkpoints" / str(step)
-    what = kind(folder, folder.with_name(str(before)), rng)
-    evidence = home / "evidence" / str(step)
-    shutil.copytree(folder, evidence)
+    what = kind(folder, folder.parent / str(before), rng)
+    evidence = epath.Path(home) / "evidence" / str(step)
+    copy_folder(folder, evidence)
 
-    process = Process(reference.family, workdir, home / "log", cache)
+    process = Process(family, workdir, home / "log", cache)
     code = process.wait()
-    outcome = classify(process.said, code, step, before, lambda: is_as_saved(reference, evidence))
-    problems = [] if outcome in (FOUND, HARMLESS) else [outcome]
+    # In a bucket, as after a kill; on a disk the folder would have another name.
+    is_finished = not is_bucket(folder) or (evidence / "commit_success.txt").exists()
+    outcome = classify(
+        process.said, code, step, before, lambda: is_as_saved(reference, evidence), is_finished
+    )
+    problems = [] if outcome in GOOD else [outcome]
     if outcome == FOUND and not (workdir / "damaged" / str(step)).is_dir():
         problems.append(f"damaged/{step} is not there")
     if code == 0:
         problems += compare(workdir, reference.workdir)
     if not problems:
+        workdir.rmtree()
         shutil.rmtree(home)
-    return [DamagedRun(reference.family.name, name_of(kind), what, step, outcome, problems)]
+    return [DamagedRun(family.name, name_of(kind), what, step, outcome, problems)]

@@ -7,6 +7,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from etils import epath
+
+from rezero_jax.runs.files import is_bucket
 from rezero_jax.runs.folder import saved_steps
 from rezero_jax.runs.metrics import read_metrics
 from tests.faults.runs import Process, Reference, Said
@@ -61,14 +64,22 @@ def plan(rng: random.Random, count: int) -> list[list[str]]:
     return [aims[i : i + KILLS_PER_RUN] for i in range(0, count, KILLS_PER_RUN)]
 
 
-def half_written(workdir: Path) -> set[str]:
+def half_written(workdir: epath.Path) -> set[str]:
     """Checkpoints that are being written, or were when the process was killed."""
     folder = workdir / "checkpoints"
+    if is_bucket(folder):  # no object is renamed: they have the names of finished ones
+        begun = [path.name for path in folder.glob("*") if path.name.isdigit()]
+        newest = max(saved_steps(workdir), default=0)
+        return {name for name in begun if int(name) > newest}
     return {path.name for path in folder.glob("*.orbax-checkpoint-tmp*")}
 
 
 def await_moment(
-    aim: str, process: Process, workdir: Path, seconds: tuple[float, float], rng: random.Random
+    aim: str,
+    process: Process,
+    workdir: epath.Path,
+    seconds: tuple[float, float],
+    rng: random.Random,
 ) -> None:
     """Returns when it is time to kill, or when the process has ended.
 
@@ -88,7 +99,8 @@ def await_moment(
         while process.is_running and process.age < until:
             time.sleep(min(0.05, max(until - process.age, POLL)))
         return
-    wanted, delay = rng.randint(1, 4), rng.uniform(0, WRITE)
+    patience = 10 if is_bucket(workdir) else 1
+    wanted, delay = rng.randint(1, 4), rng.uniform(0, WRITE * patience)
     left_behind = half_written(workdir)
     before: set[str] = set()
     while process.is_running:
@@ -99,10 +111,10 @@ def await_moment(
         if wanted <= 0 and before:
             time.sleep(delay)
             return
-        time.sleep(POLL)
+        time.sleep(POLL * patience)
 
 
-def phase(said: Said, workdir: Path, steps: int) -> str:
+def phase(said: Said, workdir: epath.Path, steps: int) -> str:
     """What a killed process was doing."""
     if half_written(workdir) and said.has_trained:
         return "writing"
@@ -111,7 +123,7 @@ def phase(said: Said, workdir: Path, steps: int) -> str:
     return "finishing" if recorded(workdir) >= steps else "training"
 
 
-def recorded(workdir: Path) -> int:
+def recorded(workdir: epath.Path) -> int:
     """The last step in metrics.jsonl."""
     if not (workdir / "metrics.jsonl").exists():
         return 0
@@ -135,9 +147,9 @@ def kill_run(
     reference: Reference,
     aims: list[str],
     home: Path,
-    cache: Path,
+    cache: epath.Path,
     rng: random.Random,
-    compare: Callable[[Path, Path], list[str]],
+    compare: Callable[[epath.Path, epath.Path], list[str]],
     tick: Callable[[], None],
 ) -> list[KilledRun]:
     """Runs with these kills, one after the other until all are made; mostly it is one run.
@@ -160,6 +172,8 @@ def kill_run(
     if aims:
         runs[-1].problems.append(f"{len(aims)} kills came too late in every run")
     if not any(run.problems for run in runs):
+        if reference.family.storage:
+            reference.family.folder(home).rmtree()
         shutil.rmtree(home)
     return runs
 
@@ -168,20 +182,21 @@ def _kill_and_finish(
     reference: Reference,
     aims: list[str],
     folder: Path,
-    cache: Path,
+    cache: epath.Path,
     rng: random.Random,
-    compare: Callable[[Path, Path], list[str]],
+    compare: Callable[[epath.Path, epath.Path], list[str]],
     tick: Callable[[], None],
 ) -> KilledRun:
     """One run; strikes from `aims` what it has hit."""
-    family, workdir = reference.family, folder / "run"
+    family = reference.family
+    workdir = family.folder(folder) / "run"
     result = KilledRun(family.name)
     for number in range(10 * KILLS_PER_RUN):
         process = Process(family, workdir, folder / f"{number}.log", cache)
         at_start = max(saved_steps(workdir), default=0)
         if aims:
             await_moment(aims[0], process, workdir, reference.seconds_from(at_start), rng)
-            age, code = process.age, process.kill()
+            age, code = process.age, process.kill(rng.randrange(family.processes))
         else:
             code = process.wait()
         said = process.said

@@ -3,10 +3,14 @@
 import dataclasses
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Self
+
+from etils import epath
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 900.0  # seconds after which a process that does not end is said to hang
@@ -22,13 +26,27 @@ COMMON = {
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A kind of network, and a run of it that takes some seconds longer than its start."""
+    """A kind of network, and a run of it that takes some seconds longer than its start.
+
+    Attributes:
+      name: in the tables.
+      config: its file.
+      steps: of the run.
+      save_every: steps between two checkpoints.
+      fields: of the config, beside these and COMMON.
+      storage: what precedes the path of a workdir: "", or a bucket such as "gs://runs".
+      environment: what its processes need to reach the storage.
+      processes: how many make the run.
+    """
 
     name: str
     config: str
     steps: int
     save_every: int
     fields: dict[str, object]
+    storage: str = ""
+    environment: dict[str, str] = dataclasses.field(default_factory=dict)
+    processes: int = 1
 
     @property
     def settings(self) -> list[str]:
@@ -36,11 +54,33 @@ class Family:
         length = {"train.steps": self.steps, "checkpoint.every_steps": self.save_every}
         return [f"{key}={value}" for key, value in (COMMON | length | self.fields).items()]
 
-    def command(self, workdir: Path) -> list[str]:
+    def of_processes(self, count: int) -> Self:
+        """The run by several processes, which wait for each other in each of its fewer steps."""
+        if count == 1:
+            return self
+        fields = self.fields | {"train.batch_size": 64}
+        if "eval.every_steps" in fields:
+            fields["eval.every_steps"] = self.save_every // 10
+        return dataclasses.replace(
+            self,
+            steps=self.steps // 10,
+            save_every=self.save_every // 10,
+            fields=fields,
+            processes=count,
+        )
+
+    def folder(self, local: Path) -> epath.Path:
+        """The folder in the storage that belongs to one on the disk."""
+        return epath.Path(f"{self.storage}{local}")
+
+    def command(self, workdir: epath.Path) -> list[str]:
         """The command line of the run."""
         overrides = [f"--config.{text}" for text in self.settings]
-        train = [sys.executable, str(ROOT / "train.py"), f"--config={ROOT / self.config}"]
-        return [*train, f"--workdir={workdir}", *overrides]
+        arguments = [f"--config={ROOT / self.config}", f"--workdir={workdir}", *overrides]
+        if self.processes == 1:
+            return [sys.executable, str(ROOT / "train.py"), *arguments]
+        launch = [sys.executable, str(ROOT / "launch/local.py")]
+        return [*launch, f"--processes={self.processes}", "--", *arguments]
 
 
 FAMILIES = [
@@ -64,7 +104,7 @@ FAMILIES = [
 
 
 class Process:
-    """A process with the command; its output goes to a file.
+    """A process with the command, and those it starts; its output goes to a file.
 
     Args:
       family: what it trains.
@@ -73,10 +113,11 @@ class Process:
       cache: folder of what JAX compiled, so that a kill cannot harm the user's own.
     """
 
-    def __init__(self, family: Family, workdir: Path, log: Path, cache: Path):
-        self._log = log
+    def __init__(self, family: Family, workdir: epath.Path, log: Path, cache: epath.Path):
+        self._log, self._count = log, family.processes
         self.started = time.monotonic()
-        env = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache), "PYTHONUNBUFFERED": "1"}
+        own = {"JAX_COMPILATION_CACHE_DIR": str(cache), "PYTHONUNBUFFERED": "1"}
+        env = os.environ | family.environment | own
         with log.open("w") as file:
             self.popen = subprocess.Popen(
                 family.command(workdir), stdout=file, stderr=subprocess.STDOUT, env=env
@@ -96,13 +137,31 @@ class Process:
         try:
             return self.popen.wait(PATIENCE)
         except subprocess.TimeoutExpired:
-            self.kill()
+            for pid in self._pids():
+                os.kill(pid, signal.SIGKILL)
+            self.popen.wait()
             raise TimeoutError(f"{self._log} has not ended in {PATIENCE:.0f} s") from None
 
-    def kill(self) -> int:
-        """kill -9, and the exit status: another one if the process had ended before."""
-        self.popen.kill()
-        return self.popen.wait()
+    def kill(self, which: int = 0) -> int:
+        """kill -9, and the exit status: another one if the process had ended before.
+
+        Args:
+          which: of several processes.
+        """
+        while self.is_running:
+            if len(pids := self._pids()) == self._count:
+                os.kill(pids[which], signal.SIGKILL)
+                break
+            time.sleep(0.01)  # until all have started
+        status = self.wait()  # of several, the others end when they notice
+        return -signal.SIGKILL if status == 128 + signal.SIGKILL else status
+
+    def _pids(self) -> list[int]:
+        """Of those that run, or have ended and are waited for."""
+        if self._count == 1:
+            return [self.popen.pid]
+        children = Path(f"/proc/{self.popen.pid}/task/{self.popen.pid}/children")
+        return [int(pid) for pid in children.read_text().split()]
 
     @property
     def said(self) -> "Said":
@@ -156,7 +215,7 @@ class Reference:
     """
 
     family: Family
-    workdir: Path
+    workdir: epath.Path
     seconds: float
     training: float
 

@@ -1,9 +1,9 @@
 """Learning curves of one run, of several side by side, and when each reached a target."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
+from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -20,6 +20,7 @@ from rezero_jax.analysis.plots.theme import (
     themed,
 )
 from rezero_jax.errors import UserError
+from rezero_jax.runs.files import AnyPath
 from rezero_jax.runs.reader import Run
 
 # Fields in the title of a comparison, where all of its runs agree.
@@ -117,8 +118,8 @@ def _draw(axis: Axes, runs: Sequence[Run], key: str, x: str) -> None:
 
 
 def write_plot(
-    workdirs: Sequence[str | Path], out: str | Path | None = None, target: float | None = None
-) -> Path:
+    workdirs: Sequence[AnyPath], out: AnyPath | None = None, target: float | None = None
+) -> epath.Path:
     """Plots one run or several and returns the file.
 
     Args:
@@ -134,7 +135,7 @@ def write_plot(
     for run in runs:
         if not run.lines:
             raise UserError(f"the run in {run.folder} has logged nothing yet; plot it later")
-    path = Path(out) if out else runs[0].folder / "curves.png"
+    path = epath.Path(out) if out else runs[0].folder / "curves.png"
     if target is not None:
         metric = "bits_per_byte" if all(map(_is_text, runs)) else "loss"
         what = "steps to bits per byte" if metric == "bits_per_byte" else "epochs to a loss"

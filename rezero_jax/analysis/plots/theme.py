@@ -1,17 +1,19 @@
 """The theme of all figures: legible in a printed column, with curves told apart without colour."""
 
+import io
 import textwrap
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 from cycler import cycler
+from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rezero_jax.errors import UserError, choose_from
+from rezero_jax.runs.files import AnyPath
 
 # Okabe and Ito's colours, which every common colour vision can distinguish; lines and markers do
 # the same in black and white.
@@ -84,25 +86,27 @@ def plain_ticks(axis: Axes) -> None:
     axis.yaxis.set_minor_formatter(text)
 
 
-def check_ending(path: str | Path) -> None:
+def check_ending(path: AnyPath) -> None:
     """Raises a UserError if the path does not end in one of FORMATS."""
-    suffix = Path(path).suffix
+    suffix = epath.Path(path).suffix
     if suffix not in FORMATS:
         raise choose_from("ending of a picture", suffix, FORMATS)
 
 
 @themed
-def save(figure: Figure, path: str | Path) -> Path:
+def save(figure: Figure, path: AnyPath) -> epath.Path:
     """Writes the figure in the format of the path's ending, one of FORMATS.
 
     Raises:
       UserError: the path has another ending, or the file cannot be written.
     """
     check_ending(path)
+    file, content = epath.Path(path), io.BytesIO()
+    figure.savefig(content, format=file.suffix[1:])
     try:
-        figure.savefig(path)
+        file.write_bytes(content.getvalue())
     except OSError as error:
         raise UserError(
             f"cannot write {path} ({error.strerror or error}); name another file with --out"
         ) from error
-    return Path(path)
+    return file

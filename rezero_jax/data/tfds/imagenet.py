@@ -38,7 +38,9 @@ def imagenet2012(config: ConfigDict, seed: int = 0) -> Dataset:
     builder = prepared_builder("imagenet2012", config.dir)
     size, num_classes = config.image_size, builder.info.features["label"].num_classes
 
-    def split(part: str, pixels: Callable[[bytes, int, int], np.ndarray]) -> StreamSplit:
+    def split(
+        part: str, pixels: Callable[[bytes, int, int], np.ndarray], workers: int = 0
+    ) -> StreamSplit:
         if part not in builder.info.splits:
             raise UserError(
                 f'data set "imagenet2012" in {builder.data_dir} has no {part} split; delete that '
@@ -46,9 +48,9 @@ def imagenet2012(config: ConfigDict, seed: int = 0) -> Dataset:
             )
         threads = min(16, os.cpu_count() or 1)  # no more than batches read ahead
         source = TfdsSource(builder, part)
-        return StreamSplit(source, threads, 16, pixels, "imagenet", num_classes)
+        return StreamSplit(source, threads, 16, pixels, "imagenet", num_classes, workers)
 
-    train = split("train", RandomCrop(size, seed, config.order))
+    train = split("train", RandomCrop(size, seed, config.order), config.workers)
     held = split("validation", CentralCrop(size))
     return Dataset("imagenet", train, held, (size, size, 3), num_classes, MEAN, STD)
 

@@ -57,7 +57,8 @@ class Conv(nnx.Module):
             )
         uniform = init.torch_uniform(in_channels * kernel**2)
         shape = (kernel, kernel, in_channels, out_channels)
-        self.kernel = nnx.Param((kernel_init or uniform)(rngs.params(), shape, jnp.float32))
+        kernel_value = (kernel_init or uniform)(rngs.params(), shape, jnp.float32)
+        self.kernel = nnx.Param(kernel_value, matrix_axes=((-4, -3, -2), (-1,)))
         self.bias = nnx.Param(uniform(rngs.params(), (out_channels,))) if bias else None
         self.stride, self.dtype = stride, dtype
 

@@ -53,7 +53,7 @@ class Attention(nnx.Module):
         xavier = init.xavier_uniform(width, width + 2 * kv_heads * self.size)
         kernel = xavier(rngs.params(), (width, *shape), jnp.float32)
         # Along the mesh axis `model`, the key-value heads are cut.
-        self.qkv = nnx.Param(kernel, model_axis=-3)
+        self.qkv = nnx.Param(kernel, model_axis=-3, matrix_axes=((-4,), (-3, -1)))
         zeros = jnp.zeros(shape, jnp.float32)
         self.qkv_bias = nnx.Param(zeros, model_axis=-3) if options.bias else None
         self.out = nnx.Linear(

@@ -110,9 +110,9 @@ class Transformer(nnx.Module):
 
     @classmethod
     def from_config(cls, config: Any, rngs: nnx.Rngs) -> "Transformer":
-        """The model that config.model describes."""
+        """The model that config.model, or the same as a dict, describes."""
         keywords = {key: value for key, value in config.items() if key not in ("name", "dtype")}
-        return cls(**keywords, dtype=getattr(jnp, compute_dtype(config.dtype)), rngs=rngs)
+        return cls(**keywords, dtype=getattr(jnp, compute_dtype(config["dtype"])), rngs=rngs)
 
     def __call__(
         self, tokens: Tokens, *, rngs: nnx.Rngs | None = None

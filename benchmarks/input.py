@@ -1,0 +1,107 @@
+"""How many ImageNet images a second are read, decoded and cropped, by the number of workers.
+
+    python -m benchmarks.input
+
+Batches of 256 random crops of 224 pixels from JPEGs of 500 x 375, the mean size of ImageNet's, of
+about 110 kB, which lie in memory. The numbers of workers (data.workers; 0: a thread for each core)
+take turns. "first batch" is how long the first one takes, which starts the workers; the rate counts
+from there on. Medians, and the range in brackets.
+"""
+
+import argparse
+import io
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from rezero_jax.data import Order, StreamSplit
+from rezero_jax.data.tfds.imagenet import RandomCrop
+from rezero_jax.formatting import markdown_table
+
+WORKERS = (0, 1, 2, 4)
+WIDTH, HEIGHT, QUALITY = 500, 375, 95
+SIZE, BATCH, DISTINCT = 1_281_167, 256, 32
+
+
+class Jpegs:
+    """A stream.DataSource of as many images as ImageNet has, few of which are distinct."""
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(0)
+        self._files = [_jpeg(rng) for _ in range(DISTINCT)]
+        self.kilobytes = sum(map(len, self._files)) / DISTINCT / 1000
+
+    def __len__(self) -> int:
+        return SIZE
+
+    def __getitems__(self, keys: Sequence[int]) -> list[dict[str, Any]]:
+        return [{"image": self._files[key % DISTINCT], "label": key % 1000} for key in keys]
+
+
+def _jpeg(rng: np.random.Generator) -> bytes:
+    """Noise of all scales, as photographs have it: halving the scale halves the contrast."""
+    pixels = np.full((HEIGHT, WIDTH, 3), 128.0)
+    for scale in (128, 64, 32, 16, 8, 4, 2, 1):
+        small = rng.normal(size=(-(-HEIGHT // scale), -(-WIDTH // scale), 3))
+        pixels += 6 * scale**0.5 * small.repeat(scale, 0).repeat(scale, 1)[:HEIGHT, :WIDTH]
+    buffer = io.BytesIO()
+    image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+    image.save(buffer, "JPEG", quality=QUALITY)
+    return buffer.getvalue()
+
+
+def measure(source: Jpegs, workers: int, batches: int) -> tuple[float, float]:
+    """Seconds to the first batch, and images a second in so many after it."""
+    order = Order(0, SIZE, BATCH)
+    split = StreamSplit(source, os.cpu_count() or 1, 4, RandomCrop(224, 0), workers=workers)
+    began = time.perf_counter()
+    stream = split.batches(order.indices, 0, 10**6)
+    next(stream)
+    first = time.perf_counter()
+    for _ in range(4):  # what has been read ahead while the first one was waited for
+        next(stream)
+    started = time.perf_counter()
+    for _ in range(batches):
+        next(stream)
+    seconds = time.perf_counter() - started
+    del stream  # ends the workers
+    return first - began, batches * BATCH / seconds
+
+
+def main() -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--batches", type=int, default=8)
+    args = parser.parse_args()
+    source = Jpegs()
+    print(f"JPEGs of {source.kilobytes:.0f} kB; {os.cpu_count()} cores")
+    found: dict[int, list[tuple[float, float]]] = {workers: [] for workers in WORKERS}
+    for _ in range(args.turns):
+        for workers, values in found.items():
+            values.append(measure(source, workers, args.batches))
+    rows: list[list[object]] = [["workers", "images/s", "over 0 workers", "first batch, s"]]
+    for workers, values in found.items():
+        ratios = [rate / base for (_, rate), (_, base) in zip(values, found[0], strict=True)]
+        firsts, rates = zip(*values, strict=True)
+        rows.append(
+            [workers, *(_spread(x, form) for x, form in ((rates, ",.0f"), (ratios, ".2f")))]
+        )
+        rows[-1].append(f"{statistics.median(firsts):.1f}")
+    print(markdown_table(rows))
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    low, middle, high = min(values), statistics.median(values), max(values)
+    return f"{middle:{form}} ({low:{form}}-{high:{form}})"
+
+
+if __name__ == "__main__":
+    main()

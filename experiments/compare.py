@@ -1,0 +1,225 @@
+"""Compares residual rules by depth: each at its own best learning rate, with seeds and intervals.
+
+For every rule and depth the learning rate is tuned on a grid around the config's own, on seeds of
+its own, by the final test loss; the grid is extended while the best rate lies at its edge. With the
+best rate each rule then has runs of seeds 0, 1, ..., which see the same batches in the same order
+under every rule. The first rule is the one that the others are held against.
+
+The report is DIR/report.html and DIR/report.md; the numbers are in DIR/comparison.json.
+"""
+
+import argparse
+import math
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from experiments import compare_report
+from experiments.comparison import Cell, Comparison
+from experiments.dry_run import print_costs, trainer_of
+from experiments.jobs import Job
+from experiments.running import Stopped, execute
+from experiments.tuning import Grid
+from rezero_jax import devices
+from rezero_jax.analysis import command
+from rezero_jax.errors import UserError
+from rezero_jax.runs.reader import Run
+
+TUNING = 100  # the first seed of those that rates are tuned on
+EXAMPLES = """\
+examples:
+  three rules at two depths in some minutes, on embedded data:
+    python -m experiments compare --config=configs/mlp.py:epochs=3 --rules=rezero,residual,norm \\
+      --depths=8,32 --seeds=3 --jobs=2 --out=runs/compare
+  what it would take, before it starts:
+    python -m experiments compare --config=configs/mlp.py:dataset=cifar10 --rules=rezero,norm \\
+      --depths=8,32,128 --seeds=5 --dry-run --out=runs/compare_cifar
+
+exit status: 0 all done; 2 something failed, told in a sentence; 130 or 143 stopped by Ctrl-C or
+SIGTERM with all runs saved, and the same command resumes them.
+"""
+
+
+class Plan(NamedTuple):
+    """What is compared: `config` is "configs/NAME.py:KEY=VALUE,...", without rule and depth."""
+
+    config: str
+    overrides: tuple[str, ...]
+    rules: Sequence[str]
+    depths: Sequence[int]
+    seeds: int
+    rates: int
+    factor: float
+    tuning_seeds: int
+
+    @property
+    def cells(self) -> list[tuple[str, int]]:
+        """Every rule at every depth."""
+        return [(rule, depth) for depth in self.depths for rule in self.rules]
+
+    def job(self, rule: str, depth: int, rate: float, seed: int) -> Job:
+        """The run of a rule, depth, learning rate and seed."""
+        file, _, arguments = self.config.removeprefix("configs/").partition(":")
+        arguments = ",".join(filter(None, (arguments, f"residual={rule}", f"depth={depth}")))
+        overrides = (*self.overrides, f"optim.learning_rate={rate:g}", f"seed={seed}")
+        name = f"{rule}-{depth}-lr{rate:g}-seed{seed}"
+        return Job(f"{rule}, {depth} layers", name, f"{file}:{arguments}", overrides)
+
+    def grid(self, rule: str, depth: int) -> Grid:
+        """The learning rates of a rule at a depth, around that of its config."""
+        half = self.rates // 2
+        middle = self.job(rule, depth, 1.0, 0)._replace(overrides=self.overrides).load()
+        rate = middle.optim.learning_rate
+        return Grid(rate, self.factor, range(-half, self.rates - half))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command line and returns the exit status."""
+    overrides = [text.removeprefix("--config.") for text in argv if text.startswith("--config.")]
+    args = _parser().parse_args([text for text in argv if not text.startswith("--config.")])
+    devices.use_cpu()  # leaves the accelerators to the runs
+    try:
+        plan = _plan(args, overrides)
+        out = Path(args.out)
+        if args.dry_run:
+            return _print_costs(plan, out)
+        _compare(
+            plan,
+            out,
+            args.jobs,
+            args.target,
+            shlex.join(["python", "-m", "experiments", "compare", *argv]),
+        )
+    except UserError as error:
+        print(f"experiments: {error}", file=sys.stderr)
+        return 2
+    except Stopped as error:
+        print(f"experiments: {error}", file=sys.stderr)
+        return 128 + error.signum
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command.parser("experiments compare", __doc__, EXAMPLES)
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE[:KEY=VALUE,...]",
+        help="a file of configs/ that takes residual= and depth=, and its other arguments",
+    )
+    parser.add_argument("--config.KEY", metavar="VALUE", help="sets a field of every run's config")
+    parser.add_argument("--rules", required=True, metavar="RULE,...", help="the first: the control")
+    parser.add_argument("--depths", required=True, metavar="N,...")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="reported runs (3)")
+    parser.add_argument("--rates", type=int, default=3, metavar="N", help="of the first grid (3)")
+    parser.add_argument("--factor", type=float, default=2.0, help="between two rates (2)")
+    parser.add_argument("--tuning-seeds", type=int, default=1, metavar="N", help="of a rate (1)")
+    parser.add_argument("--target", type=float, metavar="LOSS", help="of training, to be timed to")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at once")
+    parser.add_argument("--out", default="runs/compare", metavar="DIR", help="(runs/compare)")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs and their time")
+    return parser
+
+
+def _plan(args: argparse.Namespace, overrides: Sequence[str]) -> Plan:
+    for flag in ("seeds", "rates", "tuning_seeds", "jobs"):
+        if getattr(args, flag) < 1:
+            name = flag.replace("_", "-")
+            raise UserError(f"--{name}={getattr(args, flag)} is not positive; give at least 1")
+    if args.factor <= 1:
+        raise UserError(f"--factor={args.factor:g} is not above 1; give one such as 2")
+    if not args.config.startswith("configs/"):
+        raise UserError(f"--config={args.config} is not a file of configs/; name one of those")
+    if any(text.startswith("seed=") for text in overrides):
+        raise UserError("--config.seed is what --seeds counts; leave it out")
+    depths = args.depths.split(",")
+    if not all(depth.isdecimal() and int(depth) for depth in depths):
+        raise UserError(f"--depths={args.depths} are not whole numbers above 0; give 8,32")
+    plan = Plan(
+        args.config,
+        tuple(overrides),
+        list(dict.fromkeys(args.rules.split(","))),
+        sorted({int(depth) for depth in depths}),
+        args.seeds,
+        args.rates,
+        args.factor,
+        args.tuning_seeds,
+    )
+    for rule, depth in plan.cells:  # a wrong name is told before anything runs
+        trainer_of(plan.job(rule, depth, 1.0, 0).load())
+    return plan
+
+
+def _print_costs(plan: Plan, out: Path) -> int:
+    """Every run that is certain beforehand; where a grid grows, there will be more."""
+    jobs: dict[str, list[Job]] = {"tuning": [], "reported": []}
+    for rule, depth in plan.cells:
+        grid = plan.grid(rule, depth)
+        for k in grid.first:
+            jobs["tuning"] += _tuning(plan, rule, depth, grid.rate(k))
+        jobs["reported"] += [plan.job(rule, depth, grid.middle, s) for s in range(plan.seeds)]
+    print_costs(jobs, out / "runs")
+    print("A grid whose best rate lies at its edge is extended, by a tuning run at a time.")
+    return 0
+
+
+def _tuning(plan: Plan, rule: str, depth: int, rate: float) -> list[Job]:
+    seeds = range(TUNING, TUNING + plan.tuning_seeds)
+    return [plan.job(rule, depth, rate, seed) for seed in seeds]
+
+
+def _compare(plan: Plan, out: Path, slots: int, target: float | None, shown: str) -> None:
+    runs = out / "runs"
+    grids = {cell: plan.grid(*cell) for cell in plan.cells}
+    losses: dict[tuple[str, int], dict[int, float]] = {cell: {} for cell in plan.cells}
+    while jobs := {
+        (cell, k): _tuning(plan, *cell, grids[cell].rate(k))
+        for cell in plan.cells
+        for k in grids[cell].untried(losses[cell])
+    }:
+        _run((job for of_one in jobs.values() for job in of_one), runs, slots)
+        for (cell, k), of_one in jobs.items():
+            finals = [_final_loss(runs / job.name) for job in of_one]
+            losses[cell][k] = math.fsum(finals) / len(finals)
+    reported = {}
+    for cell in plan.cells:
+        best = grids[cell].best(losses[cell])
+        if best is not None:
+            rate = grids[cell].rate(best)
+            reported[cell] = [plan.job(*cell, rate, seed) for seed in range(plan.seeds)]
+    _run((job for of_one in reported.values() for job in of_one), runs, slots)
+    cells = [
+        Cell.of_runs(
+            cell,
+            {grids[cell].rate(k): loss for k, loss in sorted(losses[cell].items())},
+            grids[cell].is_settled(losses[cell]),
+            reported.get(cell, []),
+            runs,
+            target,
+        )
+        for cell in plan.cells
+    ]
+    comparison = Comparison(shown, plan.rules[0], target, cells)
+    comparison.write(out)
+    print(f"report: {compare_report.write(comparison, out)}")
+
+
+def _run(jobs: Iterable[Job], runs: Path, slots: int) -> None:
+    """Runs jobs to their end; one that diverges is a result, one that fails ends everything."""
+    failed = [
+        sentence
+        for _, sentence in execute(
+            list(jobs), runs, slots, say=lambda text: print(text, flush=True)
+        )
+        if sentence
+    ]
+    if failed:
+        raise UserError("; ".join(dict.fromkeys(failed)))
+
+
+def _final_loss(folder: Path) -> float:
+    """Test loss (nats) at the end; infinite if the run diverged."""
+    run = Run.read(folder)
+    return math.inf if run.diverged else run.final()["eval/loss"]

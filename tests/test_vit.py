@@ -1,0 +1,163 @@
+"""The vision Transformer: parity with timm, the identity at the start, scans, parameter counts."""
+
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from rezero_jax import Alpha, ViT
+from rezero_jax.errors import UserError
+from rezero_jax.models.torch_weights import from_torch, to_torch
+from rezero_jax.stack import stacked, unstacked
+from rezero_jax.training.state import model_spec
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+REFERENCE = dict(np.load(Path(__file__).with_name("reference") / "vit.npz"))
+SMALL = partial(ViT, 6, 2, 12, 2, 3, 5, feedforward=24)
+POOLS = ("token", "mean")
+IMAGES = jnp.asarray(REFERENCE["token/images"])
+
+
+def part(of):
+    """The arrays of the reference file under this name."""
+    names = (name for name in REFERENCE if name.startswith(f"{of}/"))
+    return {name.removeprefix(f"{of}/"): REFERENCE[name] for name in names}
+
+
+@pytest.mark.parametrize(("pool", "scan"), [("token", True), ("mean", False)])
+def test_logits_and_gradients_are_timms(pool, scan):
+    model = nnx.eval_shape(
+        lambda: SMALL(residual="pre_norm", pool=pool, scan=scan, rngs=nnx.Rngs(0))
+    )
+    from_torch(model, part(f"{pool}/state"))
+    given = part(pool)
+
+    def loss(model, images):
+        logits = model(images)
+        return (logits * given["cotangent"]).sum(), logits
+
+    value_and_grad = nnx.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+    (_, logits), (grads, grad_images) = nnx.jit(value_and_grad)(model, jnp.asarray(given["images"]))
+    np.testing.assert_allclose(logits, given["logits"], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(grad_images, given["grad_images"], rtol=1e-5, atol=1e-5)
+    theirs = part(f"{pool}/grad")
+    ours = nnx.clone(model)
+    nnx.update(ours, grads)
+    assert to_torch(ours).keys() == theirs.keys()
+    for name, value in to_torch(ours).items():
+        np.testing.assert_allclose(
+            value, theirs[name], rtol=1e-5, atol=1e-5 * np.abs(theirs[name]).max(), err_msg=name
+        )
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_weights_go_back_to_timm_as_they_came(pool):
+    model = nnx.eval_shape(lambda: SMALL(residual="pre_norm", pool=pool, rngs=nnx.Rngs(0)))
+    from_torch(model, part(f"{pool}/state"))
+    again = to_torch(model)
+    assert again.keys() == part(f"{pool}/state").keys()
+    for name, value in part(f"{pool}/state").items():
+        np.testing.assert_array_equal(again[name], value)
+
+
+@pytest.mark.parametrize("residual", ["rezero", "post_norm"])
+def test_timm_has_no_other_rule(residual):
+    model = nnx.eval_shape(lambda: SMALL(residual=residual, final_norm=True, rngs=nnx.Rngs(0)))
+    with pytest.raises(UserError, match='make the model with residual="pre_norm"'):
+        to_torch(model)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "count"),
+    [  # of timm 1.0's vit_tiny_patch16_224, vit_small_patch16_224, vit_base_patch16_224
+        ((224, 16, 192, 12, 3, 1000), 5_717_416),
+        ((224, 16, 384, 12, 6, 1000), 22_050_664),
+        ((224, 16, 768, 12, 12, 1000), 86_567_656),
+    ],
+)
+def test_parameters_are_as_many_as_timms(sizes, count):
+    def parameters(residual):
+        return model_spec(lambda rngs: ViT(*sizes, residual, rngs=rngs)).parameter_count
+
+    width, depth = sizes[2:4]
+    assert parameters("pre_norm") == count
+    assert parameters("rezero") == count - (2 * depth + 1) * 2 * width + depth
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_the_trunk_is_the_identity_and_the_gates_alone_move_first(pool):
+    model = nnx.jit(lambda: SMALL(pool=pool, rngs=nnx.Rngs(0)))()
+    x, end = nnx.jit(lambda model: (x := model.embed(IMAGES), model.trunk(x)))(model)
+    np.testing.assert_array_equal(end, x)
+    grads = nnx.jit(nnx.grad(lambda model: jnp.square(model(IMAGES)).sum()))(model)
+    for path, grad in nnx.to_flat_state(grads):
+        if isinstance(grad, Alpha):
+            assert (grad[...] != 0).all()
+        elif path[0] == "trunk":
+            assert (grad[...] == 0).all(), path
+
+
+def test_scanned_and_unrolled_models_agree():
+    scanned, unrolled = nnx.jit(
+        lambda: tuple(SMALL(alpha_init=0.5, scan=scan, rngs=nnx.Rngs(0)) for scan in (True, False))
+    )()
+    value_and_grad = nnx.jit(nnx.value_and_grad(lambda m: jnp.square(m(IMAGES)).sum()))
+    loss, grads = value_and_grad(scanned)
+    twin = nnx.clone(scanned)
+    twin.trunk.layers = unstacked(scanned.trunk.layers)
+    for a, b in zip(leaves(twin), leaves(unrolled), strict=True):
+        np.testing.assert_array_equal(a, b)
+    other, other_grads = value_and_grad(unrolled)
+    np.testing.assert_allclose(other, loss, rtol=1e-5)
+    nnx.update(unrolled, other_grads)
+    unrolled.trunk.layers = stacked(unrolled.trunk.layers)
+    nnx.update(scanned, grads)
+    for a, b in zip(leaves(unrolled), leaves(scanned), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max() + 1e-9)
+
+
+def leaves(model):
+    return jax.tree.leaves(nnx.state(model, nnx.Param))
+
+
+def test_a_patch_keeps_its_pixels_and_its_place():
+    model = SMALL(pool="mean", rngs=nnx.Rngs(0))
+    x = np.asarray(model.embed(IMAGES) - model.position[...][None])
+    kernel, bias = (np.asarray(p[...]) for p in (model.embedding.kernel, model.embedding.bias))
+    images = np.asarray(IMAGES)
+    for i in range(3):
+        for j in range(3):
+            pixels = images[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].reshape(4, -1)
+            np.testing.assert_allclose(
+                x[:, 3 * i + j], pixels @ kernel + bias, rtol=1e-5, atol=1e-6
+            )
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"patch": 4}, "patch=4 does not divide the image size 6; choose a divisor"),
+        ({"patch": 12}, "patch=12 does not divide the image size 6; choose a divisor"),
+        ({"patch": 0}, "patch is 0; a vision Transformer needs at least 1"),
+        ({"num_classes": 0}, "num_classes is 0; a vision Transformer needs at least 1"),
+        ({"pool": "avg"}, 'unknown pool "avg"; choose one of mean, token'),
+        ({"heads": 5}, "heads=5 does not divide width=12"),
+        ({"residual": "rezro"}, 'did you mean "rezero"'),
+    ],
+)
+def test_invalid_sizes_and_names(fields, text):
+    sizes = {"image_size": 6, "patch": 2, "width": 12, "depth": 2, "heads": 3, "num_classes": 5}
+    with pytest.raises(UserError, match=text):
+        nnx.eval_shape(lambda: ViT(**sizes | fields, rngs=nnx.Rngs(0)))
+
+
+def test_images_of_another_size():
+    model = SMALL(rngs=nnx.Rngs(0))
+    for images in (IMAGES[:, :4], IMAGES[..., :1]):
+        with pytest.raises(UserError, match=r"takes images \(batch, 6, 6, 3\), not"):
+            model(images)
