@@ -74,14 +74,14 @@ def unreachable(path: AnyPath, error: Exception) -> UserError:
     return UserError(f"cannot use {bucket_of(path)}: {mend}")
 
 
-def read_json(path: epath.Path) -> dict[str, Any]:
+def read_json(path: AnyPath) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
       UserError: the file is not a JSON object, or is unreadable.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(epath.Path(path).read_text())
         if not isinstance(content, dict):
             raise ValueError("it holds no object")
     except (OSError, ValueError) as error:

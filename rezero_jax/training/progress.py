@@ -15,7 +15,7 @@ from etils import epath
 from tqdm import tqdm
 
 from rezero_jax import processes
-from rezero_jax.runs.files import read_json, write_json
+from rezero_jax.runs.files import AnyPath, read_json, write_json
 from rezero_jax.runs.metrics import MetricsWriter
 from rezero_jax.training.chips import chip_of
 from rezero_jax.training.trainer import Trainer
@@ -52,13 +52,13 @@ class Progress:
     def __init__(
         self,
         trainer: Trainer,
-        folder: epath.Path,
+        folder: AnyPath,
         step: int,
         saved: dict[str, Any] | None,
         began: float,
     ):
         self._trainer, self._intervals = trainer, trainer.intervals
-        self._folder = folder
+        self._folder = epath.Path(folder)
         self._writer = MetricsWriter(folder, step) if processes.is_first() else None
         # Plain JSON data, saved with each checkpoint so that a resumed run tells the same story.
         self._sums: dict[str, Any] = saved or {
@@ -72,7 +72,7 @@ class Progress:
         self._peak_rate = chip and chip.flops * trainer.mesh.size / trainer.model_flops()
         # Checkpoints of earlier versions hold the sum alone.
         times = self._sums.get("time") or {"update": self._sums.pop("seconds", 0.0)}
-        recorded = read_json(folder / "environment.json").get("seconds", 0.0)
+        recorded = read_json(self._folder / "environment.json").get("seconds", 0.0)
         self.clock = _Clock(began, times, recorded)
         self._bar: tqdm | None = None
         self._first_step = 0
