@@ -36,7 +36,7 @@ def load_language_model(workdir: AnyPath) -> tuple[Transformer, int]:
     return restored(workdir, config, make_language_model(config.model))  # type: ignore[return-value]
 
 
-def restored(workdir: str | Path, config: ConfigDict, make: MakeModel) -> tuple[nnx.Module, int]:
+def restored(workdir: AnyPath, config: ConfigDict, make: MakeModel) -> tuple[nnx.Module, int]:
     """What `make` makes, as the newest good checkpoint has it, and its number of updates.
 
     Args:
