@@ -74,6 +74,12 @@ def unreachable(path: AnyPath, error: Exception) -> UserError:
     return UserError(f"cannot use {bucket_of(path)}: {mend}")
 
 
+def is_of_storage(error: Exception) -> bool:
+    """Whether a disk or a bucket failed: each library of buckets has errors of its own."""
+    libraries = ("aiohttp", "botocore", "gcsfs", "google")
+    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in libraries
+
+
 def read_json(path: AnyPath) -> dict[str, Any]:
     """The object in a JSON file.
 

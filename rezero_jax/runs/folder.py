@@ -8,7 +8,6 @@ checkpoints/       see rezero_jax.runs.checkpoint
 final.json         last and best metrics, steps, seconds, goodput, examples/s, parameters, status
 """
 
-import contextlib
 import importlib.metadata
 import json
 import os
@@ -30,6 +29,7 @@ from rezero_jax.runs.files import (
     absolute,
     folder_of,
     is_bucket,
+    is_of_storage,
     read_json,
     unreachable,
     write_json,
@@ -124,9 +124,11 @@ class Workdir:
 
     def abandon(self) -> None:
         """Removes all that was written of a run that ends before its first updates."""
-        if not processes.is_first() or is_begun(self.folder):
+        if not processes.is_first():
             return
-        with contextlib.suppress(OSError):  # the folder holds something of the user's
+        try:
+            if is_begun(self.folder):
+                return
             for name in self._own:
                 if name == LOCK and is_bucket(self.folder):
                     continue  # `release` deletes it
@@ -134,6 +136,10 @@ class Workdir:
                 path.rmtree() if path.is_dir() else path.unlink(missing_ok=True)
             for path in self._made:
                 path.rmdir()
+        except Exception as error:
+            if not is_of_storage(error):
+                raise
+            # The folder holds something of the user's, or can no longer be reached.
 
     def release(self) -> None:
         """Lets another run use the workdir."""
