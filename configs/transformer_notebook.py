@@ -16,7 +16,9 @@
 Width 128, feed-forward 256, 8 heads, ReLU, dropout 0.1, sinusoidal positions; batches of 50 rows
 of 35; Adagrad 0.01, a tenth less after each of 3 epochs, gradients clipped to a norm of 0.5. The
 notebook's words of WikiText-2 are bytes here, so its perplexities are no yardstick. Its pre_norm
-has no final norm either.
+has no final norm either. Unlike the notebook, the two LayerNorms of a layer are not the same one.
+With steps=N the run is that long and the rate falls after each third of it, at steps 67 and 133 of
+200, though none of the notebook's epochs has ended by then.
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
 """What the plots share: a sheet that states the setting, a line with its band, crosses."""
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import matplotlib
@@ -32,13 +32,13 @@ def colours(names: Iterable[str]) -> dict[str, str]:
 
 
 def line(axis: Axes, curve: Curve, label: str | None, colour: str, width: float = 1.5) -> None:
-    """The mean over the runs, and a band of a standard deviation where there are several."""
+    """The mean over the runs, and the band of its 95 % interval where there are several."""
     y = np.array(curve.y, float)
     marker = "o" if len(y) == 1 else None  # one point alone draws no line
     axis.plot(curve.x, y, color=colour, label=label, lw=width, marker=marker)
-    if curve.spread is not None:
-        spread = np.array(curve.spread, float)
-        axis.fill_between(curve.x, y - spread, y + spread, color=colour, alpha=0.2, lw=0)
+    if curve.half is not None:
+        half = np.array(curve.half, float)
+        axis.fill_between(curve.x, y - half, y + half, color=colour, alpha=0.2, lw=0)
 
 
 def smoothed(curve: Curve) -> Curve:
@@ -58,6 +58,21 @@ def crosses(
     if shown:
         axis.plot(*zip(*shown, strict=True), "x", color=colour, markersize=5)
     return bool(shown)
+
+
+def levels(axis: Axes, values: Mapping[str, float]) -> None:
+    """Horizontal lines, each with its label and value above its right end."""
+    for label, value in values.items():
+        axis.axhline(value, color="#888888", lw=0.8, ls="--", zorder=0)
+        axis.annotate(
+            f"{label}, {value:.2f}",
+            (1, value),
+            xycoords=axis.get_yaxis_transform(),
+            ha="right",
+            va="bottom",
+            fontsize=7,
+            color="#555555",
+        )
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:

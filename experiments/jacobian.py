@@ -6,10 +6,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import drawing, resnet, spectra, transformer_deep
+from experiments.claims import Claim, bounded, fact
 from experiments.jobs import Job
-from experiments.results import Claim, Curve, Results, Row, find
+from experiments.results import Curve, Results, Row, find, quoted
 from experiments.spectra import BIN, FLOOR, logs, mode
-from rezero_jax.formatting import number
 from rezero_jax.runs.reader import Run
 
 TITLE = "Singular values of the input-output Jacobian"
@@ -90,10 +90,10 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
         stages = STAGES[scale][setting == DEEP]
         for epoch, step in stages.items():
             found = [spectra.after(run, step) for run in seeds]
-            reduced = (scale != "paper" and step > 0) or scale == "smoke" or setting == DEEP
+            trained_less = step > 0 and (scale != "paper" or setting == DEEP)
             name = f"{setting}, epoch {epoch}"
             label = name if scale == "paper" or not step else f"{setting}, after {step} updates"
-            rows += _rows(label, found, reduced, against=name)
+            rows += _rows(label, found, trained_less or scale == "smoke")
             curves[label] = _histogram(found)
     return Results("jacobian", scale, rows, _claims(scale, rows, runs), curves)
 
@@ -102,7 +102,6 @@ def _rows(
     setting: str,
     found: Sequence[np.ndarray],
     reduced: bool,
-    against: str = "",
     at_start: bool = False,
 ) -> list[Row]:
     """The numbers of the paper or the notebook for a spectrum, one for each network.
@@ -127,7 +126,6 @@ def _rows(
             tuple(float(of(values)) for values in (found if quantity == SQUARES else pooled)),
             setting in HEADLINES and quantity == SQUARES,
             reduced or (at_start and quantity != SQUARES),
-            against,
         )
         for quantity, of in measures.items()
         if not (at_start and quantity == "largest log10")
@@ -143,58 +141,63 @@ def _histogram(found: Sequence[np.ndarray]) -> Curve:
 
 
 def _claims(scale: str, rows: Sequence[Row], runs: Mapping[str, Sequence[Run]]) -> list[Claim]:
-    def mean(setting: str, quantity: str) -> float:
-        value = find(rows, setting, quantity).mean
-        return np.nan if value is None else value
+    def row(setting: str, quantity: str) -> Row:
+        return find(rows, setting, quantity)
 
     deep, late = f"{DEEP}, epoch 0", [r.setting for r in rows if r.setting.startswith(DEEP)][-1]
     vanilla, rezero = (f"{setting}, epoch 0" for setting in NETS)
+    squares, deviations = row(deep, SQUARES).ours, row(deep, "deviation of log10").ours
     claims = [
-        Claim(
+        fact(
             "At initialisation all singular values of the ReZero Transformer are 1",
             "UAI 5",
-            mean(deep, "deviation of log10") == 0 and mean(deep, SQUARES) == 1,
-            f"mean square {mean(deep, SQUARES)}, deviation of log10 "
-            f"{mean(deep, 'deviation of log10')}",
+            set(squares) == {1.0} and set(deviations) == {0.0},
+            f"mean square {quoted(squares)}, deviation of log10 {quoted(deviations)}; exact",
+            n=len(squares),
+            reduced=scale == "smoke",
         ),
-        Claim(
+        bounded(
             "In training they stay near 1",
             "UAI 5",
-            abs(mean(late, "mean of log10")) < 1,
-            f"mean of log10 {number(mean(late, 'mean of log10'))}, deviation "
-            f"{number(mean(late, 'deviation of log10'))} (within a factor of 10 on average)",
+            "mean of log10, within 1 of 0",
+            row(late, "mean of log10").ours,
+            low=-1,
+            high=1,
+            reduced=row(late, "mean of log10").reduced,
         ),
     ]
     if scale == "smoke":
         return claims
-    largest, propagation = mean(vanilla, "largest log10"), mean(vanilla, "mean of log10")
-    gain = abs(propagation) - abs(mean(rezero, "mean of log10"))
-    vanished = mean("post-norm, 64 layers", "share below 1e-10")
+    (vanished,) = row("post-norm, 64 layers", "share below 1e-10").ours
+    modes = [row(f"post-norm, {n} layers", "mode of log10").ours[0] for n in (4, 12, 64)]
+    before, after = (row(net, "mean of log10").ours for net in (vanilla, rezero))
     return [
         *claims,
-        Claim(
+        fact(
             "At initialisation those of the post-norm Transformer vanish with depth, at 64 layers "
             "to machine precision",
             "UAI 5",
-            vanished > 0.5,
-            f"{vanished:.0%} are below 1e-10 (more than half); the mode of log10 goes from "
-            f"{number(mean('post-norm, 4 layers', 'mode of log10'))} at 4 layers over "
-            f"{number(mean('post-norm, 12 layers', 'mode of log10'))} at 12 to "
-            f"{number(mean('post-norm, 64 layers', 'mode of log10'))} at 64, in networks of the "
-            "notebook's size; that of Figure 4a is unknown",
+            None,
+            f"{vanished or 0:.0%} are below 1e-10; the modes of log10 at 4, 12 and 64 layers are "
+            f"{quoted(modes)}, in networks of the notebook's size; that of Figure 4a is unknown",
+            n=10,
+            reduced=True,
         ),
-        Claim(
+        bounded(
             "The vanilla ResNet-110 multiplies signals by up to 10^8 at initialisation",
             "UAI 5",
-            7 < largest < 9,
-            f"the largest log10 is {number(largest)} (7 to 9)",
+            "the largest log10, 7 to 9",
+            row(vanilla, "largest log10").ours,
+            low=7,
+            high=9,
         ),
-        Claim(
+        bounded(
             "ReZero improves signal propagation in ResNet-110 by about 10^6",
             "UAI 5",
-            5 < gain < 7,
-            f"from 10^{propagation:.2f} to 10^{mean(rezero, 'mean of log10'):.2f} on average, "
-            f"nearer to 1 by 10^{gain:.1f} (10^5 to 10^7)",
+            "by how much the mean of log10 is nearer to 0, 5 to 7",
+            [abs(a or 0) - abs(b or 0) for a, b in zip(before, after, strict=True)],
+            low=5,
+            high=7,
         ),
     ]
 

@@ -12,6 +12,9 @@ from rezero_jax.config import load_config
 from rezero_jax.runs.folder import check_config, read_final, saved_steps
 
 ROOT = Path(rezero_jax.__file__).parents[1]  # the repository, with train.py and configs/
+# The control of every claim that a deep net learns: with every gate held at 0 the blocks do
+# nothing, so that the net is what lies before and after them, whatever the depth.
+HELD = ("optim.alpha.learning_rate=0.0",)
 TEST = "test.json"  # in the run folder: the evaluation of the test split
 
 

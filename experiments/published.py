@@ -11,12 +11,29 @@ from rezero_jax.formatting import number
 SOURCES = {
     "UAI": "Bachlechner et al., ReZero is All You Need, UAI 2021 (PMLR 161:1352-1361)",
     "SUP": "its supplement",
+    "ARX": "its version 2 on arXiv (2003.04887), where that differs",
     "DIG": "read off the figure in that PDF, to about 1 % of the axis; not printed",
-    "derived": "arithmetic from its printed numbers, or a simulation of what it describes",
-    "NB-TX": "the authors' Transformer notebook (github.com/tbachlechner/ReZero-examples)",
+    "derived": "arithmetic from its printed or digitised numbers, or from its sizes",
+    "NB-FC": "the authors' fully connected notebook (github.com/tbachlechner/ReZero-examples)",
+    "NB-RN": "the authors' ResNet notebook (the same)",
+    "NB-TX": "the authors' Transformer notebook (the same)",
     "NB-SC": "the authors' log (github.com/tbachlechner/ReZero-Superconvergence)",
     "FIX": "the authors' log of the baseline (github.com/tbachlechner/Fixup)",
 }
+
+
+MARKS = {  # of what the paper does not print; "DIG" stands after a "derived" as well
+    "DIG": "digitised",
+    "derived": "derived",
+    "NB-FC": "notebook",
+    "NB-RN": "notebook",
+    "NB-TX": "notebook",
+    "NB-SC": "log",
+    "FIX": "log",
+}
+# Settings that no experiment of ours has: results that the paper copies from others, and two curves
+# whose labels do not fit its own table.
+ONLY_THEIRS = ("Char-TX", "the curve labelled")
 
 
 class Published(NamedTuple):
@@ -26,7 +43,7 @@ class Published(NamedTuple):
       value: None where the paper has a word, such as "diverged".
       text: as written in published.csv.
       error: standard error, if it is given; of what was read off a histogram, half of a bin.
-      source: a key of SOURCES and a place.
+      source: a key of SOURCES and a place, after "derived" perhaps a second one.
     """
 
     value: float | None
@@ -36,13 +53,16 @@ class Published(NamedTuple):
 
     @property
     def shown(self) -> str:
-        """The number as "31 ± 1", or the word."""
-        return self.text if self.value is None else with_error(self.value, self.error)
+        """The number as "31 ± 1 (notebook)", or the word; unmarked if the paper prints it."""
+        error = f" ± {number(self.error, 2)}" if self.error is not None else ""
+        text = self.text if self.value is None else number(self.value) + error
+        return f"{text} ({self.mark})" if self.mark else text
 
-
-def with_error(value: float, error: float | None) -> str:
-    """A number and, where it has one, its standard error."""
-    return number(value) + (f" ± {number(error, 2)}" if error is not None else "")
+    @property
+    def mark(self) -> str:
+        """Where it is from, in a word; empty if the paper prints it."""
+        marks = [MARKS[word] for word in self.source.split() if word in MARKS]
+        return ", ".join(marks)
 
 
 @cache

@@ -7,13 +7,15 @@ from pathlib import Path
 
 from experiments.experiment import Experiment
 from experiments.published import SOURCES
+from experiments.ratios import between
 from experiments.results import Results, Row
-from rezero_jax.formatting import duration, markdown_table, number
+from rezero_jax.formatting import duration, markdown_table
 
 CSS = Path(__file__).with_name("report.css")
-HEAD = ("", "ours", "paper", "scale", "runs", "device", "time", "command")  # of summary.md
-# Whether a claim holds: in a word, and as a CSS class.
-VERDICTS = {True: ("confirmed",) * 2, False: ("denied",) * 2, None: ("undecided", "open")}
+# Of summary.md, the report's three summaries.
+CLAIMS = ("claim", "status", "n", "95 % interval", "evidence", "command")
+FULL = ("in the paper's setting", "ours (95 % interval)", "paper", "n", "device", "time", "command")
+REDUCED = ("reduced", "ours (95 % interval)", "n", "device", "time", "command")
 
 Found = Sequence[tuple[str, Experiment, Results]]
 
@@ -32,31 +34,39 @@ def write_report(folder: Path, scale: str, experiments: Mapping[str, Experiment]
 
 
 def summary(found: Sequence[Results]) -> str:
-    """The headline numbers as a Markdown table. "time" is that of the whole command, one job."""
-    lines = [HEAD]
+    """The claims, the headline numbers at full size, and reduced ones, as Markdown tables.
+
+    "time" is that of the whole command, one job after another.
+    """
+    tables: list[list[tuple[str, ...]]] = [[CLAIMS], [FULL], [REDUCED]]
     for results in found:
         made = results.made
         how = (made.device, duration(made.seconds), f"`{made.command}`") if made else ("",) * 3
-        for row in results.rows:
-            if row.headline:
-                scale = f"{results.scale}, reduced" if row.reduced else "the paper's"
+        for claim in results.claims:
+            interval = between(claim.interval) if claim.interval else "none"
+            what = (claim.text, claim.status, str(claim.n), interval, claim.evidence)
+            tables[0].append((*what, how[-1]))
+        for row in (row for row in results.rows if row.headline):
+            name, n = f"{row.setting}, {row.quantity}", str(len(row.ours))
+            if row.reduced:
+                tables[2].append((name, row.shown, n, *how))
+            else:
                 paper = results.paper(row)
                 theirs = paper.shown if paper else "not given"
-                if paper and row.against not in ("", row.setting):
-                    theirs += f" ({row.against})"
-                name = f"{row.setting}, {row.quantity}"
-                lines.append((name, row.shown, theirs, scale, str(len(row.ours)), *how))
-    return markdown_table(lines)
+                tables[1].append((name, row.shown, theirs, n, *how))
+    return "\n\n".join(markdown_table(lines) for lines in tables if len(lines) > 1)
 
 
 def page(folder: Path, scale: str, found: Found) -> str:
     """The report as HTML; the plots are read from `folder`."""
     body = [
         "<h1>ReZero is All You Need: our numbers and the paper's</h1>",
-        f"<p>Scale <b>{escape(scale)}</b>. &dagger; marks what is smaller than in the paper: such "
-        "numbers stand beside the paper's, but are not of the same experiment. ± is the "
-        "standard error of the mean over runs. The paper's claims are held against the runs of "
-        "this scale.</p>",
+        f"<p>Scale <b>{escape(scale)}</b>. What stands in parentheses after a mean of ours is its "
+        "95 % interval over runs (Student's); ± of the paper is the standard error. A claim is "
+        "replicated or contradicted by an interval in the paper's setting, consistent if there are "
+        "fewer runs than in the paper, and undecided if the interval is open or the setting "
+        "reduced. No number of the paper stands beside a reduced one.</p>",
+        _claims(found),
         _summary(found),
         *(_section(folder, *one) for one in found),
         _sources(found),
@@ -69,32 +79,51 @@ def page(folder: Path, scale: str, found: Found) -> str:
     )
 
 
+def _claims(found: Found) -> str:
+    """Every claim with its status, n, interval and command."""
+    rows = []
+    for name, _, results in found:
+        command = f"<code>{escape(results.made.command)}</code>" if results.made else ""
+        for claim in results.claims:
+            interval = between(claim.interval) if claim.interval else "none"
+            rows.append(
+                f'<tr><td><a href="#{name}">{escape(claim.text)}</a></td>'
+                f'<td><span class="{claim.status}">{claim.status}</span></td>'
+                f'<td class="number">{claim.n}</td><td class="number">{interval}</td>'
+                f"<td>{command}</td></tr>"
+            )
+    head = "".join(f"<th>{escape(text)}</th>" for text in (*CLAIMS[:4], CLAIMS[-1]))
+    return (
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
 def _summary(found: Found) -> str:
-    """The headline numbers and the claims of all experiments."""
-    bodies = []
+    """The headline numbers of all experiments, full size and reduced."""
+    kinds: dict[bool, list[str]] = {False: [], True: []}
     for name, experiment, results in found:
-        verdicts = [VERDICTS[claim.holds][0] for claim in results.claims]
-        count = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(sorted(verdicts)))
-        head = (
-            f'<tr class="head"><th colspan="4"><a href="#{name}">{escape(experiment.TITLE)}</a>'
-            f"{f' <small>claims: {count}</small>' if count else ''}</th></tr>"
-        )
-        rows = [
-            _cells(f"{row.setting}, {row.quantity}", row, results)
-            for row in results.rows
-            if row.headline
-        ]
-        bodies.append(f"<tbody>{head}{''.join(rows)}</tbody>")
-    return _table("number", bodies)
+        for reduced, bodies in kinds.items():
+            rows = [
+                _cells(f"{row.setting}, {row.quantity}", row, results)
+                for row in results.rows
+                if row.headline and row.reduced == reduced
+            ]
+            head = (
+                f'<tr class="head"><th colspan="{3 - reduced}"><a href="#{name}">'
+                f"{escape(experiment.TITLE)}</a></th></tr>"
+            )
+            bodies += [f"<tbody>{head}{''.join(rows)}</tbody>"] if rows else []
+    return _two_tables(kinds)
 
 
 def _section(folder: Path, name: str, experiment: Experiment, results: Results) -> str:
     picture = base64.b64encode((folder / f"{name}.svg").read_bytes()).decode()
     claims = "".join(
-        f'<li><span class="{css}">{verdict}</span>: {escape(claim.text)} '
-        f"<small>[{escape(claim.source)}]</small>: {escape(claim.evidence)}.</li>"
+        f'<li><span class="{claim.status}">{claim.status}</span>: {escape(claim.text)} '
+        f"<small>[{escape(claim.source)}]</small>: {escape(claim.evidence)} (n = {claim.n}"
+        f"{f', 95 % interval {between(claim.interval)}' if claim.interval else ''}).</li>"
         for claim in results.claims
-        for verdict, css in [VERDICTS[claim.holds]]
     )
     made, commands = "", ""
     if results.made:
@@ -109,7 +138,7 @@ def _section(folder: Path, name: str, experiment: Experiment, results: Results) 
             f'<figure><img alt="{escape(experiment.TITLE)}, plotted" '
             f'src="data:image/svg+xml;base64,{picture}"></figure>',
             f"<ul>{claims}</ul>" if claims else "",
-            *(f"<p>{escape(text)}</p>" for text in experiment.NOTES),
+            *(f"<p>{escape(text)}</p>" for text in (*experiment.NOTES, *results.remarks)),
             _rows(results),
             f"<details><summary>Commands</summary><pre>{commands}</pre></details>"
             if commands
@@ -120,52 +149,53 @@ def _section(folder: Path, name: str, experiment: Experiment, results: Results) 
 
 
 def _rows(results: Results) -> str:
-    """All rows, those of a quantity together."""
-    bodies = []
-    for quantity in dict.fromkeys(row.quantity for row in results.rows):
-        head = f'<tr class="head"><th colspan="4">{escape(quantity)}</th></tr>'
-        rows = [_cells(r.setting, r, results) for r in results.rows if r.quantity == quantity]
-        bodies.append(f"<tbody>{head}{''.join(rows)}</tbody>")
-    return _table("setting", bodies)
+    """All rows, full size and reduced, those of a quantity together."""
+    kinds: dict[bool, list[str]] = {False: [], True: []}
+    for reduced, bodies in kinds.items():
+        chosen = [row for row in results.rows if row.reduced == reduced]
+        for quantity in dict.fromkeys(row.quantity for row in chosen):
+            head = f'<tr class="head"><th colspan="{3 - reduced}">{escape(quantity)}</th></tr>'
+            rows = [_cells(row.setting, row, results) for row in chosen if row.quantity == quantity]
+            bodies.append(f"<tbody>{head}{''.join(rows)}</tbody>")
+    return _two_tables(kinds)
 
 
-def _table(first: str, bodies: Sequence[str]) -> str:
-    return (
-        f'<div class="scroll"><table><thead><tr><th>{first}</th><th class="number">ours</th>'
-        '<th class="number">paper</th><th class="number">difference</th></tr></thead>'
-        f"{''.join(bodies)}</table></div>"
-    )
+def _two_tables(kinds: Mapping[bool, Sequence[str]]) -> str:
+    """A table of what is full size, beside the paper, and one of what is reduced (True)."""
+    tables = []
+    for reduced, bodies in kinds.items():
+        title = "Reduced: smaller than in the paper" if reduced else "In the paper's setting"
+        paper = "" if reduced else '<th class="number">paper</th>'
+        if bodies:
+            tables.append(
+                f'<div class="scroll"><table><thead><tr><th>{title}</th>'
+                f'<th class="number">ours</th>{paper}</tr></thead>{"".join(bodies)}</table></div>'
+            )
+    return "\n".join(tables)
 
 
 def _cells(name: str, row: Row, results: Results) -> str:
     """A row of a table, under a name."""
-    paper, gap = results.paper(row), results.difference(row)
-    theirs = difference = ""
-    if paper is not None:
-        of = f"{row.against}, " if row.against not in ("", row.setting) else ""
-        theirs = f"{escape(paper.shown)}<br><small>{escape(of + paper.source)}</small>"
-    if gap is not None and paper is not None:
-        relative = f" ({gap / abs(paper.value):+.0%})" if paper.value else ""
-        difference = f"{'+' if gap >= 0 else ''}{number(gap, 3)}{relative}"
-    count = len(row.ours)
-    ours = escape(row.shown) + "&nbsp;&dagger;" * row.reduced
+    paper, count = results.paper(row), len(row.ours)
+    ours = escape(row.shown)
     if row.mean is not None and count > 1:
         ours += f"<br><small>{count} runs</small>"
     elif 0 < (missing := row.ours.count(None)) < count:
         ours += f"<br><small>in {missing} of {count}</small>"
-    return (
-        f'<tr><td>{escape(name)}</td><td class="number">{ours}</td>'
-        f'<td class="number">{theirs}</td>'
-        f'<td class="number{" reduced" * row.reduced}">{difference}</td></tr>'
-    )
+    theirs = ""
+    if not row.reduced:
+        text = f"{escape(paper.shown)}<br><small>{escape(paper.source)}</small>" if paper else ""
+        theirs = f'<td class="number">{text}</td>'
+    return f'<tr><td>{escape(name)}</td><td class="number">{ours}</td>{theirs}</tr>'
 
 
 def _sources(found: Found) -> str:
     used = {
-        paper.source.split()[0]
+        mark
         for _, _, results in found
         for row in results.rows
         if (paper := results.paper(row))
+        for mark in paper.source.split()
     } | {claim.source.split()[0] for _, _, results in found for claim in results.claims}
     items = "".join(
         f"<dt><b>{mark}</b></dt><dd>{escape(text)}</dd>"

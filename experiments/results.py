@@ -11,15 +11,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.published import Published, published, with_error
+from experiments.claims import Claim
+from experiments.published import Published, published
+from experiments.ratios import between
 from rezero_jax.analysis.statistics import Estimate
 from rezero_jax.formatting import number
 from rezero_jax.runs.files import write_json
 
-COLUMNS = (  # of the CSV files
-    *("experiment", "scale", "setting", "quantity", "ours", "ours_standard_error", "runs"),
-    *("runs_with_the_number", "reduced", "paper_setting", "paper", "paper_standard_error"),
-    *("source", "difference"),
+COLUMNS = (  # of the CSV files; the ends are those of 95 % intervals
+    *("experiment", "scale", "setting", "quantity", "ours", "ours_low", "ours_high", "runs"),
+    *("runs_with_the_number", "reduced", "paper", "paper_standard_error", "source"),
 )
 
 
@@ -30,9 +31,10 @@ class Row(NamedTuple):
       setting, quantity: as in published.csv, where the paper has it.
       ours: of each run; None where there is none.
       headline: whether it stands in the summary.
-      reduced: whether ours is from a smaller experiment than the paper's.
-      against: the paper's setting to compare with, where it is not `setting`.
+      reduced: whether ours is from a smaller experiment than the paper's, beside which no number
+        of the paper stands.
       missing: what None means.
+      is_ratio: whether its mean is geometric and its interval that of the logarithms.
     """
 
     setting: str
@@ -40,59 +42,59 @@ class Row(NamedTuple):
     ours: tuple[float | None, ...]
     headline: bool = False
     reduced: bool = False
-    against: str = ""
     missing: str = "not reached"
-
-    @property
-    def estimate(self) -> Estimate | None:
-        """The mean over the runs and its standard error; None unless all have the number."""
-        return Estimate.of_all(self.ours)
+    is_ratio: bool = False
 
     @property
     def mean(self) -> float | None:
         """Over the runs; None unless all have the number."""
-        return self.estimate.mean if self.estimate else None
+        estimate = self._estimate
+        return None if estimate is None else self._back(estimate.mean)
 
     @property
-    def error(self) -> float | None:
-        """Standard error of the mean; None of a single run."""
-        estimate = self.estimate
-        return estimate.standard_error if estimate and estimate.count > 1 else None
+    def interval(self) -> tuple[float, float] | None:
+        """Student's 95 % interval of the mean; None of a single run, or where one has none."""
+        estimate = self._estimate
+        if estimate is None or estimate.count < 2:
+            return None
+        low, high = estimate.interval()
+        return self._back(low), self._back(high)
 
     @property
     def shown(self) -> str:
-        """The mean as "31 ± 1", or `missing`."""
-        return self.missing if self.mean is None else with_error(self.mean, self.error)
+        """The mean and its interval as "31 (28 to 34)", or `missing`."""
+        if self.mean is None:
+            return self.missing
+        return number(self.mean) + (f" ({between(self.interval)})" if self.interval else "")
 
+    @property
+    def _estimate(self) -> Estimate | None:
+        if not self.is_ratio:
+            return Estimate.of_all(self.ours)
+        return Estimate.of_all([None if x is None else math.log(x) for x in self.ours])
 
-class Claim(NamedTuple):
-    """A sentence of the paper, and whether our runs confirm it.
-
-    Attributes:
-      holds: None if the runs do not decide it; `evidence` gives the reason.
-    """
-
-    text: str
-    source: str
-    holds: bool | None
-    evidence: str
+    def _back(self, value: float) -> float:
+        return math.exp(value) if self.is_ratio else value
 
 
 class Curve(NamedTuple):
-    """A curve to plot: x (n,), y (n,) or (n, layers), and the deviation over the runs (n,)."""
+    """A curve to plot: x (n,), y (n,) or (n, layers), and half of its 95 % interval (n,)."""
 
     x: list[float]
     y: list[Any]
-    spread: list[float] | None = None
+    half: list[float] | None = None
 
     @classmethod
     def of_runs(cls, curves: Sequence[tuple[Iterable[float], Iterable[float]]]) -> "Curve":
-        """The mean of several (x, y), as far as all of them go, and their standard deviation."""
+        """The mean of several (x, y), as far as all of them go, with Student's interval."""
         listed = [(list(map(float, x)), list(map(float, y))) for x, y in curves]
         length = min(len(x) for x, _ in listed)
         values = np.array([y[:length] for _, y in listed])
-        spread = values.std(0, ddof=1).tolist() if len(listed) > 1 else None
-        return cls(listed[0][0][:length], values.mean(0).tolist(), spread)
+        half = None
+        if len(listed) > 1:
+            points = [Estimate.of(draws) for draws in values.T]
+            half = [point.interval()[1] - point.mean for point in points]
+        return cls(listed[0][0][:length], values.mean(0).tolist(), half)
 
 
 class Made(NamedTuple):
@@ -113,25 +115,26 @@ class Made(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """All that an experiment found at a scale."""
+    """All that an experiment found at a scale.
+
+    Attributes:
+      remarks: sentences on what decides nothing, such as secondary outcomes.
+      levels: horizontal lines of the plot by their label, such as the entropies of a text.
+    """
 
     experiment: str
     scale: str
     rows: list[Row]
     claims: list[Claim] = dataclasses.field(default_factory=list)
     curves: dict[str, Curve] = dataclasses.field(default_factory=dict)
+    remarks: list[str] = dataclasses.field(default_factory=list)
+    levels: dict[str, float] = dataclasses.field(default_factory=dict)
     made: Made | None = None
 
     def paper(self, row: Row) -> Published | None:
-        """The paper's number for a row, if it has one."""
-        return published(self.experiment).get((row.against or row.setting, row.quantity))
-
-    def difference(self, row: Row) -> float | None:
-        """Ours less the paper's."""
-        paper = self.paper(row)
-        if row.mean is None or paper is None or paper.value is None:
-            return None
-        return row.mean - paper.value
+        """The paper's number for a row; None if it has none or ours is reduced."""
+        found = published(self.experiment).get((row.setting, row.quantity))
+        return None if row.reduced else found
 
     def write(self, folder: Path) -> None:
         """Writes NAME.json with everything and NAME.csv with the rows."""
@@ -146,8 +149,10 @@ class Results:
             content["experiment"],
             content["scale"],
             [Row(*row)._replace(ours=tuple(row[2])) for row in content["rows"]],
-            [Claim(*claim) for claim in content["claims"]],
+            [Claim(*c)._replace(interval=tuple(c[5]) if c[5] else None) for c in content["claims"]],
             {name: Curve(*curve) for name, curve in content["curves"].items()},
+            content["remarks"],
+            content["levels"],
             Made(*made) if (made := content.get("made")) else None,
         )
 
@@ -158,27 +163,17 @@ class Results:
         writer.writerow(COLUMNS)
         for row in self.rows:
             paper = self.paper(row)
-            numbers = (row.mean, row.error, len(row.ours), len(row.ours) - row.ours.count(None))
-            theirs: tuple[str | float | None, ...] = (None,) * 4
-            if paper:
-                theirs = (row.against or row.setting, paper.text, paper.error, paper.source)
+            ours = (row.mean, *(row.interval or (None, None)))
+            counts = (len(row.ours), len(row.ours) - row.ours.count(None))
+            theirs = (paper.text, paper.error, paper.source) if paper else (None,) * 3
             head = (self.experiment, self.scale, row.setting, row.quantity)
-            writer.writerow((*head, *numbers, row.reduced, *theirs, self.difference(row)))
+            writer.writerow((*head, *ours, *counts, row.reduced, *theirs))
         return out.getvalue()
 
 
 def find(rows: Iterable[Row], setting: str, quantity: str) -> Row:
     """The row of a setting and a quantity."""
     return next(row for row in rows if (row.setting, row.quantity) == (setting, quantity))
-
-
-def lower(one: Row, other: Row) -> bool | None:
-    """Whether one mean is lower than the other; None within two standard errors, or of one run."""
-    if None in (one.mean, other.mean, one.error, other.error):
-        return None
-    difference = one.mean - other.mean  # type: ignore[operator]
-    error = math.hypot(one.error, other.error)  # type: ignore[arg-type]
-    return difference < 0 if abs(difference) > 2 * error else None
 
 
 def finite(tree: Any) -> Any:
@@ -188,12 +183,6 @@ def finite(tree: Any) -> Any:
     if isinstance(tree, (list, tuple)):
         return [finite(value) for value in tree]
     return None if isinstance(tree, float) and not math.isfinite(tree) else tree
-
-
-def span(values: Sequence[float]) -> str:
-    """The smallest and the largest."""
-    low, high = number(min(values)), number(max(values))
-    return low if low == high else f"{low} to {high}"
 
 
 def quoted(values: Iterable[float | None]) -> str:

@@ -32,13 +32,13 @@ def at_initialisation(scale: str) -> dict[str, list[np.ndarray]]:
     inputs = [jax.random.normal(jax.random.fold_in(key, 1), (1, 4, 16)) for key in keys]
     found = {}
     for name, depth in dict.fromkeys(wanted):
-        make = jax.jit(partial(_encoder, RULES[name], depth))
+        make = jax.jit(partial(encoder, RULES[name], depth))
         values = [singular_values(make(key), x) for key, x in zip(keys, inputs, strict=True)]
         found[f"{name}, {depth} layers"] = values
     return found
 
 
-def _encoder(residual: str, depth: int, key: Array) -> Encoder:
+def encoder(residual: str, depth: int, key: Array) -> Encoder:
     """The notebook's network: copies of one layer with new weights, but the biases of the first."""
     options: dict[str, Any] = {"feedforward": 64, "residual": residual, "alpha_init": 0.1}
     encoder = Encoder(16, heads=4, depth=depth, **options, rngs=nnx.Rngs(key))

@@ -10,8 +10,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import drawing
+from experiments.claims import fact
 from experiments.jobs import Job
-from experiments.results import Claim, Curve, Results, Row, quoted
+from experiments.results import Curve, Results, Row, quoted
 from rezero_jax.runs.reader import Run
 
 TITLE = "Toy model: the gradient's norm and five paths of descent"
@@ -32,7 +33,7 @@ CLOSE = 0.01  # relative distance from the solution at which a path counts as ar
 NOTES = (
     f"Updates are counted until alpha w is within {CLOSE:.0%} of the solution; the paper's are "
     "the vertices of its drawn paths, a few of them merged. The paper does not print where its "
-    "paths end: the two values of w are those of a simulation of what it describes.",
+    "paths end.",
     "In the limit of small steps w^2 - alpha^2 is constant along a path, which so ends where "
     "w^2 = (w0^2 + sqrt(w0^4 + 4 s^2)) / 2, with s the solution.",
 )
@@ -84,11 +85,12 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
         curves[name] = Curve(path[:, 0].tolist(), path[:, 1].tolist())
     worst = max(abs(end / SOLUTION - 1) for end in ends)
     claims = [
-        Claim(
+        fact(
             "From alpha = 0 gradient descent finds a solution, alpha w ~ 1.2",
             "UAI 4",
             worst < 1e-9,
-            f"alpha w at the five ends is {quoted(ends)}, the solution {SOLUTION:.6f}",
+            f"alpha w at the five ends is {quoted(ends)}, the solution {SOLUTION:.6f}; exact",
+            n=len(STARTS),
         ),
     ]
     return Results("toy", scale, rows, claims, curves)

@@ -138,6 +138,20 @@ def test_alpha_is_not_decayed_by_default_and_everything_else_is(name):
     assert np.abs(kernel(changes)).min() > 0.0
 
 
+@pytest.mark.parametrize("name", ["adagrad", "sgd", "adamw", "lamb"])
+def test_a_rate_of_zero_holds_every_alpha_to_the_bit_and_nothing_else(name):
+    """The control of a deep net: gates that stay where they start, with decay or without."""
+    config = settings(name=name, learning_rate=0.1, weight_decay=0.5, warmup_steps=2)
+    config.alpha.update({"learning_rate": 0.0, "weight_decay": 0.5})
+    params = random_tree()
+    values = np.float32([0.0, 1.0, -0.5, 1e-30, 3.0])
+    params["trunk"]["blocks"]["rule"]["alpha"] = jnp.asarray(values)
+    history, *_ = run(config, updates=3, params=params)
+    held = history[-1]["trunk"]["blocks"]["rule"]["alpha"]
+    assert np.asarray(held).tobytes() == values.tobytes()
+    assert (kernel(history[-1]) != kernel(history[0])).all()
+
+
 def test_alpha_has_its_own_rate_optimizer_and_schedule():
     config = settings(name="sgd", learning_rate=0.1, momentum=0.0, schedule="linear")
     config.alpha.update({"name": "adagrad", "learning_rate": 0.25, "schedule": "constant"})

@@ -59,3 +59,15 @@ class Estimate:
             return np.nan, np.nan
         half = float(stats.t.ppf((1 + confidence) / 2, self.count - 1)) * self.standard_error
         return self.mean - half, self.mean + half
+
+    def p_value(self, mean: float) -> float:
+        """Of Student's two-sided test that the true mean is `mean`; NaN for a single draw.
+
+        It is at most 1 - c exactly where the interval of confidence c leaves `mean` out.
+        """
+        if self.count < 2:
+            return np.nan
+        gap = abs(self.mean - mean)
+        if not self.standard_error:
+            return float(gap == 0)
+        return float(2 * stats.t.sf(gap / self.standard_error, self.count - 1))

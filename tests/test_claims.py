@@ -1,0 +1,137 @@
+"""Statuses are decided by intervals; E1's decision rule against numbers computed by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from experiments.claims import bounded, fact, holm, inside, paired, together
+from experiments.ratios import Ratio, decide
+from rezero_jax.analysis.statistics import Estimate
+
+T4 = 2.776445  # Student's t of 4 degrees of freedom at 95 %, two-sided
+D = (-2, -1, 0, 1, 2)  # deviation sqrt(2.5), so that the standard error of five is sqrt(0.5)
+ERROR = math.sqrt(0.5)
+
+
+def spread(mean, error):
+    """Five draws of this mean and standard error."""
+    return [mean + d * error / ERROR for d in D]
+
+
+def claim(draws, **kwargs):
+    return bounded("a", "UAI 1", "x", draws, **kwargs)
+
+
+def test_an_interval_decides_and_never_a_mean():
+    half = T4 * ERROR
+    assert claim(spread(half + 0.01, ERROR), low=0).status == "replicated"
+    assert claim(spread(half - 0.01, ERROR), low=0).status == "undecided"  # the mean is 1.95
+    assert claim(spread(-half - 0.01, ERROR), low=0).status == "contradicted"
+    found = claim(spread(3, ERROR), low=0)
+    assert found.n == 5
+    assert found.interval == pytest.approx((3 - half, 3 + half), rel=1e-5)
+
+
+def test_one_run_or_a_missing_one_decides_nothing():
+    assert claim([7.0], low=0).status == "undecided"
+    assert claim([7.0, None, 7.1], low=0).status == "undecided"
+    assert claim([], low=0).status == "undecided"
+
+
+def test_a_reduced_setting_is_undecided_whatever_comes_out():
+    for mean in (-9.0, 9.0):
+        assert claim(spread(mean, 0.1), low=0, reduced=True).status == "undecided"
+    for holds in (True, False, None):
+        assert fact("a", "UAI 1", holds, "x", reduced=True).status == "undecided"
+
+
+def test_fewer_runs_than_the_paper_has_are_consistent_at_best():
+    assert claim(spread(9, 0.1), low=0, seeds=6).status == "consistent"
+    assert claim(spread(-9, 0.1), low=0, seeds=6).status == "contradicted"
+    assert fact("a", "UAI 1", True, "x", whole=False).status == "consistent"
+
+
+def test_parts():
+    assert inside((1, 2), 1, 2) is True
+    assert inside((1, 2), 2.1, 3) is False
+    assert inside((1, 2), 1.5, 3) is None
+    assert together([True, None, False]) is False
+    assert together([True, None]) is None
+    assert together([True, True]) is True
+    assert together([]) is None
+    assert paired((3.0, None), (1.0, 1.0)) == (2.0, None)
+
+
+def test_p_values_agree_with_tables_and_with_intervals():
+    estimate = Estimate.of(spread(0, ERROR))
+    assert estimate.p_value(T4 * ERROR) == pytest.approx(0.05, rel=1e-5)
+    assert estimate.p_value(-4.604095 * ERROR) == pytest.approx(0.01, rel=1e-5)
+    assert estimate.p_value(0.0) == 1
+    assert Estimate.of([2.0, 2.0]).p_value(2.0) == 1
+    assert Estimate.of([2.0, 2.0]).p_value(1.0) == 0
+    assert math.isnan(Estimate.of([2.0]).p_value(1.0))
+
+
+def test_holm_steps_down():
+    # 0.01 <= 0.05 / 3; 0.02 <= 0.05 / 2; 0.06 > 0.05.
+    assert holm([0.06, 0.01, 0.02]) == [
+        (pytest.approx(0.05), False),
+        (pytest.approx(0.05 / 3), True),
+        (pytest.approx(0.05 / 2), True),
+    ]
+    # 0.03 > 0.05 / 2, so 0.04 is undecided as well, though it is below 0.05.
+    assert [decided for _, decided in holm([0.001, 0.03, 0.04])] == [True, False, False]
+    assert [decided for _, decided in holm([0.02, 0.02, 0.02])] == [False] * 3
+
+
+def ratio(mean, error):
+    return Ratio(tuple(spread(math.log(mean), error)))
+
+
+def test_ratios_are_geometric_and_their_intervals_those_of_logarithms():
+    found = Ratio.of_pairs([20.0, 80.0], [10.0, 10.0], [300, 300])
+    assert found.mean == pytest.approx(4)
+    one = ratio(10, 0.1)
+    width = math.exp(T4 * 0.1)
+    assert one.interval() == pytest.approx((10 / width, 10 * width), rel=1e-5)
+    assert one.shown == "10 (7.576 to 13.2)"
+
+
+def test_e1_decides_by_holm_against_the_nearer_bound():
+    """Standard errors of 0.1 on ln: t is 10 times the distance to ln 7 or ln 15, the nearer one.
+
+    That is 3.567 for a ratio of 10, 6.931 for 3.5 and 2.877 for 20; the critical values of 4
+    degrees of freedom are 2.776 at 0.05, 3.495 at 0.05 / 2 and 3.961 at 0.05 / 3.
+    """
+    # 6.931 > 3.961 and 2.877 > 2.776: outside; 3.567 > 3.495: inside.
+    decisions = decide([ratio(10, 0.1), ratio(3.5, 0.1), ratio(20, 0.1)], 7, 15)
+    assert [decision.holds for decision in decisions] == [True, False, False]
+    for decision, mean, t in zip(decisions, (10, 3.5, 20), (3.495406, 3.960763, T4), strict=True):
+        width = math.exp(t * 0.1)
+        assert decision.corrected == pytest.approx((mean / width, mean * width), rel=1e-4)
+    # Without the smallest, 10 is first in line: 3.567 < 3.961, and nothing is decided after it.
+    decisions = decide([ratio(10, 0.1), ratio(20, 0.1), ratio(20, 0.1)], 7, 15)
+    assert [decision.holds for decision in decisions] == [None] * 3
+
+
+def test_the_smallest_of_the_ratios_alone_decides_nothing():
+    """A rule by min(ratios) would call this contradicted; its interval reaches over 7."""
+    decisions = decide([ratio(6.9, 0.1), ratio(10, 0.05), ratio(10, 0.05)], 7, 15)
+    assert [decision.holds for decision in decisions] == [None, True, True]
+    assert together([decision.holds for decision in decisions]) is None
+
+
+def test_what_does_not_arrive_is_a_bound_and_undecided():
+    ours = [10.0, 10.0]
+    found = Ratio.of_pairs([None, 75.0], ours, [300, 300])
+    assert found.shown == ">= 15"  # sqrt(30 * 7.5)
+    assert found.interval() is None
+    assert found.p_value(7, 15) == 1
+    assert Ratio.of_pairs([200.0, 200.0], [10.0, None], [300, 300]) is None
+    # It counts in Holm's m: the others are tested at 0.05 / 3 and 0.05 / 2.
+    decisions = decide([found, ratio(10, 0.1), None], 7, 15)
+    assert [decision.holds for decision in decisions] == [None, None, None]
+    assert decisions[1].corrected == pytest.approx(
+        tuple(10 * np.exp(0.1 * np.array([-3.960763, 3.960763]))), rel=1e-4
+    )
