@@ -14,7 +14,7 @@ part of that: they have an Adagrad of their own with the constant rate 0.1 and n
 the cycled SGD went to NaN for the authors.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from rezero_jax.config import base_config, parse_arg
 from rezero_jax.devices import default_cpu_devices
@@ -32,7 +32,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.width = 2 if args.smoke else 64
     config.model.batch_norm = True
     config.model.stem = "cifar"
-    config.model.alpha_init = 0.0
+    config.model.alpha_init = config_dict.placeholder(float)  # unset: 0
     config.model.scan = False
     config.model.remat = "none"
     config.model.dtype = "float32"  # by its estimate a TPU is slower at bfloat16 here

@@ -33,6 +33,8 @@ class Stack(nnx.Module):
       make_block: `make_block(rngs)` returns a block, a module that maps x to the same shape. A
         parameter that a block uses in several places stays one parameter in every layer.
       depth: number of blocks, at least 1.
+      numbered: True calls `make_block(rngs, layer)` with the block's number, int32 (), 1 .. depth,
+        which its initial values and variables may depend on.
       scan: True stacks the blocks' parameters on a leading axis of size `depth` and scans over it;
         False keeps a list of blocks, which compiles `depth` times the code but lets the compiler
         see all of it. Both start from the same parameters for the same `rngs`.
@@ -47,9 +49,10 @@ class Stack(nnx.Module):
 
     def __init__(
         self,
-        make_block: Callable[[nnx.Rngs], nnx.Module],
+        make_block: Callable[..., nnx.Module],
         depth: int,
         *,
+        numbered: bool = False,
         scan: bool = True,
         remat: str = "none",
         unroll: int = 1,
@@ -64,13 +67,14 @@ class Stack(nnx.Module):
         self.unroll = unroll
         graphdefs: list[nnx.GraphDef] = []
 
-        def make_state(rngs: nnx.Rngs) -> nnx.State:
-            graphdef, state = nnx.split(make_block(rngs))
+        def make_state(given: tuple[Any, ...]) -> nnx.State:
+            graphdef, state = nnx.split(make_block(*given))
             graphdefs.append(graphdef)
             return state
 
         # One block after another: a vmap would hold the random bits of all layers at once.
-        states = jax.lax.map(make_state, rngs.split(depth))
+        numbers = (jnp.arange(1, depth + 1),) if numbered else ()
+        states = jax.lax.map(make_state, (rngs.split(depth), *numbers))
         blocks = nnx.merge(graphdefs[0], states)
         self.blocks: nnx.Module | nnx.List = blocks if scan else _unstack(blocks, depth)
 

@@ -11,6 +11,7 @@ from jaxtyping import Int
 from rezero_jax.models.transformer.attention import Cache, Hidden
 from rezero_jax.models.transformer.layer import DecoderLayer, EncoderLayer
 from rezero_jax.models.transformer.options import LayerOptions, StackKeywords
+from rezero_jax.residual import Place, make_norm
 from rezero_jax.stack import Stack
 
 # Stacks of at most so many layers are unrolled on accelerators: they need not write what each layer
@@ -47,15 +48,16 @@ class LayerStack(nnx.Module):
     ):
         options = LayerOptions(width, heads, **keywords)
         self.layers = Stack(
-            lambda rngs: self.layer(**vars(options), rngs=rngs),
+            lambda rngs, layer: self.layer(**vars(options), place=Place(layer, depth), rngs=rngs),
             depth,
+            numbered=True,
             scan=scan,
             remat=remat,
             unroll=depth if depth <= UNROLLED else 1,
             rngs=rngs,
         )
         self.norm = (
-            nnx.LayerNorm(width, epsilon=1e-5, dtype=options.dtype, rngs=rngs)
+            make_norm(options.norm, width, dtype=options.dtype, rngs=rngs)
             if final_norm
             else nnx.identity
         )

@@ -7,8 +7,9 @@ The rule is one of `rezero_jax.residual`; ReZero's is x' = x + alpha F(x), and o
 sublayers of a layer, as in paper and code.
 """
 
+from dataclasses import replace
 from functools import partial
-from typing import Unpack
+from typing import Any, Unpack
 
 from flax import nnx
 from jax import Array
@@ -19,15 +20,27 @@ from rezero_jax.models import init
 from rezero_jax.models.dropout import Dropout
 from rezero_jax.models.transformer.attention import Attention, Cache, Hidden, Mask
 from rezero_jax.models.transformer.options import ACTIVATIONS, LayerKeywords, LayerOptions
-from rezero_jax.residual import GATES, Branch, make_rule
+from rezero_jax.residual import GATES, Branch, Place, make_norm, make_rule, rule_class
 
 KeyMask = Bool[Array, "batch keys"]
 
 
 class FeedForward(nnx.Module):
-    """F(x) = W2 dropout(activation(W1 x + b1)) + b2."""
+    """F(x) = W2 dropout(activation(W1 x + b1)) + b2, on request with a norm before W2.
 
-    def __init__(self, options: LayerOptions, *, rngs: nnx.Rngs):
+    Args:
+      gain: what the initial weights are multiplied by.
+      inner_norm: whether a norm follows the dropout.
+    """
+
+    def __init__(
+        self,
+        options: LayerOptions,
+        *,
+        gain: float = 1.0,
+        inner_norm: bool = False,
+        rngs: nnx.Rngs,
+    ):
         self.activation = options.activation
         width, hidden = options.width, options.feedforward or 4 * options.width
         # Along the mesh axis `model`, the hidden layer is cut.
@@ -37,7 +50,7 @@ class FeedForward(nnx.Module):
                 fan_in,
                 fan_out,
                 use_bias=options.bias,
-                kernel_init=init.xavier_uniform(fan_in, fan_out),
+                kernel_init=init.times(gain, init.xavier_uniform(fan_in, fan_out)),
                 bias_init=init.torch_uniform(fan_in),
                 kernel_metadata=kernel_metadata,
                 bias_metadata=bias_metadata,
@@ -50,10 +63,11 @@ class FeedForward(nnx.Module):
             )
         )
         self.dropout = Dropout(options.dropout)
+        self.norm = make_norm(options.norm, hidden, rngs=rngs) if inner_norm else nnx.identity
 
     def __call__(self, x: Hidden, *, rngs: nnx.Rngs | None = None) -> Hidden:
         hidden = ACTIVATIONS[self.activation](self.up(x))
-        return self.down(self.dropout(hidden, rngs=rngs))
+        return self.down(self.norm(self.dropout(hidden, rngs=rngs)))
 
 
 class TransformerLayer(nnx.Module):
@@ -64,10 +78,11 @@ class TransformerLayer(nnx.Module):
 
     Args:
       width, heads, feedforward, **keywords: see `LayerOptions`.
+      place: the layer's number and the number of layers, for the rules that depend on the depth.
       rngs: source of the initial parameters.
 
     Raises:
-      UserError: see `LayerOptions`; or an unknown residual rule.
+      UserError: see `LayerOptions`; or an unknown residual rule, or one that needs `place`.
     """
 
     has_memory: bool
@@ -78,20 +93,39 @@ class TransformerLayer(nnx.Module):
         heads: int,
         feedforward: int | None = None,
         *,
+        place: Place | None = None,
         rngs: nnx.Rngs,
         **keywords: Unpack[LayerKeywords],
     ):
         options = LayerOptions(width, heads, feedforward, **keywords)
-        self.attention = Attention(options, rngs=rngs)
+        kind, sublayers = rule_class(options.residual), 3 if self.has_memory else 2
+        if place is not None:
+            place = replace(place, sublayers=sublayers)
+        gain, inner_norm = kind.branch_gain(place), kind.has_inner_norm
+        self.attention = Attention(options, gain=gain, inner_norm=inner_norm, rngs=rngs)
         if self.has_memory:
-            self.cross_attention = Attention(options, rotary=False, rngs=rngs)
-        self.feedforward = FeedForward(options, rngs=rngs)
+            # Sub-LN leaves attention to a memory as it is (torchscale).
+            cross_gain = 1.0 if inner_norm else gain
+            self.cross_attention = Attention(options, rotary=False, gain=cross_gain, rngs=rngs)
+        self.feedforward = FeedForward(options, gain=gain, inner_norm=inner_norm, rngs=rngs)
         self.dropout = Dropout(options.dropout)
         one_gate = options.residual in GATES and options.alpha_per == "layer"
-        self.rules = nnx.List(
-            make_rule(options.residual, width, alpha_init=options.alpha_init, rngs=rngs)
-            for _ in range(1 if one_gate else 3 if self.has_memory else 2)
-        )
+        rules: list[Any] = [
+            make_rule(
+                options.residual,
+                width,
+                place=place and replace(place, sublayer=sublayer),
+                alpha_init=options.alpha_init,
+                norm=options.norm,
+                base_depth=options.base_depth,
+                rngs=rngs,
+            )
+            for sublayer in range(1 if one_gate and not kind.has_norm else sublayers)
+        ]
+        if one_gate:
+            for rule in rules[1:]:
+                rule.alpha = rules[0].alpha
+        self.rules = nnx.List(rules)
 
     def join(self, sublayer: int, x: Hidden, f: Branch, rngs: nnx.Rngs | None) -> Hidden:
         """x with the branch f, dropped out in training, joined to it by the sublayer's rule."""
