@@ -15,9 +15,12 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from rezero_jax import devices
 from rezero_jax.errors import UserError, choose_from
+from rezero_jax.residual import Constant
 
 LayerState = tuple[nnx.State, nnx.State, Array | None]  # parameters, other arrays, random key
 Layer = Callable[[Array, LayerState], tuple[Array, nnx.State]]
+
+CHANGES = nnx.Not(nnx.Any(nnx.Param, Constant))  # what calling a block may change
 
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
     "none": None,
@@ -123,7 +126,7 @@ class Stack(nnx.Module):
             merged = nnx.merge(graphdef, *arrays)
             x = _batch_on_data(x)
             random = {} if key is None else {"rngs": nnx.Rngs(dropout=key)}
-            return merged(x, *args, **kwargs, **random), nnx.state(merged, nnx.Not(nnx.Param))
+            return merged(x, *args, **kwargs, **random), nnx.state(merged, CHANGES)
 
         if self.remat != "none":
             layer = computed_again(layer, policy=REMAT_POLICIES[self.remat], prevent_cse=False)

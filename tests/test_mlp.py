@@ -108,6 +108,8 @@ def test_the_stored_numbers_are_what_the_script_makes():
         ("layernorm_scaling", 2_894_602 + 32 * 2 * 256),
         ("deep_norm", 2_894_602 + 32 * 2 * 256),
         ("completep", 2_894_602 + 32 * 2 * 256),
+        ("orthogonal", 2_894_602 + 32 * 2 * 256),
+        ("x0_scalars", 2_894_602 + 32 * (2 * 256 + 2)),
     ],
 )
 def test_parameter_counts_of_the_papers_network(rule, count):

@@ -28,7 +28,12 @@ def numpy_branch(x):
     return np.maximum(np.asarray(x, np.float64) @ np.asarray(WEIGHT, np.float64), 0.0)
 
 
-PLACE = Place(layer=3, layers=8, sublayer=1, sublayers=2)
+def orthogonal_to(x, f):
+    return f - (x * f).sum(-1, keepdims=True) / ((x**2).sum(-1, keepdims=True) + 1e-6) * x
+
+
+PLACE = Place(layer=3, layers=8, sublayer=0, sublayers=2)
+MIXED = 1.35 - 0.25 * 2 / 7  # lambda + mu of x0_scalars in layer 3 of 8
 EQUATIONS = {  # in layer 3 of 8 layers of two branches, that is 16 branches
     "plain": lambda x, a: numpy_branch(x),
     "residual": lambda x, a: x + numpy_branch(x),
@@ -46,11 +51,18 @@ EQUATIONS = {  # in layer 3 of 8 layers of two branches, that is 16 branches
     "deep_norm": lambda x, a: layer_norm(2 * x + numpy_branch(x)),
     "sub_norm": lambda x, a: x + numpy_branch(layer_norm(x)),
     "completep": lambda x, a: x + numpy_branch(layer_norm(x)) / 4,
+    "orthogonal": lambda x, a: x + orthogonal_to(x, numpy_branch(layer_norm(x))),
+    "x0_scalars": lambda x, a: MIXED * x + numpy_branch(layer_norm(MIXED * x)),
 }
 
 
 def made(name, **options):
     return make_rule(name, 8, place=PLACE, **options, rngs=nnx.Rngs(0))
+
+
+def call(rule, x, f):
+    """The rule between the ends of a network, where it has several streams."""
+    return rule.leave(rule(rule.enter(x), f))
 
 
 def test_every_rule_has_an_equation():
@@ -61,7 +73,7 @@ def test_every_rule_has_an_equation():
 def test_rule_is_its_equation(name):
     rule = made(name, alpha_init=0.3)
     expected = EQUATIONS[name](np.asarray(X, np.float64), 0.3)
-    np.testing.assert_allclose(rule(X, branch), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(call(rule, X, branch), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -69,7 +81,7 @@ def test_gradient_of_a_rule_is_that_of_its_equation(name):
     """By central differences of the float64 equation, in a random direction."""
     rule = made(name, alpha_init=0.3)
     direction, weight = (np.asarray(jax.random.normal(jax.random.key(k), X.shape)) for k in (5, 6))
-    found = jax.jvp(lambda x: jnp.sum(weight * rule(x, branch)), (X,), (direction,))[1]
+    found = jax.jvp(lambda x: jnp.sum(weight * call(rule, x, branch)), (X,), (direction,))[1]
     after, before = (
         np.sum(weight * EQUATIONS[name](np.asarray(X, np.float64) + step * direction, 0.3))
         for step in (1e-6, -1e-6)
@@ -195,7 +207,7 @@ def test_trunk_keeps_its_dtype_and_alpha_stays_float32():
 @pytest.mark.parametrize("name", RULES)
 def test_every_rule_keeps_the_dtype_of_the_trunk(name, dtype, branch_dtype):
     rule = made(name)
-    assert rule(X.astype(dtype), lambda x: x.astype(branch_dtype)).dtype == dtype
+    assert call(rule, X.astype(dtype), lambda x: x.astype(branch_dtype)).dtype == dtype
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(rule))
 
 
@@ -203,7 +215,7 @@ def test_every_rule_keeps_the_dtype_of_the_trunk(name, dtype, branch_dtype):
 def test_a_branch_of_another_shape_is_an_error(name):
     rule = made(name)
     with pytest.raises(ValueError, match=r"maps \(5, 8\) to \(5, 1\)"):
-        rule(X, lambda x: x[:, :1])
+        call(rule, X, lambda x: x[:, :1])
 
 
 def test_unknown_rule_names_the_closest():

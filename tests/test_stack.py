@@ -56,7 +56,7 @@ def assert_close(a, b):
         np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("residual", RULES)
+@pytest.mark.parametrize("residual", [name for name in RULES if RULES[name].streams == 1])
 def test_scanned_equals_unrolled(residual):
     scanned, unrolled = make(residual), make(residual, scan=False)
     for x, y in zip(leaves(unstacked(scanned)), leaves(unrolled), strict=True):

@@ -61,7 +61,7 @@ class Block(nnx.Module):
             rngs=rngs,
         )
 
-    def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
+    def __call__(self, x: Float[Array, "*trunk width"]) -> Float[Array, "*trunk width"]:
         return self.rule(x, lambda trunk: self.relu(self.linear(trunk)))
 
 
@@ -125,6 +125,7 @@ class MLP(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
+        self.rule = rule_class(residual)
         self.trunk = Stack(
             lambda rngs, layer: Block(
                 width,
@@ -157,5 +158,5 @@ class MLP(nnx.Module):
     ) -> Float[Array, "*batch out_features"]:
         """Returns float32 logits."""
         x = nnx.relu(self.stem(x))
-        x = self.trunk(x.astype(trunk_dtype(x.dtype)))
+        x = self.rule.leave(self.trunk(self.rule.enter(x.astype(trunk_dtype(x.dtype)))))
         return self.head(x.astype(jnp.float32))

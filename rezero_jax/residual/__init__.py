@@ -2,8 +2,8 @@
 
 A *rule* says how the output of a branch F joins the trunk x. `rezero.py` holds ReZero and the rules
 without a norm, `normed.py` those that place norms, `by_depth.py` those whose numbers depend on the
-depth. docs/schemes.md lists all, by equation, initial values, cost and source. Table 1 of the paper
-lists seven:
+depth, `streams.py` those with more than one trunk. docs/schemes.md lists all, by equation, initial
+values, cost and source. Table 1 of the paper lists seven:
 
     plain       x' = F(x)
     residual    x' = x + F(x)
@@ -45,6 +45,7 @@ from rezero_jax.residual.rezero import (
     trunk_dtype,
 )
 from rezero_jax.residual.rule import Constant, Place, Rule
+from rezero_jax.residual.streams import Mix
 
 __all__ = [
     "GATES",
@@ -56,6 +57,7 @@ __all__ = [
     "GPT2Norm",
     "Gated",
     "LayerScale",
+    "Mix",
     "Norm",
     "PeriNorm",
     "Place",

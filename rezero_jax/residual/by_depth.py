@@ -10,10 +10,13 @@ from rezero_jax.residual.rule import About, Branch, Constant, Place, Site, apply
 
 
 class LayerNormScaling(Normed):
-    """x' = x + F(LN x / sqrt(l)) in layer l = 1 .. L."""
+    """x' = x + F(LN x / sqrt(l)).
+
+    All branches of layer l have the same l.
+    """
 
     about = About(
-        "no scaled initial weights besides", "arXiv 2502.05795, eq. 5", "lmsdss/LayerNorm-Scaling"
+        "no scaled initial weights besides", "arXiv 2502.05795", "lmsdss/LayerNorm-Scaling"
     )
 
     def __init__(self, site: Site):
@@ -27,11 +30,15 @@ class LayerNormScaling(Normed):
 
 
 class DeepNorm(Normed):
-    """x' = LN(B^(1/4) x + F(x)), B branches in the network (2 L, or 3 L with a memory)."""
+    """x' = LN(B^(1/4) x + F(x)).
+
+    With B = 2 L of an encoder or decoder alone and 3 L of a decoder with a memory these are the
+    paper's numbers. Those of an encoder that has a decoder depend on both depths, and are not here.
+    """
 
     about = About(
         "weights of values, outputs and feed-forward times (4 B)^(-1/4)",
-        "arXiv 2203.00555, figure 2 and section 4.2, encoder or decoder alone",
+        "arXiv 2203.00555, figure 2",
         "torchscale, deepnorm=True",
     )
 
@@ -48,11 +55,14 @@ class DeepNorm(Normed):
 
 
 class SubNorm(PreNorm):
-    """x' = x + F(LN x), F with a second norm before its last matrix."""
+    """x' = x + F(LN x), F with a second norm before its last matrix.
+
+    Attention to a memory has none, and starts as usual (torchscale). B is as for `DeepNorm`.
+    """
 
     about = About(
-        "weights of values, outputs and feed-forward times sqrt(ln B), B branches",
-        "arXiv 2210.06423 (Magneto, Sub-LN), section 2 and figure 2, encoder or decoder alone",
+        "weights of values, outputs and feed-forward times sqrt(ln B)",
+        "arXiv 2210.06423 (Magneto)",
         "torchscale, subln=True",
     )
     has_inner_norm = True
@@ -63,7 +73,11 @@ class SubNorm(PreNorm):
 
 
 class CompleteP(Normed):
-    """x' = x + F(LN x) / m, m = L / L0 for a base depth L0."""
+    """x' = x + F(LN x) / m, m = L / L0.
+
+    The rule by depth alone; its rules by width are muP's. The reference code divides the epsilon
+    of every parameter, embedding and head too.
+    """
 
     about = About(
         "Adam's epsilon of the layers' parameters / m",
@@ -73,7 +87,7 @@ class CompleteP(Normed):
 
     def __init__(self, site: Site):
         super().__init__(site)
-        self.factor = site.base_depth / required(site.place).layers
+        self.factor = self.epsilon_scale = site.base_depth / required(site.place).layers
 
     def __call__(self, x: Array, f: Branch) -> Array:
         return (x + self.factor * apply(f, self.norm(x), x)).astype(x.dtype)

@@ -8,6 +8,7 @@ from rezero_jax.residual.normed import (
     GPT2Norm,
     LayerScale,
     Norm,
+    Orthogonal,
     PeriNorm,
     PostNorm,
     PreNorm,
@@ -15,6 +16,7 @@ from rezero_jax.residual.normed import (
 )
 from rezero_jax.residual.rezero import Gated, Plain, Residual, ReZeroChannel, ReZeroRule
 from rezero_jax.residual.rule import Place, Rule, Site
+from rezero_jax.residual.streams import X0Scalars
 
 RULES: dict[str, type[Rule]] = {
     "plain": Plain,
@@ -33,6 +35,8 @@ RULES: dict[str, type[Rule]] = {
     "deep_norm": DeepNorm,
     "sub_norm": SubNorm,
     "completep": CompleteP,
+    "orthogonal": Orthogonal,
+    "x0_scalars": X0Scalars,
 }
 GATES = ("rezero", "gated", "rezero_channel", "rezero_norm")  # whose alpha starts at 0
 

@@ -46,7 +46,10 @@ class PostNorm(Normed):
 
 
 class GPT2Norm(Normed):
-    """x' = x + LN(F(x)), the paper's "GPT2-Norm" (the GPT-2 model itself is pre-norm)."""
+    """x' = x + LN(F(x)).
+
+    The paper's "GPT2-Norm"; the GPT-2 model itself is pre-norm.
+    """
 
     about = About("", "arXiv 2003.04887, Table 1", "")
 
@@ -55,9 +58,12 @@ class GPT2Norm(Normed):
 
 
 class PeriNorm(Normed):
-    """x' = x + LN F(LN x), with a norm of its own on each side."""
+    """x' = x + LN F(LN x).
 
-    about = About("", "arXiv 2502.02732, section 3.3", "")
+    Each side has a norm of its own.
+    """
+
+    about = About("", "arXiv 2502.02732", "")
 
     def __init__(self, site: Site):
         super().__init__(site)
@@ -65,6 +71,20 @@ class PeriNorm(Normed):
 
     def __call__(self, x: Array, f: Branch) -> Array:
         return (x + self.norm_out(apply(f, self.norm(x), x))).astype(x.dtype)
+
+
+class Orthogonal(Normed):
+    """x' = x + F - x <x, F> / (|x|^2 + 1e-6), F = F(LN x).
+
+    What of the branch is orthogonal to the trunk, over the features of each position.
+    """
+
+    about = About("", "arXiv 2505.11881, feature-wise", "BootsofLagrangian/ortho-residual")
+
+    def __call__(self, x: Array, f: Branch) -> Array:
+        fx = apply(f, self.norm(x), x).astype(x.dtype)
+        along = (x * fx).sum(-1, keepdims=True) / ((x * x).sum(-1, keepdims=True) + 1e-6)
+        return x + (fx - along * x)
 
 
 class ReZeroNorm(ReZeroRule):
@@ -89,7 +109,7 @@ class LayerScale(ReZeroNorm):
 
     about = About(
         "alpha 0.1 to depth 18, 1e-5 to 24, 1e-6 beyond",
-        "arXiv 2103.17239 (CaiT), eq. 4 and section 4.1",
+        "arXiv 2103.17239 (CaiT), section 2",
         "timm, Block(init_values=...)",
     )
     per_channel = True

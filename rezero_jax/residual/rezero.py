@@ -53,7 +53,7 @@ class ReZero(nnx.Module):
 class Plain(Rule):
     """x' = F(x)."""
 
-    about = About("", "Table 1", "")
+    about = About("", "arXiv 2003.04887, Table 1", "")
 
     def __call__(self, x: Array, f: Branch) -> Array:
         return apply(f, x, x).astype(x.dtype)
@@ -100,9 +100,12 @@ class ReZeroChannel(ReZeroRule):
 
 
 class Gated(GatedRule):
-    """x' = (1 - alpha) x + alpha F(x): the gate opens the branch and closes the trunk."""
+    """x' = (1 - alpha) x + alpha F(x).
 
-    about = About("alpha 0", 'arXiv 2003.04887, section 2.3: "Gated" or "Highway"', "")
+    The gate opens the branch and closes the trunk.
+    """
+
+    about = About("alpha 0", "arXiv 2003.04887, section 2.3", "")
 
     def __call__(self, x: Array, f: Branch) -> Array:
         fx, alpha = apply(f, x, x), self.alpha[...]

@@ -82,15 +82,21 @@ class Constant(nnx.Variable):
 class Rule(nnx.Module):
     """How a branch joins the trunk: maps x of shape (..., features) to the same shape and dtype.
 
+    A rule of several streams maps (..., streams, features) instead, of which a branch sees one.
+
     Attributes:
       about: where it comes from.
       has_norm: whether it has parameters of its own beside a gate, for each branch anew.
       has_inner_norm: whether the sublayers have a second norm before their last matrix.
+      streams: how many vectors of `features` the trunk has at each place.
+      epsilon_scale: what Adam's epsilon is multiplied by for the parameters of a stack of layers.
     """
 
     about: ClassVar[About]
     has_norm: ClassVar[bool] = False
     has_inner_norm: ClassVar[bool] = False
+    streams: ClassVar[int] = 1
+    epsilon_scale: float = 1.0
 
     def __init__(self, site: Site | None = None):
         pass
@@ -103,6 +109,16 @@ class Rule(nnx.Module):
     def branch_gain(place: Place | None) -> float:
         """What the branch's initial weights are multiplied by, those of queries and keys apart."""
         return 1.0
+
+    @staticmethod
+    def enter(x: Array) -> Array:
+        """The trunk (..., features) as the first layer takes it."""
+        return x
+
+    @staticmethod
+    def leave(x: Array) -> Array:
+        """What the last layer returns as (..., features)."""
+        return x
 
 
 def apply(f: Branch, x: Array, trunk: Array) -> Array:

@@ -202,11 +202,11 @@ def _completed(config: ConfigDict) -> ConfigDict:
     config = config.copy_and_resolve_references()
     model = config.get("model", {})
     with config.unlocked():
-        if config.version == 1 and model.get("residual") == "layerscale":
+        if config.get("version") == 1 and model.get("residual") == "layerscale":
             model.residual = "rezero_channel"
         if model.get("name") in ("mlp", "transformer", "vit"):
-            for name, value in YOUNGER.items():
-                model.setdefault(name, value)
+            for name in YOUNGER.keys() - model.keys():
+                model[name] = YOUNGER[name]
     return config
 
 

@@ -23,6 +23,7 @@ from rezero_jax.models.transformer.options import ACTIVATIONS, LayerKeywords, La
 from rezero_jax.residual import GATES, Branch, Place, make_norm, make_rule, rule_class
 
 KeyMask = Bool[Array, "batch keys"]
+Trunk = Float[Array, "batch length *streams width"]
 
 
 class FeedForward(nnx.Module):
@@ -73,7 +74,8 @@ class FeedForward(nnx.Module):
 class TransformerLayer(nnx.Module):
     """The parts of a layer: self-attention, attention to a memory in decoders, a feed-forward.
 
-    Batches come first: x is (batch, length, width). Weights start Xavier uniform, as in the paper;
+    Batches come first: x is (batch, length, width), or (batch, length, streams, width) under a
+    rule of several streams. Weights start Xavier uniform, as in the paper;
     attention's biases start at 0, the feed-forward's as those of PyTorch's Linear.
 
     Args:
@@ -127,22 +129,24 @@ class TransformerLayer(nnx.Module):
                 rule.alpha = rules[0].alpha
         self.rules = nnx.List(rules)
 
-    def join(self, sublayer: int, x: Hidden, f: Branch, rngs: nnx.Rngs | None) -> Hidden:
+    def join(self, sublayer: int, x: Trunk, f: Branch, rngs: nnx.Rngs | None) -> Trunk:
         """x with the branch f, dropped out in training, joined to it by the sublayer's rule."""
         rule = self.rules[sublayer % len(self.rules)]
         return rule(x, lambda u: self.dropout(f(u), rngs=rngs))
 
-    def check(self, x: Hidden, rngs: nnx.Rngs | None) -> None:
+    def check(self, x: Trunk, rngs: nnx.Rngs | None) -> None:
         """Raises the UserError of an invalid call."""
         if self.dropout.rate > 0 and not self.dropout.deterministic and rngs is None:
             raise UserError(
                 "dropout in training needs rngs=nnx.Rngs(dropout=key); give it in the call, or "
                 "call model.eval() first"
             )
-        width = self.feedforward.up.in_features
-        if x.ndim != 3 or x.shape[-1] != width:
+        width, streams = self.feedforward.up.in_features, self.rules[0].streams
+        last = (width,) if streams == 1 else (streams, width)
+        if x.ndim != 2 + len(last) or x.shape[2:] != last:
+            sizes = ", ".join(map(str, last))
             raise UserError(
-                f"this layer takes sequences (batch, length, {width}), not {x.shape}; reshape x"
+                f"this layer takes sequences (batch, length, {sizes}), not {x.shape}; reshape x"
             )
 
 
@@ -153,13 +157,13 @@ class EncoderLayer(TransformerLayer):
 
     def __call__(
         self,
-        x: Hidden,
+        x: Trunk,
         mask: Array | None = None,
         key_mask: KeyMask | None = None,
         *,
         is_causal: bool = False,
         rngs: nnx.Rngs | None = None,
-    ) -> Hidden:
+    ) -> Trunk:
         """Returns x after the layer.
 
         Args:
@@ -179,8 +183,8 @@ class EncoderLayer(TransformerLayer):
         return self.join(1, x, partial(self.feedforward, rngs=rngs), rngs)
 
     def decode(
-        self, x: Hidden, cache: Cache, layer: int | Array, positions: Int[Array, "batch length"]
-    ) -> tuple[Hidden, Cache]:
+        self, x: Trunk, cache: Cache, layer: int | Array, positions: Int[Array, "batch length"]
+    ) -> tuple[Trunk, Cache]:
         """The layer for inference, causal, the earlier positions in `cache`; see Attention."""
 
         def attention(u: Hidden) -> Hidden:
@@ -199,7 +203,7 @@ class DecoderLayer(TransformerLayer):
 
     def __call__(
         self,
-        x: Hidden,
+        x: Trunk,
         memory: Float[Array, "batch places width"],
         mask: Array | None = None,
         memory_mask: Array | None = None,
@@ -208,12 +212,12 @@ class DecoderLayer(TransformerLayer):
         *,
         is_causal: bool = False,
         rngs: nnx.Rngs | None = None,
-    ) -> Hidden:
+    ) -> Trunk:
         """Returns x after the layer; the masks are as in `EncoderLayer`, for x and for `memory`."""
         self.check(x, rngs)
-        if memory.ndim != 3 or memory.shape[::2] != x.shape[::2]:
+        if memory.ndim != 3 or memory.shape[::2] != (x.shape[0], x.shape[-1]):
             raise UserError(
-                f"this layer takes a memory ({x.shape[0]}, length, {x.shape[2]}), not "
+                f"this layer takes a memory ({x.shape[0]}, length, {x.shape[-1]}), not "
                 f"{memory.shape}; reshape memory"
             )
         seen, seen_memory = combine(mask, key_mask), combine(memory_mask, memory_key_mask)
