@@ -109,6 +109,7 @@ def test_the_stored_numbers_are_what_the_script_makes():
         ("deep_norm", 2_894_602 + 32 * 2 * 256),
         ("completep", 2_894_602 + 32 * 2 * 256),
         ("orthogonal", 2_894_602 + 32 * 2 * 256),
+        ("hyper_connections", 2_894_602 + 32 * (4 * 256 + 4 * 5 + 4 + 2 + 6 * 256)),
         ("x0_scalars", 2_894_602 + 32 * (2 * 256 + 2)),
     ],
 )

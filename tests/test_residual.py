@@ -52,6 +52,7 @@ EQUATIONS = {  # in layer 3 of 8 layers of two branches, that is 16 branches
     "sub_norm": lambda x, a: x + numpy_branch(layer_norm(x)),
     "completep": lambda x, a: x + numpy_branch(layer_norm(x)) / 4,
     "orthogonal": lambda x, a: x + orthogonal_to(x, numpy_branch(layer_norm(x))),
+    "hyper_connections": lambda x, a: 4 * (x + numpy_branch(layer_norm(x))),  # at the start
     "x0_scalars": lambda x, a: MIXED * x + numpy_branch(layer_norm(MIXED * x)),
 }
 
@@ -110,6 +111,27 @@ def test_peri_norm_has_a_norm_for_each_side():
     x = np.asarray(X, np.float64)
     expected = x + layer_norm(numpy_branch(2 * layer_norm(x))) + 3
     np.testing.assert_allclose(rule(X, branch), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_hyper_connections_mix_streams_by_what_they_hold():
+    """Algorithm 2 of the paper in NumPy, with every parameter drawn."""
+    rule = made("hyper_connections")
+    np.testing.assert_array_equal(rule.mix[...], np.eye(4, 5, 1) + np.eye(4)[:, [0]] * np.eye(5)[0])
+    generator = np.random.default_rng(0)
+    drawn = {}
+    for name in ("mix", "spread", "mix_scale", "spread_scale", "mix_weights", "spread_weights"):
+        parameter = getattr(rule, name)
+        drawn[name] = generator.normal(size=parameter.shape)
+        parameter[...] = jnp.asarray(drawn[name], jnp.float32)
+    x = generator.normal(size=(5, 4, 8))
+    h = layer_norm(x)
+    alpha = drawn["mix"] + drawn["mix_scale"] * np.tanh(h @ drawn["mix_weights"])
+    beta = drawn["spread"] + drawn["spread_scale"] * np.tanh(h @ drawn["spread_weights"])[..., 0]
+    mixed = np.stack([a.T @ one for a, one in zip(alpha, x, strict=True)])
+    branch_of = numpy_branch(layer_norm(mixed[:, 0]))
+    expected = mixed[:, 1:] + beta[:, :, None] * branch_of[:, None]
+    found = rule(jnp.asarray(x, jnp.float32), branch)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_dyt_in_place_of_the_norm():

@@ -144,6 +144,7 @@ EXTRA = {
     "completep": 2 * NORM,
     "orthogonal": 2 * NORM,
     "x0_scalars": 2 * NORM + 2,
+    "hyper_connections": 2 * (2 * NORM + 4 * 5 + 4 + 2 + 6 * 8),
 }
 
 
@@ -164,7 +165,9 @@ def test_rezero_norm_has_one_gate_and_a_norm_for_each_sublayer():
     assert each.rules[0].alpha is not each.rules[1].alpha
 
 
-@pytest.mark.parametrize("rule", ["layernorm_scaling", "x0_scalars", "rezero_norm"])
+@pytest.mark.parametrize(
+    "rule", ["layernorm_scaling", "x0_scalars", "rezero_norm", "hyper_connections"]
+)
 def test_scanned_is_unrolled_in_the_language_model(rule):
     """Outputs, gradients and parameters, what is not trained among them; decoding too."""
 

@@ -17,13 +17,12 @@ from rezero_jax.models.transformer.layer import EncoderLayer
 from rezero_jax.residual import RULES, Place
 
 WIDTH, HEADS, LAYERS = 256, 4, 12
-# What only moves or names numbers, and matrix products, of which every rule has the same.
+# What only moves or names numbers.
 FREE = {
     "broadcast_in_dim",
     "concatenate",
     "convert_element_type",
     "copy",
-    "dot_general",
     "reshape",
     "slice",
     "split",
@@ -57,7 +56,8 @@ FOOT = """
   into the weights. That of `gated` cannot be folded, and the other rules have none.
 - `completep` divides Adam's epsilon (`adamw`, `lamb`) of the layers' parameters by m too. L0 is
   `model.base_depth`. Learning rates and weight decay do not depend on the depth.
-- lambda and mu of `x0_scalars` belong to the alphas' optimizer group.
+- lambda and mu of `x0_scalars`, and the static numbers of `hyper_connections`, belong to the
+  alphas' optimizer group.
 - In a network of your own, a rule by depth needs to know its place:
   `EncoderLayer(64, 4, residual="deep_norm", place=Place(layer=1, layers=12), rngs=rngs)`.
 
@@ -98,13 +98,21 @@ def _cost(rule: str) -> tuple[int, int]:
 
 
 def _operations(jaxpr: core.Jaxpr) -> int:
-    """One for each number that an operation makes, or that a reduction takes."""
+    """Two for each product of a matrix product, else one for each number that an operation makes.
+
+    A reduction has one for each number that it takes.
+    """
     total = 0
     for equation in jaxpr.eqns:
         name = equation.primitive.name
         inner = [v for v in equation.params.values() if isinstance(v, core.ClosedJaxpr)]
         if inner:
             total += sum(_operations(sub.jaxpr) for sub in inner)
+        elif name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left: Any = equation.invars[0].aval
+            out: Any = equation.outvars[0].aval
+            total += 2 * math.prod(left.shape[i] for i in contracted) * math.prod(out.shape)
         elif name not in FREE:
             arrays: list[Any] = equation.invars if name.startswith("reduce_") else equation.outvars
             total += math.prod(arrays[0].aval.shape)
