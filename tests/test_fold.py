@@ -66,6 +66,10 @@ CASES = {  # how a model is made, and what it is called with
     "cifar_no_norm": (lambda r: ResNet.cifar(8, width=2, batch_norm=False, rngs=r), IMAGES),
     "cifar_unrolled": (lambda r: ResNet.cifar(8, width=2, variant="notebook", rngs=r), IMAGES),
     "cifar_skipinit": (lambda r: ResNet.cifar(14, "skipinit", width=2, scan=True, rngs=r), IMAGES),
+    "cifar_rezero_channel": (
+        lambda r: ResNet.cifar(8, "rezero_channel", width=2, rngs=r),
+        IMAGES,
+    ),
     "preact": (lambda r: preact("rezero", PreBlock, (2, 1), r), IMAGES),
     "preact_bottleneck": (lambda r: preact("rezero", PreBottleneck, (1,), r), IMAGES),
     "preact_bottleneck_skipinit": (lambda r: preact("skipinit", PreBottleneck, (3,), r), IMAGES),
