@@ -43,7 +43,11 @@ TOPOLOGY = ("mesh.", "data.dir", "data.stream", "data.workers")
 # Fields that an evaluation may set to other values than the run.
 EVALUATION = ("eval.", "data.context", "data.eval_split")
 # What runs that are older than a field did, where that is not the field's default.
-LEGACY = {"data.order": "numpy"}
+LEGACY = {"data.order": "numpy", "version": 1}
+# What younger fields of a model that is no ResNet say of older runs.
+YOUNGER = {"norm": "layer_norm", "base_depth": 2}
+# Values that leave a field as the run began.
+OPEN = {"model.dtype": "auto", "model.alpha_init": None}
 # What a start writes before the first update.
 CONTENTS = (
     LOCK,
@@ -196,6 +200,19 @@ def read_config(folder: AnyPath) -> ConfigDict:
     config.update_from_flattened_dict(LEGACY)
     with config.ignore_type():
         config.update(read_json(path))
+    return _completed(config)
+
+
+def _completed(config: ConfigDict) -> ConfigDict:
+    """A copy with the younger fields of its model, and with today's name of its residual rule."""
+    config = config.copy_and_resolve_references()
+    model = config.get("model", {})
+    with config.unlocked():
+        if config.get("version") == 1 and model.get("residual") == "layerscale":
+            model.residual = "rezero_channel"
+        if model.get("name") in ("mlp", "transformer", "vit"):
+            for name in YOUNGER.keys() - model.keys():
+                model[name] = YOUNGER[name]
     return config
 
 
@@ -203,22 +220,22 @@ def continued(folder: AnyPath, config: ConfigDict) -> ConfigDict:
     """`config` as the run in `folder`, if there is one, continues with it.
 
     A field in LEGACY that is missing or has its default takes the value with which the run began,
-    and so does model.dtype if it is "auto".
+    and so does one in OPEN with the value there.
 
     Raises:
       UserError: the run's config.json is broken.
     """
     if not (folder_of(folder) / "config.json").exists():
-        return config
+        return _completed(config)
     old, defaults = flatten(read_config(folder).to_dict()), flatten(base_config().to_dict())
     now = flatten(config.to_dict())
     kept = {key: old[key] for key in LEGACY if now.get(key, defaults[key]) == defaults[key]}
-    if now.get("model.dtype") == "auto" and "model.dtype" in old:
-        kept["model.dtype"] = old["model.dtype"]
+    unset = (key for key, value in OPEN.items() if key in now and now[key] == value)
+    kept |= {key: old[key] for key in unset if key in old}
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.update_from_flattened_dict(kept)
-    return config
+    return _completed(config)
 
 
 def recorded_seconds(folder: epath.Path) -> float:
