@@ -19,6 +19,7 @@ import yaml
 from packaging.requirements import Requirement
 
 import rezero_jax
+from experiments.claims import STATUSES
 from rezero_jax.config import base_config, load_config
 from rezero_jax.fields import flatten
 
@@ -273,6 +274,26 @@ def test_readme_is_one_page_with_its_picture_on_the_first_screen():
         number for number, line in enumerate(lines) if re.search(r"\]\(docs/.+\.png\)", line)
     ]
     assert min(pictures) < 25
+
+
+def table(page, heading):
+    """The cells of the first table below a heading, without its head."""
+    text = read(page).split(f"\n{heading}\n")[1]
+    lines = re.search(r"(?:^\|.*\n)+", text, flags=re.M)[0].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
+
+
+def test_each_claim_has_a_status_n_an_interval_and_a_command():
+    rows = table("docs/results.md", "## For a reader in a hurry")
+    assert len(rows) > 10
+    for claim, status, n, interval, command in rows:
+        assert status.split(":")[0] in STATUSES, claim
+        assert int(n.replace(",", "")) > 0
+        assert interval
+        assert command.startswith(("`python -m experiments ", "[below](#"))
+        # An interval, an exact result or many draws: nothing else replicates or contradicts.
+        if n == "1" and interval != "exact":
+            assert status.startswith(("undecided", "consistent")), claim
 
 
 @pytest.mark.parametrize("link", ["", "[a](models.md#nothing)", "[a](/models.md)"])
