@@ -74,7 +74,7 @@ def main(argv: list[str]) -> int:
 
 def _summary(final: dict[str, Any], workdir: str) -> Iterator[str]:
     from rezero_jax.analysis.plots.curves import write_plot  # Matplotlib: only at the end of a run
-    from rezero_jax.training.progress import TIMES
+    from rezero_jax.training.clock import TIMES
 
     numbers = ", ".join(f"{k} {final[k]:.4f}" for k in sorted(final) if k.startswith("eval/"))
     yield f"finished {final['steps']:,} steps: {numbers}"

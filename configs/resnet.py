@@ -28,7 +28,7 @@ recipe=notebook: weight decay 1e-4, one constant learning rate for all (the note
 before its first milestone), ImageNet's mean and deviation.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from rezero_jax.config import base_config, optim_group, parse_arg
 from rezero_jax.devices import default_cpu_devices
@@ -66,7 +66,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.batch_norm = args.batch_norm
     config.model.variant = args.recipe  # cifar: see ResNet.cifar
     config.model.stem = "cifar"  # preact: cifar or imagenet
-    config.model.alpha_init = 0.0
+    config.model.alpha_init = config_dict.placeholder(float)  # unset: 0
     config.model.scan = False
     config.model.remat = "none"
     config.model.dtype = "float32"  # by its estimate a TPU is slower at bfloat16 here

@@ -10,7 +10,7 @@
 The data set is read from disk while training; the README says where its archives belong.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from rezero_jax.config import base_config, parse_arg
 from rezero_jax.devices import default_cpu_devices
@@ -27,7 +27,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.width = 2 if args.smoke else 64
     config.model.batch_norm = True
     config.model.stem = "imagenet"
-    config.model.alpha_init = 0.0
+    config.model.alpha_init = config_dict.placeholder(float)  # unset: 0
     config.model.scan = False
     config.model.remat = "none"
     config.model.dtype = "auto"

@@ -19,7 +19,7 @@ Assumed, as their log of the baseline does not show it: that its rise and fall t
 (39 % of the run each), and that its momentum mirrors the rate between 0.95 and 0.85.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from rezero_jax.config import base_config, parse_arg
 from rezero_jax.devices import default_cpu_devices
@@ -37,7 +37,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.width = 2 if args.smoke else 64
     config.model.batch_norm = True
     config.model.stem = "cifar"
-    config.model.alpha_init = 0.0
+    config.model.alpha_init = config_dict.placeholder(float)  # unset: 0
     config.model.scan = False
     config.model.remat = "none"
     config.model.dtype = "float32"  # by its estimate a TPU is slower at bfloat16 here

@@ -46,7 +46,7 @@ def get_config(arg: str = "") -> ConfigDict:
         arg,
         layers=12,
         residual="rezero",
-        alpha_init=0.0,
+        alpha_init=float,
         warmup=0,
         accumulate=int,
         epochs=float,

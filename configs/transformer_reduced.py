@@ -25,7 +25,7 @@ def get_config(arg: str = "") -> ConfigDict:
     args = parse_arg(
         arg,
         residual="rezero",
-        alpha_init=0.0,
+        alpha_init=float,
         warmup=0,
         path=str,
         lr=0.016,

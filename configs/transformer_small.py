@@ -27,7 +27,7 @@ def get_config(arg: str = "") -> ConfigDict:
     args = parse_arg(
         arg,
         residual="rezero",
-        alpha_init=0.0,
+        alpha_init=float,
         depth=4,
         width=128,
         length=128,

@@ -49,8 +49,10 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.heads = 2 if args.smoke else 3
     config.model.feedforward = config_dict.placeholder(int)  # unset: 4 times the width
     config.model.residual = args.residual
-    config.model.alpha_init = 0.0
+    config.model.alpha_init = config_dict.placeholder(float)  # unset: the rule's own
     config.model.alpha_per = "layer"  # layer, sublayer
+    config.model.norm = "layer_norm"  # layer_norm, dyt: wherever there is a norm
+    config.model.base_depth = 2  # completep: the depth at which it is pre_norm
     config.model.pool = "mean"  # token, mean
     # Unset: with `pre_norm` alone, so that overriding the rule is safe.
     config.model.final_norm = config_dict.placeholder(bool)

@@ -19,6 +19,7 @@ def base_config() -> ConfigDict:
     A field with a type instead of a value is unset.
     """
     config = ConfigDict()
+    config.version = 2  # of the names in a config: in 1, `layerscale` was today's `rezero_channel`
     config.seed = 0
 
     config.model = ConfigDict()
@@ -107,9 +108,11 @@ def transformer_model() -> ConfigDict:
     """config.model of a byte-level language model, but for its depth, width, heads and max_len."""
     model = ConfigDict()
     model.name = "transformer"
-    model.residual = "rezero"  # post_norm, pre_norm, gpt2_norm, rezero
-    model.alpha_init = 0.0
+    model.residual = "rezero"  # a name of rezero_jax.residual.RULES
+    model.alpha_init = config_dict.placeholder(float)  # unset: the rule's own, as 0 for rezero
     model.alpha_per = "layer"  # layer, sublayer
+    model.norm = "layer_norm"  # layer_norm, dyt: wherever there is a norm
+    model.base_depth = 2  # completep: the depth at which it is pre_norm
     model.kv_heads = config_dict.placeholder(int)  # unset: as many as heads
     model.feedforward = config_dict.placeholder(int)  # unset: 4 times the width
     model.vocab_size = 256

@@ -27,19 +27,17 @@ def export(workdir: str, out: str) -> None:
     Raises:
       UserError: there is no run or no good checkpoint, or `out` cannot be written.
     """
-    from etils import epath
-
     from rezero_jax import __version__
     from rezero_jax.models import exported
+    from rezero_jax.runs.files import folder_of
     from rezero_jax.runs.folder import read_config, read_final
     from rezero_jax.training.load import restored
 
-    config = read_config(workdir)
+    config, folder = read_config(workdir), folder_of(out).expanduser()
     description = {"rezero_jax": __version__, "model": config.model.to_dict()} | _data(config)
     model, steps = restored(workdir, config, exported.constructor(description))
     description["steps"] = steps
     exported.save(model, description, out)
-    folder = epath.Path(out).expanduser()
     card = _card(config, description, read_final(workdir) or {}, folder.name)
     (folder / "README.md").write_text(card)
     print(f"the model after {steps:,} updates is in {out}; load it by rezero_jax.load({out!r})")

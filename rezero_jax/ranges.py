@@ -28,12 +28,14 @@ NOT_NEGATIVE = Range(0, math.inf)
 # The first pattern that matches a field counts. Bounds that depend on other fields, and those of
 # lengths and batches, are checked where they are used.
 RANGES = {
+    "version": Range(1, 2),
     "seed": Range(0, 2**32 - 1),  # a larger one gives JAX the same key as a smaller one
     "mesh.cpu_devices": Range(1, MOST_DEVICES),
     "mesh.data": Range(-1, LARGEST),
     "mesh.model": Range(1, LARGEST),
     "model.dropout": BELOW_ONE,
     "model.depth": Range(0, 10**6),
+    "model.base_depth": Range(1, 10**6),
     "model.width": Range(0, 10**6),
     "model.heads": Range(1, 10**6),
     "model.kv_heads": Range(1, 10**6),

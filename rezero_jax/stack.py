@@ -15,9 +15,12 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from rezero_jax import devices
 from rezero_jax.errors import UserError, choose_from
+from rezero_jax.residual import Constant
 
 LayerState = tuple[nnx.State, nnx.State, Array | None]  # parameters, other arrays, random key
 Layer = Callable[[Array, LayerState], tuple[Array, nnx.State]]
+
+CHANGES = nnx.Not(nnx.Any(nnx.Param, Constant))  # what calling a block may change
 
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
     "none": None,
@@ -33,6 +36,8 @@ class Stack(nnx.Module):
       make_block: `make_block(rngs)` returns a block, a module that maps x to the same shape. A
         parameter that a block uses in several places stays one parameter in every layer.
       depth: number of blocks, at least 1.
+      numbered: True calls `make_block(rngs, layer)` with the block's number, int32 (), 1 .. depth,
+        which its initial values and variables may depend on.
       scan: True stacks the blocks' parameters on a leading axis of size `depth` and scans over it;
         False keeps a list of blocks, which compiles `depth` times the code but lets the compiler
         see all of it. Both start from the same parameters for the same `rngs`.
@@ -47,9 +52,10 @@ class Stack(nnx.Module):
 
     def __init__(
         self,
-        make_block: Callable[[nnx.Rngs], nnx.Module],
+        make_block: Callable[..., nnx.Module],
         depth: int,
         *,
+        numbered: bool = False,
         scan: bool = True,
         remat: str = "none",
         unroll: int = 1,
@@ -64,13 +70,14 @@ class Stack(nnx.Module):
         self.unroll = unroll
         graphdefs: list[nnx.GraphDef] = []
 
-        def make_state(rngs: nnx.Rngs) -> nnx.State:
-            graphdef, state = nnx.split(make_block(rngs))
+        def make_state(given: tuple[Any, ...]) -> nnx.State:
+            graphdef, state = nnx.split(make_block(*given))
             graphdefs.append(graphdef)
             return state
 
         # One block after another: a vmap would hold the random bits of all layers at once.
-        states = jax.lax.map(make_state, rngs.split(depth))
+        numbers = (jnp.arange(1, depth + 1),) if numbered else ()
+        states = jax.lax.map(make_state, (rngs.split(depth), *numbers))
         blocks = nnx.merge(graphdefs[0], states)
         self.blocks: nnx.Module | nnx.List = blocks if scan else _unstack(blocks, depth)
 
@@ -119,7 +126,7 @@ class Stack(nnx.Module):
             merged = nnx.merge(graphdef, *arrays)
             x = _batch_on_data(x)
             random = {} if key is None else {"rngs": nnx.Rngs(dropout=key)}
-            return merged(x, *args, **kwargs, **random), nnx.state(merged, nnx.Not(nnx.Param))
+            return merged(x, *args, **kwargs, **random), nnx.state(merged, CHANGES)
 
         if self.remat != "none":
             layer = computed_again(layer, policy=REMAT_POLICIES[self.remat], prevent_cse=False)

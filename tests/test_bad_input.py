@@ -9,6 +9,7 @@ import pytest
 import train
 from rezero_jax.config import load_config
 from rezero_jax.errors import UserError
+from rezero_jax.residual import RULES
 from rezero_jax.runs.folder import Workdir
 from rezero_jax.runs.metrics import read_metrics
 from rezero_jax.training import loop
@@ -50,7 +51,7 @@ def listing(folder):
     }
 
 
-RULES = "gated, gpt2_norm, layerscale, norm, plain, post_norm, pre_norm, residual, rezero"
+RULE_NAMES = ", ".join(sorted(RULES))
 
 
 @pytest.mark.parametrize(
@@ -65,9 +66,9 @@ RULES = "gated, gpt2_norm, layerscale, norm, plain, post_norm, pre_norm, residua
         ({"optim.clip_norm": 0.0}, "optim.clip_norm=0.0 is not positive"),
         ({"seed": None}, "config.seed takes a whole number, not 'None'"),
         ({"seed": -1}, "seed=-1 is negative"),
-        ({"model.residual": "rezerro"}, f'did you mean "rezero"? The valid ones are {RULES}'),
-        ({"optim.name": "adam"}, "The valid ones are adagrad, adamw, lamb, sgd"),
-        ({"optim.alpha.name": "x"}, "choose one of adagrad, adamw, lamb, sgd"),
+        ({"model.residual": "rezerro"}, f'did you mean "rezero"? The valid ones are {RULE_NAMES}'),
+        ({"optim.name": "adam"}, "The valid ones are adagrad, adamw, lamb, muon, sgd"),
+        ({"optim.alpha.name": "x"}, "choose one of adagrad, adamw, lamb, muon, sgd"),
         ({"optim.schedule": "step"}, "The valid ones are constant, cosine, linear, multistep"),
         ({"data.name": "cifar"}, 'did you mean "cifar10"? The valid ones are cifar10, cifar100'),
         ({"model.remat": "some"}, "choose one of dots, full, none"),

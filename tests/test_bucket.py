@@ -11,6 +11,7 @@ from flax import nnx
 from rezero_jax.analysis.plots.curves import write_plot
 from rezero_jax.config import load_config
 from rezero_jax.errors import UserError
+from rezero_jax.runs.checkpoint import Checkpoints
 from rezero_jax.runs.files import copy_folder
 from rezero_jax.runs.lock import Lock
 from rezero_jax.training import loop
@@ -117,6 +118,19 @@ def test_a_bucket_that_refuses_is_one_sentence(methods, status, said, server, co
     monkeypatch.setattr(server, "refusals", dict.fromkeys(methods.split(), status))
     with pytest.raises(UserError, match=f"cannot use gs://runs: {said}"):
         loop.train(config, "gs://runs/refused")
+
+
+def test_a_bucket_lost_on_the_way_is_one_sentence(server, config, monkeypatch):
+    save = Checkpoints.save
+
+    def lose(*args):
+        refusals = dict.fromkeys(("GET", "POST", "PUT", "DELETE"), 401)
+        monkeypatch.setattr(server, "refusals", refusals)
+        save(*args)
+
+    monkeypatch.setattr(Checkpoints, "save", lose)
+    with pytest.raises(UserError, match="cannot write to the workdir gs://runs/lost any more"):
+        loop.train(config, "gs://runs/lost")
 
 
 def test_a_bucket_that_does_not_exist_is_one_sentence(server, config):

@@ -220,9 +220,11 @@ def put_project(host, steps):
         host.add(program, "exit 0")
 
 
-def wait_until(true):
+def wait_until(true, process):
+    """Waits while the process runs, which has to last until then."""
     started = time.monotonic()
     while not true():
+        assert process.poll() is None, finish(process)
         assert time.monotonic() < started + LIMIT
         time.sleep(0.05)
 
@@ -269,7 +271,7 @@ def test_slurm_requeues_a_job_that_is_told_to_stop_and_it_resumes(host):
     variables = {"BUCKET": str(host.folder / "bucket"), "SLURM_JOB_ID": str(slurm_job_id())}
     job = host.start(simulated("slurm.sh"), **variables)
     metrics = workdir / "metrics.jsonl"
-    wait_until(lambda: metrics.exists() and read_metrics(workdir))
+    wait_until(lambda: metrics.exists() and read_metrics(workdir), job)
     os.kill(int((host.folder / "tasks").read_text().split()[1]), signal.SIGTERM)
     status, output = finish(job)
     assert status == 143, output

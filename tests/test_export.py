@@ -22,6 +22,7 @@ from rezero_jax.models.tensors import load_tensors, save_tensors
 from rezero_jax.runs.folder import read_config
 from rezero_jax.training import loop
 from rezero_jax.training.load import restored
+from tests.gcs.server import serving
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -133,6 +134,30 @@ def test_the_pixels_of_the_card_are_standardised_as_in_training(models, monkeypa
     names = {}
     exec(code, names)
     np.testing.assert_allclose(names["images"], (0.2 - 0.5) / 0.5, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_model_goes_to_a_bucket_and_comes_back(workdirs, models):
+    code = f"""\
+from rezero_jax.export import main
+from rezero_jax.models.exported import load, save
+
+assert main([{str(workdirs["mlp"])!r}, "--out=gs://models/a/mlp"]) == 0
+save(load("gs://models/a/mlp"), {{}}, "again")
+assert main([{str(workdirs["mlp"])!r}, "--out=gs://others/mlp"]) == 2
+"""
+    with serving(["models"]) as server:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=models,
+            env={"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": ""} | server.environment,
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 0, done.stderr
+    assert "export: cannot use gs://others: there is no such bucket" in done.stderr
+    again, mlp = (models / name / "model.safetensors" for name in ("again", "mlp"))
+    assert again.read_bytes() == mlp.read_bytes()
 
 
 def sentence(f, *args):

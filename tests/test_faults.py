@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from jax.errors import JaxRuntimeError
 
 from rezero_jax.config import load_config
 from rezero_jax.errors import UserError
@@ -92,6 +93,16 @@ def test_a_disk_without_room_is_told_before_it_is_full(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"\(a checkpoint needs 0\.0 MB and 0\.0 MB are free\)"):
         loop.train(config, tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["20"]
+
+
+def test_a_process_lost_while_saving_is_no_failed_write(tmp_path, monkeypatch):
+    def save(*args, **kwargs):
+        raise JaxRuntimeError("Gloo AllGather failed: Connection closed by peer")
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", save)
+    config = load_config(f"{ROOT / 'configs/mlp.py'}:smoke", ["mesh.data=1", "train.epochs=0.1"])
+    with pytest.raises(JaxRuntimeError, match="closed by peer"):
+        loop.train(config, tmp_path)
 
 
 def test_a_workdir_that_vanishes_is_told(tmp_path):

@@ -32,7 +32,7 @@ from rezero_jax.models.resnet.parts import Parts
 from rezero_jax.models.transformer.attention import Attention
 from rezero_jax.models.transformer.layer import FeedForward
 from rezero_jax.models.transformer.options import LayerOptions
-from rezero_jax.residual import ReZeroRule, make_rule
+from rezero_jax.residual import make_rule
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -57,15 +57,19 @@ def preact(rule, block, counts, rngs):
 CASES = {  # how a model is made, and what it is called with
     "mlp": (lambda r: MLP(8, 6, 4, 3, rngs=r), FEATURES),
     "mlp_unrolled": (lambda r: MLP(8, 6, 4, 3, scan=False, rngs=r), FEATURES),
-    "mlp_layerscale": (lambda r: MLP(8, 6, 4, 3, "layerscale", rngs=r), FEATURES),
-    "mlp_layerscale_unrolled": (
-        lambda r: MLP(8, 6, 4, 3, "layerscale", scan=False, rngs=r),
+    "mlp_rezero_channel": (lambda r: MLP(8, 6, 4, 3, "rezero_channel", rngs=r), FEATURES),
+    "mlp_rezero_channel_unrolled": (
+        lambda r: MLP(8, 6, 4, 3, "rezero_channel", scan=False, rngs=r),
         FEATURES,
     ),
     "cifar": (lambda r: ResNet.cifar(14, width=2, scan=True, rngs=r), IMAGES),
     "cifar_no_norm": (lambda r: ResNet.cifar(8, width=2, batch_norm=False, rngs=r), IMAGES),
     "cifar_unrolled": (lambda r: ResNet.cifar(8, width=2, variant="notebook", rngs=r), IMAGES),
     "cifar_skipinit": (lambda r: ResNet.cifar(14, "skipinit", width=2, scan=True, rngs=r), IMAGES),
+    "cifar_rezero_channel": (
+        lambda r: ResNet.cifar(8, "rezero_channel", width=2, rngs=r),
+        IMAGES,
+    ),
     "preact": (lambda r: preact("rezero", PreBlock, (2, 1), r), IMAGES),
     "preact_bottleneck": (lambda r: preact("rezero", PreBottleneck, (1,), r), IMAGES),
     "preact_bottleneck_skipinit": (lambda r: preact("skipinit", PreBottleneck, (3,), r), IMAGES),
@@ -80,22 +84,25 @@ CASES = {  # how a model is made, and what it is called with
         ),
         TOKENS,
     ),
-    "transformer_layerscale": (
+    "transformer_rezero_channel": (
         lambda r: Transformer(
-            11, 8, 3, 2, 6, "layerscale", alpha_per="sublayer", bias=False, tied=True, rngs=r
+            11, 8, 3, 2, 6, "rezero_channel", alpha_per="sublayer", bias=False, tied=True, rngs=r
         ),
         TOKENS,
     ),
     "vit": (lambda r: ViT(8, 4, 8, 3, 2, 5, rngs=r), IMAGES),
-    "encoder": (lambda r: Encoder(8, 2, 2, residual="layerscale", scan=False, rngs=r), SEQUENCES),
+    "encoder": (
+        lambda r: Encoder(8, 2, 2, residual="rezero_channel", scan=False, rngs=r),
+        SEQUENCES,
+    ),
     "decoder": (lambda r: Decoder(8, 2, 3, rngs=r), (SEQUENCES, MEMORY)),
     "encoder_layer": (lambda r: EncoderLayer(8, 2, rngs=r), SEQUENCES),
     "decoder_layer": (
         lambda r: DecoderLayer(8, 2, alpha_per="sublayer", rngs=r),
         (SEQUENCES, MEMORY),
     ),
-    "decoder_layer_layerscale": (
-        lambda r: DecoderLayer(8, 2, residual="layerscale", kv_heads=1, rngs=r),
+    "decoder_layer_rezero_channel": (
+        lambda r: DecoderLayer(8, 2, residual="rezero_channel", kv_heads=1, rngs=r),
         (SEQUENCES, MEMORY),
     ),
 }
@@ -312,7 +319,7 @@ class Nested(nnx.Module):
                     Stack(lambda r: ReZero(nnx.Linear(8, 8, rngs=r)), 2, scan=False, rngs=rngs),
                     Stack(
                         lambda r: Stack(
-                            lambda r: OwnBlock(make_rule("layerscale", 8, rngs=r), r), 3, rngs=r
+                            lambda r: OwnBlock(make_rule("rezero_channel", 8, rngs=r), r), 3, rngs=r
                         ),
                         2,
                         rngs=rngs,
@@ -320,7 +327,7 @@ class Nested(nnx.Module):
                 ]
             ),
         )
-        rule = ReZeroRule()
+        rule = make_rule("rezero", 8, rngs=nnx.Rngs(0))
         self.twice = OwnBlock(rule, rngs)
         self.again = nnx.List([self.twice, OwnBlock(rule, rngs)])  # shares the gate alone
         self.tail = nnx.data((ReZero(nnx.Linear(8, 8, rngs=rngs)),))
@@ -348,7 +355,7 @@ def test_dropout_falls_on_the_same_places():
 
 
 def test_works_under_jit():
-    model = build(CASES["mlp_layerscale"][0])
+    model = build(CASES["mlp_rezero_channel"][0])
     assert_close(outputs(jax.jit(fold_alpha)(model), FEATURES), outputs(model, FEATURES))
 
 
@@ -360,7 +367,7 @@ def test_folded_network_multiplies_no_more_than_one_that_never_had_gates(scan):
         return code.count(" mul "), code.count(" dot_general")
 
     plain = products("residual", lambda model: model)
-    assert products("rezero", fold_alpha) == products("layerscale", fold_alpha) == plain
+    assert products("rezero", fold_alpha) == products("rezero_channel", fold_alpha) == plain
     gated = products("rezero", lambda model: model)
     assert gated[0] > plain[0]
     assert gated[1] == plain[1]
@@ -431,7 +438,7 @@ class Tied(nnx.Module):
         (lambda r: nnx.List([Unfolded(r)]), r"gate 0\.rules\.0\.alpha .* class Unfolded with"),
         (lambda r: Stack(Unfolded, 2, rngs=r), r"blocks\.rules\.0\.alpha .* class Unfolded with"),
         (Bare, "the gate gate cannot be folded; register the class Bare with"),
-        (lambda r: ReZeroRule(), "the gate alpha cannot be folded"),
+        (lambda r: make_rule("rezero", 8, rngs=nnx.Rngs(0)), "the gate alpha cannot be folded"),
         (lambda r: Tied(r, 2), "last weights of a ReZero are also used elsewhere"),
         (lambda r: Tied(r, 1), "last weights of a ReZero are also used elsewhere"),
     ],

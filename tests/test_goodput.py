@@ -11,7 +11,7 @@ from rezero_jax.config import load_config
 from rezero_jax.runs.folder import Workdir
 from rezero_jax.runs.metrics import MetricsWriter, read_metrics
 from rezero_jax.training import loop
-from rezero_jax.training.progress import TIMES, _Clock
+from rezero_jax.training.clock import TIMES, Clock
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -20,7 +20,7 @@ MLP = str(Path(__file__).parents[1] / "configs/mlp.py")
 
 @pytest.fixture
 def clock_at(monkeypatch):
-    """Sets the time that a _Clock reads."""
+    """Sets the time that a Clock reads."""
 
     def set_time(seconds):
         monkeypatch.setattr("time.perf_counter", lambda: seconds)
@@ -30,7 +30,7 @@ def clock_at(monkeypatch):
 
 def test_what_is_not_waited_for_are_updates(clock_at):
     clock_at(103.0)
-    clock = _Clock(began=100.0)
+    clock = Clock(began=100.0)
     for what, seconds in (("compilation", 7.0), ("data", 2.0), ("evaluation", 1.0)):
         clock.add(what, seconds)
     clock_at(120.0)
@@ -51,7 +51,7 @@ def test_what_is_not_waited_for_are_updates(clock_at):
 def test_the_time_of_killed_starts_since_the_checkpoint_is_lost(clock_at):
     saved = {"update": 40.0, "start": 5.0, "data": 5.0}
     clock_at(1000.0)
-    clock = _Clock(began=990.0, times=saved, recorded=80.0)
+    clock = Clock(began=990.0, times=saved, recorded=80.0)
     clock_at(1020.0)
     expected = dict.fromkeys(TIMES, 0.0) | {
         "update": 60.0,
@@ -61,7 +61,7 @@ def test_the_time_of_killed_starts_since_the_checkpoint_is_lost(clock_at):
     }
     assert clock.times() == expected
     # A process that was told to stop saved after its last line, and loses nothing.
-    assert _Clock(began=1020.0, times=saved, recorded=45.0).times()["lost"] == 0
+    assert Clock(began=1020.0, times=saved, recorded=45.0).times()["lost"] == 0
 
 
 @pytest.fixture(scope="module")

@@ -178,7 +178,7 @@ def test_the_stored_numbers_are_what_the_script_makes():
         (partial(Encoder, 256, 4, 12, feedforward=1024), 12 * 788_737),
         (partial(Encoder, 256, 4, 12, scan=False), 12 * 788_737),
         (partial(EncoderLayer, 256, 4, residual="pre_norm"), 788_736 + 2 * 512),
-        (partial(EncoderLayer, 256, 4, residual="layerscale"), 788_736 + 256),
+        (partial(EncoderLayer, 256, 4, residual="rezero_channel"), 788_736 + 256),
         (partial(EncoderLayer, 256, 4, alpha_per="sublayer"), 788_738),
         (partial(EncoderLayer, 256, 4, kv_heads=1), 788_737 - 2 * 192 * 257),
         (partial(EncoderLayer, 256, 4, bias=False), 788_737 - 4 * 256 - 1024 - 256),
@@ -262,7 +262,7 @@ def test_rezero_is_the_identity_at_the_start_and_only_its_gates_have_gradients(
             np.testing.assert_array_equal(grad[...], 0.0, err_msg=str(path))
 
 
-@pytest.mark.parametrize("residual", ["gated", "layerscale"])
+@pytest.mark.parametrize("residual", ["gated", "rezero_channel"])
 def test_other_gates_are_the_identity_at_the_start_too(residual):
     np.testing.assert_array_equal(call(initial(EncoderLayer, residual=residual), X), X)
 

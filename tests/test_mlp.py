@@ -12,10 +12,11 @@ from flax import nnx, traverse_util
 from rezero_jax import MLP
 from rezero_jax.config import base_config
 from rezero_jax.errors import UserError
-from rezero_jax.residual import RULES
+from rezero_jax.residual import GATES, RULES
 from rezero_jax.training.optim import make_optimizer
 from rezero_jax.training.state import model_spec
 
+OURS = [rule for rule in RULES if rule != "sub_norm"]
 RULES_IN_PAPER = ("plain", "residual", "norm", "rezero")
 
 
@@ -100,7 +101,16 @@ def test_the_stored_numbers_are_what_the_script_makes():
         ("gpt2_norm", 2_894_602 + 32 * 2 * 256),
         ("rezero", 2_894_602 + 32),
         ("gated", 2_894_602 + 32),
-        ("layerscale", 2_894_602 + 32 * 256),
+        ("rezero_channel", 2_894_602 + 32 * 256),
+        ("rezero_norm", 2_894_602 + 32 * (2 * 256 + 1)),
+        ("layerscale", 2_894_602 + 32 * 3 * 256),
+        ("peri_norm", 2_894_602 + 32 * 4 * 256),
+        ("layernorm_scaling", 2_894_602 + 32 * 2 * 256),
+        ("deep_norm", 2_894_602 + 32 * 2 * 256),
+        ("completep", 2_894_602 + 32 * 2 * 256),
+        ("orthogonal", 2_894_602 + 32 * 2 * 256),
+        ("hyper_connections", 2_894_602 + 32 * (4 * 256 + 4 * 5 + 4 + 2 + 6 * 256)),
+        ("x0_scalars", 2_894_602 + 32 * (2 * 256 + 2)),
     ],
 )
 def test_parameter_counts_of_the_papers_network(rule, count):
@@ -111,7 +121,7 @@ def test_every_rule_has_a_parameter_count():
     (marks,) = (
         m for m in test_parameter_counts_of_the_papers_network.pytestmark if m.name == "parametrize"
     )
-    assert {rule for rule, _ in marks.args[1]} == set(RULES)
+    assert {rule for rule, _ in marks.args[1]} == set(OURS)
 
 
 def test_parameter_count_of_the_10000_layer_network():
@@ -119,17 +129,17 @@ def test_parameter_count_of_the_10000_layer_network():
     assert structure.parameter_count == 226_972_460
 
 
-@pytest.mark.parametrize("rule", ["rezero", "gated", "layerscale"])
+@pytest.mark.parametrize("rule", GATES)
 def test_gated_network_is_stem_and_head_alone_at_the_start(rule):
     model = MLP(12, 16, 50, 4, rule, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (3, 12))
     np.testing.assert_array_equal(model(x), model.head(nnx.relu(model.stem(x))))
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ["plain", "residual", "rezero", "pre_norm", "deep_norm"])
 def test_initial_distributions(rule):
     model = MLP(300, 200, 40, 100, rule, rngs=nnx.Rngs(0))
-    variance = 0.25 if rule == "residual" else 2.0
+    variance = {"residual": 0.25, "deep_norm": 2.0 / np.sqrt(4 * 40)}.get(rule, 2.0)
     hidden = np.asarray(model.trunk.blocks.linear.kernel[...])
     np.testing.assert_allclose(hidden.var(axis=(1, 2)) * 200, variance, rtol=0.05)
     # Normal, not uniform nor truncated: the fourth moment is three times the variance squared.
@@ -173,7 +183,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters_and_logits()
     assert not np.array_equal(logits, wide(x))
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", [*RULES_IN_PAPER, "pre_norm", "gated", "rezero_channel"])
 def test_every_rule_trains_in_bfloat16(rule):
     def make(dtype):
         return MLP(12, 16, 3, 4, rule, alpha_init=0.5, dtype=dtype, rngs=nnx.Rngs(0))
@@ -193,6 +203,11 @@ def test_every_rule_trains_in_bfloat16(rule):
         assert np.any(grad != 0)
         error = np.linalg.norm(grad - expected) / np.linalg.norm(expected)
         assert error < 0.2  # eight bits, and a ReLU may flip
+
+
+def test_a_norm_inside_the_branch_has_no_place():
+    with pytest.raises(UserError, match="a branch of this network has one matrix; choose pre_norm"):
+        MLP(12, 8, 2, 4, "sub_norm", rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("sizes", [(0, 8, 2, 4), (12, 0, 2, 4), (12, 8, 0, 4), (12, 8, 2, 0)])

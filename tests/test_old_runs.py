@@ -21,7 +21,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from rezero_jax.config import base_config
+from rezero_jax.config import base_config, load_config
+from rezero_jax.errors import UserError
+from rezero_jax.runs.folder import check_config, continued, read_config
 from rezero_jax.runs.metrics import read_metrics
 from rezero_jax.training import loop
 from rezero_jax.training.load import load_model
@@ -59,6 +61,61 @@ def test_an_old_run_resumes_to_the_old_result(old_run):
         for key, value in reference.items():
             if key.startswith(("train/", "eval/", "best/", "alpha/", "grad_norm", "param_norm")):
                 np.testing.assert_allclose(numbers[key], value, rtol=1e-4, atol=1e-6, err_msg=key)
+
+
+def config_json(folder, config, **changes):
+    """Writes a run's config.json, with `changes`: "a.b" to a value, or None to leave it out."""
+    fields = json.loads(config.to_json())
+    for key, value in changes.items():
+        *sections, last = key.split(".")
+        section = fields
+        for name in sections:
+            section = section[name]
+        if value is None:
+            del section[last]
+        else:
+            section[last] = value
+    (folder / "config.json").write_text(json.dumps(fields))
+
+
+OLD = {"version": None, "model.norm": None, "model.base_depth": None, "model.alpha_init": 0.0}
+MLP = str(Path(__file__).parents[1] / "configs/mlp.py")
+
+
+def test_layerscale_of_an_old_run_is_rezero_per_channel(tmp_path):
+    """The command that began the run goes on with it, once and again; in a new folder it is CaiT's.
+
+    A run of today does not pass as one of the other rule.
+    """
+    command = load_config(f"{MLP}:smoke", ["model.residual=layerscale"])
+    assert continued(tmp_path / "new", command).model.residual == "layerscale"
+    config_json(tmp_path, command, **OLD)
+    for _ in range(2):
+        for config in (read_config(tmp_path), continued(tmp_path, command)):
+            assert config.model.residual == "rezero_channel"
+            assert config.model.alpha_init == 0.0
+        check_config(tmp_path, command)
+        config_json(tmp_path, continued(tmp_path, command))  # as its second start writes
+    config_json(tmp_path, load_config(f"{MLP}:smoke", ["model.residual=rezero_channel"]))
+    assert continued(tmp_path, command).model.residual == "layerscale"
+    with pytest.raises(UserError, match=r"model\.residual: rezero_channel -> layerscale"):
+        check_config(tmp_path, command)
+
+
+def test_an_old_layerscale_checkpoint_resumes_to_the_same_result(tmp_path):
+    """Its parameters have the paths and shapes of `rezero_channel`."""
+    fields = ["train.epochs=None", "checkpoint.every_steps=2", "mesh.data=1"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    command = ["model.residual=rezero_channel", "model.alpha_init=0.5", *fields]
+    expected = loop.train(load_config(f"{MLP}:smoke", [*command, "train.steps=4"]), whole)
+    loop.train(load_config(f"{MLP}:smoke", [*command, "train.steps=2"]), parts)
+    old = {**OLD, "model.residual": "layerscale", "model.alpha_init": 0.5, "train.steps": 4}
+    config_json(parts, read_config(parts), **old)
+    (parts / "final.json").unlink()
+    command[0] = "model.residual=layerscale"
+    final = loop.train(load_config(f"{MLP}:smoke", [*command, "train.steps=4"]), parts)
+    assert (final["steps"], final["parameters"]) == (4, expected["parameters"])
+    assert final["eval/loss"] == expected["eval/loss"]
 
 
 @pytest.mark.parametrize("old_run", FAMILIES, indirect=True)

@@ -23,10 +23,11 @@ FAMILIES = {  # how a network is made, and its input
     "cifar": (partial(ResNet.cifar, 14, width=2, scan=True), IMAGES),
     "preact": (partial(ResNet.preact, 18, width=2, scan=True), IMAGES),
 }
+MLP_RULES = ("plain", "residual", "norm", "pre_norm", "post_norm", "rezero", "gated", "x0_scalars")
 CASES = [("vit", "rezero")] + [
     (family, rule)
     for family in FAMILIES
-    for rule in (RULES if family in ("mlp", "transformer") else parts.RULES)
+    for rule in {"mlp": MLP_RULES, "transformer": RULES}.get(family, parts.RULES)
     if family != "vit" and (family, rule) != ("preact", "zero_gamma")
 ]
 

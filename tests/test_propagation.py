@@ -71,7 +71,7 @@ def test_rezero_at_its_start_lets_all_pass_and_idles():
     assert found.idle.all()
 
 
-@pytest.mark.parametrize("residual", ["layerscale", "post_norm"])
+@pytest.mark.parametrize("residual", ["rezero_channel", "post_norm"])
 def test_every_number_is_that_of_running_the_layers_by_hand(residual):
     stack = Stack(partial(Joined, residual), 3, rngs=nnx.Rngs(1))
     found = propagate(stack, X)

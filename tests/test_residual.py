@@ -8,7 +8,7 @@ from flax import nnx
 
 from rezero_jax import Alpha, ReZero
 from rezero_jax.errors import UserError
-from rezero_jax.residual import GATES, RULES, Gated, LayerScale, ReZeroRule, make_rule
+from rezero_jax.residual import GATES, RULES, Place, make_rule
 
 X = jax.random.normal(jax.random.key(0), (5, 8))
 WEIGHT = jax.random.normal(jax.random.key(1), (8, 8)) / np.sqrt(8)
@@ -28,7 +28,13 @@ def numpy_branch(x):
     return np.maximum(np.asarray(x, np.float64) @ np.asarray(WEIGHT, np.float64), 0.0)
 
 
-EQUATIONS = {
+def orthogonal_to(x, f):
+    return f - (x * f).sum(-1, keepdims=True) / ((x**2).sum(-1, keepdims=True) + 1e-6) * x
+
+
+PLACE = Place(layer=3, layers=8, sublayer=0, sublayers=2)
+MIXED = 1.35 - 0.25 * 2 / 7  # lambda + mu of x0_scalars in layer 3 of 8
+EQUATIONS = {  # in layer 3 of 8 layers of two branches, that is 16 branches
     "plain": lambda x, a: numpy_branch(x),
     "residual": lambda x, a: x + numpy_branch(x),
     "norm": lambda x, a: layer_norm(numpy_branch(x)),
@@ -37,8 +43,27 @@ EQUATIONS = {
     "gpt2_norm": lambda x, a: x + layer_norm(numpy_branch(x)),
     "rezero": lambda x, a: x + a * numpy_branch(x),
     "gated": lambda x, a: (1 - a) * x + a * numpy_branch(x),
-    "layerscale": lambda x, a: x + a * numpy_branch(x),
+    "rezero_channel": lambda x, a: x + a * numpy_branch(x),
+    "rezero_norm": lambda x, a: x + a * numpy_branch(layer_norm(x)),
+    "layerscale": lambda x, a: x + a * numpy_branch(layer_norm(x)),
+    "peri_norm": lambda x, a: x + layer_norm(numpy_branch(layer_norm(x))),
+    "layernorm_scaling": lambda x, a: x + numpy_branch(layer_norm(x) / np.sqrt(3)),
+    "deep_norm": lambda x, a: layer_norm(2 * x + numpy_branch(x)),
+    "sub_norm": lambda x, a: x + numpy_branch(layer_norm(x)),
+    "completep": lambda x, a: x + numpy_branch(layer_norm(x)) / 4,
+    "orthogonal": lambda x, a: x + orthogonal_to(x, numpy_branch(layer_norm(x))),
+    "hyper_connections": lambda x, a: 4 * (x + numpy_branch(layer_norm(x))),  # at the start
+    "x0_scalars": lambda x, a: MIXED * x + numpy_branch(layer_norm(MIXED * x)),
 }
+
+
+def made(name, **options):
+    return make_rule(name, 8, place=PLACE, **options, rngs=nnx.Rngs(0))
+
+
+def call(rule, x, f):
+    """The rule between the ends of a network, where it has several streams."""
+    return rule.leave(rule(rule.enter(x), f))
 
 
 def test_every_rule_has_an_equation():
@@ -47,22 +72,98 @@ def test_every_rule_has_an_equation():
 
 @pytest.mark.parametrize("name", RULES)
 def test_rule_is_its_equation(name):
-    rule = make_rule(name, 8, alpha_init=0.3, rngs=nnx.Rngs(0))
+    rule = made(name, alpha_init=0.3)
     expected = EQUATIONS[name](np.asarray(X, np.float64), 0.3)
+    np.testing.assert_allclose(call(rule, X, branch), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_gradient_of_a_rule_is_that_of_its_equation(name):
+    """By central differences of the float64 equation, in a random direction."""
+    rule = made(name, alpha_init=0.3)
+    direction, weight = (np.asarray(jax.random.normal(jax.random.key(k), X.shape)) for k in (5, 6))
+    found = jax.jvp(lambda x: jnp.sum(weight * call(rule, x, branch)), (X,), (direction,))[1]
+    after, before = (
+        np.sum(weight * EQUATIONS[name](np.asarray(X, np.float64) + step * direction, 0.3))
+        for step in (1e-6, -1e-6)
+    )
+    np.testing.assert_allclose(found, (after - before) / 2e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("layers", "start"), [(1, 0.1), (18, 0.1), (19, 1e-5), (24, 1e-5), (25, 1e-6), (48, 1e-6)]
+)
+def test_layerscale_starts_by_depth_as_in_cait(layers, start):
+    rule = make_rule("layerscale", 8, place=Place(1, layers), rngs=nnx.Rngs(0))
+    np.testing.assert_array_equal(rule.alpha[...], np.full(8, start, np.float32))
+    assert isinstance(rule.alpha, Alpha)
+
+
+@pytest.mark.parametrize("name", ["layerscale", "layernorm_scaling", "deep_norm", "completep"])
+def test_a_rule_by_depth_needs_its_place(name):
+    with pytest.raises(UserError, match=r"give place=Place\(layer, layers\)"):
+        make_rule(name, 8, rngs=nnx.Rngs(0))
+
+
+def test_peri_norm_has_a_norm_for_each_side():
+    rule = made("peri_norm")
+    rule.norm.scale[...], rule.norm_out.bias[...] = jnp.full(8, 2.0), jnp.full(8, 3.0)
+    x = np.asarray(X, np.float64)
+    expected = x + layer_norm(numpy_branch(2 * layer_norm(x))) + 3
+    np.testing.assert_allclose(rule(X, branch), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_hyper_connections_mix_streams_by_what_they_hold():
+    """Algorithm 2 of the paper in NumPy, with every parameter drawn."""
+    rule = made("hyper_connections")
+    np.testing.assert_array_equal(rule.mix[...], np.eye(4, 5, 1) + np.eye(4)[:, [0]] * np.eye(5)[0])
+    generator = np.random.default_rng(0)
+    drawn = {}
+    for name in ("mix", "spread", "mix_scale", "spread_scale", "mix_weights", "spread_weights"):
+        parameter = getattr(rule, name)
+        drawn[name] = generator.normal(size=parameter.shape)
+        parameter[...] = jnp.asarray(drawn[name], jnp.float32)
+    x = generator.normal(size=(5, 4, 8))
+    h = layer_norm(x)
+    alpha = drawn["mix"] + drawn["mix_scale"] * np.tanh(h @ drawn["mix_weights"])
+    beta = drawn["spread"] + drawn["spread_scale"] * np.tanh(h @ drawn["spread_weights"])[..., 0]
+    mixed = np.stack([a.T @ one for a, one in zip(alpha, x, strict=True)])
+    branch_of = numpy_branch(layer_norm(mixed[:, 0]))
+    expected = mixed[:, 1:] + beta[:, :, None] * branch_of[:, None]
+    found = rule(jnp.asarray(x, jnp.float32), branch)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_dyt_in_place_of_the_norm():
+    rule = made("peri_norm", norm="dyt")
+    for norm, (a, scale, bias) in ((rule.norm, (0.7, 2.0, 0.1)), (rule.norm_out, (0.3, 0.5, -1.0))):
+        np.testing.assert_array_equal(norm.a[...], 0.5)
+        norm.a[...], norm.scale[...], norm.bias[...] = (
+            jnp.asarray(a),
+            jnp.full(8, scale),
+            jnp.full(8, bias),
+        )
+    x = np.asarray(X, np.float64)
+    inner = numpy_branch(2 * np.tanh(0.7 * x) + 0.1)
+    expected = x + 0.5 * np.tanh(0.3 * inner) - 1
     np.testing.assert_allclose(rule(X, branch), expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(UserError, match='unknown norm "dit"; did you mean "dyt"'):
+        made("pre_norm", norm="dit")
 
 
-def test_layerscale_gates_each_channel_by_itself():
-    rule = make_rule("layerscale", 8, rngs=nnx.Rngs(0))
+@pytest.mark.parametrize("name", ["rezero_channel", "layerscale"])
+def test_a_gate_per_channel_gates_each_channel_by_itself(name):
+    rule = made(name)
     gains = jnp.arange(8.0)
     rule.alpha[...] = gains
-    expected = np.asarray(X) + np.arange(8.0) * numpy_branch(X)
+    u = layer_norm(X) if name == "layerscale" else X
+    expected = np.asarray(X) + np.arange(8.0) * numpy_branch(u)
     np.testing.assert_allclose(rule(X, branch), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", GATES)
 def test_gated_rule_is_the_identity_at_the_start_to_the_bit(name):
-    rule = make_rule(name, 8, rngs=nnx.Rngs(0))
+    rule = made(name)
     np.testing.assert_array_equal(rule(X, branch), X)
 
 
@@ -70,9 +171,6 @@ def test_gated_rule_is_the_identity_at_the_start_to_the_bit(name):
     "module",
     [
         ReZero(branch),
-        ReZeroRule(),
-        Gated(),
-        LayerScale(8),
         *(make_rule(name, 8, rngs=nnx.Rngs(0)) for name in GATES),
     ],
     ids=lambda module: type(module).__name__,
@@ -86,13 +184,13 @@ def test_alpha_is_the_only_gate_and_a_scalar():
     gates = {
         name: [
             variable.shape
-            for _, variable in nnx.iter_graph(make_rule(name, 8, rngs=nnx.Rngs(0)))
+            for _, variable in nnx.iter_graph(made(name))
             if isinstance(variable, Alpha)
         ]
         for name in RULES
     }
-    assert gates.pop("rezero") == gates.pop("gated") == [()]
-    assert gates.pop("layerscale") == [(8,)]
+    assert gates.pop("rezero") == gates.pop("gated") == gates.pop("rezero_norm") == [()]
+    assert gates.pop("rezero_channel") == gates.pop("layerscale") == [(8,)]
     assert all(shapes == [] for shapes in gates.values())
 
 
@@ -130,16 +228,16 @@ def test_trunk_keeps_its_dtype_and_alpha_stays_float32():
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 @pytest.mark.parametrize("name", RULES)
 def test_every_rule_keeps_the_dtype_of_the_trunk(name, dtype, branch_dtype):
-    rule = make_rule(name, 8, rngs=nnx.Rngs(0))
-    assert rule(X.astype(dtype), lambda x: x.astype(branch_dtype)).dtype == dtype
+    rule = made(name)
+    assert call(rule, X.astype(dtype), lambda x: x.astype(branch_dtype)).dtype == dtype
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(rule))
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_a_branch_of_another_shape_is_an_error(name):
-    rule = make_rule(name, 8, rngs=nnx.Rngs(0))
+    rule = made(name)
     with pytest.raises(ValueError, match=r"maps \(5, 8\) to \(5, 1\)"):
-        rule(X, lambda x: x[:, :1])
+        call(rule, X, lambda x: x[:, :1])
 
 
 def test_unknown_rule_names_the_closest():

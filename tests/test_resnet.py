@@ -138,6 +138,14 @@ COUNTS = {  # (with BatchNorm and no gates, with BatchNorm and gates, fixup, wit
     ("preact", 50): (23_509_066, 23_509_082, 23_467_851, 23_494_298),
 }
 COLUMNS = {"residual": 0, "zero_gamma": 0, "gated": 1, "rezero": 1, "fixup": 2, "skipinit": 3}
+COLUMNS["rezero_channel"] = 0  # and a gate for each channel of each block's output
+CHANNELS = {
+    ("cifar", depth): (depth - 2) // 6 * (16 + 32 + 64) for depth in (20, 32, 44, 56, 110)
+} | {
+    ("preact", 18): 2 * 64 * 15,
+    ("preact", 34): 64 * (3 * 1 + 4 * 2 + 6 * 4 + 3 * 8),
+    ("preact", 50): 256 * (3 * 1 + 4 * 2 + 6 * 4 + 3 * 8),
+}
 
 
 @pytest.mark.parametrize("rule", [*RULES, "rezero without BatchNorm"])
@@ -148,6 +156,8 @@ def test_parameter_counts(family, depth, rule):
     name, _, bare = rule.partition(" ")
     make = functools.partial(getattr(ResNet, family), depth, name, batch_norm=not bare)
     count = COUNTS[family, depth][3 if bare else COLUMNS[name]]
+    if name == "rezero_channel":
+        count += CHANNELS[family, depth]
     assert model_spec(lambda rngs: make(rngs=rngs)).parameter_count == count
 
 
@@ -179,6 +189,7 @@ IMAGES = jax.random.normal(jax.random.key(7), (4, 16, 16, 3))
         functools.partial(ResNet.cifar, 26, "rezero", scan=True, batch_norm=False),
         functools.partial(ResNet.cifar, 14, "gated"),
         functools.partial(ResNet.cifar, 14, "skipinit"),
+        functools.partial(ResNet.cifar, 14, "rezero_channel"),
         functools.partial(ResNet.preact, 18, "rezero"),
     ],
 )

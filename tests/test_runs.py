@@ -18,7 +18,7 @@ from rezero_jax.runs.folder import check_config, environment
 from rezero_jax.runs.metrics import MetricsWriter, read_metrics
 from rezero_jax.training import loop, progress
 from rezero_jax.training.chips import Chip
-from rezero_jax.training.progress import WINDOW, _Clock
+from rezero_jax.training.clock import WINDOW, Clock
 from rezero_jax.training.trainer import Trainer
 from tests.faults.compare import is_time, scalars
 
@@ -143,7 +143,7 @@ def test_the_rate_does_not_jump_where_reports_come_in_bursts(monkeypatch):
     """1000 examples a second, told of in bursts of two dispatches, with pauses between."""
     now = 0.0
     monkeypatch.setattr("time.perf_counter", lambda: now)
-    clock, rates = _Clock(now), []
+    clock, rates = Clock(now), []
     for burst in range(200):
         now += 0.099
         clock.count(100)

@@ -8,16 +8,28 @@ from flax import nnx
 
 from rezero_jax import devices
 from rezero_jax.errors import UserError
-from rezero_jax.residual import RULES, make_rule
+from rezero_jax.residual import Place, make_rule
 from rezero_jax.stack import REMAT_POLICIES, Stack, stacked, unstacked
 
+RULES = (  # of one stream; those of several are tested in whole networks
+    "plain",
+    "rezero",
+    "gated",
+    "rezero_channel",
+    "post_norm",
+    "peri_norm",
+    "layerscale",
+    "layernorm_scaling",
+    "completep",
+)
 X = jax.random.normal(jax.random.key(0), (6, 8))
 
 
 class Block(nnx.Module):
-    def __init__(self, residual, rngs):
+    def __init__(self, residual, rngs, layer, depth):
         self.linear = nnx.Linear(8, 8, rngs=rngs)
-        self.rule = make_rule(residual, 8, alpha_init=0.2, rngs=rngs)
+        place = Place(layer, depth, 1, 2)
+        self.rule = make_rule(residual, 8, place=place, alpha_init=0.2, rngs=rngs)
 
     def __call__(self, x):
         return self.rule(x, lambda x: jnp.tanh(self.linear(x)))
@@ -33,7 +45,13 @@ class BatchNormBlock(nnx.Module):
 
 
 def make(residual="rezero", depth=5, **kwargs):
-    return Stack(lambda rngs: Block(residual, rngs), depth, rngs=nnx.Rngs(3), **kwargs)
+    return Stack(
+        lambda rngs, layer: Block(residual, rngs, layer, depth),
+        depth,
+        numbered=True,
+        rngs=nnx.Rngs(3),
+        **kwargs,
+    )
 
 
 def value_and_grad(stack):
@@ -58,6 +76,28 @@ def test_scanned_equals_unrolled(residual):
     twin_value, twin_gradient = value_and_grad(unrolled)
     np.testing.assert_allclose(value, twin_value, rtol=1e-5)
     assert_close(unstacked(gradient), twin_gradient)
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_a_numbered_stack_tells_each_block_its_number(scan):
+    """1 .. depth, and the parameters are those of a stack that does not."""
+
+    class Numbered(nnx.Module):
+        def __init__(self, rngs, layer=0):
+            self.linear = nnx.Linear(8, 8, rngs=rngs)
+            self.number = nnx.Variable(jnp.asarray(layer, jnp.float32))
+
+        def __call__(self, x):
+            return 10 * x + self.number[...].reshape(1, 1)
+
+    options = {"scan": scan, "rngs": nnx.Rngs(3)}
+    stack = Stack(Numbered, 4, numbered=True, **options)
+    np.testing.assert_array_equal(stack(jnp.zeros((1, 1))), [[1234.0]])
+    same = Stack(Numbered, 4, scan=scan, rngs=nnx.Rngs(3))
+    for x, y in zip(
+        leaves(nnx.state(stack, nnx.Param)), leaves(nnx.state(same, nnx.Param)), strict=True
+    ):
+        np.testing.assert_array_equal(x, y)
 
 
 class TiedBlock(nnx.Module):

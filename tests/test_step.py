@@ -256,7 +256,7 @@ def test_gates_of_the_sublayers_of_a_layer_stand_together(scan):
 
 
 def test_a_gate_per_channel_is_told_by_its_mean_size():
-    make = make_model("layerscale")
+    make = make_model("rezero_channel")
     model = make(nnx.Rngs(0))
     gates = np.random.default_rng(0).normal(size=(DEPTH, 8)).astype(np.float32)
     model.trunk.blocks.rule.alpha[...] = jnp.asarray(gates)

@@ -263,7 +263,7 @@ def test_stacks_of_another_depth(scan):
             {"residual": rule},
             'no such rule; make the module with residual="rezero", "post_norm" or "pre_norm"',
         )
-        for rule in ("residual", "plain", "gated", "layerscale", "gpt2_norm", "norm")
+        for rule in ("residual", "plain", "gated", "rezero_channel", "gpt2_norm", "norm")
     ]
     + [
         (

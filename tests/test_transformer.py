@@ -149,7 +149,7 @@ class Bare(nnx.Module):
     [
         {},
         {"residual": "gated", "positions": "learned"},
-        {"residual": "layerscale", "positions": "rotary", "scan": False},
+        {"residual": "rezero_channel", "positions": "rotary", "scan": False},
         {"alpha_per": "sublayer", "tied": True},
     ],
 )
@@ -285,8 +285,8 @@ def count(
         layer += queries_keys_values + width + feedforward + width
     if residual in RULES_WITH_NORM:
         layer += 2 * 2 * width
-    if residual in ("rezero", "gated", "layerscale"):
-        gate = width if residual == "layerscale" else 1
+    if residual in ("rezero", "gated", "rezero_channel"):
+        gate = width if residual == "rezero_channel" else 1
         layer += gate * (2 if alpha_per == "sublayer" else 1)
     ends = vocab_size * width * (1 if tied else 2) + (vocab_size if bias else 0)
     if positions == "learned":
@@ -326,7 +326,7 @@ def test_the_papers_and_the_notebooks_networks_have_their_parameter_counts(confi
         ({"feedforward": 5}, -2 * (48 - 5) * (12 + 12 + 1)),
         ({"alpha_per": "sublayer"}, 2),
         ({"residual": "gated"}, 0),
-        ({"residual": "layerscale"}, -2 + 2 * 12),
+        ({"residual": "rezero_channel"}, -2 + 2 * 12),
         ({"residual": "plain"}, -2),
         ({"residual": "residual"}, -2),
         ({"residual": "norm"}, -2 + 4 * 24),

@@ -51,27 +51,35 @@ def test_resume_gives_the_same_bits_with_augmentation_and_adamw(whole, tmp_path)
         np.testing.assert_array_equal(x, y, err_msg=path_text(path))
 
 
-@pytest.mark.parametrize(
-    "mesh",
-    [
-        {"mesh.data": 8},
-        pytest.param(
-            {"mesh.data": 4, "mesh.model": 2, "mesh.fully_sharded": True}, marks=pytest.mark.slow
-        ),
-    ],
-)
-def test_eight_devices_train_the_same_as_one(whole, mesh):
-    program = Trainer.from_config(config(**mesh))
+FULL = {"mesh.data": 4, "mesh.model": 2, "mesh.fully_sharded": True}
+
+
+def trained(**fields):
+    """The parameters after six updates, path -> array."""
+    program = Trainer.from_config(config(**fields))
     state, batches = program.init(), program.batches(0)
     for _ in range(2):
         state, _ = program.dispatch(state, list(islice(batches, 3)))
-    for (path, one), many in zip(
-        jax.tree.leaves_with_path(saved(whole)["params"]),
-        jax.tree.leaves(state["params"]),
-        strict=True,
-    ):
+    return flat(state["params"])
+
+
+def flat(tree):
+    return {path_text(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+@pytest.mark.parametrize("mesh", [{"mesh.data": 8}, pytest.param(FULL, marks=pytest.mark.slow)])
+def test_eight_devices_train_the_same_as_one(whole, mesh):
+    one = flat(saved(whole)["params"])
+    for path, many in trained(**mesh).items():
         # Where a gradient is near zero, Adam makes much of its rounding.
-        np.testing.assert_allclose(many, one, rtol=1e-4, atol=2e-6, err_msg=path_text(path))
+        np.testing.assert_allclose(many, one[path], rtol=1e-4, atol=2e-6, err_msg=path)
+
+
+@pytest.mark.slow
+def test_muon_on_a_mesh_moves_as_on_one_device():
+    one = trained(**{"optim.name": "muon"})
+    for path, many in trained(**{"optim.name": "muon"} | FULL).items():
+        np.testing.assert_allclose(many, one[path], rtol=1e-4, atol=5e-6, err_msg=path)
 
 
 def test_matrices_alone_decay_and_gates_are_a_group():

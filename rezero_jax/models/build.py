@@ -41,8 +41,8 @@ def make_model(
         )
     if config["name"] == "vit":
         return _vit(config, example_shape, num_classes), example_shape
-    fields = ("width", "depth", "residual", "alpha_init", "scan", "remat")
-    options = {name: config[name] for name in fields} | {
+    fields = ("width", "depth", "residual", "alpha_init", "norm", "base_depth", "scan", "remat")
+    options = {name: config[name] for name in fields if name in config} | {
         "dtype": getattr(jnp, compute_dtype(config["dtype"]))
     }
     make: Callable[..., nnx.Module]

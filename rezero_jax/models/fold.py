@@ -37,7 +37,16 @@ from rezero_jax.models.resnet.blocks import PostBlock, PreBlock, PreBottleneck, 
 from rezero_jax.models.resnet.conv import Conv
 from rezero_jax.models.transformer.attention import Attention
 from rezero_jax.models.transformer.layer import FeedForward, TransformerLayer
-from rezero_jax.residual import Alpha, Gated, LayerScale, Residual, ReZero, ReZeroRule, Rule, scale
+from rezero_jax.residual import (
+    Alpha,
+    Gated,
+    Residual,
+    ReZero,
+    ReZeroNorm,
+    ReZeroRule,
+    Rule,
+    scale,
+)
 
 M = TypeVar("M", bound=nnx.Module)
 
@@ -133,8 +142,10 @@ def folded_rule(rule: Rule, *ends: Any) -> Rule:
 
 @folded_rule.register
 def _(rule: ReZeroRule, *ends: Any) -> Rule:
-    layer_axes = rule.alpha.ndim - isinstance(rule, LayerScale)
-    _scale_weights(rule.alpha, layer_axes, *ends)
+    _scale_weights(rule.alpha, rule.alpha.ndim - rule.per_channel, *ends)
+    if isinstance(rule, ReZeroNorm):
+        rule.alpha = None  # type: ignore[assignment]
+        return rule
     return Residual()
 
 

@@ -33,6 +33,13 @@ def xavier_uniform(fan_in: int, fan_out: int) -> Initializer:
     return uniform(math.sqrt(6 / (fan_in + fan_out)))
 
 
+def times(gain: float, initializer: Initializer) -> Initializer:
+    """The distribution multiplied by a gain."""
+    if gain == 1:
+        return initializer
+    return lambda *args, **kwargs: gain * initializer(*args, **kwargs)
+
+
 def kaiming_normal(mode: Literal["fan_in", "fan_out"], scale: float = 1.0) -> Initializer:
     """Normal with deviation scale * sqrt(2 / fan), for kernels (..., in, out) (arXiv 1502.01852).
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from rezero_jax.errors import UserError
 from rezero_jax.models import init
-from rezero_jax.residual import make_rule, trunk_dtype
+from rezero_jax.residual import Place, make_rule, rule_class, trunk_dtype
 from rezero_jax.stack import Stack
 
 # A layer that is cut by its outputs along the mesh axis `model`.
@@ -34,22 +34,34 @@ class Block(nnx.Module):
         width: int,
         residual: str,
         *,
-        alpha_init: float,
+        place: Place,
+        alpha_init: float | None,
+        norm: str,
+        base_depth: int,
         weight_variance: float,
         dtype: Any,
         rngs: nnx.Rngs,
     ):
+        normal = nnx.initializers.normal(np.sqrt(weight_variance / width))
         self.linear = _linear(
             width,
             width,
-            kernel_init=nnx.initializers.normal(np.sqrt(weight_variance / width)),
+            kernel_init=init.times(rule_class(residual).branch_gain(place), normal),
             bias_init=init.torch_uniform(width),
             dtype=dtype,
             rngs=rngs,
         )
-        self.rule = make_rule(residual, width, alpha_init=alpha_init, rngs=rngs)
+        self.rule = make_rule(
+            residual,
+            width,
+            place=place,
+            alpha_init=alpha_init,
+            norm=norm,
+            base_depth=base_depth,
+            rngs=rngs,
+        )
 
-    def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
+    def __call__(self, x: Float[Array, "*trunk width"]) -> Float[Array, "*trunk width"]:
         return self.rule(x, lambda trunk: self.relu(self.linear(trunk)))
 
 
@@ -65,8 +77,8 @@ class MLP(nnx.Module):
       width: size of the trunk.
       depth: number of hidden layers (the input layer and the head not counted).
       out_features: size of the last axis of the output.
-      residual: a name of `rezero_jax.residual.RULES`.
-      alpha_init: initial gate, where the rule has one.
+      residual: a name of `rezero_jax.residual.RULES`, but for `sub_norm`.
+      alpha_init, norm, base_depth: see `rezero_jax.residual.make_rule`.
       weight_variance: variance of the hidden weights times the width; by default the paper's: 0.25
         for `residual`, whose signal would otherwise grow by half in every layer, and else 2.
       scan, remat: see `rezero_jax.stack.Stack`.
@@ -74,7 +86,7 @@ class MLP(nnx.Module):
         float32.
 
     Raises:
-      UserError: a size below 1, or an unknown rule or remat policy.
+      UserError: a size below 1, an unknown rule, norm or remat policy, or `sub_norm`.
     """
 
     def __init__(
@@ -85,7 +97,9 @@ class MLP(nnx.Module):
         out_features: int,
         residual: str = "rezero",
         *,
-        alpha_init: float = 0.0,
+        alpha_init: float | None = None,
+        norm: str = "layer_norm",
+        base_depth: int = 2,
         weight_variance: float | None = None,
         scan: bool = True,
         remat: str = "none",
@@ -96,6 +110,11 @@ class MLP(nnx.Module):
         for name, size in sizes.items():
             if size < 1:
                 raise UserError(f"{name} is {size}; a network needs a {name} of at least 1")
+        if rule_class(residual).has_inner_norm:
+            raise UserError(
+                f"{residual} has a norm between two matrices of a branch, and a branch of this "
+                "network has one matrix; choose pre_norm or peri_norm"
+            )
         if weight_variance is None:
             weight_variance = 0.25 if residual == "residual" else 2.0
         self.stem = _linear(
@@ -106,16 +125,21 @@ class MLP(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
+        self.rule = rule_class(residual)
         self.trunk = Stack(
-            lambda rngs: Block(
+            lambda rngs, layer: Block(
                 width,
                 residual,
+                place=Place(layer, depth),
                 alpha_init=alpha_init,
+                norm=norm,
+                base_depth=base_depth,
                 weight_variance=weight_variance,
                 dtype=dtype,
                 rngs=rngs,
             ),
             depth,
+            numbered=True,
             scan=scan,
             remat=remat,
             unroll=UNROLL,
@@ -134,5 +158,5 @@ class MLP(nnx.Module):
     ) -> Float[Array, "*batch out_features"]:
         """Returns float32 logits."""
         x = nnx.relu(self.stem(x))
-        x = self.trunk(x.astype(trunk_dtype(x.dtype)))
+        x = self.rule.leave(self.trunk(self.rule.enter(x.astype(trunk_dtype(x.dtype)))))
         return self.head(x.astype(jnp.float32))

@@ -46,7 +46,8 @@ from rezero_jax.models.tensors import save_tensors as save_tensors
 from rezero_jax.models.transformer.encoder import LayerStack
 from rezero_jax.models.transformer.layer import TransformerLayer
 from rezero_jax.models.vit import ViT
-from rezero_jax.residual import LayerScale, PostNorm, PreNorm, ReZeroRule
+from rezero_jax.residual import PostNorm, PreNorm, ReZeroRule
+from rezero_jax.residual.norms import DyT
 
 # PyTorch's name of a tensor, ours, and the order in which PyTorch has the axes of ours. It puts all
 # queries before all keys and values; ours are (width, heads, query key value, size of a head).
@@ -222,6 +223,8 @@ def _stack(module: LayerStack, name: str) -> Iterator[tuple[str, _Place]]:
 
 
 def _vectors(name: str, norm: Any) -> Iterator[tuple[str, _Place]]:
+    if isinstance(norm, DyT):
+        raise UserError('PyTorch\'s layers have no DyT; make the module with norm="layer_norm"')
     if norm is not nnx.identity:
         yield f"{name}.weight", _Place(norm.scale, (0,))
         yield f"{name}.bias", _Place(norm.bias, (0,))
@@ -229,10 +232,11 @@ def _vectors(name: str, norm: Any) -> Iterator[tuple[str, _Place]]:
 
 def _layer(layer: TransformerLayer, index: int | EllipsisType) -> Iterator[tuple[str, _Place]]:
     rule: Any = layer.rules[0]
-    gated = isinstance(rule, ReZeroRule) and not isinstance(rule, LayerScale)
-    known = gated or isinstance(rule, PreNorm | PostNorm)
+    gated = type(rule) is ReZeroRule
+    normed = type(rule) in (PreNorm, PostNorm)
     for wrong, what, how in (
-        (not known, "such rule", 'residual="rezero", "post_norm" or "pre_norm"'),
+        (not gated and not normed, "such rule", 'residual="rezero", "post_norm" or "pre_norm"'),
+        (normed and isinstance(rule.norm, DyT), "such norm", 'norm="layer_norm"'),
         (gated and len(layer.rules) > 1, "gate for each sublayer", 'alpha_per="layer"'),
         (layer.attention.rotary, "rotary positions", "rotary=False"),
         (layer.attention.qkv.shape[-2] != 3, "heads that share keys", "kv_heads=None"),

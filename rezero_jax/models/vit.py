@@ -12,7 +12,7 @@ from rezero_jax.models import init
 from rezero_jax.models.transformer.attention import Hidden
 from rezero_jax.models.transformer.encoder import Encoder
 from rezero_jax.models.transformer.options import ModelKeywords
-from rezero_jax.residual import trunk_dtype
+from rezero_jax.residual import make_norm, trunk_dtype
 
 Images = Float[Array, "batch rows columns channels"]
 
@@ -104,7 +104,8 @@ class ViT(nnx.Module):
         )
         if final_norm is None:
             final_norm = residual == "pre_norm"
-        self.norm = nnx.LayerNorm(width, rngs=rngs) if final_norm else nnx.identity
+        norm = keywords.get("norm", "layer_norm")
+        self.norm = make_norm(norm, width, rngs=rngs) if final_norm else nnx.identity
         self.head = nnx.Linear(
             width,
             num_classes,

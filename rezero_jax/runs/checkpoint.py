@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.errors import JaxRuntimeError
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as policies
 
@@ -203,6 +204,8 @@ class _Best(policies.PreservationPolicy):
 def _failed_writes_told() -> Iterator[None]:
     try:
         yield
+    except JaxRuntimeError:  # another process is lost, or the memory is exhausted
+        raise
     except Exception as error:  # Orbax raises whatever its storage layers raise.
         # Its other threads stumble over the same failure, each with a traceback of its own.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)

@@ -74,14 +74,20 @@ def unreachable(path: AnyPath, error: Exception) -> UserError:
     return UserError(f"cannot use {bucket_of(path)}: {mend}")
 
 
-def read_json(path: epath.Path) -> dict[str, Any]:
+def is_of_storage(error: Exception) -> bool:
+    """Whether a disk or a bucket failed: each library of buckets has errors of its own."""
+    libraries = ("aiohttp", "botocore", "gcsfs", "google")
+    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in libraries
+
+
+def read_json(path: AnyPath) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
       UserError: the file is not a JSON object, or is unreadable.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(epath.Path(path).read_text())
         if not isinstance(content, dict):
             raise ValueError("it holds no object")
     except (OSError, ValueError) as error:

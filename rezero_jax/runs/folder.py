@@ -8,7 +8,6 @@ checkpoints/       see rezero_jax.runs.checkpoint
 final.json         last and best metrics, steps, seconds, goodput, examples/s, parameters, status
 """
 
-import contextlib
 import importlib.metadata
 import json
 import os
@@ -30,6 +29,7 @@ from rezero_jax.runs.files import (
     absolute,
     folder_of,
     is_bucket,
+    is_of_storage,
     read_json,
     unreachable,
     write_json,
@@ -43,7 +43,11 @@ TOPOLOGY = ("mesh.", "data.dir", "data.stream", "data.workers")
 # Fields that an evaluation may set to other values than the run.
 EVALUATION = ("eval.", "data.context", "data.eval_split")
 # What runs that are older than a field did, where that is not the field's default.
-LEGACY = {"data.order": "numpy"}
+LEGACY = {"data.order": "numpy", "version": 1}
+# What younger fields of a model that is no ResNet say of older runs.
+YOUNGER = {"norm": "layer_norm", "base_depth": 2}
+# Values that leave a field as the run began.
+OPEN = {"model.dtype": "auto", "model.alpha_init": None}
 # What a start writes before the first update.
 CONTENTS = (
     LOCK,
@@ -124,9 +128,11 @@ class Workdir:
 
     def abandon(self) -> None:
         """Removes all that was written of a run that ends before its first updates."""
-        if not processes.is_first() or is_begun(self.folder):
+        if not processes.is_first():
             return
-        with contextlib.suppress(OSError):  # the folder holds something of the user's
+        try:
+            if is_begun(self.folder):
+                return
             for name in self._own:
                 if name == LOCK and is_bucket(self.folder):
                     continue  # `release` deletes it
@@ -134,6 +140,10 @@ class Workdir:
                 path.rmtree() if path.is_dir() else path.unlink(missing_ok=True)
             for path in self._made:
                 path.rmdir()
+        except Exception as error:
+            if not is_of_storage(error):
+                raise
+            # The folder holds something of the user's, or can no longer be reached.
 
     def release(self) -> None:
         """Lets another run use the workdir."""
@@ -190,6 +200,19 @@ def read_config(folder: AnyPath) -> ConfigDict:
     config.update_from_flattened_dict(LEGACY)
     with config.ignore_type():
         config.update(read_json(path))
+    return _completed(config)
+
+
+def _completed(config: ConfigDict) -> ConfigDict:
+    """A copy with the younger fields of its model, and with today's name of its residual rule."""
+    config = config.copy_and_resolve_references()
+    model = config.get("model", {})
+    with config.unlocked():
+        if config.get("version") == 1 and model.get("residual") == "layerscale":
+            model.residual = "rezero_channel"
+        if model.get("name") in ("mlp", "transformer", "vit"):
+            for name in YOUNGER.keys() - model.keys():
+                model[name] = YOUNGER[name]
     return config
 
 
@@ -197,22 +220,22 @@ def continued(folder: AnyPath, config: ConfigDict) -> ConfigDict:
     """`config` as the run in `folder`, if there is one, continues with it.
 
     A field in LEGACY that is missing or has its default takes the value with which the run began,
-    and so does model.dtype if it is "auto".
+    and so does one in OPEN with the value there.
 
     Raises:
       UserError: the run's config.json is broken.
     """
     if not (folder_of(folder) / "config.json").exists():
-        return config
+        return _completed(config)
     old, defaults = flatten(read_config(folder).to_dict()), flatten(base_config().to_dict())
     now = flatten(config.to_dict())
     kept = {key: old[key] for key in LEGACY if now.get(key, defaults[key]) == defaults[key]}
-    if now.get("model.dtype") == "auto" and "model.dtype" in old:
-        kept["model.dtype"] = old["model.dtype"]
+    unset = (key for key, value in OPEN.items() if key in now and now[key] == value)
+    kept |= {key: old[key] for key in unset if key in old}
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.update_from_flattened_dict(kept)
-    return config
+    return _completed(config)
 
 
 def recorded_seconds(folder: epath.Path) -> float:

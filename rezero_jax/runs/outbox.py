@@ -9,7 +9,7 @@ from pathlib import Path
 
 from etils import epath
 
-from rezero_jax.runs.files import is_bucket
+from rezero_jax.runs.files import AnyPath, is_bucket
 
 PERIOD = 1.0  # seconds between two copies; Cloud Storage takes one a second of an object
 SHARE = 0.05  # of the time, at most, that copying takes
@@ -28,8 +28,8 @@ class Outbox:
       home: the workdir.
     """
 
-    def __init__(self, home: epath.Path):
-        self._home = home
+    def __init__(self, home: AnyPath):
+        self._home = epath.Path(home)
         self.is_copied = is_bucket(home)
         self.folder = Path(tempfile.mkdtemp(prefix="rezero_jax-")) if self.is_copied else Path(home)
         self._copied: dict[Path, tuple[int, int]] = {}  # size and time of what the bucket has

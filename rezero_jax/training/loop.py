@@ -18,9 +18,9 @@ from ml_collections import ConfigDict
 
 from rezero_jax import processes
 from rezero_jax.data import Dataset, Text
-from rezero_jax.errors import UserError
+from rezero_jax.errors import UserError, first_line
 from rezero_jax.runs.checkpoint import Checkpoints
-from rezero_jax.runs.files import AnyPath
+from rezero_jax.runs.files import AnyPath, is_of_storage
 from rezero_jax.runs.folder import EVALUATION, TOPOLOGY, Workdir, check_config, continued
 from rezero_jax.training.load import check_saved, load_state
 from rezero_jax.training.profile import Profile
@@ -81,9 +81,12 @@ def train(
         return final
     try:
         return _train(trainer, home.folder, profile, began)
-    except OSError as error:
+    except Exception as error:
+        if not is_of_storage(error):
+            raise
+        why = getattr(error, "strerror", None) or first_line(error)
         raise UserError(
-            f"cannot write to the workdir {home.folder} any more ({error.strerror or error}); "
+            f"cannot write to the workdir {home.folder} any more ({why}); "
             "make room or repair it, and the same command resumes from the newest checkpoint"
         ) from error
     finally:

@@ -1,11 +1,11 @@
 """From config.optim to one optax transformation with parameter groups.
 
-Every parameter belongs to exactly one group: "alpha" if it is a gate, by its type; else the group
-of config.optim.groups whose regular expression its path matches; else "base".
+Every parameter belongs to exactly one group: "alpha" if it is a gate or mixes streams, by its
+type; else the group of config.optim.groups whose regular expression its path matches; else "base".
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -54,6 +54,8 @@ def make_optimizer(
         schedules[name] = _schedule(settings, total_steps)
         rules[name] = _rule(settings, schedules[name], total_steps, spec)
     optimizer = optax.partition(rules, labels)
+    if spec.rates:
+        optimizer = optax.chain(optimizer, _scale_by_path(spec.rates))
     if config.clip_norm is not None:
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
     return optimizer, schedules
@@ -65,7 +67,7 @@ def _labels(config: ConfigDict, spec: ModelSpec) -> Any:
 
     def label(path: Any, _: Any) -> str:
         text = path_text(path)
-        if text in spec.alpha_paths:
+        if text in spec.alpha_paths | spec.mix_paths:
             return "alpha"
         found = [name for name, pattern in patterns.items() if re.search(pattern, text)]
         if len(found) > 1:
@@ -161,7 +163,19 @@ def _rule(
             raise choose_from("optimizer", other, OPTIMIZERS)
     if not settings.weight_decay:
         parts.remove(decay)
+    if spec.epsilon_scales and settings.name in ("adamw", "lamb", "muon"):
+        # m / (sqrt(v) + s epsilon) of a gradient g is what epsilon gives of g / s.
+        parts.insert(0, _scale_by_path({p: 1 / s for p, s in spec.epsilon_scales.items()}))
     return optax.chain(*parts, optax.scale_by_learning_rate(schedule))
+
+
+def _scale_by_path(factors: Mapping[str, float]) -> optax.GradientTransformation:
+    def scaled(updates: Any, _: Any) -> Any:
+        return jax.tree.map_with_path(
+            lambda path, leaf: factors.get(path_text(path), 1.0) * leaf, updates
+        )
+
+    return optax.stateless(scaled)
 
 
 def _scale_by_layer_trust_ratio(stacked_paths: frozenset[str]) -> optax.GradientTransformation:

@@ -1,9 +1,9 @@
 """A trace of some updates, for TensorBoard's profiler and for Perfetto."""
 
 import jax
-from etils import epath
 
 from rezero_jax.errors import UserError
+from rezero_jax.runs.files import AnyPath
 from rezero_jax.runs.outbox import Outbox
 
 
@@ -29,7 +29,7 @@ class Profile:
       steps: (first, last), counted from 1; None traces nothing.
     """
 
-    def __init__(self, folder: epath.Path, steps: tuple[int, int] | None):
+    def __init__(self, folder: AnyPath, steps: tuple[int, int] | None):
         self._folder, self._steps = folder, steps
         self._running = False
 

@@ -1,7 +1,7 @@
 """The training state: one plain pytree of arrays, and the way from a Flax module to it and back."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 from jax import Array
 
-from rezero_jax.residual import Alpha
+from rezero_jax.residual import Alpha, Constant, Mix, Rule
 from rezero_jax.stack import Stack, split_params
 
 # {"step": int32 (), "params": nested dict, "stats": nested dict, "opt_state": optax's tree}.
@@ -27,8 +27,12 @@ class ModelSpec:
       graphdef: the module's structure.
       shapes: the parameters' shapes and dtypes, a nested dict.
       alpha_paths: paths "a/b/c" of the gates, found by their type.
+      mix_paths: paths of the numbers by which a rule mixes streams, found by their type.
+      rates: path -> what its learning rate is multiplied by, where a parameter declares a `rate`.
+      epsilon_scales: path -> what Adam's epsilon is multiplied by, as the layer's rule says.
       stacked_paths: paths of the parameters whose leading axis runs over layers.
-      has_stats: whether there are arrays beside the parameters, as BatchNorm's running statistics.
+      has_stats: whether training changes arrays beside the parameters, as BatchNorm's running
+        statistics.
       model_axes: path -> axis, counted from the end, that is cut along the mesh axis `model`; a
         parameter declares it where it is made, as nnx.Param(value, model_axis=-1) or by the
         `kernel_metadata` of a layer of Flax.
@@ -40,6 +44,9 @@ class ModelSpec:
     graphdef: nnx.GraphDef
     shapes: Any
     alpha_paths: frozenset[str]
+    mix_paths: frozenset[str]
+    rates: Mapping[str, float]
+    epsilon_scales: Mapping[str, float]
     stacked_paths: frozenset[str]
     has_stats: bool
     model_axes: Mapping[str, int]
@@ -88,14 +95,18 @@ def model_spec(make_model: MakeModel) -> ModelSpec:
     )
     trunk = tuple("/".join(map(str, (*path[:1], ""))) for path, _ in stacks)
     axes = {path: variable.get_metadata("model_axis", None) for path, variable in variables.items()}
+    rates = {path: variable.get_metadata("rate", None) for path, variable in variables.items()}
     return ModelSpec(
         graphdef,
         shapes,
         alpha_paths=frozenset(
             p for p, variable in variables.items() if isinstance(variable, Alpha)
         ),
+        mix_paths=frozenset(p for p, variable in variables.items() if isinstance(variable, Mix)),
+        rates={path: rate for path, rate in rates.items() if rate is not None},
+        epsilon_scales=_epsilon_scales(stacks, variables),
         stacked_paths=frozenset(path for path in variables if path.startswith(scanned)),
-        has_stats=bool(jax.tree.leaves(stats)),
+        has_stats=any(not isinstance(v, Constant) for _, v in nnx.to_flat_state(stats)),
         model_axes={path: axis for path, axis in axes.items() if axis is not None},
         matrix_axes={
             path: matrix
@@ -110,6 +121,17 @@ def _matrix_axes(path: str, variable: nnx.Variable, ndim: int) -> MatrixAxes | N
     """Those of a parameter that has `ndim` axes in one layer; None if it is no matrix."""
     is_linear = path.endswith("/kernel") and ndim == 2
     return variable.get_metadata("matrix_axes", ((-2,), (-1,)) if is_linear else None)
+
+
+def _epsilon_scales(stacks: list[tuple[Any, Stack]], paths: Iterable[str]) -> dict[str, float]:
+    scales: dict[str, float] = {}
+    for path, stack in stacks:
+        rules = (m for _, m in nnx.iter_modules(stack) if isinstance(m, Rule))
+        scale = next((rule.epsilon_scale for rule in rules), 1.0)
+        prefix = "/".join(map(str, (*path, "blocks", "")))
+        if scale != 1:
+            scales |= {p: scale for p in paths if p.startswith(prefix)}
+    return scales
 
 
 def init_state(make_model: MakeModel, optimizer: optax.GradientTransformation, key: Array) -> State:

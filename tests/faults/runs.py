@@ -58,7 +58,7 @@ class Family:
         """The run by several processes, which wait for each other in each of its fewer steps."""
         if count == 1:
             return self
-        fields = self.fields | {"train.batch_size": 64}
+        fields = self.fields | {"train.batch_size": 64, "mesh.cpu_devices": 1}
         if "eval.every_steps" in fields:
             fields["eval.every_steps"] = self.save_every // 10
         return dataclasses.replace(

@@ -11,6 +11,7 @@ the ReLU follows the convolutions, in `pre` blocks (arXiv 1603.05027) it precede
     gated        x' = (1 - a) s(x) + a relu(F(x))         x' = (1 - a) s(x) + a F(x)
     skipinit     x' = relu(s(x) + a F(x)), F without bn   x' = s(x) + a F(x), F without bn
     rezero       x' = s(x) + a relu(F(x))                 x' = s(x) + a F(x)
+    rezero_channel: the same with one a per channel
     fixup        scalar biases and a multiplier instead of bn: see `rezero_jax.models.resnet.fixup`
 
 The gate a is a scalar that starts at 0. `residual` and `rezero` of both columns, and `zero_gamma`,
@@ -55,7 +56,7 @@ class PostBlock(nnx.Module):
         self.norm2 = parts.norm(channels, 0.0 if parts.residual == "zero_gamma" else 1.0)
         changes = stride != 1 or cin != channels
         self.shortcut = Shortcut(cin, channels, stride, parts) if changes else nnx.identity
-        self.rule = parts.rule()
+        self.rule = parts.rule(channels, rngs)
 
     def branch(self, x: Images) -> Images:
         """F(x)."""
@@ -70,7 +71,7 @@ class ReluAfter(PostBlock):
 
 
 class ReluInside(PostBlock):
-    """`rezero`: x' = s(x) + a relu(F(x)); `gated`: x' = (1 - a) s(x) + a relu(F(x))."""
+    """`rezero` and by channel: x' = s(x) + a relu(F(x)); `gated`: (1 - a) s(x) + a relu(F(x))."""
 
     relu: Callable[[Array], Array] = staticmethod(nnx.relu)
 
@@ -93,7 +94,7 @@ class PreBlock(nnx.Module):
         changes = stride != 1 or cin != out
         self.shortcut = parts.conv(cin, out, 1, stride=stride, rngs=rngs) if changes else None
         self.make_branch(cin, channels, stride, parts, rngs)
-        self.rule = parts.rule()
+        self.rule = parts.rule(out, rngs)
 
     def make_branch(
         self, cin: int, channels: int, stride: int, parts: Parts, rngs: nnx.Rngs

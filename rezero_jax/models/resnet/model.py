@@ -18,6 +18,7 @@ from rezero_jax.models.resnet.stage import Stage, Stem
 
 PREACT_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 VARIANTS = ("paper", "notebook")
+GATED = ("rezero", "rezero_channel", "gated")
 STEMS = ("cifar", "imagenet")
 
 KAIMING_FAN_OUT = init.kaiming_normal("fan_out")
@@ -129,7 +130,7 @@ class ResNet(nnx.Module):
             raise choose_from("variant", variant, VARIANTS)
         notebook = variant == "notebook"
         of_paper = None if residual in ("gated", "fixup") else KAIMING_FAN_OUT
-        by_rule = {"fixup": PostFixup, "rezero": ReluInside, "gated": ReluInside}
+        by_rule = {"fixup": PostFixup} | dict.fromkeys(GATED, ReluInside)
         blocks = (depth - 2) // 6
         parts = Parts(
             block=by_rule.get(residual, ReluAfter),

@@ -12,9 +12,10 @@ from jax.nn.initializers import Initializer
 from rezero_jax.errors import UserError, choose_from
 from rezero_jax.models.resnet.batch_norm import BatchNorm
 from rezero_jax.models.resnet.conv import Conv
-from rezero_jax.residual import Gated, Residual, ReZeroRule, Rule
+from rezero_jax.residual import Rule, make_rule
 
-RULES = ("residual", "zero_gamma", "gated", "fixup", "skipinit", "rezero")
+RULES = ("residual", "zero_gamma", "gated", "fixup", "skipinit", "rezero", "rezero_channel")
+JOINED_AS = {"zero_gamma": "residual", "skipinit": "rezero"}
 NORM_FREE = ("fixup", "skipinit")
 
 
@@ -30,7 +31,7 @@ class Parts:
         convolutions then have biases.
       shortcut_norm: whether a shortcut that subsamples has a BatchNorm (post-activation blocks).
       kernel_init: initial distribution of the convolutions; None is PyTorch's default.
-      alpha_init: initial gate, where the rule has one.
+      alpha_init: initial gate, where the rule has one; by default 0.
       scan, remat: of the equal blocks of a stage, see `rezero_jax.stack.Stack`. Scanned stages
         compile faster at great depth; a step takes the same time (ResNet-20 on a CPU). Convolutions
         are no matrix products: remat="dots" does what "full" does where all kernels are 3x3.
@@ -46,7 +47,7 @@ class Parts:
     batch_norm: bool = True
     shortcut_norm: bool = False
     kernel_init: Initializer | None = None
-    alpha_init: float = 0.0
+    alpha_init: float | None = None
     scan: bool = False
     remat: str = "none"
     dtype: Any = jnp.float32
@@ -88,12 +89,10 @@ class Parts:
         """A BatchNorm, or the identity in a network without."""
         return BatchNorm(features, scale_init=scale_init) if self.normed else nnx.identity
 
-    def rule(self) -> Rule:
+    def rule(self, channels: int, rngs: nnx.Rngs) -> Rule:
         """How branch and shortcut are joined."""
-        if self.residual == "gated":
-            return Gated(self.alpha_init)
-        has_alpha = self.residual in ("rezero", "skipinit")
-        return ReZeroRule(self.alpha_init) if has_alpha else Residual()
+        name = JOINED_AS.get(self.residual, self.residual)
+        return make_rule(name, channels, alpha_init=self.alpha_init, rngs=rngs)
 
 
 def scalar(value: float) -> nnx.Param:

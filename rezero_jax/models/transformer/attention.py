@@ -13,6 +13,7 @@ from rezero_jax import devices
 from rezero_jax.models import init
 from rezero_jax.models.dropout import Dropout
 from rezero_jax.models.transformer.options import LayerOptions
+from rezero_jax.residual import make_norm
 
 Hidden = Float[Array, "batch length width"]
 Heads = Float[Array, "batch length heads size"]
@@ -41,10 +42,20 @@ class Attention(nnx.Module):
     Args:
       options: sizes and options of the layer.
       rotary: whether queries and keys are turned by their position; by default as options say.
+      gain: what the initial weights of values and outputs are multiplied by.
+      inner_norm: whether a norm precedes the output's projection.
       rngs: source of the initial parameters.
     """
 
-    def __init__(self, options: LayerOptions, *, rotary: bool | None = None, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        options: LayerOptions,
+        *,
+        rotary: bool | None = None,
+        gain: float = 1.0,
+        inner_norm: bool = False,
+        rngs: nnx.Rngs,
+    ):
         width, heads = options.width, options.heads
         kv_heads = options.kv_heads or heads
         self.size, self.dtype = width // heads, options.dtype
@@ -52,6 +63,8 @@ class Attention(nnx.Module):
         shape = (kv_heads, heads // kv_heads + 2, self.size)
         xavier = init.xavier_uniform(width, width + 2 * kv_heads * self.size)
         kernel = xavier(rngs.params(), (width, *shape), jnp.float32)
+        if gain != 1:
+            kernel = kernel.at[:, :, -1].multiply(gain)
         # Along the mesh axis `model`, the key-value heads are cut.
         self.qkv = nnx.Param(kernel, model_axis=-3, matrix_axes=((-4,), (-3, -1)))
         zeros = jnp.zeros(shape, jnp.float32)
@@ -60,11 +73,12 @@ class Attention(nnx.Module):
             width,
             width,
             use_bias=options.bias,
-            kernel_init=init.xavier_uniform(width, width),
+            kernel_init=init.times(gain, init.xavier_uniform(width, width)),
             kernel_metadata={"model_axis": -2},
             dtype=options.dtype,
             rngs=rngs,
         )
+        self.norm = make_norm(options.norm, width, rngs=rngs) if inner_norm else nnx.identity
         self.dropout = Dropout(options.dropout)
 
     def __call__(
@@ -133,7 +147,7 @@ class Attention(nnx.Module):
         return parts
 
     def _join(self, heads: Heads) -> Hidden:
-        return self.out(heads.reshape(*heads.shape[:2], -1))
+        return self.out(self.norm(heads.reshape(*heads.shape[:2], -1)))
 
 
 def attend(

@@ -11,6 +11,7 @@ from jaxtyping import Int
 from rezero_jax.models.transformer.attention import Cache, Hidden
 from rezero_jax.models.transformer.layer import DecoderLayer, EncoderLayer
 from rezero_jax.models.transformer.options import LayerOptions, StackKeywords
+from rezero_jax.residual import Place, make_norm, rule_class
 from rezero_jax.stack import Stack
 
 # Stacks of at most so many layers are unrolled on accelerators: they need not write what each layer
@@ -46,22 +47,24 @@ class LayerStack(nnx.Module):
         **keywords: Unpack[StackKeywords],
     ):
         options = LayerOptions(width, heads, **keywords)
+        self.rule = rule_class(options.residual)
         self.layers = Stack(
-            lambda rngs: self.layer(**vars(options), rngs=rngs),
+            lambda rngs, layer: self.layer(**vars(options), place=Place(layer, depth), rngs=rngs),
             depth,
+            numbered=True,
             scan=scan,
             remat=remat,
             unroll=depth if depth <= UNROLLED else 1,
             rngs=rngs,
         )
         self.norm = (
-            nnx.LayerNorm(width, epsilon=1e-5, dtype=options.dtype, rngs=rngs)
+            make_norm(options.norm, width, dtype=options.dtype, rngs=rngs)
             if final_norm
             else nnx.identity
         )
 
     def __call__(self, x: Hidden, *args: Any, **kwargs: Any) -> Hidden:
-        return self.norm(self.layers(x, *args, **kwargs))
+        return self.norm(self.rule.leave(self.layers(self.rule.enter(x), *args, **kwargs)))
 
 
 class Encoder(LayerStack):
@@ -81,19 +84,20 @@ class Encoder(LayerStack):
     ) -> tuple[Hidden, list[Cache]]:
         """All layers for inference, causal; see `EncoderLayer.decode`."""
         blocks: Any = self.layers.blocks
+        x = self.rule.enter(x)
         if isinstance(blocks, nnx.List):
             updated = []
             for block, cache in zip(blocks, caches, strict=True):
                 x, cache = block.decode(x, cache, 0, positions)
                 updated.append(cache)
-            return self.norm(x), updated
+            return self.norm(self.rule.leave(x)), updated
         # The cache is carried and not scanned over: each layer writes into it in place.
         (x, cache), _ = jax.lax.scan(
             lambda carry, layer: (layer[0].decode(*carry, layer[1], positions), None),
             (x, caches[0]),
             (blocks, jnp.arange(self.layers.depth)),
         )
-        return self.norm(x), [cache]
+        return self.norm(self.rule.leave(x)), [cache]
 
 
 class Decoder(LayerStack):

@@ -7,8 +7,9 @@ The rule is one of `rezero_jax.residual`; ReZero's is x' = x + alpha F(x), and o
 sublayers of a layer, as in paper and code.
 """
 
+from dataclasses import replace
 from functools import partial
-from typing import Unpack
+from typing import Any, Unpack
 
 from flax import nnx
 from jax import Array
@@ -19,15 +20,28 @@ from rezero_jax.models import init
 from rezero_jax.models.dropout import Dropout
 from rezero_jax.models.transformer.attention import Attention, Cache, Hidden, Mask
 from rezero_jax.models.transformer.options import ACTIVATIONS, LayerKeywords, LayerOptions
-from rezero_jax.residual import GATES, Branch, make_rule
+from rezero_jax.residual import GATES, Branch, Place, make_norm, make_rule, rule_class
 
 KeyMask = Bool[Array, "batch keys"]
+Trunk = Float[Array, "batch length *streams width"]
 
 
 class FeedForward(nnx.Module):
-    """F(x) = W2 dropout(activation(W1 x + b1)) + b2."""
+    """F(x) = W2 dropout(activation(W1 x + b1)) + b2, on request with a norm before W2.
 
-    def __init__(self, options: LayerOptions, *, rngs: nnx.Rngs):
+    Args:
+      gain: what the initial weights are multiplied by.
+      inner_norm: whether a norm follows the dropout.
+    """
+
+    def __init__(
+        self,
+        options: LayerOptions,
+        *,
+        gain: float = 1.0,
+        inner_norm: bool = False,
+        rngs: nnx.Rngs,
+    ):
         self.activation = options.activation
         width, hidden = options.width, options.feedforward or 4 * options.width
         # Along the mesh axis `model`, the hidden layer is cut.
@@ -37,7 +51,7 @@ class FeedForward(nnx.Module):
                 fan_in,
                 fan_out,
                 use_bias=options.bias,
-                kernel_init=init.xavier_uniform(fan_in, fan_out),
+                kernel_init=init.times(gain, init.xavier_uniform(fan_in, fan_out)),
                 bias_init=init.torch_uniform(fan_in),
                 kernel_metadata=kernel_metadata,
                 bias_metadata=bias_metadata,
@@ -50,24 +64,27 @@ class FeedForward(nnx.Module):
             )
         )
         self.dropout = Dropout(options.dropout)
+        self.norm = make_norm(options.norm, hidden, rngs=rngs) if inner_norm else nnx.identity
 
     def __call__(self, x: Hidden, *, rngs: nnx.Rngs | None = None) -> Hidden:
         hidden = ACTIVATIONS[self.activation](self.up(x))
-        return self.down(self.dropout(hidden, rngs=rngs))
+        return self.down(self.norm(self.dropout(hidden, rngs=rngs)))
 
 
 class TransformerLayer(nnx.Module):
     """The parts of a layer: self-attention, attention to a memory in decoders, a feed-forward.
 
-    Batches come first: x is (batch, length, width). Weights start Xavier uniform, as in the paper;
+    Batches come first: x is (batch, length, width), or (batch, length, streams, width) under a
+    rule of several streams. Weights start Xavier uniform, as in the paper;
     attention's biases start at 0, the feed-forward's as those of PyTorch's Linear.
 
     Args:
       width, heads, feedforward, **keywords: see `LayerOptions`.
+      place: the layer's number and the number of layers, for the rules that depend on the depth.
       rngs: source of the initial parameters.
 
     Raises:
-      UserError: see `LayerOptions`; or an unknown residual rule.
+      UserError: see `LayerOptions`; or an unknown residual rule, or one that needs `place`.
     """
 
     has_memory: bool
@@ -78,37 +95,58 @@ class TransformerLayer(nnx.Module):
         heads: int,
         feedforward: int | None = None,
         *,
+        place: Place | None = None,
         rngs: nnx.Rngs,
         **keywords: Unpack[LayerKeywords],
     ):
         options = LayerOptions(width, heads, feedforward, **keywords)
-        self.attention = Attention(options, rngs=rngs)
+        kind, sublayers = rule_class(options.residual), 3 if self.has_memory else 2
+        if place is not None:
+            place = replace(place, sublayers=sublayers)
+        gain, inner_norm = kind.branch_gain(place), kind.has_inner_norm
+        self.attention = Attention(options, gain=gain, inner_norm=inner_norm, rngs=rngs)
         if self.has_memory:
-            self.cross_attention = Attention(options, rotary=False, rngs=rngs)
-        self.feedforward = FeedForward(options, rngs=rngs)
+            # Sub-LN leaves attention to a memory as it is (torchscale).
+            cross_gain = 1.0 if inner_norm else gain
+            self.cross_attention = Attention(options, rotary=False, gain=cross_gain, rngs=rngs)
+        self.feedforward = FeedForward(options, gain=gain, inner_norm=inner_norm, rngs=rngs)
         self.dropout = Dropout(options.dropout)
         one_gate = options.residual in GATES and options.alpha_per == "layer"
-        self.rules = nnx.List(
-            make_rule(options.residual, width, alpha_init=options.alpha_init, rngs=rngs)
-            for _ in range(1 if one_gate else 3 if self.has_memory else 2)
-        )
+        rules: list[Any] = [
+            make_rule(
+                options.residual,
+                width,
+                place=place and replace(place, sublayer=sublayer),
+                alpha_init=options.alpha_init,
+                norm=options.norm,
+                base_depth=options.base_depth,
+                rngs=rngs,
+            )
+            for sublayer in range(1 if one_gate and not kind.has_norm else sublayers)
+        ]
+        if one_gate:
+            for rule in rules[1:]:
+                rule.alpha = rules[0].alpha
+        self.rules = nnx.List(rules)
 
-    def join(self, sublayer: int, x: Hidden, f: Branch, rngs: nnx.Rngs | None) -> Hidden:
+    def join(self, sublayer: int, x: Trunk, f: Branch, rngs: nnx.Rngs | None) -> Trunk:
         """x with the branch f, dropped out in training, joined to it by the sublayer's rule."""
         rule = self.rules[sublayer % len(self.rules)]
         return rule(x, lambda u: self.dropout(f(u), rngs=rngs))
 
-    def check(self, x: Hidden, rngs: nnx.Rngs | None) -> None:
+    def check(self, x: Trunk, rngs: nnx.Rngs | None) -> None:
         """Raises the UserError of an invalid call."""
         if self.dropout.rate > 0 and not self.dropout.deterministic and rngs is None:
             raise UserError(
                 "dropout in training needs rngs=nnx.Rngs(dropout=key); give it in the call, or "
                 "call model.eval() first"
             )
-        width = self.feedforward.up.in_features
-        if x.ndim != 3 or x.shape[-1] != width:
+        width, streams = self.feedforward.up.in_features, self.rules[0].streams
+        last = (width,) if streams == 1 else (streams, width)
+        if x.ndim != 2 + len(last) or x.shape[2:] != last:
+            sizes = ", ".join(map(str, last))
             raise UserError(
-                f"this layer takes sequences (batch, length, {width}), not {x.shape}; reshape x"
+                f"this layer takes sequences (batch, length, {sizes}), not {x.shape}; reshape x"
             )
 
 
@@ -119,13 +157,13 @@ class EncoderLayer(TransformerLayer):
 
     def __call__(
         self,
-        x: Hidden,
+        x: Trunk,
         mask: Array | None = None,
         key_mask: KeyMask | None = None,
         *,
         is_causal: bool = False,
         rngs: nnx.Rngs | None = None,
-    ) -> Hidden:
+    ) -> Trunk:
         """Returns x after the layer.
 
         Args:
@@ -145,8 +183,8 @@ class EncoderLayer(TransformerLayer):
         return self.join(1, x, partial(self.feedforward, rngs=rngs), rngs)
 
     def decode(
-        self, x: Hidden, cache: Cache, layer: int | Array, positions: Int[Array, "batch length"]
-    ) -> tuple[Hidden, Cache]:
+        self, x: Trunk, cache: Cache, layer: int | Array, positions: Int[Array, "batch length"]
+    ) -> tuple[Trunk, Cache]:
         """The layer for inference, causal, the earlier positions in `cache`; see Attention."""
 
         def attention(u: Hidden) -> Hidden:
@@ -165,7 +203,7 @@ class DecoderLayer(TransformerLayer):
 
     def __call__(
         self,
-        x: Hidden,
+        x: Trunk,
         memory: Float[Array, "batch places width"],
         mask: Array | None = None,
         memory_mask: Array | None = None,
@@ -174,12 +212,12 @@ class DecoderLayer(TransformerLayer):
         *,
         is_causal: bool = False,
         rngs: nnx.Rngs | None = None,
-    ) -> Hidden:
+    ) -> Trunk:
         """Returns x after the layer; the masks are as in `EncoderLayer`, for x and for `memory`."""
         self.check(x, rngs)
-        if memory.ndim != 3 or memory.shape[::2] != x.shape[::2]:
+        if memory.ndim != 3 or memory.shape[::2] != (x.shape[0], x.shape[-1]):
             raise UserError(
-                f"this layer takes a memory ({x.shape[0]}, length, {x.shape[2]}), not "
+                f"this layer takes a memory ({x.shape[0]}, length, {x.shape[-1]}), not "
                 f"{memory.shape}; reshape memory"
             )
         seen, seen_memory = combine(mask, key_mask), combine(memory_mask, memory_key_mask)

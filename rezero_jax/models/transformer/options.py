@@ -28,8 +28,10 @@ class LayerKeywords(TypedDict, total=False):
     dropout: float
     activation: str
     residual: str
-    alpha_init: float
+    alpha_init: float | None
     alpha_per: str
+    norm: str
+    base_depth: int
     bias: bool
     kv_heads: int | None
     rotary: bool
@@ -47,8 +49,10 @@ class ModelKeywords(TypedDict, total=False):
 
     feedforward: int | None
     kv_heads: int | None
-    alpha_init: float
+    alpha_init: float | None
     alpha_per: str
+    norm: str
+    base_depth: int
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,11 @@ class LayerOptions:
       dropout: fraction dropped of the attention weights, the hidden layer and each branch.
       activation: a name of ACTIVATIONS.
       residual: a name of `rezero_jax.residual.RULES`.
-      alpha_init: initial gate, where the rule has one.
-      alpha_per: "layer", one gate for all sublayers, or "sublayer", one for each.
+      alpha_init: initial gate, where the rule has one; by default the rule's own.
+      alpha_per: "layer", one gate for all sublayers, or "sublayer", one for each, as `layerscale`
+        always has.
+      norm: "layer_norm", or "dyt" in place of every norm (arXiv 2503.10622).
+      base_depth: the depth at which `completep` is pre-norm.
       bias: whether the projections have biases.
       kv_heads: number of heads of keys and values, each shared by heads / kv_heads heads of
         queries (grouped-query attention, arXiv 2305.13245); by default `heads`.
@@ -82,15 +89,17 @@ class LayerOptions:
     dropout: float = 0.0
     activation: str = "relu"
     residual: str = "rezero"
-    alpha_init: float = 0.0
+    alpha_init: float | None = None
     alpha_per: str = "layer"
+    norm: str = "layer_norm"
+    base_depth: int = 2
     bias: bool = True
     kv_heads: int | None = None
     rotary: bool = False
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
-        for name in ("width", "heads", "kv_heads", "feedforward"):
+        for name in ("width", "heads", "kv_heads", "feedforward", "base_depth"):
             size = getattr(self, name)
             if size is not None and size < 1:
                 raise UserError(f"{name} is {size}; a layer needs a {name} of at least 1")

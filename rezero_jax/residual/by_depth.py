@@ -1,0 +1,93 @@
+"""The rules whose multipliers or initial weights depend on the depth of the network."""
+
+import math
+
+import jax.numpy as jnp
+from jax import Array
+
+from rezero_jax.residual.normed import Normed, PreNorm
+from rezero_jax.residual.rule import About, Branch, Constant, Place, Site, apply, required
+
+
+class LayerNormScaling(Normed):
+    """x' = x + F(LN x / sqrt(l)).
+
+    All branches of layer l have the same l.
+    """
+
+    about = About(
+        "no scaled initial weights besides", "arXiv 2502.05795", "lmsdss/LayerNorm-Scaling"
+    )
+
+    def __init__(self, site: Site):
+        super().__init__(site)
+        layer = jnp.asarray(required(site.place).layer, jnp.float32)
+        self.factor = Constant(1 / jnp.sqrt(layer))
+
+    def __call__(self, x: Array, f: Branch) -> Array:
+        factor = self.factor[...].reshape((1,) * x.ndim)
+        return (x + apply(f, factor * self.norm(x), x)).astype(x.dtype)
+
+
+class DeepNorm(Normed):
+    """x' = LN(B^(1/4) x + F(x)).
+
+    With B = 2 L of an encoder or decoder alone and 3 L of a decoder with a memory these are the
+    paper's numbers. Those of an encoder that has a decoder depend on both depths, and are not here.
+    """
+
+    about = About(
+        "weights of values, outputs and feed-forward times (4 B)^(-1/4)",
+        "arXiv 2203.00555, figure 2",
+        "torchscale, deepnorm=True",
+    )
+
+    def __init__(self, site: Site):
+        super().__init__(site)
+        self.factor = required(site.place).branches ** 0.25
+
+    def __call__(self, x: Array, f: Branch) -> Array:
+        return self.norm(self.factor * x + apply(f, x, x)).astype(x.dtype)
+
+    @staticmethod
+    def branch_gain(place: Place | None) -> float:
+        return (4 * required(place).branches) ** -0.25
+
+
+class SubNorm(PreNorm):
+    """x' = x + F(LN x), F with a second norm before its last matrix.
+
+    Attention to a memory has none, and starts as usual (torchscale). B is as for `DeepNorm`.
+    """
+
+    about = About(
+        "weights of values, outputs and feed-forward times sqrt(ln B)",
+        "arXiv 2210.06423 (Magneto)",
+        "torchscale, subln=True",
+    )
+    has_inner_norm = True
+
+    @staticmethod
+    def branch_gain(place: Place | None) -> float:
+        return math.sqrt(math.log(required(place).branches))
+
+
+class CompleteP(Normed):
+    """x' = x + F(LN x) / m, m = L / L0.
+
+    The rule by depth alone; its rules by width are muP's. The reference code divides the epsilon
+    of every parameter, embedding and head too.
+    """
+
+    about = About(
+        "Adam's epsilon of the layers' parameters / m",
+        "arXiv 2505.01618, eq. 1 and Table 1 with alpha = 1",
+        "EleutherAI/nanoGPT-mup, branch completep",
+    )
+
+    def __init__(self, site: Site):
+        super().__init__(site)
+        self.factor = self.epsilon_scale = site.base_depth / required(site.place).layers
+
+    def __call__(self, x: Array, f: Branch) -> Array:
+        return (x + self.factor * apply(f, self.norm(x), x)).astype(x.dtype)

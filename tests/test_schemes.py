@@ -1,0 +1,317 @@
+"""The rivals of ReZero in whole networks: parity with their reference code, places, optimizers."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx, traverse_util
+
+from rezero_jax import MLP, Transformer, fold_alpha
+from rezero_jax.config import base_config
+from rezero_jax.models.schemes import page
+from rezero_jax.models.transformer.encoder import Encoder
+from rezero_jax.models.transformer.layer import DecoderLayer, EncoderLayer
+from rezero_jax.residual import RULES, Alpha, Place
+from rezero_jax.stack import unstacked
+from rezero_jax.training.optim import make_optimizer
+from rezero_jax.training.state import model_spec
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+TOKENS = jnp.arange(12).reshape(2, 6) % 11
+
+
+def stored():
+    return dict(np.load(Path(__file__).parent / "reference" / "schemes.npz", allow_pickle=False))
+
+
+@pytest.fixture(scope="module", params=["stored", "live"])
+def references(request):
+    """What the reference code computes: from the file, and anew where it is installed."""
+    if request.param == "stored":
+        return stored()
+    for package in ("torchscale", "timm"):
+        pytest.importorskip(package, reason="not installed; the stored numbers are tested")
+    from tests.reference.make_schemes import all_references
+
+    return all_references()
+
+
+def drawn(make):
+    """A network whose parameters NumPy draws; what is not trained is as it starts."""
+    model = make(nnx.Rngs(0))
+    generator = np.random.default_rng(0)
+    for _, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+        leaf.set_value(jnp.asarray(generator.uniform(-0.5, 0.5, leaf.shape), leaf.dtype))
+    return model
+
+
+@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize("case", ["deep_norm", "sub_norm", "layerscale"])
+def test_same_outputs_and_gradients_as_the_reference_code(case, scan, references):
+    """torchscale's DeepNorm and Sub-LN, timm's LayerScale; two layers, unrolled and scanned."""
+    arrays = {
+        name.removeprefix(f"{case}/"): value
+        for name, value in references.items()
+        if name.startswith(f"{case}/")
+    }
+    model = Encoder(
+        8, 2, 2, feedforward=12, residual=case, activation="gelu", scan=scan, rngs=nnx.Rngs(0)
+    )
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    flat = traverse_util.flatten_dict(nnx.to_pure_dict(params))
+
+    def find(kind, path):
+        """The reference's array for a parameter, of its layer where the stack is unrolled."""
+        names = list(path[path.index("blocks") + 1 :])
+        index = () if scan else (names.pop(0),)
+        return arrays[f"{kind}/{'/'.join(map(str, names))}"][index]
+
+    given = {path: jnp.asarray(find("params", path)) for path in flat}
+    assert jax.tree.map(jnp.shape, given) == jax.tree.map(jnp.shape, flat)
+
+    def loss(flat, x):
+        nnx.replace_by_pure_dict(params, traverse_util.unflatten_dict(flat))
+        out = nnx.merge(graphdef, params, rest)(x)
+        return jnp.sum(out * arrays["cotangent"]), out
+
+    grad = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
+    (grads, grad_x), out = grad(given, jnp.asarray(arrays["x"]))
+    compared = {"out": (out, arrays["out"]), "x": (grad_x, arrays["grad_x"])}
+    compared |= {path: (value, find("grads", path)) for path, value in grads.items()}
+    for name, (ours, theirs) in compared.items():
+        scale = np.abs(theirs).max() + 1e-3
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=3e-5 * scale, err_msg=str(name))
+
+
+def test_the_stored_numbers_are_what_the_script_makes():
+    for package in ("torchscale", "timm"):
+        pytest.importorskip(package)
+    from tests.reference.make_schemes import all_references
+
+    fresh, kept = all_references(), stored()
+    assert fresh.keys() == kept.keys()
+    for name, value in fresh.items():
+        np.testing.assert_allclose(value, kept[name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("case", ["deep_norm", "sub_norm"])
+@pytest.mark.parametrize("make", [EncoderLayer, DecoderLayer])
+def test_initial_weights_are_scaled_as_by_torchscale(case, make, monkeypatch):
+    prefix = f"init/{case}/" + ("decoder/" if make is DecoderLayer else "")
+    gains = {k.removeprefix(prefix): v for k, v in stored().items() if k.startswith(prefix)}
+    scaled = make(8, 2, residual=case, place=Place(1, 3), rngs=nnx.Rngs(0))
+    monkeypatch.setattr(RULES[case], "branch_gain", staticmethod(lambda place: 1.0))
+    plain = make(8, 2, residual=case, place=Place(1, 3), rngs=nnx.Rngs(0))
+    names = {"self_attn": "attention", "encoder_attn": "cross_attention"}
+    for theirs, ours in names.items():
+        if not hasattr(plain, ours):
+            continue
+        one, other = (getattr(layer, ours) for layer in (plain, scaled))
+        ratio = np.asarray(other.qkv[...] / one.qkv[...])
+        for slot, part in enumerate("qkv"):
+            expected = gains[f"{theirs}.{part}_proj.weight"]
+            np.testing.assert_allclose(ratio[:, :, slot], expected, rtol=1e-5)
+        ratio = other.out.kernel[...] / one.out.kernel[...]
+        np.testing.assert_allclose(ratio, gains[f"{theirs}.out_proj.weight"], rtol=1e-5)
+    for theirs, ours in {"ffn.fc1": "up", "ffn.fc2": "down"}.items():
+        one, other = (getattr(layer.feedforward, ours) for layer in (plain, scaled))
+        ratio = other.kernel[...] / one.kernel[...]
+        np.testing.assert_allclose(ratio, gains[f"{theirs}.weight"], rtol=1e-5)
+        np.testing.assert_array_equal(other.bias[...], one.bias[...])
+
+
+LAYER = 4 * 8 * 8 + 4 * 8 + 2 * 8 * 32 + 32 + 8  # attention and feed-forward of width 8, biases
+NORM = 2 * 8
+EXTRA = {
+    "plain": 0,
+    "residual": 0,
+    "norm": 2 * NORM,
+    "pre_norm": 2 * NORM,
+    "post_norm": 2 * NORM,
+    "gpt2_norm": 2 * NORM,
+    "rezero": 1,
+    "gated": 1,
+    "rezero_channel": 8,
+    "rezero_norm": 2 * NORM + 1,
+    "layerscale": 2 * NORM + 2 * 8,
+    "peri_norm": 4 * NORM,
+    "layernorm_scaling": 2 * NORM,
+    "deep_norm": 2 * NORM,
+    "sub_norm": 3 * NORM + 2 * 32,
+    "completep": 2 * NORM,
+    "orthogonal": 2 * NORM,
+    "x0_scalars": 2 * NORM + 2,
+    "hyper_connections": 2 * (2 * NORM + 4 * 5 + 4 + 2 + 6 * 8),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_parameters_of_an_encoder_layer(rule):
+    def make(rngs, **options):
+        return EncoderLayer(8, 2, residual=rule, place=Place(1, 3), **options, rngs=rngs)
+
+    assert model_spec(make).parameter_count == LAYER + EXTRA[rule]
+
+
+def test_rezero_norm_has_one_gate_and_a_norm_for_each_sublayer():
+    layer = EncoderLayer(8, 2, residual="rezero_norm", rngs=nnx.Rngs(0))
+    first, second = layer.rules
+    assert first.alpha is second.alpha
+    assert first.norm is not second.norm
+    each = EncoderLayer(8, 2, residual="rezero_norm", alpha_per="sublayer", rngs=nnx.Rngs(0))
+    assert each.rules[0].alpha is not each.rules[1].alpha
+
+
+@pytest.mark.parametrize(
+    "rule", ["layernorm_scaling", "x0_scalars", "rezero_norm", "hyper_connections"]
+)
+def test_scanned_is_unrolled_in_the_language_model(rule):
+    """Outputs, gradients and parameters, what is not trained among them; decoding too."""
+
+    def make(scan):
+        return lambda rngs: Transformer(11, 8, 3, 2, 6, rule, alpha_init=0.3, scan=scan, rngs=rngs)
+
+    scanned, unrolled = (make(scan)(nnx.Rngs(0)) for scan in (True, False))
+    graphs, results = [], []
+    for model in (scanned, unrolled):
+        model.trunk.layers = unstacked_stack(model.trunk.layers)
+        graphs.append([np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(model))])
+    for a, b in zip(*graphs, strict=True):
+        np.testing.assert_array_equal(a, b)
+    for scan in (True, False):
+        graphdef, params, rest = nnx.split(make(scan)(nnx.Rngs(0)), nnx.Param, ...)
+
+        @jax.jit
+        def run(params, rest=rest, graphdef=graphdef):
+            def loss(params):
+                logits = nnx.merge(graphdef, params, rest)(TOKENS)
+                return jnp.sum(jnp.sin(logits)), logits
+
+            grads, logits = jax.grad(loss, has_aux=True)(params)
+            model = nnx.merge(graphdef, params, rest)
+            positions = jnp.broadcast_to(jnp.arange(6), (2, 6))
+            decoded = model.logits(model.decode(TOKENS, model.init_cache(2), positions)[0])
+            return grads, logits, decoded
+
+        grads, logits, decoded = run(params)
+        np.testing.assert_allclose(decoded, logits, rtol=1e-4, atol=1e-5)
+        model = nnx.merge(graphdef, grads, rest)
+        if scan:
+            model.trunk.layers = unstacked_stack(model.trunk.layers)
+        leaves = jax.tree.leaves(nnx.state(model, nnx.Param))
+        results.append([np.asarray(leaf) for leaf in (logits, *leaves)])
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def unstacked_stack(stack):
+    return stack if isinstance(stack.blocks, nnx.List) else unstacked(stack)
+
+
+def test_x0_scalars_mix_the_first_trunk_into_each_layer():
+    """block(lambda x + mu x0), by the layers of a pre-norm net with the same weights."""
+    model = drawn(lambda rngs: MLP(6, 8, 3, 4, "x0_scalars", rngs=rngs))
+    start = MLP(6, 8, 3, 4, "x0_scalars", rngs=nnx.Rngs(0)).trunk.blocks.rule
+    np.testing.assert_allclose(start.trunk_scale[...], [1.15, 1.10, 1.05], rtol=1e-6)
+    np.testing.assert_allclose(start.x0_scale[...], [0.20, 0.125, 0.05], rtol=1e-6)
+    x = jax.random.normal(jax.random.key(0), (5, 6))
+    trunk = x0 = np.asarray(nnx.relu(model.stem(x)), np.float64)
+    for block in model.trunk.layers():
+        rule, linear = block.rule, block.linear
+        u = float(rule.trunk_scale[...]) * trunk + float(rule.x0_scale[...]) * x0
+        centred = u - u.mean(-1, keepdims=True)
+        normed = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+        normed = normed * np.asarray(rule.norm.scale[...]) + np.asarray(rule.norm.bias[...])
+        branch = normed @ np.asarray(linear.kernel[...]) + np.asarray(linear.bias[...])
+        trunk = u + np.maximum(branch, 0)
+    np.testing.assert_allclose(model(x), model.head(jnp.asarray(trunk)), rtol=1e-4, atol=1e-5)
+
+
+def test_the_table_in_the_docs_is_that_of_the_rules():
+    path = Path(__file__).parents[1] / "docs" / "schemes.md"
+    assert path.read_text() == page(), "run python -m rezero_jax.models.schemes > docs/schemes.md"
+
+
+# ---- Optimizers
+
+
+def updated(make, grads_of, **options):
+    """The spec, and the change that one update makes to each parameter, by path."""
+    spec = model_spec(make)
+    settings = base_config().optim
+    settings.update(options)
+    optimizer, _ = make_optimizer(settings, 10, spec)
+    params = jax.tree.map(lambda shape: jnp.ones(shape.shape), spec.shapes)
+    changes, _ = optimizer.update(jax.tree.map(grads_of, params), optimizer.init(params), params)
+    return spec, {"/".join(map(str, k)): v for k, v in traverse_util.flatten_dict(changes).items()}
+
+
+def test_numbers_that_mix_streams_have_no_decay_and_lambda_learns_slowly():
+    spec, changes = updated(
+        lambda rngs: MLP(6, 8, 3, 4, "x0_scalars", rngs=rngs),
+        jnp.zeros_like,
+        name="adamw",
+        learning_rate=0.1,
+        weight_decay=0.1,
+    )
+    for path, change in changes.items():
+        expected = 0.0 if path in spec.mix_paths else -0.1 * 0.1
+        np.testing.assert_allclose(change, expected, rtol=1e-5, err_msg=path)
+    _, changes = updated(
+        lambda rngs: MLP(6, 8, 3, 4, "x0_scalars", rngs=rngs),
+        jnp.ones_like,
+        name="adamw",
+        learning_rate=0.1,
+    )
+    for path, change in changes.items():
+        expected = -0.001 if path.endswith("trunk_scale") else -0.1
+        np.testing.assert_allclose(change, expected, rtol=1e-5, err_msg=path)
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_completep_divides_adams_epsilon_of_the_layers(scan):
+    """A gradient of the size of epsilon shows it: -rate g / (g + epsilon / m), m = 8 / 2."""
+    size, rate = 1e-8, 0.1
+    _, changes = updated(
+        lambda rngs: MLP(6, 8, 8, 4, "completep", scan=scan, rngs=rngs),
+        lambda leaf: jnp.full_like(leaf, size),
+        name="adamw",
+        learning_rate=rate,
+    )
+    assert any("trunk" in path for path in changes)
+    for path, change in changes.items():
+        epsilon = 1e-8 / 4 if path.startswith("trunk") else 1e-8
+        np.testing.assert_allclose(change, -rate * size / (size + epsilon), rtol=1e-4, err_msg=path)
+
+
+def test_layerscales_vectors_are_gates_without_decay():
+    spec, changes = updated(
+        lambda rngs: Transformer(11, 8, 3, 2, 6, "layerscale", rngs=rngs),
+        jnp.zeros_like,
+        name="adamw",
+        learning_rate=0.1,
+        weight_decay=0.1,
+    )
+    assert len(spec.alpha_paths) == 2
+    for path in spec.alpha_paths:
+        np.testing.assert_array_equal(changes[path], 0.0)
+
+
+# ---- Folding
+
+
+@pytest.mark.parametrize("rule", ["rezero_norm", "layerscale"])
+@pytest.mark.parametrize("family", ["mlp", "transformer"])
+def test_gates_before_which_a_norm_stands_fold(family, rule):
+    if family == "mlp":
+        model, x = drawn(lambda rngs: MLP(6, 8, 3, 4, rule, rngs=rngs)), jnp.ones((2, 6))
+    else:
+        model, x = drawn(lambda rngs: Transformer(11, 8, 3, 2, 6, rule, rngs=rngs)), TOKENS
+    folded = fold_alpha(model)
+    assert not jax.tree.leaves(nnx.state(folded, Alpha))
+    assert jax.tree.leaves(nnx.state(model, Alpha))
+    run = jax.jit(lambda model: model(x))
+    np.testing.assert_allclose(run(folded), run(model), rtol=1e-4, atol=1e-5)
