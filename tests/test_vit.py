@@ -65,7 +65,7 @@ def test_weights_go_back_to_timm_as_they_came(pool):
         np.testing.assert_array_equal(again[name], value)
 
 
-@pytest.mark.parametrize("residual", ["rezero", "post_norm"])
+@pytest.mark.parametrize("residual", ["rezero", "post_norm", "sub_norm"])
 def test_timm_has_no_other_rule(residual):
     model = nnx.eval_shape(lambda: SMALL(residual=residual, final_norm=True, rngs=nnx.Rngs(0)))
     with pytest.raises(UserError, match='make the model with residual="pre_norm"'):
