@@ -1,7 +1,8 @@
 """The n-gram entropies of the text that runs were trained on, for the plots of bits per byte."""
 
 from functools import cache
-from pathlib import Path
+
+from etils import epath
 
 from rezero_jax.analysis.entropy import ngram_entropies
 from rezero_jax.data.text import read_text
@@ -19,5 +20,5 @@ def of_run(run: Run) -> dict[str, float]:
 
 
 @cache
-def _of_folder(folder: Path) -> dict[str, float]:
+def _of_folder(folder: epath.Path) -> dict[str, float]:
     return ngram_entropies(read_text(read_config(folder).data)[0])

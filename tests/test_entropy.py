@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from etils import epath
 
 from experiments import entropies
 from rezero_jax.analysis.entropy import ngram_entropies, ngram_entropy
@@ -58,6 +59,6 @@ def test_those_of_a_run_are_of_its_training_text(tmp_path):
     path = tmp_path / "book.txt"
     path.write_text("ab" * 900 + "zzzz" * 50)  # the last tenth is not trained on
     write_json(tmp_path / "config.json", {"data": {"name": "text", "path": str(path)}})
-    found = entropies.of_run(Run(tmp_path, {}, []))
+    found = entropies.of_run(Run(epath.Path(tmp_path), {}, []))
     assert found["unigram"] == pytest.approx(1)
     assert found["bigram"] == pytest.approx(0, abs=1e-9)
