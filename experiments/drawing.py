@@ -61,15 +61,14 @@ def crosses(
 
 
 def levels(axis: Axes, values: Mapping[str, float]) -> None:
-    """Horizontal lines, each with its label and value above its right end."""
+    """Horizontal lines, each with its label and value right of the panel."""
     for label, value in values.items():
         axis.axhline(value, color="#888888", lw=0.8, ls="--", zorder=0)
         axis.annotate(
-            f"{label}, {value:.2f}",
-            (1, value),
+            f"{label}\n{value:.2f}",
+            (1.01, value),
             xycoords=axis.get_yaxis_transform(),
-            ha="right",
-            va="bottom",
+            va="center",
             fontsize=7,
             color="#555555",
         )

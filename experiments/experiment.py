@@ -1,4 +1,4 @@
-"""The interface of the nine experiments."""
+"""The interface of the experiments."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol

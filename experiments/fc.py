@@ -150,8 +150,12 @@ def _secondary(ratios: Mapping[str, Sequence[Ratio | None]]) -> list[str]:
                 verdict = {True: "inside 7 to 15", False: "outside 7 to 15", None: "undecided"}
                 text += f", {verdict[inside(interval, *FASTER)]}"
                 holds = interval[0] <= (theirs.value or 0) <= interval[1]
-                text += f"; the interval {'holds' if holds else 'does not hold'}"
-            found.append(f"{text}; the paper's figure has {theirs.shown}.")
+                text += (
+                    f"; its interval {'holds' if holds else 'does not hold'} that of the paper's"
+                )
+                found.append(f"{text} figure, {theirs.shown}.")
+            else:
+                found.append(f"{text}; the paper's figure has {theirs.shown}.")
     return found
 
 

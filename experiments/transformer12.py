@@ -174,7 +174,7 @@ def plot(results: Results) -> Figure:
     if results.scale == "paper":
         for label in LABELLED:
             drawing.crosses(axis, curve("transformer12", label, "bits per byte after"), "#999999")
-    axis.axhline(TARGETS[results.scale], color="#888888", lw=0.8, ls=":")
+    axis.axhline(TARGETS[results.scale], color="#888888", lw=0.8, ls=":", label="target")
     drawing.levels(axis, results.levels)
     values = [y for drawn in results.curves.values() for y in drawn.y if y is not None]
     values += [TARGETS[results.scale], *results.levels.values()]

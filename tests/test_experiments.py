@@ -408,6 +408,24 @@ def test_plots_promise_only_what_was_run(stand_ins, tmp_path):
         assert ("crosses" in axis.get_legend().get_title().get_text()) is crossed
 
 
+@pytest.mark.parametrize("name", ["transformer12", "transformer_deep"])
+def test_entropies_are_labelled_lines_in_plots_of_bits_per_byte(name, stand_ins, tmp_path):
+    (axis,) = EXPERIMENTS[name].plot(measured(name, "smoke", tmp_path)).axes
+    assert [text.get_text() for text in axis.texts] == ["unigram\n4.50", "bigram\n3.50"]
+    heights = [line.get_ydata()[0] for line in axis.lines]
+    low, high = axis.get_ylim()
+    assert all(value in heights and low < value < high for value in (4.5, 3.5))
+
+
+def test_the_control_is_the_shallowest_net_with_its_gates_held():
+    for name, scale in (("depth", "cpu"), ("transformer_deep", "cpu")):
+        control = next(j for j in EXPERIMENTS[name].runs(scale) if "held" in j.setting).load()
+        assert control.optim.alpha.learning_rate == 0.0
+        assert control.model.residual == "rezero"
+        assert not control.model.alpha_init  # 0, or None for the rule's own
+        assert control.model.depth == 1
+
+
 @pytest.mark.parametrize(
     "name", ["fc", "resnet", "superconvergence", "transformer12", "transformer_deep", "alphas"]
 )

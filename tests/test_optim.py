@@ -138,7 +138,7 @@ def test_alpha_is_not_decayed_by_default_and_everything_else_is(name):
     assert np.abs(kernel(changes)).min() > 0.0
 
 
-@pytest.mark.parametrize("name", ["adagrad", "sgd", "adamw", "lamb"])
+@pytest.mark.parametrize("name", ["adagrad", "sgd", "adamw", "lamb", "muon"])
 def test_a_rate_of_zero_holds_every_alpha_to_the_bit_and_nothing_else(name):
     """The control of a deep net: gates that stay where they start, with decay or without."""
     config = settings(name=name, learning_rate=0.1, weight_decay=0.5, warmup_steps=2)
