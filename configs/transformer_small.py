@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from rezero_jax.config import base_config, parse_arg, transformer_model
 from rezero_jax.devices import default_cpu_devices
+from rezero_jax.residual import rule_class
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -44,7 +45,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.heads = 4
     config.model.max_len = 8 if args.smoke else args.length
     config.model.positions = "rotary"
-    config.model.final_norm = args.residual == "pre_norm"
+    config.model.final_norm = rule_class(args.residual).norms_branch
     # Unrolled, a step of 12 layers takes a fifth less on a CPU; deeper, compiling would take long.
     config.model.scan = args.depth > 16
 

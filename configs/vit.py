@@ -54,7 +54,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.norm = "layer_norm"  # layer_norm, dyt: wherever there is a norm
     config.model.base_depth = 2  # completep: the depth at which it is pre_norm
     config.model.pool = "mean"  # token, mean
-    # Unset: with `pre_norm` alone, so that overriding the rule is safe.
+    # Unset: where the rule normalises the branch alone, so that overriding the rule is safe.
     config.model.final_norm = config_dict.placeholder(bool)
     config.model.activation = "gelu"  # gelu, relu
     # Unrolled, a step of 12 layers takes a fifth less on a CPU; deeper, compiling would take long.

@@ -121,7 +121,7 @@ def test_each_matrix_of_each_layer_moves_by_the_equations_and_the_rest_by_adamw(
             np.testing.assert_allclose(end, expected, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("family", ["mlp", "transformer"])
+@pytest.mark.parametrize("family", ["mlp", pytest.param("transformer", marks=pytest.mark.slow)])
 def test_a_scanned_network_moves_as_its_unrolled_twin(family):
     scanned, unrolled = (spec_of(MODELS[family], scan=scan) for scan in (True, False))
     trees = [random_tree(scanned, seed) for seed in range(3)]
@@ -171,6 +171,7 @@ def test_the_updates_singular_values_are_near_one():
     assert (values / (0.01 * 0.2 * np.sqrt(6))).max() < 1.3
 
 
+@pytest.mark.slow
 def test_a_small_network_learns():
     model = nnx.jit(lambda: MLP(4, 16, 4, 1, rngs=nnx.Rngs(0)))()
     graphdef, params = nnx.split(model)

@@ -243,3 +243,9 @@ def test_a_branch_of_another_shape_is_an_error(name):
 def test_unknown_rule_names_the_closest():
     with pytest.raises(UserError, match='did you mean "pre_norm"'):
         make_rule("prenorm", 8, rngs=nnx.Rngs(0))
+
+
+def test_networks_end_with_a_norm_where_only_the_branch_is_normalised() -> None:
+    ending = {name for name, rule in RULES.items() if rule.norms_branch}
+    without = {"plain", "residual", "norm", "post_norm", "gpt2_norm", "deep_norm"}
+    assert ending == RULES.keys() - without - {"rezero", "gated", "rezero_channel"}

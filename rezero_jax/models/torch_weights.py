@@ -194,7 +194,7 @@ def _vit(model: ViT) -> Iterator[tuple[str, _Place]]:
     embedding: Any = model.embedding
     head: Any = model.head
     rule = (blocks[0] if isinstance(blocks, nnx.List) else blocks).rules[0]
-    if not isinstance(rule, PreNorm) or model.norm is nnx.identity:
+    if type(rule) is not PreNorm or model.norm is nnx.identity:
         raise UserError(
             "timm's vision Transformers are pre-norm with a final norm; make the model with "
             'residual="pre_norm" and its final norm'

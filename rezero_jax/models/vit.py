@@ -12,7 +12,7 @@ from rezero_jax.models import init
 from rezero_jax.models.transformer.attention import Hidden
 from rezero_jax.models.transformer.encoder import Encoder
 from rezero_jax.models.transformer.options import ModelKeywords
-from rezero_jax.residual import make_norm, trunk_dtype
+from rezero_jax.residual import make_norm, rule_class, trunk_dtype
 
 Images = Float[Array, "batch rows columns channels"]
 
@@ -38,7 +38,8 @@ class ViT(nnx.Module):
       in_channels: channels of the images.
       pool: what the head sees: "token", the class token that then precedes the patches; "mean", the
         mean over the patches. (timm's global_pool "token"; "avg", without a class token.)
-      final_norm: whether a LayerNorm precedes the head; by default with `pre_norm` alone.
+      final_norm: whether a LayerNorm precedes the head; by default where the
+        rule normalises the branch alone, as pre-norm does.
       scan, remat: see `rezero_jax.stack.Stack`.
       activation, dtype, **keywords: see `LayerOptions`; trunk and logits are float32.
 
@@ -103,7 +104,7 @@ class ViT(nnx.Module):
             **keywords,
         )
         if final_norm is None:
-            final_norm = residual == "pre_norm"
+            final_norm = rule_class(residual).norms_branch
         norm = keywords.get("norm", "layer_norm")
         self.norm = make_norm(norm, width, rngs=rngs) if final_norm else nnx.identity
         self.head = nnx.Linear(

@@ -18,6 +18,7 @@ class LayerNormScaling(Normed):
     about = About(
         "no scaled initial weights besides", "arXiv 2502.05795", "lmsdss/LayerNorm-Scaling"
     )
+    norms_branch = True
 
     def __init__(self, site: Site):
         super().__init__(site)
@@ -84,6 +85,7 @@ class CompleteP(Normed):
         "arXiv 2505.01618, eq. 1 and Table 1 with alpha = 1",
         "EleutherAI/nanoGPT-mup, branch completep",
     )
+    norms_branch = True
 
     def __init__(self, site: Site):
         super().__init__(site)

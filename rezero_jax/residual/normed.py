@@ -31,6 +31,7 @@ class PreNorm(Normed):
     """x' = x + F(LN x)."""
 
     about = About("", "arXiv 2002.04745, Table 1", "torch.nn, norm_first=True")
+    norms_branch = True
 
     def __call__(self, x: Array, f: Branch) -> Array:
         return (x + apply(f, self.norm(x), x)).astype(x.dtype)
@@ -64,6 +65,7 @@ class PeriNorm(Normed):
     """
 
     about = About("", "arXiv 2502.02732", "")
+    norms_branch = True
 
     def __init__(self, site: Site):
         super().__init__(site)
@@ -80,6 +82,7 @@ class Orthogonal(Normed):
     """
 
     about = About("", "arXiv 2505.11881, feature-wise", "BootsofLagrangian/ortho-residual")
+    norms_branch = True
 
     def __call__(self, x: Array, f: Branch) -> Array:
         fx = apply(f, self.norm(x), x).astype(x.dtype)
@@ -91,7 +94,7 @@ class ReZeroNorm(ReZeroRule):
     """x' = x + alpha F(LN x)."""
 
     about = About("alpha 0", "arXiv 2102.11972, as a rival", "majumderb/rezero, issue 4")
-    has_norm = True
+    has_norm = norms_branch = True
 
     def __init__(self, site: Site):
         super().__init__(site)

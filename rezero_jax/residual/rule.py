@@ -87,6 +87,8 @@ class Rule(nnx.Module):
     Attributes:
       about: where it comes from.
       has_norm: whether it has parameters of its own beside a gate, for each branch anew.
+      norms_branch: whether the branch sees a normalised trunk, and nothing normalises their sum: a
+        network then ends with a norm.
       has_inner_norm: whether the sublayers have a second norm before their last matrix.
       streams: how many vectors of `features` the trunk has at each place.
       epsilon_scale: what Adam's epsilon is multiplied by for the parameters of a stack of layers.
@@ -94,6 +96,7 @@ class Rule(nnx.Module):
 
     about: ClassVar[About]
     has_norm: ClassVar[bool] = False
+    norms_branch: ClassVar[bool] = False
     has_inner_norm: ClassVar[bool] = False
     streams: ClassVar[int] = 1
     epsilon_scale: float = 1.0
