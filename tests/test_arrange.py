@@ -136,7 +136,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("fully_sharded", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("fully_sharded", [False, True])
 def test_processes_whose_rows_lie_apart_train_as_one(fully_sharded, tmp_path):
     common = {
         "train.steps": 20,

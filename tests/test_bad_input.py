@@ -206,7 +206,9 @@ def test_a_workdir_of_another_config(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["config.json", "final.json"])
-@pytest.mark.parametrize("text", ["{", "", "[]", "\udcff"])
+@pytest.mark.parametrize(
+    "text", [*(pytest.param(text, marks=pytest.mark.slow) for text in ("", "[]")), "{", "\udcff"]
+)
 def test_a_broken_file_of_the_run_is_told(name, text, tmp_path, capsys):
     assert train.main(command(tmp_path)) == 0
     (tmp_path / name).write_text(text, errors="surrogateescape")
@@ -288,7 +290,14 @@ def test_reading_the_metrics_of_no_run(tmp_path):
 HUGE = {"optim.name": "sgd", "optim.learning_rate": 1e30, "checkpoint.every_steps": 1}
 
 
-@pytest.mark.parametrize(("group", "steps"), [(1, 10), (3, 10), (1, 1)])
+@pytest.mark.parametrize(
+    ("group", "steps"),
+    [
+        pytest.param(1, 10, marks=pytest.mark.slow),
+        (3, 10),
+        pytest.param(1, 1, marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_that_diverges_ends_and_saves_nothing_of_it(group, steps, tmp_path, capsys):
     """Also where the last update is the one that does it."""
     fields = {"train.steps_per_dispatch": group, "log.every_steps": 1, "train.steps": steps}

@@ -78,7 +78,7 @@ def assert_close(ours, theirs, rtol, atol):
 
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(c, marks=[pytest.mark.slow] if c == "preact50_fixup" else []) for c in CASES],
+    [pytest.param(c, marks=[pytest.mark.slow] if c.startswith("preact50") else []) for c in CASES],
 )
 def test_same_as_pytorch_in_training_and_evaluation(case):
     arrays = part(stored(), f"{case}/")
@@ -269,7 +269,9 @@ def unrolled(tree):
 @pytest.mark.parametrize(
     "make",
     [
-        functools.partial(ResNet.cifar, 20, "rezero", width=4),
+        pytest.param(
+            functools.partial(ResNet.cifar, 20, "rezero", width=4), marks=pytest.mark.slow
+        ),
         functools.partial(ResNet.cifar, 20, "fixup", width=4),
         functools.partial(ResNet.preact, 34, "residual", width=1),
     ],
@@ -312,6 +314,7 @@ def excess(kernel):
     return float((kernel**4).mean() / kernel.var() ** 2 - 3)
 
 
+@pytest.mark.slow
 def test_initial_distributions():
     def kernel(*path, **kwargs):
         node = ResNet.cifar(32, **kwargs, rngs=nnx.Rngs(0))

@@ -68,6 +68,7 @@ def train(config):
     return np.asarray(losses), state, program
 
 
+@pytest.mark.slow
 def test_four_devices_train_the_same_as_one():
     """With BatchNorm over the whole batch, augmentation and statistics."""
     one, one_state, program = train(config())
@@ -144,6 +145,7 @@ def test_the_config_turns_each_change_on_for_training_alone():
     assert plain.evaluate(plain.init()) == program.evaluate(program.init())
 
 
+@pytest.mark.slow
 def test_training_sees_augmented_images_that_depend_on_seed_and_step():
     """The step's batch is the augmentation of the gathered one, under a key of (seed, step)."""
     seen = []

@@ -281,7 +281,7 @@ def test_the_papers_settings(layers, width, batch, rate, epochs):
     settings = load_config(f"{CONFIGS / 'transformer_enwik8.py'}:layers={layers}")
     model, optim, data = settings.model, settings.optim, settings.data
     assert (model.depth, model.width, model.heads, model.feedforward) == (layers, width, 2, None)
-    assert (model.residual, model.alpha_init, model.alpha_per) == ("rezero", 0.0, "layer")
+    assert (model.residual, model.alpha_init, model.alpha_per) == ("rezero", None, "layer")
     assert (model.dropout, model.activation, model.vocab_size) == (0.2, "gelu", 256)
     assert (data.name, data.length, model.max_len) == ("enwik8", 512, 512)
     assert (settings.train.batch_size, settings.train.epochs) == (batch, epochs)

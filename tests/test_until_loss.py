@@ -106,6 +106,7 @@ def test_one_that_was_killed_after_its_last_save_makes_no_more_updates(straight,
     assert differences(tmp_path, straight) == []
 
 
+@pytest.mark.slow
 def test_several_processes_end_together(tmp_path):
     limits = {"train.steps": None, "train.epochs": 30, "train.until_loss": 2.0}
     for status, _, err in end(start(2, tmp_path, **limits)):
