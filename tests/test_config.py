@@ -166,7 +166,7 @@ def test_every_config_has_the_base_fields_and_a_docstring_with_its_command(file)
 
 # These compile a network that another test compiles as well.
 LONG = (
-    *("resnet_imagenet", "resnet_superconvergence", "vit"),
+    *("resnet", "resnet_imagenet", "resnet_superconvergence", "vit"),
     *("transformer_enwik8", "transformer_notebook", "transformer_reduced"),
 )
 

@@ -93,6 +93,7 @@ def test_resume_gives_the_same_bits_with_batch_norm_and_augmentation(tmp_path):
         np.testing.assert_array_equal(x, y, err_msg=path_text(path))
 
 
+@pytest.mark.slow
 def test_accumulation_normalises_each_part_and_moves_the_statistics_once_for_each():
     """As a PyTorch loop that accumulates: gradients averaged, statistics one after another."""
     settings = config()
