@@ -151,23 +151,26 @@ def _failed_reads_dropped() -> Iterator[None]:
     """
     for name in ("asyncio", "absl"):  # Orbax logs a traceback of what it then raises
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    hooks = sys.unraisablehook, sys.excepthook  # the latter of TensorStore's threads
+    unraisable, hook = sys.unraisablehook, sys.excepthook  # the latter of TensorStore's threads
+    if not isinstance(hook, _WithoutLateReads):  # which stays, and is put in place once
+        hook = _WithoutLateReads(hook)
     sys.unraisablehook, sys.excepthook = lambda _: None, lambda *_: None
     try:
         yield
         gc.collect()
     finally:
-        sys.unraisablehook, sys.excepthook = hooks[0], _without_late_reads(hooks[1])
+        sys.unraisablehook, sys.excepthook = unraisable, hook
 
 
-def _without_late_reads(hook: Callable[..., Any]) -> Callable[..., Any]:
+class _WithoutLateReads:
     """A hook for exceptions that leaves out the reads of TensorStore that end after all others."""
 
-    def told(kind: Any, error: BaseException, trace: Any) -> None:
-        if str(error) != "Event loop is closed":
-            hook(kind, error, trace)
+    def __init__(self, hook: Callable[..., Any]):
+        self._hook = hook
 
-    return told
+    def __call__(self, kind: Any, error: BaseException, trace: Any) -> None:
+        if str(error) != "Event loop is closed":
+            self._hook(kind, error, trace)
 
 
 def checksum(manifest: dict[str, Any]) -> int:
