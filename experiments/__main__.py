@@ -67,8 +67,18 @@ SIGTERM with all runs saved, and the same command resumes them.
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command line and returns the exit status."""
-    if argv[:1] == ["compare"]:
-        return compare.main(argv[1:])
+    try:
+        return compare.main(argv[1:]) if argv[:1] == ["compare"] else _paper(argv)
+    except UserError as error:
+        print(f"experiments: {error}", file=sys.stderr)
+        return 2
+    except Stopped as error:
+        print(f"experiments: {error}", file=sys.stderr)
+        return 128 + error.signum
+
+
+def _paper(argv: Sequence[str]) -> int:
+    """Runs the paper's experiments; raises UserError or Stopped."""
     parser = command.parser("experiments", __doc__, EXAMPLES)
     parser.add_argument("names", nargs="+", metavar="NAME", help=f"all, {', '.join(EXPERIMENTS)}")
     parser.add_argument(
@@ -102,20 +112,13 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     # Leaves the accelerators to the runs; nothing here needs one.
     devices.use_cpu()
-    try:
-        names = _names(args.names)
-        _check(args)
-        jobs = {name: _jobs(EXPERIMENTS[name], args) for name in names}
-        if args.dry_run:
-            print_costs(jobs, Path(args.out) / args.scale / "runs")
-            return 0
-        return _run(jobs, args)
-    except UserError as error:
-        print(f"experiments: {error}", file=sys.stderr)
-        return 2
-    except Stopped as error:
-        print(f"experiments: {error}", file=sys.stderr)
-        return 128 + error.signum
+    names = _names(args.names)
+    _check(args)
+    jobs = {name: _jobs(EXPERIMENTS[name], args) for name in names}
+    if args.dry_run:
+        print_costs(jobs, Path(args.out) / args.scale / "runs")
+        return 0
+    return _run(jobs, args)
 
 
 def _names(names: Sequence[str]) -> list[str]:

@@ -11,7 +11,6 @@ The report is DIR/report.html and DIR/report.md; the numbers are in DIR/comparis
 import argparse
 import math
 import shlex
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +19,7 @@ from experiments import compare_report
 from experiments.comparison import Cell, Comparison
 from experiments.dry_run import print_costs, trainer_of
 from experiments.jobs import Job
-from experiments.running import Stopped, execute
+from experiments.running import execute
 from experiments.tuning import Grid
 from rezero_jax import devices
 from rezero_jax.analysis import command
@@ -76,28 +75,20 @@ class Plan(NamedTuple):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command line and returns the exit status."""
+    """Runs the command line and returns the exit status.
+
+    Raises:
+      UserError: a flag is wrong, or a run failed.
+      Stopped: on SIGINT or SIGTERM.
+    """
     overrides = [text.removeprefix("--config.") for text in argv if text.startswith("--config.")]
     args = _parser().parse_args([text for text in argv if not text.startswith("--config.")])
     devices.use_cpu()  # leaves the accelerators to the runs
-    try:
-        plan = _plan(args, overrides)
-        out = Path(args.out)
-        if args.dry_run:
-            return _print_costs(plan, out)
-        _compare(
-            plan,
-            out,
-            args.jobs,
-            args.target,
-            shlex.join(["python", "-m", "experiments", "compare", *argv]),
-        )
-    except UserError as error:
-        print(f"experiments: {error}", file=sys.stderr)
-        return 2
-    except Stopped as error:
-        print(f"experiments: {error}", file=sys.stderr)
-        return 128 + error.signum
+    plan, out = _plan(args, overrides), Path(args.out)
+    if args.dry_run:
+        return _print_costs(plan, out)
+    shown = shlex.join(["python", "-m", "experiments", "compare", *argv])
+    _compare(plan, out, args.jobs, args.target, shown)
     return 0
 
 

@@ -2,7 +2,6 @@
 
 import base64
 import math
-import textwrap
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
@@ -13,7 +12,8 @@ from matplotlib.figure import Figure
 
 from experiments import drawing
 from experiments.comparison import CONFIDENCE, Cell, Comparison
-from experiments.report import CSS
+from experiments.report import document
+from experiments.results import Curve
 from rezero_jax.analysis.plots.theme import themed
 from rezero_jax.analysis.statistics import Estimate
 from rezero_jax.formatting import markdown_table, number
@@ -161,25 +161,14 @@ def page(comparison: Comparison, folder: Path) -> str:
         )
     commands = "\n".join(command for cell in comparison.cells for command in cell.commands)
     body.append(f"<details><summary>Commands</summary><pre>{escape(commands)}</pre></details>")
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>Residual rules, compared</title>\n<style>{CSS.read_text()}</style>\n</head>\n"
-        "<body>\n" + "\n".join(body) + "\n</body>\n</html>\n"
-    )
+    return document("Residual rules, compared", body)
 
 
 def _panels(
     comparison: Comparison, title: str, draw: Callable[[Axes, Cell, str], None]
 ) -> tuple[Figure, list[Axes]]:
     """A panel for each depth, in which every rule is drawn in its colour."""
-    count = len(comparison.depths)
-    columns, rows = min(count, 2), -(-count // 2)
-    figure = Figure(figsize=(2.4 + 3.3 * columns, 3.8 * rows))
-    axes = [figure.add_subplot(rows, columns, number + 1) for number in range(count)]
-    figure.suptitle(title, fontsize=10)
-    text = textwrap.fill(comparison.command, 40 + 55 * columns)
-    figure.supxlabel(text, fontsize=7, color="#444444")
+    figure, axes = drawing.captioned(title, comparison.command, len(comparison.depths))
     rules = drawing.colours(dict.fromkeys(cell.rule for cell in comparison.cells))
     for axis, depth in zip(axes, comparison.depths, strict=True):
         for cell in comparison.at(depth):
@@ -216,16 +205,10 @@ def plot_curves(comparison: Comparison) -> Figure:
     def draw(axis: Axes, cell: Cell, colour: str) -> None:
         if not cell.curves:
             return
-        curves = [(curve.updates, curve.losses) for curve in cell.curves]
-        length = min(len(updates) for updates, _ in curves)
-        window = max(length // 20, 1)
-        smooth = np.array(
-            [
-                np.convolve(losses[:length], np.ones(window) / window, "valid")
-                for _, losses in curves
-            ]
-        )
-        updates, mean = curves[0][0][window - 1 : length], smooth.mean(0)
+        curves = [drawing.smoothed(Curve([*one.updates], one.losses)) for one in cell.curves]
+        length = min(len(curve.x) for curve in curves)
+        smooth = np.array([curve.y[:length] for curve in curves])
+        updates, mean = curves[0].x[:length], smooth.mean(0)
         axis.plot(updates, mean, color=colour, label=f"{cell.rule}, {cell.rate:g}")
         if len(smooth) > 1:
             spread = smooth.std(0, ddof=1)

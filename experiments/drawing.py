@@ -17,11 +17,18 @@ def sheet(
     title: str, scale: str, setting: str, panels: int = 1, height: float = 3.8
 ) -> tuple[Figure, list[Axes]]:
     """A figure with panels, two in a row, and the scale and setting written below them."""
+    return captioned(title, f"Scale {scale}. {setting}", panels, height)
+
+
+def captioned(
+    title: str, caption: str, panels: int = 1, height: float = 3.8
+) -> tuple[Figure, list[Axes]]:
+    """A figure with panels, two in a row, and a caption below them."""
     columns, rows = min(panels, 2), -(-panels // 2)
     figure = Figure(figsize=(2.4 + 3.3 * columns, height * rows))
     axes = [figure.add_subplot(rows, columns, number + 1) for number in range(panels)]
     figure.suptitle(title, fontsize=10)
-    text = textwrap.fill(f"Scale {scale}. {setting}", 40 + 55 * columns)
+    text = textwrap.fill(caption, 40 + 55 * columns)
     figure.supxlabel(text, fontsize=7, color="#444444")
     return figure, axes
 

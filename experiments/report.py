@@ -71,10 +71,15 @@ def page(folder: Path, scale: str, found: Found) -> str:
         *(_section(folder, *one) for one in found),
         _sources(found),
     ]
+    return document(f"ReZero, scale {scale}", body)
+
+
+def document(title: str, body: Sequence[str]) -> str:
+    """A whole HTML file in the style of all reports."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>ReZero, scale {escape(scale)}</title>\n<style>"
+        f"<title>{escape(title)}</title>\n<style>"
         f"{CSS.read_text()}</style>\n</head>\n<body>\n" + "\n".join(body) + "\n</body>\n</html>\n"
     )
 
