@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 
 from rezero_jax.errors import UserError, first_line
 from rezero_jax.models.build import make_language_model, make_model
+from rezero_jax.models.tensors import row_major
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -61,8 +62,7 @@ def save(model: nnx.Module, description: Mapping[str, Any], folder: str | os.Pat
       UserError: the folder cannot be written.
     """
     path = epath.Path(folder).expanduser()
-    # Row by row: safetensors 0.8 writes other orders of the entries as if they were this one.
-    arrays = {name: np.array(leaf[...], order="C") for name, leaf in _variables(model).items()}
+    arrays = row_major({name: leaf[...] for name, leaf in _variables(model).items()})
     try:
         path.mkdir(parents=True, exist_ok=True)
         (path / WEIGHTS).write_bytes(safetensors.numpy.save(arrays))

@@ -52,8 +52,7 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Any]) -> None:
       UserError: a file of another kind, or one that cannot be written.
     """
     path = _path(path)
-    # Row by row: safetensors 0.8 writes other orders of the entries as if they were this one.
-    arrays: dict[str, Any] = {k: np.array(numbers(v), order="C") for k, v in tensors.items()}
+    arrays: dict[str, Any] = row_major({name: numbers(value) for name, value in tensors.items()})
     try:
         if path.suffix == ".safetensors":
             path.write_bytes(safetensors.numpy.save(arrays))
@@ -63,6 +62,11 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Any]) -> None:
         raise UserError(
             f"{path} cannot be written ({error.strerror}); give a path in a folder that exists"
         ) from error
+
+
+def row_major(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Copies whose entries lie row by row: safetensors 0.8 writes other orders as if they did."""
+    return {name: np.array(array, order="C") for name, array in arrays.items()}
 
 
 def numbers(value: Any) -> np.ndarray:
