@@ -22,6 +22,13 @@ AnyPath = str | os.PathLike[str]
 # know, and logs a traceback of what it then raises.
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+for _protocol in ("gcs", "gs"):
+    fsspec.register_implementation(
+        _protocol,
+        "rezero_jax.runs.cloud_storage.CloudStorage",
+        clobber=True,
+        errtxt="Please install gcsfs",
+    )
 # TensorStore writes beside fsspec, whose listings would not show it.
 for _protocol in ("gcs", "gs", "s3"):
     fsspec.config.conf.setdefault(_protocol, {})["use_listings_cache"] = False
