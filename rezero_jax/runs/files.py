@@ -48,8 +48,7 @@ def folder_of(path: AnyPath) -> epath.Path:
     if not is_bucket(path):
         return epath.Path(path)
     try:
-        (epath.Path(path) / "config.json").exists()
-        if not bucket_of(path).exists():
+        if not ((epath.Path(path) / "config.json").exists() or bucket_of(path).exists()):
             raise FileNotFoundError("no such bucket")
     except Exception as error:  # whatever the library of the storage raises
         raise unreachable(path, error) from error
