@@ -16,7 +16,8 @@ from etils import epath
 from gcsfs.retry import HttpError
 from google.auth.exceptions import RefreshError, TransportError
 
-from rezero_jax.runs import cloud_storage, files
+from rezero_jax.errors import Unavailable
+from rezero_jax.runs import cloud_storage, files, restore
 from tests.gcs.faults import Faults
 from tests.gcs.server import serving
 
@@ -136,3 +137,34 @@ def test_a_wait_can_be_interrupted(server, monkeypatch):
 )
 def test_only_what_passes_is_waited_for(error, kind):
     assert cloud_storage.patience(error) == (getattr(cloud_storage, kind) if kind else 0.0)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ClientPayloadError("not completed"),
+        ValueError("UNAVAILABLE: Error reading"),
+        FileNotFoundError("metadata"),
+    ],
+    ids=["gcsfs", "tensorstore", "absent"],
+)
+def test_a_checkpoint_that_an_outage_hides_is_not_called_damaged(error, monkeypatch, tmp_path):
+    moved = []
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(restore, "_load", fail)
+    monkeypatch.setattr(restore, "saved_steps", lambda _: [5])
+    in_bucket, on_disk = epath.Path("gs://runs/run/checkpoints"), epath.Path(tmp_path)
+    if isinstance(error, FileNotFoundError):  # an answer
+        assert restore.read_newest(in_bucket, {}, warn=moved.append, set_aside=str) is None
+        assert "checkpoint 5 is damaged" in moved[0]
+        return
+    with pytest.raises(Unavailable, match="the bucket does not answer") as raised:
+        restore.read_newest(in_bucket, {}, set_aside=moved.append)
+    assert raised.value.status == 4
+    assert not moved
+    # The same error of a file on the disk is one of its content.
+    assert restore.read_newest(on_disk, {}, warn=moved.append, set_aside=str) is None
+    assert "checkpoint 5 is damaged" in moved[0]

@@ -86,6 +86,16 @@ def is_of_storage(error: Exception) -> bool:
     return isinstance(error, OSError) or type(error).__module__.split(".")[0] in libraries
 
 
+def is_outage(path: AnyPath, error: Exception) -> bool:
+    """Whether the bucket that `path` lies in did not answer, which tells nothing of its content."""
+    if not is_bucket(path):
+        return False
+    from rezero_jax.runs.cloud_storage import patience  # gcsfs: only for buckets
+
+    # TensorStore's errors have no type of their own.
+    return patience(error) > 0 or str(error).startswith(("UNAVAILABLE", "DEADLINE_EXCEEDED"))
+
+
 def read_json(path: AnyPath) -> dict[str, Any]:
     """The object in a JSON file.
 

@@ -26,7 +26,8 @@ from jax import Array
 from jax.sharding import SingleDeviceSharding
 
 from rezero_jax import processes
-from rezero_jax.errors import UserError, first_line
+from rezero_jax.errors import Unavailable, UserError, first_line
+from rezero_jax.runs.files import is_outage
 from rezero_jax.runs.folder import saved_steps
 
 
@@ -45,8 +46,9 @@ def read(folder: epath.Path, step: int, shapes: Any) -> tuple[Any, dict[str, Any
     Raises:
       Damaged: its checksum or fingerprint does not match, or it cannot be read.
       UserError: it is sound, but the state of a model of another structure.
+      Unavailable: the bucket does not answer, to this process or another one.
     """
-    loaded = None
+    loaded, answers = None, True
     refusal: Exception = Damaged("another process cannot read it")
     with _failed_reads_dropped():
         try:
@@ -54,8 +56,13 @@ def read(folder: epath.Path, step: int, shapes: Any) -> tuple[Any, dict[str, Any
         except UserError as error:
             refusal = error
         except Exception as error:  # Orbax raises whatever its storage layers raise.
-            refusal = Damaged(first_line(error))
+            answers, refusal = not is_outage(folder, error), Damaged(first_line(error))
         if not processes.agree(loaded is not None) or loaded is None:
+            if not processes.agree(answers):
+                raise Unavailable(
+                    f"cannot read checkpoint {step} in {folder}, as the bucket does not answer "
+                    f"({refusal}); the same command resumes from it later"
+                )
             raise refusal
         state, manifest = loaded
         if fingerprint(state) != manifest["fingerprint"]:
