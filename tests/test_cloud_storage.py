@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -168,3 +169,23 @@ def test_a_checkpoint_that_an_outage_hides_is_not_called_damaged(error, monkeypa
     # The same error of a file on the disk is one of its content.
     assert restore.read_newest(on_disk, {}, warn=moved.append, set_aside=str) is None
     assert "checkpoint 5 is damaged" in moved[0]
+
+
+def test_reads_of_a_damaged_checkpoint_that_end_late_print_nothing(monkeypatch, tmp_path):
+    class Raises:
+        def __init__(self, text):
+            self.text = text
+
+        def __del__(self):
+            raise RuntimeError(self.text)
+
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda args: told.append(str(args.exc_value)))
+    monkeypatch.setattr(sys, "excepthook", lambda kind, error, trace: told.append(str(error)))
+    for _ in range(2):
+        with pytest.raises(restore.Damaged):
+            restore.read(epath.Path(tmp_path), 5, {})
+        for text in ("Event loop is closed", "another"):
+            Raises(text)
+            sys.excepthook(RuntimeError, RuntimeError(text), None)
+    assert told == ["another"] * 4

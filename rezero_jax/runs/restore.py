@@ -158,26 +158,29 @@ def _failed_reads_dropped() -> Iterator[None]:
     """
     for name in ("asyncio", "absl"):  # Orbax logs a traceback of what it then raises
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    unraisable, hook = sys.unraisablehook, sys.excepthook  # the latter of TensorStore's threads
-    if not isinstance(hook, _WithoutLateReads):  # which stays, and is put in place once
-        hook = _WithoutLateReads(hook)
-    sys.unraisablehook, sys.excepthook = lambda _: None, lambda *_: None
+    # TensorStore's threads come to one or the other, and late ones come after this context.
+    after = [
+        hook if isinstance(hook, _WithoutLateReads) else _WithoutLateReads(hook)
+        for hook in (sys.unraisablehook, sys.excepthook)
+    ]
+    sys.unraisablehook = sys.excepthook = lambda *_: None
     try:
         yield
         gc.collect()
     finally:
-        sys.unraisablehook, sys.excepthook = unraisable, hook
+        sys.unraisablehook, sys.excepthook = after
 
 
 class _WithoutLateReads:
-    """A hook for exceptions that leaves out the reads of TensorStore that end after all others."""
+    """sys.unraisablehook or sys.excepthook without the reads of TensorStore that end too late."""
 
     def __init__(self, hook: Callable[..., Any]):
         self._hook = hook
 
-    def __call__(self, kind: Any, error: BaseException, trace: Any) -> None:
+    def __call__(self, *args: Any) -> None:
+        error = args[0].exc_value if len(args) == 1 else args[1]
         if str(error) != "Event loop is closed":
-            self._hook(kind, error, trace)
+            self._hook(*args)
 
 
 def checksum(manifest: dict[str, Any]) -> int:
