@@ -11,6 +11,7 @@ from pathlib import Path
 from experiments import (
     alphas,
     compare,
+    coordinates,
     depth,
     drawing,
     fc,
@@ -59,6 +60,8 @@ examples:
     python -m experiments all --scale=paper --dry-run
   residual rules against each other, in any config (has a --help of its own):
     python -m experiments compare --config=configs/mlp.py --rules=rezero,norm --depths=8,32
+  whether hyperparameters found at one depth or width can serve another (has a --help too):
+    python -m experiments coordinates --config=configs/mlp.py --rules=rezero,norm --depths=8,32
 
 exit status: 0 all done; 2 something failed, told in a sentence; 130 or 143 stopped by Ctrl-C or
 SIGTERM with all runs saved, and the same command resumes them.
@@ -68,7 +71,13 @@ SIGTERM with all runs saved, and the same command resumes them.
 def main(argv: Sequence[str]) -> int:
     """Runs the command line and returns the exit status."""
     try:
-        return compare.main(argv[1:]) if argv[:1] == ["compare"] else _paper(argv)
+        match argv[:1]:
+            case ["compare"]:
+                return compare.main(argv[1:])
+            case ["coordinates"]:
+                return coordinates.main(argv[1:])
+            case _:
+                return _paper(argv)
     except UserError as error:
         print(f"experiments: {error}", file=sys.stderr)
         return 2
