@@ -128,7 +128,7 @@ def test_activations_of_completep_change_alike_at_every_depth_and_those_of_pre_n
     tmp_path,
 ) -> None:
     """arXiv 2505.01618, figure 7."""
-    command = ["coordinates", "--config=configs/transformer_small.py:width=32,length=32"]
+    command = ["coordinates", "--config=configs/transformer_small.py:width=64,length=64"]
     options = ["--config.optim.learning_rate=0.001", "--config.model.scan=True"]
     rules = ["--rules=pre_norm,completep", "--depths=2,8,32", f"--out={tmp_path}"]
     assert main([*command, *options, *rules]) == 0
