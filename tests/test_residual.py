@@ -1,5 +1,7 @@
 """The rules against their equations, and the contracts of the gate."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +35,7 @@ def orthogonal_to(x, f):
     return f - (x * f).sum(-1, keepdims=True) / ((x**2).sum(-1, keepdims=True) + 1e-6) * x
 
 
-def maxtext_mhc(rule, streams, numbers):
+def maxtext_mhc(streams, numbers):
     """maxtext's layers/mhc.py in float64: its matrix of residuals is used transposed."""
     scale, bias, weights = numbers
     x, n = np.asarray(streams, np.float64), streams.shape[-2]
@@ -59,10 +61,14 @@ def mhc_numbers(rule):
     ]
 
 
+@cache
+def numbers_at_the_start():
+    return mhc_numbers(made("mhc"))
+
+
 def mhc_at_the_start(x, a):
-    rule = made("mhc")
     streams = np.repeat(np.asarray(x)[:, None], 4, axis=1)
-    return maxtext_mhc(rule, streams, mhc_numbers(rule)).sum(axis=1)
+    return maxtext_mhc(streams, numbers_at_the_start()).sum(axis=1)
 
 
 PLACE = Place(layer=3, layers=8, sublayer=0, sublayers=2)
@@ -195,13 +201,13 @@ def test_mhc_is_that_of_maxtext_in_outputs_and_gradients():
 
     run = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
     (grads, grad_x), found = run(params, jnp.asarray(x, jnp.float32))
-    np.testing.assert_allclose(found, maxtext_mhc(rule, x, numbers), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found, maxtext_mhc(x, numbers), rtol=1e-4, atol=1e-4)
     grads = mhc_numbers(nnx.merge(graphdef, grads, rest))
     for place, gradient in enumerate([*grads, grad_x]):
         direction = generator.normal(size=gradient.shape)
         step = 1e-5
         after, before = (
-            np.sum(weight * maxtext_mhc(rule, moved[3], moved[:3]))
+            np.sum(weight * maxtext_mhc(moved[3], moved[:3]))
             for moved in (
                 [
                     value + sign * step * direction if i == place else value
@@ -231,8 +237,7 @@ def test_hyper_connections_amplify_signals_where_mhc_does_not():
     """64 layers of drawn static numbers and no branch; mHC keeps the sum of the streams too."""
     streams = jax.random.normal(jax.random.key(0), (5, 4, 8))
     gains = {}
-    for name, number in (("hyper_connections", "mix"), ("mhc", "mix_bias")):
-        shape = getattr(made(name), number).shape
+    for name, number, shape in (("hyper_connections", "mix", (4, 5)), ("mhc", "mix_bias", (24,))):
 
         def layer(x, change, name=name, number=number):
             rule = made(name)

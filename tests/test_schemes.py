@@ -170,9 +170,9 @@ def test_rezero_norm_has_one_gate_and_a_norm_for_each_sublayer():
     "rule",
     [
         "layernorm_scaling",
-        "x0_scalars",
         "rezero_norm",
         "mhc",
+        pytest.param("x0_scalars", marks=pytest.mark.slow),
         pytest.param("hyper_connections", marks=pytest.mark.slow),
     ],
 )
