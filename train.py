@@ -63,7 +63,9 @@ def main(argv: list[str]) -> int:
         except (Diverged, Interrupted) as error:
             print(f"train.py: {error}", file=sys.stderr)
             status = 3 if isinstance(error, Diverged) else 128 + error.signum
-        except JaxRuntimeError as error:
+        except UserError:
+            raise
+        except (JaxRuntimeError, ValueError) as error:
             processes.end_after_loss(error)
         processes.shutdown()
     except UserError as error:

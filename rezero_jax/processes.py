@@ -180,7 +180,7 @@ def end_after_loss(error: Exception) -> NoReturn:
 
     Raises:
       UserError: the memory of a device is exhausted.
-      Exception: `error` itself, in a run of one process.
+      Exception: `error` itself, in a run of one process or if it is not JAX's.
     """
     if is_out_of_memory(error):
         raise UserError(
@@ -188,7 +188,8 @@ def end_after_loss(error: Exception) -> NoReturn:
             "train.batch_size or eval.batch_size, or set model.remat=full or "
             "mesh.fully_sharded=True"
         ) from error
-    if jax.process_count() == 1:
+    is_of_jax = isinstance(error, RuntimeError) or "Gloo" in str(error)  # at times a ValueError
+    if jax.process_count() == 1 or not is_of_jax:
         raise error
     _end(LOST, f"process {jax.process_index()} cannot continue ({first_line(error)}); {_AGAIN}")
 

@@ -17,8 +17,10 @@ from etils import epath
 from gcsfs.retry import HttpError
 from google.auth.exceptions import RefreshError, TransportError
 
+from rezero_jax.config import base_config
 from rezero_jax.errors import Unavailable
 from rezero_jax.runs import cloud_storage, files, restore
+from rezero_jax.runs.checkpoint import Checkpoints
 from tests.gcs.faults import Faults
 from tests.gcs.server import serving
 
@@ -189,3 +191,22 @@ def test_reads_of_a_damaged_checkpoint_that_end_late_print_nothing(monkeypatch, 
             Raises(text)
             sys.excepthook(RuntimeError, RuntimeError(text), None)
     assert told == ["another"] * 4
+
+
+@pytest.mark.usefixtures("server")
+@pytest.mark.parametrize("home", ["gs://runs/unfinished", "disk"])
+def test_what_a_killed_save_left_is_removed_before_a_checkpoint_can_be_moved(
+    home, monkeypatch, tmp_path
+):
+    folder = (epath.Path(home) if "://" in home else epath.Path(tmp_path)) / "checkpoints"
+    mark = "" if "://" in home else ".orbax-checkpoint-tmp"
+    for name in ("20/record/metadata", "20/commit_success.txt", f"30{mark}/record/metadata"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}")
+    found = []
+    monkeypatch.setattr(
+        Checkpoints, "_open", lambda self: found.extend(path.name for path in folder.iterdir())
+    )
+    for _ in range(2):
+        Checkpoints(folder, base_config().checkpoint)
+    assert found == ["20", "20"]

@@ -248,6 +248,16 @@ def test_an_exhausted_memory_is_no_lost_process(text, count, monkeypatch):
     assert "\n" not in str(info.value)
 
 
+@pytest.mark.parametrize("is_lost", [True, False])
+def test_an_error_of_jax_is_a_lost_process_whatever_its_type(is_lost, monkeypatch):
+    monkeypatch.setattr(processes.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(processes, "_end", lambda status, _: sys.exit(status))
+    error = ValueError("UNKNOWN: Gloo AllGather failed" if is_lost else "a mistake")
+    with pytest.raises(SystemExit if is_lost else ValueError) as info:
+        processes.end_after_loss(error)
+    assert getattr(info.value, "code", LOST) == LOST
+
+
 EXHAUSTED = """\
 import runpy, sys, jax
 from rezero_jax.training.trainer import Trainer

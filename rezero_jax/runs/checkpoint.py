@@ -45,16 +45,17 @@ class Checkpoints:
             kept.append(_Best(folder, config.keep_best))
         atomicity = ocp.options.AtomicityMode  # AUTO renames in buckets that are not Google's
         mode = atomicity.COMMIT_FILE if is_bucket(folder) else atomicity.ATOMIC_RENAME
+        atomicity_options = ocp.options.AtomicityOptions(mode=mode)
         self._options = ocp.CheckpointManagerOptions(
-            atomicity_options=ocp.options.AtomicityOptions(mode=mode),
+            atomicity_options=atomicity_options,
             preservation_policy=policies.AnyPreservationPolicy(kept),
             save_decision_policy=policies.FixedIntervalPolicy(1),
-            cleanup_tmp_directories=True,
             # In the background, a folder that cannot be made would leave threads waiting.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
         # Orbax logs a traceback of what it then raises.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
+        processes.on_first(lambda: _remove_unfinished(folder, atomicity_options))
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
@@ -172,6 +173,16 @@ class Checkpoints:
         """
         with _failed_writes_told():
             self._manager.close()
+
+
+def _remove_unfinished(folder: epath.Path, options: ocp.options.AtomicityOptions) -> None:
+    """Deletes the checkpoints of runs that were killed while they saved.
+
+    Orbax would do so in the background, and in a bucket it would take a checkpoint that is just
+    being moved away for an unfinished one, and delete the one that is saved in its place.
+    """
+    for path in ocp.path.step.all_temporary_paths(folder, atomicity_options=options):
+        path.get().rmtree()
 
 
 class _Best(policies.PreservationPolicy):

@@ -163,7 +163,7 @@ def _failed_reads_dropped() -> Iterator[None]:
         hook if isinstance(hook, _WithoutLateReads) else _WithoutLateReads(hook)
         for hook in (sys.unraisablehook, sys.excepthook)
     ]
-    sys.unraisablehook = sys.excepthook = lambda *_: None
+    sys.unraisablehook, sys.excepthook = lambda _: None, lambda *_: None
     try:
         yield
         gc.collect()
