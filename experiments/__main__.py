@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from experiments import (
+    alpha_init,
     alphas,
     compare,
     depth,
@@ -45,6 +46,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "superconvergence": superconvergence,
     "transformer12": transformer12,
     "transformer_deep": transformer_deep,
+    "alpha_init": alpha_init,
     "alphas": alphas,
 }
 SCALES = ("paper", "cpu", "smoke")
