@@ -18,6 +18,7 @@ from experiments import (
     initialisation,
     jacobian,
     resnet,
+    results_page,
     superconvergence,
     toy,
     transformer12,
@@ -61,6 +62,8 @@ examples:
     python -m experiments all --scale=paper --dry-run
   residual rules against each other, in any config (has a --help of its own):
     python -m experiments compare --config=configs/mlp.py --rules=rezero,norm --depths=8,32
+  the tables of README.md and docs/results.md anew, from the results in docs/paper:
+    python -m experiments results
 
 exit status: 0 all done; 2 something failed, told in a sentence; 130 or 143 stopped by Ctrl-C or
 SIGTERM with all runs saved, and the same command resumes them.
@@ -70,7 +73,8 @@ SIGTERM with all runs saved, and the same command resumes them.
 def main(argv: Sequence[str]) -> int:
     """Runs the command line and returns the exit status."""
     try:
-        return compare.main(argv[1:]) if argv[:1] == ["compare"] else _paper(argv)
+        other = {"compare": compare.main, "results": results_page.main}.get(argv[0] if argv else "")
+        return other(argv[1:]) if other else _paper(argv)
     except UserError as error:
         print(f"experiments: {error}", file=sys.stderr)
         return 2

@@ -94,8 +94,9 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
         if all(len(run.epoch_losses()) for run in seeds):
             first = tuple(float(run.epoch_losses()[0]) for run in seeds)
             rows.append(make(setting, "training loss of epoch 1", first))
-        ends = tuple(float(np.abs(run.alphas()[1][-1]).mean()) for run in seeds)
-        rows.append(make(setting, "mean |alpha| at the end", ends))
+        if all(run.lines for run in seeds):  # else one diverged before it logged anything
+            ends = tuple(float(np.abs(run.alphas()[1][-1]).mean()) for run in seeds)
+            rows.append(make(setting, "mean |alpha| at the end", ends))
         series = [run.series(key) if key else _by_epoch(run) for run in seeds]
         curves[setting] = Curve.of_runs(series)
     others = [alpha for alpha in ALPHAS[scale] if alpha]
@@ -161,10 +162,11 @@ def plot(results: Results) -> Figure:
 
 def _plot_ratios(axis: Axes, results: Results) -> None:
     axis.axhspan(1 / ALIKE, ALIKE, color="#888888", alpha=0.2, lw=0, label="behaves like 0")
-    for row in (row for row in results.rows if row.quantity == RATIO and row.mean):
+    for row in (row for row in results.rows if row.quantity == RATIO):
         alpha = float(row.setting.split()[-1])
-        axis.plot(alpha, row.mean, "o", color=COLOURS[0])
-        if row.interval:
+        if row.mean is not None:
+            axis.plot(alpha, row.mean, "o", color=COLOURS[0])
+        if row.interval is not None:
             axis.plot([alpha] * 2, row.interval, color=COLOURS[0], lw=1.5)
     axis.set(xscale="log", xlabel="initial alpha", ylabel=f"{QUANTITY[results.scale]}, {RATIO}")
     axis.legend(fontsize=7)
