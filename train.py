@@ -68,7 +68,7 @@ def main(argv: list[str]) -> int:
         processes.shutdown()
     except UserError as error:
         print(f"train.py: {error}", file=sys.stderr)
-        return 2
+        return error.status
     return status
 
 

@@ -22,8 +22,9 @@ examples:
     python train.py --config=configs/transformer_enwik8.py:layers=64 --plan=v5e:2x4
 
 exit status: 0 finished; 2 a mistake in the command, the config or the workdir; 3 the loss or the
-gradient stopped being finite; 4 another process of the run was lost or did not come; 130 or 143
-stopped by Ctrl-C or SIGTERM, and if training had begun, the state is saved.
+gradient stopped being finite; 4 another process of the run was lost or did not come, or the bucket
+does not answer; 130 or 143 stopped by Ctrl-C or SIGTERM, and if training had begun, the state is
+saved. After 4, 130 and 143 the same command resumes.
 """
 
 

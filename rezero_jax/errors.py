@@ -7,7 +7,15 @@ from pathlib import Path
 
 
 class UserError(ValueError):
-    """A mistake the user can correct; the launcher prints its sentence alone and exits with 2."""
+    """A mistake the user can correct; the launcher prints its sentence alone, and exits so."""
+
+    status = 2
+
+
+class Unavailable(UserError):
+    """A failure that passes: the same command may succeed later, and engines give it again."""
+
+    status = 4
 
 
 def choose_from(what: str, name: object, valid: Iterable[str]) -> UserError:

@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 import tensorstore as ts
 
+from rezero_jax import runs
+from rezero_jax.config import base_config
 from rezero_jax.errors import UserError
 from rezero_jax.runs import lock
+from rezero_jax.runs.folder import Workdir
 from rezero_jax.runs.lock import Lock
 
 
@@ -124,3 +127,11 @@ def test_a_write_whose_answer_is_lost_keeps_the_lease(
     lease._store = store
     held.release()
     assert held_by(folder) is None
+
+
+def test_a_mistake_in_the_code_is_not_called_one_of_the_workdir(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs.folder, "Lock", lambda folder: None.missing)
+    with pytest.raises(AttributeError):
+        Workdir(tmp_path, base_config())

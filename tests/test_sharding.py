@@ -173,6 +173,41 @@ def test_an_evaluation_takes_any_batch_on_any_number_of_devices(runs):
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+class Pending:
+    """A sum that the device still computes."""
+
+    under_way = 0
+
+    def __init__(self):
+        self.is_waited_for = False
+        Pending.under_way += 1
+
+    def block_until_ready(self):
+        Pending.under_way -= not self.is_waited_for
+        self.is_waited_for = True
+
+    def __float__(self):
+        self.block_until_ready()
+        return 1.0
+
+
+def test_an_evaluation_has_no_more_than_two_batches_under_way(runs, monkeypatch):
+    """With dozens, two devices of a CPU with two cores waited for each other for ever."""
+    program, state, *_ = runs[2]
+    most = []
+
+    def evaluate_batch(*_):
+        part = {"weight": Pending()}
+        most.append(Pending.under_way)
+        return part
+
+    monkeypatch.setattr(program, "_eval_step", evaluate_batch)
+    program.evaluate(state)
+    assert len(most) > 2
+    assert max(most) == 2
+    assert Pending.under_way == 0
+
+
 @pytest.mark.parametrize(
     ("accumulate", "batch_size", "devices", "parts"),
     [

@@ -22,6 +22,13 @@ AnyPath = str | os.PathLike[str]
 # know, and logs a traceback of what it then raises.
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+for _protocol in ("gcs", "gs"):
+    fsspec.register_implementation(
+        _protocol,
+        "rezero_jax.runs.cloud_storage.CloudStorage",
+        clobber=True,
+        errtxt="Please install gcsfs",
+    )
 # TensorStore writes beside fsspec, whose listings would not show it.
 for _protocol in ("gcs", "gs", "s3"):
     fsspec.config.conf.setdefault(_protocol, {})["use_listings_cache"] = False
@@ -41,8 +48,7 @@ def folder_of(path: AnyPath) -> epath.Path:
     if not is_bucket(path):
         return epath.Path(path)
     try:
-        (epath.Path(path) / "config.json").exists()
-        if not bucket_of(path).exists():
+        if not ((epath.Path(path) / "config.json").exists() or bucket_of(path).exists()):
             raise FileNotFoundError("no such bucket")
     except Exception as error:  # whatever the library of the storage raises
         raise unreachable(path, error) from error
@@ -78,6 +84,16 @@ def is_of_storage(error: Exception) -> bool:
     """Whether a disk or a bucket failed: each library of buckets has errors of its own."""
     libraries = ("aiohttp", "botocore", "gcsfs", "google")
     return isinstance(error, OSError) or type(error).__module__.split(".")[0] in libraries
+
+
+def is_outage(path: AnyPath, error: Exception) -> bool:
+    """Whether the bucket that `path` lies in did not answer, which tells nothing of its content."""
+    if not is_bucket(path):
+        return False
+    from rezero_jax.runs.cloud_storage import patience  # gcsfs: only for buckets
+
+    # TensorStore's errors have no type of their own.
+    return patience(error) > 0 or str(error).startswith(("UNAVAILABLE", "DEADLINE_EXCEEDED"))
 
 
 def read_json(path: AnyPath) -> dict[str, Any]:

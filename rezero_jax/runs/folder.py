@@ -96,7 +96,9 @@ class Workdir:
             self._lock = Lock(self.folder)
         except UserError:
             raise
-        except Exception as error:  # whatever the library of the storage raises
+        except Exception as error:
+            if not is_of_storage(error) and not isinstance(error, ValueError):  # TensorStore's
+                raise
             if is_bucket(folder):
                 raise unreachable(folder, error) from error
             why = getattr(error, "strerror", error)
@@ -178,7 +180,8 @@ def check_config(
     """
     if not (epath.Path(folder) / "config.json").exists():
         return
-    both = (read_config(folder), continued(folder, config))
+    found = read_config(folder)
+    both = (found, _continued(found, config))
     old, new = (json.loads(one.to_json()) for one in both)
     changes = [change for change in differences(old, new) if not change.startswith(free)]
     if changes:
@@ -227,7 +230,11 @@ def continued(folder: AnyPath, config: ConfigDict) -> ConfigDict:
     """
     if not (folder_of(folder) / "config.json").exists():
         return _completed(config)
-    old, defaults = flatten(read_config(folder).to_dict()), flatten(base_config().to_dict())
+    return _continued(read_config(folder), config)
+
+
+def _continued(found: ConfigDict, config: ConfigDict) -> ConfigDict:
+    old, defaults = flatten(found.to_dict()), flatten(base_config().to_dict())
     now = flatten(config.to_dict())
     kept = {key: old[key] for key in LEGACY if now.get(key, defaults[key]) == defaults[key]}
     unset = (key for key, value in OPEN.items() if key in now and now[key] == value)

@@ -132,7 +132,7 @@ class _Lease:
         self._closed.set()
         self._thread.join(PATIENCE)
         with contextlib.suppress(ValueError, OSError):
-            self._store.write(NAME, None, if_equal=self._generation).result()
+            self._store.write(NAME, None, if_equal=self._generation).result(PATIENCE)
 
 
 def _this_process() -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """What a run writes while it trains: files that grow, which a bucket has as copies."""
 
 import contextlib
+import fcntl
+import os
 import shutil
 import tempfile
 import threading
@@ -13,6 +15,7 @@ from rezero_jax.runs.files import AnyPath, is_bucket
 
 PERIOD = 1.0  # seconds between two copies; Cloud Storage takes one a second of an object
 SHARE = 0.05  # of the time, at most, that copying takes
+PREFIX = "rezero_jax-run-"  # of the local folders' names
 
 
 class Outbox:
@@ -31,10 +34,13 @@ class Outbox:
     def __init__(self, home: AnyPath):
         self._home = epath.Path(home)
         self.is_copied = is_bucket(home)
-        self.folder = Path(tempfile.mkdtemp(prefix="rezero_jax-")) if self.is_copied else Path(home)
+        self.folder = Path(home)
         self._copied: dict[Path, tuple[int, int]] = {}  # size and time of what the bucket has
         self._lock, self._closed = threading.Lock(), threading.Event()
         if self.is_copied:
+            _remove_abandoned()
+            self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+            self._held = _hold(self.folder)
             self._thread = threading.Thread(target=self._keep_copying, daemon=True)
             self._thread.start()
 
@@ -77,3 +83,25 @@ class Outbox:
             self.flush()
         finally:
             shutil.rmtree(self.folder, ignore_errors=True)
+            os.close(self._held)
+
+
+def _hold(folder: Path) -> int:
+    """Locks a folder until its descriptor, which is returned, is closed or the process ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _remove_abandoned() -> None:
+    """Removes the local folders of processes that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):  # it is held, or another user's
+            if time.time() - folder.stat().st_mtime > 60.0:  # a younger one is perhaps not held yet
+                held = _hold(folder)
+                shutil.rmtree(folder, ignore_errors=True)
+                os.close(held)

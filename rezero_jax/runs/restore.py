@@ -26,7 +26,8 @@ from jax import Array
 from jax.sharding import SingleDeviceSharding
 
 from rezero_jax import processes
-from rezero_jax.errors import UserError, first_line
+from rezero_jax.errors import Unavailable, UserError, first_line
+from rezero_jax.runs.files import is_outage
 from rezero_jax.runs.folder import saved_steps
 
 
@@ -45,8 +46,9 @@ def read(folder: epath.Path, step: int, shapes: Any) -> tuple[Any, dict[str, Any
     Raises:
       Damaged: its checksum or fingerprint does not match, or it cannot be read.
       UserError: it is sound, but the state of a model of another structure.
+      Unavailable: the bucket does not answer, to this process or another one.
     """
-    loaded = None
+    loaded, answers = None, True
     refusal: Exception = Damaged("another process cannot read it")
     with _failed_reads_dropped():
         try:
@@ -54,8 +56,13 @@ def read(folder: epath.Path, step: int, shapes: Any) -> tuple[Any, dict[str, Any
         except UserError as error:
             refusal = error
         except Exception as error:  # Orbax raises whatever its storage layers raise.
-            refusal = Damaged(first_line(error))
+            answers, refusal = not is_outage(folder, error), Damaged(first_line(error))
         if not processes.agree(loaded is not None) or loaded is None:
+            if not processes.agree(answers):
+                raise Unavailable(
+                    f"cannot read checkpoint {step} in {folder}, as the bucket does not answer "
+                    f"({refusal}); the same command resumes from it later"
+                )
             raise refusal
         state, manifest = loaded
         if fingerprint(state) != manifest["fingerprint"]:
@@ -151,26 +158,29 @@ def _failed_reads_dropped() -> Iterator[None]:
     """
     for name in ("asyncio", "absl"):  # Orbax logs a traceback of what it then raises
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    unraisable, hook = sys.unraisablehook, sys.excepthook  # the latter of TensorStore's threads
-    if not isinstance(hook, _WithoutLateReads):  # which stays, and is put in place once
-        hook = _WithoutLateReads(hook)
-    sys.unraisablehook, sys.excepthook = lambda _: None, lambda *_: None
+    # TensorStore's threads come to one or the other, and late ones come after this context.
+    after = [
+        hook if isinstance(hook, _WithoutLateReads) else _WithoutLateReads(hook)
+        for hook in (sys.unraisablehook, sys.excepthook)
+    ]
+    sys.unraisablehook = sys.excepthook = lambda *_: None
     try:
         yield
         gc.collect()
     finally:
-        sys.unraisablehook, sys.excepthook = unraisable, hook
+        sys.unraisablehook, sys.excepthook = after
 
 
 class _WithoutLateReads:
-    """A hook for exceptions that leaves out the reads of TensorStore that end after all others."""
+    """sys.unraisablehook or sys.excepthook without the reads of TensorStore that end too late."""
 
     def __init__(self, hook: Callable[..., Any]):
         self._hook = hook
 
-    def __call__(self, kind: Any, error: BaseException, trace: Any) -> None:
+    def __call__(self, *args: Any) -> None:
+        error = args[0].exc_value if len(args) == 1 else args[1]
         if str(error) != "Event loop is closed":
-            self._hook(kind, error, trace)
+            self._hook(*args)
 
 
 def checksum(manifest: dict[str, Any]) -> int:

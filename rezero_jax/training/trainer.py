@@ -225,6 +225,9 @@ class Trainer:
             args = sharding.put_rows((fetched, mask[i][rows]), batched, 0, mask.shape[1])
             with jax.set_mesh(self.mesh):
                 sums.append(self._eval_step(state, self._resident[1], *args))
+            # Two at once keep the devices busy. With dozens under way, several devices of a CPU may
+            # wait for each other for ever: one in a collective, the other for leave to begin.
+            jax.block_until_ready(sums[-2:-1])
         totals = {name: math.fsum(float(part[name]) for part in sums) for name in sums[0]}
         count = totals.pop("weight")
         return {f"eval/{name}": total / count for name, total in totals.items()}
