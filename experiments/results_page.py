@@ -69,7 +69,7 @@ def all_tables(found: Sequence[Results]) -> dict[str, str]:
 
 
 def settings_table(results: Results) -> str:
-    """Every number of an experiment, a line for each setting, beside the paper's.
+    """Every number of an experiment, a line for each setting, beside the paper's; its remarks.
 
     Settings that have the same quantities share a table.
     """
@@ -81,9 +81,10 @@ def settings_table(results: Results) -> str:
     tables: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
     for setting, numbers in cells.items():
         tables.setdefault(tuple(numbers), []).append((setting, *numbers.values()))
-    return "\n\n".join(
-        markdown_table([("", *quantities), *lines]) for quantities, lines in tables.items()
-    )
+    parts = [markdown_table([("", *quantities), *lines]) for quantities, lines in tables.items()]
+    if results.remarks:
+        parts.append("\n".join(f"- {text}" for text in results.remarks))
+    return "\n\n".join(parts)
 
 
 def costs_table(costs: Sequence[Mapping[str, str | int | float]]) -> str:

@@ -55,11 +55,11 @@ def test_a_new_number_changes_the_table_of_its_experiment():
         Row("a net", "width", (7.0,)),
     ]
     claims = [Claim("it is so", "UAI 1", "replicated", "exact", 1)]
-    results = Results("fc", "cpu", rows, claims, made=made)
+    results = Results("fc", "cpu", rows, claims, remarks=["a", "b"], made=made)
     assert settings_table(results) == (
         "|  | epochs to 1.2 | epochs to 0.8 |\n| --- | --- | --- |\n"
         "| FC | 30; paper 29.5 (digitised) | 48 |\n\n"
-        "|  | width |\n| --- | --- |\n| a net | 7 |"
+        "|  | width |\n| --- | --- |\n| a net | 7 |\n\n- a\n- b"
     )
     page = "a\n<!-- claims -->\nold\n<!-- end -->\nb\n<!-- fc -->\n<!-- end -->\n"
     before, (claimed, of_fc) = "a\n", all_pages(results)
