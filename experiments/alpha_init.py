@@ -154,7 +154,8 @@ def plot(results: Results) -> Figure:
         xlabel="iteration" if paper else "epoch",
         ylabel="bits per byte, validation" if paper else "training cross entropy (nats)",
     )
-    left.set_ylim(top=2.5)  # what exploded at first comes in from above
+    lowest = min(min(drawn.y, default=TARGET) for drawn in results.curves.values())
+    left.set_ylim(min(lowest, TARGET) - 0.1, 2.5)  # what exploded at first comes in from above
     left.legend(fontsize=7)
     _plot_ratios(right, results)
     return figure
