@@ -12,6 +12,7 @@ from experiments import (
     alpha_init,
     alphas,
     compare,
+    coordinates,
     depth,
     drawing,
     fc,
@@ -62,6 +63,8 @@ examples:
     python -m experiments all --scale=paper --dry-run
   residual rules against each other, in any config (has a --help of its own):
     python -m experiments compare --config=configs/mlp.py --rules=rezero,norm --depths=8,32
+  whether hyperparameters found at one depth or width can serve another (has a --help too):
+    python -m experiments coordinates --config=configs/mlp.py --rules=rezero,norm --depths=8,32
   the tables of README.md and docs/results.md anew, from the results in docs/paper:
     python -m experiments results
 
@@ -73,8 +76,15 @@ SIGTERM with all runs saved, and the same command resumes them.
 def main(argv: Sequence[str]) -> int:
     """Runs the command line and returns the exit status."""
     try:
-        other = {"compare": compare.main, "results": results_page.main}.get(argv[0] if argv else "")
-        return other(argv[1:]) if other else _paper(argv)
+        match argv[:1]:
+            case ["compare"]:
+                return compare.main(argv[1:])
+            case ["coordinates"]:
+                return coordinates.main(argv[1:])
+            case ["results"]:
+                return results_page.main(argv[1:])
+            case _:
+                return _paper(argv)
     except UserError as error:
         print(f"experiments: {error}", file=sys.stderr)
         return 2

@@ -35,6 +35,7 @@ QUANTITY = {
     "cpu": f"epochs to {TARGET}",
     "smoke": f"epochs to {TARGET}",
 }
+TOP = 2.5  # of the plot of curves
 RATIO = "times those of alpha = 0"
 SHORT = (
     f"train.until_loss={TARGET}",
@@ -147,7 +148,10 @@ def plot(results: Results) -> Figure:
     setting = SETTING[results.scale]
     figure, (left, right) = drawing.sheet(TITLE, results.scale, setting, panels=2)
     for label, colour in drawing.colours(results.curves).items():
-        drawing.line(left, results.curves[label], label, colour)
+        drawn = results.curves[label]
+        if min(drawn.y, default=np.inf) > TOP:  # its band alone would fill the panel
+            label, drawn = f"{label} (above {TOP})", Curve([], [])
+        drawing.line(left, drawn, label, colour)
     paper = results.scale == "paper"
     left.axhline(TARGET, color="#888888", lw=0.8, ls=":")
     left.set(
@@ -155,7 +159,7 @@ def plot(results: Results) -> Figure:
         ylabel="bits per byte, validation" if paper else "training cross entropy (nats)",
     )
     lowest = min(min(drawn.y, default=TARGET) for drawn in results.curves.values())
-    left.set_ylim(min(lowest, TARGET) - 0.1, 2.5)  # what exploded at first comes in from above
+    left.set_ylim(min(lowest, TARGET) - 0.1, TOP)  # what exploded at first comes in from above
     left.legend(fontsize=7)
     _plot_ratios(right, results)
     return figure

@@ -12,7 +12,12 @@ import nbformat
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).resolve().parent
-NAMES = ("rezero_in_ten_minutes", "from_a_config_to_a_result", "inside_a_deep_transformer")
+NAMES = (
+    "rezero_in_ten_minutes",
+    "from_a_config_to_a_result",
+    "inside_a_deep_transformer",
+    "three_rules_compared",
+)
 
 
 def execute(name: str, folder: Path) -> None:

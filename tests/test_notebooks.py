@@ -25,6 +25,7 @@ TRUE = {  # what an execution says on any machine
         '"status": "finished"',
     ],
     "inside_a_deep_transformer": ["ReZero, 64 layers: smallest 1.0, largest 1.0"],
+    "three_rules_compared": ["plain loses in every seed: True"],
 }
 
 
@@ -80,7 +81,7 @@ def commands(monkeypatch):
 
 def test_first_cell_does_nothing_outside_of_colab(commands):
     source, *others = first_cells()
-    assert others == [source] * 2
+    assert others == [source] * 3
     exec(source, {})
     assert commands == []
 

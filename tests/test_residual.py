@@ -1,5 +1,7 @@
 """The rules against their equations, and the contracts of the gate."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from flax import nnx
 from rezero_jax import Alpha, ReZero
 from rezero_jax.errors import UserError
 from rezero_jax.residual import GATES, RULES, Place, make_rule
+from rezero_jax.residual.streams import sinkhorn
 
 X = jax.random.normal(jax.random.key(0), (5, 8))
 WEIGHT = jax.random.normal(jax.random.key(1), (8, 8)) / np.sqrt(8)
@@ -32,6 +35,42 @@ def orthogonal_to(x, f):
     return f - (x * f).sum(-1, keepdims=True) / ((x**2).sum(-1, keepdims=True) + 1e-6) * x
 
 
+def maxtext_mhc(streams, numbers):
+    """maxtext's layers/mhc.py in float64: its matrix of residuals is used transposed."""
+    scale, bias, weights = numbers
+    x, n = np.asarray(streams, np.float64), streams.shape[-2]
+    flat = x.reshape(len(x), -1)
+    h = flat / np.sqrt((flat**2).mean(-1, keepdims=True) + 1e-5) @ weights
+    pre, post, res = np.split(h, (n, 2 * n), axis=-1)
+    pre = 1 / (1 + np.exp(-(scale[0] * pre + bias[:n])))
+    post = 2 / (1 + np.exp(-(scale[1] * post + bias[n : 2 * n])))
+    res = (scale[2] * res + bias[2 * n :]).reshape(-1, n, n).swapaxes(1, 2)
+    res = np.exp(res) / np.exp(res).sum(-1, keepdims=True) + 1e-6
+    res = res / (res.sum(-2, keepdims=True) + 1e-6)
+    for _ in range(20):
+        res = res / res.sum(-1, keepdims=True)
+        res = res / res.sum(-2, keepdims=True)
+    fx = numpy_branch(layer_norm(np.einsum("skd,sk->sd", x, pre)))
+    return np.einsum("skd,skm->smd", x, res) + np.einsum("sd,sk->skd", fx, post)
+
+
+def mhc_numbers(rule):
+    return [
+        np.asarray(number[...], np.float64)
+        for number in (rule.mix_scale, rule.mix_bias, rule.mix_weights)
+    ]
+
+
+@cache
+def numbers_at_the_start():
+    return mhc_numbers(made("mhc"))
+
+
+def mhc_at_the_start(x, a):
+    streams = np.repeat(np.asarray(x)[:, None], 4, axis=1)
+    return maxtext_mhc(streams, numbers_at_the_start()).sum(axis=1)
+
+
 PLACE = Place(layer=3, layers=8, sublayer=0, sublayers=2)
 MIXED = 1.35 - 0.25 * 2 / 7  # lambda + mu of x0_scalars in layer 3 of 8
 EQUATIONS = {  # in layer 3 of 8 layers of two branches, that is 16 branches
@@ -53,6 +92,7 @@ EQUATIONS = {  # in layer 3 of 8 layers of two branches, that is 16 branches
     "completep": lambda x, a: x + numpy_branch(layer_norm(x)) / 4,
     "orthogonal": lambda x, a: x + orthogonal_to(x, numpy_branch(layer_norm(x))),
     "hyper_connections": lambda x, a: 4 * (x + numpy_branch(layer_norm(x))),  # at the start
+    "mhc": mhc_at_the_start,
     "x0_scalars": lambda x, a: MIXED * x + numpy_branch(layer_norm(MIXED * x)),
 }
 
@@ -132,6 +172,84 @@ def test_hyper_connections_mix_streams_by_what_they_hold():
     expected = mixed[:, 1:] + beta[:, :, None] * branch_of[:, None]
     found = rule(jnp.asarray(x, jnp.float32), branch)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def drawn_mhc(seed):
+    rule, generator = made("mhc"), np.random.default_rng(seed)
+    numbers = [
+        generator.normal(size=3),
+        generator.normal(size=24),
+        0.2 * generator.normal(size=(32, 24)),
+    ]
+    for parameter, number in zip(
+        (rule.mix_scale, rule.mix_bias, rule.mix_weights), numbers, strict=True
+    ):
+        parameter[...] = jnp.asarray(number, jnp.float32)
+    return rule, numbers, generator.normal(size=(5, 4, 8))
+
+
+def test_mhc_is_that_of_maxtext_in_outputs_and_gradients():
+    """With every parameter drawn; gradients by central differences in a random direction."""
+    rule, numbers, x = drawn_mhc(0)
+    generator = np.random.default_rng(1)
+    weight = generator.normal(size=x.shape)
+    graphdef, params, rest = nnx.split(rule, nnx.Param, ...)
+
+    def loss(params, x):
+        found = nnx.merge(graphdef, params, rest)(x, branch)
+        return jnp.sum(weight * found), found
+
+    run = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
+    (grads, grad_x), found = run(params, jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(found, maxtext_mhc(x, numbers), rtol=1e-4, atol=1e-4)
+    grads = mhc_numbers(nnx.merge(graphdef, grads, rest))
+    for place, gradient in enumerate([*grads, grad_x]):
+        direction = generator.normal(size=gradient.shape)
+        step = 1e-5
+        after, before = (
+            np.sum(weight * maxtext_mhc(moved[3], moved[:3]))
+            for moved in (
+                [
+                    value + sign * step * direction if i == place else value
+                    for i, value in enumerate([*numbers, x])
+                ]
+                for sign in (1, -1)
+            )
+        )
+        expected = (after - before) / (2 * step)
+        np.testing.assert_allclose(np.vdot(gradient, direction), expected, rtol=1e-3)
+
+
+def test_the_streams_of_mhc_are_mixed_by_a_doubly_stochastic_matrix():
+    rule, _, x = drawn_mhc(2)
+    pre, post, res = rule.maps(jnp.asarray(x, jnp.float32))
+    assert res.min() > 0
+    assert res.std() > 0.1
+    np.testing.assert_allclose(res.sum(-1), 1, rtol=1e-6)
+    np.testing.assert_allclose(res.sum(-2), 1, rtol=1e-3)
+    for weights, most in ((pre, 1), (post, 2)):
+        assert 0 < weights.min() < weights.max() < most
+    huge = sinkhorn(jnp.diag(jnp.asarray([1e3, 0.0, -1e3])), 20)
+    np.testing.assert_allclose(huge.sum(-1), 1, rtol=1e-6)
+
+
+def test_hyper_connections_amplify_signals_where_mhc_does_not():
+    """64 layers of drawn static numbers and no branch; mHC keeps the sum of the streams too."""
+    streams = jax.random.normal(jax.random.key(0), (5, 4, 8))
+    gains = {}
+    for name, number, shape in (("hyper_connections", "mix", (4, 5)), ("mhc", "mix_bias", (24,))):
+
+        def layer(x, change, name=name, number=number):
+            rule = made(name)
+            getattr(rule, number)[...] += change
+            return rule(x, jnp.zeros_like), None
+
+        changes = 0.5 * jax.random.normal(jax.random.key(1), (64, *shape))
+        x, _ = jax.lax.scan(layer, streams, changes)
+        gains[name] = float(jnp.linalg.norm(x) / jnp.linalg.norm(streams))
+    assert gains["hyper_connections"] > 1e3
+    assert gains["mhc"] <= 1
+    np.testing.assert_allclose(x.sum(-2), streams.sum(-2), rtol=1e-4, atol=1e-4)
 
 
 def test_dyt_in_place_of_the_norm():

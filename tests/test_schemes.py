@@ -145,6 +145,7 @@ EXTRA = {
     "orthogonal": 2 * NORM,
     "x0_scalars": 2 * NORM + 2,
     "hyper_connections": 2 * (2 * NORM + 4 * 5 + 4 + 2 + 6 * 8),
+    "mhc": 2 * (NORM + 3 + 24 + 4 * 8 * 24),
 }
 
 
@@ -166,7 +167,14 @@ def test_rezero_norm_has_one_gate_and_a_norm_for_each_sublayer():
 
 
 @pytest.mark.parametrize(
-    "rule", ["layernorm_scaling", "x0_scalars", "rezero_norm", "hyper_connections"]
+    "rule",
+    [
+        "layernorm_scaling",
+        "rezero_norm",
+        "mhc",
+        pytest.param("x0_scalars", marks=pytest.mark.slow),
+        pytest.param("hyper_connections", marks=pytest.mark.slow),
+    ],
 )
 def test_scanned_is_unrolled_in_the_language_model(rule):
     """Outputs, gradients and parameters, what is not trained among them; decoding too."""

@@ -1,5 +1,9 @@
-"""A whole model in two files: config.json describes it, model.safetensors has its arrays."""
+"""A whole model in two files: config.json describes it, model.safetensors has its arrays.
 
+config.json has the SHA-256 of the other file too, so that no damage goes unnoticed.
+"""
+
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -46,10 +50,15 @@ def load(folder: str | os.PathLike[str]) -> nnx.Module:
             f"{path / CONFIG} is broken or of another version of rezero_jax "
             f"({type(error).__name__}: {first_line(error)}); export the run again"
         ) from None
+    content = (path / WEIGHTS).read_bytes()
+    digest = _digest(content)
+    damaged = UserError(f"{path / WEIGHTS} is damaged; export the run again")
+    if description.get("sha256", digest) != digest:  # earlier versions wrote none
+        raise damaged
     try:
-        arrays = safetensors.numpy.load((path / WEIGHTS).read_bytes())
+        arrays = safetensors.numpy.load(content)
     except (SafetensorError, KeyError) as error:
-        raise UserError(f"{path / WEIGHTS} is damaged; export the run again") from error
+        raise damaged from error
     _fill(model, arrays, path / WEIGHTS)
     model.eval()
     return model
@@ -65,8 +74,10 @@ def save(model: nnx.Module, description: Mapping[str, Any], folder: str | os.Pat
     arrays = row_major({name: leaf[...] for name, leaf in _variables(model).items()})
     try:
         path.mkdir(parents=True, exist_ok=True)
-        (path / WEIGHTS).write_bytes(safetensors.numpy.save(arrays))
-        (path / CONFIG).write_text(json.dumps(description, indent=2) + "\n")
+        content = safetensors.numpy.save(arrays)
+        described = {**description, "sha256": _digest(content)}
+        (path / WEIGHTS).write_bytes(content)
+        (path / CONFIG).write_text(json.dumps(described, indent=2) + "\n")
     except OSError as error:
         raise UserError(
             f"{folder} cannot be written ({error.strerror}); choose another folder"
@@ -85,6 +96,10 @@ def constructor(description: Mapping[str, Any]) -> Callable[[nnx.Rngs], nnx.Modu
         return make_language_model(model)
     data = description["data"]
     return make_model(model, tuple(data["example_shape"]), data["num_classes"])[0]
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _fill(model: nnx.Module, arrays: Mapping[str, np.ndarray], path: epath.Path) -> None:

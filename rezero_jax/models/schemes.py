@@ -56,8 +56,8 @@ FOOT = """
   into the weights. That of `gated` cannot be folded, and the other rules have none.
 - `completep` divides Adam's epsilon (`adamw`, `lamb`) of the layers' parameters by m too. L0 is
   `model.base_depth`. Learning rates and weight decay do not depend on the depth.
-- lambda and mu of `x0_scalars`, and the static numbers of `hyper_connections`, belong to the
-  alphas' optimizer group.
+- lambda and mu of `x0_scalars`, the static numbers of `hyper_connections`, and a and b of `mhc`
+  belong to the alphas' optimizer group.
 - In a network of your own, a rule by depth needs to know its place:
   `EncoderLayer(64, 4, residual="deep_norm", place=Place(layer=1, layers=12), rngs=rngs)`.
 
@@ -107,7 +107,8 @@ def _operations(jaxpr: core.Jaxpr) -> int:
         name = equation.primitive.name
         inner = [v for v in equation.params.values() if isinstance(v, core.ClosedJaxpr)]
         if inner:
-            total += sum(_operations(sub.jaxpr) for sub in inner)
+            turns = equation.params["length"] if name == "scan" else 1
+            total += turns * sum(_operations(sub.jaxpr) for sub in inner)
         elif name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             left: Any = equation.invars[0].aval

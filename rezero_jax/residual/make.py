@@ -16,7 +16,7 @@ from rezero_jax.residual.normed import (
 )
 from rezero_jax.residual.rezero import Gated, Plain, Residual, ReZeroChannel, ReZeroRule
 from rezero_jax.residual.rule import Place, Rule, Site
-from rezero_jax.residual.streams import HyperConnections, X0Scalars
+from rezero_jax.residual.streams import HyperConnections, ManifoldHyperConnections, X0Scalars
 
 RULES: dict[str, type[Rule]] = {
     "plain": Plain,
@@ -38,6 +38,7 @@ RULES: dict[str, type[Rule]] = {
     "orthogonal": Orthogonal,
     "x0_scalars": X0Scalars,
     "hyper_connections": HyperConnections,
+    "mhc": ManifoldHyperConnections,
 }
 GATES = ("rezero", "gated", "rezero_channel", "rezero_norm")  # whose alpha starts at 0
 

@@ -1,5 +1,7 @@
 """The rules whose trunk has several streams: (..., streams, features)."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -96,6 +98,78 @@ class HyperConnections(PreNorm):
     @staticmethod
     def enter(x: Array) -> Array:
         return jnp.stack([x] * HyperConnections.streams, axis=-2)
+
+    @staticmethod
+    def leave(x: Array) -> Array:
+        return x.sum(axis=-2)
+
+
+def sinkhorn(logits: Array, steps: int) -> Array:
+    """exp(logits) (..., n, n) after `steps` divisions of columns, then rows, by their sums.
+
+    Rows sum to 1, and columns nearly so (Sinkhorn and Knopp; arXiv 2512.24880, eq. 9).
+    """
+
+    def step(_: Any, m: Array) -> Array:
+        m = m / m.sum(0, keepdims=True)
+        return m / m.sum(1, keepdims=True)
+
+    # With the matrices' own axes first, a CPU adds whole vectors: three times faster.
+    first = jnp.moveaxis(logits, (-2, -1), (0, 1))
+    # As in maxtext, 1e-6 keeps every row above 0; a softmax divides by the columns' sums.
+    positive = jax.nn.softmax(first, axis=0) + 1e-6
+    return jnp.moveaxis(jax.lax.fori_loop(0, steps, step, positive), (0, 1), (-2, -1))
+
+
+class ManifoldHyperConnections(PreNorm):
+    """X' = H_res X + H_post^T F(LN H_pre X), X of 4 streams; H_res is doubly stochastic.
+
+    All three depend on X. With (P, O, R) = a * (RMSNorm(vec X) W) + b, and an a for each of the
+    three, H_pre = sigmoid(P), H_post = 2 sigmoid(O), and H_res is what 20 steps of Sinkhorn and
+    Knopp make of exp(R). The norm's own scale is part of W. Of the initial values the paper tells
+    a's alone; the others are maxtext's. (Streams that are equal would stay so under W = 0.)
+    """
+
+    about = About(
+        "a 0.01, b 0, W Normal(0, 1 / size of vec X): about four times pre_norm",
+        "arXiv 2512.24880, eq. 7 to 9",
+        "maxtext, layers/mhc.py",
+    )
+    streams = 4
+    sinkhorn_steps = 20
+
+    def __init__(self, site: Site):
+        super().__init__(site)
+        n = self.streams
+        size, maps = n * site.features, n * (2 + n)
+        normal = nnx.initializers.normal(size**-0.5)
+        self.mix_scale = Mix(jnp.full((3,), 0.01, jnp.float32))
+        self.mix_bias = Mix(jnp.zeros((maps,), jnp.float32))
+        self.mix_weights = nnx.Param(normal(site.rngs.params(), (size, maps), jnp.float32))
+
+    def __call__(self, x: Array, f: Branch) -> Array:
+        pre, post, res = self.maps(x)
+        u = jnp.einsum("...n,...nd->...d", pre, x).astype(x.dtype)
+        fx = apply(f, self.norm(u), u)
+        mixed = jnp.einsum("...kn,...nd->...kd", res, x)
+        return (mixed + post[..., None] * fx[..., None, :]).astype(x.dtype)
+
+    def maps(self, x: Array) -> tuple[Array, Array, Array]:
+        """H_pre (..., n), H_post (..., n) and H_res (..., n, n) of a trunk, all float32."""
+        n, leading = self.streams, x.shape[:-2]
+        flat = x.reshape(*leading, -1).astype(jnp.float32)
+        flat = flat * jax.lax.rsqrt(jnp.mean(flat * flat, axis=-1, keepdims=True) + 1e-5)
+        sizes = jnp.asarray([n, n, n * n])
+        factors = jnp.repeat(self.mix_scale[...], sizes, total_repeat_length=n * (2 + n))
+        bias = jnp.expand_dims(self.mix_bias[...], tuple(range(len(leading))))
+        logits = scale(factors, flat @ self.mix_weights[...]) + bias
+        pre, post, res = jnp.split(logits, (n, 2 * n), axis=-1)
+        res = sinkhorn(res.reshape(*leading, n, n), self.sinkhorn_steps)
+        return jax.nn.sigmoid(pre), 2 * jax.nn.sigmoid(post), res
+
+    @staticmethod
+    def enter(x: Array) -> Array:
+        return jnp.stack([x] * ManifoldHyperConnections.streams, axis=-2)
 
     @staticmethod
     def leave(x: Array) -> Array:

@@ -139,10 +139,11 @@ class Trainer:
                 f"{limit / 1e9:,.1f} GB of memory; choose a smaller model or more devices"
             )
 
-    def init(self) -> State:
-        """The state after no updates, born on the mesh."""
+    def init(self, seed: int | None = None) -> State:
+        """The state after no updates, born on the mesh; by default of the config's seed."""
+        key = jax.random.key(self.config.seed if seed is None else seed)
         with jax.set_mesh(self.mesh):
-            return self._init(jax.random.fold_in(jax.random.key(self.config.seed), 2**31))
+            return self._init(jax.random.fold_in(key, 2**31))
 
     def batches(self, first: int) -> Iterator[HostBatch]:
         """This process's part of the batches of the updates from `first`, counted from 0."""

@@ -1,0 +1,137 @@
+"""The coordinate check: its measurement, its slopes and verdicts, and what it says of CompleteP."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import coordinates
+from experiments.__main__ import main
+from experiments.coordinates import Coordinates, measure
+from rezero_jax import data
+from rezero_jax.config import load_config
+from rezero_jax.training.trainer import Trainer
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+SIZES = [2, 8, 32]
+
+
+def of_power(power: float, noise: float = 0.0) -> Coordinates:
+    """Changes that grow as size**power, times exp(noise) in the first of three seeds' largest."""
+    change = np.repeat(np.array(SIZES, float)[None, :, None] ** power, 3, axis=0)
+    change[0, -1] *= np.exp(noise)
+    return Coordinates("rule", SIZES, change, np.repeat(change, 2, axis=2))
+
+
+def test_the_slope_is_the_power_by_which_changes_grow() -> None:
+    found = of_power(0.5)
+    np.testing.assert_allclose(found.slope.mean, 0.5, rtol=1e-12)
+    np.testing.assert_allclose(found.slope.interval(), (0.5, 0.5), rtol=1e-12)
+    noisy = of_power(0.5, 0.3)
+    slopes = [
+        np.polyfit(np.log(SIZES), np.log(noisy.change[seed, :, -1]), 1)[0] for seed in range(3)
+    ]
+    np.testing.assert_allclose(noisy.slope.mean, np.mean(slopes), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("power", "noise", "verdict"),
+    [
+        (0.0, 0.0, "flat"),
+        (0.24, 0.0, "flat"),
+        (-0.24, 0.0, "flat"),
+        (0.26, 0.0, "grows"),
+        (-0.26, 0.0, "shrinks"),
+        (0.0, 1.0, "undecided"),
+        (0.0, np.inf, "undecided"),
+    ],
+)
+def test_a_verdict_is_what_the_whole_interval_says(
+    power: float, noise: float, verdict: str
+) -> None:
+    assert of_power(power, noise).verdict == verdict
+
+
+def test_coordinates_are_those_of_the_last_layer_while_the_model_trains(monkeypatch) -> None:
+    """Against what the head is given, in a network trained by hand with the same functions."""
+    overrides = ["optim.learning_rate=0.1", "train.steps_per_dispatch=1"]
+    config = load_config("configs/mlp.py:smoke,residual=pre_norm", overrides)
+    trainer = Trainer(config, data.load(config.data, 0), jax.devices()[:1])
+    monkeypatch.setattr(coordinates, "Trainer", lambda *args: trainer)
+    found = measure(config, 2, 2)
+
+    @jax.jit
+    def given_to_the_head(state):
+        model = trainer.spec.model(state["params"], state["stats"])
+        seen = []
+        model.head = lambda x: seen.append(x) or x
+        trainer.objective(model, trainer.examples(16), jax.random.key(0))
+        return seen[0]
+
+    state, batches, outputs = trainer.init(1), trainer.batches(0), []
+    for _ in range(3):
+        outputs.append(np.asarray(given_to_the_head(state), np.float64))
+        state, _ = trainer.dispatch(state, [next(batches)])
+    x = np.stack(outputs)
+    np.testing.assert_allclose(found[0, 1], np.abs(x).mean(axis=(1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(found[1, 1], np.abs(x - x[0]).mean(axis=(1, 2)), rtol=1e-4)
+    assert found[1, 1, 1] > 0
+    assert found[0, 0, 0] != found[0, 1, 0]  # of other initial weights
+
+
+def test_the_command_writes_its_numbers_and_its_plot(monkeypatch, tmp_path, capsys) -> None:
+    def fake(config, steps, seeds):
+        power = {"completep": 0.0, "pre_norm": 0.5}[config.model.residual]
+        noise = 1 + 0.01 * np.arange(seeds)[:, None]
+        change = noise * config.model.depth**power * np.arange(steps + 1)[None]
+        return np.stack([change + 1, change])
+
+    monkeypatch.setattr(coordinates, "measure", fake)
+    command = ["coordinates", "--config=configs/mlp.py", "--rules=pre_norm,completep"]
+    assert main([*command, "--depths=2,8,32", "--steps=4", f"--out={tmp_path}"]) == 0
+    numbers = json.loads((tmp_path / "coordinates.json").read_text())
+    assert (numbers["axis"], numbers["sizes"]) == ("depth", SIZES)
+    verdicts = {rule: found["verdict"] for rule, found in numbers["rules"].items()}
+    assert verdicts == {"pre_norm": "grows", "completep": "flat"}
+    np.testing.assert_allclose(numbers["rules"]["pre_norm"]["slope"], 0.5, rtol=1e-9)
+    assert np.shape(numbers["rules"]["pre_norm"]["change"]) == (3, 3, 5)
+    assert "pre_norm: slope +0.50 (+0.50 to +0.50), grows" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "coordinates.json",
+        "coordinates.png",
+        "coordinates.svg",
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--depths=2"], "--depths=2 are not two whole numbers above 0 or more; give 2,8,32"),
+        (["--widths=8,x"], "give 2,8,32"),
+        (["--depths=2,4", "--seeds=0"], "--seeds=0 is not positive"),
+        (["--depths=2,8", "--config=mlp.py"], "is not a file of configs/"),
+        (["--depths=2,8", "--config=configs/mlp.py:smoke"], "sets the depth to 4 whatever"),
+        (["--depths=2,8", "--rules=prenorm"], 'did you mean "pre_norm"'),
+        (["--depths=2,8", "--steps=700"], "the config ends after 575 updates"),
+    ],
+)
+def test_a_wrong_flag_is_one_sentence(flags, message, capsys, tmp_path) -> None:
+    command = ["coordinates", "--config=configs/mlp.py", "--rules=rezero", f"--out={tmp_path}"]
+    assert main([*command, *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_activations_of_completep_change_alike_at_every_depth_and_those_of_pre_norm_do_not(
+    tmp_path,
+) -> None:
+    """arXiv 2505.01618, figure 7."""
+    command = ["coordinates", "--config=configs/transformer_small.py:width=64,length=64"]
+    options = ["--config.optim.learning_rate=0.001", "--config.model.scan=True"]
+    rules = ["--rules=pre_norm,completep", "--depths=2,8,32", f"--out={tmp_path}"]
+    assert main([*command, *options, *rules]) == 0
+    found = json.loads((tmp_path / "coordinates.json").read_text())["rules"]
+    assert found["completep"]["verdict"] == "flat"
+    assert found["pre_norm"]["verdict"] == "grows"
