@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from experiments import (
+    alpha_init,
     alphas,
     compare,
     coordinates,
@@ -18,6 +19,7 @@ from experiments import (
     initialisation,
     jacobian,
     resnet,
+    results_page,
     superconvergence,
     toy,
     transformer12,
@@ -46,6 +48,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "superconvergence": superconvergence,
     "transformer12": transformer12,
     "transformer_deep": transformer_deep,
+    "alpha_init": alpha_init,
     "alphas": alphas,
 }
 SCALES = ("paper", "cpu", "smoke")
@@ -62,6 +65,8 @@ examples:
     python -m experiments compare --config=configs/mlp.py --rules=rezero,norm --depths=8,32
   whether hyperparameters found at one depth or width can serve another (has a --help too):
     python -m experiments coordinates --config=configs/mlp.py --rules=rezero,norm --depths=8,32
+  the tables of README.md and docs/results.md anew, from the results in docs/paper:
+    python -m experiments results
 
 exit status: 0 all done; 2 something failed, told in a sentence; 130 or 143 stopped by Ctrl-C or
 SIGTERM with all runs saved, and the same command resumes them.
@@ -76,6 +81,8 @@ def main(argv: Sequence[str]) -> int:
                 return compare.main(argv[1:])
             case ["coordinates"]:
                 return coordinates.main(argv[1:])
+            case ["results"]:
+                return results_page.main(argv[1:])
             case _:
                 return _paper(argv)
     except UserError as error:

@@ -3,7 +3,8 @@
 For every rule and depth the learning rate is tuned on a grid around the config's own, on seeds of
 its own, by the final test loss; the grid is extended while the best rate lies at its edge. With the
 best rate each rule then has runs of seeds 0, 1, ..., which see the same batches in the same order
-under every rule. The first rule is the one that the others are held against.
+under every rule. The first rule is the one that the others are compared with. A rule rezero_held is
+ReZero with every alpha held at 0: a net that is no better has learned nothing with its layers.
 
 The report is DIR/report.html and DIR/report.md; the numbers are in DIR/comparison.json.
 """
@@ -18,7 +19,7 @@ from typing import NamedTuple
 from experiments import compare_report
 from experiments.comparison import Cell, Comparison
 from experiments.dry_run import print_costs, trainer_of
-from experiments.jobs import Job
+from experiments.jobs import HELD, Job
 from experiments.running import execute
 from experiments.tuning import Grid
 from rezero_jax import devices
@@ -26,6 +27,7 @@ from rezero_jax.analysis import command
 from rezero_jax.errors import UserError
 from rezero_jax.runs.reader import Run
 
+NO_LAYERS = "rezero_held"
 TUNING = 100  # the first seed of those that rates are tuned on
 EXAMPLES = """\
 examples:
@@ -61,8 +63,9 @@ class Plan(NamedTuple):
     def job(self, rule: str, depth: int, rate: float, seed: int) -> Job:
         """The run of a rule, depth, learning rate and seed."""
         file, _, arguments = self.config.removeprefix("configs/").partition(":")
-        arguments = ",".join(filter(None, (arguments, f"residual={rule}", f"depth={depth}")))
-        overrides = (*self.overrides, f"optim.learning_rate={rate:g}", f"seed={seed}")
+        residual, held = ("rezero", HELD) if rule == NO_LAYERS else (rule, ())
+        arguments = ",".join(filter(None, (arguments, f"residual={residual}", f"depth={depth}")))
+        overrides = (*self.overrides, f"optim.learning_rate={rate:g}", *held, f"seed={seed}")
         name = f"{rule}-{depth}-lr{rate:g}-seed{seed}"
         return Job(f"{rule}, {depth} layers", name, f"{file}:{arguments}", overrides)
 

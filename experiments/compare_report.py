@@ -72,7 +72,7 @@ def table(comparison: Comparison, depth: int) -> list[Sequence[str]]:
     """A row for each rule at a depth, below HEAD."""
     head = [*HEAD]
     if comparison.target is not None:
-        head.append(f"updates to a training loss of {comparison.target:g}")
+        head += [f"updates to a training loss of {comparison.target:g}", "over the control's"]
     return [head, *(_row(comparison, cell) for cell in comparison.at(depth))]
 
 
@@ -84,7 +84,7 @@ def _row(comparison: Comparison, cell: Cell) -> Sequence[str]:
             cell.rule,
             f"none of {low:g} to {high:g}",
             "diverged",
-            *[""] * (6 + (comparison.target is not None)),
+            *[""] * (6 + 2 * (comparison.target is not None)),
         ]
     diverged = sum(math.isinf(loss) for loss in cell.losses)
     row = [
@@ -102,7 +102,11 @@ def _row(comparison: Comparison, cell: Cell) -> Sequence[str]:
         reached = [value for value in cell.to_target if value is not None]
         whole = bool(reached) and len(reached) == len(cell.losses)
         seldom = f"in {len(reached)} of {len(cell.losses)} runs" if reached else "not reached"
-        row.append(_shown(Estimate.of(reached)) if whole else seldom)
+        times = comparison.times(cell)
+        row += [
+            _shown(Estimate.of(reached)) if whole else seldom,
+            f"{times[0].shown}, {times[1]}" if times else "",
+        ]
     return row
 
 

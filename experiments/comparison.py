@@ -10,6 +10,7 @@ import numpy as np
 
 from experiments.dry_run import update_flops
 from experiments.jobs import Job
+from experiments.ratios import Ratio
 from experiments.results import finite
 from rezero_jax.analysis.statistics import Estimate
 from rezero_jax.runs.files import write_json
@@ -164,6 +165,23 @@ class Comparison:
         low, high = estimate.interval(1 - (1 - CONFIDENCE) / self.count)
         verdict = "better" if high < 0 else "worse" if low > 0 else "undecided"
         return Difference(estimate.mean, estimate.interval(CONFIDENCE), verdict)
+
+    def times(self, cell: Cell) -> tuple[Ratio, str] | None:
+        """A rule's updates to the target over the control's, in pairs of seeds, and a verdict.
+
+        The verdict is "faster", "slower" or "undecided", by an interval as wide as that of
+        `difference`. None for the control, without a target, or where the control does not reach
+        it; where the rule does not in a run, the ratio is a bound, which decides nothing.
+        """
+        control = self.control_of(cell)
+        n = len(cell.losses)
+        if cell is control or not len(cell.to_target) == len(control.to_target) == n > 0:
+            return None
+        ratio = Ratio.of_pairs(cell.to_target, control.to_target, [cell.updates] * n)
+        if ratio is None:
+            return None
+        low, high = ratio.interval((1 - CONFIDENCE) / self.count) or (0.0, math.inf)
+        return ratio, "faster" if high < 1 else "slower" if low > 1 else "undecided"
 
     @property
     def count(self) -> int:

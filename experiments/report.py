@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+from experiments.claims import STATUSES
 from experiments.experiment import Experiment
 from experiments.published import SOURCES
 from experiments.ratios import between
@@ -13,7 +14,7 @@ from rezero_jax.formatting import duration, markdown_table
 
 CSS = Path(__file__).with_name("report.css")
 # Of summary.md, the report's three summaries.
-CLAIMS = ("claim", "status", "n", "95 % interval", "evidence", "command")
+CLAIMS = ("claim", "status", "n", "95 % interval", "evidence", "command", "time")
 FULL = ("in the paper's setting", "ours (95 % interval)", "paper", "n", "device", "time", "command")
 REDUCED = ("reduced", "ours (95 % interval)", "n", "device", "time", "command")
 
@@ -34,27 +35,52 @@ def write_report(folder: Path, scale: str, experiments: Mapping[str, Experiment]
 
 
 def summary(found: Sequence[Results]) -> str:
-    """The claims, the headline numbers at full size, and reduced ones, as Markdown tables.
+    """The claims, the headline numbers at full size, and reduced ones, as Markdown tables."""
+    tables = (claims_table(found), *number_tables(found))
+    return "\n\n".join(table for table in tables if table.count("\n") > 1)
 
-    "time" is that of the whole command, one job after another.
+
+def claims_table(found: Sequence[Results]) -> str:
+    """Every claim with its evidence, decided ones first.
+
+    "time" is that of the whole command, one job after another. Where no interval is needed, the
+    result is exact or the same in every draw.
     """
-    tables: list[list[tuple[str, ...]]] = [[CLAIMS], [FULL], [REDUCED]]
+    lines = []
     for results in found:
-        made = results.made
-        how = (made.device, duration(made.seconds), f"`{made.command}`") if made else ("",) * 3
         for claim in results.claims:
-            interval = between(claim.interval) if claim.interval else "none"
-            what = (claim.text, claim.status, str(claim.n), interval, claim.evidence)
-            tables[0].append((*what, how[-1]))
+            decided = claim.status in ("replicated", "contradicted")
+            interval = "none needed" if decided else "none"
+            if claim.interval:
+                interval = between(claim.interval)
+            what = (claim.text, claim.status, f"{claim.n:,}", interval, claim.evidence)
+            lines.append((*what, *_how(results)[1:]))
+    return markdown_table([CLAIMS, *sorted(lines, key=lambda line: STATUSES.index(line[1]))])
+
+
+def number_tables(found: Sequence[Results]) -> tuple[str, str]:
+    """The headline numbers in the paper's setting, beside the paper's, and the reduced ones."""
+    full, reduced = [FULL], [REDUCED]
+    for results in found:
+        device, command, time = _how(results)
         for row in (row for row in results.rows if row.headline):
-            name, n = f"{row.setting}, {row.quantity}", str(len(row.ours))
+            name, n = f"{row.setting}, {row.quantity}", f"{len(row.ours):,}"
             if row.reduced:
-                tables[2].append((name, row.shown, n, *how))
+                reduced.append((name, row.shown, n, device, time, command))
             else:
                 paper = results.paper(row)
                 theirs = paper.shown if paper else "not given"
-                tables[1].append((name, row.shown, theirs, n, *how))
-    return "\n\n".join(markdown_table(lines) for lines in tables if len(lines) > 1)
+                full.append((name, row.shown, theirs, n, device, time, command))
+    return markdown_table(full), markdown_table(reduced)
+
+
+def _how(results: Results) -> tuple[str, str, str]:
+    """The device, the command and the time behind results."""
+    if (made := results.made) is None:
+        return "", "", ""
+    time = "not kept" if made.seconds is None else duration(made.seconds)
+    mark = " (copied)" if made.copied else ""
+    return made.device, f"`{made.command}`{mark}", time
 
 
 def page(folder: Path, scale: str, found: Found) -> str:
@@ -132,7 +158,8 @@ def _section(folder: Path, name: str, experiment: Experiment, results: Results) 
     )
     made, commands = "", ""
     if results.made:
-        made = escape(f" Made on {results.made.device}, in {duration(results.made.seconds)}.")
+        device, _, time = _how(results)
+        made = escape(f" Made on {device}, in {time}.")
         commands = escape("\n".join((results.made.command, *results.made.runs)))
     return "\n".join(
         (

@@ -103,14 +103,16 @@ class Made(NamedTuple):
     Attributes:
       command: of `experiments`.
       device: that the runs used.
-      seconds: of all runs, one after another, and of the computations on them.
+      seconds: of all runs, one after another, and of the computations on them; None if unknown.
       runs: the commands of the runs.
+      copied: whether the numbers were copied from a page, as the files of the runs are gone.
     """
 
     command: str
     device: str
-    seconds: float
+    seconds: float | None
     runs: list[str]
+    copied: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,10 +1,12 @@
 """Statuses are decided by intervals; E1's decision rule against numbers computed by hand."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from experiments import alpha_init
 from experiments.claims import bounded, fact, holm, inside, paired, together
 from experiments.ratios import Ratio, decide
 from rezero_jax.analysis.statistics import Estimate
@@ -135,3 +137,55 @@ def test_what_does_not_arrive_is_a_bound_and_undecided():
     assert decisions[1].corrected == pytest.approx(
         tuple(10 * np.exp(0.1 * np.array([-3.960763, 3.960763]))), rel=1e-4
     )
+
+
+# ---- A1: what behaves like an initial alpha of 0
+
+
+def runs_with(factors):
+    """Five runs of each initial alpha, which take `factors` times the epochs of alpha = 0."""
+    runs = {}
+    for alpha in alpha_init.ALPHAS["cpu"]:
+        runs[alpha_init.name(alpha)] = []
+        for seed in range(5):
+            factor = factors.get(alpha, 2.0)
+            epochs = factor and (3.5 + 0.1 * seed) * factor * (1 + 0.001 * (seed - 2) * bool(alpha))
+            run = SimpleNamespace(
+                time_to=lambda metric, target, epochs=epochs: epochs,
+                epoch_losses=lambda: np.array([1.7, 1.2]),
+                alphas=lambda: (None, np.array([[0.1, -0.3]])),
+                series=lambda key: ([1, 2], [1.7, 1.2]),
+                config={"train.epochs": 8},
+                final=lambda: {"steps": 4000},
+                lines=[{}],
+                diverged=False,
+            )
+            runs[alpha_init.name(alpha)].append(run)
+    return runs
+
+
+@pytest.mark.parametrize(
+    ("factors", "word", "status"),
+    [
+        ({0.001: 1.01, 0.01: 1.05}, "supported", "replicated"),
+        ({0.001: 0.95, 0.01: 1.0, 0.03: None}, "supported", "replicated"),
+        ({0.001: 1.01, 0.01: 1.2}, "contradicted", "contradicted"),
+        ({0.001: 1.01, 0.01: 0.8}, "contradicted", "contradicted"),
+        ({0.001: 1.01, 0.01: 1.0999}, "undecided", "undecided"),
+        ({0.001: 1.01, 0.01: None}, "undecided", "undecided"),
+        ({0: None}, "undecided", "undecided"),
+    ],
+)
+def test_a_range_of_initial_alphas_behaves_like_0_if_both_ends_do(factors, word, status):
+    runs = runs_with({0: 1.0} | factors)
+    for scale, expected in (("cpu", "undecided"), ("paper", status)):
+        results = alpha_init.measure(scale, runs)
+        (claim,) = results.claims
+        assert claim.status == expected
+        assert claim.evidence.startswith(f"in this setting {word};")
+        assert (claim.interval is None) == (None in factors.values() and word != "supported")
+    if word == "supported":
+        low, high = claim.interval
+        assert 1 / 1.1 < low < factors[0.001] < factors[0.01] < high < 1.1
+        assert results.remarks[0].startswith("alpha = 0.001 behaves like 0: ")
+        assert results.remarks[-1].startswith("alpha = 1 behaves otherwise: 2 (")

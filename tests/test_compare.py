@@ -128,6 +128,43 @@ def test_at_equal_cost_the_dearer_rule_is_read_earlier() -> None:
     assert np.isclose(found.equal(dear, "seconds"), quarter)
 
 
+def test_times_to_the_target_are_ratios_of_pairs() -> None:
+    control = cell("rezero", [1.0] * 4, to_target=[40.0, 50.0, 60.0, 45.0])
+    slow = cell("norm", [1.0] * 4, to_target=[80.0, 105.0, 118.0, 90.0])
+    found = compare(control, slow, cell("plain", [1.0] * 4, to_target=[60.0, 90.0, None, 70.0]))
+    ratio, verdict = found.times(found.cells[1])
+    logs = np.log(np.divide(slow.to_target, control.to_target))
+    expected = stats.ttest_1samp(logs, 0).confidence_interval(0.95)
+    assert np.allclose(np.log(ratio.interval()), expected)
+    assert np.isclose(np.log(ratio.mean), logs.mean())
+    assert verdict == "slower"
+    bound, verdict = found.times(found.cells[2])
+    assert bound.is_bound
+    assert verdict == "undecided"
+    assert found.times(control) is None
+    lost = compare(cell("rezero", [1.0], to_target=[None]), cell("norm", [1.0]))
+    assert lost.times(lost.cells[1]) is None
+    one_diverged = cell("norm", [1.0, math.inf], to_target=[40.0])
+    found = compare(cell("rezero", [1.0, 1.0]), one_diverged)
+    assert found.times(one_diverged) is None
+    wide = compare(
+        control, cell("norm", [1.0] * 4, to_target=[46.0, 62.0, 68.0, 56.0]), *[slow] * 20
+    )
+    low, _ = wide.times(wide.cells[1])[0].interval()
+    assert low > 1
+    assert wide.times(wide.cells[1])[1] == "undecided"  # among 21
+
+
+def test_the_control_without_layers_is_rezero_with_its_gates_held() -> None:
+    plan = Plan("configs/mlp.py", (), ["rezero", "rezero_held"], [8], 1, 3, 2.0, 1)
+    held, ours = (plan.job(rule, 8, 0.01, 0) for rule in ("rezero_held", "rezero"))
+    assert held.name != ours.name
+    one, other = held.load().to_dict(), ours.load().to_dict()
+    assert one["optim"]["alpha"].pop("learning_rate") == 0.0
+    assert other["optim"]["alpha"].pop("learning_rate") is None
+    assert one == other
+
+
 def test_the_report_shows_every_rule_and_the_numbers_are_valid_json(tmp_path: Path) -> None:
     none = cell("plain", [], rate=None, settled=False, curves=[], to_target=[], flops=0)
     found = compare(cell("rezero", [1.0, 1.1]), cell("norm", [1.5, 1.7]), none)

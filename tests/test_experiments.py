@@ -188,9 +188,9 @@ def test_results_come_back_from_their_file(tmp_path):
     results.rows.append(Row("FC", "|a| at the end", (1.0,), headline=True))
     results.rows.append(Row("FC", "epochs to 0.8", (40.0,), headline=True, reduced=True))
     claimed, full, reduced = (table.splitlines() for table in summary([results]).split("\n\n"))
-    assert claimed[2:] == [
-        "| it is so | undecided | 1 | none | nobody knows | `python -m experiments fc` |",
-        "| so is this | replicated | 5 | 1 to 2 | seen | `python -m experiments fc` |",
+    assert claimed[2:] == [  # decided ones first
+        "| so is this | replicated | 5 | 1 to 2 | seen | `python -m experiments fc` | 1:01:40 |",
+        "| it is so | undecided | 1 | none | nobody knows | `python -m experiments fc` | 1:01:40 |",
     ]
     assert full[2] == (
         "| FC, epochs to 1.2 | 31 (18.29 to 43.71) | 29.5 (digitised) | 2 | 8 x TPU v5 lite "
@@ -427,7 +427,11 @@ def test_the_control_is_the_shallowest_net_with_its_gates_held():
 
 
 @pytest.mark.parametrize(
-    "name", ["fc", "resnet", "superconvergence", "transformer12", "transformer_deep", "alphas"]
+    "name",
+    [
+        *("fc", "resnet", "superconvergence", "transformer12", "transformer_deep", "alphas"),
+        "alpha_init",
+    ],
 )
 def test_rivals_that_diverge_at_once_are_results(name, stand_ins, monkeypatch, tmp_path):
     ours = ("ReZero", "ReZero alpha = 0", "alpha = 0")

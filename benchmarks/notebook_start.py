@@ -1,0 +1,187 @@
+"""Where the authors' ResNet notebook starts: its random numbers, drawn again in PyTorch.
+
+    python -m benchmarks.notebook_start               the first batch of each of its six nets
+    python -m benchmarks.notebook_start --updates=131 and the first updates of its vanilla
+                                                      ResNet-56, from its own draw and from seed 1
+
+The notebook seeds PyTorch once, with 0; then its nets and loaders draw one after another: initial
+weights, the order of each epoch, a worker's seed for crops and flips. All of it happens on the CPU,
+so that every net's first batch is known without training the nets before it. Needs CIFAR-10 in
+TFDS_DATA_DIR, and PyTorch (benchmarks/requirements.txt) beside requirements.txt.
+"""
+
+import argparse
+import random
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+BATCH, EXAMPLES = 128, 50_000
+MEAN = np.array((0.485, 0.456, 0.406), np.float32)
+STD = np.array((0.229, 0.224, 0.225), np.float32)
+
+
+class Cell(NamedTuple):
+    """A net of the notebook, in its order, and what it printed for the first batch.
+
+    Attributes:
+      epochs: that it is trained.
+      accuracy: %.
+    """
+
+    depth: int
+    rezero: bool
+    epochs: int
+    loss: float
+    accuracy: float
+
+
+CELLS = (
+    Cell(20, True, 1, 2.382, 5.47),
+    Cell(20, False, 2, 3.223, 9.38),
+    Cell(56, True, 1, 2.377, 3.12),
+    Cell(56, False, 4, 11.472, 8.59),
+    Cell(110, True, 1, 2.402, 9.38),
+    Cell(110, False, 8, 12.921, 10.16),
+)
+
+
+class Block(nn.Module):
+    """A block as in the notebook: zeros are added on both sides of the channels."""
+
+    def __init__(self, channels: int, features: int, rezero: bool):
+        super().__init__()
+        self.stride = features // channels
+        self.conv1 = nn.Conv2d(channels, features, 3, self.stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(features)
+        self.conv2 = nn.Conv2d(features, features, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(features)
+        self.zeros = (features - channels) // 2
+        self.alpha = nn.Parameter(torch.zeros(1)) if rezero else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        f = self.norm2(self.conv2(torch.relu(self.norm1(self.conv1(x)))))
+        x = x[:, :, :: self.stride, :: self.stride]
+        x = functional.pad(x, (0, 0, 0, 0, self.zeros, self.zeros))
+        return torch.relu(x + f) if self.alpha is None else x + self.alpha * torch.relu(f)
+
+
+def make_net(depth: int, rezero: bool) -> nn.Module:
+    """The net; draws PyTorch's default weights and then Kaiming's, module by module."""
+    widths = [16, *(16 * 2**i for i in range(3) for _ in range((depth - 2) // 6))]
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3, 1, 1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        *(Block(a, b, rezero) for a, b in pairwise(widths)),
+        nn.AvgPool2d(8),
+        nn.Flatten(),
+        nn.Linear(64, 10),
+    )
+    for module in net.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(module.weight)
+    return net.train()
+
+
+def begin_epoch() -> tuple[int, np.ndarray]:
+    """The seed of the worker that augments, and the order of the examples."""
+    seed = int(torch.empty((), dtype=torch.int64).random_().item())
+    return seed, torch.randperm(EXAMPLES).numpy()
+
+
+def pass_epochs(count: int) -> None:
+    """Draws what so many epochs and their evaluations draw."""
+    for _ in range(count):
+        begin_epoch()
+        torch.empty((), dtype=torch.int64).random_()  # of the evaluation's worker
+
+
+def batches(data: dict[str, np.ndarray], seed: int, order: np.ndarray) -> Iterator[list[Tensor]]:
+    """Images and labels, augmented as one worker of torchvision 0.5 does: flip, then crop."""
+    worker = random.Random(seed)
+    for start in range(0, EXAMPLES, BATCH):
+        chosen, images = order[start : start + BATCH], []
+        for image in data["image"][chosen]:
+            turned = image[:, ::-1] if worker.random() < 0.5 else image
+            padded = np.pad(turned, ((4, 4), (4, 4), (0, 0)))
+            row, column = worker.randint(0, 8), worker.randint(0, 8)
+            crop = padded[row : row + 32, column : column + 32].astype(np.float32) / 255
+            images.append((crop - MEAN) / STD)
+        pixels = np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2))
+        yield [torch.from_numpy(pixels), torch.from_numpy(data["label"][chosen])]
+
+
+def judge(logits: Tensor, labels: Tensor) -> tuple[Tensor, float]:
+    """The loss (nats) and the accuracy (%)."""
+    right = (logits.argmax(1) == labels).float().mean().item()
+    return functional.cross_entropy(logits, labels), 100 * right
+
+
+def first_updates(net: nn.Module, data: dict[str, np.ndarray], updates: int) -> tuple[float, float]:
+    """Mean training loss and accuracy (%) over the first updates of an epoch that begins now."""
+    sgd = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
+    losses, accuracies = [], []
+    for images, labels in batches(data, *begin_epoch()):
+        loss, accuracy = judge(net(images), labels)
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+        losses.append(loss.item())
+        accuracies.append(accuracy)
+        if len(losses) == updates:
+            break
+    return float(np.mean(losses)), float(np.mean(accuracies))
+
+
+def _print_updates(name: str, net: nn.Module, data: dict[str, np.ndarray], updates: int) -> None:
+    loss, accuracy = first_updates(net, data, updates)
+    print(f"  {name}: mean of {updates} updates {loss:.3f} nats, {accuracy:.2f} %", flush=True)
+
+
+def read_training_images() -> dict[str, np.ndarray]:
+    """CIFAR-10 in its original order, which the names of TFDS's examples tell."""
+    images = np.zeros((EXAMPLES, 32, 32, 3), np.uint8)
+    labels = np.zeros(EXAMPLES, np.int64)
+    for example in tfds.data_source("cifar10", split="train"):
+        number = int(example["id"].decode().removeprefix("train_"))
+        images[number], labels[number] = example["image"], example["label"]
+    return {"image": images, "label": labels}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Prints a line for each net."""
+    parser = argparse.ArgumentParser("notebook_start", description=__doc__)
+    parser.add_argument("--updates", type=int, default=0, metavar="N")
+    args = parser.parse_args(argv)
+    data = read_training_images()
+    torch.manual_seed(0)
+    for cell in CELLS:
+        net = make_net(cell.depth, cell.rezero)
+        state = torch.get_rng_state()
+        with torch.no_grad():
+            images, labels = next(batches(data, *begin_epoch()))
+            loss, accuracy = judge(net(images), labels)
+        print(
+            f"ResNet-{cell.depth}{' + ReZero' * cell.rezero}: first batch {loss:.3f} nats, "
+            f"{accuracy:.2f} %; the notebook printed {cell.loss} and {cell.accuracy} %",
+            flush=True,
+        )
+        torch.set_rng_state(state)
+        if args.updates and cell.depth == 56 and not cell.rezero:
+            _print_updates("the notebook's draw", net, data, args.updates)
+            torch.manual_seed(1)
+            _print_updates("seed 1", make_net(cell.depth, cell.rezero), data, args.updates)
+            return
+        pass_epochs(cell.epochs)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

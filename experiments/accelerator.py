@@ -1,0 +1,73 @@
+"""What the paper's settings would take on eight chips of a TPU v5e, by its compiler's estimate.
+
+    python -m experiments.accelerator docs/paper/v5e-8.json
+
+Needs that compiler, as `make rehearse` installs it, and some minutes. One network is compiled for
+each size, ReZero's where there is one: its rivals are taken to need as long.
+"""
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.__main__ import EXPERIMENTS
+from experiments.dry_run import trainer_of
+from experiments.jobs import Job
+from rezero_jax.runs.files import write_json
+from rezero_jax.training.plan import plan
+
+TOPOLOGY = "v5e:2x4"
+# What decides the time of an update; the residual rule is left out.
+SIZES = ("name", "family", "depth", "width", "length", "max_len")
+
+
+class Cost(NamedTuple):
+    """Of an experiment at the paper's scale, with the paper's number of runs.
+
+    Attributes:
+      runs: of all settings and seeds.
+      updates, seconds: of all runs; evaluations and checkpoints are left out.
+    """
+
+    experiment: str
+    runs: int
+    updates: int
+    seconds: float
+
+
+def main(argv: Sequence[str]) -> None:
+    """Writes a JSON file with the cost of each experiment that has runs."""
+    per_update: dict[tuple[Any, ...], float] = {}
+    costs = []
+    for name, experiment in EXPERIMENTS.items():
+        jobs = [job for job in experiment.runs("paper") for _ in range(experiment.SEEDS)]
+        if jobs:
+            costs.append(_cost(name, jobs, per_update)._asdict())
+            print(costs[-1], file=sys.stderr, flush=True)
+    write_json(Path(argv[0]), {"topology": TOPOLOGY, "costs": costs})
+
+
+def _cost(name: str, jobs: Iterable[Job], per_update: dict[tuple[Any, ...], float]) -> Cost:
+    """The cost of an experiment; `per_update` keeps the seconds of an update by size."""
+    runs, total, seconds = 0, 0, 0.0
+    # ReZero's nets first, so that they stand for their size.
+    for job in sorted(jobs, key=lambda job: job.load().model.residual != "rezero"):
+        config = job.load()
+        size = (config.train.batch_size, *(config.model.get(key) for key in SIZES))
+        if size not in per_update:
+            per_update[size] = _update(job)
+        updates = trainer_of(config).intervals.total
+        runs, total, seconds = runs + 1, total + updates, seconds + updates * per_update[size]
+    return Cost(name, runs, total, seconds)
+
+
+def _update(job: Job) -> float:
+    """The estimated seconds of an update, with its share of a dispatch."""
+    account = plan(job.load(), TOPOLOGY)
+    dispatch = account["estimate_of_a_dispatch"] / account["updates_per_dispatch"]
+    return account["estimate"] + account["kernels_at_least"] + dispatch
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

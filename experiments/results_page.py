@@ -1,0 +1,122 @@
+"""Writes the tables of docs/results.md and README.md from the results in docs/paper.
+
+    python -m experiments results
+
+A table stands between <!-- NAME --> and <!-- end -->; all else in the pages is written by hand.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+
+from experiments.jobs import ROOT
+from experiments.report import claims_table, number_tables
+from experiments.results import Results
+from rezero_jax.errors import UserError
+from rezero_jax.formatting import markdown_table, number
+
+FOLDER = ROOT / "docs" / "paper"
+PAGES = ("README.md", "docs/results.md")
+COSTS = FOLDER / "v5e-8.json"  # written by experiments.accelerator
+FOREMOST = {  # the claims of README.md, by the experiment and their beginning
+    "notebook_fc": "64 layers",
+    "fc": "ReZero fits",
+    "initialisation": "ReZero, 12 layers",
+    "depth": "ReZero nets",
+    "notebook_resnet": "ResNet-20",
+    "transformer12": "12-layer",
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Writes both pages and returns the exit status.
+
+    Raises:
+      UserError: there are arguments, or a page lacks the place of a table.
+    """
+    if argv:
+        raise UserError(f"{argv[0]} means nothing here; `python -m experiments results` is all")
+    tables = all_tables(read_all())
+    for page in PAGES:
+        path = ROOT / page
+        path.write_text(rewritten(path.read_text(), tables))
+        print(path)
+    return 0
+
+
+def read_all() -> list[Results]:
+    """All committed results, by name."""
+    files = sorted(set(FOLDER.glob("*.json")) - {COSTS})
+    return [Results.read(path) for path in files]
+
+
+def all_tables(found: Sequence[Results]) -> dict[str, str]:
+    """The name and the Markdown of each table."""
+    full, reduced = number_tables(found)
+    chosen = []
+    for results in found:
+        start = FOREMOST.get(results.experiment)
+        claims = [claim for claim in results.claims if start and claim.text.startswith(start)]
+        chosen.append(Results(results.experiment, results.scale, [], claims, made=results.made))
+    tables = {
+        "claims": claims_table(found),
+        "foremost": claims_table(chosen),
+        "numbers": full,
+        "reduced": reduced,
+        "costs": costs_table(json.loads(COSTS.read_text())["costs"]),
+    }
+    return tables | {results.experiment: settings_table(results) for results in found}
+
+
+def settings_table(results: Results) -> str:
+    """Every number of an experiment, a line for each setting, beside the paper's; its remarks.
+
+    Settings that have the same quantities share a table.
+    """
+    cells: dict[str, dict[str, str]] = {}
+    for row in results.rows:
+        paper = results.paper(row)
+        shown = f"{row.shown}; paper {paper.shown}" if paper else row.shown
+        cells.setdefault(row.setting, {})[row.quantity] = shown
+    tables: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+    for setting, numbers in cells.items():
+        tables.setdefault(tuple(numbers), []).append((setting, *numbers.values()))
+    parts = [markdown_table([("", *quantities), *lines]) for quantities, lines in tables.items()]
+    if results.remarks:
+        parts.append("\n".join(f"- {text}" for text in results.remarks))
+    return "\n\n".join(parts)
+
+
+def costs_table(costs: Sequence[Mapping[str, str | int | float]]) -> str:
+    """What the experiments take at the paper's scale on a TPU, in hours."""
+    head = ("experiment", "runs", "updates of all runs", "hours")
+    lines = [
+        (
+            f"`python -m experiments {cost['experiment']} --scale=paper`",
+            cost["runs"],
+            f"{cost['updates']:,}",
+            number(float(cost["seconds"]) / 3600, 2),
+        )
+        for cost in costs
+    ]
+    return markdown_table([head, *lines])
+
+
+def rewritten(text: str, tables: Mapping[str, str]) -> str:
+    """The page with each of its tables as it is now.
+
+    Raises:
+      UserError: a table has no end, or a name that there is no table for.
+    """
+
+    def table(place: re.Match[str]) -> str:
+        if place[1] not in tables:
+            raise UserError(f"there is no table {place[1]!r}; give one of {', '.join(tables)}")
+        return f"<!-- {place[1]} -->\n{tables[place[1]]}\n<!-- end -->"
+
+    written, count = re.subn(
+        r"<!-- (?!end )(\w+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL
+    )
+    if 2 * count != text.count("<!--"):
+        raise UserError("a table has no <!-- NAME --> or no <!-- end -->; write both around it")
+    return written

@@ -1,0 +1,106 @@
+"""The tables of README.md and docs/results.md are those of the results in docs/paper."""
+
+import pytest
+
+from experiments.__main__ import main
+from experiments.claims import Claim
+from experiments.results import Made, Results, Row
+from experiments.results_page import (
+    FOREMOST,
+    PAGES,
+    ROOT,
+    all_tables,
+    costs_table,
+    read_all,
+    rewritten,
+    settings_table,
+)
+from rezero_jax.errors import UserError
+from tests.test_docs import check
+
+COMMAND = "python -m experiments results"
+
+
+def test_the_pages_are_what_the_command_writes():
+    tables = all_tables(read_all())
+    used = "".join((ROOT / page).read_text() for page in PAGES)
+    for page in PAGES:
+        text = (ROOT / page).read_text()
+        assert rewritten(text, tables) == text, f"run `{COMMAND}`"
+    for name in ("claims", "foremost", "numbers", "reduced", "costs", "initialisation"):
+        assert f"<!-- {name} -->" in used
+
+
+def test_each_foremost_claim_is_one_claim():
+    for results in read_all():
+        start = FOREMOST.get(results.experiment, "none")
+        claims = [claim for claim in results.claims if claim.text.startswith(start)]
+        assert len(claims) == (results.experiment in FOREMOST)
+
+
+def test_the_commands_of_all_results_are_accepted(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for results in read_all():
+        line = results.made.command
+        for name, value in (("RULE", "rezero"), ("SEED", "1"), ("DEPTH", "20"), ("LR", "0.1")):
+            line = line.replace(f"={name}", f"={value}")
+        check(line.split(), monkeypatch)
+
+
+def test_a_new_number_changes_the_table_of_its_experiment():
+    made = Made("python -m experiments fc", "TPU", 60.0, [])
+    rows = [
+        Row("FC", "epochs to 1.2", (30.0,), headline=True),
+        Row("FC", "epochs to 0.8", (48.0,), headline=True, reduced=True),
+        Row("a net", "width", (7.0,)),
+    ]
+    claims = [Claim("it is so", "UAI 1", "replicated", "exact", 1)]
+    results = Results("fc", "cpu", rows, claims, remarks=["a", "b"], made=made)
+    assert settings_table(results) == (
+        "|  | epochs to 1.2 | epochs to 0.8 |\n| --- | --- | --- |\n"
+        "| FC | 30; paper 29.5 (digitised) | 48 |\n\n"
+        "|  | width |\n| --- | --- |\n| a net | 7 |\n\n- a\n- b"
+    )
+    page = "a\n<!-- claims -->\nold\n<!-- end -->\nb\n<!-- fc -->\n<!-- end -->\n"
+    before, (claimed, of_fc) = "a\n", all_pages(results)
+    assert rewritten(page, all_tables([results])) == (
+        f"{before}<!-- claims -->\n{claimed}\n<!-- end -->\nb\n<!-- fc -->\n{of_fc}\n<!-- end -->\n"
+    )
+    last = claimed.splitlines()[-1]
+    assert last == (
+        "| it is so | replicated | 1 | none needed | exact | `python -m experiments fc` | 0:01:00 |"
+    )
+    copied = Results("fc", "cpu", rows, claims, made=made._replace(seconds=None, copied=True))
+    last = all_pages(copied)[0].splitlines()[-1]
+    assert last.endswith("| `python -m experiments fc` (copied) | not kept |")
+
+
+def all_pages(results):
+    tables = all_tables([results])
+    return tables["claims"], tables["fc"]
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "<!-- claims -->\nno end",
+        "<!-- unknown -->\n<!-- end -->",
+        "<!-- claims -->\n<!-- fc -->\n<!-- end -->",
+        "<!-- end -->",
+    ],
+)
+def test_a_page_without_the_place_of_a_table_is_refused(page):
+    with pytest.raises(UserError, match="table"):
+        rewritten(page, {"claims": "x", "fc": "y"})
+
+
+def test_hours_on_a_tpu():
+    cost = {"experiment": "fc", "runs": 20, "updates": 3000000, "seconds": 5400.0}
+    assert costs_table([cost]).splitlines()[-1] == (
+        "| `python -m experiments fc --scale=paper` | 20 | 3,000,000 | 1.5 |"
+    )
+
+
+def test_an_argument_is_refused(capsys):
+    assert main(["results", "--out=x"]) == 2
+    assert "is all" in capsys.readouterr().err
