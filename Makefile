@@ -9,7 +9,7 @@ train: setup  ## train the default network on embedded data, in seconds
 	$(BIN)/python train.py --config=configs/mlp.py --workdir=runs/digits
 
 test: setup-dev  ## run the tests
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: setup-dev  ## check format, style and types
 	$(BIN)/ruff format --check .
