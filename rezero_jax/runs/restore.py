@@ -174,12 +174,14 @@ def _failed_reads_dropped() -> Iterator[None]:
 class _WithoutLateReads:
     """sys.unraisablehook or sys.excepthook without the reads of TensorStore that end too late."""
 
+    late = ("Event loop is closed", "Encountered error while reading array index")
+
     def __init__(self, hook: Callable[..., Any]):
         self._hook = hook
 
     def __call__(self, *args: Any) -> None:
         error = args[0].exc_value if len(args) == 1 else args[1]
-        if str(error) != "Event loop is closed":
+        if not str(error).startswith(self.late):
             self._hook(*args)
 
 
