@@ -67,6 +67,7 @@ def test_a_run_in_a_bucket_has_the_bits_of_one_on_a_disk(in_bucket, on_disk):
     assert differences(in_bucket, on_disk) == []
 
 
+@pytest.mark.slow
 def test_it_resumes_after_a_checkpoint_half_written_whatever_requests_fail(
     in_bucket, server, config, on_disk, capsys
 ):

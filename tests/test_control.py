@@ -1,6 +1,7 @@
 """The control of deep nets: with every alpha held at 0 their depth makes no difference."""
 
 import numpy as np
+import pytest
 
 from experiments.jobs import HELD
 from rezero_jax.config import load_config
@@ -19,6 +20,7 @@ def losses(depth, overrides=()):
     return np.array(found)
 
 
+@pytest.mark.slow
 def test_a_held_net_is_the_same_at_any_depth(quick_compilation):
     """So the control of 10,000 layers may have one: same start, same batches, same losses."""
     held = losses(1, HELD)

@@ -90,6 +90,7 @@ def rows(capsys, *flags):
     return {line[:WIDTH].rstrip(): line[WIDTH:] for line in lines}
 
 
+@pytest.mark.slow
 def test_plan(capsys):
     here = rows(capsys, "--plan")
     count = 4 * (64 * 64 + 64) + 3 + 64 * 10 + 10

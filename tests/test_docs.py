@@ -170,7 +170,9 @@ def check(words, monkeypatch):
         assert words == [".ci/run"]
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "page", [pytest.param(p, marks=[pytest.mark.slow] * (p == "docs/models.md")) for p in PAGES]
+)
 def test_python_blocks_run_in_order(page, quick_compilation):
     exec("\n".join(blocks(page, "python")), {})
 

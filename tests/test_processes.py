@@ -116,7 +116,8 @@ def test_a_signal_to_one_process_stops_all_and_another_topology_resumes(straight
     assert_same_curve(straight, tmp_path)
 
 
-@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_others_and_the_command_resumes(victim, straight, tmp_path):
     processes = start(2, tmp_path)
     wait_until((tmp_path / "checkpoints" / str(SAVE)).exists)

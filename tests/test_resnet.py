@@ -230,7 +230,7 @@ def some_state(make, seed=0):
     return structure, params, jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.7), stats)
 
 
-@pytest.mark.parametrize("rule", ["rezero", "skipinit"])
+@pytest.mark.parametrize("rule", ["rezero", pytest.param("skipinit", marks=pytest.mark.slow)])
 def test_only_gates_shortcuts_and_ends_learn_first_and_the_branches_next(rule):
     structure, params, stats = some_state(
         functools.partial(ResNet.cifar, 14, rule, width=4, scan=True)
@@ -272,7 +272,7 @@ def unrolled(tree):
         pytest.param(
             functools.partial(ResNet.cifar, 20, "rezero", width=4), marks=pytest.mark.slow
         ),
-        functools.partial(ResNet.cifar, 20, "fixup", width=4),
+        pytest.param(functools.partial(ResNet.cifar, 20, "fixup", width=4), marks=pytest.mark.slow),
         functools.partial(ResNet.preact, 34, "residual", width=1),
     ],
 )
@@ -298,6 +298,7 @@ def test_scanned_and_unrolled_start_from_the_same_parameters():
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_rematerialised_gradients_and_statistics_are_the_same():
     make = functools.partial(ResNet.cifar, 20, "rezero", width=4, scan=True)
     _, params, stats = some_state(make)

@@ -151,6 +151,7 @@ def test_a_mesh_that_does_not_fit_is_told(devices, overrides, sentence):
     assert "\n" not in str(info.value)
 
 
+@pytest.mark.slow
 def test_devices_among_which_a_batch_does_not_divide_repeat_work(runs, capsys):
     """48 examples on 32 of 40 devices' worth: here 12 on 4 of 8."""
     program = make_program(-1, **{"train.batch_size": 12})
@@ -164,6 +165,7 @@ def test_devices_among_which_a_batch_does_not_divide_repeat_work(runs, capsys):
     np.testing.assert_array_equal(*losses)
 
 
+@pytest.mark.slow
 def test_an_evaluation_takes_any_batch_on_any_number_of_devices(runs):
     expected = None
     for devices, size in ((1, 100), (8, 100), (8, 1), (4, 50)):
