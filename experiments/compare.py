@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments import compare_report
+from experiments import arguments, compare_report
 from experiments.comparison import Cell, Comparison
 from experiments.dry_run import print_costs, trainer_of
 from experiments.jobs import HELD, Job
@@ -62,12 +62,11 @@ class Plan(NamedTuple):
 
     def job(self, rule: str, depth: int, rate: float, seed: int) -> Job:
         """The run of a rule, depth, learning rate and seed."""
-        file, _, arguments = self.config.removeprefix("configs/").partition(":")
         residual, held = ("rezero", HELD) if rule == NO_LAYERS else (rule, ())
-        arguments = ",".join(filter(None, (arguments, f"residual={residual}", f"depth={depth}")))
+        config = arguments.with_arguments(self.config, f"residual={residual}", f"depth={depth}")
         overrides = (*self.overrides, f"optim.learning_rate={rate:g}", *held, f"seed={seed}")
         name = f"{rule}-{depth}-lr{rate:g}-seed{seed}"
-        return Job(f"{rule}, {depth} layers", name, f"{file}:{arguments}", overrides)
+        return Job(f"{rule}, {depth} layers", name, config, overrides)
 
     def grid(self, rule: str, depth: int) -> Grid:
         """The learning rates of a rule at a depth, around that of its config."""
@@ -84,8 +83,7 @@ def main(argv: Sequence[str]) -> int:
       UserError: a flag is wrong, or a run failed.
       Stopped: on SIGINT or SIGTERM.
     """
-    overrides = [text.removeprefix("--config.") for text in argv if text.startswith("--config.")]
-    args = _parser().parse_args([text for text in argv if not text.startswith("--config.")])
+    args, overrides = arguments.parse(_parser(), argv)
     devices.use_cpu()  # leaves the accelerators to the runs
     plan, out = _plan(args, overrides), Path(args.out)
     if args.dry_run:
@@ -118,14 +116,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _plan(args: argparse.Namespace, overrides: Sequence[str]) -> Plan:
-    for flag in ("seeds", "rates", "tuning_seeds", "jobs"):
-        if getattr(args, flag) < 1:
-            name = flag.replace("_", "-")
-            raise UserError(f"--{name}={getattr(args, flag)} is not positive; give at least 1")
+    arguments.check_positive(args, "seeds", "rates", "tuning_seeds", "jobs")
     if args.factor <= 1:
         raise UserError(f"--factor={args.factor:g} is not above 1; give one such as 2")
-    if not args.config.startswith("configs/"):
-        raise UserError(f"--config={args.config} is not a file of configs/; name one of those")
+    arguments.check_config(args)
     if any(text.startswith("seed=") for text in overrides):
         raise UserError("--config.seed is what --seeds counts; leave it out")
     depths = args.depths.split(",")

@@ -26,7 +26,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from experiments import drawing
+from experiments import arguments, drawing
 from experiments.jobs import Job
 from experiments.results import Curve, finite
 from rezero_jax import data
@@ -110,15 +110,11 @@ def main(argv: Sequence[str]) -> int:
     Raises:
       UserError: a flag is wrong, or the config does not take these rules or sizes.
     """
-    overrides = [text.removeprefix("--config.") for text in argv if text.startswith("--config.")]
-    args = _parser().parse_args([text for text in argv if not text.startswith("--config.")])
+    args, overrides = arguments.parse(_parser(), argv)
     axis = "depth" if args.depths else "width"
     sizes, rules = _sizes(axis, args.depths or args.widths), args.rules.split(",")
-    for flag in ("steps", "seeds"):
-        if getattr(args, flag) < 1:
-            raise UserError(f"--{flag}={getattr(args, flag)} is not positive; give at least 1")
-    if not args.config.startswith("configs/"):
-        raise UserError(f"--config={args.config} is not a file of configs/; name one of those")
+    arguments.check_positive(args, "steps", "seeds")
+    arguments.check_config(args)
     found = []
     for rule in rules:
         of_sizes = {size: _config(args.config, overrides, rule, axis, size) for size in sizes}
@@ -240,9 +236,8 @@ def _sizes(axis: str, text: str) -> list[int]:
 
 
 def _config(config: str, overrides: Sequence[str], rule: str, axis: str, size: int) -> ConfigDict:
-    file, _, arguments = config.removeprefix("configs/").partition(":")
-    arguments = ",".join(filter(None, (arguments, f"residual={rule},{axis}={size}")))
-    loaded = Job("", "", f"{file}:{arguments}", tuple(overrides)).load()
+    named = arguments.with_arguments(config, f"residual={rule}", f"{axis}={size}")
+    loaded = Job("", "", named, tuple(overrides)).load()
     if loaded.model[axis] != size:
         raise UserError(
             f"--config={config} sets the {axis} to {loaded.model[axis]} whatever --{axis}s says; "

@@ -35,3 +35,14 @@ def quick_compilation():
     yield
     jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def server():
+    """The storage that gs:// is for this process and those it starts."""
+    from tests.gcs.server import serving  # few tests need it
+
+    with serving(["runs"]) as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server

@@ -18,7 +18,6 @@ from rezero_jax.training import loop
 from rezero_jax.training.load import load_language_model
 from tests.faults.compare import differences
 from tests.gcs.faults import Faults
-from tests.gcs.server import serving
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -32,15 +31,6 @@ FIELDS = {
     "eval.every_steps": 10,
     "log.every_steps": 5,
 }
-
-
-@pytest.fixture(scope="module")
-def server():
-    """The storage that gs:// is for this process and those it starts."""
-    with serving(["runs"]) as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environment.items():
-            patch.setenv(name, value)
-        yield server
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,6 @@ from rezero_jax.errors import Unavailable
 from rezero_jax.runs import cloud_storage, files, restore
 from rezero_jax.runs.checkpoint import Checkpoints
 from tests.gcs.faults import Faults
-from tests.gcs.server import serving
 
 PATH = epath.Path("gs://runs/folder/file")
 
@@ -37,14 +36,6 @@ class Failing(Faults):
     def draw(self):
         self.times -= 1
         return self.kind if self.times >= 0 else None
-
-
-@pytest.fixture(scope="module")
-def server():
-    with serving(["runs"]) as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environment.items():
-            patch.setenv(name, value)
-        yield server
 
 
 @pytest.fixture

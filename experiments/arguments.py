@@ -1,0 +1,35 @@
+"""What the commands that take a config of their own have in common: its flags, and their checks."""
+
+import argparse
+from collections.abc import Sequence
+
+from rezero_jax.errors import UserError
+
+
+def parse(
+    parser: argparse.ArgumentParser, argv: Sequence[str]
+) -> tuple[argparse.Namespace, list[str]]:
+    """The flags, and the texts "KEY=VALUE" of every --config.KEY=VALUE."""
+    overrides = [text.removeprefix("--config.") for text in argv if text.startswith("--config.")]
+    args = parser.parse_args([text for text in argv if not text.startswith("--config.")])
+    return args, overrides
+
+
+def check_positive(args: argparse.Namespace, *flags: str) -> None:
+    """Raises UserError if one of the flags is below 1."""
+    for flag in flags:
+        if getattr(args, flag) < 1:
+            name = flag.replace("_", "-")
+            raise UserError(f"--{name}={getattr(args, flag)} is not positive; give at least 1")
+
+
+def check_config(args: argparse.Namespace) -> None:
+    """Raises UserError if --config is not of the form configs/FILE."""
+    if not args.config.startswith("configs/"):
+        raise UserError(f"--config={args.config} is not a file of configs/; name one of those")
+
+
+def with_arguments(config: str, *more: str) -> str:
+    """ "configs/FILE:KEY=VALUE,..." with more arguments, as a Job names it."""
+    file, _, arguments = config.removeprefix("configs/").partition(":")
+    return f"{file}:{','.join(filter(None, (arguments, *more)))}"
