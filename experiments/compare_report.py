@@ -1,19 +1,14 @@
-"""The report of a comparison: a page that refers to no other file, the same in Markdown, plots."""
+"""The report of a comparison: a page that refers to no other file, and the same in Markdown."""
 
 import base64
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
-from experiments import drawing
+from experiments import compare_plots, drawing
 from experiments.comparison import CONFIDENCE, Cell, Comparison
 from experiments.report import document
-from experiments.results import Curve
 from rezero_jax.analysis.plots.theme import themed
 from rezero_jax.analysis.statistics import Estimate
 from rezero_jax.formatting import markdown_table, number
@@ -30,6 +25,8 @@ HEAD = (
     "at equal time",
 )
 PLOTS = {
+    "differences": "Final test loss less the control's, in pairs of seeds: mean and 95 % interval "
+    "of each difference alone. The grey band is the noise floor.",
     "rates": "Final test loss by learning rate, on the tuning seeds. A cross: training diverged.",
     "curves": "Training loss by update, mean and deviation over the seeds, smoothed.",
 }
@@ -37,8 +34,9 @@ PLOTS = {
 
 def write(comparison: Comparison, folder: Path) -> Path:
     """Writes report.html, report.md and the plots; returns the first."""
-    for name, plot in {"rates": plot_rates, "curves": plot_curves}.items():
-        drawing.save(themed(plot)(comparison), folder, name)
+    for name in PLOTS:
+        plot = themed(getattr(compare_plots, f"plot_{name}"))
+        drawing.save(plot(comparison), folder, name)
     (folder / "report.md").write_text(markdown(comparison))
     path = folder / "report.html"
     path.write_text(page(comparison, folder))
@@ -74,6 +72,34 @@ def table(comparison: Comparison, depth: int) -> list[Sequence[str]]:
     if comparison.target is not None:
         head += [f"updates to a training loss of {comparison.target:g}", "over the control's"]
     return [head, *(_row(comparison, cell) for cell in comparison.at(depth))]
+
+
+def summary(comparison: Comparison) -> str:
+    """A line for each rule: its final test loss at each depth, less the control's, the verdict.
+
+    In Markdown; operations and time are those of an update of the deepest net.
+    """
+    rows: list[Sequence[str]] = [
+        ("rule", *(f"{depth} layers" for depth in comparison.depths), "FLOPs", "time")
+    ]
+    for rule in comparison.rules:
+        cells = [cell for cell in comparison.cells if cell.rule == rule]
+        deepest, control = cells[-1], comparison.control_of(cells[-1])
+        flops = _ratio(deepest.flops, control.flops) if deepest.flops else ""
+        losses = (_in_short(comparison, cell) for cell in cells)
+        rows.append((f"`{rule}`", *losses, flops, _ratio(deepest.seconds, control.seconds)))
+    return markdown_table(rows)
+
+
+def _in_short(comparison: Comparison, cell: Cell) -> str:
+    """A cell of the summary."""
+    if cell.final is None:
+        return "diverged"
+    difference = comparison.difference(cell)
+    if difference is None:
+        return number(cell.final.mean)
+    shown = _with_interval(difference.mean, difference.interval, 2)
+    return f"{number(cell.final.mean)}: {shown}, {difference.verdict}"
 
 
 def _row(comparison: Comparison, cell: Cell) -> Sequence[str]:
@@ -134,7 +160,8 @@ def markdown(comparison: Comparison) -> str:
     """The report as Markdown, with the plots beside it."""
     parts = [
         "# Residual rules, compared",
-        f"`{comparison.command}`, on {comparison.cells[0].device}.",
+        f"`{comparison.command}`",
+        f"On {comparison.cells[0].device}.",
         *(f"## {d} layers\n\n{markdown_table(table(comparison, d))}" for d in comparison.depths),
         *notes(comparison),
         *(f"![{text}]({name}.png)" for name, text in PLOTS.items()),
@@ -166,59 +193,3 @@ def page(comparison: Comparison, folder: Path) -> str:
     commands = "\n".join(command for cell in comparison.cells for command in cell.commands)
     body.append(f"<details><summary>Commands</summary><pre>{escape(commands)}</pre></details>")
     return document("Residual rules, compared", body)
-
-
-def _panels(
-    comparison: Comparison, title: str, draw: Callable[[Axes, Cell, str], None]
-) -> tuple[Figure, list[Axes]]:
-    """A panel for each depth, in which every rule is drawn in its colour."""
-    figure, axes = drawing.captioned(title, comparison.command, len(comparison.depths))
-    rules = drawing.colours(dict.fromkeys(cell.rule for cell in comparison.cells))
-    for axis, depth in zip(axes, comparison.depths, strict=True):
-        for cell in comparison.at(depth):
-            draw(axis, cell, rules[cell.rule])
-        axis.set_title(f"{depth} layers")
-        axis.legend()
-    return figure, axes
-
-
-def plot_rates(comparison: Comparison) -> Figure:
-    """The final test loss by learning rate; rates at which training diverged lie on top."""
-    losses = [x for cell in comparison.cells for x in cell.tuning.values() if math.isfinite(x)]
-    top = max(losses, default=1.0) * 1.05
-
-    def draw(axis: Axes, cell: Cell, colour: str) -> None:
-        finite = {rate: loss for rate, loss in cell.tuning.items() if math.isfinite(loss)}
-        axis.plot(list(finite), list(finite.values()), "o-", color=colour, label=cell.rule, ms=4)
-        broken = [rate for rate in cell.tuning if rate not in finite]
-        axis.plot(broken, [top] * len(broken), "x", color=colour)
-
-    figure, axes = _panels(comparison, "Where each rule trains, and where it breaks", draw)
-    for axis, depth in zip(axes, comparison.depths, strict=True):
-        axis.set(xlabel="learning rate", ylabel="final test loss (nats)", xscale="log")
-        rates = sorted({rate for cell in comparison.at(depth) for rate in cell.tuning})
-        shown = rates[:: -(-len(rates) // 7)]
-        axis.set_xticks(shown, [f"{rate:g}" for rate in shown])
-        axis.minorticks_off()
-    return figure
-
-
-def plot_curves(comparison: Comparison) -> Figure:
-    """The training loss by update at each rule's best learning rate."""
-
-    def draw(axis: Axes, cell: Cell, colour: str) -> None:
-        if not cell.curves:
-            return
-        curves = [drawing.smoothed(Curve([*one.updates], one.losses)) for one in cell.curves]
-        length = min(len(curve.x) for curve in curves)
-        smooth = np.array([curve.y[:length] for curve in curves])
-        updates, mean = curves[0].x[:length], smooth.mean(0)
-        axis.plot(updates, mean, color=colour, label=f"{cell.rule}, {cell.rate:g}")
-        if len(smooth) > 1:
-            spread = smooth.std(0, ddof=1)
-            axis.fill_between(updates, mean - spread, mean + spread, color=colour, alpha=0.2, lw=0)
-
-    figure, axes = _panels(comparison, "Each rule at its own best learning rate", draw)
-    for axis in axes:
-        axis.set(xlabel="update", ylabel="training loss (nats)")
-    return figure

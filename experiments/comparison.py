@@ -1,10 +1,11 @@
 """What a comparison of residual rules measured, and what its intervals decide."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from experiments.jobs import Job
 from experiments.ratios import Ratio
 from experiments.results import finite
 from rezero_jax.analysis.statistics import Estimate
-from rezero_jax.runs.files import write_json
+from rezero_jax.runs.files import replace_file
 from rezero_jax.runs.reader import Run
 
 WINDOW = 0.05  # of the updates, over which a training loss is averaged
@@ -77,7 +78,7 @@ class Cell:
         whole = [run for run in runs if not run.diverged]
         times = [np.median(run.series("time/step")[1]) for run in whole]
         curves = [
-            Curve(steps.astype(int).tolist(), losses.tolist())
+            Curve(steps.astype(int).tolist(), losses.round(5).tolist())
             for steps, losses in (run.series("train/loss") for run in whole)
         ]
         return cls(
@@ -95,6 +96,17 @@ class Cell:
             [job.shown for job in jobs],
         )
 
+    @classmethod
+    def read(cls, fields: dict[str, Any]) -> "Cell":
+        """The cell of its JSON."""
+        known = {
+            "tuning": {float(rate): _number(loss) for rate, loss in fields["tuning"].items()},
+            "losses": [_number(loss) for loss in fields["losses"]],
+            "curves": [Curve(*curve) for curve in fields["curves"]],
+            "seconds": math.nan if fields["seconds"] is None else fields["seconds"],
+        }
+        return cls(**fields | known)
+
     @property
     def final(self) -> Estimate | None:
         """The final test loss; None unless every seed has one."""
@@ -107,6 +119,11 @@ class Cell:
         if len(values) < len(self.losses) or not values or None in values:
             return None
         return float(np.mean([value for value in values if value is not None]))
+
+
+def _number(loss: float | None) -> float:
+    """A loss of the JSON, which has no infinity."""
+    return math.inf if loss is None else loss
 
 
 def _reached(curve: Curve, target: float) -> float | None:
@@ -146,6 +163,11 @@ class Comparison:
     def depths(self) -> list[int]:
         """In ascending order."""
         return sorted({cell.depth for cell in self.cells})
+
+    @property
+    def rules(self) -> list[str]:
+        """In the order of the command."""
+        return list(dict.fromkeys(cell.rule for cell in self.cells))
 
     def at(self, depth: int) -> list[Cell]:
         """The cells of a depth."""
@@ -206,5 +228,14 @@ class Comparison:
         return cell.loss_at(min(spent) / cost) if spent and cost and cell.curves else None
 
     def write(self, folder: Path) -> None:
-        """Writes comparison.json."""
-        write_json(folder / "comparison.json", finite(dataclasses.asdict(self)))
+        """Writes comparison.json, a line for each cell."""
+        head = json.dumps({"command": self.command, "control": self.control, "target": self.target})
+        cells = ",\n".join(json.dumps(finite(dataclasses.asdict(cell))) for cell in self.cells)
+        replace_file(folder / "comparison.json", f'{head[:-1]}, "cells": [\n{cells}\n]}}\n')
+
+    @classmethod
+    def read(cls, folder: Path) -> "Comparison":
+        """The comparison of a comparison.json."""
+        content = json.loads((folder / "comparison.json").read_text())
+        cells = [Cell.read(fields) for fields in content.pop("cells")]
+        return cls(**content, cells=cells)

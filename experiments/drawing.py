@@ -21,14 +21,20 @@ def sheet(
 
 
 def captioned(
-    title: str, caption: str, panels: int = 1, height: float = 3.8
+    title: str,
+    caption: str,
+    panels: int = 1,
+    height: float = 3.8,
+    columns: int = 2,
+    width: float = 3.3,
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with panels, two in a row, and a caption below them."""
-    columns, rows = min(panels, 2), -(-panels // 2)
-    figure = Figure(figsize=(2.4 + 3.3 * columns, height * rows))
+    """A figure with panels, so many in a row, of that height and width, and a caption below."""
+    columns = min(panels, columns)
+    rows = -(-panels // columns)
+    figure = Figure(figsize=(2.4 + width * columns, height * rows))
     axes = [figure.add_subplot(rows, columns, number + 1) for number in range(panels)]
     figure.suptitle(title, fontsize=10)
-    text = textwrap.fill(caption, 40 + 55 * columns)
+    text = textwrap.fill(caption, 40 + int(17 * width * columns))
     figure.supxlabel(text, fontsize=7, color="#444444")
     return figure, axes
 

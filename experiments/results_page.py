@@ -1,22 +1,27 @@
-"""Writes the tables of docs/results.md and README.md from the results in docs/paper.
+"""Writes the tables of README.md, docs/results.md and docs/schemes.md.
 
     python -m experiments results
 
-A table stands between <!-- NAME --> and <!-- end -->; all else in the pages is written by hand.
+They come from the results in docs/paper and docs/comparisons, and from the rules. A table stands
+between <!-- NAME --> and <!-- end -->; all else in the pages is written by hand.
 """
 
 import json
 import re
 from collections.abc import Mapping, Sequence
 
+from experiments import compare_report
+from experiments.comparison import Comparison
 from experiments.jobs import ROOT
 from experiments.report import claims_table, number_tables
 from experiments.results import Results
 from rezero_jax.errors import UserError
 from rezero_jax.formatting import markdown_table, number
+from rezero_jax.models import schemes
 
 FOLDER = ROOT / "docs" / "paper"
-PAGES = ("README.md", "docs/results.md")
+COMPARISONS = ROOT / "docs" / "comparisons"  # what `python -m experiments compare` wrote
+PAGES = ("README.md", "docs/results.md", "docs/schemes.md")
 COSTS = FOLDER / "v5e-8.json"  # written by experiments.accelerator
 FOREMOST = {  # the claims of README.md, by the experiment and their beginning
     "notebook_fc": "64 layers",
@@ -29,7 +34,7 @@ FOREMOST = {  # the claims of README.md, by the experiment and their beginning
 
 
 def main(argv: Sequence[str]) -> int:
-    """Writes both pages and returns the exit status.
+    """Writes all pages and the reports of comparisons, and returns the exit status.
 
     Raises:
       UserError: there are arguments, or a page lacks the place of a table.
@@ -41,6 +46,10 @@ def main(argv: Sequence[str]) -> int:
         path = ROOT / page
         path.write_text(rewritten(path.read_text(), tables))
         print(path)
+    for name, comparison in comparisons().items():
+        path = COMPARISONS / name / "report.md"
+        path.write_text(compare_report.markdown(comparison))
+        print(path)
     return 0
 
 
@@ -48,6 +57,11 @@ def read_all() -> list[Results]:
     """All committed results, by name."""
     files = sorted(set(FOLDER.glob("*.json")) - {COSTS})
     return [Results.read(path) for path in files]
+
+
+def comparisons() -> dict[str, Comparison]:
+    """All committed comparisons, by name."""
+    return {path.parent.name: Comparison.read(path.parent) for path in COMPARISONS.glob("*/*.json")}
 
 
 def all_tables(found: Sequence[Results]) -> dict[str, str]:
@@ -64,7 +78,10 @@ def all_tables(found: Sequence[Results]) -> dict[str, str]:
         "numbers": full,
         "reduced": reduced,
         "costs": costs_table(json.loads(COSTS.read_text())["costs"]),
+        "schemes": schemes.table(),
     }
+    for name, comparison in comparisons().items():
+        tables[f"compared_{name}"] = compare_report.summary(comparison)
     return tables | {results.experiment: settings_table(results) for results in found}
 
 

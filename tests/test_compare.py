@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import compare_report
+from experiments import compare_plots, compare_report
 from experiments.__main__ import main
 from experiments.compare import Plan
 from experiments.comparison import Cell, Comparison, Curve
@@ -166,18 +166,34 @@ def test_the_control_without_layers_is_rezero_with_its_gates_held() -> None:
 
 
 def test_the_report_shows_every_rule_and_the_numbers_are_valid_json(tmp_path: Path) -> None:
-    none = cell("plain", [], rate=None, settled=False, curves=[], to_target=[], flops=0)
+    nothing: dict = {"rate": None, "settled": False, "curves": [], "to_target": [], "flops": 0}
+    none = cell("plain", [], **nothing, seconds=math.nan)
     found = compare(cell("rezero", [1.0, 1.1]), cell("norm", [1.5, 1.7]), none)
     found.write(tmp_path)
     saved = json.loads((tmp_path / "comparison.json").read_text())
     assert saved["cells"][0]["tuning"]["0.04"] is None
+    assert repr(Comparison.read(tmp_path)) == repr(found)
     page = compare_report.write(found, tmp_path).read_text()
     markdown = (tmp_path / "report.md").read_text()
     for text in (page, markdown):
         assert all(rule in text for rule in ("rezero", "norm", "plain", "none of 0.01 to 0.04"))
         assert "noise floor" in text
-    assert (tmp_path / "rates.png").stat().st_size > 0
-    assert (tmp_path / "curves.svg").stat().st_size > 0
+    for name in ("differences.png", "rates.png", "curves.svg"):
+        assert (tmp_path / name).stat().st_size > 0
+    one, other, last = compare_report.summary(found).splitlines()[2:]
+    assert one == "| `rezero` | 1.05 | 1.00x | 1.00x |"
+    assert other.startswith("| `norm` | 1.6: 0.55 [-0.085, 1.2], undecided |")
+    assert last == "| `plain` | diverged |  |  |"
+
+
+def test_differences_are_drawn_with_their_intervals() -> None:
+    found = compare(cell("rezero", [1.0, 1.1]), cell("norm", [1.5, 1.7]), cell("plain", [math.inf]))
+    (axis,) = compare_plots.plot_differences(found).axes
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["norm", "plain"]
+    drawn = [line.get_xdata() for line in axis.lines]
+    difference = found.difference(found.cells[1])
+    assert any(np.array_equal(x, difference.interval) for x in drawn)
+    assert [text.get_text() for text in axis.texts] == ["diverged"]
 
 
 def test_runs_differ_in_rule_depth_rate_and_seed_alone() -> None:

@@ -1,15 +1,18 @@
-"""The tables of README.md and docs/results.md are those of the results in docs/paper."""
+"""The tables of the README and the docs are those of the rules and of the committed results."""
 
 import pytest
 
+from experiments import compare_report
 from experiments.__main__ import main
 from experiments.claims import Claim
 from experiments.results import Made, Results, Row
 from experiments.results_page import (
+    COMPARISONS,
     FOREMOST,
     PAGES,
     ROOT,
     all_tables,
+    comparisons,
     costs_table,
     read_all,
     rewritten,
@@ -27,8 +30,12 @@ def test_the_pages_are_what_the_command_writes():
     for page in PAGES:
         text = (ROOT / page).read_text()
         assert rewritten(text, tables) == text, f"run `{COMMAND}`"
-    for name in ("claims", "foremost", "numbers", "reduced", "costs", "initialisation"):
+    for name in ("claims", "foremost", "numbers", "reduced", "costs", "initialisation", "schemes"):
         assert f"<!-- {name} -->" in used
+    for name, comparison in comparisons().items():
+        assert f"<!-- compared_{name} -->" in used
+        report = (COMPARISONS / name / "report.md").read_text()
+        assert report == compare_report.markdown(comparison), f"run `{COMMAND}`"
 
 
 def test_each_foremost_claim_is_one_claim():

@@ -10,7 +10,6 @@ from flax import nnx, traverse_util
 
 from rezero_jax import MLP, Transformer, fold_alpha
 from rezero_jax.config import base_config
-from rezero_jax.models.schemes import page
 from rezero_jax.models.transformer.encoder import Encoder
 from rezero_jax.models.transformer.layer import DecoderLayer, EncoderLayer
 from rezero_jax.residual import RULES, Alpha, Place
@@ -236,11 +235,6 @@ def test_x0_scalars_mix_the_first_trunk_into_each_layer():
         branch = normed @ np.asarray(linear.kernel[...]) + np.asarray(linear.bias[...])
         trunk = u + np.maximum(branch, 0)
     np.testing.assert_allclose(model(x), model.head(jnp.asarray(trunk)), rtol=1e-4, atol=1e-5)
-
-
-def test_the_table_in_the_docs_is_that_of_the_rules():
-    path = Path(__file__).parents[1] / "docs" / "schemes.md"
-    assert path.read_text() == page(), "run python -m rezero_jax.models.schemes > docs/schemes.md"
 
 
 # ---- Optimizers

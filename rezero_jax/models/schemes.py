@@ -1,10 +1,8 @@
-"""Writes docs/schemes.md, the table of all residual rules, from the rules themselves.
-
-python -m rezero_jax.models.schemes > docs/schemes.md
-"""
+"""The table of all residual rules, from the rules themselves: it stands in docs/schemes.md."""
 
 import inspect
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,6 +11,7 @@ from flax import nnx
 from jax.extend import core
 
 from rezero_jax import devices
+from rezero_jax.formatting import markdown_table
 from rezero_jax.models.transformer.layer import EncoderLayer
 from rezero_jax.residual import RULES, Place
 
@@ -30,59 +29,31 @@ FREE = {
     "stop_gradient",
     "transpose",
 }
+HEAD = ("name", "rule", "initial values", "parameters", "operations", "source", "reference code")
 
 
-HEAD = f"""# Residual schemes
+def table() -> str:
+    """Each rule's equation, initial values, costs and sources, in Markdown.
 
-Every rule that `model.residual` may name. x is the trunk, F the branch, LN a LayerNorm or what
-`model.norm` names: `layer_norm`, or `dyt`, gamma tanh(a x) + beta with a = 0.5 at first (arXiv
-2503.10622). l = 1 .. L is the layer, and B the number of branches in the network: L in an MLP, 2 L
-in a Transformer, 3 L where its layers attend to a memory too.
-
-Parameters and operations are those that an encoder layer of width {WIDTH}, which has two branches,
-has beyond one under `residual`. Operations are floating-point operations of a forward pass, for
-each position.
-
-| name | rule | initial values | parameters | operations | source | reference code |
-| --- | --- | --- | --- | --- | --- | --- |
-"""
-FOOT = """
-- MLPs take every rule but `sub_norm`, which needs a branch of two matrices. ResNets have rules of
-  their own; see [models](models.md).
-- `alpha_init` replaces the initial alpha. Every alpha is an `Alpha`, of an optimizer group without
-  weight decay. In a Transformer one alpha serves all branches of a layer, unless `alpha_per` says
-  `sublayer`; `layerscale` has one vector for each branch, as in CaiT.
-- `fold_alpha` multiplies the alphas of `rezero`, `rezero_channel`, `rezero_norm` and `layerscale`
-  into the weights. That of `gated` cannot be folded, and the other rules have none.
-- `completep` divides Adam's epsilon (`adamw`, `lamb`) of the layers' parameters by m too. L0 is
-  `model.base_depth`. Learning rates and weight decay do not depend on the depth.
-- lambda and mu of `x0_scalars`, the static numbers of `hyper_connections`, and a and b of `mhc`
-  belong to the alphas' optimizer group.
-- In a network of your own, a rule by depth needs to know its place:
-  `EncoderLayer(64, 4, residual="deep_norm", place=Place(layer=1, layers=12), rngs=rngs)`.
-
-`python -m rezero_jax.models.schemes` writes this page.
-"""
-
-
-def page() -> str:
-    """The content of docs/schemes.md."""
+    The costs are parameters, and floating-point operations of a forward pass for each position,
+    that an encoder layer of WIDTH has beyond one under `residual`.
+    """
     parameters, operations = _cost("residual")
-    rows = []
+    rows: list[Sequence[str]] = [HEAD]
     for name, rule in RULES.items():
         own_parameters, own_operations = _cost(name)
-        doc = (inspect.getdoc(rule) or "").splitlines()[0].rstrip(".")
-        cells = (
-            f"`{name}`",
-            doc.replace("|", "\\|"),
-            rule.about.start,
-            f"{own_parameters - parameters:,}",
-            f"{own_operations - operations:,}",
-            rule.about.paper,
-            rule.about.code,
+        rows.append(
+            (
+                f"`{name}`",
+                (inspect.getdoc(rule) or "").splitlines()[0].rstrip("."),
+                rule.about.start,
+                f"{own_parameters - parameters:,}",
+                f"{own_operations - operations:,}",
+                rule.about.paper,
+                rule.about.code,
+            )
         )
-        rows.append(f"| {' | '.join(cells)} |")
-    return HEAD + "\n".join(rows) + "\n" + FOOT
+    return markdown_table(rows)
 
 
 def _cost(rule: str) -> tuple[int, int]:
@@ -118,7 +89,3 @@ def _operations(jaxpr: core.Jaxpr) -> int:
             arrays: list[Any] = equation.invars if name.startswith("reduce_") else equation.outvars
             total += math.prod(arrays[0].aval.shape)
     return total
-
-
-if __name__ == "__main__":
-    print(page(), end="")

@@ -1,0 +1,124 @@
+"""The plots of a comparison: differences to the control, losses by learning rate, curves."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from experiments import drawing
+from experiments.comparison import Cell, Comparison
+from experiments.results import Curve
+
+VERDICTS = {"better": "#0072B2", "worse": "#D55E00", "undecided": "#777777"}  # and their colours
+CONTROL = "#BBBBBB"
+
+
+def plot_differences(comparison: Comparison) -> Figure:
+    """A panel for each depth: each rule's final test loss less the control's, with intervals."""
+    rules = [rule for rule in comparison.rules if rule != comparison.control]
+    figure, axes = drawing.captioned(
+        f"Final test loss less that of {comparison.control}",
+        comparison.command,
+        len(comparison.depths),
+        height=1.1 + 0.19 * len(rules),
+        columns=3,
+        width=2.6,
+    )
+    for axis, depth in zip(axes, comparison.depths, strict=True):
+        _draw_differences(axis, comparison, {c.rule: c for c in comparison.at(depth)}, rules)
+        axis.set(title=f"{depth} layers", xlabel="nats")
+        axis.set_yticks(range(len(rules)), rules if axis is axes[0] else [""] * len(rules))
+        axis.set_ylim(len(rules) - 0.5, -0.5)
+    handles = [Line2D([], [], color=c, marker="o", label=v) for v, c in VERDICTS.items()]
+    figure.legend(handles=handles, loc="outside upper right", ncols=3, fontsize=8)
+    return figure
+
+
+def _draw_differences(
+    axis: Axes, comparison: Comparison, cells: dict[str, Cell], rules: list[str]
+) -> None:
+    axis.axvline(0, color="black", lw=0.8)
+    if comparison.noise:
+        axis.axvspan(-comparison.noise, comparison.noise, color=CONTROL, alpha=0.4, lw=0)
+    found = {rule: comparison.difference(cells[rule]) for rule in rules}
+    means = [difference.mean for difference in found.values() if difference]
+    low, high = min([0.0, *means]), max([0.0, *means])
+    margin = 0.25 * (high - low) or 1.0
+    axis.set_xlim(low - margin, high + margin)  # of the means: the intervals of few seeds are wide
+    for y, (rule, difference) in enumerate(found.items()):
+        if difference is None:
+            text = "diverged" if cells[rule].final is None else "not comparable"
+            axis.annotate(text, (0.02, y), xycoords=axis.get_yaxis_transform(), va="center")
+            continue
+        colour = VERDICTS[difference.verdict]
+        axis.plot(difference.interval, (y, y), color=colour, lw=1.4)
+        axis.plot(difference.mean, y, "o", color=colour, ms=4)
+
+
+def plot_rates(comparison: Comparison) -> Figure:
+    """A panel for each rule: final test loss by learning rate; a cross where training diverged."""
+    losses = [x for cell in comparison.cells for x in cell.tuning.values() if math.isfinite(x)]
+    top = max(losses, default=1.0) * 1.05
+
+    def draw(axis: Axes, cell: Cell, colour: str) -> None:
+        finite = {rate: loss for rate, loss in cell.tuning.items() if math.isfinite(loss)}
+        axis.plot(list(finite), list(finite.values()), "o-", color=colour, ms=3)
+        broken = [rate for rate in cell.tuning if rate not in finite]
+        axis.plot(broken, [top] * len(broken), "x", color=colour)
+
+    figure, axes = _panels(comparison, "Where each rule trains, and where it breaks", draw)
+    rates = sorted({rate for cell in comparison.cells for rate in cell.tuning})
+    shown = rates[:: -(-len(rates) // 4)]
+    for axis in axes:
+        axis.set_xscale("log")
+        axis.set_xticks(shown, [f"{rate:g}" for rate in shown])
+        axis.minorticks_off()
+    figure.supylabel("final test loss (nats), by learning rate", fontsize=8)
+    return figure
+
+
+def plot_curves(comparison: Comparison) -> Figure:
+    """A panel for each rule: the training loss by update at its best learning rate."""
+
+    def draw(axis: Axes, cell: Cell, colour: str) -> None:
+        if not cell.curves:
+            return
+        curves = [drawing.smoothed(Curve([*one.updates], one.losses)) for one in cell.curves]
+        length = min(len(curve.x) for curve in curves)
+        smooth = np.array([curve.y[:length] for curve in curves])
+        updates, mean = curves[0].x[:length], smooth.mean(0)
+        axis.plot(updates, mean, color=colour, lw=1.2)
+        if len(smooth) > 1 and colour != CONTROL:
+            spread = smooth.std(0, ddof=1)
+            axis.fill_between(updates, mean - spread, mean + spread, color=colour, alpha=0.2, lw=0)
+
+    figure, _ = _panels(comparison, "Each rule at its own best learning rate", draw)
+    figure.supylabel("training loss (nats), by update", fontsize=8)
+    return figure
+
+
+def _panels(
+    comparison: Comparison, title: str, draw: Callable[[Axes, Cell, str], None]
+) -> tuple[Figure, list[Axes]]:
+    """A panel for each rule, in which each depth has its colour, above the control in grey."""
+    caption = f"Grey: {comparison.control}. {comparison.command}"
+    figure, axes = drawing.captioned(
+        title, caption, len(comparison.rules), height=1.6, columns=4, width=1.9
+    )
+    colours = drawing.colours(map(str, comparison.depths))
+    for axis, rule in zip(axes, comparison.rules, strict=True):
+        axis.sharex(axes[0])
+        axis.sharey(axes[0])
+        of_rule = [cell for cell in comparison.cells if cell.rule == rule]
+        for cell in of_rule:
+            if rule != comparison.control:
+                draw(axis, comparison.control_of(cell), CONTROL)
+        for cell in of_rule:
+            draw(axis, cell, colours[str(cell.depth)])
+        axis.set_title(rule)
+    handles = [Line2D([], [], color=c, label=f"{depth} layers") for depth, c in colours.items()]
+    figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), fontsize=8)
+    return figure, axes
