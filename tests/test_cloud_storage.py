@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 
+import jax.numpy as jnp
 import pytest
 from aiohttp import (
     ClientPayloadError,
@@ -18,7 +19,7 @@ from gcsfs.retry import HttpError
 from google.auth.exceptions import RefreshError, TransportError
 
 from rezero_jax.config import base_config
-from rezero_jax.errors import Unavailable
+from rezero_jax.errors import Unavailable, first_line
 from rezero_jax.runs import cloud_storage, files, restore
 from rezero_jax.runs.checkpoint import Checkpoints
 from tests.gcs.faults import Faults
@@ -162,6 +163,24 @@ def test_a_checkpoint_that_an_outage_hides_is_not_called_damaged(error, monkeypa
     # The same error of a file on the disk is one of its content.
     assert restore.read_newest(on_disk, {}, warn=moved.append, set_aside=str) is None
     assert "checkpoint 5 is damaged" in moved[0]
+
+
+def test_a_save_that_an_outage_ends_is_told_as_an_outage(monkeypatch, tmp_path):
+    checkpoints = Checkpoints(epath.Path(tmp_path) / "checkpoints", base_config().checkpoint)
+
+    def failed(error):
+        def fail(*_, **__):
+            raise error
+
+        monkeypatch.setattr(checkpoints._manager, "save", fail)
+        with pytest.raises(OSError, match=first_line(error)) as raised:
+            checkpoints.save(1, {"x": jnp.zeros(1)}, {}, None)
+        return raised.value
+
+    assert files.is_outage(PATH, failed(ServerDisconnectedError()))
+    assert files.is_outage(PATH, failed(HttpError({"code": 503, "message": "try again"})))
+    assert not files.is_outage(PATH, failed(HttpError({"code": 403, "message": "Forbidden"})))
+    assert not files.is_outage(tmp_path, failed(ServerDisconnectedError()))
 
 
 def test_reads_of_a_damaged_checkpoint_that_end_late_print_nothing(monkeypatch, tmp_path):

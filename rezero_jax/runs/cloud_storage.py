@@ -80,7 +80,7 @@ class CloudStorage(GCSFileSystem):
     rm = sync_wrapper(_rm)
 
 
-def patience(error: Exception) -> float:
+def patience(error: BaseException) -> float:
     """For how many seconds a request that fails so is made again; 0 if that cannot help."""
     if isinstance(error, RefreshError) or getattr(error, "code", None) == 401:
         return CREDENTIALS_PATIENCE if is_retriable(error) else 0.0

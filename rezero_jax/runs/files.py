@@ -86,14 +86,21 @@ def is_of_storage(error: Exception) -> bool:
     return isinstance(error, OSError) or type(error).__module__.split(".")[0] in libraries
 
 
-def is_outage(path: AnyPath, error: Exception) -> bool:
-    """Whether the bucket that `path` lies in did not answer, which tells nothing of its content."""
+def is_outage(path: AnyPath, error: BaseException | None) -> bool:
+    """Whether the bucket that `path` lies in did not answer, which tells nothing of its content.
+
+    An error that was raised from another is an outage if that is.
+    """
     if not is_bucket(path):
         return False
     from rezero_jax.runs.cloud_storage import patience  # gcsfs: only for buckets
 
-    # TensorStore's errors have no type of their own.
-    return patience(error) > 0 or str(error).startswith(("UNAVAILABLE", "DEADLINE_EXCEEDED"))
+    while error is not None:
+        # TensorStore's errors have no type of their own.
+        if patience(error) > 0 or str(error).startswith(("UNAVAILABLE", "DEADLINE_EXCEEDED")):
+            return True
+        error = error.__cause__
+    return False
 
 
 def read_json(path: AnyPath) -> dict[str, Any]:
