@@ -1,0 +1,74 @@
+"""Several nets at once: one program vmapped over them, against a program that trains each in turn.
+
+    python -m benchmarks.vmapped
+
+What a search of learning rates could gain. The nets are configs/mlp.py's on its embedded digits,
+each with parameters of its own, all on the same batch. Each turn times both sides, one after the
+other, on one device; start and compilation are left out.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from rezero_jax import data
+from rezero_jax.config import load_config
+from rezero_jax.training.optim import make_optimizer
+from rezero_jax.training.state import State
+from rezero_jax.training.step import make_train_step
+from rezero_jax.training.trainer import Trainer
+
+SIZES = ((8, 32), (8, 256), (32, 32), (32, 256))  # layers, width
+UPDATES = 20  # of each net in a turn
+
+
+def seconds(update: Callable[[State], State], states: list[State]) -> float:
+    """The time of UPDATES updates of all states, one after another."""
+    began = time.perf_counter()
+    for state in states:
+        for _ in range(UPDATES):
+            state = update(state)
+        jax.block_until_ready(state)
+    return time.perf_counter() - began
+
+
+def ratios(depth: int, width: int, nets: int, turns: int) -> list[float]:
+    """The time of the nets in turn over that of all at once, of each turn."""
+    config = load_config(f"configs/mlp.py:depth={depth},width={width}", [])
+    dataset = data.load(config.data)
+    trainer = Trainer(config, dataset, jax.devices()[:1])
+    optimizer, _ = make_optimizer(trainer.config.optim, trainer.intervals.total, trainer.spec)
+    step = make_train_step(trainer.spec, trainer.objective, optimizer, 1, 0)
+    rows = next(trainer.batches(0))
+    batch = dataset.train.gather(dataset.train.resident, rows)
+    states = [jax.tree.map(jnp.asarray, trainer.init(seed)) for seed in range(nets)]
+    together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    one = jax.jit(lambda state: step(state, batch)[0])
+    all_at_once = jax.jit(jax.vmap(lambda state: step(state, batch)[0]))
+    for update, given in ((one, states[:1]), (all_at_once, [together])):
+        seconds(update, given)  # compiles
+    return [seconds(one, states) / seconds(all_at_once, [together]) for _ in range(turns)]
+
+
+def main() -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--nets", type=int, nargs="+", default=[4, 16])
+    parser.add_argument("--turns", type=int, default=7)
+    args = parser.parse_args()
+    print("| size | nets | in turn / at once: median (range) |\n| --- | --- | --- |")
+    for depth, width in SIZES:
+        for nets in args.nets:
+            found = ratios(depth, width, nets, args.turns)
+            spread = f"{statistics.median(found):.2f} ({min(found):.2f}-{max(found):.2f})"
+            print(f"| {depth} x {width} | {nets} | {spread} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
