@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -13,8 +14,13 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml-c
 
 jax.config.update("jax_num_cpu_devices", 8)  # takes effect when the backend starts, later
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_compilation_cache_dir", "")  # nowhere: a test leaves nothing behind
-os.environ["JAX_COMPILATION_CACHE_DIR"] = ""  # nor do the processes it starts
+# Most of a test is compilation, often of the same: this process, its workers and the processes that
+# tests start share a folder, which is removed in the end.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    CACHE = tempfile.TemporaryDirectory(prefix="rezero_jax_tests_", ignore_cleanup_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 sys.path.insert(0, str(Path(__file__).parents[1]))  # where train.py lies
 
 

@@ -51,6 +51,19 @@ def listing(folder):
     }
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    assert train.main(command(folder)) == 0
+    return folder
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """The workdir of a finished run."""
+    return shutil.copytree(finished, tmp_path / "run")
+
+
 RULE_NAMES = ", ".join(sorted(RULES))
 
 
@@ -195,28 +208,23 @@ def test_a_workdir_that_cannot_be_written(tmp_path, capsys):
     assert listing(tmp_path) == {Path("file"): b"mine"}
 
 
-def test_a_workdir_of_another_config(tmp_path, capsys):
-    config = load_config(f"{MLP}:smoke", [f"{k}={v}" for k, v in SMOKE.items()])
-    loop.train(config, tmp_path)
-    before = listing(tmp_path)
+def test_a_workdir_of_another_config(run, capsys):
+    before = listing(run)
     capsys.readouterr()
-    sentence = refusal(command(tmp_path, **{"model.depth": 3, "seed": 5}), capsys)
+    sentence = refusal(command(run, **{"model.depth": 3, "seed": 5}), capsys)
     assert "another config (model.depth: 4 -> 3; seed: 0 -> 5)" in sentence
-    assert listing(tmp_path) == before
+    assert listing(run) == before
 
 
 @pytest.mark.parametrize("name", ["config.json", "final.json"])
-@pytest.mark.parametrize(
-    "text", [*(pytest.param(text, marks=pytest.mark.slow) for text in ("", "[]")), "{", "\udcff"]
-)
-def test_a_broken_file_of_the_run_is_told(name, text, tmp_path, capsys):
-    assert train.main(command(tmp_path)) == 0
-    (tmp_path / name).write_text(text, errors="surrogateescape")
-    before = listing(tmp_path)
+@pytest.mark.parametrize("text", ["", "[]", "{", "\udcff"])
+def test_a_broken_file_of_the_run_is_told(name, text, run, capsys):
+    (run / name).write_text(text, errors="surrogateescape")
+    before = listing(run)
     capsys.readouterr()
-    sentence = refusal(command(tmp_path), capsys)
-    assert f"{tmp_path / name} is broken (" in sentence
-    assert listing(tmp_path) == before
+    sentence = refusal(command(run), capsys)
+    assert f"{run / name} is broken (" in sentence
+    assert listing(run) == before
 
 
 @pytest.mark.parametrize(
@@ -227,15 +235,14 @@ def test_a_broken_file_of_the_run_is_told(name, text, tmp_path, capsys):
         (["config.json", "checkpoints"], "but config.json is and its checkpoints are missing"),
     ],
 )
-def test_a_finished_run_that_lacks_something_does_not_count(names, sentence, tmp_path, capsys):
-    assert train.main(command(tmp_path)) == 0
+def test_a_finished_run_that_lacks_something_does_not_count(names, sentence, run, capsys):
     for name in names:
-        path = tmp_path / name
+        path = run / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    before = listing(tmp_path)
+    before = listing(run)
     capsys.readouterr()
-    assert sentence in refusal(command(tmp_path), capsys)
-    assert listing(tmp_path) == before
+    assert sentence in refusal(command(run), capsys)
+    assert listing(run) == before
 
 
 @pytest.mark.parametrize("there", [False, True])
