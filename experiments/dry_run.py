@@ -45,13 +45,13 @@ def print_costs(jobs: Mapping[str, Sequence[Job]], runs: Path) -> None:
     rate = _matmul_rate()
     form = "{:<17} {:<36} {:<10} {:>9} {:>10} {:>17}"
     print(form.format("", "run", "status", "updates", "FLOPs", "time"))
-    of_an_update: dict[str, int] = {}
+    known: dict[str, tuple[int, int]] = {}
     total, seen = 0.0, set[str]()
     for name, needed in jobs.items():
         seconds = operations = 0.0
         for job in needed:
             done = status(job, runs / job.name)
-            cost = _cost(job, rate, of_an_update)
+            cost = _cost(job, rate, known)
             cost = cost._replace(seconds=_seconds_left(cost, done, runs / job.name))
             state = done.kind if done.kind != "begun" else f"at {done.step:,}"
             numbers = (f"{cost.updates:,}", f"{cost.flops:.2g}", _time(cost.seconds))
@@ -74,20 +74,20 @@ def _time(seconds: float) -> str:
     return f"{seconds / 3600:.2g} h" if seconds >= 36000 else duration(seconds)
 
 
-def _cost(job: Job, rate: float, of_an_update: dict[str, int]) -> Cost:
+def _cost(job: Job, rate: float, known: dict[str, tuple[int, int]]) -> Cost:
     """The cost of a whole job at a usual share of the machine's rate.
 
     Args:
       rate: floating-point operations a second.
-      of_an_update: FLOPs of the kinds of update seen so far, filled here.
+      known: updates and FLOPs of the kinds of run seen so far, filled here.
     """
     config = job.load()
-    trainer = trainer_of(config)
-    kind = _without_length(config)
-    if kind not in of_an_update:
-        of_an_update[kind] = trainer.flops()
-    updates = trainer.intervals.total
-    flops = updates * of_an_update[kind]
+    fields: Mapping = json.loads(config.to_json())
+    kind = json.dumps([fields["model"], fields["data"], fields["train"], fields["optim"]["name"]])
+    if kind not in known:
+        known[kind] = update_flops(config)
+    updates, of_an_update = known[kind]
+    flops = updates * of_an_update
     return Cost(updates, flops, flops / (USUAL * rate))
 
 
@@ -113,13 +113,6 @@ def _seconds_left(cost: Cost, done: Status, folder: Path) -> float:
     if done.step and len(rates := Run.read(folder).series("time/step")[1]):
         return left * float(np.median(rates))
     return cost.seconds * left / cost.updates
-
-
-def _without_length(config: ConfigDict) -> str:
-    """The fields that determine the cost of an update."""
-    fields: Mapping = json.loads(config.to_json())
-    model, data, train = fields["model"], fields["data"], fields["train"]
-    return json.dumps([model, data, train["batch_size"], train["accumulate"]])
 
 
 def _matmul_rate() -> float:
