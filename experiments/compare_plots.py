@@ -11,9 +11,11 @@ from matplotlib.lines import Line2D
 from experiments import drawing
 from experiments.comparison import Cell, Comparison
 from experiments.results import Curve
+from rezero_jax.formatting import number
 
 VERDICTS = {"better": "#0072B2", "worse": "#D55E00", "undecided": "#777777"}  # and their colours
 CONTROL = "#BBBBBB"
+BEYOND = 1.6  # times the largest loss of the control, above which nothing is drawn
 
 
 def plot_differences(comparison: Comparison) -> Figure:
@@ -43,31 +45,42 @@ def _draw_differences(
     axis.axvline(0, color="black", lw=0.8)
     if comparison.noise:
         axis.axvspan(-comparison.noise, comparison.noise, color=CONTROL, alpha=0.4, lw=0)
+    control = comparison.control_of(next(iter(cells.values()))).final
     found = {rule: comparison.difference(cells[rule]) for rule in rules}
-    means = [difference.mean for difference in found.values() if difference]
+    means = [d.mean for d in found.values() if d and control and d.mean < control.mean]
     low, high = min([0.0, *means]), max([0.0, *means])
     margin = 0.25 * (high - low) or 1.0
     axis.set_xlim(low - margin, high + margin)  # of the means: the intervals of few seeds are wide
     for y, (rule, difference) in enumerate(found.items()):
-        if difference is None:
-            text = "diverged" if cells[rule].final is None else "not comparable"
-            axis.annotate(text, (0.02, y), xycoords=axis.get_yaxis_transform(), va="center")
+        if difference is not None and difference.mean <= high:
+            colour = VERDICTS[difference.verdict]
+            axis.plot(difference.interval, (y, y), color=colour, lw=1.4)
+            axis.plot(difference.mean, y, "o", color=colour, ms=4)
             continue
-        colour = VERDICTS[difference.verdict]
-        axis.plot(difference.interval, (y, y), color=colour, lw=1.4)
-        axis.plot(difference.mean, y, "o", color=colour, ms=4)
+        text = "diverged" if cells[rule].final is None else "not comparable"
+        if difference is not None:
+            text = f"+{number(difference.mean, 2)}, {difference.verdict}"
+        axis.annotate(text, (0.98, y), xycoords=axis.get_yaxis_transform(), va="center", ha="right")
 
 
 def plot_rates(comparison: Comparison) -> Figure:
-    """A panel for each rule: final test loss by learning rate; a cross where training diverged."""
-    losses = [x for cell in comparison.cells for x in cell.tuning.values() if math.isfinite(x)]
-    top = max(losses, default=1.0) * 1.05
+    """A panel for each rule: final test loss by learning rate.
+
+    A cross: training diverged, or the loss is more than BEYOND times the control's largest.
+    """
+    of_control = [
+        loss
+        for cell in comparison.cells
+        for loss in cell.tuning.values()
+        if cell.rule == comparison.control and math.isfinite(loss)
+    ]
+    top = BEYOND * max(of_control, default=math.inf)
 
     def draw(axis: Axes, cell: Cell, colour: str) -> None:
-        finite = {rate: loss for rate, loss in cell.tuning.items() if math.isfinite(loss)}
-        axis.plot(list(finite), list(finite.values()), "o-", color=colour, ms=3)
-        broken = [rate for rate in cell.tuning if rate not in finite]
-        axis.plot(broken, [top] * len(broken), "x", color=colour)
+        shown = {rate: loss for rate, loss in cell.tuning.items() if loss <= top}
+        axis.plot(list(shown), list(shown.values()), "o-", color=colour, ms=3)
+        broken = [rate for rate in cell.tuning if rate not in shown]
+        axis.plot(broken, [1.02 * top] * len(broken), "x", color=colour)
 
     figure, axes = _panels(comparison, "Where each rule trains, and where it breaks", draw)
     rates = sorted({rate for cell in comparison.cells for rate in cell.tuning})
@@ -82,6 +95,7 @@ def plot_rates(comparison: Comparison) -> Figure:
 
 def plot_curves(comparison: Comparison) -> Figure:
     """A panel for each rule: the training loss by update at its best learning rate."""
+    tops: list[float] = []
 
     def draw(axis: Axes, cell: Cell, colour: str) -> None:
         if not cell.curves:
@@ -91,11 +105,14 @@ def plot_curves(comparison: Comparison) -> Figure:
         smooth = np.array([curve.y[:length] for curve in curves])
         updates, mean = curves[0].x[:length], smooth.mean(0)
         axis.plot(updates, mean, color=colour, lw=1.2)
+        if cell.rule == comparison.control:
+            tops.append(BEYOND * max(mean))
         if len(smooth) > 1 and colour != CONTROL:
             spread = smooth.std(0, ddof=1)
             axis.fill_between(updates, mean - spread, mean + spread, color=colour, alpha=0.2, lw=0)
 
-    figure, _ = _panels(comparison, "Each rule at its own best learning rate", draw)
+    figure, axes = _panels(comparison, "Each rule at its own best learning rate", draw)
+    axes[0].set_ylim(top=max(tops, default=None))
     figure.supylabel("training loss (nats), by update", fontsize=8)
     return figure
 

@@ -27,7 +27,8 @@ HEAD = (
 PLOTS = {
     "differences": "Final test loss less the control's, in pairs of seeds: mean and 95 % interval "
     "of each difference alone. The grey band is the noise floor.",
-    "rates": "Final test loss by learning rate, on the tuning seeds. A cross: training diverged.",
+    "rates": "Final test loss by learning rate, on the tuning seeds. A cross: training diverged, "
+    "or the loss lies above the panel.",
     "curves": "Training loss by update, mean and deviation over the seeds, smoothed.",
 }
 
@@ -47,8 +48,8 @@ def notes(comparison: Comparison) -> list[str]:
     """How to read the numbers."""
     noise = comparison.noise
     floor = (
-        f"Between seeds the final loss deviates by {number(noise, 2)} nats (pooled): the noise "
-        "floor."
+        f"Between seeds the final loss deviates by {number(noise, 2)} nats, the median over rules "
+        "and depths: the noise floor."
         if noise
         else "Without several seeds there is no noise floor, and nothing is decided."
     )

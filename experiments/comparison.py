@@ -212,10 +212,13 @@ class Comparison:
 
     @property
     def noise(self) -> float | None:
-        """The noise floor: pooled deviation (nats) of the final loss between seeds."""
+        """The noise floor: deviation (nats) of the final loss between seeds, median of all cells.
+
+        A pooled one would be that of the worst net: some reach losses of thousands, all finite.
+        """
         finals = [cell.final for cell in self.cells]
-        errors = [f.standard_error**2 * f.count for f in finals if f and f.count > 1]
-        return math.sqrt(np.mean(errors)) if errors else None
+        deviations = [f.standard_error * math.sqrt(f.count) for f in finals if f and f.count > 1]
+        return float(np.median(deviations)) if deviations else None
 
     def equal(self, cell: Cell, what: str) -> float | None:
         """The training loss where every rule of this depth has spent as much.

@@ -110,10 +110,10 @@ def test_a_diverged_run_leaves_nothing_to_decide_and_is_shown() -> None:
     assert "undecided" in row
 
 
-def test_the_noise_floor_is_the_pooled_deviation() -> None:
-    a, b = [1.0, 1.2, 1.1], [2.0, 2.6, 2.1]
-    noise = compare(cell("rezero", a), cell("norm", b)).noise
-    assert np.isclose(noise, np.sqrt((np.var(a, ddof=1) + np.var(b, ddof=1)) / 2))
+def test_the_noise_floor_is_the_deviation_of_a_usual_cell() -> None:
+    a, b, broken = [1.0, 1.2, 1.1], [2.0, 2.6, 2.1], [3e5, 1e5, 2e5]
+    noise = compare(cell("rezero", a), cell("norm", b), cell("plain", broken)).noise
+    assert np.isclose(noise, np.std(b, ddof=1))
     assert compare(cell("rezero", [1.0])).noise is None
 
 
@@ -194,6 +194,18 @@ def test_differences_are_drawn_with_their_intervals() -> None:
     difference = found.difference(found.cells[1])
     assert any(np.array_equal(x, difference.interval) for x in drawn)
     assert [text.get_text() for text in axis.texts] == ["diverged"]
+
+
+def test_what_is_far_beyond_the_control_is_told_in_words_and_crosses() -> None:
+    wild = cell("plain", [3e5, 1e5], tuning={0.01: 2e5, 0.02: 1.1})
+    found = compare(cell("rezero", [1.0, 1.1]), cell("norm", [1.5, 1.7]), wild)
+    (axis,) = compare_plots.plot_differences(found).axes
+    assert axis.get_xlim()[1] < 1
+    assert [text.get_text() for text in axis.texts] == ["+199,999, undecided"]
+    panel = compare_plots.plot_rates(found).axes[2]
+    crosses = panel.lines[-1]
+    assert crosses.get_marker() == "x"
+    assert list(crosses.get_xdata()) == [0.01]
 
 
 def test_runs_differ_in_rule_depth_rate_and_seed_alone() -> None:
