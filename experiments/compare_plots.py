@@ -84,10 +84,10 @@ def plot_rates(comparison: Comparison) -> Figure:
 
     figure, axes = _panels(comparison, "Where each rule trains, and where it breaks", draw)
     rates = sorted({rate for cell in comparison.cells for rate in cell.tuning})
-    shown = rates[:: -(-len(rates) // 4)]
+    shown = rates[:: -(-len(rates) // 3)]
     for axis in axes:
         axis.set_xscale("log")
-        axis.set_xticks(shown, [f"{rate:g}" for rate in shown])
+        axis.set_xticks(shown, [f"{rate:.0e}".replace("e-0", "e-") for rate in shown])
         axis.minorticks_off()
     figure.supylabel("final test loss (nats), by learning rate", fontsize=8)
     return figure
@@ -96,6 +96,7 @@ def plot_rates(comparison: Comparison) -> Figure:
 def plot_curves(comparison: Comparison) -> Figure:
     """A panel for each rule: the training loss by update at its best learning rate."""
     tops: list[float] = []
+    bottoms: list[float] = []
 
     def draw(axis: Axes, cell: Cell, colour: str) -> None:
         if not cell.curves:
@@ -105,6 +106,7 @@ def plot_curves(comparison: Comparison) -> Figure:
         smooth = np.array([curve.y[:length] for curve in curves])
         updates, mean = curves[0].x[:length], smooth.mean(0)
         axis.plot(updates, mean, color=colour, lw=1.2)
+        bottoms.append(0.95 * min(mean))
         if cell.rule == comparison.control:
             tops.append(BEYOND * max(mean))
         if len(smooth) > 1 and colour != CONTROL:
@@ -112,7 +114,7 @@ def plot_curves(comparison: Comparison) -> Figure:
             axis.fill_between(updates, mean - spread, mean + spread, color=colour, alpha=0.2, lw=0)
 
     figure, axes = _panels(comparison, "Each rule at its own best learning rate", draw)
-    axes[0].set_ylim(top=max(tops, default=None))
+    axes[0].set_ylim(min(bottoms, default=None), max(tops, default=None))
     figure.supylabel("training loss (nats), by update", fontsize=8)
     return figure
 

@@ -206,6 +206,8 @@ def test_what_is_far_beyond_the_control_is_told_in_words_and_crosses() -> None:
     crosses = panel.lines[-1]
     assert crosses.get_marker() == "x"
     assert list(crosses.get_xdata()) == [0.01]
+    low, high = compare_plots.plot_curves(found).axes[0].get_ylim()
+    assert 0 < low < 2 < high < 5
 
 
 def test_runs_differ_in_rule_depth_rate_and_seed_alone() -> None:
