@@ -43,8 +43,8 @@ def ratios(depth: int, width: int, nets: int, turns: int) -> list[float]:
     trainer = Trainer(config, dataset, jax.devices()[:1])
     optimizer, _ = make_optimizer(trainer.config.optim, trainer.intervals.total, trainer.spec)
     step = make_train_step(trainer.spec, trainer.objective, optimizer, 1, 0)
-    rows = next(trainer.batches(0))
-    batch = dataset.train.gather(dataset.train.resident, rows)
+    sources = (dict(dataset.train.resident), next(trainer.batches(0)))
+    batch = dataset.train.gather(*jax.tree.map(jnp.asarray, sources))
     states = [jax.tree.map(jnp.asarray, trainer.init(seed)) for seed in range(nets)]
     together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
     one = jax.jit(lambda state: step(state, batch)[0])
