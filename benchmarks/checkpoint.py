@@ -17,6 +17,7 @@ from pathlib import Path
 import jax
 
 from benchmarks.transformer import random_text
+from benchmarks.worker import spread
 from rezero_jax.config import base_config, load_config
 from rezero_jax.runs.checkpoint import Checkpoints
 from rezero_jax.runs.restore import fingerprint
@@ -93,7 +94,7 @@ def main() -> None:
     for name, values in seconds.items():
         median = statistics.median(values)
         print(
-            f"| {name} | {median:.2f} ({min(values):.2f}-{max(values):.2f}) | "
+            f"| {name} | {spread(values)} | "
             f"{median / update:.1%} | {median / (update * every):.4%} |"
         )
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks.worker import spread
 from rezero_jax.data import Order, StreamSplit
 from rezero_jax.data.tfds.imagenet import RandomCrop
 from rezero_jax.formatting import markdown_table
@@ -91,16 +92,9 @@ def main() -> None:
     for workers, values in found.items():
         ratios = [rate / base for (_, rate), (_, base) in zip(values, found[0], strict=True)]
         firsts, rates = zip(*values, strict=True)
-        rows.append(
-            [workers, *(_spread(x, form) for x, form in ((rates, ",.0f"), (ratios, ".2f")))]
-        )
+        rows.append([workers, *(spread(x, form) for x, form in ((rates, ",.0f"), (ratios, ".2f")))])
         rows[-1].append(f"{statistics.median(firsts):.1f}")
     print(markdown_table(rows))
-
-
-def _spread(values: Sequence[float], form: str) -> str:
-    low, middle, high = min(values), statistics.median(values), max(values)
-    return f"{middle:{form}} ({low:{form}}-{high:{form}})"
 
 
 if __name__ == "__main__":

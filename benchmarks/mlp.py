@@ -34,7 +34,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks.step import first_updates, peak_gib, serve_training
-from benchmarks.worker import Worker, serve
+from benchmarks.worker import Worker, serve, spread
 from rezero_jax.config import load_config
 from rezero_jax.data import Dataset, ResidentSplit
 from rezero_jax.runs.metrics import read_metrics
@@ -136,13 +136,13 @@ def pairs_with_torch(
     for worker in workers.values():
         worker.close()
     peak = [2 * 2048**3 / seconds for seconds in times["gemm"]]
-    share = _of_pairs(
+    share = spread(
         [flops(depth, width, batch) / t / p for t, p in zip(times["ours"], peak, strict=True)]
     )
     size = f"{depth} x {width}, batch {batch}"
     return [
         f"| {size} | {mode} | {_milliseconds(times['ours'])} | {_milliseconds(times[mode])} | "
-        + _of_pairs([b / a for a, b in zip(times["ours"], times[mode], strict=True)])
+        + spread([b / a for a, b in zip(times["ours"], times[mode], strict=True)])
         + f" | {share} |"
         for mode in modes
     ]
@@ -150,10 +150,6 @@ def pairs_with_torch(
 
 def _milliseconds(seconds: list[float]) -> str:
     return f"{1e3 * statistics.median(seconds):.1f}"
-
-
-def _of_pairs(ratios: list[float]) -> str:
-    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
 
 
 def main() -> None:
@@ -204,7 +200,7 @@ def main() -> None:
     for depth in args.overhead_depths:
         with contextlib.redirect_stdout(io.StringIO()):
             ratios = loop_overhead(depth, 3)
-        print(f"\nstep in the loop / bare step at depth {depth}: {_of_pairs(ratios)}")
+        print(f"\nstep in the loop / bare step at depth {depth}: {spread(ratios)}")
     return None
 
 

@@ -8,13 +8,13 @@ other, on one device; start and compilation are left out.
 """
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+from benchmarks.worker import spread
 from rezero_jax import data
 from rezero_jax.config import load_config
 from rezero_jax.training.optim import make_optimizer
@@ -45,7 +45,7 @@ def ratios(depth: int, width: int, nets: int, turns: int) -> list[float]:
     step = make_train_step(trainer.spec, trainer.objective, optimizer, 1, 0)
     sources = (dict(dataset.train.resident), next(trainer.batches(0)))
     batch = dataset.train.gather(*jax.tree.map(jnp.asarray, sources))
-    states = [jax.tree.map(jnp.asarray, trainer.init(seed)) for seed in range(nets)]
+    states = [trainer.init(seed) for seed in range(nets)]
     together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
     one = jax.jit(lambda state: step(state, batch)[0])
     all_at_once = jax.jit(jax.vmap(lambda state: step(state, batch)[0]))
@@ -66,8 +66,7 @@ def main() -> None:
     for depth, width in SIZES:
         for nets in args.nets:
             found = ratios(depth, width, nets, args.turns)
-            spread = f"{statistics.median(found):.2f} ({min(found):.2f}-{max(found):.2f})"
-            print(f"| {depth} x {width} | {nets} | {spread} |", flush=True)
+            print(f"| {depth} x {width} | {nets} | {spread(found)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -65,13 +65,18 @@ def take_turns(commands: dict[str, list[str]], turns: int, count: int) -> dict[s
     return times
 
 
+def spread(values: Sequence[float], form: str = ".2f") -> str:
+    """The median, and the lowest and the highest: "1.02 (0.97-1.10)"."""
+    low, middle, high = min(values), statistics.median(values), max(values)
+    return f"{middle:{form}} ({low:{form}}-{high:{form}})"
+
+
 def print_ratios(title: str, times: dict[str, list[float]], base: str) -> None:
     """One row for each worker: its median, and its ratio to `base`, pair by pair."""
     for name, seconds in times.items():
         ratios = [t / b for t, b in zip(seconds, times[base], strict=True)]
         median = 1e3 * statistics.median(seconds)
         print(
-            f"| {title} | {name} | {median:.{0 if median >= 100 else 1}f} | "
-            f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}) |",
+            f"| {title} | {name} | {median:.{0 if median >= 100 else 1}f} | {spread(ratios)} |",
             flush=True,
         )

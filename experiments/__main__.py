@@ -11,6 +11,7 @@ from pathlib import Path
 from experiments import (
     alpha_init,
     alphas,
+    arguments,
     compare,
     coordinates,
     depth,
@@ -147,9 +148,7 @@ def _names(names: Sequence[str]) -> list[str]:
 def _check(args: argparse.Namespace) -> None:
     if args.scale not in SCALES:
         raise choose_from("scale", args.scale, SCALES)
-    for flag in ("seeds", "jobs"):
-        if (value := getattr(args, flag)) is not None and value < 1:
-            raise UserError(f"--{flag}={value} is not positive; give at least 1")
+    arguments.check_positive(args, "seeds", "jobs")
     if args.text and args.scale == "paper":
         raise UserError("at the paper's scale the text is enwik8; leave out --text")
     if args.text and not Path(args.text).exists():

@@ -1,4 +1,4 @@
-"""What the commands that take a config of their own have in common: its flags, and their checks."""
+"""What the commands of experiments have in common: flags, and their checks."""
 
 import argparse
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ def parse(
 
 
 def check_positive(args: argparse.Namespace, *flags: str) -> None:
-    """Raises UserError if one of the flags is below 1."""
+    """Raises UserError if one of the flags is given and below 1."""
     for flag in flags:
-        if getattr(args, flag) < 1:
+        if (value := getattr(args, flag)) is not None and value < 1:
             name = flag.replace("_", "-")
-            raise UserError(f"--{name}={getattr(args, flag)} is not positive; give at least 1")
+            raise UserError(f"--{name}={value} is not positive; give at least 1")
 
 
 def check_config(args: argparse.Namespace) -> None:

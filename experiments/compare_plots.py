@@ -45,21 +45,22 @@ def _draw_differences(
     axis.axvline(0, color="black", lw=0.8)
     if comparison.noise:
         axis.axvspan(-comparison.noise, comparison.noise, color=CONTROL, alpha=0.4, lw=0)
-    control = comparison.control_of(next(iter(cells.values()))).final
+    control = cells[comparison.control].final
     found = {rule: comparison.difference(cells[rule]) for rule in rules}
     means = [d.mean for d in found.values() if d and control and d.mean < control.mean]
     low, high = min([0.0, *means]), max([0.0, *means])
     margin = 0.25 * (high - low) or 1.0
     axis.set_xlim(low - margin, high + margin)  # of the means: the intervals of few seeds are wide
     for y, (rule, difference) in enumerate(found.items()):
-        if difference is not None and difference.mean <= high:
+        if difference is None:
+            text = "diverged" if cells[rule].final is None else "not comparable"
+        elif difference.mean > high:
+            text = f"+{number(difference.mean, 2)}, {difference.verdict}"
+        else:
             colour = VERDICTS[difference.verdict]
             axis.plot(difference.interval, (y, y), color=colour, lw=1.4)
             axis.plot(difference.mean, y, "o", color=colour, ms=4)
             continue
-        text = "diverged" if cells[rule].final is None else "not comparable"
-        if difference is not None:
-            text = f"+{number(difference.mean, 2)}, {difference.verdict}"
         axis.annotate(text, (0.98, y), xycoords=axis.get_yaxis_transform(), va="center", ha="right")
 
 
@@ -95,28 +96,35 @@ def plot_rates(comparison: Comparison) -> Figure:
 
 def plot_curves(comparison: Comparison) -> Figure:
     """A panel for each rule: the training loss by update at its best learning rate."""
-    tops: list[float] = []
-    bottoms: list[float] = []
+    smooth = {(c.rule, c.depth): _smoothed(c) for c in comparison.cells if c.curves}
 
     def draw(axis: Axes, cell: Cell, colour: str) -> None:
         if not cell.curves:
             return
-        curves = [drawing.smoothed(Curve([*one.updates], one.losses)) for one in cell.curves]
-        length = min(len(curve.x) for curve in curves)
-        smooth = np.array([curve.y[:length] for curve in curves])
-        updates, mean = curves[0].x[:length], smooth.mean(0)
+        updates, losses = smooth[cell.rule, cell.depth]
+        mean = losses.mean(0)
         axis.plot(updates, mean, color=colour, lw=1.2)
-        bottoms.append(0.95 * min(mean))
-        if cell.rule == comparison.control:
-            tops.append(BEYOND * max(mean))
-        if len(smooth) > 1 and colour != CONTROL:
-            spread = smooth.std(0, ddof=1)
+        if len(losses) > 1 and colour != CONTROL:
+            spread = losses.std(0, ddof=1)
             axis.fill_between(updates, mean - spread, mean + spread, color=colour, alpha=0.2, lw=0)
 
     figure, axes = _panels(comparison, "Each rule at its own best learning rate", draw)
-    axes[0].set_ylim(min(bottoms, default=None), max(tops, default=None))
+    lows = [0.95 * losses.mean(0).min() for _, losses in smooth.values()]
+    tops = [
+        BEYOND * losses.mean(0).max()
+        for (rule, _), (_, losses) in smooth.items()
+        if rule == comparison.control
+    ]
+    axes[0].set_ylim(min(lows, default=None), max(tops, default=None))
     figure.supylabel("training loss (nats), by update", fontsize=8)
     return figure
+
+
+def _smoothed(cell: Cell) -> tuple[list[float], np.ndarray]:
+    """The updates (lines,) and the smoothed training losses (seeds, lines) of a cell."""
+    curves = [drawing.smoothed(Curve([*one.updates], one.losses)) for one in cell.curves]
+    length = min(len(curve.x) for curve in curves)
+    return curves[0].x[:length], np.array([curve.y[:length] for curve in curves])
 
 
 def _panels(

@@ -86,9 +86,8 @@ def summary(comparison: Comparison) -> str:
     for rule in comparison.rules:
         cells = [cell for cell in comparison.cells if cell.rule == rule]
         deepest, control = cells[-1], comparison.control_of(cells[-1])
-        flops = _ratio(deepest.flops, control.flops) if deepest.flops else ""
-        losses = (_in_short(comparison, cell) for cell in cells)
-        rows.append((f"`{rule}`", *losses, flops, _ratio(deepest.seconds, control.seconds)))
+        costs = (_ratio(getattr(deepest, x), getattr(control, x)) for x in ("flops", "seconds"))
+        rows.append((f"`{rule}`", *(_in_short(comparison, cell) for cell in cells), *costs))
     return markdown_table(rows)
 
 
@@ -150,7 +149,8 @@ def _with_interval(mean: float, interval: tuple[float, float], digits: int = 4) 
 
 
 def _ratio(one: float, other: float) -> str:
-    return f"{one / other:.2f}x" if other and math.isfinite(one / other) else ""
+    """Of two costs; one that is 0 or not finite is unknown."""
+    return f"{one / other:.2f}x" if one and other and math.isfinite(one / other) else ""
 
 
 def _number(value: float | None) -> str:

@@ -100,8 +100,8 @@ class Cell:
     def read(cls, fields: dict[str, Any]) -> "Cell":
         """The cell of its JSON."""
         known = {
-            "tuning": {float(rate): _number(loss) for rate, loss in fields["tuning"].items()},
-            "losses": [_number(loss) for loss in fields["losses"]],
+            "tuning": {float(rate): _loss(loss) for rate, loss in fields["tuning"].items()},
+            "losses": [_loss(loss) for loss in fields["losses"]],
             "curves": [Curve(*curve) for curve in fields["curves"]],
             "seconds": math.nan if fields["seconds"] is None else fields["seconds"],
         }
@@ -121,7 +121,7 @@ class Cell:
         return float(np.mean([value for value in values if value is not None]))
 
 
-def _number(loss: float | None) -> float:
+def _loss(loss: float | None) -> float:
     """A loss of the JSON, which has no infinity."""
     return math.inf if loss is None else loss
 

@@ -41,12 +41,13 @@ def main(argv: Sequence[str]) -> int:
     """
     if argv:
         raise UserError(f"{argv[0]} means nothing here; `python -m experiments results` is all")
-    tables = all_tables(read_all())
+    compared = comparisons()
+    tables = committed_tables(compared)
     for page in PAGES:
         path = ROOT / page
         path.write_text(rewritten(path.read_text(), tables))
         print(path)
-    for name, comparison in comparisons().items():
+    for name, comparison in compared.items():
         path = COMPARISONS / name / "report.md"
         path.write_text(compare_report.markdown(comparison))
         print(path)
@@ -64,8 +65,14 @@ def comparisons() -> dict[str, Comparison]:
     return {path.parent.name: Comparison.read(path.parent) for path in COMPARISONS.glob("*/*.json")}
 
 
+def committed_tables(compared: Mapping[str, Comparison]) -> dict[str, str]:
+    """The tables of the pages as they should stand: of results, comparisons and rules."""
+    summaries = {f"compared_{name}": compare_report.summary(c) for name, c in compared.items()}
+    return all_tables(read_all()) | summaries | {"schemes": schemes.table()}
+
+
 def all_tables(found: Sequence[Results]) -> dict[str, str]:
-    """The name and the Markdown of each table."""
+    """The name and the Markdown of each table of results."""
     full, reduced = number_tables(found)
     chosen = []
     for results in found:
@@ -78,10 +85,7 @@ def all_tables(found: Sequence[Results]) -> dict[str, str]:
         "numbers": full,
         "reduced": reduced,
         "costs": costs_table(json.loads(COSTS.read_text())["costs"]),
-        "schemes": schemes.table(),
     }
-    for name, comparison in comparisons().items():
-        tables[f"compared_{name}"] = compare_report.summary(comparison)
     return tables | {results.experiment: settings_table(results) for results in found}
 
 

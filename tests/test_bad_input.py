@@ -210,7 +210,6 @@ def test_a_workdir_that_cannot_be_written(tmp_path, capsys):
 
 def test_a_workdir_of_another_config(run, capsys):
     before = listing(run)
-    capsys.readouterr()
     sentence = refusal(command(run, **{"model.depth": 3, "seed": 5}), capsys)
     assert "another config (model.depth: 4 -> 3; seed: 0 -> 5)" in sentence
     assert listing(run) == before
@@ -221,7 +220,6 @@ def test_a_workdir_of_another_config(run, capsys):
 def test_a_broken_file_of_the_run_is_told(name, text, run, capsys):
     (run / name).write_text(text, errors="surrogateescape")
     before = listing(run)
-    capsys.readouterr()
     sentence = refusal(command(run), capsys)
     assert f"{run / name} is broken (" in sentence
     assert listing(run) == before
@@ -240,7 +238,6 @@ def test_a_finished_run_that_lacks_something_does_not_count(names, sentence, run
         path = run / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     before = listing(run)
-    capsys.readouterr()
     assert sentence in refusal(command(run), capsys)
     assert listing(run) == before
 
