@@ -48,7 +48,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.width = 8 if args.smoke else args.width or (64 if digits else 256)
     config.model.alpha_init = config_dict.placeholder(float)  # unset: the rule's own
     config.model.norm = "layer_norm"  # layer_norm, dyt: wherever the rule has a norm
-    config.model.base_depth = 2  # completep: the depth at which it is pre_norm
+    config.model.base_depth = 2  # completep, depth_mup: the depth at which they are pre_norm
     # Unset: 0.25 for `residual` and 2 for every other rule, so that overriding the rule is safe.
     config.model.weight_variance = config_dict.placeholder(float)
     config.model.scan = True

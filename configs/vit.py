@@ -52,7 +52,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.alpha_init = config_dict.placeholder(float)  # unset: the rule's own
     config.model.alpha_per = "layer"  # layer, sublayer
     config.model.norm = "layer_norm"  # layer_norm, dyt: wherever there is a norm
-    config.model.base_depth = 2  # completep: the depth at which it is pre_norm
+    config.model.base_depth = 2  # completep, depth_mup: the depth at which they are pre_norm
     config.model.pool = "mean"  # token, mean
     # Unset: where the rule normalises the branch alone, so that overriding the rule is safe.
     config.model.final_norm = config_dict.placeholder(bool)

@@ -112,7 +112,7 @@ def transformer_model() -> ConfigDict:
     model.alpha_init = config_dict.placeholder(float)  # unset: the rule's own, as 0 for rezero
     model.alpha_per = "layer"  # layer, sublayer
     model.norm = "layer_norm"  # layer_norm, dyt: wherever there is a norm
-    model.base_depth = 2  # completep: the depth at which it is pre_norm
+    model.base_depth = 2  # completep, depth_mup: the depth at which they are pre_norm
     model.kv_heads = config_dict.placeholder(int)  # unset: as many as heads
     model.feedforward = config_dict.placeholder(int)  # unset: 4 times the width
     model.vocab_size = 256

@@ -108,6 +108,7 @@ def test_the_stored_numbers_are_what_the_script_makes():
         ("layernorm_scaling", 2_894_602 + 32 * 2 * 256),
         ("deep_norm", 2_894_602 + 32 * 2 * 256),
         ("completep", 2_894_602 + 32 * 2 * 256),
+        ("depth_mup", 2_894_602 + 32 * 2 * 256),
         ("orthogonal", 2_894_602 + 32 * 2 * 256),
         ("hyper_connections", 2_894_602 + 32 * (4 * 256 + 4 * 5 + 4 + 2 + 6 * 256)),
         ("mhc", 2_894_602 + 32 * (2 * 256 + 3 + 24 + 4 * 256 * 24)),

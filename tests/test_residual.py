@@ -90,6 +90,7 @@ EQUATIONS = {  # in layer 3 of 8 layers of two branches, that is 16 branches
     "deep_norm": lambda x, a: layer_norm(2 * x + numpy_branch(x)),
     "sub_norm": lambda x, a: x + numpy_branch(layer_norm(x)),
     "completep": lambda x, a: x + numpy_branch(layer_norm(x)) / 4,
+    "depth_mup": lambda x, a: x + numpy_branch(layer_norm(x)) / 2,
     "orthogonal": lambda x, a: x + orthogonal_to(x, numpy_branch(layer_norm(x))),
     "hyper_connections": lambda x, a: 4 * (x + numpy_branch(layer_norm(x))),  # at the start
     "mhc": mhc_at_the_start,
@@ -139,7 +140,9 @@ def test_layerscale_starts_by_depth_as_in_cait(layers, start):
     assert isinstance(rule.alpha, Alpha)
 
 
-@pytest.mark.parametrize("name", ["layerscale", "layernorm_scaling", "deep_norm", "completep"])
+@pytest.mark.parametrize(
+    "name", ["layerscale", "layernorm_scaling", "deep_norm", "completep", "depth_mup"]
+)
 def test_a_rule_by_depth_needs_its_place(name):
     with pytest.raises(UserError, match=r"give place=Place\(layer, layers\)"):
         make_rule(name, 8, rngs=nnx.Rngs(0))

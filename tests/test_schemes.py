@@ -141,6 +141,7 @@ EXTRA = {
     "deep_norm": 2 * NORM,
     "sub_norm": 3 * NORM + 2 * 32,
     "completep": 2 * NORM,
+    "depth_mup": 2 * NORM,
     "orthogonal": 2 * NORM,
     "x0_scalars": 2 * NORM + 2,
     "hyper_connections": 2 * (2 * NORM + 4 * 5 + 4 + 2 + 6 * 8),
@@ -287,6 +288,25 @@ def test_completep_divides_adams_epsilon_of_the_layers(scan):
     for path, change in changes.items():
         epsilon = 1e-8 / 4 if path.startswith("trunk") else 1e-8
         np.testing.assert_allclose(change, -rate * size / (size + epsilon), rtol=1e-4, err_msg=path)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adagrad", "lamb", "muon", "sgd"])
+@pytest.mark.parametrize("scan", [True, False])
+def test_depth_mup_divides_the_rate_of_the_layers_but_under_sgd(scan, optimizer):
+    """By 2 where L / L0 is 8 / 2, against the same update under pre_norm."""
+    changes = {
+        rule: updated(
+            lambda rngs, rule=rule: MLP(6, 8, 8, 4, rule, scan=scan, rngs=rngs),
+            jnp.ones_like,
+            name=optimizer,
+            learning_rate=0.1,
+        )[1]
+        for rule in ("pre_norm", "depth_mup")
+    }
+    for path, change in changes["depth_mup"].items():
+        divisor = 2 if path.startswith("trunk") and optimizer != "sgd" else 1
+        expected = changes["pre_norm"][path] / divisor
+        np.testing.assert_allclose(change, expected, rtol=1e-5, err_msg=path)
 
 
 def test_layerscales_vectors_are_gates_without_decay():

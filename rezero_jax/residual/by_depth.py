@@ -1,6 +1,7 @@
 """The rules whose multipliers or initial weights depend on the depth of the network."""
 
 import math
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jax import Array
@@ -73,11 +74,29 @@ class SubNorm(PreNorm):
         return math.sqrt(math.log(required(place).branches))
 
 
-class CompleteP(Normed):
+class _ScaledByDepth(Normed):
+    """x' = x + F(LN x) / m^exponent, m = L / L0, and the layers' rate times m^(exponent - 1).
+
+    The exponent is alpha in arXiv 2505.01618. Its rules by width are muP's, and not here.
+    """
+
+    norms_branch = True
+    exponent: ClassVar[float]
+
+    def __init__(self, site: Site):
+        super().__init__(site)
+        m = required(site.place).layers / site.base_depth
+        self.factor = self.epsilon_scale = m**-self.exponent
+        self.rate_scale = m ** (self.exponent - 1)
+
+    def __call__(self, x: Array, f: Branch) -> Array:
+        return (x + self.factor * apply(f, self.norm(x), x)).astype(x.dtype)
+
+
+class CompleteP(_ScaledByDepth):
     """x' = x + F(LN x) / m, m = L / L0.
 
-    The rule by depth alone; its rules by width are muP's. The reference code divides the epsilon
-    of every parameter, embedding and head too.
+    The reference code divides the epsilon of every parameter, embedding and head too.
     """
 
     about = About(
@@ -85,11 +104,15 @@ class CompleteP(Normed):
         "arXiv 2505.01618, eq. 1 and Table 1 with alpha = 1",
         "EleutherAI/nanoGPT-mup, branch completep",
     )
-    norms_branch = True
+    exponent = 1.0
 
-    def __init__(self, site: Site):
-        super().__init__(site)
-        self.factor = self.epsilon_scale = site.base_depth / required(site.place).layers
 
-    def __call__(self, x: Array, f: Branch) -> Array:
-        return (x + self.factor * apply(f, self.norm(x), x)).astype(x.dtype)
+class DepthMuP(_ScaledByDepth):
+    """x' = x + F(LN x) / sqrt(m), m = L / L0."""
+
+    about = About(
+        "rate (but of SGD) and Adam's epsilon of the layers' parameters / sqrt(m)",
+        "arXiv 2310.02244; 2505.01618, Table 1 with alpha = 1/2",
+        "EleutherAI/nanoGPT-mup, branch completep",
+    )
+    exponent = 0.5

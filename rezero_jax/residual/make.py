@@ -3,7 +3,7 @@
 from flax import nnx
 
 from rezero_jax.errors import choose_from
-from rezero_jax.residual.by_depth import CompleteP, DeepNorm, LayerNormScaling, SubNorm
+from rezero_jax.residual.by_depth import CompleteP, DeepNorm, DepthMuP, LayerNormScaling, SubNorm
 from rezero_jax.residual.normed import (
     GPT2Norm,
     LayerScale,
@@ -35,6 +35,7 @@ RULES: dict[str, type[Rule]] = {
     "deep_norm": DeepNorm,
     "sub_norm": SubNorm,
     "completep": CompleteP,
+    "depth_mup": DepthMuP,
     "orthogonal": Orthogonal,
     "x0_scalars": X0Scalars,
     "hyper_connections": HyperConnections,
@@ -72,7 +73,7 @@ def make_rule(
       place: where the branch stands, for the rules that depend on it.
       alpha_init: initial gate, where the rule has one; by default the rule's own.
       norm: "layer_norm" or "dyt" (arXiv 2503.10622), wherever the rule has a norm.
-      base_depth: the depth L0 at which `completep` is x + F(LN x).
+      base_depth: the depth L0 at which `completep` and `depth_mup` are x + F(LN x).
 
     Raises:
       UserError: no rule or norm is called so, or the rule needs a place.

@@ -92,6 +92,7 @@ class Rule(nnx.Module):
       has_inner_norm: whether the sublayers have a second norm before their last matrix.
       streams: how many vectors of `features` the trunk has at each place.
       epsilon_scale: what Adam's epsilon is multiplied by for the parameters of a stack of layers.
+      rate_scale: the same of their learning rate, but under SGD.
     """
 
     about: ClassVar[About]
@@ -100,6 +101,7 @@ class Rule(nnx.Module):
     has_inner_norm: ClassVar[bool] = False
     streams: ClassVar[int] = 1
     epsilon_scale: float = 1.0
+    rate_scale: float = 1.0
 
     def __init__(self, site: Site | None = None):
         pass

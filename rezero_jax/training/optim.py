@@ -166,6 +166,8 @@ def _rule(
     if spec.epsilon_scales and settings.name in ("adamw", "lamb", "muon"):
         # m / (sqrt(v) + s epsilon) of a gradient g is what epsilon gives of g / s.
         parts.insert(0, _scale_by_path({p: 1 / s for p, s in spec.epsilon_scales.items()}))
+    if spec.rate_scales and settings.name != "sgd":
+        parts.append(_scale_by_path(spec.rate_scales))
     return optax.chain(*parts, optax.scale_by_learning_rate(schedule))
 
 

@@ -30,6 +30,7 @@ class ModelSpec:
       mix_paths: paths of the numbers by which a rule mixes streams, found by their type.
       rates: path -> what its learning rate is multiplied by, where a parameter declares a `rate`.
       epsilon_scales: path -> what Adam's epsilon is multiplied by, as the layer's rule says.
+      rate_scales: path -> what the learning rate of any optimizer but SGD is, the same.
       stacked_paths: paths of the parameters whose leading axis runs over layers.
       has_stats: whether training changes arrays beside the parameters, as BatchNorm's running
         statistics.
@@ -47,6 +48,7 @@ class ModelSpec:
     mix_paths: frozenset[str]
     rates: Mapping[str, float]
     epsilon_scales: Mapping[str, float]
+    rate_scales: Mapping[str, float]
     stacked_paths: frozenset[str]
     has_stats: bool
     model_axes: Mapping[str, int]
@@ -104,7 +106,8 @@ def model_spec(make_model: MakeModel) -> ModelSpec:
         ),
         mix_paths=frozenset(p for p, variable in variables.items() if isinstance(variable, Mix)),
         rates={path: rate for path, rate in rates.items() if rate is not None},
-        epsilon_scales=_epsilon_scales(stacks, variables),
+        epsilon_scales=_scales("epsilon_scale", stacks, variables),
+        rate_scales=_scales("rate_scale", stacks, variables),
         stacked_paths=frozenset(path for path in variables if path.startswith(scanned)),
         has_stats=any(not isinstance(v, Constant) for _, v in nnx.to_flat_state(stats)),
         model_axes={path: axis for path, axis in axes.items() if axis is not None},
@@ -123,11 +126,12 @@ def _matrix_axes(path: str, variable: nnx.Variable, ndim: int) -> MatrixAxes | N
     return variable.get_metadata("matrix_axes", ((-2,), (-1,)) if is_linear else None)
 
 
-def _epsilon_scales(stacks: list[tuple[Any, Stack]], paths: Iterable[str]) -> dict[str, float]:
+def _scales(name: str, stacks: list[tuple[Any, Stack]], paths: Iterable[str]) -> dict[str, float]:
+    """An attribute of the layers' rules by the paths of their parameters, where it is not 1."""
     scales: dict[str, float] = {}
     for path, stack in stacks:
         rules = (m for _, m in nnx.iter_modules(stack) if isinstance(m, Rule))
-        scale = next((rule.epsilon_scale for rule in rules), 1.0)
+        scale = next((getattr(rule, name) for rule in rules), 1.0)
         prefix = "/".join(map(str, (*path, "blocks", "")))
         if scale != 1:
             scales |= {p: scale for p in paths if p.startswith(prefix)}

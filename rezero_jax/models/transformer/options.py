@@ -70,7 +70,7 @@ class LayerOptions:
       alpha_per: "layer", one gate for all sublayers, or "sublayer", one for each, as `layerscale`
         always has.
       norm: "layer_norm", or "dyt" in place of every norm (arXiv 2503.10622).
-      base_depth: the depth at which `completep` is pre-norm.
+      base_depth: the depth at which `completep` and `depth_mup` are pre-norm.
       bias: whether the projections have biases.
       kv_heads: number of heads of keys and values, each shared by heads / kv_heads heads of
         queries (grouped-query attention, arXiv 2305.13245); by default `heads`.
