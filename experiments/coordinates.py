@@ -7,6 +7,11 @@ them. Where hyperparameters transfer, these change by as much at every size: the
 |x - x_0| over log size is 0. (arXiv 2505.01618, figure 7, shows |x| by depth for tiny Shakespeare.)
 Seeds differ in the initial weights, and see the same batches.
 
+Nor should layers come to be linear in their parameters as a net grows. How nonlinear one is, is
+|x - x_0 - J d| / |J d|, where the last layer is as after the last update and all else as before the
+first, and J d is what the change d of its parameters makes of x to first order. (Figure 6 there has
+such a distance for a toy net.)
+
 The plot is DIR/coordinates.png and .svg; the numbers are in DIR/coordinates.json.
 """
 
@@ -16,9 +21,10 @@ import shlex
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import matplotlib
 import numpy as np
 from jax import Array
@@ -37,14 +43,20 @@ from rezero_jax.analysis.statistics import Estimate
 from rezero_jax.errors import UserError
 from rezero_jax.residual import rule_class
 from rezero_jax.runs.files import write_json
-from rezero_jax.training.state import State
+from rezero_jax.training.state import ModelSpec, State, path_text
 from rezero_jax.training.step import Batch
 from rezero_jax.training.trainer import Trainer
 
 EXAMPLES_SEEN = 16
-# Branches times depth^-alpha change activations by about depth^(1 - alpha) at first: slopes of 1,
-# 1/2 and 0 for alpha 0, 1/2 and 1 (CompleteP). Half of the second tells a slope of 0 from it.
-FLAT = 0.25
+# How far from 0 a slope may be to be flat: half of the smallest that another theory predicts.
+FLAT = {
+    # Branches times depth^-alpha, at a rate that does not fall with depth, change activations by
+    # about depth^(1 - alpha) at first: slopes of 1, 1/2 and 0 for alpha 0, 1/2 and 1 (CompleteP).
+    "change": 1 / 4,
+    # How nonlinear a layer is in a change d of its weights, is about |d| where its activation is
+    # smooth and |d|^(1/2) where it has a kink. Under depth_mup d is about depth^(-1/2).
+    "nonlinearity": 1 / 8,
+}
 EXAMPLES = """\
 examples:
   does pre_norm transfer over depth, and does completep?
@@ -65,43 +77,66 @@ class Coordinates:
       sizes: depths or widths.
       activation: mean |x| (seeds, sizes, updates + 1), before the first update and after each.
       change: mean |x - x_0| of the same shape.
+      nonlinearity: |x - x_0 - J d| / |J d| of the last layer, (seeds, sizes).
     """
 
     rule: str
     sizes: list[int]
     activation: np.ndarray
     change: np.ndarray
+    nonlinearity: np.ndarray
 
     @property
-    def slope(self) -> Estimate:
-        """Of log change over log size after the last update, by least squares in each seed."""
-        x = np.log(self.sizes)
-        with np.errstate(all="ignore"):
-            y = np.log(self.change[:, :, -1])
-        centred = x - x.mean()
-        return Estimate.of(y @ centred / (centred @ centred))
-
-    @property
-    def verdict(self) -> str:
-        """What the 95 % interval of the slope says."""
-        low, high = self.slope.interval()
-        if not np.isfinite([low, high]).all():
-            return "undecided"
-        if low >= -FLAT and high <= FLAT:
-            return "flat"
-        if low > FLAT or high < -FLAT:
-            return "grows" if low > FLAT else "shrinks"
-        return "undecided"
+    def slopes(self) -> dict[str, "Slope"]:
+        """Of the change after the last update and of the nonlinearity."""
+        values = {"change": self.change[:, :, -1], "nonlinearity": self.nonlinearity}
+        return {name: Slope.of(self.sizes, values[name], FLAT[name]) for name in FLAT}
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, with the slope and the verdict."""
+        """All of it, with the slopes and their verdicts."""
         return {
             "activation": self.activation.tolist(),
             "change": self.change.tolist(),
-            "slope": self.slope.mean,
-            "interval": list(self.slope.interval()),
-            "verdict": self.verdict,
+            "nonlinearity": self.nonlinearity.tolist(),
+            "slopes": {
+                name: {
+                    "mean": slope.estimate.mean,
+                    "interval": list(slope.estimate.interval()),
+                    "verdict": slope.verdict,
+                }
+                for name, slope in self.slopes.items()
+            },
         }
+
+
+class Slope(NamedTuple):
+    """Of log value over log size; flat within so much of 0."""
+
+    estimate: Estimate
+    flat: float
+
+    @classmethod
+    def of(cls, sizes: Sequence[int], values: np.ndarray, flat: float) -> "Slope":
+        """By least squares in each seed; values (seeds, sizes)."""
+        x = np.log(sizes)
+        with np.errstate(all="ignore"):
+            y = np.log(values)
+        centred = x - x.mean()
+        return cls(Estimate.of(y @ centred / (centred @ centred)), flat)
+
+    @property
+    def verdict(self) -> str:
+        """What the 95 % interval says: "flat", "grows", "shrinks" or "undecided"."""
+        low, high = self.estimate.interval()
+        if not np.isfinite([low, high]).all():
+            return "undecided"
+        if low >= -self.flat and high <= self.flat:
+            return "flat"
+        return "grows" if low > self.flat else "shrinks" if high < -self.flat else "undecided"
+
+    def __str__(self) -> str:
+        low, high = self.estimate.interval()
+        return f"{self.estimate.mean:+.2f} ({low:+.2f} to {high:+.2f}), {self.verdict}"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -119,8 +154,8 @@ def main(argv: Sequence[str]) -> int:
     for rule in rules:
         of_sizes = {size: _config(args.config, overrides, rule, axis, size) for size in sizes}
         found.append(coordinates(rule, of_sizes, args.steps, args.seeds))
-        interval = "{:+.2f} to {:+.2f}".format(*found[-1].slope.interval())
-        print(f"{rule}: slope {found[-1].slope.mean:+.2f} ({interval}), {found[-1].verdict}")
+        for quantity, slope in found[-1].slopes.items():
+            print(f"{rule}: slope of the {quantity} {slope}")
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     shown = shlex.join(["python", "-m", "experiments", "coordinates", *argv])
@@ -134,16 +169,28 @@ def main(argv: Sequence[str]) -> int:
 
 def coordinates(rule: str, configs: dict[int, ConfigDict], steps: int, seeds: int) -> Coordinates:
     """Measures a rule at each size, in its config, with seeds 0, 1, ..."""
-    measured = []
+    measured, distances = [], []
     for size, config in configs.items():
-        measured.append(measure(config, steps, seeds))
-        x, change = measured[-1][:, :, -1].mean(axis=1)
-        print(f"{rule}, {size}: |x| {x:.3g}, |x - x_0| {change:.3g}", flush=True)
-    return Coordinates(rule, list(configs), *np.stack(measured, axis=2))
+        of_x, distance = measure(config, steps, seeds)
+        x, change = of_x[:, :, -1].mean(axis=1)
+        print(
+            f"{rule}, {size}: |x| {x:.3g}, |x - x_0| {change:.3g}, "
+            f"nonlinearity {distance.mean():.3g}",
+            flush=True,
+        )
+        measured.append(of_x)
+        distances.append(distance)
+    activation, change = np.stack(measured, axis=2)
+    return Coordinates(rule, list(configs), activation, change, np.stack(distances, axis=1))
 
 
-def measure(config: ConfigDict, steps: int, seeds: int) -> np.ndarray:
-    """Mean |x| and mean |x - x_0| of the last layer, (2, seeds, steps + 1)."""
+def measure(config: ConfigDict, steps: int, seeds: int) -> tuple[np.ndarray, np.ndarray]:
+    """What training changes.
+
+    Returns:
+      Mean |x| and mean |x - x_0| of the last layer, (2, seeds, steps + 1); and how nonlinear it is
+      in the change of its parameters, (seeds,).
+    """
     config = config.copy_and_resolve_references()
     config.train.steps_per_dispatch = 1
     trainer = Trainer(config, data.load(config.data, config.seed), jax.devices()[:1])
@@ -164,30 +211,60 @@ def measure(config: ConfigDict, steps: int, seeds: int) -> np.ndarray:
         assert tape.left is not None
         return leave(tape.left)
 
-    measured = []
+    @jax.jit
+    def nonlinearity(before: State, after: State, batch: Batch) -> Array:
+        moved = _with_layer(trainer.spec, config.model.depth - 1, before["params"], after["params"])
+        change = jax.tree.map(jnp.subtract, moved, before["params"])
+
+        def x(params: Any) -> Array:
+            return last_layer({**before, "params": params}, batch).astype(jnp.float32)
+
+        # Probes have derivatives backwards alone: J d is the transpose of c -> c J.
+        x_0, backwards = jax.vjp(x, before["params"])
+        (linear,) = jax.linear_transpose(lambda c: backwards(c)[0], x_0)(change)
+        return jnp.linalg.norm(x(moved) - x_0 - linear) / jnp.linalg.norm(linear)
+
+    measured, distances = [], []
     for seed in range(seeds):
-        state = trainer.init(seed)
+        state, start = trainer.init(seed), trainer.init(seed)  # a dispatch takes its state's memory
         seen = [last_layer(state, batch)]
         for fetched in islice(trainer.batches(0), steps):
             state, _ = trainer.dispatch(state, [fetched])
             seen.append(last_layer(state, batch))
         x = np.stack(seen).astype(np.float64).reshape(steps + 1, -1)
         measured.append([np.abs(x).mean(axis=1), np.abs(x - x[0]).mean(axis=1)])
-    return np.stack(measured, axis=1)
+        distances.append(float(nonlinearity(start, state, batch)))
+    return np.stack(measured, axis=1), np.array(distances)
+
+
+def _with_layer(spec: ModelSpec, layer: int, before: Any, after: Any) -> Any:
+    """The parameters `before`, but those of a layer (0, 1, ...) as they are `after`."""
+
+    def leaf(path: Any, before: Array, after: Array) -> Array:
+        text = path_text(path)
+        if text in spec.stacked_paths:
+            return before.at[layer].set(after[layer])
+        return after if f"blocks/{layer}/" in text else before
+
+    return jax.tree.map_with_path(leaf, before, after)
 
 
 def plot(found: Sequence[Coordinates], axis: str) -> Figure:
-    """For each rule |x| and |x - x_0| by size, a line for each update."""
+    """For each rule |x| and |x - x_0| by size, a line for each update; the nonlinearity of all."""
     seeds, _, lines = found[0].change.shape
     caption = (
         f"Lines: updates 0 to {lines - 1}, from dark to light; means of {seeds} seeds. "
-        + "; ".join(f"{one.rule}: slope {one.slope.mean:+.2f}, {one.verdict}" for one in found)
+        + "; ".join(
+            f"{one.rule}: slope of the {quantity} {slope}"
+            for one in found
+            for quantity, slope in one.slopes.items()
+        )
     )
     figure, axes = drawing.captioned(
-        f"The last layer's activations by {axis}", caption, 2 * len(found), 3.0
+        f"The last layer's activations by {axis}", caption, 2 * len(found) + 1, 3.0
     )
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, lines))
-    for quantity, panels in (("activation", axes[::2]), ("change", axes[1::2])):
+    for quantity, panels in (("activation", axes[:-1:2]), ("change", axes[1:-1:2])):
         means = {
             one.rule: getattr(one, quantity).mean(0)[:, quantity == "change" :] for one in found
         }
@@ -198,12 +275,19 @@ def plot(found: Sequence[Coordinates], axis: str) -> Figure:
                 label = str(update) if update in (1, lines - 1) else None
                 curve = Curve(list(map(float, found[0].sizes)), mean.tolist())
                 drawing.line(panel, curve, label, to_hex(colours[update]))
-            panel.set(xscale="log", yscale="log", title=rule, xlabel=axis)
+            panel.set(yscale="log", title=rule)
             panel.set_ylabel("mean |x|" if quantity == "activation" else "mean |x - x$_0$|")
             panel.set_ylim(0.8 * shown.min(initial=1), 1.25 * shown.max(initial=1))
-            panel.set_xticks(found[0].sizes, map(str, found[0].sizes))
-            panel.minorticks_off()
     axes[0].legend(title="update")
+    for one, colour in zip(found, drawing.colours(o.rule for o in found).values(), strict=True):
+        curve = Curve(list(map(float, one.sizes)), one.nonlinearity.mean(0).tolist())
+        drawing.line(axes[-1], curve, one.rule, colour)
+    axes[-1].set(yscale="log", title="last layer", ylabel="|x - x$_0$ - J d| / |J d|")
+    axes[-1].legend()
+    for panel in axes:
+        panel.set(xscale="log", xlabel=axis)
+        panel.set_xticks(found[0].sizes, map(str, found[0].sizes))
+        panel.minorticks_off()
     return figure
 
 

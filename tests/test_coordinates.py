@@ -1,6 +1,7 @@
 """The coordinate check: its measurement, its slopes and verdicts, and what it says of CompleteP."""
 
 import json
+from itertools import islice
 
 import jax
 import numpy as np
@@ -16,24 +17,30 @@ from rezero_jax.training.trainer import Trainer
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 SIZES = [2, 8, 32]
+NAMES = ("kernel", "bias")
 
 
 def of_power(power: float, noise: float = 0.0) -> Coordinates:
     """Changes that grow as size**power, times exp(noise) in the first of three seeds' largest."""
     change = np.repeat(np.array(SIZES, float)[None, :, None] ** power, 3, axis=0)
     change[0, -1] *= np.exp(noise)
-    return Coordinates("rule", SIZES, change, np.repeat(change, 2, axis=2))
+    return Coordinates("rule", SIZES, change, np.repeat(change, 2, axis=2), change[:, :, 0])
+
+
+def verdicts_of(found: dict) -> dict[str, str]:
+    """The verdicts in the JSON of a rule."""
+    return {quantity: slope["verdict"] for quantity, slope in found["slopes"].items()}
 
 
 def test_the_slope_is_the_power_by_which_changes_grow() -> None:
-    found = of_power(0.5)
-    np.testing.assert_allclose(found.slope.mean, 0.5, rtol=1e-12)
-    np.testing.assert_allclose(found.slope.interval(), (0.5, 0.5), rtol=1e-12)
+    for slope in of_power(0.5).slopes.values():
+        np.testing.assert_allclose(slope.estimate.mean, 0.5, rtol=1e-12)
+        np.testing.assert_allclose(slope.estimate.interval(), (0.5, 0.5), rtol=1e-12)
     noisy = of_power(0.5, 0.3)
     slopes = [
         np.polyfit(np.log(SIZES), np.log(noisy.change[seed, :, -1]), 1)[0] for seed in range(3)
     ]
-    np.testing.assert_allclose(noisy.slope.mean, np.mean(slopes), rtol=1e-12)
+    np.testing.assert_allclose(noisy.slopes["change"].estimate.mean, np.mean(slopes), rtol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +58,8 @@ def test_the_slope_is_the_power_by_which_changes_grow() -> None:
 def test_a_verdict_is_what_the_whole_interval_says(
     power: float, noise: float, verdict: str
 ) -> None:
-    assert of_power(power, noise).verdict == verdict
+    assert of_power(power, noise).slopes["change"].verdict == verdict
+    assert of_power(power / 2, noise).slopes["nonlinearity"].verdict == verdict
 
 
 def test_coordinates_are_those_of_the_last_layer_while_the_model_trains(monkeypatch) -> None:
@@ -60,7 +68,7 @@ def test_coordinates_are_those_of_the_last_layer_while_the_model_trains(monkeypa
     config = load_config("configs/mlp.py:smoke,residual=pre_norm", overrides)
     trainer = Trainer(config, data.load(config.data, 0), jax.devices()[:1])
     monkeypatch.setattr(coordinates, "Trainer", lambda *args: trainer)
-    found = measure(config, 2, 2)
+    found, _ = measure(config, 2, 2)
 
     @jax.jit
     def given_to_the_head(state):
@@ -81,23 +89,57 @@ def test_coordinates_are_those_of_the_last_layer_while_the_model_trains(monkeypa
     assert found[0, 0, 0] != found[0, 1, 0]  # of other initial weights
 
 
+@pytest.mark.parametrize("scan", [True, False])
+def test_nonlinearity_is_what_the_first_order_leaves_of_the_last_layers_change(scan) -> None:
+    """In a net made linear in its gates by hand: x_L = x + a relu(W x + b) in its last layer."""
+    overrides = ["optim.learning_rate=0.1", "train.steps_per_dispatch=1", f"model.scan={scan}"]
+    config = load_config("configs/mlp.py:smoke,residual=rezero", overrides)
+    _, found = measure(config, 3, 1)
+    trainer = Trainer(config, data.load(config.data, 0), jax.devices()[:1])
+    state, start = trainer.init(0), trainer.init(0)
+    for batch in islice(trainer.batches(0), 3):
+        state, _ = trainer.dispatch(state, [batch])
+    before, after = (
+        trainer.spec.model(s["params"], s["stats"]).trunk.layers()[-1] for s in (start, state)
+    )
+    model = trainer.spec.model(start["params"], start["stats"])
+    seen = []
+    model.head = lambda x: seen.append(x) or x
+    trainer.objective(model, trainer.examples(16), jax.random.key(0))
+    x = np.asarray(seen[0], np.float64)  # what the last layer is given too, as all gates are 0
+
+    def parts(block):
+        kernel, bias = (np.asarray(getattr(block.linear, n)[...], np.float64) for n in NAMES)
+        return float(block.rule.alpha[...]), np.maximum(x @ kernel + bias, 0)
+
+    (alpha, f), (moved, changed) = parts(before), parts(after)
+    assert alpha == 0  # so that the first-order change is that of alpha alone
+    expected = np.linalg.norm(moved * (changed - f)) / np.linalg.norm(moved * f)
+    np.testing.assert_allclose(found, [expected], rtol=1e-4)
+    assert expected > 1e-3
+
+
 def test_the_command_writes_its_numbers_and_its_plot(monkeypatch, tmp_path, capsys) -> None:
     def fake(config, steps, seeds):
         power = {"completep": 0.0, "pre_norm": 0.5}[config.model.residual]
         noise = 1 + 0.01 * np.arange(seeds)[:, None]
         change = noise * config.model.depth**power * np.arange(steps + 1)[None]
-        return np.stack([change + 1, change])
+        return np.stack([change + 1, change]), noise[:, 0]
 
     monkeypatch.setattr(coordinates, "measure", fake)
     command = ["coordinates", "--config=configs/mlp.py", "--rules=pre_norm,completep"]
     assert main([*command, "--depths=2,8,32", "--steps=4", f"--out={tmp_path}"]) == 0
     numbers = json.loads((tmp_path / "coordinates.json").read_text())
     assert (numbers["axis"], numbers["sizes"]) == ("depth", SIZES)
-    verdicts = {rule: found["verdict"] for rule, found in numbers["rules"].items()}
-    assert verdicts == {"pre_norm": "grows", "completep": "flat"}
-    np.testing.assert_allclose(numbers["rules"]["pre_norm"]["slope"], 0.5, rtol=1e-9)
+    verdicts = {rule: verdicts_of(found) for rule, found in numbers["rules"].items()}
+    assert verdicts == {
+        "pre_norm": {"change": "grows", "nonlinearity": "flat"},
+        "completep": {"change": "flat", "nonlinearity": "flat"},
+    }
+    slope = numbers["rules"]["pre_norm"]["slopes"]["change"]["mean"]
+    np.testing.assert_allclose(slope, 0.5, rtol=1e-9)
     assert np.shape(numbers["rules"]["pre_norm"]["change"]) == (3, 3, 5)
-    assert "pre_norm: slope +0.50 (+0.50 to +0.50), grows" in capsys.readouterr().out
+    assert "pre_norm: slope of the change +0.50 (+0.50 to +0.50), grows" in capsys.readouterr().out
     assert {path.name for path in tmp_path.iterdir()} == {
         "coordinates.json",
         "coordinates.png",
@@ -124,14 +166,15 @@ def test_a_wrong_flag_is_one_sentence(flags, message, capsys, tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_activations_of_completep_change_alike_at_every_depth_and_those_of_pre_norm_do_not(
-    tmp_path,
-) -> None:
-    """arXiv 2505.01618, figure 7."""
-    command = ["coordinates", "--config=configs/transformer_small.py:width=64,length=64"]
-    options = ["--config.optim.learning_rate=0.001", "--config.model.scan=True"]
-    rules = ["--rules=pre_norm,completep", "--depths=2,8,32", f"--out={tmp_path}"]
+def test_completep_alone_changes_as_much_and_is_as_nonlinear_at_every_depth(tmp_path) -> None:
+    """arXiv 2505.01618, figures 7 and 6, with a net of one matrix in each branch."""
+    command = ["coordinates", "--config=configs/mlp.py:epochs=3", "--config.optim.name=adamw"]
+    options = ["--config.optim.learning_rate=0.001", "--depths=2,8,32,128", "--seeds=5"]
+    rules = ["--rules=pre_norm,depth_mup,completep", f"--out={tmp_path}"]
     assert main([*command, *options, *rules]) == 0
     found = json.loads((tmp_path / "coordinates.json").read_text())["rules"]
-    assert found["completep"]["verdict"] == "flat"
-    assert found["pre_norm"]["verdict"] == "grows"
+    assert {rule: verdicts_of(of_rule) for rule, of_rule in found.items()} == {
+        "pre_norm": {"change": "grows", "nonlinearity": "flat"},
+        "depth_mup": {"change": "flat", "nonlinearity": "shrinks"},
+        "completep": {"change": "flat", "nonlinearity": "flat"},
+    }
