@@ -6,6 +6,22 @@ from collections.abc import Sequence
 from rezero_jax.errors import UserError
 
 
+def add_rules(parser: argparse.ArgumentParser, sizes: str) -> None:
+    """Adds the flags that say which config runs under which residual rules.
+
+    Args:
+      sizes: the arguments beside residual= that the config must take.
+    """
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE[:KEY=VALUE,...]",
+        help=f"a file of configs/ that takes residual= and {sizes}, and its other arguments",
+    )
+    parser.add_argument("--config.KEY", metavar="VALUE", help="sets a field of every config")
+    parser.add_argument("--rules", required=True, metavar="RULE,...", help="see docs/schemes.md")
+
+
 def parse(
     parser: argparse.ArgumentParser, argv: Sequence[str]
 ) -> tuple[argparse.Namespace, list[str]]:

@@ -95,14 +95,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = command.parser("experiments compare", __doc__, EXAMPLES)
-    parser.add_argument(
-        "--config",
-        required=True,
-        metavar="FILE[:KEY=VALUE,...]",
-        help="a file of configs/ that takes residual= and depth=, and its other arguments",
-    )
-    parser.add_argument("--config.KEY", metavar="VALUE", help="sets a field of every run's config")
-    parser.add_argument("--rules", required=True, metavar="RULE,...", help="the first: the control")
+    arguments.add_rules(parser, "depth=")
     parser.add_argument("--depths", required=True, metavar="N,...")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="reported runs (3)")
     parser.add_argument("--rates", type=int, default=3, metavar="N", help="of the first grid (3)")

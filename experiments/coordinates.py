@@ -293,14 +293,7 @@ def plot(found: Sequence[Coordinates], axis: str) -> Figure:
 
 def _parser() -> argparse.ArgumentParser:
     parser = command.parser("experiments coordinates", __doc__, EXAMPLES)
-    parser.add_argument(
-        "--config",
-        required=True,
-        metavar="FILE[:KEY=VALUE,...]",
-        help="a file of configs/ that takes residual= and depth= or width=",
-    )
-    parser.add_argument("--config.KEY", metavar="VALUE", help="sets a field of the config")
-    parser.add_argument("--rules", required=True, metavar="RULE,...")
+    arguments.add_rules(parser, "depth= or width=")
     sizes = parser.add_mutually_exclusive_group(required=True)
     sizes.add_argument("--depths", metavar="N,...")
     sizes.add_argument("--widths", metavar="N,...")
