@@ -90,7 +90,7 @@ def status(job: Job, folder: Path) -> Status:
     Raises:
       UserError: it is the run of another config.
     """
-    check_config(folder, job.load(), mend="choose another --out, or delete that folder")
+    check_config(folder, job.load(), advice="choose another --out, or delete that folder")
     final = read_final(folder)
     if final is None:
         begun = (folder / "config.json").exists()

@@ -78,8 +78,8 @@ def test_mean_and_std_can_be_given() -> None:
         (np.zeros((3, 8, 8, 1), np.float32), 0, "has images of float32; convert them to uint8"),
         (np.zeros((3, 8, 9, 1), np.uint8), 0, "has images of shape (8, 9, 1), but its example_"),
         (np.zeros((3, 8, 8), np.uint8), 0, "has images of shape (8, 8), but its example_shape is"),
-        (np.zeros((3, 8, 8, 1), np.uint8), 10, "has the label 10, which is not in 0 .. 9; mend"),
-        (np.zeros((3, 8, 8, 1), np.uint8), -1, "has the label -1, which is not in 0 .. 9; mend"),
+        (np.zeros((3, 8, 8, 1), np.uint8), 10, "has the label 10, which is not in 0 .. 9; correct"),
+        (np.zeros((3, 8, 8, 1), np.uint8), -1, "has the label -1, which is not in 0 .. 9; correct"),
         (np.zeros((3, 8, 8, 1), np.uint8), 9, None),
     ],
 )

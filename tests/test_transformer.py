@@ -440,7 +440,7 @@ def test_models_that_cannot_be(options, sentence):
         ([[0.0, 1.0]], r"takes integer tokens \(batch, length\), not float32 of shape \(1, 2\)"),
         ([0, 1], r"takes integer tokens \(batch, length\), not int32 of shape \(2,\)"),
         ([[0] * 17], "17 tokens are more than max_len=16; give fewer, or make the model with"),
-        ([[0, 13]], "the token 13 is not in the vocabulary, 0 .. 12; mend the tokens, or"),
+        ([[0, 13]], "the token 13 is not in the vocabulary, 0 .. 12; correct the tokens, or"),
         ([[-1, 99]], "the token -1 is not in the vocabulary, 0 .. 12"),
     ],
 )

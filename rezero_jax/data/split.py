@@ -80,7 +80,7 @@ def check_labels(name: str, label: np.ndarray, num_classes: int) -> None:
     if len(wrong):
         raise UserError(
             f'data set "{name}" has the label {wrong[0]}, which is not in 0 .. {num_classes - 1}; '
-            "mend the label or num_classes"
+            "correct the label or num_classes"
         )
 
 

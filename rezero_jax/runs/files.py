@@ -70,14 +70,14 @@ def unreachable(path: AnyPath, error: Exception) -> UserError:
     """The error for a bucket that refuses."""
     text = str(error)
     if isinstance(error, FileNotFoundError):
-        mend = "there is no such bucket; make it, or choose another --workdir"
+        advice = "there is no such bucket; make it, or choose another --workdir"
     elif "Forbidden" in text or "403" in text:
-        mend = "no permission; give this account roles/storage.admin on the bucket"
+        advice = "no permission; give this account roles/storage.admin on the bucket"
     elif any(word in text for word in ("401", "Credentials", "credentials")):
-        mend = "no valid credentials; run `gcloud auth application-default login`"
+        advice = "no valid credentials; run `gcloud auth application-default login`"
     else:
-        mend = f"{first_line(error)}; check the connection"
-    return UserError(f"cannot use {bucket_of(path)}: {mend}")
+        advice = f"{first_line(error)}; check the connection"
+    return UserError(f"cannot use {bucket_of(path)}: {advice}")
 
 
 def is_of_storage(error: Exception) -> bool:

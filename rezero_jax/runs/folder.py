@@ -165,7 +165,7 @@ def check_config(
     folder: AnyPath,
     config: ConfigDict,
     free: tuple[str, ...] = TOPOLOGY,
-    mend: str = "choose another --workdir or the old settings",
+    advice: str = "choose another --workdir or the old settings",
 ) -> None:
     """Checks that the run in a folder, if there is one, has this config.
 
@@ -173,7 +173,7 @@ def check_config(
       folder: a workdir.
       config: what `continued` would change in it is not compared.
       free: prefixes of the fields that may differ.
-      mend: what the error advises.
+      advice: what the user should do.
 
     Raises:
       UserError: the run has another config, or its config.json is broken.
@@ -185,7 +185,7 @@ def check_config(
     old, new = (json.loads(one.to_json()) for one in both)
     changes = [change for change in differences(old, new) if not change.startswith(free)]
     if changes:
-        raise UserError(f"{folder} holds a run of another config ({'; '.join(changes)}); {mend}")
+        raise UserError(f"{folder} holds a run of another config ({'; '.join(changes)}); {advice}")
 
 
 def read_config(folder: AnyPath) -> ConfigDict:

@@ -256,7 +256,7 @@ class Transformer(nnx.Module):
             if wrong.size:
                 raise UserError(
                     f"the token {wrong[0]} is not in the vocabulary, 0 .. {self.vocab_size - 1}; "
-                    "mend the tokens, or make the model with a larger vocab_size"
+                    "correct the tokens, or make the model with a larger vocab_size"
                 )
 
     def _embed(self, tokens: Tokens, positions: Int[Array, "#batch length"]) -> Array:
