@@ -15,7 +15,7 @@ from rezero_jax.formatting import number
 
 VERDICTS = {"better": "#0072B2", "worse": "#D55E00", "undecided": "#777777"}  # and their colours
 CONTROL = "#BBBBBB"
-BEYOND = 1.6  # times the largest loss of the control, above which nothing is drawn
+BEYOND = 1.6  # times the control's loss, above which nothing is drawn
 
 
 def plot_differences(comparison: Comparison) -> Figure:
@@ -67,15 +67,10 @@ def _draw_differences(
 def plot_rates(comparison: Comparison) -> Figure:
     """A panel for each rule: final test loss by learning rate.
 
-    A cross: training diverged, or the loss is more than BEYOND times the control's largest.
+    A cross: training diverged, or the loss is more than BEYOND times the control's best.
     """
-    of_control = [
-        loss
-        for cell in comparison.cells
-        for loss in cell.tuning.values()
-        if cell.rule == comparison.control and math.isfinite(loss)
-    ]
-    top = BEYOND * max(of_control, default=math.inf)
+    best = [min(c.tuning.values()) for c in comparison.cells if c.rule == comparison.control]
+    top = BEYOND * max(filter(math.isfinite, best), default=math.inf)
 
     def draw(axis: Axes, cell: Cell, colour: str) -> None:
         shown = {rate: loss for rate, loss in cell.tuning.items() if loss <= top}
