@@ -197,7 +197,7 @@ def test_differences_are_drawn_with_their_intervals() -> None:
 
 
 def test_what_is_far_beyond_the_control_is_told_in_words_and_crosses() -> None:
-    wild = cell("plain", [3e5, 1e5], tuning={0.01: 2e5, 0.02: 1.1})
+    wild = cell("plain", [3e5, 1e5], tuning={0.01: 2e5, 0.02: 0.7, 0.04: 0.9})
     found = compare(cell("rezero", [1.0, 1.1]), cell("norm", [1.5, 1.7]), wild)
     (axis,) = compare_plots.plot_differences(found).axes
     assert axis.get_xlim()[1] < 1
@@ -205,7 +205,7 @@ def test_what_is_far_beyond_the_control_is_told_in_words_and_crosses() -> None:
     panel = compare_plots.plot_rates(found).axes[2]
     crosses = panel.lines[-1]
     assert crosses.get_marker() == "x"
-    assert list(crosses.get_xdata()) == [0.01]
+    assert list(crosses.get_xdata()) == [0.01, 0.04]  # above 1.6 times the control's best, 0.5
     low, high = compare_plots.plot_curves(found).axes[0].get_ylim()
     assert 0 < low < 2 < high < 5
 
