@@ -2,7 +2,7 @@
 
 import base64
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
@@ -24,6 +24,7 @@ HEAD = (
     "training loss at equal FLOPs",
     "at equal time",
 )
+COSTS = ("flops", "seconds")  # of a cell
 PLOTS = {
     "differences": "Final test loss less the control's, in pairs of seeds: mean and 95 % interval "
     "of each difference alone. The grey band is the noise floor.",
@@ -80,15 +81,37 @@ def summary(comparison: Comparison) -> str:
 
     In Markdown; operations and time are those of an update of the deepest net.
     """
-    rows: list[Sequence[str]] = [
-        ("rule", *(f"{depth} layers" for depth in comparison.depths), "FLOPs", "time")
-    ]
+    head, *rows = _by_depth(comparison, _in_short)
+    costs = []
+    for rule in comparison.rules:
+        deepest = [cell for cell in comparison.cells if cell.rule == rule][-1]
+        control = comparison.control_of(deepest)
+        costs.append([_ratio(getattr(deepest, x), getattr(control, x)) for x in COSTS])
+    with_costs = [[*row, *cost] for row, cost in zip(rows, costs, strict=True)]
+    return markdown_table([[*head, "FLOPs", "time"], *with_costs])
+
+
+def race(comparison: Comparison) -> str:
+    """A line for each rule: updates to the target at each depth, over the control's, the verdict.
+
+    In Markdown; for a comparison that has a target.
+    """
+
+    def raced(comparison: Comparison, cell: Cell) -> str:
+        return ": ".join(filter(None, (_reached(cell), _times(comparison, cell))))
+
+    return markdown_table(_by_depth(comparison, raced))
+
+
+def _by_depth(
+    comparison: Comparison, shown: Callable[[Comparison, Cell], str]
+) -> list[Sequence[str]]:
+    """A row for each rule, and a column for each depth."""
+    rows: list[Sequence[str]] = [("rule", *(f"{depth} layers" for depth in comparison.depths))]
     for rule in comparison.rules:
         cells = [cell for cell in comparison.cells if cell.rule == rule]
-        deepest, control = cells[-1], comparison.control_of(cells[-1])
-        costs = (_ratio(getattr(deepest, x), getattr(control, x)) for x in ("flops", "seconds"))
-        rows.append((f"`{rule}`", *(_in_short(comparison, cell) for cell in cells), *costs))
-    return markdown_table(rows)
+        rows.append((f"`{rule}`", *(shown(comparison, cell) for cell in cells)))
+    return rows
 
 
 def _in_short(comparison: Comparison, cell: Cell) -> str:
@@ -125,15 +148,22 @@ def _row(comparison: Comparison, cell: Cell) -> Sequence[str]:
         _number(comparison.equal(cell, "seconds")),
     ]
     if comparison.target is not None:
-        reached = [value for value in cell.to_target if value is not None]
-        whole = bool(reached) and len(reached) == len(cell.losses)
-        seldom = f"in {len(reached)} of {len(cell.losses)} runs" if reached else "not reached"
-        times = comparison.times(cell)
-        row += [
-            _shown(Estimate.of(reached)) if whole else seldom,
-            f"{times[0].shown}, {times[1]}" if times else "",
-        ]
+        row += [_reached(cell), _times(comparison, cell)]
     return row
+
+
+def _reached(cell: Cell) -> str:
+    """The updates to the target."""
+    reached = [value for value in cell.to_target if value is not None]
+    if reached and len(reached) == len(cell.losses):
+        return _shown(Estimate.of(reached))
+    return f"in {len(reached)} of {len(cell.losses)} runs" if reached else "not reached"
+
+
+def _times(comparison: Comparison, cell: Cell) -> str:
+    """The same over the control's, with a verdict."""
+    times = comparison.times(cell)
+    return f"{times[0].shown}, {times[1]}" if times else ""
 
 
 def _shown(estimate: Estimate | None) -> str:

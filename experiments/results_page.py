@@ -67,8 +67,11 @@ def comparisons() -> dict[str, Comparison]:
 
 def committed_tables(compared: Mapping[str, Comparison]) -> dict[str, str]:
     """The tables of the pages as they should stand: of results, comparisons and rules."""
-    summaries = {f"compared_{name}": compare_report.summary(c) for name, c in compared.items()}
-    return all_tables(read_all()) | summaries | {"schemes": schemes.table()}
+    tables = all_tables(read_all()) | {"schemes": schemes.table()}
+    for name, comparison in compared.items():
+        tables[f"compared_{name}"] = compare_report.summary(comparison)
+        tables[f"raced_{name}"] = compare_report.race(comparison)
+    return tables
 
 
 def all_tables(found: Sequence[Results]) -> dict[str, str]:

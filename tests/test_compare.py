@@ -186,6 +186,22 @@ def test_the_report_shows_every_rule_and_the_numbers_are_valid_json(tmp_path: Pa
     assert last == "| `plain` | diverged |  |  |"
 
 
+def test_a_race_tells_the_updates_to_the_target_and_their_ratio() -> None:
+    slow = cell("norm", [1.5, 1.7], to_target=[80.0, 88.0])
+    late = cell("plain", [1.5, 1.7], to_target=[None, 60.0])
+    never = cell("gated", [1.5, 1.7], to_target=[None, None])
+    found = compare(cell("rezero", [1.0, 1.1]), slow, late, never)
+    head, _, *rows = compare_report.race(found).splitlines()
+    assert head == "| rule | 8 layers |"
+    ratio, verdict = found.times(slow)
+    assert rows == [
+        "| `rezero` | 40 [40, 40], n = 2 |",
+        f"| `norm` | 84 [33.18, 134.8], n = 2: {ratio.shown}, {verdict} |",
+        "| `plain` | in 1 of 2 runs: >= 1.936, undecided |",  # sqrt(100 / 40 x 60 / 40)
+        "| `gated` | not reached: >= 2.5, undecided |",
+    ]
+
+
 def test_differences_are_drawn_with_their_intervals() -> None:
     found = compare(cell("rezero", [1.0, 1.1]), cell("norm", [1.5, 1.7]), cell("plain", [math.inf]))
     (axis,) = compare_plots.plot_differences(found).axes

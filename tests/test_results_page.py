@@ -35,7 +35,7 @@ def test_the_pages_are_what_the_command_writes():
     for name in ("claims", "foremost", "numbers", "reduced", "costs", "initialisation", "schemes"):
         assert f"<!-- {name} -->" in used
     for name, comparison in compared.items():
-        assert f"<!-- compared_{name} -->" in used
+        assert any(f"<!-- {kind}_{name} -->" in used for kind in ("compared", "raced"))
         report = (COMPARISONS / name / "report.md").read_text()
         assert report == compare_report.markdown(comparison), f"run `{COMMAND}`"
 
