@@ -15,7 +15,8 @@ from rezero_jax.formatting import number
 
 VERDICTS = {"better": "#0072B2", "worse": "#D55E00", "undecided": "#777777"}  # and their colours
 CONTROL = "#BBBBBB"
-BEYOND = 1.6  # times the control's loss, above which nothing is drawn
+BEYOND = 1.6  # times the largest loss of the control's curves, above which none are drawn
+LOST = 10  # times the median rule's best loss: a net that is worse has broken
 
 
 def plot_differences(comparison: Comparison) -> Figure:
@@ -67,10 +68,10 @@ def _draw_differences(
 def plot_rates(comparison: Comparison) -> Figure:
     """A panel for each rule: final test loss by learning rate.
 
-    A cross: training diverged, or the loss is more than BEYOND times the control's best.
+    A cross: training diverged, or the loss lies above what every rule reaches at its best rate.
     """
-    best = [min(c.tuning.values()) for c in comparison.cells if c.rule == comparison.control]
-    top = BEYOND * max(filter(math.isfinite, best), default=math.inf)
+    best = [loss for c in comparison.cells if math.isfinite(loss := min(c.tuning.values()))]
+    top = 1.1 * max((x for x in best if x <= LOST * np.median(best)), default=math.inf)
 
     def draw(axis: Axes, cell: Cell, colour: str) -> None:
         shown = {rate: loss for rate, loss in cell.tuning.items() if loss <= top}

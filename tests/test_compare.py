@@ -213,15 +213,16 @@ def test_differences_are_drawn_with_their_intervals() -> None:
 
 
 def test_what_is_far_beyond_the_control_is_told_in_words_and_crosses() -> None:
-    wild = cell("plain", [3e5, 1e5], tuning={0.01: 2e5, 0.02: 0.7, 0.04: 0.9})
-    found = compare(cell("rezero", [1.0, 1.1]), cell("norm", [1.5, 1.7]), wild)
+    wild = cell("plain", [3e5, 1e5], tuning={0.01: 2e5, 0.02: 1e5, 0.04: math.inf})
+    bad = cell("norm", [1.5, 1.7], tuning={0.01: 3.0, 0.02: 3.2, 0.04: 3.5})
+    found = compare(cell("rezero", [1.0, 1.1]), bad, wild)
     (axis,) = compare_plots.plot_differences(found).axes
     assert axis.get_xlim()[1] < 1
     assert [text.get_text() for text in axis.texts] == ["+199,999, undecided"]
-    panel = compare_plots.plot_rates(found).axes[2]
-    crosses = panel.lines[-1]
-    assert crosses.get_marker() == "x"
-    assert list(crosses.get_xdata()) == [0.01, 0.04]  # above 1.6 times the control's best, 0.5
+    crosses = [panel.lines[-1] for panel in compare_plots.plot_rates(found).axes]
+    assert {line.get_marker() for line in crosses} == {"x"}
+    # Above 3.3, as all of plain's losses are more than ten times the median rule's best.
+    assert [list(line.get_xdata()) for line in crosses] == [[0.04], [0.04], [0.01, 0.02, 0.04]]
     low, high = compare_plots.plot_curves(found).axes[0].get_ylim()
     assert 0 < low < 2 < high < 5
 
