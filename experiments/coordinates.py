@@ -16,12 +16,11 @@ The plot is DIR/coordinates.png and .svg; the numbers are in DIR/coordinates.jso
 """
 
 import argparse
-import dataclasses
 import shlex
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,11 +34,11 @@ from ml_collections import ConfigDict
 from experiments import arguments, drawing
 from experiments.jobs import Job
 from experiments.results import Curve, finite
+from experiments.slopes import FLAT, Coordinates
 from rezero_jax import data
 from rezero_jax.analysis import command
 from rezero_jax.analysis.plots.theme import themed
 from rezero_jax.analysis.probe import Tape, probed
-from rezero_jax.analysis.statistics import Estimate
 from rezero_jax.errors import UserError
 from rezero_jax.residual import rule_class
 from rezero_jax.runs.files import write_json
@@ -48,15 +47,6 @@ from rezero_jax.training.step import Batch
 from rezero_jax.training.trainer import Trainer
 
 EXAMPLES_SEEN = 16
-# How far from 0 a slope may be to be flat: half of the smallest that another theory predicts.
-FLAT = {
-    # Branches times depth^-alpha, at a rate that does not fall with depth, change activations by
-    # about depth^(1 - alpha) at first: slopes of 1, 1/2 and 0 for alpha 0, 1/2 and 1 (CompleteP).
-    "change": 1 / 4,
-    # How nonlinear a layer is in a change d of its weights, is about |d| where its activation is
-    # smooth and |d|^(1/2) where it has a kink. Under depth_mup d is about depth^(-1/2).
-    "nonlinearity": 1 / 8,
-}
 EXAMPLES = """\
 examples:
   does pre_norm transfer over depth, and does completep?
@@ -66,77 +56,6 @@ examples:
     python -m experiments coordinates --config=configs/mlp.py:epochs=3 --rules=rezero,pre_norm \\
       --widths=32,64,128,256
 """
-
-
-@dataclasses.dataclass(frozen=True)
-class Coordinates:
-    """What was measured of a rule.
-
-    Attributes:
-      rule: its name.
-      sizes: depths or widths.
-      activation: mean |x| (seeds, sizes, updates + 1), before the first update and after each.
-      change: mean |x - x_0| of the same shape.
-      nonlinearity: |x - x_0 - J d| / |J d| of the last layer, (seeds, sizes).
-    """
-
-    rule: str
-    sizes: list[int]
-    activation: np.ndarray
-    change: np.ndarray
-    nonlinearity: np.ndarray
-
-    @property
-    def slopes(self) -> dict[str, "Slope"]:
-        """Of the change after the last update and of the nonlinearity."""
-        values = {"change": self.change[:, :, -1], "nonlinearity": self.nonlinearity}
-        return {name: Slope.of(self.sizes, values[name], FLAT[name]) for name in FLAT}
-
-    def to_json(self) -> dict[str, Any]:
-        """All of it, with the slopes and their verdicts."""
-        return {
-            "activation": self.activation.tolist(),
-            "change": self.change.tolist(),
-            "nonlinearity": self.nonlinearity.tolist(),
-            "slopes": {
-                name: {
-                    "mean": slope.estimate.mean,
-                    "interval": list(slope.estimate.interval()),
-                    "verdict": slope.verdict,
-                }
-                for name, slope in self.slopes.items()
-            },
-        }
-
-
-class Slope(NamedTuple):
-    """Of log value over log size; flat within so much of 0."""
-
-    estimate: Estimate
-    flat: float
-
-    @classmethod
-    def of(cls, sizes: Sequence[int], values: np.ndarray, flat: float) -> "Slope":
-        """By least squares in each seed; values (seeds, sizes)."""
-        x = np.log(sizes)
-        with np.errstate(all="ignore"):
-            y = np.log(values)
-        centred = x - x.mean()
-        return cls(Estimate.of(y @ centred / (centred @ centred)), flat)
-
-    @property
-    def verdict(self) -> str:
-        """What the 95 % interval says: "flat", "grows", "shrinks" or "undecided"."""
-        low, high = self.estimate.interval()
-        if not np.isfinite([low, high]).all():
-            return "undecided"
-        if low >= -self.flat and high <= self.flat:
-            return "flat"
-        return "grows" if low > self.flat else "shrinks" if high < -self.flat else "undecided"
-
-    def __str__(self) -> str:
-        low, high = self.estimate.interval()
-        return f"{self.estimate.mean:+.2f} ({low:+.2f} to {high:+.2f}), {self.verdict}"
 
 
 def main(argv: Sequence[str]) -> int:

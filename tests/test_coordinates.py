@@ -9,7 +9,8 @@ import pytest
 
 from experiments import coordinates
 from experiments.__main__ import main
-from experiments.coordinates import Coordinates, measure
+from experiments.coordinates import measure
+from experiments.slopes import Coordinates
 from rezero_jax import data
 from rezero_jax.config import load_config
 from rezero_jax.training.trainer import Trainer
