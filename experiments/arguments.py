@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from rezero_jax.errors import UserError
 
 
-def add_rules(parser: argparse.ArgumentParser, sizes: str) -> None:
+def add_rules(parser: argparse.ArgumentParser, sizes: str, rules: str = "") -> None:
     """Adds the flags that say which config runs under which residual rules.
 
     Args:
       sizes: the arguments beside residual= that the config must take.
+      rules: the help text of --rules.
     """
     parser.add_argument(
         "--config",
@@ -19,7 +20,7 @@ def add_rules(parser: argparse.ArgumentParser, sizes: str) -> None:
         help=f"a file of configs/ that takes residual= and {sizes}, and its other arguments",
     )
     parser.add_argument("--config.KEY", metavar="VALUE", help="sets a field of every config")
-    parser.add_argument("--rules", required=True, metavar="RULE,...", help="see docs/schemes.md")
+    parser.add_argument("--rules", required=True, metavar="RULE,...", help=rules)
 
 
 def parse(

@@ -95,7 +95,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = command.parser("experiments compare", __doc__, EXAMPLES)
-    arguments.add_rules(parser, "depth=")
+    arguments.add_rules(parser, "depth=", "the first: the control")
     parser.add_argument("--depths", required=True, metavar="N,...")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="reported runs (3)")
     parser.add_argument("--rates", type=int, default=3, metavar="N", help="of the first grid (3)")

@@ -135,7 +135,7 @@ def _panels(
     for axis, rule in zip(axes, comparison.rules, strict=True):
         axis.sharex(axes[0])
         axis.sharey(axes[0])
-        of_rule = [cell for cell in comparison.cells if cell.rule == rule]
+        of_rule = comparison.of(rule)
         for cell in of_rule:
             if rule != comparison.control:
                 draw(axis, comparison.control_of(cell), CONTROL)

@@ -82,13 +82,11 @@ def summary(comparison: Comparison) -> str:
     In Markdown; operations and time are those of an update of the deepest net.
     """
     head, *rows = _by_depth(comparison, _in_short)
-    costs = []
-    for rule in comparison.rules:
-        deepest = [cell for cell in comparison.cells if cell.rule == rule][-1]
+    for rule, row in zip(comparison.rules, rows, strict=True):
+        deepest = comparison.of(rule)[-1]
         control = comparison.control_of(deepest)
-        costs.append([_ratio(getattr(deepest, x), getattr(control, x)) for x in COSTS])
-    with_costs = [[*row, *cost] for row, cost in zip(rows, costs, strict=True)]
-    return markdown_table([[*head, "FLOPs", "time"], *with_costs])
+        row += [_ratio(getattr(deepest, cost), getattr(control, cost)) for cost in COSTS]
+    return markdown_table([[*head, "FLOPs", "time"], *rows])
 
 
 def race(comparison: Comparison) -> str:
@@ -96,22 +94,16 @@ def race(comparison: Comparison) -> str:
 
     In Markdown; for a comparison that has a target.
     """
-
-    def raced(comparison: Comparison, cell: Cell) -> str:
-        return ": ".join(filter(None, (_reached(cell), _times(comparison, cell))))
-
-    return markdown_table(_by_depth(comparison, raced))
+    return markdown_table(_by_depth(comparison, _raced))
 
 
-def _by_depth(
-    comparison: Comparison, shown: Callable[[Comparison, Cell], str]
-) -> list[Sequence[str]]:
+def _by_depth(comparison: Comparison, shown: Callable[[Comparison, Cell], str]) -> list[list[str]]:
     """A row for each rule, and a column for each depth."""
-    rows: list[Sequence[str]] = [("rule", *(f"{depth} layers" for depth in comparison.depths))]
-    for rule in comparison.rules:
-        cells = [cell for cell in comparison.cells if cell.rule == rule]
-        rows.append((f"`{rule}`", *(shown(comparison, cell) for cell in cells)))
-    return rows
+    head = ["rule", *(f"{depth} layers" for depth in comparison.depths)]
+    return [
+        head,
+        *([f"`{r}`", *(shown(comparison, c) for c in comparison.of(r))] for r in comparison.rules),
+    ]
 
 
 def _in_short(comparison: Comparison, cell: Cell) -> str:
@@ -123,6 +115,11 @@ def _in_short(comparison: Comparison, cell: Cell) -> str:
         return number(cell.final.mean)
     shown = _with_interval(difference.mean, difference.interval, 2)
     return f"{number(cell.final.mean)}: {shown}, {difference.verdict}"
+
+
+def _raced(comparison: Comparison, cell: Cell) -> str:
+    """A cell of the race."""
+    return ": ".join(filter(None, (_reached(cell), _times(comparison, cell))))
 
 
 def _row(comparison: Comparison, cell: Cell) -> Sequence[str]:

@@ -173,6 +173,10 @@ class Comparison:
         """The cells of a depth."""
         return [cell for cell in self.cells if cell.depth == depth]
 
+    def of(self, rule: str) -> list[Cell]:
+        """The cells of a rule."""
+        return [cell for cell in self.cells if cell.rule == rule]
+
     def control_of(self, cell: Cell) -> Cell:
         """The control at the depth of a cell."""
         return next(c for c in self.at(cell.depth) if c.rule == self.control)

@@ -145,14 +145,14 @@ def measure(config: ConfigDict, steps: int, seeds: int) -> tuple[np.ndarray, np.
 
     measured, distances = [], []
     for seed in range(seeds):
-        state, start = trainer.init(seed), trainer.init(seed)  # a dispatch takes its state's memory
+        state = trainer.init(seed)
         seen = [last_layer(state, batch)]
         for fetched in islice(trainer.batches(0), steps):
             state, _ = trainer.dispatch(state, [fetched])
             seen.append(last_layer(state, batch))
         x = np.stack(seen).astype(np.float64).reshape(steps + 1, -1)
         measured.append([np.abs(x).mean(axis=1), np.abs(x - x[0]).mean(axis=1)])
-        distances.append(float(nonlinearity(start, state, batch)))
+        distances.append(float(nonlinearity(trainer.init(seed), state, batch)))
     return np.stack(measured, axis=1), np.array(distances)
 
 
@@ -198,9 +198,10 @@ def plot(found: Sequence[Coordinates], axis: str) -> Figure:
             panel.set_ylabel("mean |x|" if quantity == "activation" else "mean |x - x$_0$|")
             panel.set_ylim(0.8 * shown.min(initial=1), 1.25 * shown.max(initial=1))
     axes[0].legend(title="update")
-    for one, colour in zip(found, drawing.colours(o.rule for o in found).values(), strict=True):
+    of_rules = drawing.colours(one.rule for one in found)
+    for one in found:
         curve = Curve(list(map(float, one.sizes)), one.nonlinearity.mean(0).tolist())
-        drawing.line(axes[-1], curve, one.rule, colour)
+        drawing.line(axes[-1], curve, one.rule, of_rules[one.rule])
     axes[-1].set(yscale="log", title="last layer", ylabel="|x - x$_0$ - J d| / |J d|")
     axes[-1].legend()
     for panel in axes:

@@ -70,7 +70,8 @@ def committed_tables(compared: Mapping[str, Comparison]) -> dict[str, str]:
     tables = all_tables(read_all()) | {"schemes": schemes.table()}
     for name, comparison in compared.items():
         tables[f"compared_{name}"] = compare_report.summary(comparison)
-        tables[f"raced_{name}"] = compare_report.race(comparison)
+        if comparison.target is not None:
+            tables[f"raced_{name}"] = compare_report.race(comparison)
     return tables
 
 

@@ -85,9 +85,9 @@ class _ScaledByDepth(Normed):
 
     def __init__(self, site: Site):
         super().__init__(site)
-        m = required(site.place).layers / site.base_depth
-        self.factor = self.epsilon_scale = m**-self.exponent
-        self.rate_scale = m ** (self.exponent - 1)
+        share = site.base_depth / required(site.place).layers  # 1 / m
+        self.factor = self.epsilon_scale = share**self.exponent
+        self.rate_scale = share ** (1 - self.exponent)
 
     def __call__(self, x: Array, f: Branch) -> Array:
         return (x + self.factor * apply(f, self.norm(x), x)).astype(x.dtype)
