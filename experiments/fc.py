@@ -4,11 +4,12 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import drawing
 from experiments.claims import Claim, bounded, fact, inside, together
-from experiments.jobs import Job
+from experiments.jobs import HELD, Job
 from experiments.published import curve, published
 from experiments.ratios import Ratio, between, decide
 from experiments.results import Curve, Results, Row
@@ -29,6 +30,8 @@ SETTING = {
 RULES = {"FC": "plain", "FC + Norm": "norm", "FC + Res": "residual", "FC + ReZero": "rezero"}
 OURS, PLAIN, RES = "FC + ReZero", "FC", "FC + Res"
 RIVALS = tuple(setting for setting in RULES if setting != OURS)
+CONTROL = "alpha held at 0"
+CONTROL_EPOCHS = 50  # at most; ReZero needs about 21
 PRIMARY = "0.1"  # the loss of the primary outcome, see protocol.md
 FASTER = (7.0, 15.0)  # times, says the paper
 TARGETS = ("1.2", "0.8", "0.4", "0.2", "0.1", "0.06")  # nats, as published.csv writes them
@@ -50,7 +53,7 @@ NOTES = (
 
 
 def runs(scale: str) -> list[Job]:
-    """One of each architecture."""
+    """One of each architecture, and the control, which has one layer, as held layers do nothing."""
     jobs = []
     for setting, rule in RULES.items():
         epochs = 300 if scale == "paper" else 21 if rule == "rezero" else 50
@@ -59,7 +62,11 @@ def runs(scale: str) -> list[Job]:
             size = "smoke,epochs=2"
         overrides = WHOLE if scale == "paper" else ()
         jobs.append(Job(setting, f"fc32-{rule}", f"mlp.py:residual={rule},{size}", overrides))
-    return jobs
+    size = f"width=256,dataset=cifar10,epochs={CONTROL_EPOCHS if scale == 'paper' else 21}"
+    if scale == "smoke":
+        size = "smoke,epochs=2"
+    held = (*overrides, *HELD, "model.depth=1")
+    return [*jobs, Job(CONTROL, "fc1-held", f"mlp.py:{size}", held)]
 
 
 def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
@@ -78,13 +85,14 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
         for setting, epochs in reached.items():
             headline = target == "1.2" and setting in (PLAIN, OURS)
             rows.append(Row(setting, f"epochs to {target}", epochs, headline, reduced))
-        for setting in RIVALS:
+        for setting in (*RIVALS, CONTROL):
             pairs = zip(reached[setting], reached[OURS], strict=True)
             times = tuple(theirs / ours if theirs and ours else None for theirs, ours in pairs)
             quantity = f"times ReZero's epochs to {target}"
             rows.append(Row(setting, quantity, times, reduced=reduced, is_ratio=True))
         ratios[target] = [
-            Ratio.of_pairs(reached[setting], reached[OURS], caps[setting]) for setting in RIVALS
+            Ratio.of_pairs(reached[setting], reached[OURS], caps[setting])
+            for setting in (*RIVALS, CONTROL)
         ]
         if target == PRIMARY:
             pairs = zip(reached[RES], reached[PLAIN], strict=True)
@@ -95,12 +103,21 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
                 values = tuple(float(loss[epoch - 1]) for loss in seeds)
                 rows.append(Row(setting, f"loss of epoch {epoch}", values, reduced=reduced))
     claims = [
-        *_times_faster(ratios[PRIMARY], len(runs[OURS]), reduced),
+        *_times_faster(ratios[PRIMARY][: len(RIVALS)], len(runs[OURS]), reduced),
         bounded(
             "A residual connection alone makes the net slower than the plain one (secondary)",
             "UAI 6",
             f"ln of the ratio of epochs to {PRIMARY}, {RES} over {PLAIN}",
             slower,
+            low=0,
+            reduced=reduced,
+            seeds=SEEDS,
+        ),
+        bounded(
+            "The ReZero net could not fit the data so fast without its layers (control)",
+            "UAI 6",
+            f"ln of the ratio of losses in ReZero's last epoch, {CONTROL} over ReZero",
+            tuple(map(_log_ratio_at_end, losses[OURS], losses[CONTROL])),
             low=0,
             reduced=reduced,
             seeds=SEEDS,
@@ -111,6 +128,12 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
         for setting, seeds in losses.items()
     }
     return Results("fc", scale, rows, claims, curves, _secondary(ratios))
+
+
+def _log_ratio_at_end(ours: np.ndarray, control: np.ndarray) -> float | None:
+    """ln(control / ours) in the last epoch of ours; None if the control's ended before it."""
+    end = len(ours) - 1
+    return math.log(control[end] / ours[end]) if end < len(control) else None
 
 
 def _times_faster(ratios: Sequence[Ratio | None], n: int, reduced: bool) -> list[Claim]:
@@ -140,11 +163,14 @@ def _secondary(ratios: Mapping[str, Sequence[Ratio | None]]) -> list[str]:
     """A sentence for each ratio, with its own 95 % interval, beside that of the paper's figure."""
     found = []
     for target, of_rivals in ratios.items():
-        for setting, ratio in zip(RIVALS, of_rivals, strict=True):
+        for setting, ratio in zip((*RIVALS, CONTROL), of_rivals, strict=True):
             if ratio is None:
                 found.append(f"To {target}, {setting}: no ratio, as ReZero did not reach it.")
                 continue
             text = f"To {target}, {setting}: {ratio.shown} times"
+            if setting == CONTROL:
+                found.append(f"{text}.")
+                continue
             theirs = published("fc")[setting, f"times ReZero's epochs to {target}"]
             if interval := ratio.interval():
                 verdict = {True: "inside 7 to 15", False: "outside 7 to 15", None: "undecided"}
@@ -164,7 +190,7 @@ def plot(results: Results) -> Figure:
     figure, (axis,) = drawing.sheet(TITLE, results.scale, SETTING[results.scale])
     ends = max(x for drawn in results.curves.values() for x in drawn.x)
     crossed = False
-    for setting, colour in drawing.colours(RULES).items():
+    for setting, colour in drawing.colours(results.curves).items():
         drawing.line(axis, results.curves[setting], setting, colour)
         if results.scale != "smoke":
             read_off = curve("fc", setting, "loss of epoch")

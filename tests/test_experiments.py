@@ -394,7 +394,7 @@ def test_all_at_smoke_scale_on_stand_ins(stand_ins, monkeypatch, tmp_path, capsy
     capsys.readouterr()
     assert main(["fc", "--dry-run", *argv[1:3]]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [line[2] for line in lines if line[:1] == ["fc"]] == ["done"] * 4 + ["0"]
+    assert [line[2] for line in lines if line[:1] == ["fc"]] == ["done"] * 5 + ["0"]
 
 
 def test_plots_promise_only_what_was_run(stand_ins, tmp_path):
@@ -610,8 +610,8 @@ def test_after_each_seed_every_setting_has_as_many_runs(monkeypatch, tmp_path):
 
     monkeypatch.setattr("experiments.__main__.execute", execute)
     main(["fc", "--scale=smoke", "--seeds=2", f"--out={tmp_path}"])
-    rules = ("plain", "norm", "residual", "rezero")
-    assert started == [f"fc32-{rule}-{seed}" for seed in (0, 1) for rule in rules]
+    names = ("fc32-plain", "fc32-norm", "fc32-residual", "fc32-rezero", "fc1-held")
+    assert started == [f"{name}-{seed}" for seed in (0, 1) for name in names]
 
 
 def test_costs_at_the_papers_scale(capsys, tmp_path, monkeypatch):
