@@ -20,7 +20,12 @@ def add_rules(parser: argparse.ArgumentParser, sizes: str, rules: str = "") -> N
         help=f"a file of configs/ that takes residual= and {sizes}, and its other arguments",
     )
     parser.add_argument("--config.KEY", metavar="VALUE", help="sets a field of every config")
-    parser.add_argument("--rules", required=True, metavar="RULE,...", help=rules)
+    parser.add_argument("--rules", required=True, type=_names, metavar="RULE,...", help=rules)
+
+
+def _names(text: str) -> list[str]:
+    """The names of "a,b,a", each once and in their order."""
+    return list(dict.fromkeys(text.split(",")))
 
 
 def parse(

@@ -121,7 +121,7 @@ def _plan(args: argparse.Namespace, overrides: Sequence[str]) -> Plan:
     plan = Plan(
         args.config,
         tuple(overrides),
-        list(dict.fromkeys(args.rules.split(","))),
+        args.rules,
         sorted({int(depth) for depth in depths}),
         args.seeds,
         args.rates,

@@ -66,11 +66,11 @@ def main(argv: Sequence[str]) -> int:
     """
     args, overrides = arguments.parse(_parser(), argv)
     axis = "depth" if args.depths else "width"
-    sizes, rules = _sizes(axis, args.depths or args.widths), args.rules.split(",")
+    sizes = _sizes(axis, args.depths or args.widths)
     arguments.check_positive(args, "steps", "seeds")
     arguments.check_config(args)
     found = []
-    for rule in rules:
+    for rule in args.rules:
         of_sizes = {size: _config(args.config, overrides, rule, axis, size) for size in sizes}
         found.append(coordinates(rule, of_sizes, args.steps, args.seeds))
         for quantity, slope in found[-1].slopes.items():

@@ -78,6 +78,8 @@ def committed_tables(compared: Mapping[str, Comparison]) -> dict[str, str]:
 def all_tables(found: Sequence[Results]) -> dict[str, str]:
     """The name and the Markdown of each table of results."""
     full, reduced = number_tables(found)
+    costs = json.loads(COSTS.read_text())["costs"]
+    whole = {results.experiment for results in found if results.scale == "paper"}
     chosen = []
     for results in found:
         start = FOREMOST.get(results.experiment)
@@ -88,32 +90,45 @@ def all_tables(found: Sequence[Results]) -> dict[str, str]:
         "foremost": claims_table(chosen),
         "numbers": full,
         "reduced": reduced,
-        "costs": costs_table(json.loads(COSTS.read_text())["costs"]),
+        "costs": costs_table([cost for cost in costs if cost["experiment"] not in whole]),
     }
     return tables | {results.experiment: settings_table(results) for results in found}
 
 
 def settings_table(results: Results) -> str:
-    """Every number of an experiment, a line for each setting, beside the paper's; its remarks.
+    """Every number of an experiment by setting and quantity, beside the paper's; its remarks.
 
-    Settings that have the same quantities share a table.
+    Settings that have a quantity in common share a table. The more numerous have the lines.
     """
     cells: dict[str, dict[str, str]] = {}
     for row in results.rows:
         paper = results.paper(row)
         shown = f"{row.shown}; paper {paper.shown}" if paper else row.shown
         cells.setdefault(row.setting, {})[row.quantity] = shown
-    tables: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+    tables: list[dict[str, dict[str, str]]] = []
     for setting, numbers in cells.items():
-        tables.setdefault(tuple(numbers), []).append((setting, *numbers.values()))
-    parts = [markdown_table([("", *quantities), *lines]) for quantities, lines in tables.items()]
+        shared = (table for table in tables for one in table.values() if one.keys() & numbers)
+        if (table := next(shared, None)) is None:
+            tables.append(table := {})
+        table[setting] = numbers
+    parts = [_crossed(table) for table in tables]
     if results.remarks:
         parts.append("\n".join(f"- {text}" for text in results.remarks))
     return "\n\n".join(parts)
 
 
+def _crossed(numbers: Mapping[str, Mapping[str, str]]) -> str:
+    """A table of texts by setting and quantity."""
+    quantities = list(dict.fromkeys(name for one in numbers.values() for name in one))
+    if len(quantities) <= len(numbers):
+        lines = [(name, *(one.get(q, "") for q in quantities)) for name, one in numbers.items()]
+        return markdown_table([("", *quantities), *lines])
+    lines = [(q, *(one.get(q, "") for one in numbers.values())) for q in quantities]
+    return markdown_table([("", *numbers), *lines])
+
+
 def costs_table(costs: Sequence[Mapping[str, str | int | float]]) -> str:
-    """What the experiments take at the paper's scale on a TPU, in hours."""
+    """What experiments take at the paper's scale on a TPU, in hours."""
     head = ("experiment", "runs", "updates of all runs", "hours")
     lines = [
         (

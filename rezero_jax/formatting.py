@@ -8,7 +8,8 @@ def number(value: float, digits: int = 4) -> str:
     """A number with so many significant digits, and with all digits before the point."""
     if value and abs(value) < 1e-3:
         return f"{value:.1e}".replace("e-0", "e-")
-    return f"{value:,.0f}" if abs(value) >= min(1000, 10**digits) else f"{value:.{digits}g}"
+    text = f"{value:.{digits}g}"
+    return f"{value:,.0f}" if abs(float(text)) >= 1000 or "e" in text else text
 
 
 def duration(seconds: float) -> str:

@@ -20,6 +20,7 @@ from experiments.results_page import (
     settings_table,
 )
 from rezero_jax.errors import UserError
+from rezero_jax.formatting import number
 from tests.test_docs import check
 
 COMMAND = "python -m experiments results"
@@ -61,14 +62,17 @@ def test_a_new_number_changes_the_table_of_its_experiment():
     rows = [
         Row("FC", "epochs to 1.2", (30.0,), headline=True),
         Row("FC", "epochs to 0.8", (48.0,), headline=True, reduced=True),
+        Row("FC + Norm", "epochs to 1.2", (25.0,)),
         Row("a net", "width", (7.0,)),
+        Row("a net", "depth", (3.0,)),
     ]
     claims = [Claim("it is so", "UAI 1", "replicated", "exact", 1)]
     results = Results("fc", "cpu", rows, claims, remarks=["a", "b"], made=made)
     assert settings_table(results) == (
         "|  | epochs to 1.2 | epochs to 0.8 |\n| --- | --- | --- |\n"
-        "| FC | 30; paper 29.5 (digitised) | 48 |\n\n"
-        "|  | width |\n| --- | --- |\n| a net | 7 |\n\n- a\n- b"
+        "| FC | 30; paper 29.5 (digitised) | 48 |\n"
+        "| FC + Norm | 25; paper 28.8 (digitised) |  |\n\n"
+        "|  | a net |\n| --- | --- |\n| width | 7 |\n| depth | 3 |\n\n- a\n- b"
     )
     page = "a\n<!-- claims -->\nold\n<!-- end -->\nb\n<!-- fc -->\n<!-- end -->\n"
     before, (claimed, of_fc) = "a\n", all_pages(results)
@@ -108,6 +112,30 @@ def test_hours_on_a_tpu():
     assert costs_table([cost]).splitlines()[-1] == (
         "| `python -m experiments fc --scale=paper` | 20 | 3,000,000 | 1.5 |"
     )
+
+
+def test_what_has_run_at_the_papers_scale_is_not_among_what_could_not():
+    command = "`python -m experiments fc --scale=paper`"
+    costs = {s: all_tables([Results("fc", s, [])])["costs"] for s in ("cpu", "paper")}
+    assert command in costs["cpu"]
+    assert command not in costs["paper"]
+    assert len(costs["cpu"].splitlines()) == len(costs["paper"].splitlines()) + 1
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [
+        (99.7, 2, "100"),
+        (9.97, 2, "10"),
+        (999.96, 4, "1,000"),
+        (123.4, 2, "123"),
+        (1234.5, 4, "1,234"),
+        (5.6e-4, 4, "5.6e-4"),
+        (0.0, 4, "0"),
+    ],
+)
+def test_numbers_have_no_exponent_but_the_small_ones(value, digits, text):
+    assert number(value, digits) == text
 
 
 def test_an_argument_is_refused(capsys):
