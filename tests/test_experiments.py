@@ -326,9 +326,9 @@ def test_every_number_of_the_paper_has_ours_beside_it(stand_ins, monkeypatch, tm
             assert "over ReZero: 3.75" in results.claims[-1].evidence
             assert len(results.remarks) == len(fc.TARGETS)
             assert results.remarks[0] == (
-                "To 1.2, inside or outside 7 to 15: FC inside, FC + Norm outside, FC + Res inside, "
-                "alpha held at 0 needs >= 10.91 times ReZero's epochs; "
-                "the figure's ratio lies in our interval for none."
+                "Ratios to 1.2, inside or outside 7 to 15: FC inside, FC + Norm outside, FC + Res "
+                "inside, alpha held at 0 has >= 10.91; the figure's ratio lies in our interval for "
+                "none."
             )
         if name == "alphas":
             rows = {(row.setting, row.quantity): row.mean for row in results.rows}
