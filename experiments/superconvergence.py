@@ -10,7 +10,7 @@ from experiments import drawing
 from experiments.claims import bounded, fact, paired
 from experiments.jobs import Job
 from experiments.published import curve
-from experiments.results import Curve, Results, Row
+from experiments.results import Curve, Results, Row, find
 from rezero_jax.runs.reader import Run
 
 TITLE = "Super-convergence of a pre-activation ResNet"
@@ -59,15 +59,19 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
         found = [run.evaluations("eval/accuracy") for run in seeds]
         reached = tuple(run.time_to("accuracy", 0.94) for run in seeds)
         ends = tuple(percent(run.final().get("eval/accuracy")) for run in seeds)
+        survivors = [run for run in seeds if not run.diverged]
+        lost = f"{len(seeds) - len(survivors)} of {len(seeds)} diverged"
         rows += [
             make(setting, "epochs to 94 %", reached, True),
-            make(setting, "accuracy % at the end", ends, True, missing="diverged"),
+            make(setting, "accuracy % at the end", ends, True, missing=lost),
         ]
         for epoch, _ in curve("superconvergence", setting, "accuracy % after epoch"):
             after = tuple(percent(accuracies.get(int(epoch))) for accuracies in found)
             if None not in after:
                 rows.append(make(setting, f"accuracy % after epoch {int(epoch)}", after))
-        curves[setting] = Curve.of_runs([run.series("train/loss", "epoch") for run in seeds])
+        curves[setting] = Curve.of_runs(
+            [run.series("train/loss", "epoch") for run in survivors or seeds]
+        )
         if all(found):
             tests = [(a.keys(), [100 * value for value in a.values()]) for a in found]
             curves[f"{setting}, test"] = Curve.of_runs(tests)
@@ -107,13 +111,15 @@ def percent(fraction: float | None) -> float | None:
 
 
 def plot(results: Results) -> Figure:
-    """The training loss, and the test accuracy by epoch if it was evaluated in training."""
+    """The training loss of the runs that did not diverge, and the test accuracy by epoch."""
     tested = [setting for setting in RULES if f"{setting}, test" in results.curves]
     panels = 1 + bool(tested)
     figure, axes = drawing.sheet(TITLE, results.scale, SETTING[results.scale], panels)
     for setting, colour in drawing.colours(RULES).items():
         if setting in results.curves:
-            drawing.line(axes[0], results.curves[setting], setting, colour, width=1)
+            row = find(results.rows, setting, "accuracy % at the end")
+            label = f"{setting}, {row.missing}" if None in row.ours else setting
+            drawing.line(axes[0], results.curves[setting], label, colour, width=1)
         if setting in tested:
             drawn = results.curves[f"{setting}, test"]
             drawing.line(axes[1], drawn, setting, colour)
