@@ -85,7 +85,10 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
             for setting, seeds in runs.items()
         }
         for setting, epochs in reached.items():
-            rows.append(Row(setting, f"epochs to {target}", epochs, target == summarised, reduced))
+            arrived = len(epochs) - epochs.count(None)
+            missing = f"in {arrived} of {len(epochs)} runs" if arrived else "not reached"
+            shown = target == summarised
+            rows.append(Row(setting, f"epochs to {target}", epochs, shown, reduced, missing))
         for setting in (*RIVALS, CONTROL):
             pairs = zip(reached[setting], reached[OURS], strict=True)
             times = tuple(theirs / ours if theirs and ours else None for theirs, ours in pairs)
