@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from experiments import drawing
 from experiments.claims import bounded, paired
-from experiments.jobs import HELD, Job
+from experiments.jobs import CONTROL, HELD, Job
 from experiments.results import Curve, Results, Row, find
 from rezero_jax.analysis.plots.theme import COLOURS
 from rezero_jax.runs.reader import Run
@@ -35,7 +35,6 @@ SHORT = (
 )
 CHANCE = math.log(10)  # nats, of uniform guessing
 FITTED = 99.0  # % of training images right from which on a net counts as overfitted
-CONTROL = "alpha held at 0"
 NOTES = (
     "With every alpha held at 0 the layers do nothing at any depth, so the control has one: it is "
     "the net's first and last layer. A deep net learns if its training loss is lower than that.",

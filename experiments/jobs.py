@@ -15,6 +15,7 @@ ROOT = Path(rezero_jax.__file__).parents[1]  # the repository, with train.py and
 # The control of every claim that a deep net learns: with every gate held at 0 the blocks do
 # nothing, so that the net is what lies before and after them, whatever the depth.
 HELD = ("optim.alpha.learning_rate=0.0",)
+CONTROL = "alpha held at 0"  # what reports call it
 TEST = "test.json"  # in the run folder: the evaluation of the test split
 
 

@@ -212,8 +212,6 @@ def _cells(name: str, row: Row, results: Results) -> str:
     ours = escape(row.shown)
     if row.mean is not None and count > 1:
         ours += f"<br><small>{count} runs</small>"
-    elif 0 < (missing := row.ours.count(None)) < count:
-        ours += f"<br><small>in {missing} of {count}</small>"
     theirs = ""
     if not row.reduced:
         text = f"{escape(paper.shown)}<br><small>{escape(paper.source)}</small>" if paper else ""

@@ -62,9 +62,11 @@ class Row(NamedTuple):
 
     @property
     def shown(self) -> str:
-        """The mean and its interval as "31 (28 to 34)", or `missing`."""
+        """The mean and its interval as "31 (28 to 34)", or `missing` and in how many runs."""
         if self.mean is None:
-            return self.missing
+            count = self.ours.count(None)
+            some = f" in {count} of {len(self.ours)}" if count < len(self.ours) else ""
+            return self.missing + some
         return number(self.mean) + (f" ({between(self.interval)})" if self.interval else "")
 
     @property

@@ -120,11 +120,9 @@ def settings_table(results: Results) -> str:
 def _crossed(numbers: Mapping[str, Mapping[str, str]]) -> str:
     """A table of texts by setting and quantity."""
     quantities = list(dict.fromkeys(name for one in numbers.values() for name in one))
-    if len(quantities) <= len(numbers):
-        lines = [(name, *(one.get(q, "") for q in quantities)) for name, one in numbers.items()]
-        return markdown_table([("", *quantities), *lines])
-    lines = [(q, *(one.get(q, "") for one in numbers.values())) for q in quantities]
-    return markdown_table([("", *numbers), *lines])
+    lines = [(name, *(one.get(q, "") for q in quantities)) for name, one in numbers.items()]
+    table = [("", *quantities), *lines]
+    return markdown_table(zip(*table, strict=True) if len(quantities) > len(numbers) else table)
 
 
 def costs_table(costs: Sequence[Mapping[str, str | int | float]]) -> str:

@@ -60,10 +60,9 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
         reached = tuple(run.time_to("accuracy", 0.94) for run in seeds)
         ends = tuple(percent(run.final().get("eval/accuracy")) for run in seeds)
         survivors = [run for run in seeds if not run.diverged]
-        lost = f"{len(seeds) - len(survivors)} of {len(seeds)} diverged"
         rows += [
             make(setting, "epochs to 94 %", reached, True),
-            make(setting, "accuracy % at the end", ends, True, missing=lost),
+            make(setting, "accuracy % at the end", ends, True, missing="diverged"),
         ]
         for epoch, _ in curve("superconvergence", setting, "accuracy % after epoch"):
             after = tuple(percent(accuracies.get(int(epoch))) for accuracies in found)
@@ -118,7 +117,7 @@ def plot(results: Results) -> Figure:
     for setting, colour in drawing.colours(RULES).items():
         if setting in results.curves:
             row = find(results.rows, setting, "accuracy % at the end")
-            label = f"{setting}, {row.missing}" if None in row.ours else setting
+            label = f"{setting}, {row.shown}" if None in row.ours else setting
             drawing.line(axes[0], results.curves[setting], label, colour, width=1)
         if setting in tested:
             drawn = results.curves[f"{setting}, test"]

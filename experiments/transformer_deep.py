@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from experiments import drawing, entropies, transformer12
 from experiments.claims import Claim, bounded, fact, paired
-from experiments.jobs import HELD, TEST, Job
+from experiments.jobs import CONTROL, HELD, TEST, Job
 from experiments.results import Curve, Results, Row, find
 from rezero_jax.runs.reader import Run
 
@@ -32,11 +32,11 @@ DEEP: dict[str, tuple[int, str, tuple[str, ...]]] = {
     "ReZero alpha = 0, 64 layers": (64, "rezero", ()),
     "Post-Norm, 128 layers": (128, "post_norm", ()),
     "ReZero alpha = 0, 128 layers": (128, "rezero", ()),
-    "alpha held at 0": (64, "rezero", (*HELD, "model.depth=1")),
+    CONTROL: (64, "rezero", (*HELD, "model.depth=1")),
 }
 NOT_IN_THE_PAPER = "Post-Norm, 128 layers"
 RIVALS = tuple(DEEP)[:3]  # all of which diverged
-OURS, DEEPEST, CONTROL = "ReZero alpha = 0, 64 layers", tuple(DEEP)[-2], tuple(DEEP)[-1]
+OURS, DEEPEST = "ReZero alpha = 0, 64 layers", tuple(DEEP)[-2]
 SHALLOW = ("Post-Norm + warm-up", "ReZero alpha = 1", "ReZero alpha = 0")
 SMOKE = ("eval.examples=16", "eval.batch_size=16")
 BITS = "bits per byte"

@@ -160,6 +160,8 @@ def test_results_come_back_from_their_file(tmp_path):
     assert (spread.x, spread.y) == ([1, 2], [2, 4])
     assert spread.half == pytest.approx([12.7062, 2 * 12.7062], rel=1e-5)  # t, one degree
     rows = [Row("FC", "epochs to 1.2", (30.0, 32.0), True), Row("FC", "none", (None, 1.0))]
+    assert rows[1].shown == "not reached in 1 of 2"
+    assert Row("FC", "none", (None, None), missing="diverged").shown == "diverged"
     claims = [
         Claim("it is so", "UAI 1", "undecided", "nobody knows", 1),
         Claim("so is this", "UAI 1", "replicated", "seen", 5, (1.0, 2.0)),
