@@ -170,7 +170,8 @@ def _compare(plan: Plan, out: Path, slots: int, target: float | None, shown: str
         if best is not None:
             rate = grids[cell].rate(best)
             reported[cell] = [plan.job(*cell, rate, seed) for seed in range(plan.seeds)]
-    _run((job for of_one in reported.values() for job in of_one), runs, slots)
+    # Seed by seed: what is stopped early has whole seeds, which a smaller --seeds reports.
+    _run((job for of_seed in zip(*reported.values(), strict=True) for job in of_seed), runs, slots)
     cells = [
         Cell.of_runs(
             cell,
