@@ -19,6 +19,7 @@ from experiments import (
     fc,
     initialisation,
     jacobian,
+    notebook_fc,
     resnet,
     results_page,
     superconvergence,
@@ -42,6 +43,7 @@ from rezero_jax.runs.reader import Run
 EXPERIMENTS: Mapping[str, Experiment] = {
     "toy": toy,
     "fc": fc,
+    "notebook_fc": notebook_fc,
     "depth": depth,
     "jacobian": jacobian,
     "initialisation": initialisation,

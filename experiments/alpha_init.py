@@ -91,7 +91,7 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
             ratios.append(Ratio.of_pairs(times[setting], times[name(0)], caps))
             pairs = zip(times[setting], times[name(0)], strict=True)
             multiples = tuple(time / zero if time and zero else None for time, zero in pairs)
-            rows.append(make(setting, RATIO, multiples, missing=word, is_ratio=True))
+            rows.append(make(setting, RATIO, multiples, missing=word, is_geometric=True))
         if all(len(run.epoch_losses()) for run in seeds):
             first = tuple(float(run.epoch_losses()[0]) for run in seeds)
             rows.append(make(setting, "training loss of epoch 1", first))

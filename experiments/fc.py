@@ -89,7 +89,7 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
             pairs = zip(reached[setting], reached[OURS], strict=True)
             times = tuple(theirs / ours if theirs and ours else None for theirs, ours in pairs)
             quantity = f"times ReZero's epochs to {target}"
-            rows.append(Row(setting, quantity, times, reduced=reduced, is_ratio=True))
+            rows.append(Row(setting, quantity, times, reduced=reduced, is_geometric=True))
             ratio = Ratio.of_pairs(reached[setting], reached[OURS], caps[setting])
             ratios[target][setting] = ratio
         if target == PRIMARY:
@@ -99,7 +99,8 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
         for epoch in EPOCHS:
             if all(len(loss) >= epoch for loss in seeds):
                 values = tuple(float(loss[epoch - 1]) for loss in seeds)
-                rows.append(Row(setting, f"loss of epoch {epoch}", values, reduced=reduced))
+                quantity = f"loss of epoch {epoch}"
+                rows.append(Row(setting, quantity, values, reduced=reduced, is_geometric=True))
     claims = [
         *_times_faster(ratios[PRIMARY], len(runs[OURS]), reduced),
         bounded(

@@ -34,7 +34,7 @@ class Row(NamedTuple):
       reduced: whether ours is from a smaller experiment than the paper's, beside which no number
         of the paper stands.
       missing: what None means.
-      is_ratio: whether its mean is geometric and its interval that of the logarithms.
+      is_geometric: whether its mean is geometric and its interval that of the logarithms.
     """
 
     setting: str
@@ -43,7 +43,7 @@ class Row(NamedTuple):
     headline: bool = False
     reduced: bool = False
     missing: str = "not reached"
-    is_ratio: bool = False
+    is_geometric: bool = False
 
     @property
     def mean(self) -> float | None:
@@ -71,12 +71,12 @@ class Row(NamedTuple):
 
     @property
     def _estimate(self) -> Estimate | None:
-        if not self.is_ratio:
+        if not self.is_geometric:
             return Estimate.of_all(self.ours)
         return Estimate.of_all([None if x is None else math.log(x) for x in self.ours])
 
     def _back(self, value: float) -> float:
-        return math.exp(value) if self.is_ratio else value
+        return math.exp(value) if self.is_geometric else value
 
 
 class Curve(NamedTuple):

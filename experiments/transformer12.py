@@ -87,7 +87,7 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
         for setting in runs:
             pairs = zip(reference, find(rows, setting, quantity).ours, strict=True)
             speed_up = tuple(theirs / s if theirs and s else None for theirs, s in pairs)
-            rows.append(make(setting, f"speed-up over {baseline}", speed_up, is_ratio=True))
+            rows.append(make(setting, f"speed-up over {baseline}", speed_up, is_geometric=True))
     for setting, seeds in runs.items():
         marks = [int(x) for x, _ in curve("transformer12", OURS, "bits per byte after")]
         if scale != "paper":

@@ -28,6 +28,13 @@ def test_the_interval_holds_the_mean_as_often_as_it_says():
     assert abs(held - 0.9) < 3 * np.sqrt(0.9 * 0.1 / 4000)
 
 
+def test_the_prediction_holds_one_more_draw_as_often_as_it_says():
+    *draws, one_more = np.random.default_rng(0).normal(7, 2, (4, 4000))
+    ends = np.array([Estimate.of(row).prediction(0.9) for row in np.stack(draws, 1)])
+    held = np.mean((ends[:, 0] <= one_more) & (ends[:, 1] >= one_more))
+    assert abs(held - 0.9) < 3 * np.sqrt(0.9 * 0.1 / 4000)
+
+
 @pytest.mark.parametrize("confidence", [0.0, 1.0, 95.0])
 def test_a_confidence_is_a_probability(confidence):
     with pytest.raises(UserError, match="is no probability"):

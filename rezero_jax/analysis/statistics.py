@@ -60,6 +60,18 @@ class Estimate:
         half = float(stats.t.ppf((1 + confidence) / 2, self.count - 1)) * self.standard_error
         return self.mean - half, self.mean + half
 
+    def prediction(self, confidence: float = 0.95) -> tuple[float, float]:
+        """Student's interval, which holds one more normal draw with this probability.
+
+        Both ends are NaN for a single draw.
+
+        Raises:
+          UserError: the confidence is not between 0 and 1.
+        """
+        low, high = self.interval(confidence)
+        half = (high - low) / 2 * np.sqrt(self.count + 1)
+        return self.mean - float(half), self.mean + float(half)
+
     def p_value(self, mean: float) -> float:
         """Of Student's two-sided test that the true mean is `mean`; NaN for a single draw.
 
