@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from experiments import drawing
 from experiments.claims import Claim, fact, together
 from experiments.jobs import Job
-from experiments.ratios import Decision, Ratio, between, decide
+from experiments.ratios import Decision, Ratio, between, decide, quotients
 from experiments.results import Curve, Results, Row
 from rezero_jax.analysis.plots.theme import COLOURS
 from rezero_jax.runs.reader import Run
@@ -89,8 +89,7 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
         if setting != name(0):
             caps = [_cap(run, scale) for run in seeds]
             ratios.append(Ratio.of_pairs(times[setting], times[name(0)], caps))
-            pairs = zip(times[setting], times[name(0)], strict=True)
-            multiples = tuple(time / zero if time and zero else None for time, zero in pairs)
+            multiples = quotients(times[setting], times[name(0)])
             rows.append(make(setting, RATIO, multiples, missing=word, is_geometric=True))
         if all(len(run.epoch_losses()) for run in seeds):
             first = tuple(float(run.epoch_losses()[0]) for run in seeds)

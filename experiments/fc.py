@@ -11,7 +11,7 @@ from experiments import drawing
 from experiments.claims import Claim, bounded, fact, inside, together
 from experiments.jobs import CONTROL, HELD, Job
 from experiments.published import curve, published
-from experiments.ratios import Ratio, between, decide
+from experiments.ratios import Ratio, between, decide, quotients
 from experiments.results import Curve, Results, Row
 from rezero_jax.analysis.plots.theme import plain_ticks
 from rezero_jax.runs.reader import Run
@@ -86,15 +86,16 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
             rows.append(Row(setting, f"epochs to {target}", epochs, target == summarised, reduced))
         ratios[target] = {}
         for setting in (*RIVALS, CONTROL):
-            pairs = zip(reached[setting], reached[OURS], strict=True)
-            times = tuple(theirs / ours if theirs and ours else None for theirs, ours in pairs)
+            times = quotients(reached[setting], reached[OURS])
             quantity = f"times ReZero's epochs to {target}"
             rows.append(Row(setting, quantity, times, reduced=reduced, is_geometric=True))
             ratio = Ratio.of_pairs(reached[setting], reached[OURS], caps[setting])
             ratios[target][setting] = ratio
         if target == PRIMARY:
-            pairs = zip(reached[RES], reached[PLAIN], strict=True)
-            slower = tuple(math.log(res / plain) if res and plain else None for res, plain in pairs)
+            slower = tuple(
+                None if ratio is None else math.log(ratio)
+                for ratio in quotients(reached[RES], reached[PLAIN])
+            )
     for setting, seeds in losses.items():
         for epoch in EPOCHS:
             if all(len(loss) >= epoch for loss in seeds):

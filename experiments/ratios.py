@@ -69,6 +69,14 @@ class Ratio(NamedTuple):
         return number(self.mean) + (f" ({between(interval)})" if interval else ", in a single pair")
 
 
+def quotients(
+    times: Sequence[float | None], others: Sequence[float | None]
+) -> tuple[float | None, ...]:
+    """The ratio of each pair of positive times; None where one is missing."""
+    pairs = zip(times, others, strict=True)
+    return tuple(time / other if time and other else None for time, other in pairs)
+
+
 class Decision(NamedTuple):
     """What Holm's procedure says of a ratio.
 

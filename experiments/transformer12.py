@@ -11,7 +11,7 @@ from experiments import drawing, entropies
 from experiments.claims import Claim, fact, holm, together
 from experiments.jobs import Job
 from experiments.published import curve, published
-from experiments.ratios import Ratio
+from experiments.ratios import Ratio, quotients
 from experiments.results import Curve, Results, Row, find, quoted
 from rezero_jax.runs.reader import Run
 
@@ -85,8 +85,7 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
     for baseline in (baseline for baseline in BASELINES if baseline in runs):
         reference = find(rows, baseline, quantity).ours
         for setting in runs:
-            pairs = zip(reference, find(rows, setting, quantity).ours, strict=True)
-            speed_up = tuple(theirs / s if theirs and s else None for theirs, s in pairs)
+            speed_up = quotients(reference, find(rows, setting, quantity).ours)
             rows.append(make(setting, f"speed-up over {baseline}", speed_up, is_geometric=True))
     for setting, seeds in runs.items():
         marks = [int(x) for x, _ in curve("transformer12", OURS, "bits per byte after")]
