@@ -1,18 +1,16 @@
 """The authors' fully connected notebook: ten epochs of 64 layers in four architectures."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
 from experiments import drawing, spectra
-from experiments.claims import LEVEL, Claim, fact, together
 from experiments.jobs import Job
+from experiments.notebooks import lies_in, one_more_run
 from experiments.published import curve, published
 from experiments.ratios import between
 from experiments.results import Curve, Results, Row
 from rezero_jax.analysis.plots.theme import plain_ticks
-from rezero_jax.analysis.statistics import Estimate
 from rezero_jax.runs.reader import Run
 
 TITLE = "Fully connected networks, beside the authors' notebook"
@@ -42,7 +40,6 @@ RULES = {
 }
 JUDGED = tuple(setting for setting, rule in RULES.items() if rule != "norm")
 EPOCHS = range(1, 11)
-HALF = 0.005  # of the last digit that the notebook prints of a loss
 SQUARES = "mean squared singular value at the end"
 
 
@@ -73,7 +70,13 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
         for setting, seeds in losses.items()
     }
     claims = [
-        _claim(setting, [row for row in rows if _is_loss(row, setting)], reduced)
+        one_more_run(
+            f"{setting}: the losses of the notebook's ten epochs",
+            "notebook_fc",
+            [row for row in rows if _is_loss(row, setting)],
+            len(JUDGED) * len(EPOCHS),
+            reduced,
+        )
         for setting in JUDGED
     ]
     remarks = [_remark(row) for row in rows if row.quantity == SQUARES and not reduced]
@@ -88,54 +91,12 @@ def _is_loss(row: Row, setting: str) -> bool:
     return row.setting == setting and row.quantity != SQUARES
 
 
-def predicted(row: Row, level: float = LEVEL) -> tuple[float, float] | None:
-    """Student's interval for the loss of one more run; None of a single run, or where one has none.
-
-    Args:
-      level: one minus its confidence.
-    """
-    logs = Estimate.of_all([None if draw is None else math.log(draw) for draw in row.ours])
-    if logs is None or logs.count < 2:
-        return None
-    low, high = logs.prediction(1 - level)
-    return math.exp(low), math.exp(high)
-
-
-def _claim(setting: str, rows: Sequence[Row], reduced: bool) -> Claim:
-    """By part N1 of protocol.md: all within their 95 % intervals, or one outside of a wider one."""
-    verdicts, outside, widest = list[bool | None](), list[str](), 0.0
-    for row in rows:
-        interval, wider = predicted(row), predicted(row, LEVEL / (len(JUDGED) * len(EPOCHS)))
-        if interval is None or wider is None:
-            verdicts.append(None)
-            continue
-        widest = max(widest, interval[1] / interval[0])
-        held = _holds(interval, row)
-        verdicts.append(held or (None if _holds(wider, row) else False))
-        if not held:
-            outside.append(row.quantity.removeprefix("loss of "))
-    evidence = "in a single run, or in not all of several"
-    if widest:
-        evidence = (
-            f"outside of the interval for one more run of ours: {', '.join(outside) or 'none'}"
-        )
-        evidence += f"; the widest interval's ends are {widest:.3g} to 1"
-    n = len(rows[0].ours)
-    text = f"{setting}: the losses of the notebook's ten epochs"
-    return fact(text, "NB-FC", together(verdicts), evidence, n=n, reduced=reduced)
-
-
-def _holds(interval: tuple[float, float], row: Row) -> bool:
-    """Whether a number that rounds to the notebook's lies in an interval."""
-    theirs = published("notebook_fc")[row.setting, row.quantity].value
-    return theirs is not None and interval[0] <= theirs + HALF and theirs - HALF <= interval[1]
-
-
 def _remark(row: Row) -> str:
     """Where the notebook's mean squared singular value lies; it decides nothing."""
-    if (interval := predicted(row)) is None:
+    if (interval := row.prediction()) is None:
         return f"{row.setting}, {SQUARES}: no interval."
-    lies = "inside" if _holds(interval, row) else "outside"
+    inside = lies_in(interval, published("notebook_fc")[row.setting, row.quantity])
+    lies = "inside" if inside else "outside"
     return (
         f"{row.setting}, {SQUARES}: the notebook's lies {lies} of the interval for one more run of "
         f"ours, {between(interval)}."
@@ -148,7 +109,7 @@ def plot(results: Results) -> Figure:
     for setting, colour in drawing.colours(results.curves).items():
         drawing.line(axis, results.curves[setting]._replace(half=None), setting, colour)
         for row in results.rows:
-            if _is_loss(row, setting) and (interval := predicted(row)):
+            if _is_loss(row, setting) and (interval := row.prediction()):
                 axis.plot([float(row.quantity.split()[-1])] * 2, interval, color=colour, lw=1)
         if results.scale != "smoke":
             drawing.crosses(axis, curve("notebook_fc", setting, "loss of epoch"), colour)

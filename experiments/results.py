@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.claims import Claim
+from experiments.claims import LEVEL, Claim
 from experiments.published import Published, published
 from experiments.ratios import between
 from rezero_jax.analysis.statistics import Estimate
@@ -58,6 +58,14 @@ class Row(NamedTuple):
         if estimate is None or estimate.count < 2:
             return None
         low, high = estimate.interval()
+        return self._back(low), self._back(high)
+
+    def prediction(self, level: float = LEVEL) -> tuple[float, float] | None:
+        """Student's interval for one more run, of confidence 1 - level; None as `interval` is."""
+        estimate = self._estimate
+        if estimate is None or estimate.count < 2:
+            return None
+        low, high = estimate.prediction(1 - level)
         return self._back(low), self._back(high)
 
     @property

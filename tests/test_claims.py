@@ -8,7 +8,9 @@ import pytest
 
 from experiments import alpha_init
 from experiments.claims import bounded, fact, holm, inside, paired, together
+from experiments.notebooks import one_more_run
 from experiments.ratios import Ratio, decide
+from experiments.results import Row
 from rezero_jax.analysis.statistics import Estimate
 
 T4 = 2.776445  # Student's t of 4 degrees of freedom at 95 %, two-sided
@@ -189,3 +191,43 @@ def test_a_range_of_initial_alphas_behaves_like_0_if_both_ends_do(factors, word,
         assert 1 / 1.1 < low < factors[0.001] < factors[0.01] < high < 1.1
         assert results.remarks[0].startswith("alpha = 0.001 behaves like 0: ")
         assert results.remarks[-1].startswith("alpha = 1 behaves otherwise: 2 (")
+
+
+# ---- N1 and N2: one run of a notebook among the runs to expect
+
+
+def notebook_claim(*gaps, reduced=False):
+    """The notebook has 49.52 and 53.50 %; ours are so many standard errors of one run below."""
+    papers = {"ResNet-20 + ReZero": 49.52, "ResNet-56 + ReZero": 53.50}
+    rows = [
+        # The deviation of one more run from the mean of five is sqrt(6) of its standard error.
+        Row(name, "accuracy % after epoch 1", tuple(spread(value - gap, 1 / math.sqrt(6))))
+        for (name, value), gap in zip(papers.items(), gaps, strict=False)
+    ]
+    return one_more_run("a", "notebook_resnet", rows, 2, reduced)
+
+
+def test_a_notebooks_run_is_judged_by_the_interval_for_one_more():
+    t4_at_975 = 3.495406  # two-sided 97.5 %, as two numbers are judged
+    inside, between, outside = T4 - 0.01, T4 + 0.01, t4_at_975 + 0.01
+    assert notebook_claim(inside, -inside).status == "replicated"
+    assert notebook_claim(inside, between).status == "undecided"
+    assert notebook_claim(inside, t4_at_975 - 0.01).status == "undecided"
+    assert notebook_claim(outside, between).status == "contradicted"
+    assert notebook_claim(outside, reduced=True).status == "undecided"
+    assert notebook_claim(inside).evidence.startswith(
+        "outside of the interval for one more run of ours: none"
+    )
+
+
+def test_a_printed_number_is_inside_if_what_rounds_to_it_is():
+    assert notebook_claim(T4 + 0.004).status == "replicated"
+    assert notebook_claim(T4 + 0.006).status == "undecided"
+
+
+def test_a_single_run_says_nothing_of_a_notebooks():
+    row = Row("ResNet-20", "accuracy % after epoch 1", (43.43,))
+    assert one_more_run("a", "notebook_resnet", [row], 1, False).status == "undecided"
+    assert Row("a", "b", (math.e, math.e**3), is_geometric=True).prediction() == pytest.approx(
+        [math.exp(2 + side * 12.7062 * math.sqrt(3)) for side in (-1, 1)], rel=1e-3
+    )
