@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments import drawing
-from experiments.claims import Claim, fact, together
+from experiments.claims import WORDS, Claim, fact, together
 from experiments.jobs import Job
 from experiments.ratios import Decision, Ratio, between, decide, quotients
 from experiments.results import Curve, Results, Row
@@ -44,7 +44,6 @@ SHORT = (
     "checkpoint.keep=1",
     "log.every_steps=100",
 )
-WORDS = {True: "supported", False: "contradicted", None: "undecided"}
 VERDICTS = {True: "behaves like 0", False: "behaves otherwise", None: "is undecided"}
 NOTES = (
     "The paper names no values. What behaves alike is decided by part A1 of "

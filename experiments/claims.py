@@ -9,6 +9,7 @@ from rezero_jax.analysis.statistics import Estimate
 from rezero_jax.formatting import number
 
 STATUSES = ("replicated", "consistent", "undecided", "contradicted")
+WORDS = {True: "supported", False: "contradicted", None: "undecided"}  # of a reduced setting
 LEVEL = 0.05  # 1 - the confidence of an interval
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments import arguments, compare_report
-from experiments.comparison import Cell, Comparison
+from experiments.comparison import NO_LAYERS, Cell, Comparison
 from experiments.dry_run import print_costs, trainer_of
 from experiments.jobs import HELD, Job
 from experiments.running import execute
@@ -27,7 +27,6 @@ from rezero_jax.analysis import command
 from rezero_jax.errors import UserError
 from rezero_jax.runs.reader import Run
 
-NO_LAYERS = "rezero_held"
 TUNING = 100  # the first seed of those that rates are tuned on
 EXAMPLES = """\
 examples:

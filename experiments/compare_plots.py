@@ -15,7 +15,7 @@ from rezero_jax.formatting import number
 
 VERDICTS = {"better": "#0072B2", "worse": "#D55E00", "undecided": "#777777"}  # and their colours
 CONTROL = "#BBBBBB"
-BEYOND = 1.6  # times the largest loss of the control's curves, above which none are drawn
+BEYOND = 1.6  # times the control's loss after a tenth of the run, above which none are drawn
 LOST = 10  # times the median rule's best loss: a net that is worse has broken
 
 
@@ -26,15 +26,16 @@ def plot_differences(comparison: Comparison) -> Figure:
         f"Final test loss less that of {comparison.control}",
         comparison.command,
         len(comparison.depths),
-        height=1.1 + 0.19 * len(rules),
+        height=1.5 + 0.19 * len(rules),
         columns=3,
-        width=2.6,
+        width=2.6 if len(comparison.depths) > 1 else 4.6,
     )
     for axis, depth in zip(axes, comparison.depths, strict=True):
         _draw_differences(axis, comparison, {c.rule: c for c in comparison.at(depth)}, rules)
         axis.set(title=f"{depth} layers", xlabel="nats")
         axis.set_yticks(range(len(rules)), rules if axis is axes[0] else [""] * len(rules))
         axis.set_ylim(len(rules) - 0.5, -0.5)
+    figure.suptitle(figure.get_suptitle(), x=0.01, ha="left", fontsize=10)  # beside the legend
     handles = [Line2D([], [], color=c, marker="o", label=v) for v, c in VERDICTS.items()]
     figure.legend(handles=handles, loc="outside upper right", ncols=3, fontsize=8)
     return figure
@@ -84,7 +85,7 @@ def plot_rates(comparison: Comparison) -> Figure:
     shown = rates[:: -(-len(rates) // 3)]
     for axis in axes:
         axis.set_xscale("log")
-        axis.set_xticks(shown, [f"{rate:.0e}".replace("e-0", "e-") for rate in shown])
+        axis.set_xticks(shown, [f"{rate:.2g}" for rate in shown])
         axis.minorticks_off()
     figure.supylabel("final test loss (nats), by learning rate", fontsize=8)
     return figure
@@ -107,7 +108,7 @@ def plot_curves(comparison: Comparison) -> Figure:
     figure, axes = _panels(comparison, "Each rule at its own best learning rate", draw)
     lows = [0.95 * losses.mean(0).min() for _, losses in smooth.values()]
     tops = [
-        BEYOND * losses.mean(0).max()
+        BEYOND * losses.mean(0)[len(losses[0]) // 10]
         for (rule, _), (_, losses) in smooth.items()
         if rule == comparison.control
     ]

@@ -36,12 +36,19 @@ PLOTS = {
 
 def write(comparison: Comparison, folder: Path) -> Path:
     """Writes report.html, report.md and the plots; returns the first."""
+    write_markdown(comparison, folder)
+    path = folder / "report.html"
+    path.write_text(page(comparison, folder))
+    return path
+
+
+def write_markdown(comparison: Comparison, folder: Path) -> Path:
+    """Writes report.md and its plots; returns the first."""
     for name in PLOTS:
         plot = themed(getattr(compare_plots, f"plot_{name}"))
         drawing.save(plot(comparison), folder, name)
-    (folder / "report.md").write_text(markdown(comparison))
-    path = folder / "report.html"
-    path.write_text(page(comparison, folder))
+    path = folder / "report.md"
+    path.write_text(markdown(comparison))
     return path
 
 
@@ -81,7 +88,7 @@ def summary(comparison: Comparison) -> str:
 
     In Markdown; operations and time are those of an update of the deepest net.
     """
-    head, *rows = _by_depth(comparison, _in_short)
+    head, *rows = _by_depth(comparison, in_short)
     for rule, row in zip(comparison.rules, rows, strict=True):
         deepest = comparison.of(rule)[-1]
         control = comparison.control_of(deepest)
@@ -106,8 +113,8 @@ def _by_depth(comparison: Comparison, shown: Callable[[Comparison, Cell], str]) 
     ]
 
 
-def _in_short(comparison: Comparison, cell: Cell) -> str:
-    """A cell of the summary."""
+def in_short(comparison: Comparison, cell: Cell) -> str:
+    """The final test loss of a cell, the difference to the control, and the verdict."""
     if cell.final is None:
         return "diverged"
     difference = comparison.difference(cell)

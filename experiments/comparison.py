@@ -19,6 +19,7 @@ from rezero_jax.runs.reader import Run
 
 WINDOW = 0.05  # of the updates, over which a training loss is averaged
 CONFIDENCE = 0.95
+NO_LAYERS = "rezero_held"  # the rule: ReZero with every alpha held at 0
 
 
 class Curve(NamedTuple):

@@ -18,6 +18,7 @@ from experiments.results_page import (
     read_all,
     rewritten,
     settings_table,
+    tuned_language_models,
 )
 from rezero_jax.errors import UserError
 from rezero_jax.formatting import number
@@ -42,7 +43,7 @@ def test_the_pages_are_what_the_command_writes():
 
 
 def test_each_foremost_claim_is_one_claim():
-    for results in read_all():
+    for results in (*read_all(), tuned_language_models(comparisons()["language"])):
         start = FOREMOST.get(results.experiment, "none")
         claims = [claim for claim in results.claims if claim.text.startswith(start)]
         assert len(claims) == (results.experiment in FOREMOST)
