@@ -117,5 +117,8 @@ def plot(results: Results) -> Figure:
     lowest = min(y for drawn in results.curves.values() for y in drawn.y)
     axis.set_ylim(lowest / 1.2, 4)  # what exploded comes in from above
     plain_ticks(axis)
-    axis.legend(title="lines ours, crosses the notebook's" if results.scale != "smoke" else None)
+    title = "lines ours, crosses the notebook's" if results.scale != "smoke" else None
+    axis.legend(
+        title=title, fontsize=7, title_fontsize=7, loc="upper right", bbox_to_anchor=(1, 0.7)
+    )
     return figure

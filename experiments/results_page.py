@@ -25,11 +25,11 @@ COMPARISONS = ROOT / "docs" / "comparisons"  # what `python -m experiments compa
 PAGES = ("README.md", "docs/results.md", "docs/schemes.md")
 COSTS = FOLDER / "v5e-8.json"  # written by experiments.accelerator
 FOREMOST = {  # the claims of README.md, by the experiment and their beginning
-    "notebook_fc": "64 layers",
+    "notebook_fc": "ReZero, 64 layers",
     "fc": "ReZero fits",
     "initialisation": "ReZero, 12 layers",
     "depth": "ReZero nets",
-    "notebook_resnet": "ResNet-20",
+    "notebook_resnet": "ResNet-20 with",
     "language": "12-layer",
 }
 LANGUAGE = "language"  # the comparison of part E2 of protocol.md

@@ -1,5 +1,6 @@
 """Singular values of the networks that Figure 4 and the authors' Transformer notebook show."""
 
+import math
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ from flax import nnx
 from jax import Array
 from jax.tree_util import Partial
 
-from rezero_jax import Encoder
+from rezero_jax import MLP, Encoder
 from rezero_jax.analysis.singular_values import singular_values
 from rezero_jax.models.transformer.model import Transformer
 from rezero_jax.runs.reader import Run
@@ -56,6 +57,8 @@ def after(run: Run, step: int) -> np.ndarray:
         width = run.config["model.width"]
         return singular_values(Partial(_trunk, model), jax.random.normal(key, (10, 4, width)))
     shape = (32, 32, 3) if run.config["data.name"] == "cifar10" else (8, 8, 1)
+    if isinstance(model, MLP):
+        shape = (math.prod(shape),)
     return singular_values(model, jax.random.normal(key, (IMAGES, *shape)))
 
 
