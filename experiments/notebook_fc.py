@@ -119,6 +119,6 @@ def plot(results: Results) -> Figure:
     plain_ticks(axis)
     title = "lines ours, crosses the notebook's" if results.scale != "smoke" else None
     axis.legend(
-        title=title, fontsize=7, title_fontsize=7, loc="upper right", bbox_to_anchor=(1, 0.7)
+        title=title, fontsize=7, title_fontsize=7, loc="upper right", bbox_to_anchor=(1, 0.64)
     )
     return figure

@@ -560,6 +560,7 @@ def test_a_network_at_the_moments_that_the_jacobian_looks_at(tmp_path):
             found = nnx.to_pure_dict(nnx.state(model, nnx.Param))
             jax.tree.map(np.testing.assert_array_equal, found, state["params"])
         state, _ = trainer.dispatch(state, [next(batches)])
+    assert spectra.after(Run.read(tmp_path), 2).shape == (spectra.IMAGES, 10)  # of flat images
     with pytest.raises(UserError, match="holds no checkpoint 3; train anew with"):
         load_model(tmp_path, 3)
 
