@@ -1,6 +1,5 @@
 """Singular values of the networks that Figure 4 and the authors' Transformer notebook show."""
 
-import math
 from functools import partial
 from typing import Any
 
@@ -57,9 +56,8 @@ def after(run: Run, step: int) -> np.ndarray:
         width = run.config["model.width"]
         return singular_values(Partial(_trunk, model), jax.random.normal(key, (10, 4, width)))
     shape = (32, 32, 3) if run.config["data.name"] == "cifar10" else (8, 8, 1)
-    if isinstance(model, MLP):
-        shape = (math.prod(shape),)
-    return singular_values(model, jax.random.normal(key, (IMAGES, *shape)))
+    images = jax.random.normal(key, (IMAGES, *shape))
+    return singular_values(model, images.reshape(IMAGES, -1) if isinstance(model, MLP) else images)
 
 
 def _trunk(model: Transformer, x: Array) -> Array:
