@@ -96,8 +96,10 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
         if all(run.lines for run in seeds):  # else one diverged before it logged anything
             ends = tuple(float(np.abs(run.alphas()[1][-1]).mean()) for run in seeds)
             rows.append(make(setting, "mean |alpha| at the end", ends))
-        series = [run.series(key) if key else _by_epoch(run) for run in seeds]
-        curves[setting] = Curve.of_runs(series)
+        if key:
+            curves[setting] = Curve.of_runs([run.series(key) for run in seeds])
+        else:
+            curves[setting] = Curve.by_epoch([run.epoch_losses() for run in seeds])
     others = [alpha for alpha in ALPHAS[scale] if alpha]
     decisions = dict(zip(others, decide(ratios, 1 / ALIKE, ALIKE), strict=True))
     claim = _claim(decisions, len(runs[name(0)]), scale != "paper")
@@ -108,11 +110,6 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
 def _cap(run: Run, scale: str) -> float:
     """The longest time that a run had, in the unit of its time to the target."""
     return run.final()["steps"] if scale == "paper" else run.config["train.epochs"]
-
-
-def _by_epoch(run: Run) -> tuple[Sequence[float], Sequence[float]]:
-    losses = run.epoch_losses().tolist()
-    return range(1, len(losses) + 1), losses
 
 
 def _claim(decisions: Mapping[float, Decision], n: int, reduced: bool) -> Claim:

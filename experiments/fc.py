@@ -123,10 +123,7 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
             seeds=SEEDS,
         ),
     ]
-    curves = {
-        setting: Curve.of_runs([(range(1, len(loss) + 1), loss) for loss in seeds])
-        for setting, seeds in losses.items()
-    }
+    curves = {setting: Curve.by_epoch(seeds) for setting, seeds in losses.items()}
     return Results("fc", scale, rows, claims, curves, _secondary(ratios))
 
 

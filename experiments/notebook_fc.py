@@ -31,12 +31,11 @@ NOTES = (
     "are those of the input-output Jacobian, of 30 normal inputs; the notebook has 100.",
 )
 
-OURS = "ReZero, 64 layers"
 RULES = {
     "Vanilla, 64 layers": "plain",
     "Residual, 64 layers": "residual",
     "LayerNorm, 64 layers": "norm",
-    OURS: "rezero",
+    "ReZero, 64 layers": "rezero",
 }
 JUDGED = tuple(setting for setting, rule in RULES.items() if rule != "norm")
 EPOCHS = range(1, 11)
@@ -65,10 +64,7 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
             rows.append(Row(setting, quantity, draws, last, reduced, "diverged", is_geometric=True))
         squares = tuple(None if run.diverged else _mean_square(run) for run in runs[setting])
         rows.append(Row(setting, SQUARES, squares, False, reduced, "diverged", is_geometric=True))
-    curves = {
-        setting: Curve.of_runs([(range(1, len(loss) + 1), loss) for loss in seeds])
-        for setting, seeds in losses.items()
-    }
+    curves = {setting: Curve.by_epoch(seeds) for setting, seeds in losses.items()}
     claims = [
         one_more_run(
             f"{setting}: the losses of the notebook's ten epochs",

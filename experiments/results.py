@@ -5,7 +5,7 @@ import dataclasses
 import io
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,19 +54,11 @@ class Row(NamedTuple):
     @property
     def interval(self) -> tuple[float, float] | None:
         """Student's 95 % interval of the mean; None of a single run, or where one has none."""
-        estimate = self._estimate
-        if estimate is None or estimate.count < 2:
-            return None
-        low, high = estimate.interval()
-        return self._back(low), self._back(high)
+        return self._ends(Estimate.interval, LEVEL)
 
     def prediction(self, level: float = LEVEL) -> tuple[float, float] | None:
         """Student's interval for one more run, of confidence 1 - level; None as `interval` is."""
-        estimate = self._estimate
-        if estimate is None or estimate.count < 2:
-            return None
-        low, high = estimate.prediction(1 - level)
-        return self._back(low), self._back(high)
+        return self._ends(Estimate.prediction, level)
 
     @property
     def shown(self) -> str:
@@ -82,6 +74,16 @@ class Row(NamedTuple):
         if not self.is_geometric:
             return Estimate.of_all(self.ours)
         return Estimate.of_all([None if x is None else math.log(x) for x in self.ours])
+
+    def _ends(
+        self, of: Callable[[Estimate, float], tuple[float, float]], level: float
+    ) -> tuple[float, float] | None:
+        """The interval `of` the runs, of confidence 1 - level; None where there is none."""
+        estimate = self._estimate
+        if estimate is None or estimate.count < 2:
+            return None
+        low, high = of(estimate, 1 - level)
+        return self._back(low), self._back(high)
 
     def _back(self, value: float) -> float:
         return math.exp(value) if self.is_geometric else value
@@ -105,6 +107,11 @@ class Curve(NamedTuple):
             points = [Estimate.of(draws) for draws in values.T]
             half = [point.interval()[1] - point.mean for point in points]
         return cls(listed[0][0][:length], values.mean(0).tolist(), half)
+
+    @classmethod
+    def by_epoch(cls, losses: Sequence[np.ndarray]) -> "Curve":
+        """The mean of the losses (epochs,) of several runs, from epoch 1 on."""
+        return cls.of_runs([(range(1, len(loss) + 1), loss) for loss in losses])
 
 
 class Made(NamedTuple):
