@@ -10,8 +10,8 @@
 One setting of the optimizer for all, as in the paper: LAMB at a constant rate, whatever the rule.
 12 layers as there, of width 128, feed-forward 256 and 8 heads where it has 512, 2048 and 2; 2,048
 bytes an update where it has 552,960; dropout 0 where it has 0.2; no final norm for any rule. The
-rate of 0.016 is the paper's, of batches of 1,080; by its rule for deeper nets, 0.0005 sqrt(batch),
-it would be 0.002 here. Such runs decide nothing about the paper.
+rate of 0.002 is the paper's 0.0005 sqrt(batch), of batches of 16. Such runs decide nothing about
+the paper.
 """
 
 from ml_collections import ConfigDict
@@ -28,7 +28,7 @@ def get_config(arg: str = "") -> ConfigDict:
         alpha_init=float,
         warmup=0,
         path=str,
-        lr=0.016,
+        lr=0.002,
         steps=int,
         smoke=False,
     )

@@ -18,13 +18,15 @@ from rezero_jax.runs.reader import Run
 TITLE = "Transformers under six rules: iterations to a target"
 SOURCE = "SUP Table 1, UAI Figure 7"
 SEEDS = 1
-TARGETS = {"paper": 1.2, "cpu": 3.45, "smoke": 4.0}  # bits per byte, on the validation split
+# Bits per byte, on the validation split. That of cpu lies halfway between the bigram and the
+# trigram entropy of the standard library, so that a net without layers does not reach it.
+TARGETS = {"paper": 1.2, "cpu": 3.0, "smoke": 4.0}
 SETTING = {
     "paper": "12 layers, enwik8, width 512, 512 bytes, batches of 1,080, LAMB 0.016; the target "
     "is 1.2 bits per byte, looked for once an epoch (163 iterations).",
-    "cpu": "Reduced: 12 layers of width 128, 16 times 128 bytes, 500 iterations, another text; "
-    "the target is 3.45 bits per byte on 32 KiB of validation text, looked for every 25 "
-    "iterations.",
+    "cpu": "Reduced: 12 layers of width 128, 16 times 128 bytes, 500 iterations of LAMB at "
+    "0.002, another text; the target is 3 bits per byte on 32 KiB of validation text, looked for "
+    "every 25 iterations.",
     "smoke": "Reduced: 2 layers of width 16, 20 iterations; the target is 4 bits per byte.",
 }
 
