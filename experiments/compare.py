@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments import arguments, compare_report
+from experiments import arguments, compare_report, entropies
 from experiments.comparison import NO_LAYERS, Cell, Comparison
 from experiments.dry_run import print_costs, trainer_of
 from experiments.jobs import HELD, Job
@@ -182,7 +182,9 @@ def _compare(plan: Plan, out: Path, slots: int, target: float | None, shown: str
         )
         for cell in plan.cells
     ]
-    comparison = Comparison(shown, plan.rules[0], target, cells)
+    bits = entropies.of_data(plan.job(*plan.cells[0], 1.0, 0).load().data)
+    levels = {name: value * math.log(2) for name, value in bits.items()}
+    comparison = Comparison(shown, plan.rules[0], target, cells, levels)
     comparison.write(out)
     print(f"report: {compare_report.write(comparison, out)}")
 

@@ -113,6 +113,9 @@ def plot_curves(comparison: Comparison) -> Figure:
         if rule == comparison.control
     ]
     axes[0].set_ylim(min(lows, default=None), max(tops, default=None))
+    low, high = axes[0].get_ylim()
+    for axis in axes:
+        drawing.levels(axis, {n: y for n, y in comparison.levels.items() if low < y < high})
     figure.supylabel("training loss (nats), by update", fontsize=8)
     return figure
 

@@ -153,12 +153,19 @@ class Difference(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """All of it; `control` is the rule that the others are held against."""
+    """All of it.
+
+    Attributes:
+      control: the rule that the others are held against.
+      target: a training loss (nats).
+      levels: horizontal lines of the curves (nats) by their label: the entropies of a text.
+    """
 
     command: str
     control: str
     target: float | None
     cells: list[Cell]
+    levels: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def depths(self) -> list[int]:
@@ -211,6 +218,12 @@ class Comparison:
         return ratio, "faster" if high < 1 else "slower" if low > 1 else "undecided"
 
     @property
+    def seconds(self) -> float:
+        """What the updates of all runs took, one run after another."""
+        runs = [(cell, len(cell.losses) + len(cell.tuning)) for cell in self.cells if cell.losses]
+        return sum(cell.updates * cell.seconds * count for cell, count in runs)
+
+    @property
     def count(self) -> int:
         """How many differences are judged."""
         return max(sum(cell.rule != self.control for cell in self.cells), 1)
@@ -237,7 +250,8 @@ class Comparison:
 
     def write(self, folder: Path) -> None:
         """Writes comparison.json, a line for each cell."""
-        head = json.dumps({"command": self.command, "control": self.control, "target": self.target})
+        names = ("command", "control", "target", "levels")
+        head = json.dumps({name: getattr(self, name) for name in names})
         cells = ",\n".join(json.dumps(finite(dataclasses.asdict(cell))) for cell in self.cells)
         replace_file(folder / "comparison.json", f'{head[:-1]}, "cells": [\n{cells}\n]}}\n')
 

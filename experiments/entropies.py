@@ -1,11 +1,12 @@
-"""The n-gram entropies of the text that runs were trained on, for the plots of bits per byte."""
+"""The n-gram entropies of the text that runs were trained on, for the plots of language models."""
 
 from functools import cache
 
 from etils import epath
+from ml_collections import ConfigDict
 
 from rezero_jax.analysis.entropy import ngram_entropies
-from rezero_jax.data.text import read_text
+from rezero_jax.data.text import TEXT_NAMES, read_text
 from rezero_jax.runs.folder import read_config
 from rezero_jax.runs.reader import Run
 
@@ -21,4 +22,9 @@ def of_run(run: Run) -> dict[str, float]:
 
 @cache
 def _of_folder(folder: epath.Path) -> dict[str, float]:
-    return ngram_entropies(read_text(read_config(folder).data)[0])
+    return of_data(read_config(folder).data)
+
+
+def of_data(config: ConfigDict) -> dict[str, float]:
+    """The same of a config's `data`; empty where that is no text."""
+    return ngram_entropies(read_text(config)[0]) if config.name in TEXT_NAMES else {}

@@ -2,17 +2,19 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import compare_plots, compare_report
+from experiments import compare_plots, compare_report, entropies
 from experiments.__main__ import main
 from experiments.compare import Plan
 from experiments.comparison import Cell, Comparison, Curve
 from experiments.tuning import FARTHEST, Grid
+from rezero_jax.config import load_config
 
 GRID = Grid(0.01, 2.0, range(-1, 2))
 
@@ -225,6 +227,24 @@ def test_what_is_far_beyond_the_control_is_told_in_words_and_crosses() -> None:
     assert [list(line.get_xdata()) for line in crosses] == [[0.04], [0.04], [0.01, 0.02, 0.04]]
     low, high = compare_plots.plot_curves(found).axes[0].get_ylim()
     assert 0 < low < 2 < high < 5
+
+
+def test_entropies_of_a_text_are_labelled_lines_of_its_curves() -> None:
+    text = load_config("configs/transformer_small.py").data
+    bits = entropies.of_data(text)
+    assert list(bits) == ["unigram", "bigram", "trigram"]
+    assert entropies.of_data(load_config("configs/mlp.py").data) == {}
+    found = compare(cell("rezero", [1.0]), cell("norm", [1.1]))
+    found = replace(found, levels={"bigram": 2.41, "beyond": 9.0})
+    for axis in compare_plots.plot_curves(found).axes:
+        assert [label.get_text() for label in axis.texts] == ["bigram\n2.41"]
+        assert any(set(line.get_ydata()) == {2.41} for line in axis.lines)
+
+
+def test_the_time_of_a_comparison_is_that_of_all_updates() -> None:
+    lost = cell("plain", [], seconds=math.nan)
+    found = compare(cell("rezero", [1.0, 1.1]), cell("norm", [1.5], seconds=2.0), lost)
+    assert found.seconds == 100 * (0.5 * (2 + 3) + 2.0 * (1 + 3))
 
 
 def test_runs_differ_in_rule_depth_rate_and_seed_alone() -> None:
