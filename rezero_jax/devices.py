@@ -3,6 +3,7 @@
 import contextlib
 import os
 import platform
+import re
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
@@ -65,6 +66,16 @@ def cores() -> int:
     """How many cores this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux only
     return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def processor() -> str:
+    """The model of this machine's CPU, or its architecture where the system does not tell."""
+    try:
+        told = Path("/proc/cpuinfo").read_text()  # Linux only
+    except OSError:
+        told = ""
+    model = re.search(r"^model name\s*: (.+)$", told, re.MULTILINE)
+    return model[1] if model else platform.processor() or platform.machine()
 
 
 def cache_folder() -> Path:

@@ -1,4 +1,4 @@
-"""A CPU that poses as several devices, and the cache folder."""
+"""A CPU that poses as several devices, its name, and the cache folder."""
 
 import json
 import os
@@ -103,3 +103,18 @@ def test_a_run_keeps_the_dtype_with_which_it_began(tmp_path: Path) -> None:
     config.model.dtype = "float32"
     with pytest.raises(UserError, match=r"model\.dtype"):
         check_config(tmp_path, config)
+
+
+def test_the_processor_is_named_where_the_system_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        Path, "read_text", lambda path: "cpu MHz\t: 2\nmodel name\t: A Chip\nx: 1\n"
+    )
+    assert devices.processor() == "A Chip"
+
+    def missing(path: Path) -> str:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "read_text", missing)
+    monkeypatch.setattr(platform, "processor", lambda: "")
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
+    assert devices.processor() == "arm64"

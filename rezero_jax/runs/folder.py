@@ -20,7 +20,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from rezero_jax import processes
+from rezero_jax import devices, processes
 from rezero_jax.config import base_config
 from rezero_jax.errors import UserError
 from rezero_jax.fields import differences, flatten
@@ -285,7 +285,7 @@ def environment() -> dict[str, Any]:
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
         "processes": jax.process_count(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "machine": f"{devices.processor()}, {os.cpu_count()} cores",
         "commit": commit or None,
     }
 
