@@ -34,6 +34,8 @@ SQUARES = "mean squared singular value"
 HEADLINES = ("post-norm, 12 layers", "pre-norm, 12 layers", "ReZero, 12 layers")
 NETS = {"ResNet-110": "residual", "ResNet-110 + ReZero": "rezero"}
 DEEP = "ReZero, 64 layers"
+# The seeds of the ResNets at initialisation; seed 0, that of the run, was known before E4 D.
+UNTRAINED = {"paper": range(1, 11), "cpu": range(1, 11), "smoke": range(1, 3)}
 # By scale and network, the paper's epochs and the updates after which we measure.
 STAGES = {
     "paper": ({0: 0, 1: 391, 4: 1563}, {0: 0, 1: 1192, 4: 4768}),
@@ -43,7 +45,8 @@ STAGES = {
 NOTES = (
     "The paper gives no sizes, inputs or sample counts for Figure 4; here the sizes are those "
     "of the authors' notebooks and all inputs are normal: for ResNets 30 images in evaluation "
-    "mode, with BatchNorm's statistics still 0 and 1 at initialisation. Computed in float32, "
+    "mode, with BatchNorm's statistics still 0 and 1 at initialisation, where there are ten nets "
+    "of each (part E4 D of experiments/protocol.md). Computed in float32, "
     "as theirs: a value below 1e-7 of the largest of its network is rounding, and one below "
     f"{FLOOR:.0e} counts as that: so do the zeros of a network that does not tell its inputs "
     "apart. Bins are "
@@ -89,7 +92,10 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
     for setting, seeds in runs.items():
         stages = STAGES[scale][setting == DEEP]
         for epoch, step in stages.items():
-            found = [spectra.after(run, step) for run in seeds]
+            if step == 0 and setting in NETS:
+                found = spectra.untrained(seeds[0], UNTRAINED[scale])
+            else:
+                found = [spectra.after(run, step) for run in seeds]
             trained_less = step > 0 and (scale != "paper" or setting == DEEP)
             name = f"{setting}, epoch {epoch}"
             label = name if scale == "paper" or not step else f"{setting}, after {step} updates"

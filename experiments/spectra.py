@@ -1,5 +1,6 @@
 """Singular values of the networks that Figure 4 and the authors' Transformer notebook show."""
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -50,7 +51,20 @@ def encoder(residual: str, depth: int, key: Array) -> Encoder:
 
 def after(run: Run, step: int) -> np.ndarray:
     """Singular values of a run's network after so many updates, (inputs, values)."""
-    model, *_ = load_model(run.folder, step)
+    return _values(run, load_model(run.folder, step)[0])
+
+
+def untrained(run: Run, seeds: Iterable[int]) -> list[np.ndarray]:
+    """Those of a run's network before any update, as each of the seeds draws it."""
+    trainer = load_model(run.folder, 0)[2]
+    states = (trainer.init(seed) for seed in seeds)
+    models = (trainer.spec.model(state["params"], state["stats"]) for state in states)
+    return [_values(run, model) for model in models]
+
+
+def _values(run: Run, model: nnx.Module) -> np.ndarray:
+    """The singular values of a network of the run at normal inputs, in evaluation mode."""
+    model.eval()
     key = jax.random.key(0)
     if isinstance(model, Transformer):
         width = run.config["model.width"]

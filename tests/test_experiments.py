@@ -273,6 +273,7 @@ def stand_ins(monkeypatch):
     """Runs are made up; the networks of those that were trained have singular values of 1."""
     monkeypatch.setattr(running, "start", stand_in)
     monkeypatch.setattr(spectra, "after", lambda run, step: np.ones((2, 3)))
+    monkeypatch.setattr(spectra, "untrained", lambda run, seeds: [np.ones((2, 3)) for _ in seeds])
     monkeypatch.setattr(entropies, "of_run", lambda run: {"unigram": 4.5, "bigram": 3.5})
     values = np.geomspace(1, 1e-8, 64)
     some = {
@@ -560,7 +561,11 @@ def test_a_network_at_the_moments_that_the_jacobian_looks_at(tmp_path):
             found = nnx.to_pure_dict(nnx.state(model, nnx.Param))
             jax.tree.map(np.testing.assert_array_equal, found, state["params"])
         state, _ = trainer.dispatch(state, [next(batches)])
-    assert spectra.after(Run.read(tmp_path), 2).shape == (spectra.IMAGES, 10)  # of flat images
+    run = Run.read(tmp_path)
+    assert spectra.after(run, 2).shape == (spectra.IMAGES, 10)  # of flat images
+    same, other = spectra.untrained(run, (3, 4))
+    np.testing.assert_array_equal(same, spectra.after(run, 0))
+    assert not np.array_equal(same, other)
     with pytest.raises(UserError, match="holds no checkpoint 3; train anew with"):
         load_model(tmp_path, 3)
 
