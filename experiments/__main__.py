@@ -214,7 +214,7 @@ def _write(name: str, jobs: Sequence[Job], folder: Path, args: argparse.Namespac
     devices = dict.fromkeys(run.device for run in trained)
     made = Made(
         _shown(name, jobs, args),
-        ", ".join(devices) or device(environment()),
+        "; ".join(devices) or device(environment()),
         seconds,
         [job.shown for job in jobs],
     )

@@ -117,7 +117,7 @@ def _claims(setting: str, found: Sequence[Gates], reduced: bool) -> list[Claim]:
             high=0.5,
         ),
         claim(
-            "and then decays",
+            "the mean |alpha| decays after its peak",
             "the end over the peak, below 0.75",
             [gates.mean_abs[-1] / gates.mean_abs.max() for gates in found],
             high=0.75,

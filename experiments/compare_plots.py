@@ -16,6 +16,7 @@ from rezero_jax.formatting import number
 VERDICTS = {"better": "#0072B2", "worse": "#D55E00", "undecided": "#777777"}  # and their colours
 CONTROL = "#BBBBBB"
 BEYOND = 1.6  # times the control's loss after a tenth of the run, above which none are drawn
+COLUMNS = 4  # of panels, one for each rule
 LOST = 10  # times the median rule's best loss: a net that is worse has broken
 
 
@@ -49,10 +50,12 @@ def _draw_differences(
         axis.axvspan(-comparison.noise, comparison.noise, color=CONTROL, alpha=0.4, lw=0)
     control = cells[comparison.control].final
     found = {rule: comparison.difference(cells[rule]) for rule in rules}
-    means = [d.mean for d in found.values() if d and control and d.mean < control.mean]
-    low, high = min([0.0, *means]), max([0.0, *means])
-    margin = 0.25 * (high - low) or 1.0
-    axis.set_xlim(low - margin, high + margin)  # of the means: the intervals of few seeds are wide
+    near = [d for d in found.values() if d and control and d.mean < control.mean]
+    low, high = min([0.0, *(d.mean for d in near)]), max([0.0, *(d.mean for d in near)])
+    span = (high - low) or 1.0
+    half = max([d.interval[1] - d.mean for d in near], default=0.0)
+    margin = min(max(0.25 * span, 1.1 * half), 0.5 * span)  # intervals of few seeds are wide
+    axis.set_xlim(low - margin, high + margin)
     for y, (rule, difference) in enumerate(found.items()):
         if difference is None:
             text = "diverged" if cells[rule].final is None else "not comparable"
@@ -132,8 +135,10 @@ def _panels(
 ) -> tuple[Figure, list[Axes]]:
     """A panel for each rule, in which each depth has its colour, above the control in grey."""
     caption = f"Grey: {comparison.control}. {comparison.command}"
+    rows = -(-len(comparison.rules) // COLUMNS)
+    height = 1.6 + 0.9 / rows  # of a row, with its share of title and caption
     figure, axes = drawing.captioned(
-        title, caption, len(comparison.rules), height=1.6, columns=4, width=1.9
+        title, caption, len(comparison.rules), height, columns=COLUMNS, width=1.9
     )
     colours = drawing.colours(map(str, comparison.depths))
     for axis, rule in zip(axes, comparison.rules, strict=True):

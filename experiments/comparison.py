@@ -93,7 +93,7 @@ class Cell:
             updates,
             flops,
             float(np.mean(times)) if times else math.nan,
-            ", ".join(dict.fromkeys(run.device for run in runs)),
+            "; ".join(dict.fromkeys(run.device for run in runs)),
             [job.shown for job in jobs],
         )
 

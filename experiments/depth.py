@@ -101,7 +101,7 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
             high=0,
         ),
         judged(
-            "They overfit the training set",
+            "ReZero nets of 10,000 layers overfit the training set",
             "UAI 6, footnote 2",
             f"training accuracy (%) of {deepest}, above {FITTED}",
             find(rows, deepest, "training accuracy % at the end").ours,

@@ -163,7 +163,7 @@ def _claims(scale: str, rows: Sequence[Row], runs: Mapping[str, Sequence[Run]]) 
             reduced=scale == "smoke",
         ),
         bounded(
-            "In training they stay near 1",
+            "In training those of the ReZero Transformer stay near 1",
             "UAI 5",
             "mean of log10, within 1 of 0",
             row(late, "mean of log10").ours,

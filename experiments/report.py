@@ -78,9 +78,7 @@ def _how(results: Results) -> tuple[str, str, str]:
     """The device, the command and the time behind results."""
     if (made := results.made) is None:
         return "", "", ""
-    time = "not kept" if made.seconds is None else duration(made.seconds)
-    mark = " (copied)" if made.copied else ""
-    return made.device, f"`{made.command}`{mark}", time
+    return made.device, f"`{made.command}`", duration(made.seconds)
 
 
 def page(folder: Path, scale: str, found: Found) -> str:

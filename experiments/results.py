@@ -120,16 +120,14 @@ class Made(NamedTuple):
     Attributes:
       command: of `experiments`.
       device: that the runs used.
-      seconds: of all runs, one after another, and of the computations on them; None if unknown.
+      seconds: of all runs, one after another, and of the computations on them.
       runs: the commands of the runs.
-      copied: whether the numbers were copied from a page, as the files of the runs are gone.
     """
 
     command: str
     device: str
-    seconds: float | None
+    seconds: float
     runs: list[str]
-    copied: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,8 +8,8 @@ from experiments.claims import Claim
 from experiments.results import Made, Results, Row
 from experiments.results_page import (
     COMPARISONS,
-    FEWER_BITS,
     FOREMOST,
+    LANGUAGE_MODELS,
     PAGES,
     ROOT,
     all_tables,
@@ -23,6 +23,7 @@ from experiments.results_page import (
 )
 from rezero_jax.errors import UserError
 from rezero_jax.formatting import number
+from tests.test_compare import cell, compare
 from tests.test_docs import check
 
 COMMAND = "python -m experiments results"
@@ -45,7 +46,7 @@ def test_the_pages_are_what_the_command_writes():
 
 def test_each_foremost_claim_is_one_claim():
     compared = comparisons()
-    judged = [language_models(name, compared[name]) for name in FEWER_BITS if name in compared]
+    judged = [language_models(name, compared[name]) for name in LANGUAGE_MODELS]
     for results in (*read_all(), *judged):
         start = FOREMOST.get(results.experiment, "none")
         claims = [claim for claim in results.claims if claim.text.startswith(start)]
@@ -87,9 +88,6 @@ def test_a_new_number_changes_the_table_of_its_experiment():
     assert last == (
         "| it is so | replicated | 1 | none needed | exact | `python -m experiments fc` | 0:01:00 |"
     )
-    copied = Results("fc", "cpu", rows, claims, made=made._replace(seconds=None, copied=True))
-    last = all_pages(copied)[0].splitlines()[-1]
-    assert last.endswith("| `python -m experiments fc` (copied) | not kept |")
 
 
 def all_pages(results):
@@ -145,3 +143,19 @@ def test_numbers_have_no_exponent_but_the_small_ones(value, digits, text):
 def test_an_argument_is_refused(capsys):
     assert main(["results", "--out=x"]) == 2
     assert "is all" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("losses", "of_rivals", "of_the_norm"),
+    [
+        ([1.5, 1.52, 1.49], "contradicted", "supported"),  # better than ReZero
+        ([1.7, 1.72, 1.69], "supported", "contradicted"),
+        ([1.5, 1.75, 1.61], "undecided", "undecided"),
+    ],
+)
+def test_the_verdict_of_a_comparison_decides_the_claim_on_it(losses, of_rivals, of_the_norm):
+    found = compare(cell("rezero", [1.6, 1.62, 1.59]), cell("rezero_norm", losses))
+    for name, word in (("language", of_rivals), ("language_norm", of_the_norm)):
+        (claim,) = language_models(name, found).claims
+        assert claim.status == "undecided"  # of the paper
+        assert claim.evidence.startswith(f"in this setting {word}; ")
