@@ -31,7 +31,11 @@ SETTING = {
 
 VANISHED = 1e-10
 SQUARES = "mean squared singular value"
-HEADLINES = ("post-norm, 12 layers", "pre-norm, 12 layers", "ReZero, 12 layers")
+HEADLINES = (
+    ("ResNet-110, epoch 0", "largest log10"),
+    ("ResNet-110, epoch 0", "mean of log10"),
+    ("ResNet-110 + ReZero, epoch 0", "mean of log10"),
+)
 NETS = {"ResNet-110": "residual", "ResNet-110 + ReZero": "rezero"}
 DEEP = "ReZero, 64 layers"
 # The seeds of the ResNets at initialisation; seed 0, that of the run, was known before E4 D.
@@ -130,7 +134,7 @@ def _rows(
             setting,
             quantity,
             tuple(float(of(values)) for values in (found if quantity == SQUARES else pooled)),
-            setting in HEADLINES and quantity == SQUARES,
+            (setting, quantity) in HEADLINES,
             reduced or (at_start and quantity != SQUARES),
         )
         for quantity, of in measures.items()
