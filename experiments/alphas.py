@@ -109,48 +109,51 @@ def _claims(setting: str, found: Sequence[Gates], reduced: bool) -> list[Claim]:
                 high=1,
             )
         ]
-    pattern = [  # the paper's map shows 64 layers
-        claim(
-            "the mean |alpha| rises fast to a peak",
-            "its peak as a fraction of the run, below a half",
-            [gates.steps[gates.mean_abs.argmax()] / gates.steps[-1] for gates in found],
-            high=0.5,
-        ),
-        claim(
-            "the mean |alpha| decays after its peak",
-            "the end over the peak, below 0.75",
-            [gates.mean_abs[-1] / gates.mean_abs.max() for gates in found],
-            high=0.75,
-        ),
-        claim(
-            "higher layers peak earlier",
-            "rank correlation of layer and update of the peak, of the layers past theirs",
-            [_order_of_peaks(gates) for gates in found],
-            high=0,
-        ),
-        claim(
-            "higher layers dominate early",
-            "share of the upper half when the mean is first at half of its peak",
-            [_upper_share(gates) for gates in found],
-            low=0.5,
-        ),
-        claim(
-            "at the end the layers are used about equally",
-            "deviation over mean of the layers, below 0.5",
-            [gates.alphas[-1].std() / gates.alphas[-1].mean() for gates in found],
-            high=0.5,
-        ),
-    ]
-    size = [  # the paper prints those of 12 and 64 layers, 1.08 and 1.18
-        claim(
-            "the mean |alpha| at the end is about 1/L",
-            "L times the mean, 0.5 to 2",
-            [gates.alphas.shape[1] * gates.mean_abs[-1] for gates in found],
-            low=0.5,
-            high=2,
+    claims = []
+    if setting == DEEP:  # the paper's map shows 64 layers
+        claims += [
+            claim(
+                "the mean |alpha| rises fast to a peak",
+                "its peak as a fraction of the run, below a half",
+                [gates.steps[gates.mean_abs.argmax()] / gates.steps[-1] for gates in found],
+                high=0.5,
+            ),
+            claim(
+                "the mean |alpha| decays after its peak",
+                "the end over the peak, below 0.75",
+                [gates.mean_abs[-1] / gates.mean_abs.max() for gates in found],
+                high=0.75,
+            ),
+            claim(
+                "higher layers peak earlier",
+                "rank correlation of layer and update of the peak, of the layers past theirs",
+                [_order_of_peaks(gates) for gates in found],
+                high=0,
+            ),
+            claim(
+                "higher layers dominate early",
+                "share of the upper half when the mean is first at half of its peak",
+                [_upper_share(gates) for gates in found],
+                low=0.5,
+            ),
+            claim(
+                "at the end the layers are used about equally",
+                "deviation over mean of the layers, below 0.5",
+                [gates.alphas[-1].std() / gates.alphas[-1].mean() for gates in found],
+                high=0.5,
+            ),
+        ]
+    if setting in (SHALLOW, DEEP):  # of which the paper prints 1.08 and 1.18
+        claims.append(
+            claim(
+                "the mean |alpha| at the end is about 1/L",
+                "L times the mean, 0.5 to 2",
+                [gates.alphas.shape[1] * gates.mean_abs[-1] for gates in found],
+                low=0.5,
+                high=2,
+            )
         )
-    ]
-    return pattern * (setting == DEEP) + size * (setting in (SHALLOW, DEEP))
+    return claims
 
 
 def _order_of_peaks(gates: Gates) -> float | None:

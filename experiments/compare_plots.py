@@ -16,7 +16,6 @@ from rezero_jax.formatting import number
 VERDICTS = {"better": "#0072B2", "worse": "#D55E00", "undecided": "#777777"}  # and their colours
 CONTROL = "#BBBBBB"
 BEYOND = 1.6  # times the control's loss after a tenth of the run, above which none are drawn
-COLUMNS = 4  # of panels, one for each rule
 LOST = 10  # times the median rule's best loss: a net that is worse has broken
 
 
@@ -135,10 +134,8 @@ def _panels(
 ) -> tuple[Figure, list[Axes]]:
     """A panel for each rule, in which each depth has its colour, above the control in grey."""
     caption = f"Grey: {comparison.control}. {comparison.command}"
-    rows = -(-len(comparison.rules) // COLUMNS)
-    height = 1.6 + 0.9 / rows  # of a row, with its share of title and caption
     figure, axes = drawing.captioned(
-        title, caption, len(comparison.rules), height, columns=COLUMNS, width=1.9
+        title, caption, len(comparison.rules), height=1.6, columns=4, width=1.9, margin=0.9
     )
     colours = drawing.colours(map(str, comparison.depths))
     for axis, rule in zip(axes, comparison.rules, strict=True):

@@ -101,7 +101,7 @@ def race(comparison: Comparison) -> str:
 
     In Markdown; for a comparison that has a target.
     """
-    return markdown_table(_by_depth(comparison, raced))
+    return markdown_table(_by_depth(comparison, _raced))
 
 
 def _by_depth(comparison: Comparison, shown: Callable[[Comparison, Cell], str]) -> list[list[str]]:
@@ -124,7 +124,7 @@ def in_short(comparison: Comparison, cell: Cell) -> str:
     return f"{number(cell.final.mean)}: {shown}, {difference.verdict}"
 
 
-def raced(comparison: Comparison, cell: Cell) -> str:
+def _raced(comparison: Comparison, cell: Cell) -> str:
     """The updates of a cell to the target, those over the control's, and the verdict."""
     return ": ".join(filter(None, (_reached(cell), _times(comparison, cell))))
 

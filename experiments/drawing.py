@@ -27,11 +27,15 @@ def captioned(
     height: float = 3.8,
     columns: int = 2,
     width: float = 3.3,
+    margin: float = 0.0,
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with panels, so many in a row, of that height and width, and a caption below."""
+    """A figure with panels, so many in a row, of that height and width, and a caption below.
+
+    Title and caption take their room from the panels, but for a `margin` in height.
+    """
     columns = min(panels, columns)
     rows = -(-panels // columns)
-    figure = Figure(figsize=(2.4 + width * columns, height * rows))
+    figure = Figure(figsize=(2.4 + width * columns, height * rows + margin))
     axes = [figure.add_subplot(rows, columns, number + 1) for number in range(panels)]
     figure.suptitle(title, fontsize=10)
     text = textwrap.fill(caption, 40 + int(17 * width * columns))
