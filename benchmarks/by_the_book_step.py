@@ -99,37 +99,52 @@ def make_update(
     return lambda: nnx.state(create()), update
 
 
-def compile_update(
-    config: ConfigDict,
-    devices: Sequence[Any],
-    example: tuple[int, ...],
-    classes: int,
-) -> jax.stages.Compiled:
-    """One update of the peer of `config`, compiled for these devices, which may not exist.
+class Peer:
+    """The peer of `config` on these devices, which may not exist.
+
+    Attributes:
+      batch: shapes, dtypes and shardings of its inputs and targets.
 
     Args:
       config: as of train.py.
       devices: all of them share the batch; with config.mesh.fully_sharded, the state too.
       example, classes: see `make_model`; a language model reads config.data.length bytes.
     """
-    mesh = Mesh(np.asarray(devices), ("data",), axis_types=(AxisType.Auto,))
-    make = partial(make_model, config.model, example, classes, config.seed)
-    parts = fewest_parts(config.train.accumulate, config.train.batch_size, mesh.size)
-    init, update = make_update(make, config.optim, parts)
 
-    def place(path: Any, leaf: Any) -> Any:
-        spec: list[str | None] = [None] * leaf.ndim
-        layers = "blocks" in jax.tree_util.keystr(path) and config.model.name != "resnet"
-        axes = [i for i in range(layers, leaf.ndim) if leaf.shape[i] % mesh.size == 0]
-        if config.mesh.fully_sharded and leaf.size >= FULLY_SHARDED_FROM and axes:
-            spec[max(axes, key=lambda i: leaf.shape[i])] = "data"
-        return leaf.update(sharding=NamedSharding(mesh, PartitionSpec(*spec)))
+    def __init__(
+        self, config: ConfigDict, devices: Sequence[Any], example: tuple[int, ...], classes: int
+    ):
+        mesh = Mesh(np.asarray(devices), ("data",), axis_types=(AxisType.Auto,))
+        make = partial(make_model, config.model, example, classes, config.seed)
+        parts = fewest_parts(config.train.accumulate, config.train.batch_size, mesh.size)
+        init, update = make_update(make, config.optim, parts)
 
-    state = jax.tree.map_with_path(place, jax.eval_shape(init))
-    rows, text = config.train.batch_size, config.model.name == "transformer"
-    inputs = ((rows, config.data.length), jnp.int32) if text else ((rows, *example), jnp.float32)
-    targets = inputs if text else ((rows,), jnp.int32)
-    divided = NamedSharding(mesh, PartitionSpec("data"))
-    batch = tuple(jax.ShapeDtypeStruct(*a, sharding=divided) for a in (inputs, targets))
-    with jax.set_mesh(mesh):
-        return jax.jit(update, donate_argnums=0).lower(state, batch).compile()
+        def place(path: Any, leaf: Any) -> Any:
+            spec: list[str | None] = [None] * leaf.ndim
+            layers = "blocks" in jax.tree_util.keystr(path) and config.model.name != "resnet"
+            axes = [i for i in range(layers, leaf.ndim) if leaf.shape[i] % mesh.size == 0]
+            if config.mesh.fully_sharded and leaf.size >= FULLY_SHARDED_FROM and axes:
+                spec[max(axes, key=lambda i: leaf.shape[i])] = "data"
+            return leaf.update(sharding=NamedSharding(mesh, PartitionSpec(*spec)))
+
+        self._mesh = mesh
+        self._state = jax.tree.map_with_path(place, jax.eval_shape(init))
+        places = jax.tree.map(lambda leaf: leaf.sharding, self._state)
+        self._init = jax.jit(init, out_shardings=places)
+        self._update = jax.jit(update, donate_argnums=0, out_shardings=(places, None))
+        rows, text = config.train.batch_size, config.model.name == "transformer"
+        images = ((rows, *example), jnp.float32)
+        inputs = ((rows, config.data.length), jnp.int32) if text else images
+        targets = inputs if text else ((rows,), jnp.int32)
+        divided = NamedSharding(mesh, PartitionSpec("data"))
+        self.batch = tuple(jax.ShapeDtypeStruct(*a, sharding=divided) for a in (inputs, targets))
+
+    def compile(self) -> jax.stages.Compiled:
+        """An update: of a state, which it consumes, and a batch to the next state and the loss."""
+        with jax.set_mesh(self._mesh):
+            return self._update.lower(self._state, self.batch).compile()
+
+    def init(self) -> State:
+        """The state after no updates."""
+        with jax.set_mesh(self._mesh):
+            return self._init()

@@ -34,7 +34,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks.step import first_updates, peak_gib, serve_training
-from benchmarks.worker import Worker, serve, spread
+from benchmarks.worker import SHORTEST, milliseconds, serve, spread, take_turns
 from rezero_jax.config import load_config
 from rezero_jax.data import Dataset, ResidentSplit
 from rezero_jax.runs.metrics import read_metrics
@@ -115,41 +115,29 @@ def loop_overhead(depth: int, pairs: int) -> list[float]:
     return ratios[1:]
 
 
-def pairs_with_torch(
-    python: str, depth: int, width: int, batch: int, pairs: int, count: int
-) -> list[str]:
+def pairs_with_torch(python: str, depth: int, width: int, batch: int, pairs: int) -> list[str]:
     """The rows of the table of one size."""
     sizes = [str(depth), str(width), str(batch)]
-    workers = {
-        "ours": Worker([sys.executable, "-m", "benchmarks.mlp", "--serve", *sizes]),
-        "gemm": Worker([sys.executable, "-m", "benchmarks.mlp", "--serve-gemm", "2048"]),
+    commands = {
+        "ours": [sys.executable, "-m", "benchmarks.mlp", "--serve", *sizes],
+        "gemm": [sys.executable, "-m", "benchmarks.mlp", "--serve-gemm", "2048"],
     }
     modes = ["eager", "eager-fused"]
     if depth < 1000:  # compiling a thousand layers takes PyTorch too long to wait for
         modes += ["compile", "compile-fused"]
-    for mode in modes:
-        workers[mode] = Worker([python, "-m", "benchmarks.torch_mlp", mode, *sizes])
-    times: dict[str, list[float]] = {name: [] for name in workers}
-    for _ in range(pairs):
-        for name, worker in workers.items():
-            times[name].append(worker.seconds_per_step(5 if name == "gemm" else count))
-    for worker in workers.values():
-        worker.close()
+    commands |= {mode: [python, "-m", "benchmarks.torch_mlp", mode, *sizes] for mode in modes}
+    times = take_turns(commands, pairs, 5 if depth >= 1000 else 20, SHORTEST)
     peak = [2 * 2048**3 / seconds for seconds in times["gemm"]]
     share = spread(
         [flops(depth, width, batch) / t / p for t, p in zip(times["ours"], peak, strict=True)]
     )
     size = f"{depth} x {width}, batch {batch}"
     return [
-        f"| {size} | {mode} | {_milliseconds(times['ours'])} | {_milliseconds(times[mode])} | "
+        f"| {size} | {mode} | {milliseconds(times['ours'])} | {milliseconds(times[mode])} | "
         + spread([b / a for a, b in zip(times["ours"], times[mode], strict=True)])
         + f" | {share} |"
         for mode in modes
     ]
-
-
-def _milliseconds(seconds: list[float]) -> str:
-    return f"{1e3 * statistics.median(seconds):.1f}"
 
 
 def main() -> None:
@@ -183,8 +171,7 @@ def main() -> None:
         print("| --- | --- | --- | --- | --- | --- |")
     for depth in args.depths:
         batch = 128 if depth == 32 else 100
-        count = 40 if depth < 1000 else 5
-        rows = pairs_with_torch(args.torch_python, depth, 256, batch, args.pairs, count)
+        rows = pairs_with_torch(args.torch_python, depth, 256, batch, args.pairs)
         print("\n".join(rows), flush=True)
 
     if args.first_depths:

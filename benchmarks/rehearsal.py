@@ -29,7 +29,7 @@ from typing import Any
 
 import jax
 
-from benchmarks.by_the_book_step import compile_update
+from benchmarks.by_the_book_step import Peer
 from rezero_jax.config import load_config
 from rezero_jax.data import load, stand_in
 from rezero_jax.errors import UserError
@@ -129,7 +129,7 @@ def account(spec: str, topology: str, peer: bool = False) -> dict[str, Any]:
     if peer:
         shape = getattr(dataset, "example_shape", ())
         classes = getattr(dataset, "num_classes", 0)
-        compiled = compile_update(config, list(mesh.devices.flat), shape, classes)
+        compiled = Peer(config, list(mesh.devices.flat), shape, classes).compile()
     else:
         compiled = trainer.compile()
     seconds = time.perf_counter() - started

@@ -29,7 +29,7 @@ from flax import nnx
 
 from benchmarks.mlp import random_images
 from benchmarks.step import serve_training
-from benchmarks.worker import print_ratios, serve, take_turns
+from benchmarks.worker import SHORTEST, print_ratios, serve, take_turns
 from rezero_jax.config import load_config
 from rezero_jax.devices import set_cpu_devices
 from rezero_jax.models.resnet import conv, parts
@@ -147,7 +147,7 @@ def main() -> None:
             commands["ours, stages scanned"] = ours(depth, scan=True)
         if args.ablation:
             commands |= {STAGES[stage]: ours(depth, stage) for stage in list(STAGES)[:-1]}
-        print_ratios(f"ResNet-{depth}", take_turns(commands, args.turns, 10), "ours")
+        print_ratios(f"ResNet-{depth}", take_turns(commands, args.turns, 10, SHORTEST), "ours")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import sys
 import torch
 from torch import Tensor, nn
 
-from benchmarks.torch_step import serve_training
+from benchmarks.torch_step import serve_training, use_gpu
 
 RULES = ("residual", "zero_gamma", "gated", "rezero", "skipinit", "fixup")
 PREACT = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
@@ -242,10 +242,11 @@ class TorchResNet(nn.Module):
 def main() -> None:
     """Serves timings of training steps; arguments: MODE DEPTH BATCH.
 
-    MODE is eager, channels_last (also the memory format of compile) or compile, with -fused behind
-    it for this implementation of SGD.
+    MODE is eager, channels_last (also the memory format of those that follow), compile or
+    compile-graphs, with -fused behind it for this implementation of SGD.
     """
     mode, depth, batch = sys.argv[1], *map(int, sys.argv[2:])
+    use_gpu()
     torch.manual_seed(0)
     model = TorchResNet("cifar", depth, "rezero")
     images = list(torch.randn(16, batch, 3, 32, 32))
@@ -255,7 +256,7 @@ def main() -> None:
         images = [x.to(memory_format=torch.channels_last) for x in images]
     kind = {"fused": True} if mode.endswith("-fused") else {}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, **kind)
-    serve_training(model, optimizer, images, labels, compiled=mode.startswith("compile"))
+    serve_training(model, optimizer, images, labels, mode=mode)
 
 
 if __name__ == "__main__":

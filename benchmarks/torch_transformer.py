@@ -14,12 +14,19 @@ from rezero.transformer import RZTXEncoderLayer
 from torch import Tensor, nn
 from x_transformers import AutoregressiveWrapper, Decoder, TransformerWrapper
 
-from benchmarks.torch_step import serve_training
+from benchmarks.torch_step import finish, in_bfloat16, serve_training, use_gpu
 from benchmarks.worker import serve
 
 VOCABULARY = 256
 PROMPT = 16
-PEERS = ("official", "official-compile", "x-transformers", "x-transformers-flash")
+PEERS = (
+    "official",
+    "official-compile",
+    "official-compile-graphs",
+    "x-transformers",
+    "x-transformers-flash",
+    "x-transformers-flash-compile",
+)
 
 
 class OfficialLM(nn.Module):
@@ -45,7 +52,7 @@ class OfficialLM(nn.Module):
         angles = torch.arange(length)[:, None] / 10_000 ** (torch.arange(0, width, 2) / width)
         positions = torch.stack((angles.sin(), angles.cos()), dim=-1).reshape(length, 1, width)
         # Added to the scores as it is: a bool mask would be turned into this one in every layer.
-        mask = nn.Transformer.generate_square_subsequent_mask(length)
+        mask = nn.Transformer.generate_square_subsequent_mask(length, torch.get_default_device())
         self.register_buffer("positions", positions, persistent=False)
         self.register_buffer("mask", mask, persistent=False)
 
@@ -83,7 +90,7 @@ def make_model(peer: str, depth: int, width: int, length: int, heads: int = 8) -
     """One of PEERS: maps tokens (batch, time) to logits (batch, time, VOCABULARY)."""
     if peer.startswith("official"):
         return OfficialLM(depth, width, length, heads)
-    return x_transformers_lm(depth, width, length, heads, flash=peer.endswith("-flash"))
+    return x_transformers_lm(depth, width, length, heads, flash="flash" in peer)
 
 
 def generate(model: nn.Module, prompt: Tensor, count: int) -> Tensor:
@@ -116,19 +123,22 @@ def main() -> None:
         help=f"a step is one more token of a sequence that starts with {PROMPT} bytes",
     )
     args = parser.parse_args()
+    use_gpu()
     torch.manual_seed(0)
     peer = args.mode.removesuffix("-fused")
     model = make_model(peer, args.depth, args.width, args.length, args.heads)
 
     if args.generate:
-        if args.batch is not None or args.mode not in ("official", *PEERS[2:]):
+        if args.batch is not None or "compile" in args.mode or "fused" in args.mode:
             parser.error("--generate takes no batch, and a mode without -compile and -fused")
         model.eval()
         prompt = torch.randint(VOCABULARY, (1, PROMPT))
 
         def tokens(count: int) -> None:
             assert PROMPT + count <= args.length, "no positions for so many tokens"
-            generate(model, prompt, count)
+            with in_bfloat16():
+                generate(model, prompt, count)
+            finish()
 
         serve(tokens)
         return
@@ -140,7 +150,7 @@ def main() -> None:
     sequences = torch.randint(VOCABULARY, (16, args.batch, args.length + 1))
     inputs, targets = sequences[..., :-1], sequences[..., 1:].flatten(1)
     flat = nn.Sequential(model, nn.Flatten(0, 1))  # logits in the shape of the targets
-    serve_training(flat, optimizer, inputs, targets, compiled=peer.endswith("-compile"))
+    serve_training(flat, optimizer, inputs, targets, mode=peer, half=True)
 
 
 if __name__ == "__main__":

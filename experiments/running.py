@@ -5,6 +5,7 @@ a machine without sharing an interpreter, and a run that dies takes nothing with
 """
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -121,6 +122,7 @@ class _Process:
 
 
 def start(command: Sequence[str], cores: frozenset[int], log: Path) -> subprocess.Popen[bytes]:
-    """A process on these cores that appends its output to a file."""
+    """A process on these cores that appends its output to a file, and shares a GPU with others."""
+    env = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | os.environ
     with log.open("ab") as file:
-        return supervisor.start(command, cores, stdout=file, stderr=subprocess.STDOUT)
+        return supervisor.start(command, cores, stdout=file, stderr=subprocess.STDOUT, env=env)

@@ -1,10 +1,18 @@
-"""One CPU posing as eight devices, and strict JAX, for every test."""
+"""One CPU posing as eight devices, and strict JAX, for every test.
+
+JAX_PLATFORMS=cuda runs them on a GPU; those that need more devices than there are then fail.
+"""
 
 import importlib.metadata
 import os
 import sys
 import tempfile
 from pathlib import Path
+
+# Before JAX is imported, and so that processes that tests start have the same.
+if os.environ.setdefault("JAX_PLATFORMS", "cpu") != "cpu":
+    os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the workers share a GPU
 
 import jax
 import jaxtyping

@@ -17,7 +17,7 @@ from flax import nnx
 
 from benchmarks import rehearsal
 from benchmarks.by_the_book import make_model
-from benchmarks.by_the_book_step import compile_update, make_update
+from benchmarks.by_the_book_step import Peer, make_update
 from rezero_jax.config import load_config
 from rezero_jax.models.resnet.parts import RULES as RESNET_RULES
 from rezero_jax.residual import RULES
@@ -94,7 +94,7 @@ def test_the_loss_of_a_peer_falls(family):
 def test_a_fully_sharded_peer_compiles_with_recomputation_in_bfloat16():
     fields = ["mesh.fully_sharded=True", "model.remat=full", "model.dtype=bfloat16"]
     config = load_config("configs/transformer_enwik8.py:smoke", fields)
-    compiled = compile_update(config, jax.devices()[:2], IMAGE, CLASSES)
+    compiled = Peer(config, jax.devices()[:2], IMAGE, CLASSES).compile()
     whole = sum(
         leaf.size * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(nnx.eval_shape(lambda: nnx.state(peer(config), nnx.Param)))

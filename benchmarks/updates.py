@@ -1,0 +1,210 @@
+"""Updates of whole configs on this machine's devices: ours and a network by the book, in turns.
+
+    python -m benchmarks.updates
+    python -m benchmarks.updates --configs "configs/resnet.py:depth=110 train.batch_size=512"
+
+An update is that of train.py, on random data of the shape that the config asks for, without the
+host's input: images are resident on the device. The peer is that of benchmarks/by_the_book.py,
+handed its batch; some configs have none. A config is as in --config of train.py, with fields after
+it. Both take turns in one process, ours by whole dispatches.
+
+"bound" is what the floating-point operations of the model take at the peak rate of the devices.
+"share" is the bound over our time: the MFU, recomputation not counted (arXiv 2204.02311, B).
+"holds" is what the compiler allots to the program. Run it on an otherwise idle machine.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import islice
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from benchmarks.by_the_book_step import Peer
+from benchmarks.mlp import random_images
+from benchmarks.transformer import random_text
+from benchmarks.worker import SHORTEST, milliseconds, spread
+from rezero_jax.config import load_config
+from rezero_jax.data import Dataset, Text
+from rezero_jax.devices import cache_compilations, set_cpu_devices
+from rezero_jax.errors import UserError
+from rezero_jax.formatting import markdown_table, number
+from rezero_jax.training.chips import chip_of
+from rezero_jax.training.estimate import estimate
+from rezero_jax.training.trainer import Trainer
+
+ENWIK8 = "configs/transformer_enwik8.py:layers"
+CONFIGS = (
+    "configs/mlp.py:depth=64,dataset=cifar10",
+    "configs/mlp.py:depth=10000,width=150,lr=0.003,dataset=cifar10",
+    "configs/resnet.py:depth=56",
+    f"{ENWIK8}=12",
+    f"{ENWIK8}=12 model.dropout=0.0",
+    f"{ENWIK8}=128",
+    f"{ENWIK8}=128 model.dropout=0.0",
+)
+HEAD = (
+    "config",
+    "ours, ms",
+    "peer, ms",
+    "peer / ours",
+    "bound, ms",
+    "share",
+    "holds, GB (peer)",
+    "compiled in, s (peer)",
+)
+
+
+def random_data(config: ConfigDict) -> Dataset | Text:
+    """Random data of the kind that config.data names; speed does not depend on what it shows."""
+    if config.model.name == "transformer":
+        return random_text(config.data.length)
+    return random_images()
+
+
+def serve_ours(config: ConfigDict) -> tuple[Callable[[int], None], dict[str, float]]:
+    """steps(n), which waits for n updates, and what the program costs."""
+    trainer = Trainer(config, random_data(config))
+    chip = chip_of(trainer.mesh.devices.flat[0])
+    started = time.perf_counter()
+    compiled = trainer.compile()
+    cost = {"compiled": time.perf_counter() - started, "holds": estimate(compiled).memory}
+    if chip:
+        cost["bound"] = trainer.model_flops() / (trainer.mesh.size * chip.flops)
+    state, batches = trainer.init(), trainer.batches(0)
+
+    def steps(count: int) -> None:
+        nonlocal state
+        for _ in range(0, count, config.train.steps_per_dispatch):
+            many = list(islice(batches, config.train.steps_per_dispatch))
+            state, report = trainer.dispatch(state, many)
+        jax.block_until_ready((state, report))
+
+    return steps, cost
+
+
+def serve_peer(config: ConfigDict) -> tuple[Callable[[int], None], dict[str, float]]:
+    """The same of the peer.
+
+    Raises:
+      NotImplementedError: the config has none.
+    """
+    data = random_data(config)
+    shape, classes = getattr(data, "example_shape", ()), getattr(data, "num_classes", 0)
+    peer = Peer(config, jax.devices(), shape, classes)
+    started = time.perf_counter()
+    update = peer.compile()
+    cost = {"compiled": time.perf_counter() - started, "holds": estimate(update).memory}
+    rng = np.random.default_rng(0)
+
+    def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        whole = np.issubdtype(leaf.dtype, np.integer)
+        drawn = (
+            rng.integers(classes or 256, size=leaf.shape) if whole else rng.normal(size=leaf.shape)
+        )
+        return jax.device_put(jnp.asarray(drawn, leaf.dtype), leaf.sharding)
+
+    state, batch = peer.init(), jax.tree.map(draw, peer.batch)
+
+    def steps(count: int) -> None:
+        nonlocal state
+        for _ in range(count):
+            state, loss = update(state, batch)
+        jax.block_until_ready((state, loss))
+
+    return steps, cost
+
+
+def measure(spec: str, turns: int) -> dict[str, Any]:
+    """The seconds of an update of ours and of the peer in each turn, and what each costs."""
+    name, *fields = spec.split()
+    endless = {"train.epochs": None, "train.steps": 10**7}
+    fields = [*fields, *(f"{key}={value}" for key, value in endless.items())]
+    config = load_config(name, fields)
+    if config.mesh.cpu_devices:
+        set_cpu_devices(config.mesh.cpu_devices)
+    cache_compilations()
+    ours, cost = serve_ours(config)
+    found: dict[str, Any] = {"config": spec, "device": jax.devices()[0].device_kind}
+    found["ours"] = cost | {"seconds": []}
+    served = {"ours": ours}
+    try:
+        served["peer"], cost = serve_peer(config)
+        found["peer"] = cost | {"seconds": []}
+    except NotImplementedError:
+        found["peer"] = None
+    for steps in served.values():
+        steps(config.train.steps_per_dispatch)
+    started, count = time.perf_counter(), config.train.steps_per_dispatch
+    ours(count)
+    count *= max(1, round(SHORTEST / (time.perf_counter() - started)))
+    for _ in range(turns):
+        for who, steps in served.items():
+            started = time.perf_counter()
+            steps(count)
+            found[who]["seconds"].append((time.perf_counter() - started) / count)
+    return found
+
+
+def table_row(row: dict[str, Any]) -> list[str]:
+    """A row of the table under HEAD."""
+    ours, peer = row["ours"], row["peer"]
+    median, bound = statistics.median(ours["seconds"]), ours.get("bound")
+    ratios = [b / a for a, b in zip(ours["seconds"], peer["seconds"], strict=True)] if peer else []
+
+    def of_both(key: str, scale: float) -> str:
+        own = number(ours[key] * scale, 3)
+        return f"{own} ({number(peer[key] * scale, 3)})" if peer else own
+
+    return [
+        row["config"].removeprefix("configs/"),
+        milliseconds(ours["seconds"]),
+        milliseconds(peer["seconds"]) if peer else "-",
+        spread(ratios) if peer else "-",
+        milliseconds([bound]) if bound else "-",
+        f"{bound / median:.1%}" if bound else "-",
+        of_both("holds", 1e-9),
+        of_both("compiled", 1),
+    ]
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command line and returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--configs", nargs="+", default=CONFIGS)
+    parser.add_argument("--turns", type=int, default=7, help="turns of each")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.one:
+        try:
+            print(json.dumps(measure(args.one, args.turns)))
+        except (UserError, jax.errors.JaxRuntimeError) as error:
+            print(" ".join(str(error).split())[:300])
+            return 1
+        return 0
+    rows, failed = [], False
+    for spec in args.configs:  # each in a process of its own, whose memory is given back
+        command = [sys.executable, "-m", "benchmarks.updates", f"--turns={args.turns}", "--one"]
+        done = subprocess.run([*command, spec], stdout=subprocess.PIPE, text=True)
+        last = (done.stdout.strip().splitlines() or [f"ended with status {done.returncode}"])[-1]
+        print(f"{spec}: {last}", file=sys.stderr, flush=True)
+        if done.returncode:
+            failed = True
+        else:
+            rows.append(json.loads(last))
+    print(markdown_table([HEAD, *map(table_row, rows)]))
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
