@@ -9,8 +9,8 @@ where .venv-torch is an environment of its own:
 What is timed is the whole step. Ours is the step of train.py: it gathers the batch from uint8
 images on the device, standardises, and applies the update, several steps a dispatch. PyTorch's is
 handed float images and does zero_grad, forward, backward and Adagrad's step; "fused" is its Adagrad
-with fused=True, the fastest it has here, else the default one. The processes take turns; a ratio
-above 1 says that ours is faster.
+with fused=True, the fastest it has on a CPU (a GPU has none), else the default one. The processes
+take turns; a ratio above 1 says that ours is faster.
 
 Also: the share of the machine's matrix-product rate, measured in the same turns; seconds from
 nothing to the first finished update, and peak memory, by depth; the loop's overhead over the bare
@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from itertools import islice
 
 import jax
@@ -42,6 +43,7 @@ from rezero_jax.training import loop
 from rezero_jax.training.trainer import Trainer
 
 CLASSES, EXAMPLES = 10, 10_000
+PEERS = ("eager", "eager-fused", "compile", "compile-fused")
 
 
 def random_images() -> Dataset:
@@ -115,16 +117,17 @@ def loop_overhead(depth: int, pairs: int) -> list[float]:
     return ratios[1:]
 
 
-def pairs_with_torch(python: str, depth: int, width: int, batch: int, pairs: int) -> list[str]:
+def pairs_with_torch(
+    python: str, modes: Sequence[str], depth: int, width: int, batch: int, pairs: int
+) -> list[str]:
     """The rows of the table of one size."""
     sizes = [str(depth), str(width), str(batch)]
     commands = {
         "ours": [sys.executable, "-m", "benchmarks.mlp", "--serve", *sizes],
         "gemm": [sys.executable, "-m", "benchmarks.mlp", "--serve-gemm", "2048"],
     }
-    modes = ["eager", "eager-fused"]
-    if depth < 1000:  # compiling a thousand layers takes PyTorch too long to wait for
-        modes += ["compile", "compile-fused"]
+    if depth >= 1000:  # compiling a thousand layers takes PyTorch too long to wait for
+        modes = [mode for mode in modes if "compile" not in mode]
     commands |= {mode: [python, "-m", "benchmarks.torch_mlp", mode, *sizes] for mode in modes}
     times = take_turns(commands, pairs, 5 if depth >= 1000 else 20, SHORTEST)
     peak = [2 * 2048**3 / seconds for seconds in times["gemm"]]
@@ -147,6 +150,7 @@ def main() -> None:
     )
     parser.add_argument("--torch-python", metavar="FILE", help="a Python that has PyTorch")
     parser.add_argument("--pairs", type=int, default=11, help="turns of each worker")
+    parser.add_argument("--peers", nargs="*", default=PEERS, help="modes of PyTorch; also -graphs")
     parser.add_argument("--depths", type=int, nargs="*", default=[32, 64, 1000])
     parser.add_argument("--first-depths", type=int, nargs="*", default=[100, 1000, 10_000])
     parser.add_argument("--overhead-depths", type=int, nargs="*", default=[32, 64])
@@ -171,7 +175,7 @@ def main() -> None:
         print("| --- | --- | --- | --- | --- | --- |")
     for depth in args.depths:
         batch = 128 if depth == 32 else 100
-        rows = pairs_with_torch(args.torch_python, depth, 256, batch, args.pairs)
+        rows = pairs_with_torch(args.torch_python, args.peers, depth, 256, batch, args.pairs)
         print("\n".join(rows), flush=True)
 
     if args.first_depths:

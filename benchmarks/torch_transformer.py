@@ -127,6 +127,7 @@ def main() -> None:
     torch.manual_seed(0)
     peer = args.mode.removesuffix("-fused")
     model = make_model(peer, args.depth, args.width, args.length, args.heads)
+    model.to(torch.get_default_device())  # the official layers make their gates on the CPU
 
     if args.generate:
         if args.batch is not None or "compile" in args.mode or "fused" in args.mode:
