@@ -14,6 +14,7 @@ it. Both take turns in one process, ours by whole dispatches.
 """
 
 import argparse
+import contextlib
 import json
 import statistics
 import subprocess
@@ -123,7 +124,7 @@ def serve_peer(config: ConfigDict) -> tuple[Callable[[int], None], dict[str, flo
     return steps, cost
 
 
-def measure(spec: str, turns: int) -> dict[str, Any]:
+def measure(spec: str, turns: int, peer: bool) -> dict[str, Any]:
     """The seconds of an update of ours and of the peer in each turn, and what each costs."""
     name, *fields = spec.split()
     endless = {"train.epochs": None, "train.steps": 10**7}
@@ -135,12 +136,12 @@ def measure(spec: str, turns: int) -> dict[str, Any]:
     ours, cost = serve_ours(config)
     found: dict[str, Any] = {"config": spec, "device": jax.devices()[0].device_kind}
     found["ours"] = cost | {"seconds": []}
+    found["peer"] = None
     served = {"ours": ours}
-    try:
-        served["peer"], cost = serve_peer(config)
-        found["peer"] = cost | {"seconds": []}
-    except NotImplementedError:
-        found["peer"] = None
+    with contextlib.suppress(NotImplementedError):
+        if peer:
+            served["peer"], cost = serve_peer(config)
+            found["peer"] = cost | {"seconds": []}
     for steps in served.values():
         steps(config.train.steps_per_dispatch)
     started, count = time.perf_counter(), config.train.steps_per_dispatch
@@ -183,19 +184,21 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--configs", nargs="+", default=CONFIGS)
     parser.add_argument("--turns", type=int, default=7, help="turns of each")
+    parser.add_argument("--only-ours", action="store_true", help="no peers")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.one:
         try:
-            print(json.dumps(measure(args.one, args.turns)))
+            print(json.dumps(measure(args.one, args.turns, not args.only_ours)))
         except (UserError, jax.errors.JaxRuntimeError) as error:
             print(" ".join(str(error).split())[:300])
             return 1
         return 0
     rows, failed = [], False
     for spec in args.configs:  # each in a process of its own, whose memory is given back
-        command = [sys.executable, "-m", "benchmarks.updates", f"--turns={args.turns}", "--one"]
-        done = subprocess.run([*command, spec], stdout=subprocess.PIPE, text=True)
+        command = [sys.executable, "-m", "benchmarks.updates", f"--turns={args.turns}"]
+        command += ["--only-ours"] if args.only_ours else []
+        done = subprocess.run([*command, "--one", spec], stdout=subprocess.PIPE, text=True)
         last = (done.stdout.strip().splitlines() or [f"ended with status {done.returncode}"])[-1]
         print(f"{spec}: {last}", file=sys.stderr, flush=True)
         if done.returncode:
