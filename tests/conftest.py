@@ -1,6 +1,6 @@
 """One CPU posing as eight devices, and strict JAX, for every test.
 
-JAX_PLATFORMS=cuda runs them on a GPU; those that need more devices than there are then fail.
+JAX_PLATFORMS=cuda,cpu runs them on a GPU; those that need more devices, or a CPU, are skipped.
 """
 
 import importlib.metadata
@@ -34,6 +34,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # where train.py lies
 
 def pytest_report_header():
     return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+
+
+def pytest_runtest_setup(item):
+    for marker in item.iter_markers("devices"):
+        if jax.device_count() < marker.args[0]:
+            pytest.skip(f"needs {marker.args[0]} devices, and there are {jax.device_count()}")
+    if item.get_closest_marker("cpu") and jax.default_backend() != "cpu":
+        pytest.skip("of what only a CPU does")
 
 
 @pytest.fixture

@@ -120,6 +120,7 @@ def test_splash_attention_equals_the_plain_form(
         assert error <= (1e-5 if dtype == jnp.float32 else 2.0**-6) * jnp.abs(expected).max()
 
 
+@pytest.mark.devices(8)
 def test_splash_attention_stays_on_each_device():
     """Of the batch and of the heads, each computes what it has: nothing is gathered."""
     shape, axes = (2, 2, 2), ("spare", "data", "model")  # along `spare` work is repeated
@@ -140,6 +141,7 @@ def test_splash_attention_stays_on_each_device():
         assert jnp.abs(ours - whole).max() < 1e-5 * jnp.abs(whole).max()
 
 
+@pytest.mark.devices(4)
 @pytest.mark.parametrize(
     ("length", "batch", "mask", "drop", "taken"),
     [

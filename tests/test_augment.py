@@ -293,6 +293,7 @@ def test_an_image_does_not_depend_on_the_others() -> None:
         np.testing.assert_array_equal(called(PAPER, mixed)[i], expected[i])
 
 
+@pytest.mark.devices(4)
 def test_four_devices_make_the_images_of_one_without_talking() -> None:
     results = []
     for count in (1, 4):

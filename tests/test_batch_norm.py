@@ -107,6 +107,7 @@ def test_a_batch_of_one_pixel_is_its_own_mean():
     assert np.isfinite(norm.var[...]).all()
 
 
+@pytest.mark.devices(4)
 @pytest.mark.parametrize("devices", [2, 4])
 def test_the_batch_is_the_whole_batch_however_many_devices_share_it(devices):
     mesh = Mesh(np.asarray(jax.devices()[:devices]), ("data",), axis_types=(AxisType.Auto,))

@@ -44,6 +44,7 @@ def test_output_is_the_definition():
     )
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("stride", [1, 2])
 def test_inside_a_loop_every_convolution_has_the_form_that_is_fast_on_a_cpu(stride):
     """In another form the weight gradient of ResNet-20 takes half a minute a step."""

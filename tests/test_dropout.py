@@ -23,6 +23,7 @@ def on_mesh(data, key):
         return np.asarray(jax.jit(dropped)(key))
 
 
+@pytest.mark.devices(4)
 def test_default_keys_give_what_flax_gives():
     key = jax.random.key(3)
     expected = nnx.Dropout(0.25)(X, rngs=nnx.Rngs(dropout=nnx.Rngs(dropout=key).dropout()))
@@ -30,6 +31,7 @@ def test_default_keys_give_what_flax_gives():
     np.testing.assert_array_equal(on_mesh(4, key), expected)
 
 
+@pytest.mark.devices(4)
 @pytest.mark.parametrize("data", [1, 4])
 def test_the_hardwares_bits_drop_as_many_and_keep_the_mean(data):
     key = jax.random.key(3, impl="rbg")
@@ -50,6 +52,7 @@ def test_gradients_flow_where_it_keeps():
     np.testing.assert_array_equal(gradient, dropped(key))
 
 
+@pytest.mark.devices(4)
 def test_each_device_draws_its_own_bits_and_nothing_travels():
     key = jax.random.key(0, impl="rbg")
     devices = np.asarray(jax.devices()[:4]).reshape(4, 1)

@@ -436,6 +436,7 @@ def test_materialised_weights_give_the_same(is_causal):
         assert_close(out, expected)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     ("length", "dtype"),
     [(length, jnp.float32) for length in (1, 63, 64, 65, 200, 600)] + [(100, jnp.bfloat16)],

@@ -140,8 +140,8 @@ def test_accumulation_over_devices_gives_the_same_losses(accumulate, runs):
     ("devices", "overrides", "sentence"),
     [
         (8, {"train.batch_size": 50}, "=50 does not divide among 8 devices; make it a multiple"),
-        (9, {}, "mesh.data=9 needs 1 to 8 devices"),
-        (0, {}, "mesh.data=0 needs 1 to 8 devices"),
+        (9, {}, "mesh.data=9 is out of range; there are 8 device(s)"),
+        (0, {}, "mesh.data=0 is out of range; there are 8 device(s)"),
     ],
 )
 def test_a_mesh_that_does_not_fit_is_told(devices, overrides, sentence):

@@ -42,10 +42,10 @@ def make_mesh(config: ConfigDict, available: Sequence[jax.Device], batch: dict[s
     if data == -1:
         data = math.gcd(count // model, size)
     elif not 1 <= data <= count // model:
+        each = f" for each of mesh.model={model}" if model > 1 else ""
         raise UserError(
-            f"mesh.data={data} needs 1 to {count // model} devices, those there are"
-            + (f" for each of mesh.model={model}" if model > 1 else "")
-            + "; or -1"
+            f"mesh.data={data} is out of range; there are {count // model} device(s){each}: set it "
+            "to at most as many, or to -1 for as many as fit"
         )
     elif size % data:
         raise UserError(

@@ -16,8 +16,8 @@ from rezero_jax.runs.metrics import read_metrics
 
 
 def is_time(key: str) -> bool:
-    """Whether a value of the record is how long something took, which no two runs share."""
-    times = ("seconds", "goodput", "examples_per_second", "time")
+    """Whether a value of the record says how long something took, which no two runs share."""
+    times = ("seconds", "goodput", "examples_per_second", "mfu", "time")
     return key in times or key.startswith("time/")
 
 
