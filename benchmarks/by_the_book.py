@@ -185,7 +185,8 @@ def make_model(model: ConfigDict, example: tuple[int, ...], classes: int, seed: 
     plain = model.name != "transformer" or (
         model.positions == "sinusoidal" and model.alpha_per == "layer" and not model.tied
     )
-    if model.residual != "rezero" or not cifar or not plain:
+    known = model.name in ("transformer", "mlp", "resnet")
+    if not known or model.residual != "rezero" or not cifar or not plain:
         raise NotImplementedError("the peers are ReZero networks, and not of all variants")
     rngs = nnx.Rngs(seed)
     if model.name == "transformer":

@@ -30,11 +30,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks.by_the_book_step import Peer
-from benchmarks.mlp import random_images
 from benchmarks.transformer import random_text
 from benchmarks.worker import SHORTEST, milliseconds, spread
 from rezero_jax.config import load_config
-from rezero_jax.data import Dataset, Text
+from rezero_jax.data import Dataset, ResidentSplit, Text, load, stand_in
 from rezero_jax.devices import cache_compilations, set_cpu_devices
 from rezero_jax.errors import UserError
 from rezero_jax.formatting import markdown_table, number
@@ -42,6 +41,7 @@ from rezero_jax.training.chips import chip_of
 from rezero_jax.training.estimate import estimate
 from rezero_jax.training.trainer import Trainer
 
+EXAMPLES = 2560
 ENWIK8 = "configs/transformer_enwik8.py:layers"
 CONFIGS = (
     "configs/mlp.py:depth=64,dataset=cifar10",
@@ -65,10 +65,16 @@ HEAD = (
 
 
 def random_data(config: ConfigDict) -> Dataset | Text:
-    """Random data of the kind that config.data names; speed does not depend on what it shows."""
+    """Random data in the shape of what config.data names: speed does not depend on its content."""
     if config.model.name == "transformer":
         return random_text(config.data.length)
-    return random_images()
+    named = stand_in(config.data) or load(config.data)
+    assert isinstance(named, Dataset)
+    shape, classes, rng = named.example_shape, named.num_classes, np.random.default_rng(0)
+    images = rng.integers(0, 256, (EXAMPLES, *shape), np.uint8)
+    labels = rng.integers(0, classes, EXAMPLES, np.int32)
+    split = ResidentSplit({"image": images, "label": labels})
+    return Dataset("random", split, split, shape, classes, *[(0.5,) * shape[-1]] * 2)
 
 
 def serve_ours(config: ConfigDict) -> tuple[Callable[[int], None], dict[str, float]]:

@@ -5,6 +5,7 @@ with the seconds per step. While one worker is timed every other one waits for i
 start and compile side by side, and those on a GPU share its memory.
 """
 
+import contextlib
 import math
 import os
 import statistics
@@ -67,6 +68,7 @@ class Worker:
         """Ends the process."""
         self._in.close()
         self._process.wait()
+        self._out.close()
 
 
 def take_turns(
@@ -77,19 +79,24 @@ def take_turns(
     Args:
       count: steps of a turn, at least.
       shortest: seconds that a turn of the first worker takes at least, by more steps.
+
+    Raises:
+      RuntimeError: a worker ends before it is ready.
     """
-    workers = {name: Worker(command) for name, command in commands.items()}
-    for worker in workers.values():
-        worker.wait()
-    if shortest:
-        first = next(iter(workers.values())).seconds_per_step(count)
-        count *= max(1, math.ceil(shortest / (count * first)))
-    times: dict[str, list[float]] = {name: [] for name in workers}
-    for _ in range(turns):
-        for name, worker in workers.items():
-            times[name].append(worker.seconds_per_step(count))
-    for worker in workers.values():
-        worker.close()
+    with contextlib.ExitStack() as stack:
+        workers = {
+            name: stack.enter_context(contextlib.closing(Worker(command)))
+            for name, command in commands.items()
+        }
+        for worker in workers.values():
+            worker.wait()
+        if shortest:
+            first = next(iter(workers.values())).seconds_per_step(count)
+            count *= max(1, math.ceil(shortest / (count * first)))
+        times: dict[str, list[float]] = {name: [] for name in workers}
+        for _ in range(turns):
+            for name, worker in workers.items():
+                times[name].append(worker.seconds_per_step(count))
     return times
 
 
