@@ -46,13 +46,16 @@ CLASSES, EXAMPLES = 10, 10_000
 PEERS = ("eager", "eager-fused", "compile", "compile-fused")
 
 
-def random_images() -> Dataset:
-    """Random images of CIFAR-10's shape: speed does not depend on what they show."""
+def random_images(
+    shape: tuple[int, ...] = (32, 32, 3), classes: int = CLASSES, count: int = EXAMPLES
+) -> Dataset:
+    """Random images, of CIFAR-10's shape by default: speed does not depend on what they show."""
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (EXAMPLES, 32, 32, 3), np.uint8)
-    labels = rng.integers(0, CLASSES, EXAMPLES, np.int32)
+    images = rng.integers(0, 256, (count, *shape), np.uint8)
+    labels = rng.integers(0, classes, count, np.int32)
     split = ResidentSplit({"image": images, "label": labels})
-    return Dataset("random", split, split, (32, 32, 3), CLASSES, (0.5,) * 3, (0.5,) * 3)
+    half = (0.5,) * shape[-1]
+    return Dataset("random", split, split, shape, classes, half, half)
 
 
 def config_for(depth: int, width: int, batch: int, lr: float = 0.01) -> ConfigDict:

@@ -8,9 +8,9 @@ host's input: images are resident on the device. The peer is that of benchmarks/
 handed its batch; some configs have none. A config is as in --config of train.py, with fields after
 it. Both take turns in one process, ours by whole dispatches.
 
-"bound" is what the floating-point operations of the model take at the peak rate of the devices.
-"share" is the bound over our time: the MFU, recomputation not counted (arXiv 2204.02311, B).
-"holds" is what the compiler allots to the program. Run it on an otherwise idle machine.
+"bound" is what the floating-point operations of the model take at the peak rate of the devices, and
+"MFU" the bound over our time; recomputation is not counted (arXiv 2204.02311, B). "holds" is what
+the compiler allots to the program. Run it on an otherwise idle machine.
 """
 
 import argparse
@@ -30,10 +30,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks.by_the_book_step import Peer
+from benchmarks.mlp import random_images
 from benchmarks.transformer import random_text
 from benchmarks.worker import SHORTEST, milliseconds, spread
 from rezero_jax.config import load_config
-from rezero_jax.data import Dataset, ResidentSplit, Text, load, stand_in
+from rezero_jax.data import Dataset, Text, load, stand_in
 from rezero_jax.devices import cache_compilations, set_cpu_devices
 from rezero_jax.errors import UserError
 from rezero_jax.formatting import markdown_table, number
@@ -58,7 +59,7 @@ HEAD = (
     "peer, ms",
     "peer / ours",
     "bound, ms",
-    "share",
+    "MFU",
     "holds, GB (peer)",
     "compiled in, s (peer)",
 )
@@ -70,14 +71,10 @@ def random_data(config: ConfigDict) -> Dataset | Text:
         return random_text(config.data.length)
     named = stand_in(config.data) or load(config.data)
     assert isinstance(named, Dataset)
-    shape, classes, rng = named.example_shape, named.num_classes, np.random.default_rng(0)
-    images = rng.integers(0, 256, (EXAMPLES, *shape), np.uint8)
-    labels = rng.integers(0, classes, EXAMPLES, np.int32)
-    split = ResidentSplit({"image": images, "label": labels})
-    return Dataset("random", split, split, shape, classes, *[(0.5,) * shape[-1]] * 2)
+    return random_images(named.example_shape, named.num_classes, EXAMPLES)
 
 
-def serve_ours(config: ConfigDict) -> tuple[Callable[[int], None], dict[str, float]]:
+def steps_of_ours(config: ConfigDict) -> tuple[Callable[[int], None], dict[str, float]]:
     """steps(n), which waits for n updates, and what the program costs."""
     trainer = Trainer(config, random_data(config))
     chip = chip_of(trainer.mesh.devices.flat[0])
@@ -98,7 +95,7 @@ def serve_ours(config: ConfigDict) -> tuple[Callable[[int], None], dict[str, flo
     return steps, cost
 
 
-def serve_peer(config: ConfigDict) -> tuple[Callable[[int], None], dict[str, float]]:
+def steps_of_peer(config: ConfigDict) -> tuple[Callable[[int], None], dict[str, float]]:
     """The same of the peer.
 
     Raises:
@@ -139,14 +136,14 @@ def measure(spec: str, turns: int, peer: bool) -> dict[str, Any]:
     if config.mesh.cpu_devices:
         set_cpu_devices(config.mesh.cpu_devices)
     cache_compilations()
-    ours, cost = serve_ours(config)
+    ours, cost = steps_of_ours(config)
     found: dict[str, Any] = {"config": spec, "device": jax.devices()[0].device_kind}
     found["ours"] = cost | {"seconds": []}
     found["peer"] = None
     served = {"ours": ours}
     with contextlib.suppress(NotImplementedError):
         if peer:
-            served["peer"], cost = serve_peer(config)
+            served["peer"], cost = steps_of_peer(config)
             found["peer"] = cost | {"seconds": []}
     for steps in served.values():
         steps(config.train.steps_per_dispatch)
