@@ -41,6 +41,12 @@ LANGUAGE_MODELS = {
         "UAI 7",
         "worse",
     ),
+    "language_lamb": (
+        "With LAMB as well, 12-layer language models end with fewer bits with ReZero than with its "
+        "rivals, each at its own best rate",
+        "UAI 7",
+        "worse",
+    ),
     "language_norm": (
         "ReZero is behind for want of a norm: with one in every branch and one before the head "
         "(rezero_norm) it ends with fewer bits",
