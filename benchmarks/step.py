@@ -2,6 +2,7 @@
 
 import resource
 import time
+from collections.abc import Callable
 from itertools import islice
 
 import jax
@@ -14,9 +15,13 @@ from rezero_jax.training.trainer import Trainer
 
 def serve_training(config: ConfigDict, dataset: Dataset | Text) -> None:
     """Serves timings of updates, `train.steps_per_dispatch` of them in one dispatch."""
-    trainer = Trainer(config, dataset)
+    serve(updates_of(Trainer(config, dataset)))
+
+
+def updates_of(trainer: Trainer) -> Callable[[int], None]:
+    """steps(n), which makes n more updates, by whole dispatches and a rest, and waits for them."""
     state, batches = trainer.init(), trainer.batches(0)
-    dispatch = config.train.steps_per_dispatch
+    dispatch = trainer.config.train.steps_per_dispatch
 
     def steps(count: int) -> None:
         nonlocal state
@@ -25,7 +30,7 @@ def serve_training(config: ConfigDict, dataset: Dataset | Text) -> None:
             state, report = trainer.dispatch(state, many)
         jax.block_until_ready((state, report))
 
-    serve(steps)
+    return steps
 
 
 def first_updates(config: ConfigDict, dataset: Dataset | Text) -> dict[str, float]:

@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from benchmarks.worker import serve
 
 
-def use_gpu() -> bool:
-    """Puts what PyTorch makes from now on onto the GPU, if there is one; whether there is."""
+def use_gpu() -> None:
+    """Puts what PyTorch makes from now on onto the GPU, if there is one."""
     if torch.cuda.is_available():
         torch.set_default_device("cuda")
         torch.set_float32_matmul_precision("high")  # TF32, JAX's default
         torch.backends.cudnn.allow_tf32 = True
-    return torch.cuda.is_available()
 
 
 def finish() -> None:

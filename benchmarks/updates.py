@@ -21,7 +21,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from itertools import islice
 from typing import Any
 
 import jax
@@ -31,6 +30,7 @@ from ml_collections import ConfigDict
 
 from benchmarks.by_the_book_step import Peer
 from benchmarks.mlp import random_images
+from benchmarks.step import updates_of
 from benchmarks.transformer import random_text
 from benchmarks.worker import SHORTEST, milliseconds, spread
 from rezero_jax.config import load_config
@@ -74,34 +74,28 @@ def random_data(config: ConfigDict) -> Dataset | Text:
     return random_images(named.example_shape, named.num_classes, EXAMPLES)
 
 
-def steps_of_ours(config: ConfigDict) -> tuple[Callable[[int], None], dict[str, float]]:
+def steps_of_ours(
+    config: ConfigDict, data: Dataset | Text
+) -> tuple[Callable[[int], None], dict[str, float]]:
     """steps(n), which waits for n updates, and what the program costs."""
-    trainer = Trainer(config, random_data(config))
+    trainer = Trainer(config, data)
     chip = chip_of(trainer.mesh.devices.flat[0])
     started = time.perf_counter()
     compiled = trainer.compile()
     cost = {"compiled": time.perf_counter() - started, "holds": estimate(compiled).memory}
     if chip:
         cost["bound"] = trainer.model_flops() / (trainer.mesh.size * chip.flops)
-    state, batches = trainer.init(), trainer.batches(0)
-
-    def steps(count: int) -> None:
-        nonlocal state
-        for _ in range(0, count, config.train.steps_per_dispatch):
-            many = list(islice(batches, config.train.steps_per_dispatch))
-            state, report = trainer.dispatch(state, many)
-        jax.block_until_ready((state, report))
-
-    return steps, cost
+    return updates_of(trainer), cost
 
 
-def steps_of_peer(config: ConfigDict) -> tuple[Callable[[int], None], dict[str, float]]:
-    """The same of the peer.
+def steps_of_peer(
+    config: ConfigDict, data: Dataset | Text
+) -> tuple[Callable[[int], None], dict[str, float]]:
+    """The same of the peer, on a batch of the shapes of `data`.
 
     Raises:
       NotImplementedError: the config has none.
     """
-    data = random_data(config)
     shape, classes = getattr(data, "example_shape", ()), getattr(data, "num_classes", 0)
     peer = Peer(config, jax.devices(), shape, classes)
     started = time.perf_counter()
@@ -136,14 +130,15 @@ def measure(spec: str, turns: int, peer: bool) -> dict[str, Any]:
     if config.mesh.cpu_devices:
         set_cpu_devices(config.mesh.cpu_devices)
     cache_compilations()
-    ours, cost = steps_of_ours(config)
+    data = random_data(config)
+    ours, cost = steps_of_ours(config, data)
     found: dict[str, Any] = {"config": spec, "device": jax.devices()[0].device_kind}
     found["ours"] = cost | {"seconds": []}
     found["peer"] = None
     served = {"ours": ours}
     with contextlib.suppress(NotImplementedError):
         if peer:
-            served["peer"], cost = steps_of_peer(config)
+            served["peer"], cost = steps_of_peer(config, data)
             found["peer"] = cost | {"seconds": []}
     for steps in served.values():
         steps(config.train.steps_per_dispatch)
