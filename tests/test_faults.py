@@ -1,7 +1,9 @@
 """What a run says when it can no longer write, and that nothing saved is lost by it."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -116,8 +118,12 @@ def test_a_workdir_that_vanishes_is_told(tmp_path):
     try:
         while process.poll() is None:
             if (workdir / "checkpoints" / "20").exists():
+                # Stopped meanwhile, lest it makes the folder again before the file is there.
+                process.send_signal(signal.SIGSTOP)
+                os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
                 workdir.rename(tmp_path / "elsewhere")
                 workdir.write_text("")  # no folder, nor can there be one
+                process.send_signal(signal.SIGCONT)
                 break
             time.sleep(0.01)
         _, err = process.communicate(timeout=120)
