@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments import compare
 from experiments.__main__ import EXPERIMENTS
 from experiments.dry_run import trainer_of
 from experiments.jobs import Job
@@ -20,13 +21,35 @@ from rezero_jax.training.plan import plan
 TOPOLOGY = "v5e:2x4"
 # What decides the time of an update; the residual rule is left out.
 SIZES = ("name", "family", "depth", "width", "length", "max_len")
+# The language models of experiments/protocol.md, E2, as they were first written down.
+LANGUAGE_MODEL = compare.Plan(
+    "configs/transformer_small.py:steps=2000",
+    ("optim.warmup_steps=100",),
+    ("rezero", "pre_norm", "layerscale", "post_norm", "deep_norm", "rezero_held"),
+    depths=(12,),
+    seeds=5,
+    rates=5,
+    factor=2,
+    tuning_seeds=1,
+)
+COMPARISONS = {
+    "E2: 12 layers, 2,000 updates": LANGUAGE_MODEL,
+    "E2: 48 layers, 1,000 updates": LANGUAGE_MODEL._replace(
+        config="configs/transformer_small.py:steps=1000",
+        overrides=("optim.warmup_steps=50",),
+        rules=("rezero", "pre_norm", "deep_norm"),
+        depths=(48,),
+        seeds=3,
+        rates=3,
+    ),
+}
 
 
 class Cost(NamedTuple):
-    """Of an experiment at the paper's scale, with the paper's number of runs.
+    """Of an experiment at the paper's scale, or of a comparison.
 
     Attributes:
-      runs: of all settings and seeds.
+      runs: of all settings and seeds; of an experiment as many as in the paper.
       updates, seconds: of all runs; evaluations and checkpoints are left out.
     """
 
@@ -37,11 +60,16 @@ class Cost(NamedTuple):
 
 
 def main(argv: Sequence[str]) -> None:
-    """Writes a JSON file with the cost of each experiment that has runs."""
+    """Writes a JSON file with the cost of each experiment that has runs, and each comparison."""
     per_update: dict[tuple[Any, ...], float] = {}
     costs = []
-    for name, experiment in EXPERIMENTS.items():
-        jobs = [job for job in experiment.runs("paper") for _ in range(experiment.SEEDS)]
+    planned = {
+        name: [job for job in experiment.runs("paper") for _ in range(experiment.SEEDS)]
+        for name, experiment in EXPERIMENTS.items()
+    }
+    for name, chosen in COMPARISONS.items():
+        planned[name] = [job for jobs in compare.certain(chosen).values() for job in jobs]
+    for name, jobs in planned.items():
         if jobs:
             costs.append(_cost(name, jobs, per_update)._asdict())
             print(costs[-1], file=sys.stderr, flush=True)

@@ -134,15 +134,20 @@ def _plan(args: argparse.Namespace, overrides: Sequence[str]) -> Plan:
 
 def _print_costs(plan: Plan, out: Path) -> int:
     """Every run that is certain beforehand; where a grid grows, there will be more."""
+    print_costs(certain(plan), out / "runs")
+    print("A grid whose best rate lies at its edge is extended, by a tuning run at a time.")
+    return 0
+
+
+def certain(plan: Plan) -> dict[str, list[Job]]:
+    """The runs of the first grids, and the reported ones, here at the middle rate."""
     jobs: dict[str, list[Job]] = {"tuning": [], "reported": []}
     for rule, depth in plan.cells:
         grid = plan.grid(rule, depth)
         for k in grid.first:
             jobs["tuning"] += _tuning(plan, rule, depth, grid.rate(k))
         jobs["reported"] += [plan.job(rule, depth, grid.middle, s) for s in range(plan.seeds)]
-    print_costs(jobs, out / "runs")
-    print("A grid whose best rate lies at its edge is extended, by a tuning run at a time.")
-    return 0
+    return jobs
 
 
 def _tuning(plan: Plan, rule: str, depth: int, rate: float) -> list[Job]:

@@ -7,15 +7,19 @@ between <!-- NAME --> and <!-- end -->; all else in the pages is written by hand
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from experiments import compare_report
-from experiments.claims import WORDS, fact, together
+from experiments.claims import LEVEL, WORDS, bounded, fact, inside, together
 from experiments.comparison import NO_LAYERS, Comparison
 from experiments.jobs import ROOT
+from experiments.ratios import between
 from experiments.report import claims_table, number_tables
 from experiments.results import Made, Results
+from rezero_jax.analysis.statistics import Estimate
 from rezero_jax.errors import UserError
 from rezero_jax.formatting import markdown_table, number
 from rezero_jax.models import schemes
@@ -56,6 +60,22 @@ LANGUAGE_MODELS = {
 }
 
 
+class Pair(NamedTuple):
+    """A rule of one comparison less a rule of another, in pairs of seeds.
+
+    Attributes:
+      one, other: the comparison and the rule.
+      claim: that the one ends with fewer bits; "" if nothing is claimed.
+    """
+
+    one: tuple[str, str]
+    other: tuple[str, str]
+    claim: str = ""
+
+
+ACROSS = (Pair(("language_norm", "rezero_norm"), ("language", "pre_norm")),)
+
+
 def main(argv: Sequence[str]) -> int:
     """Writes all pages and the reports of comparisons with their plots; returns the exit status.
 
@@ -90,7 +110,8 @@ def committed_tables(compared: Mapping[str, Comparison]) -> dict[str, str]:
     """The tables of the pages as they should stand: of results, comparisons and rules."""
     found = read_all()
     found += [language_models(name, compared[name]) for name in LANGUAGE_MODELS]
-    tables = all_tables(found) | {"schemes": schemes.table()}
+    found += [claim_across(pair, compared) for pair in ACROSS if pair.claim]
+    tables = all_tables(found) | {"schemes": schemes.table(), "across": across(compared)}
     for name, comparison in compared.items():
         tables[f"compared_{name}"] = compare_report.summary(comparison)
         if comparison.target is not None:
@@ -131,8 +152,39 @@ def language_models(name: str, comparison: Comparison) -> Results:
         f"{'; '.join(shown)}"
     )
     claim = fact(text, source, holds, evidence, n=len(rivals[0].losses), reduced=True)
-    made = Made(comparison.command, rivals[0].device, comparison.seconds, [])
-    return Results(name, "cpu", [], [claim], made=made)
+    return Results(name, "cpu", [], [claim], made=_made(comparison))
+
+
+def bits_across(pair: Pair, compared: Mapping[str, Comparison]) -> list[float]:
+    """Bits per byte of the one less those of the other, of each seed that both have."""
+    (one,), (other,) = (compared[name].of(rule) for name, rule in (pair.one, pair.other))
+    pairs = zip(one.losses, other.losses, strict=False)
+    return [(ours - theirs) / math.log(2) for ours, theirs in pairs]
+
+
+def across(compared: Mapping[str, Comparison]) -> str:
+    """A line for each of ACROSS."""
+    lines: list[Sequence[str]] = [("one", "less", "bits per byte", "n")]
+    for pair in ACROSS:
+        estimate = Estimate.of(bits := bits_across(pair, compared))
+        shown = f"{number(estimate.mean)} ({between(estimate.interval(1 - LEVEL))})"
+        sides = (f"`{rule}` of `{name}`" for name, rule in (pair.one, pair.other))
+        lines.append((*sides, shown, str(len(bits))))
+    return markdown_table(lines)
+
+
+def claim_across(pair: Pair, compared: Mapping[str, Comparison]) -> Results:
+    """The claim of a pair, undecided of the paper, as all is smaller than there."""
+    bits = bits_across(pair, compared)
+    low, high = Estimate.of(bits).interval(1 - LEVEL)
+    word = WORDS[inside((low, high), -math.inf, 0)]
+    quantity = f"in this setting {word}; bits per byte less"
+    claim = bounded(pair.claim, "protocol.md, E2", quantity, bits, high=0, reduced=True)
+    return Results("across", "cpu", [], [claim], made=_made(compared[pair.one[0]]))
+
+
+def _made(comparison: Comparison) -> Made:
+    return Made(comparison.command, comparison.cells[0].device, comparison.seconds, [])
 
 
 def settings_table(results: Results) -> str:
@@ -166,18 +218,14 @@ def _crossed(numbers: Mapping[str, Mapping[str, str]]) -> str:
 
 
 def costs_table(costs: Sequence[Mapping[str, str | int | float]]) -> str:
-    """What experiments take at the paper's scale on a TPU, in hours."""
-    head = ("experiment", "runs", "updates of all runs", "hours")
-    lines = [
-        (
-            f"`python -m experiments {cost['experiment']} --scale=paper`",
-            cost["runs"],
-            f"{cost['updates']:,}",
-            number(float(cost["seconds"]) / 3600, 2),
-        )
-        for cost in costs
-    ]
-    return markdown_table([head, *lines])
+    """What experiments and comparisons take on a TPU, in hours."""
+    lines = [("experiment", "runs", "updates of all runs", "hours")]
+    for cost in costs:
+        name = str(cost["experiment"])
+        shown = name if ":" in name else f"`python -m experiments {name} --scale=paper`"
+        hours = number(float(cost["seconds"]) / 3600, 2)
+        lines.append((shown, str(cost["runs"]), f"{cost['updates']:,}", hours))
+    return markdown_table(lines)
 
 
 def rewritten(text: str, tables: Mapping[str, str]) -> str:

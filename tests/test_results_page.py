@@ -1,9 +1,13 @@
 """The tables of the README and the docs are those of the rules and of the committed results."""
 
+import math
+
 import pytest
 
-from experiments import compare_report
+from experiments import compare as compare_command
+from experiments import compare_report, results_page
 from experiments.__main__ import main
+from experiments.accelerator import COMPARISONS as COSTED
 from experiments.claims import Claim
 from experiments.results import Made, Results, Row
 from experiments.results_page import (
@@ -12,7 +16,10 @@ from experiments.results_page import (
     LANGUAGE_MODELS,
     PAGES,
     ROOT,
+    Pair,
+    across,
     all_tables,
+    claim_across,
     committed_tables,
     comparisons,
     costs_table,
@@ -111,9 +118,10 @@ def test_a_page_without_the_place_of_a_table_is_refused(page):
 
 def test_hours_on_a_tpu():
     cost = {"experiment": "fc", "runs": 20, "updates": 3000000, "seconds": 5400.0}
-    assert costs_table([cost]).splitlines()[-1] == (
-        "| `python -m experiments fc --scale=paper` | 20 | 3,000,000 | 1.5 |"
-    )
+    assert costs_table([cost, cost | {"experiment": "E2: 12 layers"}]).splitlines()[-2:] == [
+        "| `python -m experiments fc --scale=paper` | 20 | 3,000,000 | 1.5 |",
+        "| E2: 12 layers | 20 | 3,000,000 | 1.5 |",
+    ]
 
 
 def test_what_has_run_at_the_papers_scale_is_not_among_what_could_not():
@@ -159,3 +167,34 @@ def test_the_verdict_of_a_comparison_decides_the_claim_on_it(losses, of_rivals, 
         (claim,) = language_models(name, found).claims
         assert claim.status == "undecided"  # of the paper
         assert claim.evidence.startswith(f"in this setting {word}; ")
+
+
+@pytest.mark.parametrize(
+    ("bits", "shown", "word"),
+    [
+        ([-1.0, -1.2, -1.1], "-1.1 (-1.348 to -0.8516)", "supported"),
+        ([1.0, 1.2, 1.1], "1.1 (0.8516 to 1.348)", "contradicted"),
+        ([-1.0, 1.2, 0.1], "0.1 (-2.633 to 2.833)", "undecided"),
+    ],
+)
+def test_a_rule_less_one_of_another_comparison_in_pairs_of_seeds(bits, shown, word, monkeypatch):
+    losses = [1.5, 1.7, 1.4, 9.0]  # the last seed has no pair
+    ours = [loss + math.log(2) * less for loss, less in zip(losses, bits, strict=False)]
+    compared = {"a": compare(cell("rezero", ours)), "b": compare(cell("rezero", losses))}
+    pair = Pair(("a", "rezero"), ("b", "rezero"), "a ends with fewer bits than b")
+    monkeypatch.setattr(results_page, "ACROSS", (pair,))
+    assert (
+        across(compared).splitlines()[-1] == f"| `rezero` of `a` | `rezero` of `b` | {shown} | 3 |"
+    )
+    (claim,) = claim_across(pair, compared).claims
+    assert (claim.text, claim.status, claim.n) == (pair.claim, "undecided", 3)
+    assert claim.evidence.startswith(f"in this setting {word}; ")
+
+
+def test_the_runs_that_the_costs_of_a_comparison_count():
+    jobs = compare_command.certain(COSTED["E2: 48 layers, 1,000 updates"])
+    assert [len(of) for of in jobs.values()] == [9, 9]
+    configs = [job.load() for job in (*jobs["tuning"], *jobs["reported"])]
+    assert {(c.model.depth, c.train.steps, c.optim.warmup_steps) for c in configs} == {
+        (48, 1000, 50)
+    }
