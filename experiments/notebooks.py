@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from experiments.claims import LEVEL, Claim, fact, together
 from experiments.published import Published, published
+from experiments.ratios import between
 from experiments.results import Row
 
 
@@ -20,23 +21,25 @@ def one_more_run(
       judged: how many numbers all such claims of the experiment judge.
     """
     found = published(experiment)
-    verdicts, outside, widest = list[bool | None](), list[str](), 0.0
+    verdicts, outside = list[bool | None](), list[str]()
+    widths = dict[tuple[float, float], float]()
     for row in rows:
         paper = found[row.setting, row.quantity]
         interval, wider = row.prediction(), row.prediction(LEVEL / judged)
         if interval is None or wider is None:
             verdicts.append(None)
             continue
-        widest = max(widest, interval[1] / interval[0])
+        low, high = interval
+        widths[interval] = high / low if row.is_geometric else high - low
         held = lies_in(interval, paper)
         verdicts.append(held or (None if lies_in(wider, paper) else False))
         if not held:
             outside.append(row.quantity)
     evidence = "there are not two runs with every number"
-    if widest:
+    if widths:
         evidence = (
             f"outside of the interval for one more run of ours: {', '.join(outside) or 'none'}; "
-            f"the ends of the widest interval are {widest:.3g} to 1"
+            f"the widest of them is {between(max(widths, key=widths.__getitem__))}"
         )
     source, n = found[rows[0].setting, rows[0].quantity].source, len(rows[0].ours)
     return fact(text, source, together(verdicts), evidence, n=n, reduced=reduced)

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 from experiments import compare_report
 from experiments.claims import LEVEL, WORDS, bounded, fact, inside, together
-from experiments.comparison import NO_LAYERS, Comparison
+from experiments.comparison import NO_LAYERS, Cell, Comparison
 from experiments.jobs import ROOT
-from experiments.ratios import between
+from experiments.ratios import Ratio, between
 from experiments.report import claims_table, number_tables
 from experiments.results import Made, Results
 from rezero_jax.analysis.statistics import Estimate
@@ -157,20 +157,29 @@ def language_models(name: str, comparison: Comparison) -> Results:
 
 def bits_across(pair: Pair, compared: Mapping[str, Comparison]) -> list[float]:
     """Bits per byte of the one less those of the other, of each seed that both have."""
-    (one,), (other,) = (compared[name].of(rule) for name, rule in (pair.one, pair.other))
-    pairs = zip(one.losses, other.losses, strict=False)
+    pairs = zip(*(side.losses for side in _sides(pair, compared)), strict=False)
     return [(ours - theirs) / math.log(2) for ours, theirs in pairs]
 
 
 def across(compared: Mapping[str, Comparison]) -> str:
     """A line for each of ACROSS."""
-    lines: list[Sequence[str]] = [("one", "less", "bits per byte", "n")]
+    head = ("one", "other", "bits per byte of the one less the other's", "n")
+    lines: list[Sequence[str]] = [(*head, "updates to the target, the other's over the one's")]
     for pair in ACROSS:
         estimate = Estimate.of(bits := bits_across(pair, compared))
         shown = f"{number(estimate.mean)} ({between(estimate.interval(1 - LEVEL))})"
-        sides = (f"`{rule}` of `{name}`" for name, rule in (pair.one, pair.other))
-        lines.append((*sides, shown, str(len(bits))))
+        names = (f"`{rule}` of `{name}`" for name, rule in (pair.one, pair.other))
+        one, other = _sides(pair, compared)
+        n = len(bits)
+        ratio = Ratio.of_pairs(other.to_target[:n], one.to_target[:n], [other.updates] * n)
+        times = ratio.shown if ratio else "the one does not reach it"
+        lines.append((*names, shown, str(n), times))
     return markdown_table(lines)
+
+
+def _sides(pair: Pair, compared: Mapping[str, Comparison]) -> list[Cell]:
+    """The one and the other, which each have a single depth."""
+    return [cell for name, rule in (pair.one, pair.other) for cell in compared[name].of(rule)]
 
 
 def claim_across(pair: Pair, compared: Mapping[str, Comparison]) -> Results:

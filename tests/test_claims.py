@@ -215,8 +215,9 @@ def test_a_notebooks_run_is_judged_by_the_interval_for_one_more():
     assert notebook_claim(inside, t4_at_975 - 0.01).status == "undecided"
     assert notebook_claim(outside, between).status == "contradicted"
     assert notebook_claim(outside, reduced=True).status == "undecided"
-    assert notebook_claim(inside).evidence.startswith(
-        "outside of the interval for one more run of ours: none"
+    wide = f"{49.53 - 2 * T4:.2f} to 49.53"  # the mean is T4 - 0.01 below the notebook's
+    assert notebook_claim(inside).evidence == (
+        f"outside of the interval for one more run of ours: none; the widest of them is {wide}"
     )
 
 

@@ -180,11 +180,14 @@ def test_the_verdict_of_a_comparison_decides_the_claim_on_it(losses, of_rivals, 
 def test_a_rule_less_one_of_another_comparison_in_pairs_of_seeds(bits, shown, word, monkeypatch):
     losses = [1.5, 1.7, 1.4, 9.0]  # the last seed has no pair
     ours = [loss + math.log(2) * less for loss, less in zip(losses, bits, strict=False)]
-    compared = {"a": compare(cell("rezero", ours)), "b": compare(cell("rezero", losses))}
+    compared = {
+        "a": compare(cell("rezero", ours, to_target=[40.0] * 3)),
+        "b": compare(cell("rezero", losses, to_target=[60.0] * 4)),
+    }
     pair = Pair(("a", "rezero"), ("b", "rezero"), "a ends with fewer bits than b")
     monkeypatch.setattr(results_page, "ACROSS", (pair,))
-    assert (
-        across(compared).splitlines()[-1] == f"| `rezero` of `a` | `rezero` of `b` | {shown} | 3 |"
+    assert across(compared).splitlines()[-1] == (
+        f"| `rezero` of `a` | `rezero` of `b` | {shown} | 3 | 1.5 (1.5 to 1.5) |"
     )
     (claim,) = claim_across(pair, compared).claims
     assert (claim.text, claim.status, claim.n) == (pair.claim, "undecided", 3)
@@ -198,3 +201,13 @@ def test_the_runs_that_the_costs_of_a_comparison_count():
     assert {(c.model.depth, c.train.steps, c.optim.warmup_steps) for c in configs} == {
         (48, 1000, 50)
     }
+
+
+def test_a_target_that_one_of_two_comparisons_does_not_reach(monkeypatch):
+    monkeypatch.setattr(results_page, "ACROSS", (Pair(("a", "norm"), ("b", "norm")),))
+    never, always = (cell("norm", [1.0, 1.1], to_target=to) for to in ([None] * 2, [40.0] * 2))
+    for one, other, shown in (
+        (always, never, ">= 2.5"),
+        (never, always, "the one does not reach it"),
+    ):
+        assert across({"a": compare(one), "b": compare(other)}).endswith(f"| 2 | {shown} |")
