@@ -22,7 +22,7 @@ def one_more_run(
     """
     found = published(experiment)
     verdicts, outside = list[bool | None](), list[str]()
-    widths = dict[tuple[float, float], float]()
+    widths = list[tuple[float, tuple[float, float]]]()
     for row in rows:
         paper = found[row.setting, row.quantity]
         interval, wider = row.prediction(), row.prediction(LEVEL / judged)
@@ -30,7 +30,7 @@ def one_more_run(
             verdicts.append(None)
             continue
         low, high = interval
-        widths[interval] = high / low if row.is_geometric else high - low
+        widths.append((high / low if row.is_geometric else high - low, interval))
         held = lies_in(interval, paper)
         verdicts.append(held or (None if lies_in(wider, paper) else False))
         if not held:
@@ -39,7 +39,7 @@ def one_more_run(
     if widths:
         evidence = (
             f"outside of the interval for one more run of ours: {', '.join(outside) or 'none'}; "
-            f"the widest of them is {between(max(widths, key=widths.__getitem__))}"
+            f"the widest of them is {between(max(widths)[1])}"
         )
     source, n = found[rows[0].setting, rows[0].quantity].source, len(rows[0].ours)
     return fact(text, source, together(verdicts), evidence, n=n, reduced=reduced)
