@@ -23,8 +23,8 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml-c
 jax.config.update("jax_num_cpu_devices", 8)  # takes effect when the backend starts, later
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Most of a test is compilation, often of the same: this process, its workers and the processes that
-# tests start share a folder, which is removed in the end.
-if "PYTEST_XDIST_WORKER" not in os.environ:
+# tests start share a folder, which is removed in the end unless the user named one.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     CACHE = tempfile.TemporaryDirectory(prefix="rezero_jax_tests_", ignore_cleanup_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
