@@ -2,7 +2,6 @@
 
 from rezero_jax.models.adaln import AdaLNZero
 from rezero_jax.models.exported import load
-from rezero_jax.models.fold import fold_alpha
 from rezero_jax.models.mlp import MLP
 from rezero_jax.models.resnet.model import ResNet
 from rezero_jax.models.transformer.encoder import Decoder, Encoder
@@ -25,7 +24,6 @@ __all__ = [
     "Stack",
     "Transformer",
     "ViT",
-    "fold_alpha",
     "load",
 ]
 __version__ = "0.1.0"

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx, traverse_util
 
-from rezero_jax import MLP, Transformer, fold_alpha
+from rezero_jax import MLP, Transformer
 from rezero_jax.config import base_config
 from rezero_jax.models.transformer.encoder import Encoder
 from rezero_jax.models.transformer.layer import DecoderLayer, EncoderLayer
-from rezero_jax.residual import RULES, Alpha, Place
+from rezero_jax.residual import RULES, Place
 from rezero_jax.stack import unstacked
 from rezero_jax.training.optim import make_optimizer
 from rezero_jax.training.state import model_spec
@@ -320,20 +320,3 @@ def test_layerscales_vectors_are_gates_without_decay():
     assert len(spec.alpha_paths) == 2
     for path in spec.alpha_paths:
         np.testing.assert_array_equal(changes[path], 0.0)
-
-
-# ---- Folding
-
-
-@pytest.mark.parametrize("rule", ["rezero_norm", "layerscale"])
-@pytest.mark.parametrize("family", ["mlp", "transformer"])
-def test_gates_before_which_a_norm_stands_fold(family, rule):
-    if family == "mlp":
-        model, x = drawn(lambda rngs: MLP(6, 8, 3, 4, rule, rngs=rngs)), jnp.ones((2, 6))
-    else:
-        model, x = drawn(lambda rngs: Transformer(11, 8, 3, 2, 6, rule, rngs=rngs)), TOKENS
-    folded = fold_alpha(model)
-    assert not jax.tree.leaves(nnx.state(folded, Alpha))
-    assert jax.tree.leaves(nnx.state(model, Alpha))
-    run = jax.jit(lambda model: model(x))
-    np.testing.assert_allclose(run(folded), run(model), rtol=1e-4, atol=1e-5)

@@ -1,6 +1,5 @@
 """The deep fully connected network of the paper's section 4 and of the authors' notebook."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -26,8 +25,6 @@ class Block(nnx.Module):
 
     The gate of ReZero stands outside the ReLU: x' = x + alpha relu(W x + b).
     """
-
-    relu: Callable[[Array], Array] = staticmethod(nnx.relu)
 
     def __init__(
         self,
@@ -62,7 +59,7 @@ class Block(nnx.Module):
         )
 
     def __call__(self, x: Float[Array, "*trunk width"]) -> Float[Array, "*trunk width"]:
-        return self.rule(x, lambda trunk: self.relu(self.linear(trunk)))
+        return self.rule(x, lambda trunk: nnx.relu(self.linear(trunk)))
 
 
 class MLP(nnx.Module):

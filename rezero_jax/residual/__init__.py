@@ -16,8 +16,7 @@ values, cost and source. Table 1 of the paper lists seven:
 Each rule is a module called with the trunk and the branch, `rule(x, f)`, so that the sublayers of
 one layer can share a gate. The trunk keeps its dtype, and a model's is float32 even where it
 computes in bfloat16: a bfloat16 sum keeps 8 bits, and loses alpha F(x) while alpha is small. To
-gate a module of your own, wrap it: `ReZero(f)`. For inference,
-`rezero_jax.models.fold` multiplies the gates into the weights.
+gate a module of your own, wrap it: `ReZero(f)`.
 """
 
 from rezero_jax.residual.make import GATES, RULES, make_rule, rule_class

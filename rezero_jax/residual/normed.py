@@ -101,10 +101,7 @@ class ReZeroNorm(ReZeroRule):
         self.norm = site.new_norm()
 
     def __call__(self, x: Array, f: Branch) -> Array:
-        fx = apply(f, self.norm(x), x)
-        if self.alpha is not None:  # as it is once folded
-            fx = scale(self.alpha[...], fx)
-        return (x + fx).astype(x.dtype)
+        return (x + scale(self.alpha[...], apply(f, self.norm(x), x))).astype(x.dtype)
 
 
 class LayerScale(ReZeroNorm):

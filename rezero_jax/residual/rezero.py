@@ -42,12 +42,12 @@ class ReZero(nnx.Module):
     """
 
     def __init__(self, f: Callable[..., Array], alpha_init: float = 0.0):
-        self.alpha = Alpha(jnp.full((), alpha_init, jnp.float32))  # None once folded
+        self.alpha = Alpha(jnp.full((), alpha_init, jnp.float32))
         self.f = f
 
     def __call__(self, x: Array, *args: Any, **kwargs: Any) -> Array:
         fx = apply(lambda trunk: self.f(trunk, *args, **kwargs), x, x)
-        return x + (fx if self.alpha is None else scale(self.alpha[...], fx)).astype(x.dtype)
+        return x + scale(self.alpha[...], fx).astype(x.dtype)
 
 
 class Plain(Rule):

@@ -19,8 +19,6 @@ The gate a is a scalar that starts at 0. `residual` and `rezero` of both columns
 paper discusses `skipinit` (arXiv 2002.10444) but has no numbers for it.
 """
 
-from collections.abc import Callable
-
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -73,10 +71,8 @@ class ReluAfter(PostBlock):
 class ReluInside(PostBlock):
     """`rezero` and by channel: x' = s(x) + a relu(F(x)); `gated`: (1 - a) s(x) + a relu(F(x))."""
 
-    relu: Callable[[Array], Array] = staticmethod(nnx.relu)
-
     def __call__(self, x: Images) -> Images:
-        return self.rule(self.shortcut(x), lambda _: self.relu(self.branch(x)))
+        return self.rule(self.shortcut(x), lambda _: nnx.relu(self.branch(x)))
 
 
 class PreBlock(nnx.Module):
