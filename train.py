@@ -3,7 +3,7 @@
 import os
 import sys
 
-from launch.interrupt import end_on_interrupt
+from launch.interrupt import StopSignal, end_on_interrupt
 
 if __name__ == "__main__":
     end_on_interrupt("train.py")  # before all that takes time to import
@@ -54,9 +54,9 @@ def main(argv: list[str]) -> int:
                 lines = [json.dumps(evaluate(config, args.workdir))]
             else:
                 profile = parse_steps(args.profile_steps) if args.profile_steps else None
-                lines = _summary(
-                    train(config, args.workdir, profile=profile, began=STARTED), args.workdir
-                )
+                with StopSignal("train.py") as stop:
+                    final = train(config, args.workdir, profile=profile, began=STARTED, stop=stop)
+                lines = _summary(final, args.workdir)
             if processes.is_first():
                 for line in lines:
                     print(line)

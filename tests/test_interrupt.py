@@ -1,12 +1,17 @@
-"""Ctrl-C while a program starts: one sentence and status 130, whatever it is importing."""
+"""Signals: they end a starting program at once, a training run saves first, a library has none."""
 
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
+from launch.interrupt import StopSignal
+from rezero_jax.config import load_config
+from rezero_jax.training.loop import Interrupted, train
 
 ROOT = Path(__file__).parents[1]
 # Tells when the handler is in force; what comes before is Python's own start.
@@ -24,8 +29,15 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.1, 0.4, 0.8])
-@pytest.mark.parametrize("program", ["train.py", "sample.py"])
+@pytest.mark.parametrize(
+    ("program", "delay"),
+    [
+        ("train.py", 0.4),
+        pytest.param("train.py", 0.0, marks=pytest.mark.slow),
+        pytest.param("train.py", 0.8, marks=pytest.mark.slow),
+        pytest.param("sample.py", 0.1, marks=pytest.mark.slow),
+    ],
+)
 def test_ctrl_c_while_it_starts(program, delay, tmp_path):
     argv = [f"--workdir={tmp_path / 'run'}"]
     if program == "train.py":
@@ -57,3 +69,42 @@ def test_no_heavy_import_precedes_the_handler():
         command = [sys.executable, "-c", code, str(ROOT / program)]
         out = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
         assert {"jax", "numpy", "rezero_jax", "argparse"}.isdisjoint(out.split())
+
+
+def test_a_run_in_a_thread_of_its_own_leaves_signals_alone(quick_compilation, tmp_path):
+    fields = ["train.epochs=None", "train.steps=9", "train.steps_per_dispatch=1", "mesh.data=1"]
+    config = load_config("configs/mlp.py:smoke", fields)
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before, seen = [signal.getsignal(signum) for signum in signals], []
+
+    def stop():
+        seen.append([signal.getsignal(signum) for signum in signals])
+        return signal.SIGTERM
+
+    with ThreadPoolExecutor(1) as thread:
+        with pytest.raises(Interrupted) as info:
+            thread.submit(train, config, tmp_path, stop=stop).result()
+        assert info.value.signum == signal.SIGTERM
+        assert thread.submit(train, config, tmp_path).result()["steps"] == 9
+    assert set(map(tuple, seen)) == {tuple(before)}
+
+
+def test_a_signal_stops_a_run_that_has_begun():
+    before = signal.getsignal(signal.SIGTERM)
+    with StopSignal("test") as stop:
+        assert stop() == 0
+        signal.raise_signal(signal.SIGTERM)
+        assert stop() == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(("begin", "words"), [("", "test: stopped"), ("stop()", "second signal")])
+def test_a_signal_before_the_run_and_a_second_one_end_the_process(begin, words):
+    code = (
+        "import signal; from launch.interrupt import StopSignal\n"
+        f"with StopSignal('test') as stop:\n {begin}\n"
+        " for _ in range(2): signal.raise_signal(signal.SIGTERM)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 128 + signal.SIGTERM
+    assert words in run.stderr

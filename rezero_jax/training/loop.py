@@ -3,13 +3,9 @@
 Every process of a run goes through it step by step with the others; the first one writes.
 """
 
-import contextlib
-import os
-import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from itertools import islice
-from types import FrameType
 from typing import Any
 
 import jax
@@ -31,7 +27,7 @@ __all__ = ["Diverged", "Interrupted", "evaluate", "train"]
 
 
 class Interrupted(Exception):
-    """A signal, `signum`, told the run to stop, and its state is saved."""
+    """The signal `signum` asked the run to stop; the state is saved."""
 
     def __init__(self, signum: int, step: int):
         super().__init__(f"stopped after step {step} and saved; the same command resumes from here")
@@ -42,8 +38,10 @@ def train(
     config: ConfigDict,
     workdir: AnyPath,
     dataset: Dataset | Text | None = None,
+    *,
     profile: tuple[int, int] | None = None,
     began: float | None = None,
+    stop: Callable[[], int] | None = None,
 ) -> dict[str, Any]:
     """Trains to the end, from the newest checkpoint if there is one.
 
@@ -53,6 +51,8 @@ def train(
       dataset: what to train on; by default the data set that config.data names.
       profile: first and last update, from 1, to trace into workdir/profile; see `Profile`.
       began: time.perf_counter() from which the run's wall time counts; by default now.
+      stop: called once in each step; returns the number of a signal that asked the run to stop, or
+        0. It may differ between processes. By default nothing stops the run.
 
     Returns:
       The content of final.json.
@@ -61,7 +61,7 @@ def train(
       UserError: the config or the workdir is invalid, which is found before the workdir is touched,
         or the workdir can no longer be written.
       Diverged: a loss, gradient or parameter is not finite; nothing is saved after it.
-      Interrupted: SIGINT or SIGTERM arrived; the state is saved.
+      Interrupted: `stop` returned a signal in any process; the state is saved.
     """
     # ---- Set up
     began = time.perf_counter() if began is None else began
@@ -80,7 +80,7 @@ def train(
             print(f"{home.folder} holds a finished run of {final['steps']} steps; nothing to do")
         return final
     try:
-        return _train(trainer, home.folder, profile, began)
+        return _train(trainer, home.folder, profile, began, stop or (lambda: 0))
     except Exception as error:
         if not is_of_storage(error):
             raise
@@ -100,7 +100,11 @@ def train(
 
 
 def _train(
-    trainer: Trainer, folder: epath.Path, profile: tuple[int, int] | None, began: float
+    trainer: Trainer,
+    folder: epath.Path,
+    profile: tuple[int, int] | None,
+    began: float,
+    stop: Callable[[], int],
 ) -> dict[str, Any]:
     """`train` in the workdir that this run holds; raises OSError if that cannot be written."""
     # ---- Resume, or begin
@@ -119,63 +123,62 @@ def _train(
         progress.say(f"no trace: the updates {profile[0]} to {profile[1]} were made before")
 
     tracing = Profile(folder / "profile", profile if processes.is_first() else None)
-    with _noted_signals() as received:
-        try:
-            batches = trainer.batches(now)
-            pending: tuple[int, int, dict[str, jax.Array]] | None = None
-            stop = 0  # the signal that a process received, or 0
-            while not progress.is_over(now):
-                # ---- Step: the device computes one dispatch while the host reads the one before
-                last = intervals.next_stop(now)
-                tracing.begin(now, last)
-                with progress.clock.timed("data"):
-                    fetched = list(islice(batches, last - now))
-                started = time.perf_counter()
-                state, report = trainer.dispatch(state, fetched, max(received, default=0))
-                if not progress.is_started:
-                    progress.start(now, last, report, started)
-                if pending is not None:
-                    line, stop = progress.receive(*pending), int(pending[2]["stop"])
-                    if intervals.is_log(pending[1]):
-                        progress.write(pending[1], line)
-                pending, now = (now, last, report), last
-                if tracing.is_over(now):
-                    jax.block_until_ready(report)
-                    progress.say(tracing.end())
+    try:
+        batches = trainer.batches(now)
+        pending: tuple[int, int, dict[str, jax.Array]] | None = None
+        signum = 0  # the signal that asked a process to stop, or 0
+        while not progress.is_over(now):
+            # ---- Step: the device computes one dispatch while the host reads the one before
+            last = intervals.next_stop(now)
+            tracing.begin(now, last)
+            with progress.clock.timed("data"):
+                fetched = list(islice(batches, last - now))
+            started = time.perf_counter()
+            state, report = trainer.dispatch(state, fetched, stop())
+            if not progress.is_started:
+                progress.start(now, last, report, started)
+            if pending is not None:
+                line, signum = progress.receive(*pending), int(pending[2]["stop"])
+                if intervals.is_log(pending[1]):
+                    progress.write(pending[1], line)
+            pending, now = (now, last, report), last
+            if tracing.is_over(now):
+                jax.block_until_ready(report)
+                progress.say(tracing.end())
 
-                # ---- Evaluate and save, where it is time
-                may_arrive = config.train.until_loss is not None and intervals.ends_epoch(now)
-                is_due = intervals.is_eval(now) or intervals.is_save(now)
-                if not (is_due or stop or may_arrive):
-                    continue
-                line, stop = progress.receive(*pending), stop or int(report["stop"])
-                pending, is_over = None, progress.is_over(now)
-                is_eval = is_over or intervals.is_eval(now)
-                with progress.clock.timed("evaluation"):
-                    evaluation = trainer.evaluate(state) if is_eval else None
-                if intervals.is_log(now):
-                    progress.write(now, line | (evaluation or {}))
-                if stop or is_over or intervals.is_save(now):
-                    with progress.clock.timed("checkpoint"):
-                        progress.flush()  # the lines up to a checkpoint are kept before it
-                        checkpoints.save(now, state, progress.snapshot(), evaluation)
-                if stop and not is_over:
-                    checkpoints.wait()
-                    raise Interrupted(stop, now)
+            # ---- Evaluate and save, where it is time
+            may_arrive = config.train.until_loss is not None and intervals.ends_epoch(now)
+            is_due = intervals.is_eval(now) or intervals.is_save(now)
+            if not (is_due or signum or may_arrive):
+                continue
+            line, signum = progress.receive(*pending), signum or int(report["stop"])
+            pending, is_over = None, progress.is_over(now)
+            is_eval = is_over or intervals.is_eval(now)
+            with progress.clock.timed("evaluation"):
+                evaluation = trainer.evaluate(state) if is_eval else None
+            if intervals.is_log(now):
+                progress.write(now, line | (evaluation or {}))
+            if signum or is_over or intervals.is_save(now):
+                with progress.clock.timed("checkpoint"):
+                    progress.flush()  # the lines up to a checkpoint are kept before it
+                    checkpoints.save(now, state, progress.snapshot(), evaluation)
+            if signum and not is_over:
+                checkpoints.wait()
+                raise Interrupted(signum, now)
 
-            # ---- Finish
-            with progress.clock.timed("checkpoint"):
-                checkpoints.finish()
-            return progress.finish("finished", now)
-        except Diverged:
-            progress.finish("diverged", now)
-            raise
-        except jax.errors.JaxRuntimeError as error:
-            processes.end_after_loss(error)
-        finally:
-            checkpoints.close()
-            progress.close()
-            tracing.close()
+        # ---- Finish
+        with progress.clock.timed("checkpoint"):
+            checkpoints.finish()
+        return progress.finish("finished", now)
+    except Diverged:
+        progress.finish("diverged", now)
+        raise
+    except jax.errors.JaxRuntimeError as error:
+        processes.end_after_loss(error)
+    finally:
+        checkpoints.close()
+        progress.close()
+        tracing.close()
 
 
 def evaluate(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
@@ -193,22 +196,3 @@ def evaluate(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
     check_config(workdir, trainer.config, free=TOPOLOGY + EVALUATION)
     state = load_state(workdir, trainer.shapes)
     return {"step": int(state["step"])} | trainer.evaluate(state)
-
-
-@contextlib.contextmanager
-def _noted_signals() -> Iterator[list[int]]:
-    """A list to which a SIGINT or SIGTERM is added; a second one ends the process at once."""
-    received: list[int] = []
-
-    def note(signum: int, frame: FrameType | None) -> None:
-        if received:
-            os._exit(128 + signum)
-        received.append(signum)
-        os.write(2, b"\nstopping after this step and saving; a second signal stops at once\n")
-
-    old = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for signum, handler in old.items():
-            signal.signal(signum, handler)
