@@ -3,13 +3,21 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test lint docs notebooks rehearse setup setup-dev clean
+TYPED := --jaxtyping-packages=rezero_jax,tests.typechecker.check
+
+.PHONY: train test test-typed test-slow lint docs notebooks rehearse setup setup-dev clean
 
 train: setup  ## train the default network on embedded data, in seconds
 	$(BIN)/python train.py --config=configs/mlp.py --workdir=runs/digits
 
-test: setup-dev  ## run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test: setup-dev  ## run the fast tests, each guarantee among them, in about four minutes
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+test-typed: setup-dev  ## run the fast tests and check the annotations of every call
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(TYPED) $(ARGS)
+
+test-slow: setup-dev  ## run the exhaustive rest of the tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow $(ARGS)
 
 lint: setup-dev  ## check format, style and types
 	$(BIN)/ruff format --check .

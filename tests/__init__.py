@@ -1,3 +1,3 @@
-"""The tests; `typechecker` is what the option --jaxtyping-packages of pyproject.toml names."""
+"""The tests; the option --jaxtyping-packages of the Makefile names `typechecker`."""
 
 from tests import typechecker as typechecker

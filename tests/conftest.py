@@ -1,15 +1,18 @@
-"""One CPU posing as eight devices, and strict JAX, for every test.
+"""One CPU posing as eight devices, strict JAX and quick compilation, for every test.
 
-JAX_PLATFORMS=cuda,cpu runs them on a GPU; those that need more devices, or a CPU, are skipped.
+JAX_PLATFORMS=cuda,cpu runs the tests on a GPU; tests that need more devices, or a CPU, are skipped.
 """
 
 import importlib.metadata
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
 
-# Before JAX is imported, and so that processes that tests start have the same.
+# Set before JAX is imported, so that processes that tests start inherit it. A test compiles for
+# longer than it computes, so most optimisations are left out; see the marker `optimised`.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
 if os.environ.setdefault("JAX_PLATFORMS", "cpu") != "cpu":
     os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the workers share a GPU
@@ -22,14 +25,14 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml-c
 
 jax.config.update("jax_num_cpu_devices", 8)  # takes effect when the backend starts, later
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Most of a test is compilation, often of the same: this process, its workers and the processes that
-# tests start share a folder, which is removed in the end unless the user named one.
+# This process, its workers and the processes that tests start share compiled programs in a folder,
+# which is removed in the end unless the user named it.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     CACHE = tempfile.TemporaryDirectory(prefix="rezero_jax_tests_", ignore_cleanup_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where train.py lies
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the folder of train.py
 
 
 def pytest_report_header():
@@ -50,13 +53,45 @@ def unchecked(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
-@pytest.fixture(scope="module")
-def quick_compilation():
-    """For modules whose functions compile longer than they run: leaves most optimisation out."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+@pytest.fixture(autouse=True)
+def _optimised(request, monkeypatch):
+    """Compiles fully in tests with the marker `optimised`, and in the processes they start."""
+    if not request.node.get_closest_marker("optimised"):
+        yield
+        return
+    # JAX's cache of compiled functions does not know this setting.
     jax.clear_caches()
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "false")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.clear_caches()
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """name -> the folder of that family's tiny run, which tests only read; see families.py."""
+    from tests.families import train_once  # imports JAX programs, which few tests need
+
+    parent = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # the workers' folders are in one folder of the session
+        parent = parent.parent
+    return lambda name: train_once(name, parent)
+
+
+@pytest.fixture
+def copy_of(trained, tmp_path):
+    """(name, step) -> a copy of that run as it was after the checkpoint of `step`, unfinished."""
+
+    def copy(name, step):
+        folder = shutil.copytree(trained(name), tmp_path / name)
+        (folder / "final.json").unlink()
+        for checkpoint in (folder / "checkpoints").iterdir():
+            if int(checkpoint.name) > step:
+                shutil.rmtree(checkpoint)
+        return folder
+
+    return copy
 
 
 @pytest.fixture(scope="module")

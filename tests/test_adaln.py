@@ -10,8 +10,6 @@ from flax import nnx
 
 from rezero_jax import AdaLNZero, Stack
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 RNG = np.random.default_rng(0)
 SIZES = {
     "x": (2, 3, 4),

@@ -19,8 +19,6 @@ from rezero_jax.training.load import load_language_model
 from tests.faults.compare import differences
 from tests.gcs.faults import Faults
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 ROOT = Path(__file__).parents[1]
 FIELDS = {
     "mesh.data": 1,

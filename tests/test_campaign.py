@@ -23,8 +23,6 @@ from tests.faults.compare import changed_arrays, differences
 from tests.faults.judge import Judge
 from tests.faults.runs import FAMILIES, ROOT, Reference, Said
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 STEPS = (5, 10)
 
 

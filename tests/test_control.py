@@ -21,7 +21,7 @@ def losses(depth, overrides=()):
 
 
 @pytest.mark.slow
-def test_a_held_net_is_the_same_at_any_depth(quick_compilation):
+def test_a_held_net_is_the_same_at_any_depth():
     """So the control of 10,000 layers may have one: same start, same batches, same losses."""
     held = losses(1, HELD)
     np.testing.assert_array_equal(losses(3, HELD), held)

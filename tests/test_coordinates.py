@@ -15,8 +15,6 @@ from rezero_jax import data
 from rezero_jax.config import load_config
 from rezero_jax.training.trainer import Trainer
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SIZES = [2, 8, 32]
 NAMES = ("kernel", "bias")
 

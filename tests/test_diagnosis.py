@@ -19,8 +19,6 @@ from rezero_jax.analysis.plots.figures import plot_diagnosis, plot_propagation
 from rezero_jax.runs.reader import Run
 from rezero_jax.training.load import load_model
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 CONFIGS = Path(__file__).parents[1] / "configs"
 X = jax.random.normal(jax.random.key(0), (4, 6))
 

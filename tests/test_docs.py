@@ -173,7 +173,7 @@ def check(words, monkeypatch):
 @pytest.mark.parametrize(
     "page", [pytest.param(p, marks=[pytest.mark.slow] * (p == "docs/models.md")) for p in PAGES]
 )
-def test_python_blocks_run_in_order(page, quick_compilation):
+def test_python_blocks_run_in_order(page):
     exec("\n".join(blocks(page, "python")), {})
 
 

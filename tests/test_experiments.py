@@ -40,8 +40,6 @@ from rezero_jax.training import loop
 from rezero_jax.training.load import load_model
 from rezero_jax.training.trainer import Trainer
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # ---- The toy model, which has closed forms
 
 

@@ -24,8 +24,6 @@ from rezero_jax.training import loop
 from rezero_jax.training.load import restored
 from tests.gcs.server import serving
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 ROOT = Path(__file__).parents[1]
 RNG = np.random.default_rng(0)
 INPUTS = {

@@ -15,8 +15,6 @@ from rezero_jax.models.transformer.generate import Sampling, pick, stream
 from rezero_jax.stack import unstacked
 from tests.test_transformer import VOCAB, some_params, structure_of
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 MAX_LEN, NEW = 64, 24
 CASES = {
     "sinusoidal": {},

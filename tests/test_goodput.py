@@ -13,8 +13,6 @@ from rezero_jax.runs.metrics import MetricsWriter, read_metrics
 from rezero_jax.training import loop
 from rezero_jax.training.clock import TIMES, Clock
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 MLP = str(Path(__file__).parents[1] / "configs/mlp.py")
 
 

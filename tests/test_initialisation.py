@@ -8,8 +8,6 @@ from experiments import initial_jacobians, initialisation, spectra, stable_rate
 from experiments.claims import Claim
 from rezero_jax.analysis.singular_values import singular_values
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def test_nets_are_those_of_the_experiment_on_jacobians():
     """The sum of squares without a decomposition is that of the singular values."""

@@ -21,8 +21,6 @@ from rezero_jax.models.transformer.options import ACTIVATIONS, LayerOptions
 from rezero_jax.residual import RULES, Alpha
 from rezero_jax.training.state import model_spec
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SIZES = (16, 4, 32)  # width, heads, feed-forward of the references
 MAKE = {
     "encoder": partial(EncoderLayer, *SIZES),

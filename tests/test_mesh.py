@@ -21,8 +21,6 @@ from rezero_jax.training.arrange import arrange
 from rezero_jax.training.state import init_state, model_spec, path_text
 from rezero_jax.training.trainer import Trainer
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 CONFIGS = Path(__file__).parents[1] / "configs"
 STEPS = 20
 # Adam's first steps are the signs of the gradients, and rounding may flip a sign: hence SGD.

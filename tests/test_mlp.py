@@ -16,8 +16,6 @@ from rezero_jax.residual import GATES, RULES
 from rezero_jax.training.optim import make_optimizer
 from rezero_jax.training.state import model_spec
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 OURS = [rule for rule in RULES if rule != "sub_norm"]
 RULES_IN_PAPER = ("plain", "residual", "norm", "rezero")
 

@@ -31,8 +31,6 @@ from rezero_jax.training.load import load_model
 REFERENCE = Path(__file__).parent / "reference/runs"
 FAMILIES = ("mlp", "resnet", "transformer")
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture
 def old_run(request, tmp_path, monkeypatch):

@@ -12,8 +12,6 @@ from rezero_jax import MLP, ResNet, Transformer, ViT
 from rezero_jax.models.resnet import parts
 from rezero_jax.residual import RULES, Alpha
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 TOKENS = jnp.arange(12).reshape(2, 6) % 11
 IMAGES = jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
 FAMILIES = {  # how a network is made, and its input

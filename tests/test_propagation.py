@@ -14,8 +14,6 @@ from rezero_jax.analysis.propagation import propagate, random_projection, trunk
 from rezero_jax.errors import UserError
 from rezero_jax.residual import make_rule
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 X = jax.random.normal(jax.random.key(0), (4, 6))
 
 

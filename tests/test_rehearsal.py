@@ -24,8 +24,6 @@ from rezero_jax.residual import RULES
 from rezero_jax.training.plan import trainer_for_sizes
 from rezero_jax.training.topologies import devices_of
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 IMAGE, CLASSES = (32, 32, 3), 10
 FAMILIES = {
     "mlp": ("configs/mlp.py:smoke,dataset=cifar10", "configs/mlp.py:depth=64,dataset=cifar10"),

@@ -18,7 +18,6 @@ from rezero_jax.models.resnet.parts import RULES
 from rezero_jax.stack import stacked
 from rezero_jax.training.state import model_spec
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 CIFAR = functools.partial(ResNet.cifar, 14, num_classes=5, width=2, scan=True)
 PREACT = functools.partial(ResNet.preact, 18, num_classes=5, width=1, scan=True)
 PREACT50 = functools.partial(ResNet.preact, 50, num_classes=5, width=1, scan=True)

@@ -22,8 +22,6 @@ from rezero_jax.models.transformer import generate
 from rezero_jax.runs.folder import Workdir
 from rezero_jax.training.load import load_language_model
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 ROOT = Path(__file__).parents[1]
 MAX_LEN = 8
 

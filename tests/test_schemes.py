@@ -17,8 +17,6 @@ from rezero_jax.stack import unstacked
 from rezero_jax.training.optim import make_optimizer
 from rezero_jax.training.state import model_spec
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 TOKENS = jnp.arange(12).reshape(2, 6) % 11
 
 

@@ -17,8 +17,6 @@ from rezero_jax.training.plan import trainer_for_sizes
 from rezero_jax.training.topologies import devices_of
 from rezero_jax.training.trainer import Trainer
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 MLP = str(Path(__file__).parents[1] / "configs/mlp.py")
 STEPS, GROUP, BATCH = 20, 5, 48
 DEVICES = (1, 2, 4, 8)

@@ -26,9 +26,6 @@ TOKENS = jnp.asarray(RNG.integers(0, VOCAB, (3, LENGTH)), jnp.int32)
 TARGETS = jnp.asarray(RNG.integers(0, VOCAB, (3, LENGTH)), jnp.int32)
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 def structure_of(**options):
     options = {"residual": "rezero", "max_len": 16} | options
     sizes = (options.pop(k, d) for k, d in (("vocab_size", VOCAB), ("width", WIDTH)))

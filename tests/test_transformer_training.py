@@ -35,8 +35,6 @@ from tests.test_transformer import (
     unrolled,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 CONFIGS = Path(__file__).parents[1] / "configs"
 RNG = np.random.default_rng(0)
 SENTENCE = b"the quick brown fox jumps over the lazy dog, and then it sleeps in the sun. "

@@ -13,8 +13,6 @@ from rezero_jax.training import loop
 from tests.faults.compare import differences, final
 from tests.test_processes import end, start
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 ROOT = Path(__file__).parents[1]
 EPOCH = 3  # with which the runs here end, of 6
 

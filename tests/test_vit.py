@@ -15,8 +15,6 @@ from rezero_jax.models.torch_weights import from_torch, to_torch
 from rezero_jax.stack import stacked, unstacked
 from rezero_jax.training.state import model_spec
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 REFERENCE = dict(np.load(Path(__file__).with_name("reference") / "vit.npz"))
 SMALL = partial(ViT, 6, 2, 12, 2, 3, 5, feedforward=24)
 POOLS = ("token", "mean")

@@ -17,8 +17,6 @@ from rezero_jax.training.optim import _labels
 from rezero_jax.training.state import model_spec, path_text
 from rezero_jax.training.trainer import Trainer
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 VIT = str(Path(__file__).parents[1] / "configs" / "vit.py")
 STEPS = {"train.steps": 6, "train.steps_per_dispatch": 3, "mesh.data": 1}
 
