@@ -31,7 +31,7 @@ notebooks: setup-dev  ## make the notebooks from their .py and execute them, in 
 	$(BIN)/python notebooks/execute.py
 
 rehearse: $(VENV)-rehearsal/installed  ## compile for absent TPUs, beside peers; ARGS=--set=ci: small
-	$(VENV)-rehearsal/bin/python -m benchmarks.rehearsal $(ARGS)
+	$(VENV)-rehearsal/bin/python -m rehearsal.table $(ARGS)
 
 setup: $(VENV)/installed
 
@@ -49,11 +49,11 @@ $(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
 
 # An environment of its own, which sees the packages of $(VENV): where the TPU's compiler is installed,
 # JAX would look for a TPU first.
-$(VENV)-rehearsal/installed: $(VENV)/installed benchmarks/requirements-rehearsal.txt
+$(VENV)-rehearsal/installed: $(VENV)/installed rehearsal/requirements.txt
 	$(PYTHON) -m venv $(VENV)-rehearsal
 	packages='import sysconfig; print(sysconfig.get_path("purelib"))'; \
 	$(BIN)/python -c "$$packages" > "$$($(VENV)-rehearsal/bin/python -c "$$packages")/project.pth"
-	$(VENV)-rehearsal/bin/pip install --quiet -r benchmarks/requirements-rehearsal.txt
+	$(VENV)-rehearsal/bin/pip install --quiet -r rehearsal/requirements.txt
 	touch $@
 
 clean:  ## remove the environment, caches and the built documentation; runs/ stays

@@ -31,7 +31,6 @@ def main(argv: list[str]) -> int:
     from rezero_jax.errors import UserError
     from rezero_jax.runs.files import write_json
     from rezero_jax.training.loop import Diverged, Interrupted, evaluate, train
-    from rezero_jax.training.plan import plan, render
     from rezero_jax.training.profile import parse_steps
 
     status = 0
@@ -46,6 +45,8 @@ def main(argv: list[str]) -> int:
         processes.initialize(args.coordinator, args.process_id, args.num_processes)
         try:
             if args.plan is not None:
+                from rehearsal.plan import plan, render
+
                 account = plan(config, None if args.plan == "here" else args.plan)
                 lines = [render(account)]
                 if args.plan_json:

@@ -4,7 +4,7 @@
     python -m benchmarks.updates --configs "configs/resnet.py:depth=110 train.batch_size=512"
 
 An update is that of train.py, on random data of the shape that the config asks for, without the
-host's input: images are resident on the device. The peer is that of benchmarks/by_the_book.py,
+host's input: images are resident on the device. The peer is that of rehearsal/by_the_book.py,
 handed its batch; some configs have none. A config is as in --config of train.py, with fields after
 it. Both take turns in one process, ours by whole dispatches.
 
@@ -28,18 +28,20 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from benchmarks.by_the_book_step import Peer
 from benchmarks.mlp import random_images
 from benchmarks.step import updates_of
 from benchmarks.transformer import random_text
 from benchmarks.worker import SHORTEST, milliseconds, spread
+from rehearsal.by_the_book_step import Peer
+from rehearsal.chips import chip_of
+from rehearsal.estimate import estimate
+from rehearsal.plan import compile_dispatch
 from rezero_jax.config import load_config
 from rezero_jax.data import Dataset, Text, load, stand_in
 from rezero_jax.devices import cache_compilations, set_cpu_devices
 from rezero_jax.errors import UserError
 from rezero_jax.formatting import markdown_table, number
-from rezero_jax.training.chips import chip_of
-from rezero_jax.training.estimate import estimate
+from rezero_jax.training.cost import model_flops
 from rezero_jax.training.trainer import Trainer
 
 EXAMPLES = 2560
@@ -81,10 +83,10 @@ def steps_of_ours(
     trainer = Trainer(config, data)
     chip = chip_of(trainer.mesh.devices.flat[0])
     started = time.perf_counter()
-    compiled = trainer.compile()
+    compiled = compile_dispatch(trainer)
     cost = {"compiled": time.perf_counter() - started, "holds": estimate(compiled).memory}
     if chip:
-        cost["bound"] = trainer.model_flops() / (trainer.mesh.size * chip.flops)
+        cost["bound"] = model_flops(trainer) / (trainer.mesh.size * chip.flops)
     return updates_of(trainer), cost
 
 

@@ -15,8 +15,8 @@ from experiments import compare
 from experiments.__main__ import EXPERIMENTS
 from experiments.dry_run import trainer_of
 from experiments.jobs import Job
+from rehearsal.plan import plan
 from rezero_jax.runs.files import write_json
-from rezero_jax.training.plan import plan
 
 TOPOLOGY = "v5e:2x4"
 # What decides the time of an update; the residual rule is left out.

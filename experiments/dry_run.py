@@ -15,6 +15,7 @@ from experiments.jobs import Job, Status, status
 from rezero_jax.data import stand_in
 from rezero_jax.formatting import duration
 from rezero_jax.runs.reader import Run
+from rezero_jax.training import cost
 from rezero_jax.training.trainer import Trainer
 
 SIZE = 2048  # of the matrices whose product is timed
@@ -94,7 +95,7 @@ def _cost(job: Job, rate: float, known: dict[str, tuple[int, int]]) -> Cost:
 def update_flops(config: ConfigDict) -> tuple[int, int]:
     """The updates of a run, and the floating-point operations of one of them."""
     trainer = trainer_of(config)
-    return trainer.intervals.total, trainer.flops()
+    return trainer.intervals.total, cost.update_flops(trainer)
 
 
 def trainer_of(config: ConfigDict) -> Trainer:

@@ -161,12 +161,13 @@ import jax
 jax.config.update("jax_platforms", "cpu")
 from rezero_jax.config import load_config
 from rezero_jax.data import stand_in
-from rezero_jax.training.topologies import devices_of
+from rehearsal.plan import compile_dispatch
+from rehearsal.topologies import devices_of
 from rezero_jax.training.trainer import Trainer
 fields = ("mesh.fully_sharded=True", "train.batch_size=64", "train.steps_per_dispatch=1")
 config = load_config("configs/mlp.py:dataset=cifar10,depth=4,width=512", fields)
 trainer = Trainer(config, stand_in(config.data), devices_of("2xv5e:2x4"))
-print(dict(trainer.mesh.shape), trainer.compile().as_text())
+print(dict(trainer.mesh.shape), compile_dispatch(trainer).as_text())
 """
 
 

@@ -9,11 +9,11 @@ import jax
 import pytest
 
 import train
+from rehearsal.chips import CHIPS, chip_of
+from rehearsal.estimate import accounts, estimate, group_size
+from rehearsal.program import Traffic, parse, shape_bytes, trip_count
+from rehearsal.topologies import devices_of
 from rezero_jax.errors import UserError
-from rezero_jax.training.chips import CHIPS, chip_of
-from rezero_jax.training.estimate import accounts, estimate, group_size
-from rezero_jax.training.hlo import Traffic, parse, shape_bytes, trip_count
-from rezero_jax.training.topologies import devices_of
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason='pip install "jax[tpu]" for its compiler'

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from benchmarks import rehearsal
-from benchmarks.by_the_book import make_model
-from benchmarks.by_the_book_step import Peer, make_update
+from rehearsal import table
+from rehearsal.by_the_book import make_model
+from rehearsal.by_the_book_step import Peer, make_update
+from rehearsal.plan import compile_dispatch, trainer_for_sizes
+from rehearsal.topologies import devices_of
 from rezero_jax.config import load_config
 from rezero_jax.models.resnet.parts import RULES as RESNET_RULES
 from rezero_jax.residual import RULES
-from rezero_jax.training.plan import trainer_for_sizes
-from rezero_jax.training.topologies import devices_of
 
 IMAGE, CLASSES = (32, 32, 3), 10
 FAMILIES = {
@@ -104,7 +104,7 @@ def test_a_fully_sharded_peer_compiles_with_recomputation_in_bfloat16():
 def test_the_table_tells_what_failed_and_the_exit_status_says_so(capsys, tmp_path):
     file = tmp_path / "rows.json"
     flags = ["--configs", "configs/mlp.py:smoke", "--topologies", "v9:2x2", "--only-ours"]
-    assert rehearsal.main([*flags, f"--json={file}"]) == 1
+    assert table.main([*flags, f"--json={file}"]) == 1
     output = capsys.readouterr()
     assert 'unknown topology "v9:2x2"' in output.out
     assert "compiling ours of configs/mlp.py:smoke for v9:2x2" in output.err
@@ -120,7 +120,7 @@ def test_a_row_compares_ours_with_the_peer():
         one["collectives"].append(gradients | {"groups": "{}"})
     row = {"config": "configs/mlp.py", "topology": "v5e:2x2", "ours": one}
     row["peer"] = one | {"update": 0.15, "memory": 4e9}
-    found = dict(zip(rehearsal.HEAD, rehearsal.table_row(row), strict=True))
+    found = dict(zip(table.HEAD, table.table_row(row), strict=True))
     assert found["ours: update, ms"] == "90"
     assert found["peer / ours"] == "1.50"
     assert found["share"] == "50.0%"
@@ -131,7 +131,7 @@ def test_a_row_compares_ours_with_the_peer():
 
 def test_where_scaling_is_weak_a_device_keeps_its_share_of_the_batch():
     shares: dict[str, set[float]] = {}
-    for spec, topology in rehearsal.SETS["weak"]:
+    for spec, topology in table.SETS["weak"]:
         name, *fields = spec.split()
         slices, chips = re.fullmatch(r"(?:(\d)x)?v5e:(\d+x\d+)", topology).groups()
         devices = int(slices or 1) * math.prod(map(int, chips.split("x")))
@@ -167,7 +167,7 @@ def test_every_family_rule_and_dtype_compiles(spec, rule, dtype, topology):
     package = COMPILERS[topology]
     parent = package.partition(".")[0]
     if importlib.util.find_spec(parent) is None or importlib.util.find_spec(package) is None:
-        pytest.skip(f"{package} is not installed; see benchmarks/requirements-rehearsal.txt")
+        pytest.skip(f"{package} is not installed; see rehearsal/requirements.txt")
     fields = [f"model.residual={rule}", f"model.dtype={dtype}", "train.batch_size=16"]
     trainer = trainer_for_sizes(load_config(spec, fields), devices_of(topology))
-    assert trainer.compile().memory_analysis().argument_size_in_bytes > 0
+    assert compile_dispatch(trainer).memory_analysis().argument_size_in_bytes > 0

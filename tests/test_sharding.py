@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from rehearsal.plan import trainer_for_sizes
+from rehearsal.topologies import devices_of
 from rezero_jax.config import load_config
 from rezero_jax.errors import UserError
 from rezero_jax.training import trainer
-from rezero_jax.training.plan import trainer_for_sizes
-from rezero_jax.training.topologies import devices_of
 from rezero_jax.training.trainer import Trainer
 
 MLP = str(Path(__file__).parents[1] / "configs/mlp.py")

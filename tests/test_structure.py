@@ -18,6 +18,7 @@ LAYERS = (
     ("rezero_jax.analysis", "rezero_jax.export"),
     ("configs",),
     ("launch",),
+    ("rehearsal",),
     ("experiments", "benchmarks", "train", "sample"),
 )
 FLOOR = {unit: floor for floor, units in enumerate(LAYERS) for unit in units}
@@ -42,7 +43,7 @@ def imports_of(path):
 
 SOURCES = [
     path
-    for top in ("rezero_jax", "configs", "launch", "experiments", "benchmarks")
+    for top in ("rezero_jax", "configs", "launch", "experiments", "benchmarks", "rehearsal")
     for path in sorted((ROOT / top).rglob("*.py"))
 ] + [ROOT / "train.py", ROOT / "sample.py"]
 

@@ -1,24 +1,102 @@
-"""What an update costs in floating-point operations."""
+"""What a run costs its devices: floating-point operations, and the memory of its state."""
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from jax.extend import core
+
+from rezero_jax.data.split import HostBatch, flat
+from rezero_jax.devices import counting
+from rezero_jax.errors import UserError
+from rezero_jax.training.sharding import device_bytes
+from rezero_jax.training.trainer import Trainer
+
+# bfloat16 operations a second at best, matrix products without sparsity, by the beginning of JAX's
+# `device_kind`: cloud.google.com/tpu/docs/system-architecture and NVIDIA's data sheets. A device of
+# v4 and v5p is a chip of two cores; a device of tpu7x is half a chip.
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,  # v5p
+    "TPU v6 lite": 918e12,
+    "TPU7x": 1153e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def chip_kind(device: Any) -> str | None:
+    """The longest key of PEAK_FLOPS with which a device's kind begins; None if there is none."""
+    fitting = [kind for kind in PEAK_FLOPS if device.device_kind.startswith(kind)]
+    return max(fitting, key=len, default=None)
+
+
+def peak_flops(trainer: Trainer) -> float | None:
+    """Operations a second of all devices of a trainer at their peak; None if it is unknown."""
+    kind = chip_kind(trainer.mesh.devices.flat[0])
+    return None if kind is None else PEAK_FLOPS[kind] * trainer.mesh.size
 
 
 def flops(function: Callable[..., Any], *args: Any) -> int:
     """Floating-point operations of the matrix products and convolutions in function(*args).
 
-    Each multiplication and each addition counts; a scan's body counts for each of its turns, of
-    several branches the costliest counts, and a loop of unknown length is one turn.
+    Each multiplication and each addition counts. The body of a scan counts once for each iteration.
+    The costliest branch of a `cond` counts, and one iteration of a `while` loop.
 
     Args:
       *args: arrays or their shapes; nothing is computed.
     """
     # A new function, as JAX would give back an old trace, perhaps not of `devices.counting`.
     return _total(jax.make_jaxpr(lambda *args: function(*args))(*args).jaxpr)
+
+
+def first_batch(trainer: Trainer) -> tuple[HostBatch, HostBatch]:
+    """The resident training data, and what is fetched for one batch of all processes; on the host.
+
+    The batch repeats the first example: only shapes and dtypes matter.
+    """
+    train = trainer.dataset.train
+    indices = np.zeros(trainer.config.train.batch_size, np.int32)
+    return flat(train.resident), train.fetch(indices)
+
+
+def update_flops(trainer: Trainer) -> int:
+    """Floating-point operations of an update, rematerialisation included; see `flops`."""
+    batch = jax.eval_shape(trainer.dataset.train.gather, *first_batch(trainer))
+    return flops(trainer.train_step, trainer.shapes, batch)
+
+
+def model_flops(trainer: Trainer) -> int:
+    """Model FLOPs per update, excluding rematerialisation; used for MFU.
+
+    Attention counts every query with every key, also where it is causal (arXiv 2204.02311, B).
+    """
+    with counting():
+        return update_flops(trainer)
+
+
+def check_memory(trainer: Trainer) -> None:
+    """Checks that the training state fits this machine, before any of it is allocated.
+
+    Raises:
+      UserError: it does not fit; XLA would abort the process.
+    """
+    device = trainer.mesh.local_devices[0]
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    need = device_bytes(trainer.shapes)
+    if limit is None:  # the devices of a CPU share the machine's memory
+        limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        need *= len(trainer.mesh.local_devices)
+    if need > limit:
+        raise UserError(
+            f"the parameters and the optimizer's state take {need / 1e9:,.1f} GB and there are "
+            f"{limit / 1e9:,.1f} GB of memory; choose a smaller model or more devices"
+        )
 
 
 def _total(jaxpr: core.Jaxpr) -> int:
@@ -29,8 +107,8 @@ def _total(jaxpr: core.Jaxpr) -> int:
             total += _operations(equation)
         else:
             inner = [_total(sub) for sub in _inner(equation)]
-            turns = equation.params["length"] if name == "scan" else 1
-            total += turns * (max(inner, default=0) if name == "cond" else sum(inner))
+            trips = equation.params["length"] if name == "scan" else 1
+            total += trips * (max(inner, default=0) if name == "cond" else sum(inner))
     return total
 
 

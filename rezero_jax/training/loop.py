@@ -18,6 +18,7 @@ from rezero_jax.errors import Unavailable, UserError, first_line
 from rezero_jax.runs.checkpoint import Checkpoints
 from rezero_jax.runs.files import AnyPath, is_of_storage, is_outage
 from rezero_jax.runs.folder import EVALUATION, TOPOLOGY, Workdir, check_config, continued
+from rezero_jax.training.cost import check_memory
 from rezero_jax.training.load import check_saved, load_state
 from rezero_jax.training.profile import Profile
 from rezero_jax.training.progress import Diverged, Progress
@@ -67,7 +68,7 @@ def train(
     began = time.perf_counter() if began is None else began
     config = continued(workdir, config)
     trainer = Trainer(config, dataset) if dataset else Trainer.from_config(config)
-    trainer.check_memory()
+    check_memory(trainer)
     if profile is not None and profile[1] > trainer.intervals.total:
         raise UserError(
             f"--profile_steps={profile[0]}:{profile[1]} goes beyond the last step of the run; give "

@@ -14,8 +14,8 @@ from tqdm import tqdm
 from rezero_jax import processes
 from rezero_jax.runs.files import AnyPath, read_json, write_json
 from rezero_jax.runs.metrics import MetricsWriter
-from rezero_jax.training.chips import chip_of
 from rezero_jax.training.clock import Clock
+from rezero_jax.training.cost import model_flops, peak_flops
 from rezero_jax.training.trainer import Trainer
 
 Line = dict[str, float]
@@ -57,9 +57,9 @@ class Progress:
             "best": {},
             "time": {},
         }
-        chip = chip_of(trainer.mesh.devices.flat[0])
+        peak = peak_flops(trainer)
         # Updates a second if the devices did nothing but multiply at their peak; None if unknown.
-        self._peak_rate = chip and chip.flops * trainer.mesh.size / trainer.model_flops()
+        self._peak_rate = peak and peak / model_flops(trainer)
         # Checkpoints of earlier versions hold the sum alone.
         times = self._sums.get("time") or {"update": self._sums.pop("seconds", 0.0)}
         recorded = read_json(self._folder / "environment.json").get("seconds", 0.0)

@@ -1,7 +1,6 @@
 """A config turned into compiled functions on a mesh of devices."""
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any
@@ -16,11 +15,11 @@ from rezero_jax.data.augment import Augmentation
 from rezero_jax.data.order import Order, eval_batches
 from rezero_jax.data.split import Dataset, HostBatch, flat, standardise
 from rezero_jax.data.text import Text
-from rezero_jax.devices import compute_dtype, counting, generator
+from rezero_jax.devices import compute_dtype, generator
 from rezero_jax.errors import UserError
 from rezero_jax.models.build import make_language_model, make_model
 from rezero_jax.stack import batch_parts
-from rezero_jax.training import cost, sharding, step
+from rezero_jax.training import sharding, step
 from rezero_jax.training.intervals import Intervals
 from rezero_jax.training.optim import make_optimizer
 from rezero_jax.training.state import MakeModel, State, init_state, model_spec
@@ -35,12 +34,14 @@ class Trainer:
       intervals: when things are due.
       mesh: the devices.
       shapes: shapes, dtypes and shardings of the training state.
+      dataset: what to train and to evaluate on.
+      train_step: one update, see `step.make_train_step`.
+      jitted_dispatch: the updates of one dispatch under jax.jit; `dispatch` calls it.
 
     Args:
       config: see rezero_jax.config.base_config; model.dtype "auto" becomes that of the devices.
       dataset: what to train on; of config.data only the augmentation is read.
-      devices: of the mesh; by default all that JAX sees. Those of `topologies.devices_of` can only
-        be compiled for.
+      devices: of the mesh; by default all that JAX sees.
 
     Raises:
       UserError: a field of the config is invalid.
@@ -67,6 +68,7 @@ class Trainer:
             config.model.dtype = compute_dtype(config.model.dtype, platform)
         self.config = config
         train, seed = config.train, config.seed
+        self.dataset = dataset
         self._train, self._eval = dataset.train, dataset.eval
         self._order = Order(seed, self._train.size, train.batch_size, config.data.order)
         self.intervals = Intervals.from_config(config, self._train.size)
@@ -90,7 +92,7 @@ class Trainer:
         eval_size = -(-config.eval.batch_size // data) * data
         self._eval_batches = eval_batches(self._eval.size, eval_size, config.eval.examples)
         optimizer, schedules = make_optimizer(config.optim, self.intervals.total, self.spec)
-        self._train_step = step.make_train_step(
+        self.train_step = step.make_train_step(
             self.spec,
             objective,
             optimizer,
@@ -99,7 +101,7 @@ class Trainer:
             augment(config.data),
             generator(platform),
         )
-        updates = step.make_dispatch(self._train_step, self._train.gather, self.spec, schedules)
+        updates = step.make_dispatch(self.train_step, self._train.gather, self.spec, schedules)
         eval_step = step.make_eval_step(self.spec, objective, self._eval.gather)
 
         self._whole = sharding.replicated(self.mesh)
@@ -108,7 +110,7 @@ class Trainer:
         placed = sharding.state_shardings(shapes, self.mesh, self.spec, config.mesh.fully_sharded)
         self.shapes = jax.tree.map(lambda leaf, place: leaf.update(sharding=place), shapes, placed)
         self._init = jax.jit(init, out_shardings=placed)
-        self._dispatch = jax.jit(
+        self.jitted_dispatch = jax.jit(
             _with_stop(updates), donate_argnums=0, out_shardings=(placed, self._whole)
         )
         self._eval_step = jax.jit(eval_step, out_shardings=self._whole)
@@ -120,24 +122,6 @@ class Trainer:
             sharding.put(flat(split.resident), self._whole) for split in (self._train, self._eval)
         )
         return train, held
-
-    def check_memory(self) -> None:
-        """Checks that the state of a run fits this machine, before any of it is allocated.
-
-        Raises:
-          UserError: it does not fit; XLA would abort the process.
-        """
-        device = self.mesh.local_devices[0]
-        limit = (device.memory_stats() or {}).get("bytes_limit")
-        each = sharding.device_bytes(self.shapes)
-        if limit is None:  # a CPU, whose devices share the machine's memory
-            limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-            each *= len(self.mesh.local_devices)
-        if each > limit:
-            raise UserError(
-                f"the parameters and the optimizer's state take {each / 1e9:,.1f} GB and there are "
-                f"{limit / 1e9:,.1f} GB of memory; choose a smaller model or more devices"
-            )
 
     def init(self, seed: int | None = None) -> State:
         """The state after no updates, born on the mesh; by default of the config's seed."""
@@ -167,51 +151,7 @@ class Trainer:
         count = sharding.put(np.int32(len(batches)), self._whole)
         stops = sharding.put_from_each(stop, self.mesh)
         with jax.set_mesh(self.mesh):
-            return self._dispatch(state, self._resident[0], fetched, count, stops)
-
-    @property
-    def resident_bytes(self) -> int:
-        """Bytes of the data that stays on every device."""
-        both = (self._train.resident, self._eval.resident)
-        return sum(leaf.nbytes for leaf in jax.tree.leaves(both))
-
-    def _batch(self) -> tuple[HostBatch, HostBatch]:
-        """The resident data, and the whole first batch as it is fetched, on the host."""
-        rows = self._order.indices(0)
-        return flat(self._train.resident), next(self._train.batches(lambda _: rows, 0, 1))
-
-    def flops(self) -> int:
-        """Floating-point operations of an update, recomputation included; see `cost.flops`."""
-        batch = jax.eval_shape(self._train.gather, *self._batch())
-        return cost.flops(self._train_step, self.shapes, batch)
-
-    def model_flops(self) -> int:
-        """Those of an update that no choice of kernels or recomputation changes, for MFU.
-
-        Attention counts every query with every key, also where causal (arXiv 2204.02311, B).
-        """
-        with counting():
-            return self.flops()
-
-    def compile(self) -> jax.stages.Compiled:
-        """The updates of one dispatch, compiled, to learn about them; nothing is computed."""
-        resident, batch = self._batch()
-        steps = self.config.train.steps_per_dispatch
-        fetched = {
-            name: jax.ShapeDtypeStruct((steps, *x.shape), x.dtype) for name, x in batch.items()
-        }
-        number = jax.ShapeDtypeStruct((), jnp.int32, sharding=self._whole)
-        stops = jax.ShapeDtypeStruct(
-            (self.mesh.size,), jnp.int32, sharding=sharding.each(self.mesh)
-        )
-        args = (
-            sharding.shapes(resident, self._whole),
-            sharding.shapes(fetched, sharding.batched(self.mesh, axis=1)),
-            number,
-            stops,
-        )
-        with jax.set_mesh(self.mesh):
-            return self._dispatch.lower(self.shapes, *args).compile()
+            return self.jitted_dispatch(state, self._resident[0], fetched, count, stops)
 
     def evaluate(self, state: State) -> dict[str, float]:
         """Means over the evaluation split, each example exactly once: {"eval/loss": ...}.

@@ -1,8 +1,8 @@
-"""The networks by the book of Flax NNX that `python -m benchmarks.rehearsal` compares ours to.
+"""The networks by the book of Flax NNX that `python -m rehearsal.table` compares ours to.
 
 They are what one writes after reading its documentation: ReZero networks of the layers of `nnx` at
 their defaults, parameters stacked by `nnx.vmap` and run by `nnx.scan`. The step that trains them is
-in benchmarks/by_the_book_step.py. Sizes, dtype and recomputation are those of our config, and so
+in rehearsal/by_the_book_step.py. Sizes, dtype and recomputation are those of our config, and so
 are the parameters: as many, in as many layers. Attention's dropout draws a mask for each head and
 example, as ours does (`broadcast_dropout=False`, which is not the default). A residual network's
 blocks stand in a list.

@@ -8,16 +8,19 @@ from itertools import islice
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from rehearsal.chips import chip_of
+from rehearsal.estimate import Account, estimate, group_size
+from rehearsal.topologies import devices_of
 from rezero_jax.data import stand_in
 from rezero_jax.errors import UserError
 from rezero_jax.formatting import duration
 from rezero_jax.processes import is_out_of_memory
-from rezero_jax.training.chips import chip_of
-from rezero_jax.training.estimate import Account, estimate, group_size
+from rezero_jax.training import sharding
+from rezero_jax.training.cost import first_batch, update_flops
 from rezero_jax.training.sharding import device_bytes
-from rezero_jax.training.topologies import devices_of
 from rezero_jax.training.trainer import Trainer
 
 OPERATIONS = 8  # so many of the costliest are shown
@@ -42,9 +45,10 @@ def plan(config: ConfigDict, topology: str | None = None) -> dict[str, Any]:
     compiled = _compile(trainer, topology)
     compile_seconds = time.perf_counter() - started
     found = estimate(compiled)
-    flops = trainer.flops()
+    flops = update_flops(trainer)
     chip = chip_of(mesh.devices.flat[0])
-    fixed = device_bytes(shapes) + trainer.resident_bytes
+    resident = resident_bytes(trainer)
+    fixed = device_bytes(shapes) + resident
     account: dict[str, Any] = {
         "topology": topology or "here",
         "device": mesh.devices.flat[0].device_kind,
@@ -57,7 +61,7 @@ def plan(config: ConfigDict, topology: str | None = None) -> dict[str, Any]:
         "bytes": {
             "parameters": device_bytes(shapes["params"]),
             "optimizer state": device_bytes(shapes["opt_state"]),
-            "data": trainer.resident_bytes,
+            "data": resident,
             "gradients, activations": max(found.memory - fixed, 0),
             "used": found.memory,
             "available": chip and chip.memory,
@@ -150,9 +154,31 @@ def trainer_for_sizes(config: ConfigDict, devices: list[jax.Device] | None = Non
     return Trainer(config, dataset, devices)
 
 
+def resident_bytes(trainer: Trainer) -> int:
+    """Bytes of the data that stays on every device."""
+    splits = (trainer.dataset.train, trainer.dataset.eval)
+    return sum(leaf.nbytes for leaf in jax.tree.leaves([split.resident for split in splits]))
+
+
+def compile_dispatch(trainer: Trainer) -> jax.stages.Compiled:
+    """The updates of one dispatch, compiled for the trainer's devices, which may be absent."""
+    mesh, whole = trainer.mesh, sharding.replicated(trainer.mesh)
+    resident, batch = first_batch(trainer)
+    steps = trainer.config.train.steps_per_dispatch
+    fetched = {name: jax.ShapeDtypeStruct((steps, *x.shape), x.dtype) for name, x in batch.items()}
+    args = (
+        sharding.shapes(resident, whole),
+        sharding.shapes(fetched, sharding.batched(mesh, axis=1)),
+        jax.ShapeDtypeStruct((), jnp.int32, sharding=whole),
+        jax.ShapeDtypeStruct((mesh.size,), jnp.int32, sharding=sharding.each(mesh)),
+    )
+    with jax.set_mesh(mesh):
+        return trainer.jitted_dispatch.lower(trainer.shapes, *args).compile()
+
+
 def _compile(trainer: Trainer, topology: str | None) -> jax.stages.Compiled:
     try:
-        return trainer.compile()
+        return compile_dispatch(trainer)
     except jax.errors.JaxRuntimeError as error:
         if not is_out_of_memory(error):
             raise

@@ -6,11 +6,11 @@
 
 All make the environment that has the TPU's compiler. Nothing is computed and nothing is measured
 but the time to compile: the figures are the TPU compiler's own estimates (see
-rezero_jax/training/estimate.py for what they leave out), the same in every run of one version, so
+rehearsal/estimate.py for what they leave out), the same in every run of one version, so
 that a change can be judged by them. "kernels" is what they leave out of ours, Pallas kernels and
 random bits, at the chip's best. "bound" is what the floating-point operations of our update would
 take at the peak rate of the chips; "share" is the bound over estimate and kernels. A GPU's compiler
-gives memory alone. The peers are those of benchmarks/by_the_book.py.
+gives memory alone. The peers are those of rehearsal/by_the_book.py.
 
 A config is as in --config of train.py, with fields after it: "FILE:ARG model.dtype=bfloat16". Each
 program is compiled in a process of its own, and what the compiler refuses is told in its row; the
@@ -29,15 +29,16 @@ from typing import Any
 
 import jax
 
-from benchmarks.by_the_book_step import Peer
+from rehearsal.by_the_book_step import Peer
+from rehearsal.chips import chip_of
+from rehearsal.estimate import estimate
+from rehearsal.plan import collectives, compile_dispatch
+from rehearsal.topologies import devices_of
 from rezero_jax.config import load_config
 from rezero_jax.data import load, stand_in
 from rezero_jax.errors import UserError
 from rezero_jax.formatting import markdown_table, number
-from rezero_jax.training.chips import chip_of
-from rezero_jax.training.estimate import estimate
-from rezero_jax.training.plan import collectives
-from rezero_jax.training.topologies import devices_of
+from rezero_jax.training.cost import update_flops
 from rezero_jax.training.trainer import Trainer
 
 ENWIK8 = "configs/transformer_enwik8.py:layers"
@@ -131,13 +132,13 @@ def account(spec: str, topology: str, peer: bool = False) -> dict[str, Any]:
         classes = getattr(dataset, "num_classes", 0)
         compiled = Peer(config, list(mesh.devices.flat), shape, classes).compile()
     else:
-        compiled = trainer.compile()
+        compiled = compile_dispatch(trainer)
     seconds = time.perf_counter() - started
     found = estimate(compiled)
     return {
         "update": found.update.seconds(chip) if chip else None,
         "dispatch": found.dispatch.seconds(chip) if chip else None,
-        "bound": trainer.flops() / (mesh.size * chip.flops) if chip else None,
+        "bound": update_flops(trainer) / (mesh.size * chip.flops) if chip else None,
         "memory": found.memory,
         "kernels": found.update.kernel_seconds(chip) if chip else None,
         "collectives": collectives(found.update, mesh.size),
@@ -147,7 +148,7 @@ def account(spec: str, topology: str, peer: bool = False) -> dict[str, Any]:
 
 def in_own_process(spec: str, topology: str, peer: bool) -> dict[str, Any]:
     """The same by a new process, whose memory is given back; {"error": sentence} if it fails."""
-    command = [sys.executable, "-m", "benchmarks.rehearsal", "--one", spec, topology]
+    command = [sys.executable, "-m", "rehearsal.table", "--one", spec, topology]
     command += ["--peer"] if peer else []
     # The host's JAX must not look for a TPU just because its compiler is installed.
     env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": ""}

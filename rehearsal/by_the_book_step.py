@@ -21,7 +21,7 @@ from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from benchmarks.by_the_book import make_model
+from rehearsal.by_the_book import make_model
 from rezero_jax.training.sharding import FULLY_SHARDED_FROM
 from rezero_jax.training.trainer import fewest_parts
 

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import jax
 
-from rezero_jax.training.chips import Chip
-from rezero_jax.training.hlo import Instruction, Traffic, parse, shape_bytes, trip_count
+from rehearsal.chips import Chip
+from rehearsal.program import Instruction, Traffic, parse, shape_bytes, trip_count
 
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
