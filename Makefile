@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 TYPED := --jaxtyping-packages=rezero_jax,tests.typechecker.check
 
-.PHONY: train test test-typed test-slow lint docs notebooks rehearse setup setup-dev clean
+.PHONY: train test test-typed test-slow lint docs notebooks rehearse size setup setup-dev clean
 
 train: setup  ## train the default network on embedded data, in seconds
 	$(BIN)/python train.py --config=configs/mlp.py --workdir=runs/digits
@@ -29,6 +29,9 @@ docs: setup-dev  ## build the documentation in site/; a broken link is an error
 
 notebooks: setup-dev  ## make the notebooks from their .py and execute them, in some minutes
 	$(BIN)/python notebooks/execute.py
+
+size: setup-dev  ## print how much there is to read
+	$(BIN)/python -m benchmarks.size
 
 rehearse: $(VENV)-rehearsal/installed  ## compile for absent TPUs, beside peers; ARGS=--set=ci: small
 	$(VENV)-rehearsal/bin/python -m rehearsal.table $(ARGS)
