@@ -161,7 +161,7 @@ def _with_layer(spec: ModelSpec, layer: int, before: Any, after: Any) -> Any:
 
     def leaf(path: Any, before: Array, after: Array) -> Array:
         text = path_text(path)
-        if text in spec.stacked_paths:
+        if spec.parameters[text].is_stacked:
             return before.at[layer].set(after[layer])
         return after if f"blocks/{layer}/" in text else before
 

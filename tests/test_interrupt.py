@@ -71,7 +71,7 @@ def test_no_heavy_import_precedes_the_handler():
         assert {"jax", "numpy", "rezero_jax", "argparse"}.isdisjoint(out.split())
 
 
-def test_a_run_in_a_thread_of_its_own_leaves_signals_alone(quick_compilation, tmp_path):
+def test_a_run_in_a_thread_of_its_own_leaves_signals_alone(tmp_path):
     fields = ["train.epochs=None", "train.steps=9", "train.steps_per_dispatch=1", "mesh.data=1"]
     config = load_config("configs/mlp.py:smoke", fields)
     signals = (signal.SIGINT, signal.SIGTERM)

@@ -105,7 +105,7 @@ def test_each_matrix_of_each_layer_moves_by_the_equations_and_the_rest_by_adamw(
         for name in before
         if name.startswith(("trunk/", "stages/")) and name.endswith(("kernel", "/qkv"))
     ]
-    assert set(spec.matrix_axes) == set(hidden)
+    assert {p for p, info in spec.parameters.items() if info.matrix_axes} == set(hidden)
     for name, value in after.items():
         if name not in hidden:
             np.testing.assert_array_equal(value, adamw[name], err_msg=name)

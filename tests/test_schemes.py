@@ -259,7 +259,7 @@ def test_numbers_that_mix_streams_have_no_decay_and_lambda_learns_slowly():
         weight_decay=0.1,
     )
     for path, change in changes.items():
-        expected = 0.0 if path in spec.mix_paths else -0.1 * 0.1
+        expected = 0.0 if spec.parameters[path].is_stream_weight else -0.1 * 0.1
         np.testing.assert_allclose(change, expected, rtol=1e-5, err_msg=path)
     _, changes = updated(
         lambda rngs: MLP(6, 8, 3, 4, "x0_scalars", rngs=rngs),

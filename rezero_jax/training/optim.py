@@ -1,28 +1,27 @@
 """From config.optim to one optax transformation with parameter groups.
 
-Every parameter belongs to exactly one group: "alpha" if it is a gate or mixes streams, by its
-type; else the group of config.optim.groups whose regular expression its path matches; else "base".
+Every parameter belongs to exactly one group: "alpha" if the parameter is a gate or mixes streams,
+by its type; otherwise the group of config.optim.groups whose regular expression matches its path;
+otherwise "base".
 """
 
+import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax import Array
 from ml_collections import ConfigDict
 
 from rezero_jax.errors import UserError, choose_from
-from rezero_jax.training.muon import scale_by_muon
-from rezero_jax.training.state import ModelSpec, path_text
-
-Schedule = Callable[[Any], Any]
+from rezero_jax.training.schedule import Schedule, interpolate, make_schedule
+from rezero_jax.training.state import ModelSpec, Parameter, path_text
 
 OPTIMIZERS = ("adagrad", "adamw", "lamb", "muon", "sgd")
-SCHEDULES = ("constant", "cosine", "linear", "multistep", "piecewise")
+MUON_MOMENTUM = 0.95
+MUON_RMS = 0.2  # root mean square of the entries of Muon's update, about that of Adam's
 
 
 def make_optimizer(
@@ -30,7 +29,7 @@ def make_optimizer(
 ) -> tuple[optax.GradientTransformation, dict[str, Schedule]]:
     """The optimizer and the learning-rate schedule of each of its groups.
 
-    LAMB's trust ratio is that of each layer where parameters are stacked, and so is Muon's matrix.
+    In stacked parameters LAMB's trust ratio and Muon's matrix are those of one layer.
 
     Args:
       config: config.optim.
@@ -42,32 +41,36 @@ def make_optimizer(
         no parameter, or a parameter matches two groups.
     """
     if config.clip_norm is not None and config.clip_norm <= 0:
-        raise UserError(f"optim.clip_norm={config.clip_norm} is not positive; None clips nothing")
+        raise UserError(
+            f"optim.clip_norm={config.clip_norm} is not positive; None disables clipping"
+        )
     labels = _labels(config, spec)
     groups = {"base": config, "alpha": config.alpha, **config.groups}
-    rules, schedules = {}, {}
+    optimizers, schedules = {}, {}
     for name in sorted(set(jax.tree.leaves(labels))):
         settings = config.copy_and_resolve_references()
         for key, value in groups[name].items():
             if value is not None and key not in ("alpha", "groups", "path"):
                 settings[key] = value
-        schedules[name] = _schedule(settings, total_steps)
-        rules[name] = _rule(settings, schedules[name], total_steps, spec)
-    optimizer = optax.partition(rules, labels)
-    if spec.rates:
-        optimizer = optax.chain(optimizer, _scale_by_path(spec.rates))
+        schedules[name] = make_schedule(settings, total_steps)
+        optimizers[name] = _one_group(settings, schedules[name], total_steps, spec)
+    optimizer = optax.partition(optimizers, labels)
+    if rates := _scale_by(spec, lambda parameter: parameter.rate):
+        optimizer = optax.chain(optimizer, *rates)
     if config.clip_norm is not None:
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
     return optimizer, schedules
 
 
 def _labels(config: ConfigDict, spec: ModelSpec) -> Any:
+    """A tree like the parameters with the name of each one's group."""
     patterns = {name: group.path for name, group in config.groups.items()}
     matched: set[str] = set()
 
     def label(path: Any, _: Any) -> str:
         text = path_text(path)
-        if text in spec.alpha_paths | spec.mix_paths:
+        parameter = spec.parameters[text]
+        if parameter.is_gate or parameter.is_stream_weight:
             return "alpha"
         found = [name for name, pattern in patterns.items() if re.search(pattern, text)]
         if len(found) > 1:
@@ -81,115 +84,114 @@ def _labels(config: ConfigDict, spec: ModelSpec) -> Any:
     labels = jax.tree.map_with_path(label, spec.shapes)
     for name in patterns.keys() - matched:
         raise UserError(
-            f"optim.groups.{name}.path={patterns[name]!r} matches no parameter of this model"
+            f"optim.groups.{name}.path={patterns[name]!r} matches no parameter of this model; "
+            "correct the regular expression"
         )
     return labels
 
 
-def _schedule(settings: ConfigDict, total_steps: int) -> Schedule:
-    peak, warmup = settings.learning_rate, settings.warmup_steps
-    if peak < 0 or warmup < 0:
-        raise UserError(
-            f"learning_rate={peak} and warmup_steps={warmup} cannot be negative; give 0 or more"
-        )
-    steps = max(total_steps - warmup, 1)
-    match settings.schedule:
-        case "constant":
-            schedule = optax.constant_schedule(peak)
-        case "linear":
-            schedule = optax.linear_schedule(peak, 0.0, steps)
-        case "cosine":
-            schedule = optax.cosine_decay_schedule(peak, steps)
-        case "multistep":
-            drops = {
-                round(fraction * total_steps) - warmup: settings.decay_factor
-                for fraction in settings.milestones
-            }
-            schedule = optax.piecewise_constant_schedule(peak, drops)
-        case "piecewise":
-            line = _through("optim.points", settings.points, total_steps)
-            schedule = lambda step: peak * line(step + warmup)  # noqa: E731
-        case other:
-            raise choose_from("schedule", other, SCHEDULES)
-    if not warmup:
-        return schedule
-    # The first update of a warm-up is not wasted on a rate of zero: step t has rate (t+1)/warmup.
-    rise = optax.linear_schedule(peak / warmup, peak, warmup - 1)
-    return optax.join_schedules([rise, schedule], [warmup])
-
-
-def _through(key: str, points: Sequence[Any], total_steps: int) -> Schedule:
-    """Straight lines through `points` (fraction of the run, value), as a function of the step."""
-    try:
-        fractions = [fraction for fraction, _ in points]
-    except TypeError:
-        fractions = []
-    if not fractions or any(a > b for a, b in pairwise([0, *fractions, 1])):
-        raise UserError(
-            f"{key}={points} is no schedule; give pairs (fraction of the run, value), with "
-            "fractions ascending from 0 to 1"
-        )
-    steps = jnp.asarray([round(fraction * total_steps) for fraction in fractions], jnp.float32)
-    values = jnp.asarray([point[1] for point in points], jnp.float32)
-    return lambda step: jnp.interp(jnp.asarray(step, jnp.float32), steps, values)
-
-
-def _rule(
+def _one_group(
     settings: ConfigDict, schedule: Schedule, total_steps: int, spec: ModelSpec
 ) -> optax.GradientTransformation:
+    """The optimizer of one parameter group, whose `settings` are those of config.optim."""
     decay = optax.add_decayed_weights(settings.weight_decay)
     match settings.name:
         case "adagrad":
-            # PyTorch's constants: it divides by sqrt(sum) + 1e-10, optax by sqrt(sum + eps).
-            parts = [decay, optax.scale_by_rss(initial_accumulator_value=0.0, eps=1e-20)]
+            # PyTorch divides by sqrt(sum) + 1e-10, optax by sqrt(sum + eps).
+            chain = [decay, optax.scale_by_rss(initial_accumulator_value=0.0, eps=1e-20)]
         case "sgd":
-            # PyTorch's order: the decay is part of the gradient that momentum averages.
+            # As in PyTorch, momentum averages gradients that include the decay.
             if settings.momentum_points:
-                cycle = _through("optim.momentum_points", settings.momentum_points, total_steps)
+                points = settings.momentum_points
+                cycle = interpolate("optim.momentum_points", points, total_steps)
                 trace = optax.inject_hyperparams(optax.trace, static_args="nesterov")
                 momentum = trace(decay=cycle, nesterov=settings.nesterov)
             else:
                 momentum = optax.trace(settings.momentum, settings.nesterov)
-            parts = [decay, momentum]
+            chain = [decay, momentum]
         case "adamw":
-            parts = [optax.scale_by_adam(settings.b1, settings.b2, eps=1e-8), decay]
+            chain = [optax.scale_by_adam(settings.b1, settings.b2, eps=1e-8), decay]
         case "lamb":
             adam = optax.scale_by_adam(settings.b1, settings.b2, eps=1e-6)
-            parts = [adam, decay, _scale_by_layer_trust_ratio(spec.stacked_paths)]
+            chain = [adam, decay, _scale_by_layer_trust_ratio(spec)]
         case "muon":
             adam = optax.scale_by_adam(settings.b1, settings.b2, eps=1e-8)
-            parts = [scale_by_muon(spec.matrix_axes, adam), decay]
+            chain = [_scale_by_muon(spec, adam), decay]
         case other:
             raise choose_from("optimizer", other, OPTIMIZERS)
     if not settings.weight_decay:
-        parts.remove(decay)
-    if spec.epsilon_scales and settings.name in ("adamw", "lamb", "muon"):
-        # m / (sqrt(v) + s epsilon) of a gradient g is what epsilon gives of g / s.
-        parts.insert(0, _scale_by_path({p: 1 / s for p, s in spec.epsilon_scales.items()}))
-    if spec.rate_scales and settings.name != "sgd":
-        parts.append(_scale_by_path(spec.rate_scales))
-    return optax.chain(*parts, optax.scale_by_learning_rate(schedule))
+        chain.remove(decay)
+    if settings.name in ("adamw", "lamb", "muon"):
+        # m / (sqrt(v) + s epsilon) of a gradient g equals the update with epsilon of g / s.
+        chain = [*_scale_by(spec, lambda parameter: 1 / parameter.epsilon_scale), *chain]
+    if settings.name != "sgd":
+        chain += _scale_by(spec, lambda parameter: parameter.rate_scale)
+    return optax.chain(*chain, optax.scale_by_learning_rate(schedule))
 
 
-def _scale_by_path(factors: Mapping[str, float]) -> optax.GradientTransformation:
-    def scaled(updates: Any, _: Any) -> Any:
+def _scale_by(
+    spec: ModelSpec, factor: Callable[[Parameter], float]
+) -> list[optax.GradientTransformation]:
+    """The transformation that multiplies each parameter's update; none where all factors are 1."""
+    factors = {path: factor(parameter) for path, parameter in spec.parameters.items()}
+    if all(value == 1 for value in factors.values()):
+        return []
+
+    def scale(updates: Any, _: Any) -> Any:
         return jax.tree.map_with_path(
-            lambda path, leaf: factors.get(path_text(path), 1.0) * leaf, updates
+            lambda path, update: factors[path_text(path)] * update, updates
         )
 
-    return optax.stateless(scaled)
+    return [optax.stateless(scale)]
 
 
-def _scale_by_layer_trust_ratio(stacked_paths: frozenset[str]) -> optax.GradientTransformation:
+def _scale_by_layer_trust_ratio(spec: ModelSpec) -> optax.GradientTransformation:
+    """LAMB's trust ratio, per layer in stacked parameters."""
     ratio = optax.scale_by_trust_ratio()
 
     def scale(update: Array, param: Array) -> Array:
         return ratio.update(update, ratio.init(param), param)[0]
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        def leaf(path: Any, update: Array, param: Array) -> Array:
-            return (jax.vmap(scale) if path_text(path) in stacked_paths else scale)(update, param)
+    def scale_leaf(path: Any, update: Array, param: Array) -> Array:
+        is_stacked = spec.parameters[path_text(path)].is_stacked
+        return (jax.vmap(scale) if is_stacked else scale)(update, param)
 
-        return jax.tree.map_with_path(leaf, updates, params), state
+    return optax.stateless(
+        lambda updates, params: jax.tree.map_with_path(scale_leaf, updates, params)
+    )
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+def _scale_by_muon(
+    spec: ModelSpec, other: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """Muon's updates of the trunk's matrices, and the updates by `other` of all other parameters.
+
+    Keller Jordan's Muon (https://kellerjordan.github.io/posts/muon) orthogonalises the Nesterov
+    momentum of each matrix; along axes that are neither inputs nor outputs, such as a stack's
+    layers, one by one. A matrix of n inputs and m outputs moves by MUON_RMS sqrt(max(n, m)) times
+    its orthogonal factor, so that one learning rate and one weight decay suit both optimizers
+    (arXiv 2502.16982, equation 4).
+    """
+
+    def axes_of(path: Any) -> Any:
+        return spec.parameters[path_text(path)].matrix_axes
+
+    def kinds(params: Any) -> Any:
+        return jax.tree.map_with_path(
+            lambda path, _: "matrix" if axes_of(path) else "other", params
+        )
+
+    def dimensions(params: Any) -> Any:
+        return jax.tree.map_with_path(
+            lambda path, _: optax.contrib.MuonDimensionNumbers(*axes_of(path)), params
+        )
+
+    def scale(path: Any, update: Array) -> Array:
+        sizes = [math.prod(update.shape[axis] for axis in axes) for axes in axes_of(path)]
+        return update * (MUON_RMS * math.sqrt(max(sizes)))
+
+    muon = optax.chain(
+        optax.contrib.scale_by_muon(beta=MUON_MOMENTUM, weight_dimension_numbers=dimensions),
+        optax.stateless(lambda updates, params: jax.tree.map_with_path(scale, updates)),
+    )
+    return optax.partition({"matrix": muon, "other": other}, kinds)

@@ -91,7 +91,8 @@ def state_shardings(shapes: Any, mesh: Mesh, spec: ModelSpec, fully_sharded: boo
         if name is None or not shape:  # an optimizer may keep a single number for a parameter
             return replicated(mesh)
         axes: list[str | None] = [None] * leaf.ndim
-        axis = spec.model_axes.get(name)
+        parameter = spec.parameters[name]
+        axis = parameter.model_axis
         if model > 1 and axis is not None:
             if shape[axis] % model:
                 raise UserError(
@@ -100,7 +101,7 @@ def state_shardings(shapes: Any, mesh: Mesh, spec: ModelSpec, fully_sharded: boo
                 )
             axes[axis] = "model"
         if fully_sharded and leaf.size >= FULLY_SHARDED_FROM:
-            per_layer = range(name in spec.stacked_paths, leaf.ndim)
+            per_layer = range(parameter.is_stacked, leaf.ndim)
             if free := [i for i in per_layer if axes[i] is None and shape[i] % data == 0]:
                 axes[max(free, key=lambda i: shape[i])] = "data"
         return NamedSharding(mesh, PartitionSpec(*axes))

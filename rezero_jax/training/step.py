@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 from jax import Array
 
-from rezero_jax.training.optim import Schedule
+from rezero_jax.training.schedule import Schedule
 from rezero_jax.training.state import ModelSpec, State
 
 Batch = dict[str, Array]
