@@ -138,13 +138,15 @@ def table(root: Path = ROOT) -> Iterator[str]:
         path = read_path(family, root)
         yield f"| read from the command to the updated parameter, {family} | {_sum(path)} |"
     for family in READ_PATHS:
-        yield f"| own stack frames from step to residual add, {family} | {len(frames(family, root))} | |"
+        depth = len(frames(family, root))
+        yield f"| own stack frames from step to residual add, {family} | {depth} | |"
     package = tracked("rezero_jax", root=root)
     yield f"| rezero_jax | {_sum(package)} |"
     yield f"| experiments | {_sum(tracked('experiments', root=root))} |"
     yield f"| benchmarks, rehearsal | {_sum(tracked('benchmarks', 'rehearsal', root=root))} |"
     yield f"| tests | {_sum(tracked('tests', root=root))} |"
-    yield f"| rezero_jax, files under {SHORT} lines (without `__init__`) | {len(short(package))} | |"
+    few = len(short(package))
+    yield f"| rezero_jax, files under {SHORT} lines (without `__init__`) | {few} | |"
     longest = max(package, key=lambda path: package[path])
     yield f"| rezero_jax, longest file: {longest} | | {package[longest]:,} |"
     loaded = loaded_by("rezero_jax.residual", root)
