@@ -1,11 +1,8 @@
 """The machine of a process: what it computes for, its cores as devices, its cache folder."""
 
-import contextlib
 import os
 import platform
 import re
-from collections.abc import Iterator
-from contextvars import ContextVar
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +15,7 @@ class Target(NamedTuple):
     """What a computation is traced for.
 
     Attributes:
-      platform: "cpu", "gpu" or "tpu"; "none" in `counting`.
+      platform: "cpu", "gpu" or "tpu".
       kind: JAX's `device_kind`, such as "NVIDIA H100 80GB HBM3" or "TPU v5 lite".
     """
 
@@ -26,35 +23,11 @@ class Target(NamedTuple):
     kind: str
 
 
-_counting = ContextVar("counting", default=False)
-
-
-@contextlib.contextmanager
-def counting() -> Iterator[None]:
-    """A context in which a trace has a model's own operations, whatever device computes them.
-
-    Attention is in its plain form, every query with every key, and nothing is computed again in the
-    backward pass.
-    """
-    token = _counting.set(True)
-    try:
-        yield
-    finally:
-        _counting.reset(token)
-
-
-def is_counting() -> bool:
-    """Whether we trace in the context `counting`."""
-    return _counting.get()
-
-
 def target() -> Target:
     """The devices of the mesh in whose context we trace (`jax.set_mesh`), or JAX's default ones.
 
     A mesh may be of devices that are not here, for which a program is only compiled.
     """
-    if is_counting():
-        return Target("none", "")
     device = jax.sharding.get_abstract_mesh().abstract_device
     if device is None:
         default = jax.config.jax_default_device  # type: ignore[attr-defined]

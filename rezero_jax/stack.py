@@ -101,7 +101,7 @@ class Stack(nnx.Module):
         return x
 
     def _unroll(self) -> int:
-        if devices.target().platform in ("cpu", "none"):
+        if devices.target().platform == "cpu":
             return 1
         # A divisor: what remains over would be cut from the stacks and joined to them again.
         return max(n for n in range(1, self.unroll + 1) if self.depth % n == 0)
@@ -129,13 +129,8 @@ class Stack(nnx.Module):
             return merged(x, *args, **kwargs, **random), nnx.state(merged, CHANGES)
 
         if self.remat != "none":
-            layer = computed_again(layer, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
+            layer = jax.checkpoint(layer, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
         return layer, (params, rest)
-
-
-def computed_again(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """The function as by jax.checkpoint; itself where `devices.counting` a model's operations."""
-    return function if devices.is_counting() else jax.checkpoint(function, **options)
 
 
 def _batch_on_data(x: Array) -> Array:

@@ -10,7 +10,6 @@ import numpy as np
 from jax.extend import core
 
 from rezero_jax.data.split import HostBatch, flat
-from rezero_jax.devices import counting
 from rezero_jax.errors import UserError
 from rezero_jax.training.sharding import device_bytes
 from rezero_jax.training.trainer import Trainer
@@ -28,6 +27,19 @@ PEAK_FLOPS = {
     "NVIDIA H100": 989e12,
     "NVIDIA H200": 989e12,
 }
+# Operations that only move or name numbers.
+MOVES = {
+    "broadcast_in_dim",
+    "concatenate",
+    "convert_element_type",
+    "copy",
+    "reshape",
+    "slice",
+    "split",
+    "squeeze",
+    "stop_gradient",
+    "transpose",
+}
 
 
 def chip_kind(device: Any) -> str | None:
@@ -42,17 +54,19 @@ def peak_flops(trainer: Trainer) -> float | None:
     return None if kind is None else PEAK_FLOPS[kind] * trainer.mesh.size
 
 
-def flops(function: Callable[..., Any], *args: Any) -> int:
-    """Floating-point operations of the matrix products and convolutions in function(*args).
+def flops(function: Callable[..., Any], *args: Any, everything: bool = False) -> int:
+    """Floating-point operations of function(*args).
 
-    Each multiplication and each addition counts. The body of a scan counts once for each iteration.
-    The costliest branch of a `cond` counts, and one iteration of a `while` loop.
+    The body of a scan counts once for each iteration. The costliest branch of a `cond` counts, and
+    one iteration of a `while` loop.
 
     Args:
       *args: arrays or their shapes; nothing is computed.
+      everything: also count one operation for each number that an elementwise operation makes or a
+        reduction takes (default: only the multiplications and additions of matrix products and
+        convolutions).
     """
-    # A new function, as JAX would give back an old trace, perhaps not of `devices.counting`.
-    return _total(jax.make_jaxpr(lambda *args: function(*args))(*args).jaxpr)
+    return _total(jax.make_jaxpr(function)(*args).jaxpr, everything)
 
 
 def first_batch(trainer: Trainer) -> tuple[HostBatch, HostBatch]:
@@ -76,8 +90,11 @@ def model_flops(trainer: Trainer) -> int:
 
     Attention counts every query with every key, also where it is causal (arXiv 2204.02311, B).
     """
-    with counting():
-        return update_flops(trainer)
+    config = trainer.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.model.remat, config.model.attention = "none", "plain"
+        config.mesh.data = config.mesh.model = 1  # the count is the same on any mesh
+    return update_flops(Trainer(config, trainer.dataset, [trainer.mesh.devices.flat[0]]))
 
 
 def check_memory(trainer: Trainer) -> None:
@@ -99,20 +116,23 @@ def check_memory(trainer: Trainer) -> None:
         )
 
 
-def _total(jaxpr: core.Jaxpr) -> int:
+def _total(jaxpr: core.Jaxpr, everything: bool) -> int:
     total = 0
     for equation in jaxpr.eqns:
         name = equation.primitive.name
+        inner = [_total(sub, everything) for sub in _inner(equation)]
         if name in ("dot_general", "conv_general_dilated"):
-            total += _operations(equation)
-        else:
-            inner = [_total(sub) for sub in _inner(equation)]
+            total += _product(equation)
+        elif inner:
             trips = equation.params["length"] if name == "scan" else 1
-            total += trips * (max(inner, default=0) if name == "cond" else sum(inner))
+            total += trips * (max(inner) if name == "cond" else sum(inner))
+        elif everything and name not in MOVES:
+            arrays: list[Any] = equation.invars if name.startswith("reduce_") else equation.outvars
+            total += math.prod(arrays[0].aval.shape)
     return total
 
 
-def _operations(equation: core.JaxprEqn) -> int:
+def _product(equation: core.JaxprEqn) -> int:
     arrays: list[Any] = [v.aval for v in (*equation.invars, *equation.outvars)]
     left, right, out = (array.shape for array in arrays)
     if equation.primitive.name == "dot_general":

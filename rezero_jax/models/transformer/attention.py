@@ -78,6 +78,7 @@ class Attention(nnx.Module):
             dtype=options.dtype,
             rngs=rngs,
         )
+        self.plain = options.attention == "plain"
         self.norm = make_norm(options.norm, width, rngs=rngs) if inner_norm else nnx.identity
         self.dropout = Dropout(options.dropout)
 
@@ -107,7 +108,8 @@ class Attention(nnx.Module):
             q, k = (rotate(heads, jnp.arange(heads.shape[1])[None]) for heads in (q, k))
         dropped = self.dropout.rate > 0 and not self.dropout.deterministic
         drop = (lambda weights: self.dropout(weights, rngs=rngs)) if dropped else None
-        return self._join(attend(q, k, v, mask=mask, is_causal=is_causal, drop=drop))
+        heads = attend(q, k, v, mask=mask, is_causal=is_causal, drop=drop, plain=self.plain)
+        return self._join(heads)
 
     def init_cache(self, depth: int, batch_size: int, length: int) -> Cache:
         """An empty cache of `length` positions for `depth` layers like this one."""
@@ -158,22 +160,24 @@ def attend(
     mask: Mask | None = None,
     is_causal: bool = False,
     drop: Callable[[Array], Array] | None = None,
+    plain: bool = False,
 ) -> Float[Array, "batch queries heads size"]:
     """softmax(q k / sqrt(size)) v, with a float32 softmax; `drop` is applied to its result.
 
     On a GPU that can, it is cuDNN's flash attention; on a TPU, without a mask and for long
     sequences, splash attention. Elsewhere causal attention is cut into blocks of queries, none of
-    which looks at the keys beyond it; on a CPU only without `drop`.
+    which looks at the keys beyond it; on a CPU only without `drop`. If `plain`, every query meets
+    every key, and no kernel replaces the products.
     """
     target = devices.target()
     length = q.shape[1]
-    if drop is None and mask is None and target.platform == "tpu":
+    if drop is None and mask is None and target.platform == "tpu" and not plain:
         from rezero_jax.models.transformer import splash  # which takes a while
 
         if splash.takes(q, k):
             return splash.splash(q, k, v, is_causal=is_causal)
-    cudnn = drop is None and _cudnn_takes(target, q, k)
-    whole = devices.is_counting() or (drop is not None and target.platform == "cpu")
+    cudnn = drop is None and not plain and _cudnn_takes(target, q, k)
+    whole = plain or (drop is not None and target.platform == "cpu")
     square = is_causal and mask is None and length == k.shape[1]
     if square and not (cudnn or whole):
         return _by_blocks(q, k, v, drop)

@@ -19,7 +19,7 @@ from rezero_jax.models.transformer.encoder import Encoder
 from rezero_jax.models.transformer.generate import Prompts, generate
 from rezero_jax.models.transformer.options import ModelKeywords
 from rezero_jax.residual import trunk_dtype
-from rezero_jax.stack import computed_again, unstacked
+from rezero_jax.stack import unstacked
 
 Tokens = Int[Array, "batch length"]
 
@@ -81,6 +81,7 @@ class Transformer(nnx.Module):
             raise choose_from("positions", positions, POSITIONS)
         self.vocab_size, self.max_len = vocab_size, max_len
         self.positions, self.dtype = positions, dtype
+        self.plain = keywords.get("attention") == "plain"
         self.trunk = Encoder(
             width,
             heads,
@@ -162,7 +163,7 @@ class Transformer(nnx.Module):
             return optax.softmax_cross_entropy_with_integer_labels(self.logits(xs[0]), xs[1])
 
         length = tokens.shape[1]
-        parts = _parts(length, tokens.size * self.vocab_size)
+        parts = 1 if self.plain else _parts(length, tokens.size * self.vocab_size)
         if parts == 1:
             return part((hidden, targets))
         # Cut along the length: the batch stays shared among the devices as it is.
@@ -170,7 +171,7 @@ class Transformer(nnx.Module):
             x.reshape(x.shape[0], parts, length // parts, *x.shape[2:]).swapaxes(0, 1)
             for x in (hidden, targets)
         ]
-        return jax.lax.map(computed_again(part), tuple(cut)).swapaxes(0, 1).reshape(tokens.shape)
+        return jax.lax.map(jax.checkpoint(part), tuple(cut)).swapaxes(0, 1).reshape(tokens.shape)
 
     def init_cache(self, batch_size: int, length: int | None = None) -> list[Cache]:
         """Empty keys and values of `length` positions (by default max_len) for `decode`."""

@@ -20,6 +20,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
 }
 ALPHA_PER = ("layer", "sublayer")
+ATTENTION = ("auto", "plain")
 
 
 class LayerKeywords(TypedDict, total=False):
@@ -35,6 +36,7 @@ class LayerKeywords(TypedDict, total=False):
     bias: bool
     kv_heads: int | None
     rotary: bool
+    attention: str
     dtype: Any
 
 
@@ -53,6 +55,7 @@ class ModelKeywords(TypedDict, total=False):
     alpha_per: str
     norm: str
     base_depth: int
+    attention: str
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,8 @@ class LayerOptions:
       kv_heads: number of heads of keys and values, each shared by heads / kv_heads heads of
         queries (grouped-query attention, arXiv 2305.13245); by default `heads`.
       rotary: whether self-attention turns queries and keys by position (arXiv 2104.09864).
+      attention: "auto", the fastest form on the devices, or "plain": every query meets every key,
+        and a language model's loss takes all logits at once, as model FLOPs are counted.
       dtype: dtype of the computation; parameters, norms and the softmax are float32, and the trunk
         keeps the dtype of x.
 
@@ -96,6 +101,7 @@ class LayerOptions:
     bias: bool = True
     kv_heads: int | None = None
     rotary: bool = False
+    attention: str = "auto"
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
@@ -118,6 +124,10 @@ class LayerOptions:
             )
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout={self.dropout} is not a fraction; give 0 or more, below 1")
-        for name, valid in (("activation", ACTIVATIONS), ("alpha_per", ALPHA_PER)):
+        for name, valid in (
+            ("activation", ACTIVATIONS),
+            ("alpha_per", ALPHA_PER),
+            ("attention", ATTENTION),
+        ):
             if getattr(self, name) not in valid:
                 raise choose_from(name, getattr(self, name), valid)
