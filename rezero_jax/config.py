@@ -19,7 +19,6 @@ def base_config() -> ConfigDict:
     A field with a type instead of a value is unset.
     """
     config = ConfigDict()
-    config.version = 2  # of the names in a config: in 1, `layerscale` was today's `rezero_channel`
     config.seed = 0
 
     config.model = ConfigDict()
@@ -44,9 +43,6 @@ def base_config() -> ConfigDict:
     config.data.windows = "segments"  # text: what is trained on; segments, random
     config.data.context = 0  # text: bytes at least that lead up to each byte in an evaluation
     config.data.eval_split = "validation"  # text: validation, test
-    # What shuffles the examples, and draws random windows and imagenet's crops: hash (the same with
-    # every version of NumPy), numpy (as in runs made before this field existed).
-    config.data.order = "hash"
 
     config.train = ConfigDict()
     config.train.steps = config_dict.placeholder(int)  # exactly one of these three sets the length

@@ -28,7 +28,6 @@ NOT_NEGATIVE = Range(0, math.inf)
 # The first pattern that matches a field counts. Bounds that depend on other fields, and those of
 # lengths and batches, are checked where they are used.
 RANGES = {
-    "version": Range(1, 2),
     "seed": Range(0, 2**32 - 1),  # a larger one gives JAX the same key as a smaller one
     "mesh.cpu_devices": Range(1, MOST_DEVICES),
     "mesh.data": Range(-1, LARGEST),

@@ -1,4 +1,4 @@
-"""ImageNet's crops: torchvision's boxes, a triangle filter, and nothing but (seed, step, place)."""
+"""ImageNet's crops: torchvision's boxes under a triangle filter, by (seed, step, position)."""
 
 import io
 import math
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rezero_jax.data.generator import Generator, SplitMix64
+from rezero_jax.data.order import SplitMix64
 from rezero_jax.data.tfds import imagenet
 from rezero_jax.data.tfds.imagenet import CentralCrop, RandomCrop, random_box
 
@@ -41,7 +41,7 @@ FILES = {
 }
 
 
-def torchvision_box(rng: Generator, width: int, height: int) -> tuple[int, ...]:
+def torchvision_box(rng: SplitMix64, width: int, height: int) -> tuple[int, ...]:
     """get_params of torchvision 0.20's RandomResizedCrop, with the numbers of `rng`."""
     for _ in range(10):
         target_area = height * width * rng.uniform(0.08, 1.0)
@@ -78,29 +78,15 @@ def triangle(length: int, start: float, end: float) -> np.ndarray:
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-def draws(method: str, seed: int, step: int, position: int) -> Generator:
-    if method == "hash":
-        return SplitMix64(seed, step, position)
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(step, position)))
-
-
-# By method and (step, position), of an image of 500 x 400 with seed 5; see test_data_order.FIRST.
+# By (step, position), from an image of 500 x 400 with seed 5; see test_data_order.FIRST.
 BOXES = {
-    "hash": {
-        (0, 0): (313, 123, 479, 260),
-        (7, 3): (269, 177, 438, 355),
-        (2**33, 1): (48, 2, 423, 345),
-    },
-    "numpy": {
-        (0, 0): (112, 67, 344, 327),
-        (7, 3): (36, 12, 355, 378),
-        (2**33, 1): (148, 21, 498, 311),
-    },
+    (0, 0): (313, 123, 479, 260),
+    (7, 3): (269, 177, 438, 355),
+    (2**33, 1): (48, 2, 423, 345),
 }
 
 
-@pytest.mark.parametrize("method", BOXES)
-def test_crops_never_change(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_crops_never_change(monkeypatch: pytest.MonkeyPatch) -> None:
     boxes = []
     resized = imagenet._resized
 
@@ -110,21 +96,20 @@ def test_crops_never_change(method: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(imagenet, "_resized", spy)
     content = encoded(500, 400, noise=0)
-    for place in BOXES[method]:
-        RandomCrop(SIZE, 5, method)(content, *place)
-    assert boxes == list(BOXES[method].values())
+    for place in BOXES:
+        RandomCrop(SIZE, 5)(content, *place)
+    assert boxes == list(BOXES.values())
 
 
-@pytest.mark.parametrize("method", BOXES)
 @pytest.mark.parametrize("name", list(FILES))
-def test_a_crop_is_that_of_a_reference_with_the_same_random_numbers(name: str, method: str) -> None:
+def test_a_crop_is_that_of_a_reference_with_the_same_random_numbers(name: str) -> None:
     content = FILES[name]
     # Pillow rounds after each of two passes; decoding a JPEG small is another filter.
     tolerance = 3 if name == "large" else 1.01
-    for step in range(20):
+    for step in range(8):
         with Image.open(io.BytesIO(content)) as image:
-            box = torchvision_box(draws(method, 5, step, 3), *image.size)
-        actual = RandomCrop(SIZE, seed=5, method=method)(content, step, 3)
+            box = torchvision_box(SplitMix64(5, step, 3), *image.size)
+        actual = RandomCrop(SIZE, seed=5)(content, step, 3)
         assert (actual.shape, actual.dtype) == ((SIZE, SIZE, 3), np.uint8)
         np.testing.assert_allclose(actual, resized(content, box), atol=tolerance)
 
@@ -142,7 +127,7 @@ def test_seed_step_and_position_each_change_the_crop() -> None:
 
 
 def test_areas_aspects_and_places_of_boxes_are_spread_as_they_should() -> None:
-    rng = np.random.default_rng(0)
+    rng = SplitMix64(0)
     side = 1000
     boxes = np.array([random_box(rng, side, side) for _ in range(4000)])
     left, top, right, bottom = boxes.T
@@ -180,8 +165,8 @@ def test_areas_aspects_and_places_of_boxes_are_spread_as_they_should() -> None:
 def test_where_no_box_fits_the_central_one_is_taken(
     width: int, height: int, box: tuple[int, ...]
 ) -> None:
-    assert random_box(np.random.default_rng(1), width, height) == box
-    assert torchvision_box(np.random.default_rng(1), width, height) == box
+    assert random_box(SplitMix64(1), width, height) == box
+    assert torchvision_box(SplitMix64(1), width, height) == box
 
 
 @pytest.mark.parametrize("name", list(FILES))

@@ -18,7 +18,7 @@ import pytest
 
 from rezero_jax.data import Dataset, Order, eval_batches
 from rezero_jax.data.tfds.imagenet import MEAN, STD, CentralCrop, RandomCrop
-from rezero_jax.data.tfds.prepare import prepared_builder
+from rezero_jax.data.tfds.prepare import allow_open_files, prepared_builder
 from rezero_jax.errors import UserError
 from tests.data import load
 from tests.test_data_crops import encoded
@@ -131,8 +131,6 @@ def test_the_data_set_is_always_streamed(data_dir: Path, dataset: Dataset) -> No
     assert resident.train.resident == resident.eval.resident == {}
     assert resident.example_shape == (224, 224, 3)
     assert (resident.mean, resident.std) == ((0.1, 0.2, 0.3), STD)
-    with pytest.raises(UserError, match="image_size=0 is not positive"):
-        load("imagenet", str(data_dir), image_size=0)
 
 
 def test_a_batch_holds_the_crops_of_its_step(dataset: Dataset) -> None:
@@ -149,11 +147,6 @@ def test_a_batch_holds_the_crops_of_its_step(dataset: Dataset) -> None:
             visited.append(example["file_name"].decode())
     names = sorted(name for files in TRAIN.values() for name in files)
     assert [sorted(visited[i : i + 7]) for i in (0, 7, 14)] == [names] * 3
-
-
-def test_the_order_of_the_config_draws_the_crops(data_dir: Path) -> None:
-    split = load("imagenet", str(data_dir), image_size=SIZE, seed=5, order="numpy").train
-    assert split.pixels == RandomCrop(SIZE, 5, "numpy")
 
 
 def test_any_step_can_be_first_and_gives_the_same_pixels(data_dir: Path, dataset: Dataset) -> None:
@@ -194,15 +187,10 @@ def test_a_folder_without_a_split_is_refused(data_dir: Path, tmp_path: Path) -> 
 def test_missing_archives_are_named_with_their_place_and_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(UserError) as info:
+    with pytest.raises(UserError, match=r"register at https://image-net\.org/") as info:
         load("imagenet", str(tmp_path))
-    manual = tmp_path / "downloads" / "manual"
-    assert str(info.value) == (
-        f'data set "imagenet2012" is not prepared in {tmp_path} and cannot be downloaded without '
-        "an account; register at https://image-net.org/ and put ILSVRC2012_img_train.tar and "
-        f"ILSVRC2012_img_val.tar into {manual}, or set TFDS_DATA_DIR or --config.data.dir to a "
-        "folder that holds the prepared data set"
-    )
+    for word in (*ARCHIVES, str(tmp_path / "downloads" / "manual"), "--config.data.dir"):
+        assert word in str(info.value)
     name = "ILSVRC2012_img_train.tar"
     put_archives(tmp_path, monkeypatch, {name: ARCHIVES[name]})
     with pytest.raises(UserError, match=r"and put ILSVRC2012_img_val\.tar into"):
@@ -210,28 +198,20 @@ def test_missing_archives_are_named_with_their_place_and_source(
 
 
 @pytest.mark.parametrize("name", list(ARCHIVES))
-def test_an_archive_cut_short_is_refused(
+def test_a_damaged_archive_is_refused(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = len(ARCHIVES[name])
     put_archives(tmp_path, monkeypatch, ARCHIVES | {name: ARCHIVES[name][:-1024]})
-    with pytest.raises(UserError, match=f"{name} has {size - 1024} bytes and should have {size};"):
+    with pytest.raises(UserError, match=f"{name} has {size - 1024} bytes and should have {size}"):
         load("imagenet", str(tmp_path))
-
-
-@pytest.mark.parametrize("name", list(ARCHIVES))
-def test_an_archive_that_is_none_is_refused(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    put_archives(tmp_path, monkeypatch, ARCHIVES | {name: bytes([1]) * len(ARCHIVES[name])})
-    with pytest.raises(UserError, match=r'of data set "imagenet2012" in .*; download it again'):
+    (tmp_path / "downloads" / "manual" / name).write_bytes(bytes([1]) * size)
+    with pytest.raises(UserError, match=r'"imagenet2012" in .* is damaged'):
         load("imagenet", str(tmp_path))
     assert not (tmp_path / "imagenet2012" / "5.1.0").exists()
 
 
 def test_more_files_may_be_open_than_the_system_allows_at_first(data_dir: Path) -> None:
-    from rezero_jax.data.tfds.source import allow_open_files
-
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     low = 1024
     assert before[1] == resource.RLIM_INFINITY or before[1] >= 2000

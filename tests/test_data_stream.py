@@ -1,7 +1,13 @@
-"""Streaming: random access and reading ahead give the same batches, from any step."""
+"""Streaming by threads and worker processes gives the same batches, from any step."""
 
+import os
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +20,7 @@ from rezero_jax.errors import UserError
 SIZE = 23
 IMAGES = np.random.default_rng(0).integers(0, 256, (SIZE, 4, 4, 3), np.uint8)
 LABELS = np.arange(SIZE, dtype=np.int32) % 10
+ORDER = Order(seed=2, size=SIZE, batch_size=6)
 
 
 class Memory:
@@ -32,27 +39,54 @@ class Memory:
         return [{"image": IMAGES[key], "label": int(LABELS[key])} for key in keys]
 
 
-@pytest.mark.parametrize("first", [0, 1, 9, 1000])
-def test_reading_ahead_gives_the_batches_of_the_order_from_any_step(first: int) -> None:
-    split = StreamSplit(Memory(), threads=4, ahead=3)
-    order = Order(seed=2, size=SIZE, batch_size=5)
-    batches = list(split.batches(order.indices, first, first + 12))
-    assert len(batches) == 12
+def shifted(image: np.ndarray, step: int, position: int) -> np.ndarray:
+    return image + np.uint8((10 * step + position) % 256)
+
+
+def process(image: np.ndarray, step: int, position: int) -> np.ndarray:
+    """The process that decodes, and whether accelerators are hidden from it."""
+    hidden = os.environ.get("JAX_PLATFORMS") == "cpu" and not jax._src.xla_bridge._backends
+    pixels = os.getpid().to_bytes(3, "big") + bytes([hidden])
+    return np.frombuffer(pixels, np.uint8).reshape(1, 1, 4)
+
+
+@pytest.mark.parametrize(
+    ("first", "threads", "ahead"), [(0, 4, 3), (9, 1, 1), (1, 2, 50), (1000, 0, 0)]
+)
+def test_threads_give_the_batches_of_the_order_from_any_step(
+    first: int, threads: int, ahead: int
+) -> None:
+    split = StreamSplit(Memory(), threads, ahead, pixels=shifted)
+    batches = list(split.batches(ORDER.indices, first, first + 9))
+    assert len(batches) == 9
     for step, batch in enumerate(batches, first):
-        np.testing.assert_array_equal(batch["image"], IMAGES[order.indices(step)])
-        np.testing.assert_array_equal(batch["label"], LABELS[order.indices(step)])
+        indices = ORDER.indices(step)
+        shifts = np.arange(6, dtype=np.uint8)[:, None, None, None] + np.uint8(10 * step % 256)
+        np.testing.assert_array_equal(batch["image"], IMAGES[indices] + shifts)
+        np.testing.assert_array_equal(batch["label"], LABELS[indices])
+        jax.tree.map(np.testing.assert_array_equal, batch, split.fetch(indices, step))
+    assert list(split.batches(ORDER.indices, 5, 5)) == []
 
 
-@pytest.mark.parametrize(("threads", "ahead"), [(1, 1), (2, 50), (0, 0)])
-def test_the_number_of_workers_changes_nothing(threads: int, ahead: int) -> None:
-    order = Order(seed=2, size=SIZE, batch_size=5)
-    expected = StreamSplit(Memory()).batches(order.indices, 0, 10)
-    actual = StreamSplit(Memory(), threads, ahead).batches(order.indices, 0, 10)
-    for one, other in zip(expected, actual, strict=True):
-        jax.tree.map(np.testing.assert_array_equal, one, other)
+@pytest.mark.parametrize(
+    ("workers", "count"), [(0, 2), (2, 1), pytest.param(1, 2, marks=pytest.mark.slow)]
+)
+def test_batches_are_the_same_for_any_number_of_workers_and_processes(
+    workers: int, count: int
+) -> None:
+    """From the middle on, as a resumed run reads them, by one process or two."""
+    whole = StreamSplit(Memory(), pixels=shifted)
+    expected = [whole.fetch(ORDER.indices(step), step) for step in range(3, 9)]
+    split = StreamSplit(Memory(), pixels=shifted, workers=workers)
+    batches = [
+        list(split.batches(ORDER.indices, 3, 9, rows)) for rows in np.split(np.arange(6), count)
+    ]
+    for *found, want in zip(*batches, expected, strict=True):
+        together = {name: np.concatenate([one[name] for one in found]) for name in want}
+        jax.tree.map(np.testing.assert_array_equal, together, want)
 
 
-def test_workers_read_ahead_and_no_further() -> None:
+def test_threads_read_ahead_and_no_further() -> None:
     memory = Memory()
     batches = StreamSplit(memory, threads=2, ahead=4).batches(lambda step: np.arange(3), 0, 100)
     next(batches)
@@ -61,92 +95,103 @@ def test_workers_read_ahead_and_no_further() -> None:
     assert threading.current_thread().name not in memory.threads
 
 
-def test_no_steps_is_no_batches() -> None:
-    split = StreamSplit(Memory())
-    assert list(split.batches(lambda step: np.arange(2), 5, 5)) == []
-
-
-def test_an_error_in_a_worker_reaches_the_loop() -> None:
-    split = StreamSplit(Memory())
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_an_error_in_a_worker_reaches_the_loop(workers: int) -> None:
+    split = StreamSplit(Memory(), workers=workers)
     with pytest.raises(IndexError, match=f"0 .. {SIZE - 1}"):
         list(split.batches(lambda step: np.array([0, SIZE]), 0, 3))
 
 
 def test_resident_and_stream_give_the_same_batch_inside_jit() -> None:
-    stream = StreamSplit(Memory())
-    resident = ResidentSplit({"image": IMAGES, "label": LABELS})
-    order = Order(seed=7, size=SIZE, batch_size=6)
-    assert stream.size == resident.size == SIZE
-    assert stream.resident == {}
-    for step in range(8):
-        batches = []
-        for split in (stream, resident):
-            (fetched,) = split.batches(order.indices, step, step + 1)
-            batches.append(jax.jit(split.gather)(dict(split.resident), fetched))
-        for batch in batches:
-            assert batch["image"].dtype == np.uint8
-            assert batch["label"].dtype == np.int32
-            np.testing.assert_array_equal(batch["image"], IMAGES[order.indices(step)])
-            np.testing.assert_array_equal(batch["label"], LABELS[order.indices(step)])
-
-
-def test_only_indices_travel_for_a_resident_split() -> None:
-    resident = ResidentSplit({"image": IMAGES, "label": LABELS})
-    fetched = resident.fetch(np.array([4, 2]))
-    assert list(fetched) == ["index"]
-    assert fetched["index"].dtype == np.int32
-
-
-@pytest.mark.parametrize("indices", [[-1], [0, SIZE]])
-def test_indices_outside_the_split_are_refused(indices: list[int]) -> None:
-    for split in (StreamSplit(Memory()), ResidentSplit({"image": IMAGES, "label": LABELS})):
-        with pytest.raises(IndexError, match="example indices"):
-            split.fetch(np.array(indices))
+    splits = (StreamSplit(Memory()), ResidentSplit({"image": IMAGES, "label": LABELS}))
+    assert [split.size for split in splits] == [SIZE, SIZE]
+    assert splits[0].resident == {}
+    assert {name: x.dtype for name, x in splits[1].fetch(np.arange(2)).items()} == {
+        "index": np.int32  # only indices travel
+    }
+    for split in splits:
+        gather = jax.jit(split.gather)
+        for step, fetched in enumerate(split.batches(ORDER.indices, 0, 8)):
+            batch = gather(dict(split.resident), fetched)
+            assert (batch["image"].dtype, batch["label"].dtype) == (np.uint8, np.int32)
+            np.testing.assert_array_equal(batch["image"], IMAGES[ORDER.indices(step)])
+            np.testing.assert_array_equal(batch["label"], LABELS[ORDER.indices(step)])
+        for indices in ([-1], [0, SIZE]):
+            with pytest.raises(IndexError, match="example indices"):
+                split.fetch(np.array(indices))
 
 
 def test_eval_batches_read_every_example_once() -> None:
-    split = StreamSplit(Memory())
     indices, mask = eval_batches(SIZE, 6)
-    labels = [
-        batch["label"][keep]
-        for batch, keep in zip(
-            split.batches(indices.__getitem__, 0, len(indices)), mask, strict=True
-        )
-    ]
+    batches = StreamSplit(Memory()).batches(indices.__getitem__, 0, len(indices))
+    labels = [batch["label"][keep] for batch, keep in zip(batches, mask, strict=True)]
     np.testing.assert_array_equal(np.concatenate(labels), LABELS)
 
 
-def test_pixels_may_depend_on_the_step_and_the_position() -> None:
-    def shifted(image: np.ndarray, step: int, position: int) -> np.ndarray:
-        return image + np.uint8(10 * step + position)
+def test_streamed_examples_that_make_no_batch_are_refused() -> None:
+    split = StreamSplit(Memory(), name="mine", num_classes=9)
+    assert len(split.fetch(np.arange(9))["label"]) == 9
+    with pytest.raises(UserError, match=r'"mine" has the label 9, .* 0 \.\. 8'):
+        split.fetch(np.arange(10))
 
-    split = StreamSplit(Memory(), pixels=shifted)
-    order = Order(seed=2, size=SIZE, batch_size=5)
-    shifts = np.arange(5, dtype=np.uint8)[:, None, None, None]
-    for step, batch in enumerate(split.batches(order.indices, 3, 9), 3):
-        expected = IMAGES[order.indices(step)] + shifts + np.uint8(10 * step)
-        np.testing.assert_array_equal(batch["image"], expected)
-        np.testing.assert_array_equal(split.fetch(order.indices(step), step)["image"], expected)
-
-
-@pytest.mark.parametrize(("classes", "wrong"), [(10, None), (9, 9), (None, None)])
-def test_streamed_labels_are_checked(classes: int | None, wrong: int | None) -> None:
-    split = StreamSplit(Memory(), name="mine", num_classes=classes)
-    batches = split.batches(lambda step: np.arange(7) + 7 * step, 0, 2)
-    next(batches)
-    if wrong is None:
-        next(batches)
-    else:
-        with pytest.raises(UserError, match=r'"mine" has the label 9, which is not in 0 \.\. 8;'):
-            next(batches)
-
-
-def test_streamed_images_of_two_shapes_are_refused() -> None:
-    def cut(image: np.ndarray, step: int, position: int) -> np.ndarray:
+    def cropped(image: np.ndarray, step: int, position: int) -> np.ndarray:
         return image[: 4 - position // 2]
 
-    split = StreamSplit(Memory(), pixels=cut, name="mine")
+    split = StreamSplit(Memory(), pixels=cropped, name="mine")
     assert split.fetch(np.arange(2))["image"].shape == (2, 4, 4, 3)
-    words = r'"mine" has images of shapes \(4, 4, 3\) and \(3, 4, 3\), which make no batch'
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=r'"mine" has images of shapes \(4, 4, 3\) and \(3, 4, 3\)'):
         split.fetch(np.arange(3))
+
+
+def test_workers_use_no_device_ignore_signals_and_end_with_the_run() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", __name__],
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as run:
+        assert run.stdout is not None
+        try:
+            for _ in range(2):  # while the workers start, and while they work
+                assert run.stdout.readline() == "reading\n"
+                time.sleep(0.5)
+                for signum in (signal.SIGINT, signal.SIGTERM):
+                    os.killpg(run.pid, signum)  # as a terminal or a job sends it
+            pids = [int(word) for word in run.stdout.readline().split()]
+            assert len(set(pids) - {run.pid}) == 2
+            assert all(is_running(pid) for pid in pids)
+            assert run.stdout.readline() == "no device\n"
+        finally:
+            run.kill()
+        _, said = run.communicate(timeout=60)  # ends with the last process that could write
+    assert "Traceback" not in said
+    assert not any(is_running(pid) for pid in pids)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _read_for_ever() -> None:
+    """Two workers, in a process that survives a SIGINT or SIGTERM."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, lambda *_: None)
+    print("reading", flush=True)
+    batches = StreamSplit(Memory(), pixels=process, workers=2).batches(ORDER.indices, 0, 10**6)
+    next(batches)
+    print("reading", flush=True)
+    time.sleep(1.0)
+    seen = [next(batches)["image"][0].tobytes() for _ in range(200)]
+    print(*{int.from_bytes(image[:3], "big") for image in seen}, flush=True)
+    print("no device" if all(image[3] for image in seen) else "a device", flush=True)
+    for _ in batches:
+        time.sleep(0.1)
+
+
+if __name__ == "__main__":
+    _read_for_ever()

@@ -1,37 +1,49 @@
 """Data sets by name, and stand-ins of their sizes."""
 
 import dataclasses
+import io
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from rezero_jax.data.images import IMAGES, digits, tfds_images
 from rezero_jax.data.split import Dataset, ResidentSplit, Split
 from rezero_jax.data.stream import StreamSplit
 from rezero_jax.data.text import TEXT_NAMES, Text, load_text
+from rezero_jax.data.text_files import ENWIK8_BYTES
 from rezero_jax.data.tfds.imagenet import imagenet2012
+from rezero_jax.data.tfds.prepare import prepared_builder
+from rezero_jax.data.tfds.source import TfdsSource, cached_arrays, fingerprint
 from rezero_jax.errors import UserError, choose_from
 
+# Data sets of TFDS: examples to train on and to evaluate on, shape of an image, classes.
+IMAGES = {
+    "cifar10": ((50_000, 10_000), (32, 32, 3), 10),
+    "cifar100": ((50_000, 10_000), (32, 32, 3), 100),
+    "fashion_mnist": ((60_000, 10_000), (28, 28, 1), 10),
+    "mnist": ((60_000, 10_000), (28, 28, 1), 10),
+    "svhn_cropped": ((73_257, 26_032), (32, 32, 3), 10),
+    "imagenet": ((1_281_167, 50_000), (224, 224, 3), 1000),  # in the usual size
+}
 NAMES = ("digits", *IMAGES, *TEXT_NAMES)
 
 
 def load(config: ConfigDict, seed: int = 0) -> Dataset | Text:
     """The data set that a config names.
 
-    "digits" and "stdlib" come with Python packages and "text" is the user's own; the others are
-    TFDS data sets, downloaded and prepared on first use. "enwik8", "stdlib" and "text" are text,
-    the others images. config.stream decodes images batch by batch instead of keeping them on the
-    device; the batches are the same. "digits" is always resident and "imagenet" streamed.
+    "digits" and "stdlib" come with Python packages, "text" is the user's own, and the others are
+    downloaded on first use. "enwik8", "stdlib" and "text" are text, the others images.
+    config.stream decodes images batch by batch instead of keeping them on the device; the batches
+    are the same. "digits" is always resident and "imagenet" always streamed.
 
     Args:
       config: config.data, see config.base_config; the augmentation is not read.
-      seed: with the number of the update, decides random crops ("imagenet") and windows (text).
+      seed: decides, with the number of the update, random crops ("imagenet") and windows (text).
 
     Raises:
       UserError: a field is invalid or does not fit the data set, or the data set cannot be read or
-          downloaded.
+        downloaded.
     """
     _check(config)
     if config.name in TEXT_NAMES:
@@ -56,10 +68,7 @@ def stand_in(config: ConfigDict) -> Dataset | Text | None:
     """
     _check(config)
     if config.name == "enwik8":
-        from rezero_jax.data.tfds.enwik8 import Enwik8  # importing TFDS takes a while
-
-        zeros = {name: np.broadcast_to(np.uint8(0), size) for name, size in Enwik8.SIZES.items()}
-        return load_text(config, read=lambda config: (zeros["train"], zeros[config.eval_split]))
+        return load_text(config, text=np.broadcast_to(np.uint8(0), ENWIK8_BYTES))
     if config.name not in IMAGES:
         return None
     sizes, shape, num_classes = IMAGES[config.name]
@@ -78,25 +87,78 @@ def stand_in(config: ConfigDict) -> Dataset | Text | None:
     return _with_statistics(dataset, config)
 
 
+def digits() -> Dataset:
+    """scikit-learn's 1,797 handwritten digits, 8x8x1: 1,437 train, every fifth of a class eval.
+
+    Pixels 0 .. 16 are scaled to uint8 0 .. 255.
+    """
+    from sklearn.datasets import load_digits
+
+    loaded = load_digits()
+    image = np.rint(loaded.images * (255 / 16)).astype(np.uint8)[..., None]
+    label = loaded.target.astype(np.int32)
+    held_out = np.zeros(len(label), bool)
+    held_out[np.argsort(label, kind="stable")[::5]] = True
+    train, held = (
+        ResidentSplit({"image": image[part], "label": label[part]})
+        for part in (~held_out, held_out)
+    )
+    return Dataset("digits", train, held, (8, 8, 1), 10, mean=(0.5,), std=(0.5,))
+
+
+def tfds_images(config: ConfigDict) -> Dataset:
+    """Loads the image data set that config.data names from TFDS: "train", and "test" as eval.
+
+    The images are decoded once, cached on disk and kept on the device; with config.stream they are
+    decoded anew for each batch. The mean and std are 0.5. Raises UserError as `load` does.
+    """
+    name = config.name
+    builder = prepared_builder(name, config.dir)
+    _, shape, num_classes = IMAGES[name]
+
+    def split(part: str, workers: int = 0) -> Split:
+        streamed = StreamSplit(
+            TfdsSource(builder, part),
+            pixels=decode,
+            name=name,
+            num_classes=num_classes,
+            workers=workers,
+        )
+        if config.stream:
+            return streamed
+        key = f"{name}/{builder.info.version}-{fingerprint(builder.data_path)}/{part}"
+        return ResidentSplit(cached_arrays(key, streamed))
+
+    half = (0.5,) * shape[-1]
+    train = split("train", config.workers)
+    return Dataset(name, train, split("test"), shape, num_classes, half, half)
+
+
+def decode(encoded: bytes, step: int = 0, position: int = 0) -> np.ndarray:
+    """The pixels of an encoded image, uint8 (H, W, C); see stream.StreamSplit."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(encoded)) as image:
+        pixels = np.asarray(image)
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
 def _check(config: ConfigDict) -> None:
-    """Raises UserError for what is wrong whatever the data set holds."""
+    """Raises UserError for a field that is invalid for every data set."""
     if config.name not in NAMES:
         raise choose_from("data set", config.name, NAMES)
-    if config.name == "imagenet" and config.image_size < 1:
-        raise UserError(f"data.image_size={config.image_size} is not positive; set it to 224, say")
+    if not 0 <= config.workers <= 1024:
+        raise UserError(f"data.workers={config.workers} is out of range; set it to 0 .. 1024")
+    if not 1 <= config.image_size <= 10_000:
+        raise UserError(
+            f"data.image_size={config.image_size} is out of range; set it to 1 .. 10000"
+        )
 
 
 def _with_statistics(dataset: Dataset, config: ConfigDict) -> Dataset:
     """The data set with config.mean and config.std in place of its own, where they are set."""
-    channels = dataset.example_shape[-1]
-    for what, values in (("mean", config.mean), ("std", config.std)):
-        if values and len(values) != channels:
-            raise UserError(
-                f'{what} of "{config.name}" has {len(values)} values; give it {channels}'
-            )
-    return dataclasses.replace(
-        dataset, mean=tuple(config.mean or dataset.mean), std=tuple(config.std or dataset.std)
-    )
+    mean, std = config.mean or dataset.mean, config.std or dataset.std
+    return dataclasses.replace(dataset, mean=tuple(mean), std=tuple(std))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,44 +5,81 @@ import functools
 
 import numpy as np
 
-from rezero_jax.data.generator import generator
 from rezero_jax.errors import UserError
+
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+
+
+class SplitMix64:
+    """Random numbers by SplitMix64 (Steele, Lea and Flood 2014), started at a hash of a key.
+
+    The numbers depend on the key alone. np.random.Generator has the same methods, but its numbers
+    may change with NumPy's version, and a resumed run would then see other batches.
+
+    Args:
+      key: integers in 0 .. 2**64 - 1, such as a seed and the number of an epoch.
+    """
+
+    def __init__(self, *key: int):
+        self._state = np.zeros(1, np.uint64)  # an array, because scalars warn when they overflow
+        for number in key:
+            self._state = _mix(self._state + _GAMMA + np.uint64(number))
+
+    def bits(self, count: int) -> np.ndarray:
+        """The next `count` (at least 1) outputs, uint64 (count,)."""
+        states = self._state + _GAMMA * np.arange(1, count + 1, dtype=np.uint64)
+        self._state = states[-1:]
+        return _mix(states)
+
+    def permutation(self, size: int) -> np.ndarray:
+        """0 .. size - 1 in random order, int64 (size,)."""
+        return np.argsort(self.bits(size), kind="stable")
+
+    def integers(self, high: int, size: int) -> np.ndarray:
+        """Uniform in 0 .. high - 1, to within high / 2**64; int64 (size,)."""
+        return (self.bits(size) % np.uint64(high)).astype(np.int64)
+
+    def uniform(self, low: float, high: float) -> float:
+        """Uniform in low .. high, from 53 bits."""
+        return low + (high - low) * (float(self.bits(1)[0] >> np.uint64(11)) * 2.0**-53)
+
+
+def _mix(state: np.ndarray) -> np.ndarray:
+    """The output of SplitMix64 for each state: a bijection of uint64."""
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))
 
 
 @functools.lru_cache(maxsize=2)  # a batch may straddle two epochs
-def _permutation(method: str, seed: int, size: int, epoch: int) -> np.ndarray:
+def _permutation(seed: int, size: int, epoch: int) -> np.ndarray:
     """The order of the examples in one epoch, int32 (size,), read-only."""
-    order = generator(method, seed, epoch).permutation(size).astype(np.int32)
+    order = SplitMix64(seed, epoch).permutation(size).astype(np.int32)
     order.flags.writeable = False
     return order
 
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """The endless stream of shuffled epochs, cut into batches.
+    """The endless stream of shuffled epochs, divided into batches.
 
-    Epoch e is a permutation drawn from (seed, e); the epochs are laid end to end and update t takes
-    positions t * batch_size onwards. Each epoch therefore visits every example exactly once: where
-    batch_size does not divide size, a batch holds the end of one epoch and the start of the next.
-    There is no state, so any update can be asked for at any time.
-
-    Attributes:
-      method: how permutations are drawn, see generator.METHODS.
+    Epoch e is a permutation drawn from (seed, e). The epochs follow each other without a gap, and
+    update t takes the positions from t * batch_size on. Each epoch therefore visits every example
+    exactly once: where batch_size does not divide size, one batch holds the end of an epoch and the
+    start of the next. There is no state, so any update can be asked for at any time.
 
     Raises:
-      UserError: the method is unknown, the seed is negative, or the batch is empty or larger than
-          the data set.
+      UserError: the seed is not in 0 .. 2**32 - 1, or the batch is empty or larger than the data
+        set.
     """
 
     seed: int
     size: int
     batch_size: int
-    method: str = "hash"
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise UserError(f"seed={self.seed} is negative; set it to 0 or more")
-        generator(self.method, self.seed)  # refuses an unknown method
+        if not 0 <= self.seed < 2**32:  # JAX makes the same key of a larger seed and a smaller one
+            raise UserError(f"seed={self.seed} is out of range; set it to 0 .. {2**32 - 1}")
         if self.batch_size < 1:
             raise UserError(f"train.batch_size={self.batch_size} is empty; set it to at least 1")
         if self.batch_size > self.size:
@@ -54,11 +91,11 @@ class Order:
     def indices(self, step: int) -> np.ndarray:
         """The examples of update number `step` (0 is the first), int32 (batch_size,)."""
         epoch, start = divmod(int(step) * self.batch_size, self.size)
-        permutation = functools.partial(_permutation, self.method, self.seed, self.size)
-        batch = permutation(epoch)[start : start + self.batch_size]
+        batch = _permutation(self.seed, self.size, epoch)[start : start + self.batch_size]
         missing = self.batch_size - len(batch)
         if missing:
-            return np.concatenate([batch, permutation(epoch + 1)[:missing]])
+            following = _permutation(self.seed, self.size, epoch + 1)
+            return np.concatenate([batch, following[:missing]])
         return batch.copy()
 
 
@@ -69,13 +106,13 @@ def eval_batches(
 
     Returns:
       indices, int32 (batches, batch_size), and mask, bool of the same shape. The mask is False
-      where the last batch is filled up; those places hold index 0.
+      where the last batch is padded; the padding has index 0.
 
     Raises:
       UserError: batch_size or examples is below 1.
     """
     if batch_size < 1:
-        raise UserError(f"the evaluation batch size {batch_size} is empty; set it to at least 1")
+        raise UserError(f"eval.batch_size={batch_size} is empty; set it to at least 1")
     if examples is not None:
         if examples < 1:
             raise UserError(f"eval.examples={examples} evaluates nothing; set it to at least 1")

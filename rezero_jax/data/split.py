@@ -1,8 +1,8 @@
-"""What every data set offers: a batch by the indices of its examples."""
+"""What every data set offers: batches by the indices of their examples."""
 
+import abc
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -16,22 +16,24 @@ ALL = slice(None)
 Batch = dict[str, jax.Array]
 
 
-@runtime_checkable
-class Split(Protocol):
+class Split(abc.ABC):
     """One part (train or eval) of a data set, read by example index.
 
-    A loop puts `resident` on the device once, moves there what `batches` yields for each step, and
-    calls `gather` inside its jitted step.
+    A training loop puts `resident` on the device once, moves there what `batches` yields for each
+    step, and calls `gather` inside its jitted step.
     """
 
     @property
+    @abc.abstractmethod
     def size(self) -> int:
         """The number of examples."""
 
     @property
     def resident(self) -> Mapping[str, np.ndarray]:
-        """Arrays to keep on the device for the whole run; empty for a stream. See `flat`."""
+        """Arrays that stay on the device for the whole run; by default none."""
+        return {}
 
+    @abc.abstractmethod
     def fetch(self, indices: np.ndarray, step: int = 0, rows: Rows = ALL) -> HostBatch:
         """What travels to the device for these examples, each array with a leading axis of them.
 
@@ -49,62 +51,39 @@ class Split(Protocol):
     ) -> Iterator[HostBatch]:
         """`fetch(indices(step), step, rows)` for step = first .. last - 1, perhaps read ahead.
 
-        `indices` must be a pure function: it may be called early and from other threads.
+        `indices` must be a pure function, because other threads may call it early.
         """
+        return (self.fetch(indices(step), step, rows) for step in range(first, last))
 
+    @abc.abstractmethod
     def gather(self, resident: Mapping[str, jax.Array], fetched: Mapping[str, jax.Array]) -> Batch:
         """The batch itself, from `resident` and what `fetch` returned, on the device; traceable.
 
-        For images: "image" uint8 (B, H, W, C) and "label" int32 (B,).
+        A batch of images is "image", uint8 (B, H, W, C), and "label", int32 (B,).
         """
 
 
-def flat(resident: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Resident arrays with one axis for all that an example holds, as `gather` takes them, too.
-
-    A TPU gathers rows of such an array as it lies; one of images it would first copy, all of it and
-    in every dispatch, into a layout that has the examples last.
-    """
-    return {name: x.reshape(len(x), -1) if x.ndim > 1 else x for name, x in resident.items()}
-
-
-def check_range(indices: np.ndarray, size: int) -> None:
-    """Raises IndexError for an index outside 0 .. size - 1, which a device gather does not do."""
-    if len(indices) and (indices.min() < 0 or indices.max() >= size):
-        raise IndexError(f"example indices must lie in 0 .. {size - 1}")
-
-
-def check_labels(name: str, label: np.ndarray, num_classes: int) -> None:
-    """Raises UserError for a label outside 0 .. num_classes - 1, which no loss would notice."""
-    wrong = label[(label < 0) | (label >= num_classes)]
-    if len(wrong):
-        raise UserError(
-            f'data set "{name}" has the label {wrong[0]}, which is not in 0 .. {num_classes - 1}; '
-            "correct the label or num_classes"
-        )
-
-
-def fetch_in_turn(
-    split: Split, indices: Callable[[int], np.ndarray], first: int, last: int, rows: Rows = ALL
-) -> Iterator[HostBatch]:
-    """The `batches` of a split that reads nothing ahead."""
-    return (split.fetch(indices(step), step, rows) for step in range(first, last))
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
-class ResidentSplit:
+class ResidentSplit(Split):
     """A split small enough to live on the device: only indices travel.
 
-    `resident` maps each name to an array whose leading axis is the example.
+    `arrays` maps each name to an array whose leading axis is the example.
     """
 
-    resident: Mapping[str, np.ndarray]
-
-    batches = fetch_in_turn
+    arrays: Mapping[str, np.ndarray]
 
     @property
     def size(self) -> int:
-        return len(next(iter(self.resident.values())))
+        return len(next(iter(self.arrays.values())))
+
+    @property
+    def resident(self) -> Mapping[str, np.ndarray]:
+        """`arrays`, with one axis for everything that an example contains.
+
+        A TPU gathers rows of such arrays in place. It would copy an array of images in every
+        dispatch, into a layout that has the examples last.
+        """
+        return {name: x.reshape(len(x), -1) if x.ndim > 1 else x for name, x in self.arrays.items()}
 
     def fetch(self, indices: np.ndarray, step: int = 0, rows: Rows = ALL) -> HostBatch:
         """{"index": int32 (B,)}."""
@@ -113,20 +92,20 @@ class ResidentSplit:
 
     def gather(self, resident: Mapping[str, jax.Array], fetched: Mapping[str, jax.Array]) -> Batch:
         batch = {name: jnp.take(x, fetched["index"], axis=0) for name, x in resident.items()}
-        shapes = {name: x.shape[1:] for name, x in self.resident.items()}
-        return {name: x.reshape(-1, *shapes[name]) for name, x in batch.items()}
+        return {name: x.reshape(-1, *self.arrays[name].shape[1:]) for name, x in batch.items()}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
     """A labelled image data set: its two splits and what a model must know about it.
 
-    `example_shape` is (H, W, C) of the uint8 images; `mean` and `std` are per channel, for pixels
+    `example_shape` is (H, W, C) of the uint8 images. `mean` and `std` are per channel, for pixels
     scaled to 0 .. 1.
 
     Raises:
-      UserError: resident images are not uint8 of example_shape, or a resident label is not in
-          0 .. num_classes - 1. Streamed examples are checked as they are fetched.
+      UserError: resident images are not uint8 of example_shape, a resident label is not in
+        0 .. num_classes - 1, or mean or std has the wrong number of values, an std that is not
+        positive among them. Streamed examples are checked as they are fetched.
     """
 
     name: str
@@ -138,17 +117,44 @@ class Dataset:
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        for arrays in (self.train.resident, self.eval.resident):
-            if not arrays:
-                continue
-            images, shape = f'data set "{self.name}" has images of', arrays["image"].shape[1:]
-            if (dtype := arrays["image"].dtype) != np.uint8:
-                raise UserError(f"{images} {dtype}; convert them to uint8, 0 .. 255")
-            if shape != (given := tuple(self.example_shape)):
+        channels = self.example_shape[-1]
+        for field, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != channels:
                 raise UserError(
-                    f"{images} shape {shape}, but its example_shape is {given}; make the two agree"
+                    f"data.{field} has {len(values)} values and the images of "
+                    f'"{self.name}" have {channels} channels; give {channels}'
                 )
-            check_labels(self.name, arrays["label"], self.num_classes)
+        if not all(value > 0 for value in self.std):
+            raise UserError(f"data.std={self.std} must be positive; divide by numbers above 0")
+        for split in (self.train, self.eval):
+            if not isinstance(split, ResidentSplit):
+                continue
+            image, label = split.arrays["image"], split.arrays["label"]
+            images, given = f'data set "{self.name}" has images of', tuple(self.example_shape)
+            if image.dtype != np.uint8:
+                raise UserError(f"{images} {image.dtype}; convert them to uint8, 0 .. 255")
+            if image.shape[1:] != given:
+                raise UserError(
+                    f"{images} shape {image.shape[1:]}, but its example_shape is {given}; make the "
+                    "two agree"
+                )
+            check_labels(self.name, label, self.num_classes)
+
+
+def check_range(indices: np.ndarray, size: int) -> None:
+    """Raises IndexError for an index outside 0 .. size - 1, which a device gather does not do."""
+    if len(indices) and (indices.min() < 0 or indices.max() >= size):
+        raise IndexError(f"example indices must be in 0 .. {size - 1}")
+
+
+def check_labels(name: str, label: np.ndarray, num_classes: int) -> None:
+    """Raises UserError for a label outside 0 .. num_classes - 1, which no loss would notice."""
+    wrong = label[(label < 0) | (label >= num_classes)]
+    if len(wrong):
+        raise UserError(
+            f'data set "{name}" has the label {wrong[0]}, which is not in 0 .. {num_classes - 1}; '
+            "correct the label or num_classes"
+        )
 
 
 def standardise(image: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:

@@ -1,54 +1,51 @@
 """Text as bytes: windows to train on, and windows that score each byte of a text exactly once."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from rezero_jax.data.generator import generator
-from rezero_jax.data.split import ALL, Batch, HostBatch, Rows, check_range, fetch_in_turn
-from rezero_jax.data.text_files import stdlib_text, user_text
+from rezero_jax.data.order import SplitMix64
+from rezero_jax.data.split import ALL, Batch, HostBatch, Rows, Split, check_range
+from rezero_jax.data.text_files import enwik8_text, stdlib_text, user_text
 from rezero_jax.errors import UserError, choose_from
 
 SPLITS = ("train", "validation", "test")
 TEXT_NAMES = ("enwik8", "stdlib", "text")
 WINDOWS = ("segments", "random")
 
-Parts = tuple[np.ndarray, np.ndarray]  # the bytes to train on and to evaluate, uint8 (N,) each
-
-_LONGEST = 2**31 - 2  # bytes; with the start before them, as many as int32 counts
-_STREAM = 0x7E87  # keeps what windows draw from a seed apart from what data.order draws from it
+_LONGEST = 2**31 - 2  # bytes; positions, the start byte included, must fit int32
+_STREAM = 0x7E87  # separates the random numbers of windows from those that shuffle the examples
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class TextSplit:
-    """Windows of T = `length` bytes of a text of N bytes, which lives on the device whole.
+class TextSplit(Split):
+    """Windows of T = `length` bytes of a text of N bytes; the whole text is on the device.
 
     A byte 0, the start, precedes the text. The target at position p of the text is byte p and the
     input there is the byte before it, so every byte can be predicted.
 
-    To train on (`whole` is False), the examples are the N // T full segments: example i has the
-    targets i T .. (i+1) T - 1. With `random`, an example is a window that starts anywhere instead,
-    drawn from (seed, step) whatever its index.
+    For training (`whole` is False), the examples are the N // T full segments: example i has the
+    targets i T .. (i+1) T - 1. With `random`, an example is instead a window that starts anywhere,
+    drawn from (seed, step) whatever the example's index.
 
-    To evaluate (`whole` is True), example i scores the S = T - context targets i S .. (i+1) S - 1,
-    or up to the end of the text; its window starts `context` targets before them, moved to lie
-    within the text. Each byte is thus scored once, and sees at least `context` bytes before it, or
-    all there are.
+    For evaluation (`whole` is True), example i scores the S = T - context targets
+    i S .. (i+1) S - 1, or up to the end of the text. The window starts `context` targets earlier,
+    moved to be within the text. Each byte is thus scored once, and sees at least `context` bytes
+    before it, or all that precede it.
 
     Attributes:
       text: uint8 (N,).
       length: T, at most N.
-      context: bytes of a window that only lead up to those it scores, 0 .. T - 1.
+      context: bytes of a window that precede the scored ones, 0 .. T - 1.
       name: of the text, for errors.
-      method: how random windows are drawn, see generator.METHODS.
 
     Raises:
       UserError: length or context is out of its range, or the text is shorter than a window or
-          longer than 2,147,483,646 bytes.
+        longer than 2,147,483,646 bytes.
     """
 
     text: np.ndarray
@@ -58,9 +55,6 @@ class TextSplit:
     seed: int = 0
     whole: bool = False
     name: str = "text"
-    method: str = "hash"
-
-    batches = fetch_in_turn
 
     def __post_init__(self) -> None:
         _check_window(self.length, self.context)
@@ -74,14 +68,14 @@ class TextSplit:
 
     @property
     def size(self) -> int:
-        """The number of examples: N // T to train on, ceil(N / (T - context)) to evaluate."""
+        """The number of examples: N // T for training, ceil(N / (T - context)) for evaluation."""
         if self.whole:
             return -(-len(self.text) // (self.length - self.context))
         return len(self.text) // self.length
 
     @property
     def resident(self) -> Mapping[str, np.ndarray]:
-        """{"text": uint8 (N + 1,)}, the start and the text."""
+        """{"text": uint8 (N + 1,)}, the start byte and the text."""
         return {"text": np.concatenate([np.zeros(1, np.uint8), self.text])}
 
     def fetch(self, indices: np.ndarray, step: int = 0, rows: Rows = ALL) -> HostBatch:
@@ -97,7 +91,7 @@ class TextSplit:
             start = np.clip(first - self.context, 0, count - self.length)
             positions = {"start": start, "first": first, "last": last}
         elif self.random:
-            draws = generator(self.method, self.seed, step, _STREAM)
+            draws = SplitMix64(self.seed, step, _STREAM)
             positions = {"start": draws.integers(count - self.length + 1, size=len(example))}
         else:
             positions = {"start": example * self.length}
@@ -139,33 +133,30 @@ class Text:
         return self.train.length
 
 
-def read_text(config: ConfigDict) -> Parts:
-    """The bytes of the train split and of config.eval_split.
+def read_text(config: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
+    """The bytes to train on and those of config.eval_split, uint8 (N,) each.
 
-    "enwik8" is the Hutter Prize's 100 MB of Wikipedia, its first 90 % to train. "stdlib" needs no
-    files: see text_files.stdlib_files. "text" is what config.path names: the first 90 % of its
-    bytes to train, the next 5 % to validate, the rest to test.
+    "enwik8" is the Hutter Prize's 100 MB of Wikipedia, "text" the file or folder that config.path
+    names. Of both, the first 90 % of the bytes are for training, the next 5 % for validation and
+    the rest for testing. "stdlib" needs no files: see text_files.stdlib_files.
     """
     if config.name == "stdlib":
         return stdlib_text("train"), stdlib_text(config.eval_split)
-    if config.name == "enwik8":
-        from rezero_jax.data.tfds.enwik8 import enwik8_bytes  # importing TFDS takes a while
-
-        return enwik8_bytes("train", config.dir), enwik8_bytes(config.eval_split, config.dir)
-    text = user_text(config.path)
-    cuts = [len(text) * percent // 100 for percent in (90, 95)]
-    parts = dict(zip(SPLITS, np.split(text, cuts), strict=True))
-    return parts["train"], parts[config.eval_split]
+    text = enwik8_text(config.dir) if config.name == "enwik8" else user_text(config.path)
+    return _divided(text, config.eval_split)
 
 
-def load_text(
-    config: ConfigDict, seed: int = 0, read: Callable[[ConfigDict], Parts] = read_text
-) -> Text:
-    """The text that config.data names, one of TEXT_NAMES, of the bytes that `read` returns.
+def load_text(config: ConfigDict, seed: int = 0, text: np.ndarray | None = None) -> Text:
+    """The text that config.data names, one of TEXT_NAMES.
+
+    Args:
+      config: config.data.
+      seed: decides, with the number of the update, where random windows start.
+      text: uint8 (N,), used instead of the bytes that `read_text` reads.
 
     Raises:
-      UserError: a field is invalid, the text cannot be read or downloaded, or a part of it is
-          shorter than a window.
+      UserError: a field is invalid, the text cannot be read or downloaded, or a split of it is
+        shorter than a window.
     """
     if config.name not in TEXT_NAMES:
         raise choose_from("text", config.name, TEXT_NAMES)
@@ -174,7 +165,7 @@ def load_text(
     if config.eval_split not in SPLITS[1:]:
         raise choose_from("data.eval_split", config.eval_split, SPLITS[1:])
     _check_window(config.length, config.context)  # before anything is downloaded
-    train, held = read(config)
+    train, held = read_text(config) if text is None else _divided(text, config.eval_split)
     return Text(
         config.name,
         TextSplit(
@@ -183,7 +174,6 @@ def load_text(
             random=config.windows == "random",
             seed=seed,
             name=f"the train split of {config.name}",
-            method=config.order,
         ),
         TextSplit(
             held,
@@ -195,9 +185,16 @@ def load_text(
     )
 
 
+def _divided(text: np.ndarray, eval_split: str) -> tuple[np.ndarray, np.ndarray]:
+    """The first 90 % of a text, and the next 5 % (validation) or the last 5 % (test)."""
+    ends = [len(text) * percent // 100 for percent in (90, 95)]
+    splits = dict(zip(SPLITS, np.split(text, ends), strict=True))
+    return splits["train"], splits[eval_split]
+
+
 def _check_window(length: int, context: int) -> None:
     if length < 1:
-        raise UserError(f"data.length={length} is empty; set it to at least 1")
+        raise UserError(f"data.length={length} is not positive; set it to at least 1")
     if not 0 <= context < length:
         raise UserError(
             f"data.context={context} is not in 0 .. {length - 1}; set it to 0 or more and below "

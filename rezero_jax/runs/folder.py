@@ -43,7 +43,7 @@ TOPOLOGY = ("mesh.", "data.dir", "data.stream", "data.workers")
 # Fields that an evaluation may set to other values than the run.
 EVALUATION = ("eval.", "data.context", "data.eval_split")
 # What runs that are older than a field did, where that is not the field's default.
-LEGACY = {"data.order": "numpy", "version": 1}
+LEGACY: dict[str, object] = {}
 # What younger fields of a model that is no ResNet say of older runs.
 YOUNGER = {"norm": "layer_norm", "base_depth": 2}
 # Values that leave a field as the run began.

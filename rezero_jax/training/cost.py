@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.extend import core
 
-from rezero_jax.data.split import HostBatch, flat
+from rezero_jax.data.split import HostBatch
 from rezero_jax.errors import UserError
 from rezero_jax.training.sharding import device_bytes
 from rezero_jax.training.trainer import Trainer
@@ -76,7 +76,7 @@ def first_batch(trainer: Trainer) -> tuple[HostBatch, HostBatch]:
     """
     train = trainer.dataset.train
     indices = np.zeros(trainer.config.train.batch_size, np.int32)
-    return flat(train.resident), train.fetch(indices)
+    return dict(train.resident), train.fetch(indices)
 
 
 def update_flops(trainer: Trainer) -> int:

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from rezero_jax import data, processes
 from rezero_jax.data.augment import Augmentation
 from rezero_jax.data.order import Order, eval_batches
-from rezero_jax.data.split import Dataset, HostBatch, flat, standardise
+from rezero_jax.data.split import Dataset, HostBatch, standardise
 from rezero_jax.data.text import Text
 from rezero_jax.devices import compute_dtype, generator
 from rezero_jax.errors import UserError
@@ -70,7 +70,7 @@ class Trainer:
         train, seed = config.train, config.seed
         self.dataset = dataset
         self._train, self._eval = dataset.train, dataset.eval
-        self._order = Order(seed, self._train.size, train.batch_size, config.data.order)
+        self._order = Order(seed, self._train.size, train.batch_size)
         self.intervals = Intervals.from_config(config, self._train.size)
         if train.accumulate < 1 or train.batch_size % train.accumulate:
             raise UserError(
@@ -119,7 +119,7 @@ class Trainer:
     def _resident(self) -> tuple[Any, Any]:
         """The data that stays on every device: to train on, and to evaluate on."""
         train, held = (
-            sharding.put(flat(split.resident), self._whole) for split in (self._train, self._eval)
+            sharding.put(dict(split.resident), self._whole) for split in (self._train, self._eval)
         )
         return train, held
 

@@ -1,1 +1,1 @@
-"""Data sets of TensorFlow Datasets, downloaded, prepared and read without TensorFlow."""
+"""Data sets of TensorFlow Datasets (TFDS), downloaded, prepared and read without TensorFlow."""

@@ -1,6 +1,6 @@
-"""ImageNet (ILSVRC 2012): random crops to train on and central ones to evaluate, from JPEGs.
+"""ImageNet (ILSVRC 2012): random crops for training and central crops for evaluation, from JPEGs.
 
-Always streamed: its 1.28 million images do not fit a device.
+ImageNet is always streamed, because its 1.28 million images do not fit a device.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from rezero_jax.data.generator import Generator, SplitMix64
+from rezero_jax.data.order import SplitMix64
 from rezero_jax.data.split import Dataset
 from rezero_jax.data.stream import StreamSplit
 from rezero_jax.data.tfds.prepare import prepared_builder
@@ -22,7 +22,7 @@ from rezero_jax.errors import UserError
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the whole image
 
-MEAN = (0.485, 0.456, 0.406)  # of the training images, per channel, as everyone uses them
+MEAN = (0.485, 0.456, 0.406)  # of the training images, per channel: the customary numbers
 STD = (0.229, 0.224, 0.225)
 
 
@@ -32,8 +32,8 @@ def imagenet2012(config: ConfigDict, seed: int = 0) -> Dataset:
     Images are uint8 (image_size, image_size, 3); none is flipped. See datasets.load.
 
     Raises:
-      UserError: neither the data set nor its archives in <dir>/downloads/manual are there, or it
-          lacks a split.
+      UserError: the data set is missing and so are its archives in <dir>/downloads/manual, or it
+        lacks a split.
     """
     builder = prepared_builder("imagenet2012", config.dir)
     size, num_classes = config.image_size, builder.info.features["label"].num_classes
@@ -46,31 +46,27 @@ def imagenet2012(config: ConfigDict, seed: int = 0) -> Dataset:
                 f'data set "imagenet2012" in {builder.data_dir} has no {part} split; delete that '
                 "folder to have the data set prepared again from both archives"
             )
-        threads = min(16, os.cpu_count() or 1)  # no more than batches read ahead
+        threads = min(16, os.cpu_count() or 1)  # at most the number of batches read ahead
         source = TfdsSource(builder, part)
         return StreamSplit(source, threads, 16, pixels, "imagenet", num_classes, workers)
 
-    train = split("train", RandomCrop(size, seed, config.order), config.workers)
+    train = split("train", RandomCrop(size, seed), config.workers)
     held = split("validation", CentralCrop(size))
     return Dataset("imagenet", train, held, (size, size, 3), num_classes, MEAN, STD)
 
 
 @dataclasses.dataclass(frozen=True)
 class RandomCrop:
-    """A random_box of a JPEG, resized to uint8 (size, size, 3); `method`: see generator.METHODS.
+    """A random_box of a JPEG, resized to uint8 (size, size, 3).
 
     A pure function of (seed, step, position in the batch).
     """
 
     size: int
     seed: int
-    method: str = "hash"
 
     def __call__(self, encoded: bytes, step: int, position: int) -> np.ndarray:
-        draws: Generator = SplitMix64(self.seed, step, position)
-        if self.method == "numpy":
-            sequence = np.random.SeedSequence(self.seed, spawn_key=(step, position))
-            draws = np.random.default_rng(sequence)
+        draws = SplitMix64(self.seed, step, position)
         with Image.open(io.BytesIO(encoded)) as image:
             return _resized(image, random_box(draws, *image.size), self.size)
 
@@ -86,11 +82,12 @@ class CentralCrop:
             return _resized(image, central_box(self.size, *image.size), self.size)
 
 
-def random_box(rng: Generator, width: int, height: int) -> Box:
-    """What torchvision's RandomResizedCrop keeps of an image of width x height pixels.
+def random_box(rng: SplitMix64, width: int, height: int) -> Box:
+    """The box that torchvision's RandomResizedCrop draws from an image of width x height pixels.
 
     Draws a share of the area, uniform in 0.08 .. 1, and an aspect ratio, log-uniform in 3/4 .. 4/3,
-    until the box fits; after ten boxes that do not, takes the largest central one of such a ratio.
+    until the box fits. After ten misses, takes the largest central box whose ratio is in that
+    range.
     """
     low, high = 3 / 4, 4 / 3
     for _ in range(10):
@@ -107,9 +104,10 @@ def random_box(rng: Generator, width: int, height: int) -> Box:
 
 
 def central_box(size: int, width: int, height: int) -> Box:
-    """The central size x size pixels once the short side is size * 256 / 224, rounded.
+    """The box of the central size x size pixels after a resize of the short side.
 
-    In pixels of the image before it is resized, which is width x height.
+    The short side becomes size * 256 / 224, rounded. The box is in pixels of the image before that
+    resize, which is width x height.
     """
     short = round(size * 256 / 224)
     w, h = (short * side // min(width, height) for side in (width, height))
@@ -121,12 +119,12 @@ def central_box(size: int, width: int, height: int) -> Box:
 def _resized(image: Image.Image, box: Box, size: int) -> np.ndarray:
     """The box as uint8 (size, size, 3): bilinear, and antialiased where it shrinks."""
     left, top, right, bottom = box
-    # The decoder can shrink a JPEG by a power of two at a fraction of the work; it may as long as
-    # the box keeps the pixels that the result needs.
+    # The decoder can shrink a JPEG by a power of two at a fraction of the work, which is allowed
+    # as long as the box keeps the pixels that the result needs.
     shrink = next((s for s in (8, 4, 2) if s * size <= min(right - left, bottom - top)), 1)
     width, height = image.size
     if image.draft(None, (width // shrink, height // shrink)) is None:
         shrink = 1
     scaled = left / shrink, top / shrink, right / shrink, bottom / shrink
-    rgb = image.convert("RGB")  # a few are grey or CMYK, and one is a PNG
+    rgb = image.convert("RGB")  # a few images are grey or CMYK, and one is a PNG
     return np.asarray(rgb.resize((size, size), Image.Resampling.BILINEAR, box=scaled))

@@ -1,8 +1,8 @@
-"""Prepare a TFDS data set as array_record files, without TensorFlow.
+"""Prepares a TFDS data set as array_record files, without TensorFlow.
 
-TFDS's own builder downloads, verifies checksums, splits and shuffles. Two of its steps ask for
-TensorFlow, and only those are replaced: plain file access (`tf.io.gfile`) and encoding images.
-Pixels are encoded as PNG here; images that come as files (ImageNet's JPEGs) stay byte for byte.
+TFDS's own builder downloads, verifies checksums, splits and shuffles. Only two of its steps need
+TensorFlow and are replaced here: plain file access (`tf.io.gfile`) and encoding images. Pixels are
+encoded as PNG; images that come as files (ImageNet's JPEGs) stay byte for byte.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import io
 import logging
 import os
 import re
+import resource
 import sys
 import tarfile
 import types
@@ -21,13 +22,12 @@ from unittest.mock import patch
 
 import numpy as np
 
-from rezero_jax.data.tfds.source import check_files
 from rezero_jax.errors import UserError, closest_beside
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps what TFDS guesses and retries out of the log: what fails in the end is raised."""
+    """Hides TFDS's guesses and retries from the log: a failure that remains is raised."""
     with contextlib.ExitStack() as restored:
         for logger in map(logging.getLogger, ("absl", "urllib3")):
             restored.callback(logger.setLevel, logger.level)
@@ -41,19 +41,19 @@ def prepared_builder(name: str, data_dir: str | None = None) -> Any:
 
     Missing data is downloaded and prepared, or prepared from archives in downloads/manual where
     TFDS cannot download them (imagenet2012). TFDS writes to a temporary folder and renames it at
-    the end, so an interrupted preparation leaves nothing that could be taken for the data set;
-    other processes that want it wait until it is there. A split of more than 1 GB goes through
-    temporary files of its size; memory stays below about 1 GB plus 1/256 of the split.
+    the end, so an interrupted preparation leaves nothing that could be mistaken for the data set;
+    other processes that need the data set wait. A split of more than 1 GB goes through temporary
+    files of its size; memory stays below about 1 GB plus 1/256 of the split.
 
     Args:
-      name: a TFDS name; of its features only "image" is ever encoded here.
-      data_dir: where TFDS data lives; None is $TFDS_DATA_DIR or ~/tensorflow_datasets.
+      name: a TFDS name; the only feature that is ever encoded here is "image".
+      data_dir: see `data_folder`.
 
     Raises:
       UserError: there is no such folder, the data set could not be downloaded, an archive that only
-          the user can get is missing, or the data is damaged or in another format.
+        the user can get is missing, or the data is damaged or in another format.
     """
-    _check_folder(data_dir)
+    data_folder(data_dir)
     builder = _builder(name, data_dir)
     if not builder.is_prepared():
         if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
@@ -62,19 +62,21 @@ def prepared_builder(name: str, data_dir: str | None = None) -> Any:
             builder = _builder(name, data_dir)  # another process may have prepared it meanwhile
             if not builder.is_prepared():
                 _prepare(builder)
-    check_files(builder)
+    _check_files(builder)
     return builder
 
 
-def _check_folder(data_dir: str | None) -> None:
-    """Refuses a missing folder that looks like a slip; TFDS's default is made where missing."""
+def data_folder(data_dir: str | None) -> Path:
+    """The folder of downloaded data: `data_dir`, $TFDS_DATA_DIR or ~/tensorflow_datasets.
+
+    Raises:
+      UserError: the folder is missing and its name looks like a slip.
+    """
     given = data_dir or os.environ.get("TFDS_DATA_DIR")
-    if not given:
-        return
-    folder = Path(given).expanduser()
+    folder = Path(given or "~/tensorflow_datasets").expanduser()
     missing = next((path for path in [*folder.parents][::-1] if not path.is_dir()), folder)
-    if missing.is_dir():
-        return
+    if not given or missing.is_dir():
+        return folder
     close = closest_beside(missing)
     # The closest is the folder itself where another process has just made it.
     if missing != folder or close not in (None, folder):
@@ -83,6 +85,7 @@ def _check_folder(data_dir: str | None) -> None:
             f"there is no folder {missing} ({'data.dir' if data_dir else 'TFDS_DATA_DIR'}={given})"
             f"; {hint} have the data set prepared in a new folder, create that first"
         )
+    return folder
 
 
 def _builder(name: str, data_dir: str | None) -> Any:
@@ -101,28 +104,22 @@ def _builder(name: str, data_dir: str | None) -> Any:
 
 @contextlib.contextmanager
 def _alone(builder: Any) -> Iterator[None]:
-    """Lets one process at a time prepare data in a folder; a failure leaves nothing half done."""
+    """Lets one process at a time prepare data in a folder; a failure leaves no temporary files."""
     root = Path(builder.data_dir_root)
-    path = root / ".preparing.lock"
     try:
-        while True:
-            existed = root.exists()
-            root.mkdir(parents=True, exist_ok=True)
-            lock = path.open("w")
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                logging.getLogger(__name__).warning(
-                    "another process prepares data in %s; waiting for it", root
-                )
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            if path.exists() and path.stat().st_ino == os.fstat(lock.fileno()).st_ino:
-                break
-            lock.close()  # its last holder has removed the file: another process may hold a new one
+        root.mkdir(parents=True, exist_ok=True)
+        lock = (root / ".preparing.lock").open("w")
     except OSError as error:
         raise _unavailable(builder, error) from error
-    before = set(root.rglob("*"))
-    with lock:  # closing it frees it
+    with lock:  # closing the file releases the lock
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logging.getLogger(__name__).warning(
+                "another process prepares data in %s; waiting for it", root
+            )
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        before = set(root.rglob("*"))
         try:
             yield
         except BaseException:
@@ -133,11 +130,6 @@ def _alone(builder: Any) -> Iterator[None]:
                     elif re.search(r"\.tmp\.|incomplete\.", str(new.relative_to(root))):
                         new.unlink()
             raise
-        finally:
-            path.unlink(missing_ok=True)
-            if not existed:
-                with contextlib.suppress(OSError):
-                    root.rmdir()
 
 
 def _prepare(builder: Any) -> None:
@@ -156,7 +148,7 @@ def _prepare(builder: Any) -> None:
             yield key, example
 
     builder._generate_examples = generate_encoded
-    # The few files of ImageNet that are no RGB JPEGs are converted when they are read instead.
+    # The few files of ImageNet that are not RGB JPEGs are converted when they are read instead.
     builder._fix_image = lambda name, image: image
     try:
         with contextlib.ExitStack() as replaced:
@@ -164,13 +156,14 @@ def _prepare(builder: Any) -> None:
             for module in (own, imagenet_common, extractor, shuffle):
                 if hasattr(module, "tf"):
                     replaced.enter_context(patch.object(module, "tf", _file_access()))
-            # A thousand files at once are more than many systems allow. The order is the same.
+            # Many systems allow fewer than a thousand open files. The order is the same.
             replaced.enter_context(patch.object(shuffle, "BUCKETS_NUMBER", 256))
-            # Ten retries, each after twice the wait, are three silent minutes without a network.
+            # Ten retries, each after twice the wait, would be three silent minutes if the network
+            # is down.
             replaced.enter_context(patch.object(downloader, "MAX_RETRIES", 4))
             builder.download_and_prepare(
                 file_format="array_record",
-                # The bucket of ready-made data holds tfrecord files only.
+                # The bucket of ready-made data has tfrecord files only.
                 download_config=tfds.download.DownloadConfig(try_download_gcs=False),
             )
     except tarfile.TarError as error:
@@ -189,7 +182,7 @@ def _unavailable(builder: Any, reason: object) -> UserError:
     return UserError(
         f'data set "{builder.name}" is not prepared in {builder.data_dir_root} and could not be '
         f"downloaded ({' '.join(str(reason).split())}); set TFDS_DATA_DIR or --config.data.dir to "
-        "a folder that holds it"
+        "a folder that has it"
     )
 
 
@@ -202,13 +195,56 @@ def _check_archives(builder: Any) -> None:
             f'data set "{builder.name}" is not prepared in {builder.data_dir_root} and cannot be '
             f"downloaded without an account; register at {builder.info.homepage} and put "
             f"{' and '.join(missing)} into {folder}, or set TFDS_DATA_DIR or --config.data.dir to "
-            "a folder that holds the prepared data set"
+            "a folder that has the prepared data set"
         )
     for name, size in sizes.items():
         if (found := (folder / name).stat().st_size) != size:
             raise UserError(
                 f"{folder / name} has {found} bytes and should have {size}; download it again"
             )
+
+
+def _check_files(builder: Any) -> None:
+    """Checks that the files of a prepared data set can be read, all open at once.
+
+    Raises:
+      UserError: one is missing or of another format, or the system allows too few open files.
+    """
+    file_format = builder.info.file_format.value
+    if file_format != "array_record":
+        raise UserError(
+            f'data set "{builder.name}" in {builder.data_dir} is in {file_format} form, which only '
+            "TensorFlow reads; set TFDS_DATA_DIR or --config.data.dir to another folder, where it "
+            "can be prepared as array_record"
+        )
+    paths = [path for split in builder.info.splits.values() for path in split.filepaths]
+    for path in paths:
+        if not path.exists():
+            raise UserError(
+                f'data set "{builder.name}" is incomplete: {path} is missing; copy that file '
+                "there, or delete its folder to have the data set prepared again"
+            )
+    allow_open_files(len(paths))
+
+
+def allow_open_files(count: int) -> None:
+    """Raises this process's limit so that array_record's readers can open `count` files at once.
+
+    ImageNet has 1,088 files, and most systems allow a process 1,024 unless it asks for more.
+
+    Raises:
+      UserError: the system's hard limit is too low.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + 256
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        raise UserError(
+            f"the data set needs {wanted} open files and the system allows {hard}; raise the hard "
+            f"limit (ulimit -Hn) to at least {wanted}"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def encode_png(image: np.ndarray) -> bytes:
@@ -221,7 +257,7 @@ def encode_png(image: np.ndarray) -> bytes:
 
 
 def _file_access() -> types.SimpleNamespace:
-    """What TFDS takes from TensorFlow on the way, laid out as in `tf`."""
+    """The functions of `tf` that TFDS calls while it prepares a data set."""
     from etils import epath
 
     gfile = types.SimpleNamespace(

@@ -1,24 +1,35 @@
-"""A split of a prepared TFDS data set, read without TensorFlow."""
+"""Reads a split of a prepared TFDS data set without TensorFlow, encoded or decoded and cached."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import contextlib
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
 
+import numpy as np
+from tqdm import tqdm
+
+from rezero_jax.data.stream import StreamSplit
+from rezero_jax.devices import cache_folder
 from rezero_jax.errors import UserError
+
+_CHUNK = 500  # examples decoded by one worker at a time
 
 
 class TfdsSource:
     """The examples of a split; see stream.DataSource. Reading damaged files raises UserError.
 
-    Images stay PNG or JPEG bytes: Pillow decodes them, whatever else is installed, so that pixels
-    never depend on the machine.
+    Images stay PNG or JPEG bytes: Pillow decodes them on every machine, whatever else is installed,
+    so that the pixels are the same everywhere.
     """
 
     def __init__(self, builder: Any, split: str) -> None:
         import tensorflow_datasets as tfds
 
-        keep_bytes = {"image": tfds.decode.SkipDecoding()}
-        decoders = keep_bytes if "image" in builder.info.features else None
-        self._source = builder.as_data_source(split, decoders=decoders)
+        self._source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
 
     def __len__(self) -> int:
         return len(self._source)
@@ -34,44 +45,62 @@ class TfdsSource:
             ) from error
 
 
-def check_files(builder: Any) -> None:
-    """Checks that the files of a prepared data set can be read, all open at once.
+def cached_arrays(key: str, split: StreamSplit) -> dict[str, np.ndarray]:
+    """All examples of `split`: {"image": uint8 (N, H, W, C), "label": int32 (N,)}.
 
-    Raises:
-      UserError: one is missing or of another format, or the system allows too few open files.
+    The arrays are read from `$XDG_CACHE_HOME/rezero_jax/<key>.npz` (~/.cache where that is not
+    set), or decoded and written there. A damaged file is written again.
+
+    Args:
+      key: a name for these arrays and no others.
     """
-    file_format = builder.info.file_format.value
-    if file_format != "array_record":
-        raise UserError(
-            f'data set "{builder.name}" in {builder.data_dir} is in {file_format} form, which only '
-            "TensorFlow reads; set TFDS_DATA_DIR or --config.data.dir to another folder, where it "
-            "can be prepared as array_record"
-        )
-    paths = [path for split in builder.info.splits.values() for path in split.filepaths]
-    for path in paths:
-        if not path.exists():
-            raise UserError(
-                f'data set "{builder.name}" is incomplete: {path} is missing; copy that file '
-                "there, or delete its folder to have the data set prepared again"
-            )
-    allow_open_files(len(paths))
+    path = cache_folder() / f"{key}.npz"
+    warn = logging.getLogger(__name__).warning
+    try:
+        with path.open("rb") as file:
+            stored = np.load(file, allow_pickle=False)
+            return {name: stored[name] for name in ("image", "label")}  # zip compares their CRC-32
+    except OSError:
+        pass
+    except Exception as error:  # a damaged zip file raises errors of many kinds
+        warn("%s is damaged (%s); the images are decoded again", path, error)
+    arrays = _decode(key, split)
+    try:
+        with whole_file(path) as file:
+            np.savez(file, image=arrays["image"], label=arrays["label"])
+    except OSError as error:
+        warn("the decoded %s is not cached: %s", key, error)
+    return arrays
 
 
-def allow_open_files(count: int) -> None:
-    """Lets this process hold `count` files open besides its own, as readers of array_record do.
+def fingerprint(folder: Any) -> str:
+    """Twelve hexadecimal digits that change with the data set in a TFDS folder (an etils Path)."""
+    digest = hashlib.sha256((folder / "dataset_info.json").read_bytes())
+    for path in sorted(folder.glob("*.array_record*")):
+        digest.update(f"{path.name} {path.stat().length}\n".encode())
+    return digest.hexdigest()[:12]
 
-    ImageNet has 1,088 files; most systems allow a process 1,024 unless it asks for more. Raises
-    UserError where it may not.
-    """
-    import resource
 
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + 256
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return
-    if hard != resource.RLIM_INFINITY and hard < wanted:
-        raise UserError(
-            f"the data set needs {wanted} open files and the system allows {hard}; raise the hard "
-            f"limit (ulimit -Hn) to at least {wanted}"
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+def _decode(key: str, split: StreamSplit) -> dict[str, np.ndarray]:
+    starts = range(0, split.size, _CHUNK)
+    count = len(starts)
+    chunks = split.batches(
+        lambda i: np.arange(starts[i], min(starts[i] + _CHUNK, split.size)), 0, count
+    )
+    bar = tqdm(chunks, f"decoding {key}", count, unit_scale=_CHUNK, unit=" images", delay=1)
+    decoded = list(bar)
+    return {name: np.concatenate([chunk[name] for chunk in decoded]) for name in decoded[0]}
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file opened for writing that has its name only if the context ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

@@ -1,0 +1,194 @@
+"""Text files: a folder in the order of its paths, the standard library, and enwik8 by its hash."""
+
+import hashlib
+import io
+import os
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from rezero_jax.data import Text, text_files
+from rezero_jax.data.text_files import (
+    LEFT_OUT,
+    enwik8_text,
+    stdlib_files,
+    stdlib_text,
+    user_text,
+)
+from rezero_jax.errors import UserError
+from tests.data import load
+
+
+def test_a_folder_is_its_files_in_the_order_of_their_paths(tmp_path: Path) -> None:
+    files = {
+        "b.txt": b"two\n",
+        "a/z.txt": b"one",
+        "a.txt": b"zero",  # "." sorts before "/"
+        "a/deep/er": b"half",
+        "c": b"",
+        "d": b"\xff\x00",
+        ".hidden": b"no",
+        ".git/config": b"no",
+        "a/.cache/x": b"no",
+    }
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    expected = b"zero\nhalf\none\ntwo\n\n\n\xff\x00"
+    assert user_text(str(tmp_path)).tobytes() == expected
+
+
+def test_the_standard_library_is_three_sets_of_its_own_sources() -> None:
+    files = stdlib_files()
+    assert list(files) == ["train", "validation", "test"]
+    everything = [path for part in files.values() for path in part]
+    assert len(set(everything)) == len(everything)
+    root = Path(sysconfig.get_paths()["stdlib"])
+    relative = sorted(path.relative_to(root).as_posix() for path in everything)
+    assert {"argparse.py", "json/decoder.py"} <= set(relative)
+    assert all(name.endswith(".py") for name in relative)
+    assert not any(set(name.split("/")[:-1]) & set(LEFT_OUT) for name in relative)
+    for part, place in (("validation", 10), ("test", 11)):
+        names = [path.relative_to(root).as_posix() for path in files[part]]
+        assert names == relative[place::20]
+    assert stdlib_files() == files
+
+
+def test_the_text_of_the_standard_library_is_its_files_and_newlines() -> None:
+    files = stdlib_files()["validation"]
+    text = stdlib_text("validation").tobytes()
+    place = 0
+    for path in files:
+        content = path.read_bytes()
+        assert text[place : place + len(content) + 1] == content + b"\n"
+        place += len(content) + 1
+    assert place == len(text) > 50_000
+
+
+def test_a_path_without_text_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path | None) -> str:
+        with pytest.raises(UserError) as info:
+            load("text", path=path and str(path))
+        return str(info.value).replace(str(tmp_path), "ROOT")
+
+    (tmp_path / "tales.txt").write_bytes(b"")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for path in (None, ""):
+        assert "set --config.data.path=" in refused(path)
+    for name, words in (
+        ("tale.txt", "data.path=ROOT/tale.txt does not exist; did you mean ROOT/tales.txt?"),
+        ("q/w", "data.path=ROOT/q/w does not exist; give a file or folder"),
+        ("tales.txt", "data.path=ROOT/tales.txt contains no text"),
+        ("folder", "data.path=ROOT/folder contains no text"),
+        ("pipe", "data.path=ROOT/pipe is a pipe or device"),
+    ):
+        assert words in refused(tmp_path / name)
+
+    def denied(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    (tmp_path / "folder" / "a").touch()
+    assert "ROOT/folder/a cannot be read (Permission denied)" in refused(tmp_path / "folder")
+
+
+TEXT = os.urandom(10_000)
+SPLITS = {"validation": TEXT[9000:9500], "test": TEXT[9500:]}
+
+
+def zipped(content: bytes, member: str = "enwik8") -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(member, content)
+    return buffer.getvalue()
+
+
+ARCHIVE = zipped(TEXT)
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the network gives, at first ARCHIVE; TEXT is the right enwik8."""
+    served = tmp_path / "server" / "enwik8.zip"
+    served.parent.mkdir()
+    served.write_bytes(ARCHIVE)
+    (tmp_path / "data").mkdir()
+    for name, value in (
+        ("URL", served.as_uri()),
+        ("SHA256", hashlib.sha256(ARCHIVE).hexdigest()),
+        ("ARCHIVE_BYTES", len(ARCHIVE)),
+        ("BYTES", len(TEXT)),
+        ("MD5", hashlib.md5(TEXT).hexdigest()),
+    ):
+        monkeypatch.setattr(text_files, f"ENWIK8_{name}", value)
+    return served
+
+
+def below(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_is_published_about_enwik8() -> None:
+    assert text_files.ENWIK8_BYTES == 100_000_000
+    assert text_files.ENWIK8_ARCHIVE_BYTES == 36_445_475
+
+
+def test_enwik8_is_downloaded_once_and_divided(server: Path, tmp_path: Path) -> None:
+    for split, content in SPLITS.items():
+        text = load("enwik8", str(tmp_path / "data"), length=32, eval_split=split)
+        assert isinstance(text, Text)
+        assert text.train.text.tobytes() == TEXT[:9000]
+        assert text.eval.text.tobytes() == content
+        server.unlink(missing_ok=True)
+    assert below(tmp_path / "data") == {"downloads/enwik8.zip"}
+
+
+def test_a_download_that_fails_leaves_nothing(
+    server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "data"
+    for content in (zipped(TEXT[::-1]), ARCHIVE[:-100]):
+        server.write_bytes(content)
+        with pytest.raises(UserError, match=r"could not be downloaded.*wrong size or checksum"):
+            enwik8_text(str(data))
+    server.unlink()
+    with pytest.raises(UserError, match=f"put enwik8.zip into {data}/downloads/manual, or set"):
+        enwik8_text(str(data))
+    (data / "downloads").rmdir()  # empty
+    (data / "downloads").write_text("a file")
+    with pytest.raises(UserError, match="could not be downloaded"):
+        enwik8_text(str(data))
+    with pytest.raises(UserError, match=f"there is no folder {data}.x"):
+        enwik8_text(f"{data}.x/y")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("enwik8", TEXT, None),
+        ("enwik8.zip", ARCHIVE, None),
+        ("enwik8", TEXT[:-1], "has 9999; delete that file"),
+        ("enwik8", TEXT[::-1], "is not enwik8, whose MD5"),
+        ("enwik8.zip", zipped(TEXT[1:] + b"x"), "is not enwik8, whose MD5"),
+        ("enwik8.zip", zipped(TEXT, "enwik9"), "is not an archive of enwik8"),
+        ("enwik8.zip", ARCHIVE[:-100], "is not an archive of enwik8"),
+    ],
+)
+def test_a_file_of_the_users_is_used_or_named(
+    name: str, content: bytes, words: str | None, server: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "data" / "downloads" / "manual" / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    if words is None:
+        server.unlink()
+    else:
+        with pytest.raises(UserError, match=words) as info:
+            enwik8_text(str(tmp_path / "data"))
+        assert str(path) in str(info.value)
+        path.unlink()
+    assert enwik8_text(str(tmp_path / "data")).tobytes() == TEXT
