@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from rehearsal.by_the_book import make_model
 from rezero_jax.training.sharding import FULLY_SHARDED_FROM
-from rezero_jax.training.trainer import fewest_parts
+from rezero_jax.training.trainer import microbatches
 
 Batch = tuple[Array, Array]  # inputs and integer targets
 State = nnx.State
@@ -116,7 +116,7 @@ class Peer:
     ):
         mesh = Mesh(np.asarray(devices), ("data",), axis_types=(AxisType.Auto,))
         make = partial(make_model, config.model, example, classes, config.seed)
-        parts = fewest_parts(config.train.accumulate, config.train.batch_size, mesh.size)
+        parts = microbatches(config.train.accumulate, config.train.batch_size, mesh.size)
         init, update = make_update(make, config.optim, parts)
 
         def place(path: Any, leaf: Any) -> Any:

@@ -147,7 +147,7 @@ def _batch_on_data(x: Array) -> Array:
 
 
 def batch_axes(mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
-    """The axes of a mesh along which a batch is cut; see rezero_jax.training.arrange."""
+    """The axes of a mesh along which a batch is cut; see rezero_jax.training.sharding."""
     return tuple(axis for axis in ("replica", "data") if axis in mesh.shape)
 
 

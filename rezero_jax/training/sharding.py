@@ -1,94 +1,144 @@
 """The device mesh and what each device holds: one code path from one CPU device to many hosts."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from rezero_jax.errors import UserError
 from rezero_jax.processes import warn
 from rezero_jax.stack import batch_axes
-from rezero_jax.training.arrange import arrange
 from rezero_jax.training.state import ModelSpec, path_text
 
-# Smaller arrays stay whole under full sharding: fetching them costs more than keeping them.
+# Smaller arrays stay whole under full sharding, because fetching costs more than keeping them.
 FULLY_SHARDED_FROM = 1024  # elements
 
 
-def make_mesh(config: ConfigDict, available: Sequence[jax.Device], batch: dict[str, int]) -> Mesh:
-    """A mesh with the axes `data` and `model` of config.mesh.
+def make_mesh(config: ConfigDict, available: Sequence[jax.Device], key: str, size: int) -> Mesh:
+    """The mesh of config.mesh: axes `data` and `model`, and `replica` over several slices.
 
-    With mesh.data = -1 it takes all devices. If a batch divides among some of them only, the others
-    repeat their work: a third axis, `spare`, runs over these copies.
+    With mesh.data = -1 the mesh has the most devices among which the batch divides.
 
     Args:
       available: the devices of all processes.
-      batch: config key -> its batch size, which the axis `data` must divide.
+      key: the config field that gives the batch size, for errors.
+      size: the batch size, which the axes `replica` and `data` together must divide.
 
     Raises:
-      UserError: there are too few devices, or the batch does not divide among mesh.data of them.
+      UserError: the devices are too few, the batch does not divide among mesh.data of them, the
+        mesh does not divide among the slices, or one of several processes has idle devices.
     """
     count, model = len(available), config.model
     if model < 1 or count % model:
         raise UserError(
             f"mesh.model={model} does not divide the {count} device(s); set it to a divisor"
         )
-    ((key, size),) = batch.items()
-    data = config.data
+    most, data = count // model, config.data
     if data == -1:
-        data = math.gcd(count // model, size)
-    elif not 1 <= data <= count // model:
+        data = max(n for n in range(1, most + 1) if size % n == 0)
+    elif not 1 <= data <= most:
         each = f" for each of mesh.model={model}" if model > 1 else ""
         raise UserError(
-            f"mesh.data={data} is out of range; there are {count // model} device(s){each}: set it "
-            "to at most as many, or to -1 for as many as fit"
+            f"mesh.data={data} is out of range, as there are {most} device(s){each}; set it to 1 "
+            f"to {most}, or to -1 for the most that divide the batch"
         )
     elif size % data:
         raise UserError(
             f"{key}={size} does not divide among {data} devices; make it a multiple of {data}, or "
             "set mesh.data to a divisor or to -1"
         )
-    spare = count // model // data if config.data == -1 else 1
-    if spare > 1:
-        warn(
-            f"{key}={size} divides among {data} of the {count} devices only, and the others repeat "
-            f"their work; make it a multiple of {count // model} to use all"
-        )
-    if jax.process_count() > 1 and spare * data * model < count:
+    if idle := count - data * model:
+        why = f"{key}={size} leaves" if config.data == -1 else f"mesh.data={data} leaves"
+        several = len({device.process_index for device in available}) > 1
+        sentence = f"{why} {idle} of the {count} devices idle; "
+        if several:
+            raise UserError(
+                f"{sentence}several processes must use all: make {key} a multiple of {most}, set "
+                "mesh.data to -1, or start fewer processes"
+            )
+        if config.data == -1:
+            warn(f"{sentence}make it a multiple of {most} to use all")
+    return place_devices(available, data, model)
+
+
+def place_devices(devices: Sequence[jax.Device], data: int, model: int) -> Mesh:
+    """The mesh of the first data * model devices, neighbours on a TPU's torus side by side.
+
+    Slices are joined by a network far slower than the one within. The axis `replica` runs over
+    several slices and `data` over the rest of the batch axis within each: a batch is sharded along
+    both, the state never along `replica`. GPUs joined by NVLink are a slice: usually a node.
+
+    Args:
+      devices: the devices of all processes, in any order.
+      data: devices that share a batch, in all slices together.
+      model: devices that share each weight matrix.
+
+    Raises:
+      UserError: the mesh does not divide among the slices.
+    """
+    ordered = sorted(devices, key=lambda device: (_slice(device), device.process_index, device.id))
+    used = ordered[: data * model]
+    sizes = Counter(map(_slice, used))
+    replicas = len(sizes)
+    if len(set(sizes.values())) > 1 or data % replicas:
         raise UserError(
-            f"mesh.data={data} leaves devices of the {jax.process_count()} processes idle; set it "
-            "to -1"
+            f"mesh.data={data} and mesh.model={model} do not divide among {replicas} slices; set "
+            f"mesh.data to a multiple of {replicas}, and mesh.model to a divisor of the devices of "
+            "a slice"
         )
-    return arrange(available, data, model, spare)
+    inner = (1, data // replicas, model)
+    try:
+        if replicas == 1:
+            placed = mesh_utils.create_device_mesh(inner, used, allow_split_physical_axes=True)
+        else:
+            placed = mesh_utils.create_hybrid_device_mesh(
+                inner, (replicas, 1, 1), used, allow_split_physical_axes=True
+            )
+    except (AssertionError, NotImplementedError, ValueError):
+        # JAX knows no topology of some devices of a torus, or of chips that pose as two devices.
+        placed = np.reshape(np.asarray(used), (replicas, *inner[1:]))
+    axes = ("replica", "data", "model")
+    if replicas == 1:
+        axes, placed = axes[1:], placed[0]
+    return Mesh(placed, axes, axis_types=(AxisType.Auto,) * len(axes))
+
+
+def _slice(device: jax.Device) -> int:
+    """The index of a device's slice; a TPU has the attribute only if there are several slices."""
+    return 0 if device.platform == "cpu" else getattr(device, "slice_index", 0)
 
 
 def state_shardings(shapes: Any, mesh: Mesh, spec: ModelSpec, fully_sharded: bool) -> Any:
-    """Where each array of a training state of these shapes lives, moments beside their parameter.
+    """The sharding of each array of a training state; moments are sharded like their parameter.
 
-    Along `model` (tensor parallelism) parameters are cut as they declare. Of two matrices in a row
-    the first is cut by its outputs and the second by its inputs, so that what lies between them
-    stays where it is and only the sum at the end travels (arXiv 1909.08053, section 3).
+    Along `model` (tensor parallelism) parameters are sharded as they declare. The first of two
+    consecutive matrices is sharded by its outputs and the second by its inputs, so that the
+    activations between them stay where they are and only the final sum travels (arXiv 1909.08053,
+    section 3).
 
-    Under full sharding each array of at least FULLY_SHARDED_FROM elements is also cut along `data`,
-    at the longest axis that divides, but never along a stack's layers: a scan would have to fetch
-    each layer from one device.
+    Under full sharding each array of at least FULLY_SHARDED_FROM elements is also sharded along
+    `data`, by its longest axis that divides, but never by a stack's layers: a scan would have to
+    fetch each layer from one device.
 
     Raises:
-      UserError: an axis does not divide among the devices along `model`, or there is none to cut.
+      UserError: an axis does not divide among the devices along `model`, or no parameter can be
+        sharded along it.
     """
     params = {path_text(path) for path, _ in jax.tree.leaves_with_path(shapes["params"])}
     data, model = mesh.shape["data"], mesh.shape["model"]
 
     def place(path: Any, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
-        # The path of a moment ends in that of its parameter.
+        # The path of a moment ends in the path of its parameter.
         keys, shape = path_text(path).split("/"), leaf.shape
         tails = ("/".join(keys[i:]) for i in range(1, len(keys)))
         name = next((tail for tail in tails if tail in params), None)
-        if name is None or not shape:  # an optimizer may keep a single number for a parameter
+        if name is None or not shape:  # an optimizer may keep one scalar for a parameter
             return replicated(mesh)
         axes: list[str | None] = [None] * leaf.ndim
         parameter = spec.parameters[name]
@@ -109,8 +159,8 @@ def state_shardings(shapes: Any, mesh: Mesh, spec: ModelSpec, fully_sharded: boo
     placed = jax.tree.map_with_path(place, shapes)
     if model > 1 and not any("model" in s.spec for s in jax.tree.leaves(placed)):
         raise UserError(
-            f"mesh.model={model} finds nothing to cut in this network; set it to 1 "
-            "(mesh.fully_sharded=True spreads any network's state)"
+            f"mesh.model={model} finds nothing to shard in this network; set it to 1 "
+            "(mesh.fully_sharded=True shards any network's state)"
         )
     return placed
 
@@ -124,26 +174,26 @@ def device_bytes(tree: Any) -> int:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds the whole array."""
+    """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batched(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Each device along `data`, in each slice, holds its part of the array's axis `axis`."""
+    """The array's axis `axis` is sharded along the batch axes `replica` and `data`."""
     return NamedSharding(mesh, PartitionSpec(*(None,) * axis, batch_axes(mesh)))
 
 
 def own_rows(mesh: Mesh, size: int) -> np.ndarray:
     """The rows of a batch of `size` that this process's devices hold, ascending, int64 (rows,).
 
-    On a torus they need not lie together.
+    On a torus the rows need not be adjacent.
     """
     held = batched(mesh).addressable_devices_indices_map((size,)).values()
     return np.unique([np.arange(size)[rows] for rows in held if rows is not None])
 
 
 def put(tree: Any, sharding: NamedSharding) -> Any:
-    """A tree of host arrays, which every process has whole, on the devices."""
+    """Puts host arrays, which every process has whole, on the devices."""
 
     def place(leaf: Any) -> jax.Array:
         whole = np.asarray(leaf)
@@ -154,7 +204,7 @@ def put(tree: Any, sharding: NamedSharding) -> Any:
 
 
 def put_rows(tree: Any, sharding: NamedSharding, axis: int, size: int) -> Any:
-    """Batches of `size` rows along `axis`, of which every process has its `own_rows`."""
+    """Puts batches of `size` rows along `axis`, of which every process has `own_rows`, there."""
 
     def place(leaf: np.ndarray) -> jax.Array:
         shape = (*leaf.shape[:axis], size, *leaf.shape[axis + 1 :])
@@ -165,19 +215,19 @@ def put_rows(tree: Any, sharding: NamedSharding, axis: int, size: int) -> Any:
 
 
 def each(mesh: Mesh) -> NamedSharding:
-    """Each device holds one element of an array (devices,)."""
+    """One element of an array (devices,) on each device."""
     return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
 
 def shapes(tree: Any, sharding: NamedSharding) -> Any:
-    """Shapes of a tree of arrays that would be placed so."""
+    """Shapes of a tree of arrays with this sharding."""
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
     )
 
 
 def put_from_each(value: int, mesh: Mesh) -> jax.Array:
-    """Every process's own number, int32, once for each of its devices: (devices,)."""
+    """Each process's own number on each of its devices: int32 (devices,)."""
     own = np.full(1, value, np.int32)
     with jax.transfer_guard_host_to_device("allow"):
         return jax.make_array_from_callback((mesh.size,), each(mesh), lambda _: own)

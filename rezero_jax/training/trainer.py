@@ -85,10 +85,11 @@ class Trainer:
         self.mesh = sharding.make_mesh(
             config.mesh,
             available,
-            {key: train.batch_size // fixed},
+            key,
+            train.batch_size // fixed,
         )
         data = batch_parts(self.mesh)
-        parts = fixed if fixed > 1 else fewest_parts(train.accumulate, train.batch_size, data)
+        parts = fixed if fixed > 1 else microbatches(train.accumulate, train.batch_size, data)
         eval_size = -(-config.eval.batch_size // data) * data
         self._eval_batches = eval_batches(self._eval.size, eval_size, config.eval.examples)
         optimizer, schedules = make_optimizer(config.optim, self.intervals.total, self.spec)
@@ -194,7 +195,7 @@ def _with_stop(updates: Callable[..., Any]) -> Callable[..., Any]:
     return dispatch
 
 
-def fewest_parts(accumulate: int, batch_size: int, devices: int) -> int:
+def microbatches(accumulate: int, batch_size: int, devices: int) -> int:
     """The parts in which `devices` compute a batch that one device computes in `accumulate`.
 
     No device computes more examples at once than that one, and the parts are as few as can be.
