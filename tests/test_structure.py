@@ -1,12 +1,14 @@
-"""Imports point one way, and a file is short enough to read in one sitting."""
+"""Imports point one way, files are short, and every guarantee has a fast test."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
-import pytest
+from benchmarks import size
 
 ROOT = Path(__file__).parents[1]
-# From the ground up: a file imports what stands on its own line or above.
+# From the ground up: a file imports from its own line or the lines above.
 LAYERS = (
     ("rezero_jax.errors", "rezero_jax.formatting"),
     ("rezero_jax.fields",),
@@ -23,10 +25,33 @@ LAYERS = (
 )
 FLOOR = {unit: floor for floor, units in enumerate(LAYERS) for unit in units}
 APART = (("rezero_jax.models", "rezero_jax.data"), ("rezero_jax.models", "rezero_jax.runs"))
+SOURCES = [
+    path
+    for top in ("rezero_jax", "configs", "launch", "experiments", "benchmarks", "rehearsal")
+    for path in sorted((ROOT / top).rglob("*.py"))
+] + [ROOT / "train.py", ROOT / "sample.py"]
+# Each guarantee of the project, and what the names of its fast tests contain between them.
+GUARANTEES = {
+    "resume": ("[mlp]", "[resnet]", "[transformer]", "[vit]"),
+    "SIGTERM": ("test_resume",),
+    "SIGKILL": ("test_resume",),
+    "PyTorch parity": ("test_mlp", "test_resnet", "test_transformer", "test_vit", "test_layers"),
+    "sharding": ("[mlp]", "[resnet]", "[transformer]"),
+    "identity at init": ("[mlp]", "[resnet]", "[transformer]", "[vit]"),
+    "gradient contract": ("[mlp]", "[resnet]", "[transformer]", "[vit]"),
+    "causality": ("",),
+    "scanned equals unrolled": ("[mlp]", "[resnet]", "[transformer]", "[vit]"),
+    "optimised": ("[mlp]", "[resnet]", "[transformer]", "[vit]"),
+    "bad input": ("load_config", "trainer", "command"),
+    "data order": ("",),
+    "optimizer groups": ("",),
+    "step": ("",),
+    "run folder": ("",),
+}
 
 
 def unit_of(module):
-    """The longest name of LAYERS that the module is or lies in; None for what others wrote."""
+    """The longest name of LAYERS that the module is or is in; None for other people's modules."""
     parts = module.split(".")
     names = (".".join(parts[:i]) for i in range(len(parts), 0, -1))
     return next((name for name in names if name in FLOOR), None)
@@ -41,25 +66,59 @@ def imports_of(path):
             yield from (alias.name for alias in node.names)
 
 
-SOURCES = [
-    path
-    for top in ("rezero_jax", "configs", "launch", "experiments", "benchmarks", "rehearsal")
-    for path in sorted((ROOT / top).rglob("*.py"))
-] + [ROOT / "train.py", ROOT / "sample.py"]
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_point_one_way(path):
-    module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-    here = unit_of(module)
-    if here is None:
-        assert module == "rezero_jax.__init__"  # the package's face may import all models
-        return
-    for target in filter(None, map(unit_of, imports_of(path))):
-        assert FLOOR[target] <= FLOOR[here], f"{module} imports {target}"
-        assert (here, target) not in APART, f"{module} imports {target}"
+def test_imports_point_one_way():
+    wrong = []
+    for path in SOURCES:
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        here = unit_of(module)
+        if here is None:
+            assert module == "rezero_jax.__init__"  # the package's face may import all models
+            continue
+        for target in filter(None, map(unit_of, imports_of(path))):
+            if FLOOR[target] > FLOOR[here] or (here, target) in APART:
+                wrong.append(f"{module} imports {target}")
+    assert wrong == []
 
 
 def test_no_file_is_too_long_to_read_in_one_sitting():
-    lengths = {path: len(path.read_text().splitlines()) for path in SOURCES}
-    assert {path.name: lines for path, lines in lengths.items() if lines > 300} == {}
+    lengths = {str(path.relative_to(ROOT)): size.lines_of(path) for path in SOURCES}
+    assert {path: lines for path, lines in lengths.items() if lines > 330} == {}
+
+
+def test_read_paths_list_files_that_exist():
+    for family in size.READ_PATHS:
+        assert [path for path, lines in size.read_path(family).items() if lines == 0] == []
+
+
+def test_every_guarantee_has_a_fast_test():
+    files = [
+        path for path in (ROOT / "tests").glob("test_*.py") if "guarantee(" in path.read_text()
+    ]
+    command = [sys.executable, "-c", COLLECT, *map(str, files)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    found = dict.fromkeys(GUARANTEES, "")
+    for line in done.stdout.splitlines():
+        if line.startswith("guarantee\t"):
+            _, name, test = line.split("\t")
+            found[name] += f" {test}"  # a KeyError names a guarantee that GUARANTEES lacks
+    missing = [
+        f"{name}: {word}" if tests else name
+        for name, tests in found.items()
+        for word in GUARANTEES[name]
+        if not tests or word not in tests
+    ]
+    assert missing == [], done.stdout + done.stderr
+
+
+COLLECT = """
+import sys, pytest
+
+class Guarantees:
+    def pytest_collection_finish(self, session):
+        for item in session.items:
+            for marker in item.iter_markers("guarantee"):
+                print("guarantee", *marker.args, item.nodeid, sep="\\t")
+
+options = ["--collect-only", "-q", "-m", "guarantee and not slow", "-p", "no:cacheprovider"]
+pytest.main([*options, *sys.argv[1:]], [Guarantees()])
+"""
