@@ -68,6 +68,7 @@ def run(finished, tmp_path):
 RULE_NAMES = ", ".join(sorted(RULES))
 
 
+@pytest.mark.guarantee("bad input")
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [

@@ -94,6 +94,7 @@ def test_the_order_never_changes() -> None:
         assert Order(seed, size, 10).indices(epoch * size // 10).tolist() == expected
 
 
+@pytest.mark.guarantee("data order")
 @pytest.mark.parametrize(("size", "batch_size"), SIZES)
 def test_each_epoch_visits_each_example_exactly_once(size: int, batch_size: int) -> None:
     order = Order(seed=3, size=size, batch_size=batch_size)
@@ -106,6 +107,7 @@ def test_each_epoch_visits_each_example_exactly_once(size: int, batch_size: int)
     np.testing.assert_array_equal(np.sort(stream, axis=1), np.tile(np.arange(size), (epochs, 1)))
 
 
+@pytest.mark.guarantee("data order")
 def test_a_batch_is_a_function_of_seed_and_step_alone() -> None:
     order = Order(seed=5, size=17, batch_size=6)
     forward = [order.indices(step).copy() for step in range(40)]

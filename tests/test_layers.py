@@ -122,6 +122,7 @@ def assert_close(actual, expected, name="", relative=1e-5):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=bound, err_msg=name)
 
 
+@pytest.mark.guarantee("PyTorch parity")
 @pytest.mark.parametrize("references", [stored, live])
 @pytest.mark.parametrize(
     ("case", "is_causal"),

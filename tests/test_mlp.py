@@ -44,6 +44,7 @@ def flat(tree):
     return traverse_util.flatten_dict(tree, sep="/")
 
 
+@pytest.mark.guarantee("PyTorch parity")
 @pytest.mark.parametrize("rule", RULES_IN_PAPER)
 def test_same_logits_gradients_and_updates_as_pytorch(rule, references):
     arrays = nested(references, f"{rule}/")

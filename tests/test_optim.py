@@ -152,6 +152,7 @@ def test_a_rate_of_zero_holds_every_alpha_to_the_bit_and_nothing_else(name):
     assert (kernel(history[-1]) != kernel(history[0])).all()
 
 
+@pytest.mark.guarantee("optimizer groups")
 def test_alpha_has_its_own_rate_optimizer_and_schedule():
     config = settings(name="sgd", learning_rate=0.1, momentum=0.0, schedule="linear")
     config.alpha.update({"name": "adagrad", "learning_rate": 0.25, "schedule": "constant"})
@@ -176,6 +177,7 @@ def test_gates_are_found_by_type_whatever_they_are_called():
     assert model_spec(Layer).alpha_paths == {"switch", "wrapped/alpha"}
 
 
+@pytest.mark.guarantee("optimizer groups")
 def test_groups_by_path():
     config = settings(name="sgd", learning_rate=0.1, momentum=0.0)
     config.groups.bias = optim_group(path="bias$", learning_rate=0.01)

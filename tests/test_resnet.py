@@ -76,6 +76,7 @@ def assert_close(ours, theirs, rtol, atol):
         np.testing.assert_allclose(ours[name], expected, rtol=rtol, atol=atol, err_msg=name)
 
 
+@pytest.mark.guarantee("PyTorch parity")
 @pytest.mark.parametrize(
     "case",
     [pytest.param(c, marks=[pytest.mark.slow] if c.startswith("preact50") else []) for c in CASES],

@@ -91,6 +91,7 @@ def straight(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.guarantee("SIGTERM")
 @pytest.mark.parametrize(
     ("signum", "code"),
     [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
@@ -109,7 +110,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(signum, code, straight, tmp
     assert differences(tmp_path, straight) == []
 
 
-@pytest.mark.slow
+@pytest.mark.guarantee("SIGKILL")
 def test_a_killed_run_goes_on_from_its_last_checkpoint(straight, tmp_path):
     killed = stop(tmp_path, signal.SIGKILL, after=SAVE + 30)
     assert killed.returncode == -signal.SIGKILL

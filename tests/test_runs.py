@@ -61,6 +61,7 @@ def timeless(line):
     return {name: value for name, value in line.items() if not is_time(name)}
 
 
+@pytest.mark.guarantee("run folder")
 def test_every_step_has_its_line_and_every_line_its_keys(lines):
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     always = {
@@ -177,6 +178,7 @@ def test_tensorboard_shows_the_same_numbers(run, lines):
     assert scalars(run / "tensorboard") == expected
 
 
+@pytest.mark.guarantee("run folder")
 def test_final_values(run, lines):
     final = json.loads((run / "final.json").read_text())
     last = lines[-1]
@@ -193,6 +195,7 @@ def test_final_values(run, lines):
     np.testing.assert_allclose(final["examples_per_second"], rate)
 
 
+@pytest.mark.guarantee("run folder")
 def test_config_and_environment(run, config):
     assert json.loads((run / "config.json").read_text()) == json.loads(config.to_json())
     found = json.loads((run / "environment.json").read_text())

@@ -128,6 +128,7 @@ def test_metrics_are_those_of_the_parameters_before_the_update(rezero):
     np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-6)
 
 
+@pytest.mark.guarantee("step")
 @pytest.mark.parametrize("accumulate", [2, 4])
 def test_accumulated_gradients_are_those_of_the_whole_batch(accumulate, rezero):
     _, train_step, state = rezero
@@ -142,6 +143,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(accumulate, rezero):
         np.testing.assert_allclose(parts_metrics[name], value, rtol=16 * EPS)
 
 
+@pytest.mark.guarantee("step")
 def test_groups_of_steps_give_the_bits_of_single_steps(rezero, steps):
     _, _, begin = rezero
     three = batches(3)

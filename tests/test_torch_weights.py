@@ -323,6 +323,7 @@ def stored():
     return dict(np.load(Path(__file__).parent / "reference" / "torch_layers.npz"))
 
 
+@pytest.mark.guarantee("PyTorch parity")
 @pytest.mark.parametrize(
     "name", ["pre_norm_decoder_layer", "encoder", "encoder_unrolled", "pre_norm_encoder"]
 )

@@ -27,6 +27,7 @@ def part(of):
     return {name.removeprefix(f"{of}/"): REFERENCE[name] for name in names}
 
 
+@pytest.mark.guarantee("PyTorch parity")
 @pytest.mark.parametrize(("pool", "scan"), [("token", True), ("mean", False)])
 def test_logits_and_gradients_are_timms(pool, scan):
     model = nnx.eval_shape(
