@@ -32,7 +32,7 @@ from benchmarks.step import serve_training
 from benchmarks.worker import SHORTEST, print_ratios, serve, take_turns
 from rezero_jax.config import load_config
 from rezero_jax.devices import set_cpu_devices
-from rezero_jax.models.resnet import conv, parts
+from rezero_jax.models.resnet import blocks, conv
 from rezero_jax.models.resnet.model import ResNet
 from rezero_jax.stack import split_params
 from rezero_jax.training.state import model_spec
@@ -59,7 +59,7 @@ def serve_ours(depth: int, scan: bool, stage: str) -> None:
     """Serves timings of our training step, with all of STAGES up to `stage`."""
     used = list(STAGES)[: list(STAGES).index(stage) + 1]
     if "batch_norm" not in used:
-        parts.BatchNorm = FlaxBatchNorm  # type: ignore[assignment,misc]
+        blocks.BatchNorm = FlaxBatchNorm  # type: ignore[assignment,misc]
     if "gradients" not in used:
         conv._convolve = conv._plain  # type: ignore[assignment]
         serve(plain_steps(depth))

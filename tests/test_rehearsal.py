@@ -21,7 +21,7 @@ from rehearsal.by_the_book_step import Peer, make_update
 from rehearsal.plan import compile_dispatch, trainer_for_sizes
 from rehearsal.topologies import devices_of
 from rezero_jax.config import load_config
-from rezero_jax.models.resnet.parts import RULES as RESNET_RULES
+from rezero_jax.models.resnet.blocks import RULES as RESNET_RULES
 from rezero_jax.residual import RULES
 
 IMAGE, CLASSES = (32, 32, 3), 10

@@ -14,7 +14,7 @@ from flax import nnx, traverse_util
 
 from rezero_jax import ResNet
 from rezero_jax.errors import UserError
-from rezero_jax.models.resnet.parts import RULES
+from rezero_jax.models.resnet.blocks import RULES
 from rezero_jax.stack import stacked
 from rezero_jax.training.state import model_spec
 

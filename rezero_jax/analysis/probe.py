@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from rezero_jax.analysis.singular_values import safe_norms
 from rezero_jax.errors import UserError
-from rezero_jax.models.resnet.stage import Stage
+from rezero_jax.models.resnet.model import Stage
 from rezero_jax.residual import Alpha, ReZero, Rule
 from rezero_jax.stack import Stack
 from rezero_jax.training.state import one_per_layer

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from rezero_jax.errors import UserError
 from rezero_jax.models import init
 
+Images = Float[Array, "batch _height _width _channels"]  # of one batch size, otherwise of any shape
 Input = Float[Array, "batch height width in_channels"]
 Output = Float[Array, "batch rows columns out_channels"]
 Kernel = Float[Array, "side side in_channels out_channels"]
