@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
         except UserError:
             raise
         except (JaxRuntimeError, ValueError) as error:
-            processes.end_after_loss(error)
+            processes.raise_cause(error)
         processes.shutdown()
     except UserError as error:
         print(f"train.py: {error}", file=sys.stderr)

@@ -1,11 +1,14 @@
-"""Numbers, durations and tables as text."""
+"""Numbers, durations, paths in a pytree and tables as text."""
 
 import datetime
 from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
 
 
 def number(value: float, digits: int = 4) -> str:
-    """A number with so many significant digits, and with all digits before the point."""
+    """A number with `digits` significant digits, and with all digits before the point."""
     if value and abs(value) < 1e-3:
         return f"{value:.1e}".replace("e-0", "e-")
     text = f"{value:.{digits}g}"
@@ -17,8 +20,13 @@ def duration(seconds: float) -> str:
     return str(datetime.timedelta(seconds=round(seconds)))
 
 
+def path_text(path: Any) -> str:
+    """The path of a leaf in a pytree, such as "params/head/kernel"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
 def markdown_table(rows: Iterable[Sequence[object]]) -> str:
-    """The rows, of which the first is the head, as a Markdown table."""
+    """A Markdown table; the first row is its head."""
     lines = [[str(cell).replace("|", r"\|") for cell in row] for row in rows]
     lines.insert(1, ["---"] * len(lines[0]))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

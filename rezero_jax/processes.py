@@ -1,13 +1,10 @@
-"""The processes of one run: how they find each other, agree, and notice that one is lost.
+"""Processes of one run: how they connect, agree, and notice that one of them is lost.
 
-All run the same program, and the devices of all form one mesh, so most of the code need not know.
-What touches files or the terminal asks `is_first`.
+All processes run the same program and the devices of all of them form one mesh, so most of the
+code need not know. Code that touches files or the terminal asks `is_first`.
 """
 
-import ctypes
 import json
-import os
-import signal
 import sys
 import threading
 import warnings
@@ -18,15 +15,18 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from rezero_jax.errors import UserError, first_line
+from rezero_jax.errors import Unavailable, UserError, first_line
 
 T = TypeVar("T")
 
 WAIT = 300  # seconds within which all processes of a run must connect
 HEARTBEAT = 30  # seconds without a sign of life after which a process counts as lost
-LOST = 4  # exit status of a process that has lost another one, or waited for it in vain
-# How XLA and CUDA's libraries say that a device has no more memory.
+# How XLA and CUDA's libraries report that a device has no more memory.
 OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "OUT_OF_MEMORY", "ALLOC_FAILED")
+
+
+class Lost(Unavailable):
+    """Another process of the run is lost, so that this one cannot continue."""
 
 
 def initialize(
@@ -40,31 +40,28 @@ def initialize(
     Without arguments the processes of a TPU slice, a Slurm step or an indexed Kubernetes job find
     each other automatically; elsewhere, and with num_processes=1, the process runs alone.
 
+    A process that is silent for HEARTBEAT seconds later makes JAX abort the others (SIGABRT).
+
     Args:
       coordinator: host:port of process 0, which all processes can reach.
       process_id: 0 .. num_processes - 1, different in each process.
-      num_processes: how many there are.
-      wait: seconds within which all must connect; else the process says so and ends (status 4).
+      num_processes: number of processes.
+      wait: seconds within which all processes must connect.
 
     Raises:
       UserError: the arguments contradict each other, or a cluster's processes cannot be found.
+      Lost: not all processes have connected in time. JAX aborts this process a minute later, so it
+        should end.
     """
     if num_processes == 1:
         return
     is_given = _are_given(coordinator, process_id, num_processes)
     # Otherwise JAX's own notice of a preemption would catch SIGTERM before the training loop.
     jax.config.update("jax_enable_preemption_service", False)
-    where = f" at {coordinator}" if is_given else ""
-    sentence = (
-        f"the other processes of this run did not all connect{where} within {wait:g} s; start the "
-        "same command on every host, each with its own --process_id where you give one, or with "
-        "--num_processes=1 on one host alone"
-    )
-    late = threading.Timer(wait, _end, (LOST, sentence))
-    late.start()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a Kubernetes pod need not belong to a job
+    errors: list[Exception] = []
+
+    def connect() -> None:
+        try:
             jax.distributed.initialize(
                 coordinator,
                 num_processes,
@@ -72,32 +69,42 @@ def initialize(
                 initialization_timeout=int(wait) + 60,  # JAX would abort without a sentence
                 heartbeat_timeout_seconds=HEARTBEAT,
             )
-    except Exception as error:
-        no_cluster = isinstance(error, ValueError)
-        has_started = "must be called before" in str(error)  # whoever started JAX has decided
-        if not is_given and (no_cluster or has_started):
-            return
-        raise UserError(
-            f"cannot connect to the other processes of this run ({first_line(error)}); check that "
-            "process 0 runs where --coordinator says, or give --num_processes=1 to run alone"
-        ) from error
-    finally:
-        late.cancel()
-    if jax.process_count() > 1:
-        ctypes.CDLL(None).signal(signal.SIGABRT, _explain_abort)
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=connect, daemon=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a Kubernetes pod need not belong to a job
+        thread.start()
+        thread.join(wait)
+    if thread.is_alive():
+        where = f" at {coordinator}" if is_given else ""
+        raise Lost(
+            f"the other processes of this run did not all connect{where} within {wait:g} s; start "
+            "the same command on every host, each with its own --process_id where you give one, or "
+            "with --num_processes=1 on one host alone"
+        )
+    if errors:
+        no_cluster = isinstance(errors[0], ValueError)
+        has_started = "must be called before" in str(errors[0])  # whoever started JAX has decided
+        if is_given or not (no_cluster or has_started):
+            raise UserError(
+                f"cannot connect to the other processes of this run ({first_line(errors[0])}); "
+                "check that process 0 runs where --coordinator says, or give --num_processes=1 to "
+                "run alone"
+            ) from errors[0]
 
 
 def _are_given(coordinator: str | None, process_id: int | None, num_processes: int | None) -> bool:
-    """Whether there are the three flags; raises a UserError if they do not fit each other."""
+    """Whether the three flags are given; raises a UserError if they do not fit each other."""
+    flags = {"coordinator": coordinator, "process_id": process_id, "num_processes": num_processes}
+    missing = [f"--{flag}" for flag, value in flags.items() if value is None]
+    if len(missing) == len(flags):
+        return False
     if coordinator is None or process_id is None or num_processes is None:
-        flags = {"coordinator": coordinator, "process_id": process_id}
-        flags |= {"num_processes": num_processes}
-        missing = [f"--{flag}" for flag, value in flags.items() if value is None]
-        if len(missing) == len(flags):
-            return False
         raise UserError(
-            f"{' and '.join(missing)} missing: a process of several needs all of --coordinator, "
-            "--process_id and --num_processes"
+            f"{' and '.join(missing)} missing; a run of several processes needs all of "
+            "--coordinator, --process_id and --num_processes"
         )
     if not 0 <= process_id < num_processes:
         raise UserError(
@@ -106,7 +113,7 @@ def _are_given(coordinator: str | None, process_id: int | None, num_processes: i
         )
     host, _, port = coordinator.rpartition(":")
     if not (host and port.isdecimal()):
-        raise UserError(f"--coordinator={coordinator} is not HOST:PORT, such as 10.0.0.1:8476")
+        raise UserError(f"--coordinator={coordinator} is not HOST:PORT; give such as 10.0.0.1:8476")
     return True
 
 
@@ -116,7 +123,7 @@ def is_first() -> bool:
 
 
 def warn(text: str) -> None:
-    """Prints a warning, from the first process alone."""
+    """Prints a warning, in the first process alone."""
     if is_first():
         print(f"warning: {text}", file=sys.stderr)
 
@@ -134,18 +141,18 @@ def on_first(work: Callable[[], Any]) -> Any:
         try:
             answer = {"result": work()}
         except UserError as error:
-            answer = {"error": str(error)}
+            answer = {"error": str(error), "passes": isinstance(error, Unavailable)}
     text = np.frombuffer(json.dumps(answer).encode(), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
     text = multihost_utils.broadcast_one_to_all(text if is_first() else np.zeros(size, np.uint8))
     answer = json.loads(np.asarray(text, np.uint8).tobytes())
     if "error" in answer:
-        raise UserError(answer["error"])
+        raise (Unavailable if answer["passes"] else UserError)(answer["error"])
     return answer["result"]
 
 
 def on_first_then_others(work: Callable[[], T]) -> T:
-    """Runs `work` in process 0, then in the others: for files which they may or may not share.
+    """Runs `work` in process 0, then in the others: for files that they may or may not share.
 
     Raises:
       UserError: `work` raised it in process 0, or here.
@@ -169,18 +176,17 @@ def shutdown() -> None:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error of JAX says that a device has no more memory."""
+    """Whether an error of JAX means that a device has no more memory."""
     return any(word in str(error) for word in OUT_OF_MEMORY)
 
 
-def end_after_loss(error: Exception) -> NoReturn:
-    """Ends one of several processes after an error of JAX, which usually means that one is lost.
-
-    It ends at once, as closing anything properly would wait for the lost process.
+def raise_cause(error: Exception) -> NoReturn:
+    """Raises the cause of an error of JAX in words, if it is known, or else the error itself.
 
     Raises:
       UserError: the memory of a device is exhausted.
-      Exception: `error` itself, in a run of one process or if it is not JAX's.
+      Lost: an error of JAX in a run of several processes. Closing anything properly would wait for
+        the lost process, so this one should end at once.
     """
     if is_out_of_memory(error):
         raise UserError(
@@ -191,25 +197,8 @@ def end_after_loss(error: Exception) -> NoReturn:
     is_of_jax = isinstance(error, RuntimeError) or "Gloo" in str(error)  # at times a ValueError
     if jax.process_count() == 1 or not is_of_jax:
         raise error
-    _end(LOST, f"process {jax.process_index()} cannot continue ({first_line(error)}); {_AGAIN}")
-
-
-_AGAIN = (
-    "most likely another process of this run has stopped, and has said why, or cannot be reached: "
-    "start the same command on every host again, and it resumes from the newest checkpoint"
-)
-
-
-def _end(status: int, sentence: str) -> NoReturn:
-    # JAX's threads report a lost process on stderr to the last; the sentence should come last.
-    stderr = os.dup(2)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    os.write(stderr, f"\ntrain.py: {sentence}\n".encode())
-    os._exit(status)
-
-
-# In C, as JAX aborts in a thread of its own while Python waits for devices. It does so when another
-# process is silent. At module level, so that what C still calls is not collected.
-@ctypes.CFUNCTYPE(None, ctypes.c_int)
-def _explain_abort(signum: int) -> None:
-    _end(LOST, f"JAX ended this process; {_AGAIN}")
+    raise Lost(
+        f"process {jax.process_index()} cannot continue ({first_line(error)}), most likely because "
+        "another process of this run has stopped, and has said why, or cannot be reached; start "
+        "the same command on every host again, and it resumes from the newest checkpoint"
+    ) from error

@@ -1,19 +1,17 @@
-"""The checkpoints of a run that trains, with Orbax: written in the background, few of them kept.
+"""Checkpoints of a run that trains, with Orbax: written in the background, and few of them kept.
 
-Each of several processes writes its own part, in one folder that all of them share. Checkpoint k is
-the state after k updates, with the manifest that rezero_jax.runs.restore verifies, which holds the
-loop's running sums.
+Each of several processes writes its own shards, in one folder that all processes share.
+Checkpoint k is the state after k updates, with the manifest that rezero_jax.runs.restore verifies
+and that holds the loop's running sums.
 """
 
 import contextlib
 import errno
-import logging
 import resource
 import shutil
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from types import SimpleNamespace
-from typing import Any
+from types import SimpleNamespace, TracebackType
+from typing import Any, Self
 
 import jax
 import orbax.checkpoint as ocp
@@ -23,38 +21,45 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as policies
 
 from rezero_jax import processes
-from rezero_jax.errors import first_line
+from rezero_jax.errors import UserError, first_line
 from rezero_jax.runs.files import AnyPath, is_bucket, move_folder
 from rezero_jax.runs.restore import checksum, fingerprint, read_manifest, read_newest
 
 
 class Checkpoints:
-    """The checkpoints of one run.
+    """Checkpoints of one run; used as a context, at whose end all saves are on disk.
 
     Args:
-      folder: absolute path of the folder, made when first saved to.
+      folder: absolute path of the folder, made by the first save.
       config: config.checkpoint.
+      check: called before a save and before its commit; raises a UserError if this start may no
+        longer write.
     """
 
-    def __init__(self, folder: AnyPath, config: ConfigDict):
+    def __init__(
+        self, folder: AnyPath, config: ConfigDict, check: Callable[[], None] = lambda: None
+    ):
         self._folder = folder = epath.Path(folder)
+        self._check = check
         kept: list[Any] = [policies.LatestN(config.keep)]
         if config.keep_every_steps is not None:
             kept.append(policies.EveryNSteps(config.keep_every_steps))
         if config.keep_best:
             kept.append(_Best(folder, config.keep_best))
-        atomicity = ocp.options.AtomicityMode  # AUTO renames in buckets that are not Google's
+        atomicity = ocp.options.AtomicityMode  # AUTO would rename in buckets other than Google's.
         mode = atomicity.COMMIT_FILE if is_bucket(folder) else atomicity.ATOMIC_RENAME
         atomicity_options = ocp.options.AtomicityOptions(mode=mode)
         self._options = ocp.CheckpointManagerOptions(
             atomicity_options=atomicity_options,
             preservation_policy=policies.AnyPreservationPolicy(kept),
             save_decision_policy=policies.FixedIntervalPolicy(1),
-            # In the background, a folder that cannot be made would leave threads waiting.
-            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+            async_options=ocp.AsyncOptions(
+                # In the background, a folder that cannot be made would leave threads waiting.
+                create_directories_asynchronously=False,
+                # Orbax calls this after it has written all files, right before the commit.
+                post_finalization_callback=check,
+            ),
         )
-        # Orbax logs a traceback of what it then raises.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
         processes.on_first(lambda: _remove_unfinished(folder, atomicity_options))
         self._manager = self._open()
 
@@ -66,6 +71,20 @@ class Checkpoints:
         }
         return ocp.CheckpointManager(self._folder, options=self._options, item_handlers=handlers)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if not isinstance(
+            error, processes.Lost
+        ):  # A lost process never finishes its part of a save.
+            self.close()
+
     def save(
         self, step: int, state: Any, progress: dict[str, Any], metrics: dict[str, float] | None
     ) -> None:
@@ -74,20 +93,22 @@ class Checkpoints:
         Args:
           step: number of updates applied.
           state: the training state.
-          progress: plain JSON data, given back by `restore`.
+          progress: plain JSON data, returned by `restore`.
           metrics: the evaluation after this very step, if there was one.
 
         Raises:
-          OSError: there is no room for it, or it or the checkpoint before it cannot be written.
+          OSError: there is not enough room, or this or the previous checkpoint cannot be written.
+          UserError: `check` raised it.
         """
         self._check_room(sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
+        processes.on_first(self._check)
         manifest: dict[str, Any] = {
             "progress": progress,
             "evaluation": metrics,
             "fingerprint": fingerprint(state),
         }
         manifest["checksum"] = checksum(manifest)
-        with _failed_writes_told():
+        with _write_errors():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -97,7 +118,7 @@ class Checkpoints:
             )
 
     def _check_room(self, needed: int) -> None:
-        """Finds a full disk beforehand: TensorStore, which finds it later, prints tracebacks."""
+        """Detects a full disk beforehand; TensorStore would detect it later, with tracebacks."""
         if is_bucket(self._folder):
             return
         folder = self._folder if self._folder.exists() else self._folder.parent
@@ -113,7 +134,7 @@ class Checkpoints:
     def restore(
         self, shapes: Any, warn: Callable[[str], None] = processes.warn
     ) -> tuple[Any, dict[str, Any]] | None:
-        """The newest good state and its progress, or None; sets damaged checkpoints aside.
+        """The newest good state and its progress, or None; moves damaged checkpoints away.
 
         Args:
           shapes, warn: see `read_newest`.
@@ -137,10 +158,10 @@ class Checkpoints:
         return target
 
     def finish(self) -> None:
-        """Waits, and deletes the checkpoints that are not to be kept.
+        """Waits for the last save, and deletes the checkpoints that need not be kept.
 
-        Each save deletes what it replaces once it is written, so a process killed in between leaves
-        one too many.
+        Each save deletes the checkpoints that it replaces once it is written, so a process killed
+        in between leaves one too many.
 
         Raises:
           OSError: the last save cannot be written.
@@ -150,7 +171,7 @@ class Checkpoints:
             self._manager.delete(step)
 
     def _left_over(self) -> list[int]:
-        # The policies read no time, and the metrics from the manifest.
+        # The policies do not use the time, and read the metrics from the manifest.
         found = [SimpleNamespace(step=s, metrics=None) for s in sorted(self._manager.all_steps())]
         policy = self._options.preservation_policy
         kept = policy.should_preserve(found, context=policies.PreservationContext())
@@ -161,25 +182,27 @@ class Checkpoints:
 
         Raises:
           OSError: the last save cannot be written.
+          UserError: see `save`.
         """
-        with _failed_writes_told():
+        with _write_errors():
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, and ends the manager's threads.
+        """Waits for the last save, and ends the threads of Orbax.
 
         Raises:
           OSError: the last save cannot be written.
+          UserError: see `save`.
         """
-        with _failed_writes_told():
+        with _write_errors():
             self._manager.close()
 
 
 def _remove_unfinished(folder: epath.Path, options: ocp.options.AtomicityOptions) -> None:
     """Deletes the checkpoints of runs that were killed while they saved.
 
-    Orbax would do so in the background, and in a bucket it would take a checkpoint that is just
-    being moved away for an unfinished one, and delete the one that is saved in its place.
+    Orbax would do so in the background, and in a bucket it would mistake a checkpoint that is being
+    moved away for an unfinished one, and delete its successor of the same name.
     """
     for path in ocp.path.step.all_temporary_paths(folder, atomicity_options=options):
         path.get().rmtree()
@@ -188,8 +211,8 @@ def _remove_unfinished(folder: epath.Path, options: ocp.options.AtomicityOptions
 class _Best(policies.PreservationPolicy):
     """Keeps the `count` checkpoints of lowest eval/loss.
 
-    Orbax's BestN knows the evaluations of this process alone, and would delete the best ones before
-    a restart.
+    Orbax's BestN knows the evaluations of this process alone, and would delete the best checkpoints
+    of earlier starts.
     """
 
     def __init__(self, folder: epath.Path, count: int):
@@ -207,18 +230,16 @@ class _Best(policies.PreservationPolicy):
     def _saved(self, step: int) -> dict[str, float] | None:
         try:
             return read_manifest(self._folder / str(step))["evaluation"]
-        except (OSError, ValueError, KeyError, AttributeError):  # damaged, or of an earlier version
+        except (OSError, ValueError):  # damaged
             return None
 
 
 @contextlib.contextmanager
-def _failed_writes_told() -> Iterator[None]:
+def _write_errors() -> Iterator[None]:
+    """Raises what Orbax raises as an OSError, unless the storage is not to blame."""
     try:
         yield
-    except JaxRuntimeError:  # another process is lost, or the memory is exhausted
+    except (UserError, JaxRuntimeError):  # `check` failed; another process is lost, or no memory
         raise
     except Exception as error:  # Orbax raises whatever its storage layers raise.
-        # Its other threads stumble over the same failure, each with a traceback of its own.
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-        threading.excepthook = lambda _: None
         raise OSError(first_line(error)) from error

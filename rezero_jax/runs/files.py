@@ -1,103 +1,113 @@
-"""Files of a run, on a disk or in a bucket: each is whole or absent.
+"""Files of a run, on a disk or in a bucket: each file is whole or absent.
 
-A bucket is whatever etils.epath names by a scheme, such as gs://bucket/run. Its objects are written
-whole and never grow; it has no folders, no renames and no locks.
+A path with a scheme, such as gs://bucket/run, is in a bucket and is accessed through etils.epath
+and fsspec. Objects in a bucket are written whole and never grow; a bucket has no folders, no
+renames and no locks.
 """
 
 import json
-import logging
 import os
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
-import fsspec
 from etils import epath
 
-from rezero_jax.errors import UserError, first_line
+from rezero_jax.errors import Unavailable, UserError, first_line
 
 AnyPath = str | os.PathLike[str]
 
-# gcsfs asks for each bucket whether it has real folders, by gRPC and at some length if it may not
-# know, and logs a traceback of what it then raises.
-os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
-for _protocol in ("gcs", "gs"):
-    fsspec.register_implementation(
-        _protocol,
-        "rezero_jax.runs.cloud_storage.CloudStorage",
-        clobber=True,
-        errtxt="Please install gcsfs",
-    )
-# TensorStore writes beside fsspec, whose listings would not show it.
-for _protocol in ("gcs", "gs", "s3"):
-    fsspec.config.conf.setdefault(_protocol, {})["use_listings_cache"] = False
+PATIENCE = 8.0  # seconds in which a bucket must answer when a run starts
 
 
 def is_bucket(path: AnyPath) -> bool:
-    """Whether a path lies in a bucket."""
+    """Whether a path is in a bucket."""
     return "://" in os.fspath(path)
 
 
 def folder_of(path: AnyPath) -> epath.Path:
-    """The path of a run's folder.
+    """The absolute path of a run's folder; ~ is the user's home.
 
     Raises:
-      UserError: it lies in a bucket that does not exist, cannot be reached or refuses.
+      UserError: the path is in a bucket that does not exist or denies access.
+      Unavailable: the path is in a bucket that does not answer.
     """
-    if not is_bucket(path):
+    if is_bucket(path):
+        _check_bucket(path)
         return epath.Path(path)
-    try:
-        if not ((epath.Path(path) / "config.json").exists() or bucket_of(path).exists()):
-            raise FileNotFoundError("no such bucket")
-    except Exception as error:  # whatever the library of the storage raises
-        raise unreachable(path, error) from error
-    return epath.Path(path)
+    return epath.Path(os.path.abspath(os.path.expanduser(path)))
 
 
-def absolute(path: epath.Path) -> epath.Path:
-    """The path from the root of the disk; one in a bucket is that always."""
-    return path if is_bucket(path) else path.absolute()
+def _check_bucket(path: AnyPath) -> None:
+    """Raises the error for a bucket that cannot be used, after PATIENCE seconds at most."""
+    errors: list[Exception] = [TimeoutError(f"no answer within {PATIENCE:.0f} s")]
+
+    def ask() -> None:
+        try:
+            # Others write to the bucket too, such as TensorStore: a cached listing may be outdated.
+            storage = epath.backend.fsspec_backend.fs(path)
+            storage.dircache.use_listings_cache = False
+            storage.invalidate_cache()
+            if not ((epath.Path(path) / "config.json").exists() or _bucket_of(path).exists()):
+                raise FileNotFoundError("no such bucket")
+            errors.clear()
+        except Exception as error:  # Each library for buckets raises errors of its own.
+            errors[0] = error
+
+    # In a thread, because the libraries for buckets retry for longer than a user waits.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    if errors:
+        raise bucket_error(path, errors[0]) from errors[0]
 
 
-def bucket_of(path: AnyPath) -> epath.Path:
-    """The bucket that a path lies in."""
+def _bucket_of(path: AnyPath) -> epath.Path:
     scheme, _, rest = os.fspath(path).partition("://")
     return epath.Path(f"{scheme}://{rest.split('/')[0]}")
 
 
-def unreachable(path: AnyPath, error: Exception) -> UserError:
-    """The error for a bucket that refuses."""
-    text = str(error)
-    if isinstance(error, FileNotFoundError):
+def bucket_error(path: AnyPath, error: Exception) -> UserError:
+    """The error for a bucket that failed with `error`: an outage, or a mistake of the user."""
+    kind, text = UserError, str(error)
+    if is_outage(path, error):
+        kind, advice = Unavailable, f"it does not answer ({first_line(error)}); try again later"
+    elif isinstance(error, FileNotFoundError):
         advice = "there is no such bucket; make it, or choose another --workdir"
     elif "Forbidden" in text or "403" in text:
         advice = "no permission; give this account roles/storage.admin on the bucket"
     elif any(word in text for word in ("401", "Credentials", "credentials")):
         advice = "no valid credentials; run `gcloud auth application-default login`"
     else:
-        advice = f"{first_line(error)}; check the connection"
-    return UserError(f"cannot use {bucket_of(path)}: {advice}")
+        advice = f"{first_line(error)}; check its name and your access"
+    return kind(f"cannot use {_bucket_of(path)}: {advice}")
 
 
 def is_of_storage(error: Exception) -> bool:
-    """Whether a disk or a bucket failed: each library of buckets has errors of its own."""
+    """Whether a disk or a bucket failed: each library for buckets has errors of its own."""
     libraries = ("aiohttp", "botocore", "gcsfs", "google")
     return isinstance(error, OSError) or type(error).__module__.split(".")[0] in libraries
 
 
 def is_outage(path: AnyPath, error: BaseException | None) -> bool:
-    """Whether the bucket that `path` lies in did not answer, which tells nothing of its content.
+    """Whether `error` means that the bucket of `path` did not answer, now or for a moment.
 
-    An error that was raised from another is an outage if that is.
+    Such an error says nothing about the content of the bucket. An error that was raised from an
+    outage is one too.
     """
     if not is_bucket(path):
         return False
-    from rezero_jax.runs.cloud_storage import patience  # gcsfs: only for buckets
+    from gcsfs.retry import is_retriable  # only for buckets
+    from google.auth.exceptions import TransportError
 
     while error is not None:
+        if is_retriable(error) or isinstance(
+            error, TransportError | TimeoutError | ConnectionError
+        ):
+            return True
         # TensorStore's errors have no type of their own.
-        if patience(error) > 0 or str(error).startswith(("UNAVAILABLE", "DEADLINE_EXCEEDED")):
+        if str(error).startswith(("UNAVAILABLE", "DEADLINE_EXCEEDED")):
             return True
         error = error.__cause__
     return False
@@ -122,12 +132,12 @@ def read_json(path: AnyPath) -> dict[str, Any]:
 
 
 def write_json(path: AnyPath, content: Any) -> None:
-    """Writes a file that is either the old one or the new one, never half of it."""
+    """Writes a JSON file in one step; see `replace_file`."""
     replace_file(path, json.dumps(content, indent=2) + "\n")
 
 
 def replace_file(path: AnyPath, text: str) -> None:
-    """Replaces a file in one step: a reader finds the old text or the new, whole."""
+    """Replaces a file in one step: a reader finds either the old text or the new text."""
     if is_bucket(path):
         epath.Path(path).write_text(text)
         return
@@ -137,7 +147,7 @@ def replace_file(path: AnyPath, text: str) -> None:
 
 
 def move_folder(source: epath.Path, target: epath.Path) -> None:
-    """Moves a folder to a place where there is none, or replaces what is there."""
+    """Moves a folder, and replaces a folder that is already there."""
     target.rmtree(missing_ok=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     if is_bucket(source):
@@ -148,7 +158,7 @@ def move_folder(source: epath.Path, target: epath.Path) -> None:
 
 
 def copy_folder(source: epath.Path, target: epath.Path) -> None:
-    """Copies a folder with all that is in it, between a disk and a bucket too."""
+    """Copies a folder and everything in it, also between a disk and a bucket."""
     for path in source.iterdir():
         if path.is_dir():
             copy_folder(path, target / path.name)

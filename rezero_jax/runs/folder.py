@@ -1,6 +1,7 @@
-"""The workdir holds all of a run; everything that plots or compares reads these files.
+"""The workdir of a run: everything that plots or compares reads these files.
 
-config.json        the config, resolved
+.lock              the identifier of the newest start
+config.json        the config, with model.dtype resolved
 environment.json   versions, device and commit of the last start, and the wall seconds before it
 metrics.jsonl      one line per logged step, flushed
 tensorboard/       the same numbers as TensorBoard events
@@ -8,47 +9,41 @@ checkpoints/       see rezero_jax.runs.checkpoint
 final.json         last and best metrics, steps, seconds, goodput, examples/s, parameters, status
 """
 
+import fcntl
 import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
+import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 from etils import epath
 from ml_collections import ConfigDict
 
 from rezero_jax import devices, processes
-from rezero_jax.config import base_config
 from rezero_jax.errors import UserError
-from rezero_jax.fields import differences, flatten
+from rezero_jax.fields import differences
 from rezero_jax.runs.files import (
     AnyPath,
-    absolute,
+    bucket_error,
     folder_of,
     is_bucket,
     is_of_storage,
     read_json,
-    unreachable,
     write_json,
 )
-from rezero_jax.runs.lock import NAME as LOCK
-from rezero_jax.runs.lock import Lock
 from rezero_jax.runs.metrics import read_metrics
 
-# Fields that may change between two starts: where and on how much hardware a run happens.
+# Prefixes of fields that may change between two starts: where and on how much hardware a run is.
 TOPOLOGY = ("mesh.", "data.dir", "data.stream", "data.workers")
-# Fields that an evaluation may set to other values than the run.
+# Prefixes of fields that an evaluation may set to other values than the run.
 EVALUATION = ("eval.", "data.context", "data.eval_split")
-# What runs that are older than a field did, where that is not the field's default.
-LEGACY: dict[str, object] = {}
-# What younger fields of a model that is no ResNet say of older runs.
-YOUNGER = {"norm": "layer_norm", "base_depth": 2}
-# Values that leave a field as the run began.
-OPEN = {"model.dtype": "auto", "model.alpha_init": None}
-# What a start writes before the first update.
+LOCK = ".lock"
+# Names of the files and folders that a start writes before the first update.
 CONTENTS = (
     LOCK,
     "config.json",
@@ -57,67 +52,82 @@ CONTENTS = (
     "tensorboard",
     "checkpoints",
 )
+GLOB = frozenset("*?[")  # Orbax looks for files by patterns that begin with the path of the folder
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 class Workdir:
-    """The folder of one run, held by this run alone until it ends.
+    """The folder of one run, written by one start of the run at a time.
 
-    The first of several processes holds and writes it; the others must see it too.
+    On a disk, a lock of the operating system refuses a second start while the first one runs. Where
+    there is no such lock, as in a bucket, the newest start wins: it writes its identifier into
+    .lock, and an older start finds it with its next `check` and stops.
+
+    The first of several processes writes the folder; the others must be able to read it.
 
     Attributes:
       folder: its absolute path.
       final: final.json of a finished run, or None.
 
     Args:
-      folder: made if need be.
-      config: of the run.
+      folder: the workdir, made if it does not exist.
+      config: the config of the run.
 
     Raises:
-      UserError: the folder cannot be written, belongs to another config, lacks what a finished run
-        has, is in use, or is not on storage that all processes share. Every process raises it.
+      UserError: the folder cannot be written or has a path that Orbax cannot read, belongs to
+        another config, lacks files of a finished run, is in use, or is not on storage that all
+        processes share. Every process raises it.
     """
 
     def __init__(self, folder: AnyPath, config: ConfigDict):
-        self.folder = absolute(folder_of(folder))
-        self.final = processes.on_first(lambda: self._claim(folder, config))
+        self.folder = folder_of(folder)
+        if not GLOB.isdisjoint(os.fspath(self.folder)):
+            raise UserError(
+                f"Orbax cannot restore a checkpoint from {self.folder}, whose path has one of the "
+                "characters * ? [; choose another --workdir"
+            )
+        self._lock: TextIO | None = None
+        self._id, self.final = processes.on_first(lambda: self._claim(folder, config))
         if not processes.agree((self.folder / "config.json").exists()):
             raise UserError(
                 f"not every process finds the workdir {folder}; choose a --workdir on storage that "
                 "all hosts share"
             )
 
-    def _claim(self, folder: AnyPath, config: ConfigDict) -> dict[str, Any] | None:
+    def _claim(self, folder: AnyPath, config: ConfigDict) -> tuple[str, dict[str, Any] | None]:
         self._own = [name for name in CONTENTS if not (self.folder / name).exists()]
         parents = () if is_bucket(folder) else (self.folder, *self.folder.parents)
         self._made = [path for path in parents if not path.exists()]
+        identifier = uuid.uuid4().hex
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = Lock(self.folder)
-        except UserError:
-            raise
+            if not is_bucket(folder):
+                self._lock = _locked(self.folder / LOCK)
+            if not is_begun(self.folder) and (self.folder / "environment.json").exists():
+                # Left by a process that was killed before the first update.
+                (self.folder / "config.json").unlink(missing_ok=True)
+                self._own = list(CONTENTS)
+            check_config(self.folder, config)
+            final = read_final(self.folder)
+            if final is not None and final.get("status") == "finished":
+                self._check_finished()
+                return identifier, final
+            (self.folder / LOCK).write_text(identifier)  # in place, as the lock is on this file
+            write_json(self.folder / "config.json", json.loads(config.to_json()))
+            seconds = {"seconds": recorded_seconds(self.folder)}
+            write_json(self.folder / "environment.json", environment() | seconds)
+        except BlockingIOError:
+            raise UserError(f"another process is training in {folder}; wait or stop it") from None
         except Exception as error:
-            if not is_of_storage(error) and not isinstance(error, ValueError):  # TensorStore's
+            if isinstance(error, UserError) or not is_of_storage(error):
                 raise
             if is_bucket(folder):
-                raise unreachable(folder, error) from error
+                raise bucket_error(folder, error) from error
             why = getattr(error, "strerror", error)
             raise UserError(
                 f"cannot write to the workdir {folder} ({why}); choose another --workdir"
             ) from None
-        if not is_begun(self.folder) and (self.folder / "environment.json").exists():
-            # Left by a process that was killed before the first update.
-            (self.folder / "config.json").unlink(missing_ok=True)
-            self._own = list(CONTENTS)
-        check_config(self.folder, config)
-        final = read_final(self.folder)
-        if final is not None and final.get("status") == "finished":
-            self._check_finished()
-            return final
-        write_json(self.folder / "config.json", json.loads(config.to_json()))
-        seconds = {"seconds": recorded_seconds(self.folder)}
-        write_json(self.folder / "environment.json", environment() | seconds)
-        return None
+        return identifier, None
 
     def _check_finished(self) -> None:
         missing = [] if (self.folder / "config.json").exists() else ["config.json is"]
@@ -128,35 +138,64 @@ class Workdir:
                 f"{' and '.join(missing)} missing; restore them, or choose another --workdir"
             )
 
+    def check(self) -> None:
+        """Checks that no newer start has claimed the folder; to be called before each write.
+
+        Raises:
+          UserError: a newer start has claimed it.
+        """
+        lock = self.folder / LOCK
+        if lock.exists() and lock.read_text() != self._id:
+            raise UserError(
+                f"another start of this run has taken over {self.folder}; this older one stops and "
+                "writes nothing more"
+            )
+
     def abandon(self) -> None:
-        """Removes all that was written of a run that ends before its first updates."""
+        """Removes everything that this start has written, if it made no updates."""
         if not processes.is_first():
             return
         try:
+            self.check()
             if is_begun(self.folder):
                 return
             for name in self._own:
-                if name == LOCK and is_bucket(self.folder):
-                    continue  # `release` deletes it
                 path = self.folder / name
                 path.rmtree() if path.is_dir() else path.unlink(missing_ok=True)
             for path in self._made:
                 path.rmdir()
         except Exception as error:
-            if not is_of_storage(error):
+            if not is_of_storage(error) and not isinstance(error, UserError):
                 raise
-            # The folder holds something of the user's, or can no longer be reached.
+            # The folder is a newer start's, holds a file of the user, or is out of reach.
 
     def release(self) -> None:
-        """Lets another run use the workdir."""
-        if processes.is_first():
-            self._lock.release()
+        """Unlocks the folder for another run."""
+        if self._lock is not None:
+            self._lock.close()
+
+
+def _locked(path: epath.Path) -> TextIO:
+    """A file locked until it is closed or the process ends, if its file system has locks.
+
+    Raises:
+      BlockingIOError: another process holds the lock.
+    """
+    file = open(path, "a")  # noqa: SIM115
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise
+    except OSError:  # The file system has no locks: `Workdir.check` keeps two starts apart.
+        pass
+    return file
 
 
 def is_begun(folder: epath.Path) -> bool:
     """Whether a run in the folder has made updates, and left something to keep."""
     lines = folder / "metrics.jsonl"
-    has_lines = lines.exists() and lines.stat().length > 0
+    has_lines = lines.exists() and bool(lines.read_text())
     has_more = any((folder / name).exists() for name in ("final.json", "damaged"))
     return has_lines or has_more or bool(saved_steps(folder))
 
@@ -171,7 +210,7 @@ def check_config(
 
     Args:
       folder: a workdir.
-      config: what `continued` would change in it is not compared.
+      config: the config; model.dtype="auto" stands for the dtype of the run.
       free: prefixes of the fields that may differ.
       advice: what the user should do.
 
@@ -180,8 +219,7 @@ def check_config(
     """
     if not (epath.Path(folder) / "config.json").exists():
         return
-    found = read_config(folder)
-    both = (found, _continued(found, config))
+    both = (read_config(folder), continued(folder, config))
     old, new = (json.loads(one.to_json()) for one in both)
     changes = [change for change in differences(old, new) if not change.startswith(free)]
     if changes:
@@ -189,64 +227,34 @@ def check_config(
 
 
 def read_config(folder: AnyPath) -> ConfigDict:
-    """The config of the run in a folder, with every field of `base_config`.
-
-    A field that is newer than the run has its value in LEGACY or else its default.
+    """The config of the run in a folder.
 
     Raises:
-      UserError: there is no config.json, or it is broken.
+      UserError: config.json is missing or broken.
     """
     path = folder_of(folder) / "config.json"
     if not path.exists():
         raise UserError(f"{folder} holds no run: there is no config.json in it; train there first")
-    config = ConfigDict(json.loads(base_config().to_json()))
-    config.update_from_flattened_dict(LEGACY)
-    with config.ignore_type():
-        config.update(read_json(path))
-    return _completed(config)
-
-
-def _completed(config: ConfigDict) -> ConfigDict:
-    """A copy with the younger fields of its model, and with today's name of its residual rule."""
-    config = config.copy_and_resolve_references()
-    model = config.get("model", {})
-    with config.unlocked():
-        if config.get("version") == 1 and model.get("residual") == "layerscale":
-            model.residual = "rezero_channel"
-        if model.get("name") in ("mlp", "transformer", "vit"):
-            for name in YOUNGER.keys() - model.keys():
-                model[name] = YOUNGER[name]
-    return config
+    return ConfigDict(read_json(path))
 
 
 def continued(folder: AnyPath, config: ConfigDict) -> ConfigDict:
-    """`config` as the run in `folder`, if there is one, continues with it.
+    """A copy of `config` in which model.dtype="auto" is the dtype of the run in `folder`, if any.
 
-    A field in LEGACY that is missing or has its default takes the value with which the run began,
-    and so does one in OPEN with the value there.
+    So a run that began on an accelerator keeps its dtype on a CPU.
 
     Raises:
       UserError: the run's config.json is broken.
     """
-    if not (folder_of(folder) / "config.json").exists():
-        return _completed(config)
-    return _continued(read_config(folder), config)
-
-
-def _continued(found: ConfigDict, config: ConfigDict) -> ConfigDict:
-    old, defaults = flatten(found.to_dict()), flatten(base_config().to_dict())
-    now = flatten(config.to_dict())
-    kept = {key: old[key] for key in LEGACY if now.get(key, defaults[key]) == defaults[key]}
-    unset = (key for key, value in OPEN.items() if key in now and now[key] == value)
-    kept |= {key: old[key] for key in unset if key in old}
     config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.update_from_flattened_dict(kept)
-    return _completed(config)
+    if config.model.dtype == "auto" and (folder_of(folder) / "config.json").exists():
+        with config.unlocked():
+            config.model.dtype = read_config(folder).model.dtype
+    return config
 
 
 def recorded_seconds(folder: epath.Path) -> float:
-    """Wall time of the processes of a run so far, as far as their last start and lines tell."""
+    """Wall time of the earlier starts of a run, as far as their last start and lines say."""
     found = [0.0]
     if (folder / "environment.json").exists():
         found.append(read_json(folder / "environment.json").get("seconds", 0.0))
@@ -256,20 +264,21 @@ def recorded_seconds(folder: epath.Path) -> float:
 
 
 def saved_steps(folder: AnyPath) -> list[int]:
-    """The steps of a run's finished checkpoints, ascending."""
+    """Steps of a run's finished checkpoints, ascending."""
     checkpoints = epath.Path(folder) / "checkpoints"
-    if is_bucket(checkpoints):  # Orbax writes this object last
-        whole = [path.parent for path in checkpoints.glob("*/commit_success.txt")]
-    else:  # Orbax writes under another name and renames, so a whole number is a whole checkpoint
-        whole = list(checkpoints.glob("*"))
-    return sorted(int(path.name) for path in whole if path.name.isdigit())
+    if not checkpoints.is_dir():
+        return []
+    found = [path for path in checkpoints.iterdir() if path.name.isdigit()]
+    if is_bucket(checkpoints):  # On a disk, Orbax renames a finished checkpoint to its number.
+        found = [path for path in found if (path / "commit_success.txt").exists()]
+    return sorted(int(path.name) for path in found)
 
 
 def read_final(folder: AnyPath) -> dict[str, Any] | None:
     """final.json of a run that finished or diverged, or None.
 
     Raises:
-      UserError: it is broken.
+      UserError: final.json is broken.
     """
     path = epath.Path(folder) / "final.json"
     return read_json(path) if path.exists() else None
@@ -277,8 +286,10 @@ def read_final(folder: AnyPath) -> dict[str, Any] | None:
 
 def environment() -> dict[str, Any]:
     """Versions, device and commit, as far as they can be known."""
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    commit = ""
+    if shutil.which("git"):
+        git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+        commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in PACKAGES},

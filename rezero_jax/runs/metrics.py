@@ -1,6 +1,7 @@
-"""The metrics of a run: one line of metrics.jsonl per logged step, and TensorBoard's events."""
+"""Metrics of a run: one line of metrics.jsonl per logged step, and TensorBoard events."""
 
 import json
+from collections.abc import Callable
 from typing import TextIO
 
 from etils import epath
@@ -8,10 +9,10 @@ from tensorboardX import SummaryWriter
 
 from rezero_jax.errors import UserError
 from rezero_jax.runs.files import AnyPath, replace_file
-from rezero_jax.runs.outbox import Outbox
+from rezero_jax.runs.upload import Upload
 
-# TensorBoard's file is written in blocks, so that a kill loses its last lines: how many lines a
-# resumed run writes there again.
+# TensorBoard's file is written in blocks, so that a kill loses its last lines: the number of lines
+# that a resumed run writes there again.
 AGAIN = 200
 
 
@@ -20,14 +21,15 @@ class MetricsWriter:
 
     Args:
       folder: the workdir.
-      step: updates applied so far; what an interrupted run recorded beyond it is dropped, since
-        those steps are made again.
+      step: updates applied so far; lines beyond this step are dropped, because a resumed run makes
+        these updates again.
+      check: see `Upload`.
     """
 
-    def __init__(self, folder: AnyPath, step: int):
+    def __init__(self, folder: AnyPath, step: int, check: Callable[[], None] = lambda: None):
         home = epath.Path(folder)
-        self._outbox = Outbox(home)
-        path = self._outbox.folder / "metrics.jsonl"
+        self._upload = Upload(home, check)
+        path = self._upload.folder / "metrics.jsonl"
         again: list[dict[str, float]] = []
         if (home / "metrics.jsonl").exists():
             kept = [line for line in read_metrics(home) if line["step"] <= step]
@@ -35,50 +37,55 @@ class MetricsWriter:
             again = kept[-AGAIN:]
         self._lines: TextIO = path.open("a")
         first = int(again[0]["step"]) if again else step + 1
-        self._events = SummaryWriter(str(self._outbox.folder / "tensorboard"), purge_step=first)
+        self._events = SummaryWriter(str(self._upload.folder / "tensorboard"), purge_step=first)
         for line in again:
             self._show(int(line["step"]), {k: v for k, v in line.items() if k != "step"})
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """One line: `metrics` after `step` updates."""
+        """Writes one line, the metrics after `step` updates.
+
+        In a bucket, the line arrives with the next copy of the file: at most about once a second.
+        """
         self._lines.write(json.dumps({"step": step} | metrics) + "\n")
         self._lines.flush()
         self._show(step, metrics)
+        if self._upload.is_due():
+            self.flush()
 
     def _show(self, step: int, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
             self._events.add_scalar(name, value, step)
 
     def flush(self) -> None:
-        """Returns when the lines so far are in the workdir, wherever it is.
+        """Returns when the workdir has all lines.
 
         Raises:
-          OSError: the workdir does not take them.
+          OSError: the workdir cannot be written.
         """
-        if self._outbox.is_copied:
+        if self._upload.is_copied:
             self._events.flush()
-            self._outbox.flush()
+            self._upload.flush()
 
     def close(self) -> None:
         """Flushes and closes the files.
 
         Raises:
-          OSError: the workdir does not take them.
+          OSError: the workdir cannot be written.
         """
         self._lines.close()
         self._events.close()
-        self._outbox.close()
+        self._upload.close()
 
 
 def read_metrics(folder: AnyPath) -> list[dict[str, float]]:
-    """The lines of a run's metrics.jsonl; a last line cut off by a crash is left out.
+    """Lines of a run's metrics.jsonl, without a last line that a crash truncated.
 
     Raises:
-      UserError: there is no such file.
+      UserError: the file is missing.
     """
     path = epath.Path(folder) / "metrics.jsonl"
     if not path.exists():
-        raise UserError(f"{folder} holds no run: there is no {path.name} in it")
+        raise UserError(f"{folder} holds no run: there is no {path.name} in it; train there first")
     lines = []
     for text in path.read_text().splitlines():
         try:

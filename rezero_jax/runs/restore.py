@@ -1,19 +1,16 @@
-"""The one reader of checkpoints, for training and for whatever else loads a model: it verifies.
+"""Reads checkpoints, for training and for everything else that loads a model, and verifies them.
 
 A checkpoint has a small JSON manifest beside its arrays (the item "record"), with a fingerprint of
-every array and a checksum of the manifest. One that does not match them is damaged. Only training
-moves damaged checkpoints away; all else warns and leaves them. A sound checkpoint of another model
-is refused and stays.
+each array and a checksum of the manifest. A checkpoint that does not match them is damaged. Only
+training moves damaged checkpoints away; all other readers warn and leave them. A sound checkpoint
+of another model is refused and stays.
 """
 
 import contextlib
-import gc
 import json
-import logging
 import math
-import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -27,6 +24,7 @@ from jax.sharding import SingleDeviceSharding
 
 from rezero_jax import processes
 from rezero_jax.errors import Unavailable, UserError, first_line
+from rezero_jax.formatting import path_text
 from rezero_jax.runs.files import is_outage
 from rezero_jax.runs.folder import saved_steps
 
@@ -40,33 +38,32 @@ def read(folder: epath.Path, step: int, shapes: Any) -> tuple[Any, dict[str, Any
 
     Args:
       folder: the checkpoints of a run.
-      step: which one.
+      step: step of the checkpoint.
       shapes: the state's shapes, dtypes and shardings; the shardings may differ from those saved.
 
     Raises:
-      Damaged: its checksum or fingerprint does not match, or it cannot be read.
-      UserError: it is sound, but the state of a model of another structure.
-      Unavailable: the bucket does not answer, to this process or another one.
+      Damaged: the checksum or a fingerprint does not match, or the checkpoint cannot be read.
+      UserError: the checkpoint is sound, but of a model of another structure.
+      Unavailable: the bucket does not answer this process or another one.
     """
     loaded, answers = None, True
     refusal: Exception = Damaged("another process cannot read it")
-    with _failed_reads_dropped():
-        try:
-            loaded = _load(folder / str(step), shapes)
-        except UserError as error:
-            refusal = error
-        except Exception as error:  # Orbax raises whatever its storage layers raise.
-            answers, refusal = not is_outage(folder, error), Damaged(first_line(error))
-        if not processes.agree(loaded is not None) or loaded is None:
-            if not processes.agree(answers):
-                raise Unavailable(
-                    f"cannot read checkpoint {step} in {folder}, as the bucket does not answer "
-                    f"({refusal}); the same command resumes from it later"
-                )
-            raise refusal
-        state, manifest = loaded
-        if fingerprint(state) != manifest["fingerprint"]:
-            raise Damaged("its arrays are not those that were saved")
+    try:
+        loaded = _load(folder / str(step), shapes)
+    except UserError as error:
+        refusal = error
+    except Exception as error:  # Orbax raises whatever its storage layers raise.
+        answers, refusal = not is_outage(folder, error), Damaged(first_line(error))
+    if not processes.agree(loaded is not None) or loaded is None:
+        if not processes.agree(answers):
+            raise Unavailable(
+                f"cannot read checkpoint {step} in {folder}, as the bucket does not answer "
+                f"({refusal}); the same command resumes from it later"
+            )
+        raise refusal
+    state, manifest = loaded
+    if fingerprint(state) != manifest["fingerprint"]:
+        raise Damaged("its arrays are not those that were saved")
     return state, manifest
 
 
@@ -81,8 +78,8 @@ def read_newest(
     Args:
       folder: the checkpoints of a run.
       shapes: see `read`.
-      warn: receives a sentence on each damaged checkpoint.
-      set_aside: moves a damaged checkpoint away and returns its new place; None leaves it.
+      warn: called with a sentence on each damaged checkpoint.
+      set_aside: moves a damaged checkpoint away and returns its new path; None leaves it.
 
     Raises:
       UserError: see `read`.
@@ -102,19 +99,23 @@ def read_newest(
 
 
 def _load(folder: epath.Path, shapes: Any) -> tuple[Any, dict[str, Any]]:
-    """State and manifest as they are in the files, if those are of the model that is wanted."""
+    """State and manifest as they are in the files.
+
+    Raises:
+      UserError: the files are sound, but of a model of another structure.
+      Exception: whatever Orbax raises for files that cannot be read.
+    """
     manifest = read_manifest(folder)
     # Each process reads for itself, as one that finds damage must not leave others waiting.
     own = ocp.options.MultiprocessingOptions(
         primary_host=jax.process_index(), active_processes={jax.process_index()}
     )
-    handler = ocp.StandardCheckpointHandler(multiprocessing_options=own)
-    with ocp.Checkpointer(handler, multiprocessing_options=own) as reader:
+    with contextlib.closing(ocp.StandardCheckpointHandler(multiprocessing_options=own)) as handler:
 
         def restore(shapes: Any) -> Any:
-            return reader.restore(folder / "state", args=ocp.args.StandardRestore(shapes))
+            return handler.restore(folder / "state", args=ocp.args.StandardRestore(shapes))
 
-        saved = reader.metadata(folder / "state").item_metadata.tree
+        saved = handler.metadata(folder / "state").tree
         differing = _differing(saved, shapes)
         if not differing:
             return restore(shapes), manifest
@@ -134,10 +135,10 @@ def _load(folder: epath.Path, shapes: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def _differing(saved: Any, wanted: Any) -> list[str]:
-    """The arrays that differ in dtype or shape, the model's parameters first."""
+    """One text for each array that differs in dtype or shape, the model's parameters first."""
     here, there = (
         {
-            _path(path): f"{leaf.dtype}{tuple(leaf.shape)}"
+            path_text(path): f"{leaf.dtype}{tuple(leaf.shape)}"
             for path, leaf in jax.tree.leaves_with_path(tree)
         }
         for tree in (wanted, saved)
@@ -149,71 +150,37 @@ def _differing(saved: Any, wanted: Any) -> list[str]:
     ]
 
 
-@contextlib.contextmanager
-def _failed_reads_dropped() -> Iterator[None]:
-    """Silences the further failed reads of a damaged checkpoint.
-
-    Orbax drops them once one has failed, and Python would print the traceback of each as it is
-    collected.
-    """
-    for name in ("asyncio", "absl"):  # Orbax logs a traceback of what it then raises
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    # TensorStore's threads come to one or the other, and late ones come after this context.
-    after = [
-        hook if isinstance(hook, _WithoutLateReads) else _WithoutLateReads(hook)
-        for hook in (sys.unraisablehook, sys.excepthook)
-    ]
-    sys.unraisablehook, sys.excepthook = lambda _: None, lambda *_: None
-    try:
-        yield
-        gc.collect()
-    finally:
-        sys.unraisablehook, sys.excepthook = after
-
-
-class _WithoutLateReads:
-    """sys.unraisablehook or sys.excepthook without the reads of TensorStore that end too late."""
-
-    late = ("Event loop is closed", "Encountered error while reading array index")
-
-    def __init__(self, hook: Callable[..., Any]):
-        self._hook = hook
-
-    def __call__(self, *args: Any) -> None:
-        error = args[0].exc_value if len(args) == 1 else args[1]
-        if not str(error).startswith(self.late):
-            self._hook(*args)
-
-
 def checksum(manifest: dict[str, Any]) -> int:
-    """The checksum of the rest of a manifest."""
+    """The checksum of a manifest without its checksum."""
     return zlib.crc32(json.dumps(manifest, sort_keys=True).encode())
 
 
 def read_manifest(folder: epath.Path) -> dict[str, Any]:
-    """A checkpoint's manifest, verified by its checksum, which those of earlier versions lack."""
+    """A checkpoint's manifest, verified by its checksum.
+
+    Raises:
+      OSError, ValueError: it cannot be read, or is not the one that was saved.
+    """
     manifest = json.loads((folder / "record" / "metadata").read_text())
-    rest = {key: value for key, value in manifest.items() if key != "checksum"}
-    is_whole = {"progress", "fingerprint"} <= rest.keys()
-    if not is_whole or manifest.get("checksum") not in (None, checksum(rest)):
+    if not isinstance(manifest, dict) or manifest.pop("checksum", None) != checksum(manifest):
         raise ValueError("its record is not the one that was saved")
-    return rest
+    return manifest
 
 
 def fingerprint(state: Any) -> dict[str, int]:
-    """For each array, the sum of its bits as integers modulo 2**32: any flipped bit changes it."""
+    """For each array, the sum of its elements' bits modulo 2**32: any flipped bit changes it."""
     leaves = jax.tree.leaves_with_path(state)
-    # Whole rows add up ten times as fast on a CPU as single numbers do; a group of rows lies on one
-    # device, so that nothing travels but its sum.
+    # A CPU adds whole rows ten times as fast as single numbers. A group of rows is on one device,
+    # so that only its sum is sent to others.
     shapes = (leaf.sharding.shard_shape(leaf.shape) for _, leaf in leaves)
     rows = tuple(math.gcd(16, *shape[:1]) if shape else 1 for shape in shapes)
     sums = np.asarray(_bit_sums([leaf for _, leaf in leaves], rows))  # one transfer for all
-    return {_path(path): int(value) for (path, _), value in zip(leaves, sums, strict=True)}
+    return {path_text(path): int(value) for (path, _), value in zip(leaves, sums, strict=True)}
 
 
 @partial(jax.jit, static_argnums=1)
 def _bit_sums(leaves: list[Array], rows: tuple[int, ...]) -> Array:
-    """The sums, uint32 (leaves,), each made of those of so many rows."""
+    """Sums of the bits, uint32 (leaves,); `rows` of each leaf are added at a time."""
 
     def bit_sum(leaf: Array, rows: int) -> Array:
         uint = f"uint{8 * leaf.dtype.itemsize}"
@@ -223,7 +190,3 @@ def _bit_sums(leaves: list[Array], rows: tuple[int, ...]) -> Array:
         return jax.lax.optimization_barrier(groups).sum(dtype=jnp.uint32)
 
     return jnp.stack([bit_sum(leaf, n) for leaf, n in zip(leaves, rows, strict=True)])
-
-
-def _path(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")

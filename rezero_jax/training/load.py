@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from rezero_jax.errors import UserError
 from rezero_jax.models.build import make_language_model
 from rezero_jax.models.transformer.model import Transformer
-from rezero_jax.runs.files import AnyPath, absolute, folder_of
+from rezero_jax.runs.files import AnyPath, folder_of
 from rezero_jax.runs.folder import read_config, saved_steps
 from rezero_jax.runs.restore import Damaged, read, read_newest
 from rezero_jax.training.optim import make_optimizer
@@ -78,7 +78,7 @@ def load_model(workdir: AnyPath, step: int | None = None) -> tuple[nnx.Module, i
     """
     config = read_config(workdir)
     config.mesh.data = config.mesh.model = 1
-    folder = absolute(folder_of(workdir)) / "checkpoints"
+    folder = folder_of(workdir) / "checkpoints"
     if step and not (folder / str(step)).is_dir():
         raise UserError(
             f"{workdir} holds no checkpoint {step}; train anew with checkpoint.keep_every_steps"
@@ -108,7 +108,7 @@ def load_state(workdir: AnyPath, shapes: Any) -> State:
     Raises:
       UserError: there is none, or it is of a model of another structure.
     """
-    folder = absolute(folder_of(workdir)) / "checkpoints"
+    folder = folder_of(workdir) / "checkpoints"
     check_saved(workdir)
     found = read_newest(folder, shapes)
     if found is None:

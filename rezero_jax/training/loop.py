@@ -9,7 +9,6 @@ from itertools import islice
 from typing import Any
 
 import jax
-from etils import epath
 from ml_collections import ConfigDict
 
 from rezero_jax import processes
@@ -59,8 +58,9 @@ def train(
       The content of final.json.
 
     Raises:
-      UserError: the config or the workdir is invalid, which is found before the workdir is touched,
-        or the workdir can no longer be written.
+      UserError: the config or the workdir is invalid, which is found before the workdir is touched;
+        or the workdir can no longer be written, or belongs to a newer start of the run.
+      Unavailable: the bucket does not answer, or another process is lost; the same call resumes.
       Diverged: a loss, gradient or parameter is not finite; nothing is saved after it.
       Interrupted: `stop` returned a signal in any process; the state is saved.
     """
@@ -81,7 +81,9 @@ def train(
             print(f"{home.folder} holds a finished run of {final['steps']} steps; nothing to do")
         return final
     try:
-        return _train(trainer, home.folder, profile, began, stop or (lambda: 0))
+        folder, config = home.folder / "checkpoints", trainer.config.checkpoint
+        with Checkpoints(folder, config, home.check) as checkpoints:
+            return _train(trainer, home, checkpoints, profile, began, stop or (lambda: 0))
     except Exception as error:
         if not is_of_storage(error):
             raise
@@ -102,19 +104,19 @@ def train(
 
 def _train(
     trainer: Trainer,
-    folder: epath.Path,
+    home: Workdir,
+    checkpoints: Checkpoints,
     profile: tuple[int, int] | None,
     began: float,
     stop: Callable[[], int],
 ) -> dict[str, Any]:
     """`train` in the workdir that this run holds; raises OSError if that cannot be written."""
     # ---- Resume, or begin
-    config, intervals = trainer.config, trainer.intervals
-    checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint)
+    config, intervals, folder = trainer.config, trainer.intervals, home.folder
     restored = checkpoints.restore(trainer.shapes)
     state, saved_progress = restored or (trainer.init(), None)
     now = int(state["step"])
-    progress = Progress(trainer, folder, now, saved_progress, began)
+    progress = Progress(trainer, folder, now, saved_progress, began, home.check)
     progress.say(
         f"{trainer.spec.parameter_count:,} parameters, {intervals.total:,} steps of "
         f"{intervals.batch_size} examples on {trainer.mesh.size} device(s), in {folder}"
@@ -175,9 +177,8 @@ def _train(
         progress.finish("diverged", now)
         raise
     except jax.errors.JaxRuntimeError as error:
-        processes.end_after_loss(error)
+        processes.raise_cause(error)
     finally:
-        checkpoints.close()
         progress.close()
         tracing.close()
 

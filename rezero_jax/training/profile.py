@@ -4,7 +4,7 @@ import jax
 
 from rezero_jax.errors import UserError
 from rezero_jax.runs.files import AnyPath
-from rezero_jax.runs.outbox import Outbox
+from rezero_jax.runs.upload import Upload
 
 
 def parse_steps(text: str) -> tuple[int, int]:
@@ -37,8 +37,8 @@ class Profile:
         """Starts the trace if the dispatch that makes the updates now + 1 .. last is in it."""
         wanted = self._steps is not None and last >= self._steps[0] and now < self._steps[1]
         if wanted and not self._running:
-            self._outbox = Outbox(self._folder)
-            jax.profiler.start_trace(str(self._outbox.folder), create_perfetto_trace=True)
+            self._upload = Upload(self._folder)
+            jax.profiler.start_trace(str(self._upload.folder), create_perfetto_trace=True)
             self._running = True
 
     def is_over(self, now: int) -> bool:
@@ -48,7 +48,7 @@ class Profile:
     def end(self) -> str:
         """Writes the trace; says where it is."""
         jax.profiler.stop_trace()
-        self._outbox.close()
+        self._upload.close()
         self._running, self._steps = False, None
         return f"trace: {self._folder} (tensorboard --logdir, or its .json.gz in ui.perfetto.dev)"
 

@@ -4,6 +4,7 @@ import copy
 import datetime
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -37,6 +38,7 @@ class Progress:
       step: updates made so far.
       saved: the `snapshot` in the checkpoint from which the run resumes; None for a new run.
       began: time.perf_counter() when this start of the run began.
+      check: called before files are written; see `Workdir.check`.
     """
 
     def __init__(
@@ -46,10 +48,11 @@ class Progress:
         step: int,
         saved: dict[str, Any] | None,
         began: float,
+        check: Callable[[], None] = lambda: None,
     ):
         self._trainer, self._intervals = trainer, trainer.intervals
-        self._folder = epath.Path(folder)
-        self._writer = MetricsWriter(folder, step) if processes.is_first() else None
+        self._folder, self._check = epath.Path(folder), check
+        self._writer = MetricsWriter(folder, step, check) if processes.is_first() else None
         # Plain JSON data, saved with each checkpoint so that a resumed run tells the same story.
         self._sums: dict[str, Any] = saved or {
             "epoch_loss": {"sum": 0.0, "steps": 0},
@@ -221,6 +224,7 @@ class Progress:
         if self._trainer.config.train.until_loss is not None:
             final["reached_until_loss"] = self._has_arrived(step)
         if processes.is_first():
+            self._check()
             write_json(self._folder / "final.json", final)
         return final
 

@@ -10,6 +10,7 @@ import optax
 from flax import nnx
 from jax import Array
 
+from rezero_jax.formatting import path_text
 from rezero_jax.residual import Alpha, Constant, Mix, Rule
 from rezero_jax.stack import Stack, split_params
 
@@ -150,11 +151,6 @@ def init_state(make_model: MakeModel, optimizer: optax.GradientTransformation, k
         "stats": nnx.to_pure_dict(stats),
         "opt_state": optimizer.init(params),
     }
-
-
-def path_text(path: Any) -> str:
-    """A tree path as "a/b/c"."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def one_per_layer(gates: Array) -> Array:
