@@ -13,6 +13,8 @@ from pathlib import Path
 # Set before JAX is imported, so that processes that tests start inherit it. A test compiles for
 # longer than it computes, so most optimisations are left out; see the marker `optimised`.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
+# gcsfs would ask by gRPC whether a bucket has real folders; it reads this when it is imported.
+os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 if os.environ.setdefault("JAX_PLATFORMS", "cpu") != "cpu":
     os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the workers share a GPU

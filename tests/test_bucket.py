@@ -1,98 +1,135 @@
-"""A workdir in a bucket: the same run to the bit, resumed, read, and refused in one sentence."""
+"""A workdir in a bucket: the bits of a run on a disk, one start at a time, errors in a sentence."""
 
+import time
 from pathlib import Path
 
-import jax
-import numpy as np
+import jax.numpy as jnp
 import pytest
+from aiohttp import ClientPayloadError, ServerDisconnectedError, SocketTimeoutError
 from etils import epath
-from flax import nnx
+from gcsfs.retry import HttpError
+from google.auth.exceptions import RefreshError, TransportError
 
 from rezero_jax.analysis.plots.curves import write_plot
-from rezero_jax.config import load_config
-from rezero_jax.errors import UserError
+from rezero_jax.config import base_config
+from rezero_jax.errors import Unavailable, UserError, first_line
+from rezero_jax.runs import files, restore
 from rezero_jax.runs.checkpoint import Checkpoints
 from rezero_jax.runs.files import copy_folder
-from rezero_jax.runs.lock import Lock
+from rezero_jax.runs.folder import Workdir, saved_steps
+from rezero_jax.runs.metrics import MetricsWriter, read_metrics
 from rezero_jax.training import loop
-from rezero_jax.training.load import load_language_model
+from tests.families import FAMILIES
 from tests.faults.compare import differences
 from tests.gcs.faults import Faults
 
-ROOT = Path(__file__).parents[1]
-FIELDS = {
-    "mesh.data": 1,
-    "train.epochs": None,
-    "train.steps": 30,
-    "checkpoint.every_steps": 10,
-    "eval.every_epochs": None,
-    "eval.every_steps": 10,
-    "log.every_steps": 5,
-}
+CONFIG = FAMILIES["mlp"].load_config()
 
 
-@pytest.fixture(scope="module")
-def config():
-    settings = [f"{key}={value}" for key, value in FIELDS.items()]
-    return load_config(f"{ROOT / 'configs/mlp.py'}:smoke", settings)
-
-
-@pytest.fixture(scope="module")
-def on_disk(config, tmp_path_factory):
-    folder = epath.Path(tmp_path_factory.mktemp("run"))
-    loop.train(config, folder)
+@pytest.fixture
+def copied(trained, server, request):
+    """Copies the tiny run of the MLP into the bucket, as it was after step 6."""
+    folder = epath.Path(f"gs://runs/{request.node.name}")
+    copy_folder(epath.Path(trained("mlp")), folder)
+    (folder / "final.json").unlink()
+    (folder / "checkpoints/8").rmtree()
     return folder
 
 
-@pytest.fixture(scope="module")
-def in_bucket(server, config):
+def test_a_run_in_a_bucket_has_the_bits_of_one_on_a_disk(server, trained):
     folder = epath.Path("gs://runs/whole")
-    loop.train(config, folder)
-    return folder
-
-
-def test_a_run_in_a_bucket_has_the_bits_of_one_on_a_disk(in_bucket, on_disk):
-    assert differences(in_bucket, on_disk) == []
+    loop.train(CONFIG, folder)
+    assert differences(folder, trained("mlp")) == []
+    assert loop.evaluate(CONFIG, folder) == loop.evaluate(CONFIG, trained("mlp"))
+    assert write_plot([folder]) == folder / "curves.png"
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
-def test_it_resumes_after_a_checkpoint_half_written_whatever_requests_fail(
-    in_bucket, server, config, on_disk, capsys
+def test_it_resumes_although_a_save_was_killed_and_requests_fail(
+    copied, trained, server, monkeypatch, capsys
 ):
-    stopped = epath.Path("gs://runs/stopped")
-    copy_folder(in_bucket, stopped)
-    (stopped / "final.json").unlink()
-    (stopped / "checkpoints/30/commit_success.txt").unlink()
-    sound, server.faults = server.faults, Faults(0.05, stall=0.1)
-    loop.train(config, stopped)
-    faults, server.faults = server.faults, sound
-    assert sum(faults.count.values()) > 3
-    assert "resuming after step 20" in capsys.readouterr().out
-    assert differences(stopped, on_disk) == []
+    (copied / "checkpoints/6/commit_success.txt").unlink()
+    assert saved_steps(copied) == [2, 4]
+    monkeypatch.setattr(server, "faults", Faults(0.03, stall=0.1))
+    loop.train(CONFIG, copied)
+    assert sum(server.faults.count.values()) > 3
+    assert "resuming after step 4" in capsys.readouterr().out
+    monkeypatch.setattr(server, "faults", Faults(0.0))
+    assert differences(copied, trained("mlp")) == []
 
 
-def test_it_is_evaluated_and_plotted_there(in_bucket, config, on_disk):
-    assert loop.evaluate(config, in_bucket) == loop.evaluate(config, on_disk)
-    assert write_plot([in_bucket]) == in_bucket / "curves.png"
-    assert (in_bucket / "curves.png").read_bytes().startswith(b"\x89PNG")
+# ---- The newest start wins
 
 
-def test_a_language_model_is_read_from_there(server):
-    source, copy = epath.Path(ROOT / "tests/reference/runs/transformer"), "gs://runs/transformer"
-    copy_folder(source, epath.Path(copy))
-    (a, _), (b, _) = load_language_model(copy), load_language_model(source)
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        nnx.to_pure_dict(nnx.state(a)),
-        nnx.to_pure_dict(nnx.state(b)),
-    )
+def test_an_older_start_stops_and_writes_nothing_more(copied, server):
+    newer = []
+
+    def contents():
+        return {
+            name: found.generation
+            for name, found in server.store.bucket("runs").items()
+            if name.startswith(f"{copied.name}/")
+        }
+
+    def stop():
+        if not newer:
+            newer.append(Workdir(copied, CONFIG))
+            newer.append(contents())
+        return 0
+
+    with pytest.raises(UserError, match=r"another start .* has taken over gs://runs") as info:
+        loop.train(CONFIG, copied, stop=stop)
+    assert info.value.status == 2
+    assert contents() == newer[1]
+    newer[0].check()
 
 
-def test_a_second_run_is_refused(server, config):
-    held = Lock("gs://runs/held")
-    with pytest.raises(UserError, match="another process is training in gs://runs/held"):
-        loop.train(config, "gs://runs/held")
-    held.release()
+def test_a_save_does_not_commit_once_a_newer_start_has_claimed_the_folder(copied, monkeypatch):
+    older = Workdir(copied, CONFIG)
+    checkpoints = Checkpoints(copied / "checkpoints", CONFIG.checkpoint, older.check)
+    save = checkpoints._manager.save
+
+    def claim_while_saving(*args, **options):
+        Workdir(copied, CONFIG)
+        return save(*args, **options)
+
+    monkeypatch.setattr(checkpoints._manager, "save", claim_while_saving)
+    checkpoints.save(8, {"x": jnp.zeros(1)}, {}, None)
+    with pytest.raises(UserError, match="has taken over"):
+        checkpoints.wait()
+    assert saved_steps(copied) == [2, 4, 6]
+
+
+def test_lines_are_uploaded_while_the_run_trains_unless_a_newer_start_has_claimed(copied):
+    older = Workdir(copied, CONFIG)
+    writer = MetricsWriter(copied, 6, older.check)
+    writer.write(7, {"train/loss": 0.5})
+    writer._upload._next = 0.0  # a second later
+    writer.write(8, {"train/loss": 0.5})
+    assert read_metrics(copied)[-1]["step"] == 8
+    Workdir(copied, CONFIG)
+    writer._upload._next = 0.0
+    with pytest.raises(UserError, match="has taken over"):
+        writer.write(9, {"train/loss": 0.5})
+    with pytest.raises(UserError, match="has taken over"):
+        writer.close()
+    assert read_metrics(copied)[-1]["step"] == 8
+    assert not writer._upload.folder.exists()
+
+
+# ---- Errors
+
+
+def test_a_bucket_that_cannot_be_reached_is_reported_within_ten_seconds(monkeypatch):
+    assert files.PATIENCE < 10
+    monkeypatch.setattr(files, "PATIENCE", 1.0)
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://localhost:9")
+    began = time.monotonic()
+    with pytest.raises(Unavailable, match="cannot use gs://runs: it does not answer") as info:
+        loop.train(CONFIG, "gs://runs/run")
+    assert time.monotonic() - began < 5
+    assert info.value.status == 4
 
 
 @pytest.mark.parametrize(
@@ -103,25 +140,80 @@ def test_a_second_run_is_refused(server, config):
         ("POST", 403, "no permission"),
     ],
 )
-def test_a_bucket_that_refuses_is_one_sentence(methods, status, said, server, config, monkeypatch):
+def test_a_bucket_that_refuses_is_one_sentence(methods, status, said, server, monkeypatch):
     monkeypatch.setattr(server, "refusals", dict.fromkeys(methods.split(), status))
-    with pytest.raises(UserError, match=f"cannot use gs://runs: {said}"):
-        loop.train(config, "gs://runs/refused")
+    with pytest.raises(UserError, match=f"cannot use gs://runs: {said}") as info:
+        loop.train(CONFIG, "gs://runs/refused")
+    assert info.value.status == 2
 
 
-def test_a_bucket_lost_on_the_way_is_one_sentence(server, config, monkeypatch):
-    save = Checkpoints.save
-
-    def lose(*args):
-        refusals = dict.fromkeys(("GET", "POST", "PUT", "DELETE"), 401)
-        monkeypatch.setattr(server, "refusals", refusals)
-        save(*args)
-
-    monkeypatch.setattr(Checkpoints, "save", lose)
-    with pytest.raises(UserError, match="cannot write to the workdir gs://runs/lost any more"):
-        loop.train(config, "gs://runs/lost")
-
-
-def test_a_bucket_that_does_not_exist_is_one_sentence(server, config):
+def test_a_bucket_that_does_not_exist_is_one_sentence(server):
     with pytest.raises(UserError, match="cannot use gs://none: there is no such bucket; make it"):
-        loop.train(config, "gs://none/run")
+        loop.train(CONFIG, "gs://none/run")
+
+
+def test_a_bucket_lost_on_the_way_is_one_sentence(server, monkeypatch):
+    def stop():
+        refusals = dict.fromkeys(("GET", "POST", "PUT", "DELETE"), 403)
+        monkeypatch.setattr(server, "refusals", refusals)
+        return 0
+
+    with pytest.raises(UserError, match="cannot write to the workdir gs://runs/lost any more"):
+        loop.train(CONFIG, "gs://runs/lost", stop=stop)
+
+
+OUTAGES = [
+    HttpError({"code": 503}),
+    HttpError({"code": 429}),
+    SocketTimeoutError(),
+    ServerDisconnectedError(),
+    TransportError(),
+    RefreshError(),
+    TimeoutError(),
+    ConnectionResetError(),
+    ValueError("UNAVAILABLE: Error reading"),  # TensorStore's
+]
+ANSWERS = [HttpError({"code": 400}), FileNotFoundError(), FileExistsError(), OSError("Forbidden")]
+
+
+def test_an_outage_is_told_from_an_answer():
+    for error in OUTAGES:
+        assert files.is_outage("gs://runs/x", error), error
+        assert not files.is_outage("/disk/x", error), error
+    for error in ANSWERS:
+        assert not files.is_outage("gs://runs/x", error), error
+
+
+def test_a_checkpoint_that_an_outage_hides_is_not_called_damaged(monkeypatch, tmp_path):
+    moved, warned = [], []
+    folder = epath.Path("gs://runs/run/checkpoints")
+    monkeypatch.setattr(restore, "saved_steps", lambda _: [5])
+
+    def fail_with(error):
+        def fail(*_):
+            raise error
+
+        monkeypatch.setattr(restore, "_load", fail)
+
+    fail_with(ClientPayloadError("not completed"))
+    with pytest.raises(Unavailable, match="the bucket does not answer"):
+        restore.read_newest(folder, {}, set_aside=moved.append)
+    assert not moved
+    # The same error of a file on a disk, or an answer of the bucket, is about the content.
+    restore.read_newest(epath.Path(tmp_path), {}, warn=warned.append, set_aside=str)
+    fail_with(FileNotFoundError("metadata"))
+    restore.read_newest(folder, {}, warn=warned.append, set_aside=str)
+    assert [text.split(" (")[0] for text in warned] == ["checkpoint 5 is damaged"] * 2
+
+
+def test_a_save_that_an_outage_ends_is_reported_as_an_outage(monkeypatch, tmp_path):
+    checkpoints = Checkpoints(Path(tmp_path) / "checkpoints", base_config().checkpoint)
+    for error in (HttpError({"code": 503, "message": "try again"}), OSError("Forbidden")):
+
+        def fail(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr(checkpoints._manager, "save", fail)
+        with pytest.raises(OSError, match=first_line(error)) as raised:
+            checkpoints.save(1, {"x": jnp.zeros(1)}, {}, None)
+        assert files.is_outage("gs://runs/x", raised.value) == isinstance(error, HttpError)

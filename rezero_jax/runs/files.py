@@ -18,7 +18,7 @@ from rezero_jax.errors import Unavailable, UserError, first_line
 
 AnyPath = str | os.PathLike[str]
 
-PATIENCE = 8.0  # seconds in which a bucket must answer when a run starts
+PATIENCE = 6.0  # seconds in which a bucket must answer when a run starts
 
 
 def is_bucket(path: AnyPath) -> bool:

@@ -192,6 +192,8 @@ class Server(ThreadingHTTPServer):
             "TENSORSTORE_GCS_HTTP_URL": address,
             "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",  # TensorStore's
             "NO_GCE_CHECK": "true",
+            # gcsfs would ask by gRPC whether a bucket has real folders.
+            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
         }
 
 
