@@ -6,7 +6,7 @@ import sys
 from launch.interrupt import StopSignal, end_on_interrupt
 
 if __name__ == "__main__":
-    end_on_interrupt("train.py")  # before all that takes time to import
+    end_on_interrupt("train.py")  # before any slow import
 
 import json
 import time
@@ -23,7 +23,7 @@ STARTED = time.perf_counter()
 def main(argv: list[str]) -> int:
     """Runs the command line and returns the exit status."""
     args, overrides = flags.parse(argv)
-    # Imported here, as --help and a wrong flag should be answered at once.
+    # Imported here so that --help and a wrong flag are answered at once.
     from jax.errors import JaxRuntimeError
 
     from rezero_jax import devices, processes
@@ -31,7 +31,6 @@ def main(argv: list[str]) -> int:
     from rezero_jax.errors import UserError
     from rezero_jax.runs.files import write_json
     from rezero_jax.training.loop import Diverged, Interrupted, evaluate, train
-    from rezero_jax.training.profile import parse_steps
 
     status = 0
     lines: Iterable[str]
@@ -54,9 +53,9 @@ def main(argv: list[str]) -> int:
             elif args.mode == "eval":
                 lines = [json.dumps(evaluate(config, args.workdir))]
             else:
-                profile = parse_steps(args.profile_steps) if args.profile_steps else None
+                options = {"profile": args.profile_steps, "began": STARTED}
                 with StopSignal("train.py") as stop:
-                    final = train(config, args.workdir, profile=profile, began=STARTED, stop=stop)
+                    final = train(config, args.workdir, **options, stop=stop)
                 lines = _summary(final, args.workdir)
             if processes.is_first():
                 for line in lines:
@@ -76,16 +75,22 @@ def main(argv: list[str]) -> int:
 
 
 def _summary(final: dict[str, Any], workdir: str) -> Iterator[str]:
-    from rezero_jax.analysis.plots.curves import write_plot  # Matplotlib: only at the end of a run
-    from rezero_jax.training.clock import TIMES
+    from rezero_jax.errors import first_line
+    from rezero_jax.processes import warn
+    from rezero_jax.training.progress import TIMES
 
     numbers = ", ".join(f"{k} {final[k]:.4f}" for k in sorted(final) if k.startswith("eval/"))
     yield f"finished {final['steps']:,} steps: {numbers}"
-    seconds, times = final["seconds"], {what: final.get(f"time/{what}") for what in TIMES}
-    shares = [f"{what} {spent / seconds:.1%}" for what, spent in times.items() if spent]
+    seconds, times = final["seconds"], {kind: final.get(f"time/{kind}") for kind in TIMES}
+    shares = [f"{kind} {spent / seconds:.1%}" for kind, spent in times.items() if spent]
     yield f"time:            {seconds:,.1f} s in all starts: {', '.join(shares)}"
     yield f"run folder:      {workdir}"
-    yield f"learning curves: {write_plot([workdir])}"
+    try:
+        from rezero_jax.analysis.plots.curves import write_plot  # Matplotlib is slow to import
+
+        yield f"learning curves: {write_plot([workdir])}"
+    except Exception as error:
+        warn(f"the learning curves cannot be drawn ({first_line(error)}); the run is complete")
 
 
 if __name__ == "__main__":
@@ -97,5 +102,5 @@ if __name__ == "__main__":
     sys.stdout.flush()
     sys.stderr.flush()
     if status:
-        # A failed write leaves threads of Orbax that wait for it, and Python would wait for them.
+        # After a failed write, threads of Orbax wait for it, and Python would wait for them.
         os._exit(status)

@@ -4,32 +4,35 @@ import argparse
 
 EXAMPLES = """\
 examples:
-  a ReZero network on scikit-learn's digits, in seconds:
+  train a ReZero network on scikit-learn's digits, in seconds:
     python train.py --config=configs/mlp.py --workdir=runs/digits
-  the authors' 64-layer network on CIFAR-10, and one of its rivals:
+  train the authors' 64-layer network on CIFAR-10, and one of its baselines:
     python train.py --config=configs/mlp.py:depth=64,dataset=cifar10 --workdir=runs/rezero
     python train.py --config=configs/mlp.py:residual=norm,depth=64,dataset=cifar10 \\
       --workdir=runs/norm
-  any field of the config can be set:
+  set any field of the config:
     python train.py --config=configs/mlp.py --config.optim.alpha.learning_rate=0.001 \\
       --workdir=runs/slow_alpha
-  the same command again resumes an interrupted run; this evaluates what it saved:
+  evaluate the newest checkpoint of a run:
     python train.py --config=configs/mlp.py --workdir=runs/digits --mode=eval
-  a config at a size that ends within a minute, to see that everything works:
+  run a config at a size that ends within a minute, to see that everything works:
     python train.py --config=configs/transformer_small.py:smoke --workdir=runs/smoke
-  what a run will need, without training; on a TPU, by its compiler, which runs anywhere:
+  print what a run needs, here or on a TPU that is not available, without training:
     python train.py --config=configs/transformer_enwik8.py:layers=64 --plan
     python train.py --config=configs/transformer_enwik8.py:layers=64 --plan=v5e:2x4
 
-exit status: 0 finished; 2 a mistake in the command, the config or the workdir; 3 the loss or the
-gradient stopped being finite; 4 another process of the run was lost or did not come, or the bucket
-does not answer; 130 or 143 stopped by Ctrl-C or SIGTERM, and if training had begun, the state is
-saved. After 4, 130 and 143 the same command resumes.
+exit status:
+  0         the run is finished
+  2         the command, the config or the workdir is wrong
+  3         the loss, a gradient or a parameter stopped being finite
+  4         another process of the run was lost or did not start, or the bucket does not answer
+  130, 143  Ctrl-C or SIGTERM stopped the run; if training had begun, its state is saved
+After 4, 130 and 143 the same command resumes the run.
 """
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Reads a command line; returns its flags and the texts "KEY=VALUE" of its --config.KEY=VALUE.
+    """Parses a command line into its flags and the texts "KEY=VALUE" of its --config.KEY=VALUE.
 
     Raises:
       SystemExit: a flag is wrong or missing (status 2, with a sentence on stderr), or --help.
@@ -48,7 +51,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Trains a network, or resumes an interrupted run.",
+        description="Train a network. The same command again resumes an interrupted run.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -57,42 +60,59 @@ def _parser() -> argparse.ArgumentParser:
         "--config",
         required=True,
         metavar="FILE[:KEY=VALUE,...]",
-        help="a file of configs/ and its arguments, which its docstring explains",
+        help="config file, such as configs/mlp.py, and its arguments, listed in its docstring",
     )
-    parser.add_argument("--workdir", metavar="DIR", help="the run's folder")
+    parser.add_argument(
+        "--config.KEY", metavar="VALUE", help="value of a config field, such as --config.seed=1"
+    )
+    parser.add_argument("--workdir", metavar="DIR", help="folder of the run, made if missing")
     parser.add_argument(
         "--mode",
         choices=("train", "eval"),
         default="train",
-        help="eval: evaluate the newest checkpoint",
+        help="whether to train or to evaluate the newest checkpoint (default: train)",
     )
     parser.add_argument(
         "--plan",
         nargs="?",
         const="here",
         metavar="TOPOLOGY",
-        help="print memory, FLOPs and time of the run instead of training: as measured here, or as "
-        "compiled for v5e:2x4, 2xv5e:4x4 (two slices), v5p:4x4x4, 8xh100, ..., without having them",
+        help="print memory, FLOPs and time of the run instead of training: measured here, or by "
+        "the compiler of absent devices such as v5e:2x4, 2xv5e:4x4 (two slices), v5p:4x4x4, 8xh100 "
+        "(default: the devices here)",
     )
-    parser.add_argument("--plan_json", metavar="FILE", help="write the plan there as JSON, too")
+    parser.add_argument(
+        "--plan_json", metavar="FILE", help="file that also receives the plan, as JSON"
+    )
     parser.add_argument(
         "--profile_steps",
+        type=_steps,
         metavar="FIRST:LAST",
-        help="write a trace of these updates to DIR/profile, for TensorBoard and ui.perfetto.dev",
+        help="updates to trace into DIR/profile, for TensorBoard and ui.perfetto.dev "
+        "(default: none)",
     )
     multi = parser.add_argument_group(
-        "a run of several processes",
-        "On TPU slices, in Slurm and in indexed Kubernetes jobs the processes find each other "
-        "automatically. Elsewhere, start the same command in each with these flags:",
+        "runs of several processes",
+        "The processes of a TPU slice, a Slurm step or an indexed Kubernetes job find each other "
+        "automatically. Elsewhere, start the same command in each process with these flags:",
     )
     multi.add_argument(
-        "--coordinator", metavar="HOST:PORT", help="a free port on the host of process 0"
+        "--coordinator", metavar="HOST:PORT", help="address of process 0, with a free port"
     )
-    multi.add_argument("--process_id", type=int, metavar="I", help="0 to N - 1")
     multi.add_argument(
-        "--num_processes", type=int, metavar="N", help="how many there are; 1: run alone"
+        "--process_id", type=int, metavar="I", help="number of this process, 0 to N - 1"
     )
-    parser.add_argument(
-        "--config.KEY", metavar="VALUE", help="sets a field of the config, such as --config.seed=1"
+    multi.add_argument(
+        "--num_processes", type=int, metavar="N", help="number of processes; 1 runs alone"
     )
     return parser
+
+
+def _steps(text: str) -> tuple[int, int]:
+    """Reads "10:20", the first and the last update to trace."""
+    first, _, last = text.partition(":")
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not FIRST:LAST; give two numbers of updates, such as 10:20"
+        )
+    return int(first), int(last)

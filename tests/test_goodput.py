@@ -11,7 +11,7 @@ from rezero_jax.config import load_config
 from rezero_jax.runs.folder import Workdir
 from rezero_jax.runs.metrics import MetricsWriter, read_metrics
 from rezero_jax.training import loop
-from rezero_jax.training.clock import TIMES, Clock
+from rezero_jax.training.progress import TIMES, Clock
 
 MLP = str(Path(__file__).parents[1] / "configs/mlp.py")
 
@@ -49,7 +49,7 @@ def test_what_is_not_waited_for_are_updates(clock_at):
 def test_the_time_of_killed_starts_since_the_checkpoint_is_lost(clock_at):
     saved = {"update": 40.0, "start": 5.0, "data": 5.0}
     clock_at(1000.0)
-    clock = Clock(began=990.0, times=saved, recorded=80.0)
+    clock = Clock(began=990.0, saved=saved, recorded=80.0)
     clock_at(1020.0)
     expected = dict.fromkeys(TIMES, 0.0) | {
         "update": 60.0,
@@ -59,7 +59,7 @@ def test_the_time_of_killed_starts_since_the_checkpoint_is_lost(clock_at):
     }
     assert clock.times() == expected
     # A process that was told to stop saved after its last line, and loses nothing.
-    assert Clock(began=1020.0, times=saved, recorded=45.0).times()["lost"] == 0
+    assert Clock(began=1020.0, saved=saved, recorded=45.0).times()["lost"] == 0
 
 
 @pytest.fixture(scope="module")

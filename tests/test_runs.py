@@ -17,7 +17,7 @@ from rezero_jax.runs.files import write_json
 from rezero_jax.runs.folder import check_config, environment
 from rezero_jax.runs.metrics import MetricsWriter, read_metrics
 from rezero_jax.training import cost, loop
-from rezero_jax.training.clock import WINDOW, Clock
+from rezero_jax.training.progress import WINDOW, Clock
 from rezero_jax.training.trainer import Trainer
 from tests.faults.compare import is_time, scalars
 

@@ -1,4 +1,4 @@
-"""When things are due: every length of a run, in updates."""
+"""The steps at which a run logs, evaluates, saves and ends."""
 
 import dataclasses
 import math
@@ -13,16 +13,17 @@ from rezero_jax.fields import LENGTHS
 class Intervals:
     """The steps at which a run logs, evaluates, saves and ends.
 
-    "After step t" means that t updates are applied. What is due every p examples, such as the end
-    of an epoch, is due after each step that completes a multiple of p.
+    "After step t" means that t updates are applied. An event with a period of p examples, such as
+    the end of an epoch, occurs after each step that completes a multiple of p.
 
     Attributes:
-      size: training examples, an epoch.
+      size: training examples in an epoch.
       batch_size: examples in a step.
       total: steps in the run.
-      per_dispatch: steps in one dispatch, at most.
-      log_every, save_every: steps.
-      eval_every: examples; None if there is an evaluation only at the end.
+      per_dispatch: most steps in one dispatch.
+      log_every: steps.
+      save_every: steps.
+      eval_every: examples; None evaluates only at the end.
     """
 
     size: int
@@ -68,7 +69,7 @@ class Intervals:
         )
 
     def next_stop(self, now: int) -> int:
-        """The last step of the dispatch that starts after step `now`; nothing is due within it."""
+        """The last step of the dispatch after step `now`; no event occurs before that step."""
         size = self.batch_size
         periods = (self.log_every * size, self.save_every * size, self.size, self.eval_every)
         stops = [-(-(now * size // p + 1) * p // size) for p in periods if p is not None]
@@ -96,15 +97,15 @@ class Intervals:
 
 
 def in_examples(config: ConfigDict, section: str, size: int, batch_size: int) -> int | None:
-    """The length that a section of the config sets in steps, epochs or examples, in examples.
+    """The length that a section of the config sets in steps, epochs or examples; in examples.
 
     Args:
-      section: train, the length of the run; or eval, the interval of evaluations.
+      section: "train" for the length of the run, "eval" for the interval of evaluations.
       size: training examples in an epoch.
       batch_size: examples in a step.
 
     Raises:
-      UserError: two are set, or one is not positive.
+      UserError: two lengths are set, or the length is not positive.
     """
     examples_in = dict(zip(LENGTHS[section], (batch_size, size, 1), strict=True))
     given = {field: config[section][field] for field in examples_in}

@@ -1,6 +1,6 @@
-"""The training loop, read from top to bottom: resume, step, write, evaluate, save, finish.
+"""The training loop, from top to bottom: resume, step, write, evaluate, save, finish.
 
-Every process of a run goes through it step by step with the others; the first one writes.
+All processes of a run execute it in lockstep; only the first one writes.
 """
 
 import time
@@ -17,9 +17,9 @@ from rezero_jax.errors import Unavailable, UserError, first_line
 from rezero_jax.runs.checkpoint import Checkpoints
 from rezero_jax.runs.files import AnyPath, is_of_storage, is_outage
 from rezero_jax.runs.folder import EVALUATION, TOPOLOGY, Workdir, check_config, continued
+from rezero_jax.runs.upload import Upload
 from rezero_jax.training.cost import check_memory
 from rezero_jax.training.load import check_saved, load_state
-from rezero_jax.training.profile import Profile
 from rezero_jax.training.progress import Diverged, Progress
 from rezero_jax.training.trainer import Trainer
 
@@ -110,7 +110,11 @@ def _train(
     began: float,
     stop: Callable[[], int],
 ) -> dict[str, Any]:
-    """`train` in the workdir that this run holds; raises OSError if that cannot be written."""
+    """`train` in a workdir that this run owns.
+
+    Raises:
+      OSError: the workdir cannot be written.
+    """
     # ---- Resume, or begin
     config, intervals, folder = trainer.config, trainer.intervals, home.folder
     restored = checkpoints.restore(trainer.shapes)
@@ -122,10 +126,7 @@ def _train(
         f"{intervals.batch_size} examples on {trainer.mesh.size} device(s), in {folder}"
         + (f"\nresuming after step {now:,}" if now else "")
     )
-    if profile is not None and profile[1] <= now:
-        progress.say(f"no trace: the updates {profile[0]} to {profile[1]} were made before")
-
-    tracing = Profile(folder / "profile", profile if processes.is_first() else None)
+    tracing = Profile(folder / "profile", profile, now, progress.say)
     try:
         batches = trainer.batches(now)
         pending: tuple[int, int, dict[str, jax.Array]] | None = None
@@ -145,14 +146,12 @@ def _train(
                 if intervals.is_log(pending[1]):
                     progress.write(pending[1], line)
             pending, now = (now, last, report), last
-            if tracing.is_over(now):
-                jax.block_until_ready(report)
-                progress.say(tracing.end())
+            tracing.end(now, report)
 
-            # ---- Evaluate and save, where it is time
-            may_arrive = config.train.until_loss is not None and intervals.ends_epoch(now)
+            # ---- Evaluate and save, where it is due
+            may_end = config.train.until_loss is not None and intervals.ends_epoch(now)
             is_due = intervals.is_eval(now) or intervals.is_save(now)
-            if not (is_due or signum or may_arrive):
+            if not (is_due or signum or may_end):
                 continue
             line, signum = progress.receive(*pending), signum or int(report["stop"])
             pending, is_over = None, progress.is_over(now)
@@ -163,7 +162,7 @@ def _train(
                 progress.write(now, line | (evaluation or {}))
             if signum or is_over or intervals.is_save(now):
                 with progress.clock.timed("checkpoint"):
-                    progress.flush()  # the lines up to a checkpoint are kept before it
+                    progress.flush()  # a checkpoint implies that its lines are in the workdir
                     checkpoints.save(now, state, progress.snapshot(), evaluation)
             if signum and not is_over:
                 checkpoints.wait()
@@ -184,13 +183,13 @@ def _train(
 
 
 def evaluate(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
-    """The evaluation of a run's newest good checkpoint: {"step": ..., "eval/loss": ...}.
+    """Evaluates a run's newest good checkpoint: {"step": ..., "eval/loss": ...}.
 
-    It only reads, so the run may still be training. The fields in folder.EVALUATION may differ from
-    those of the training.
+    The run may still be training, because this function only reads. The config fields in
+    folder.EVALUATION may differ from the run's own.
 
     Raises:
-      UserError: there is no good checkpoint, or its config or structure is another one.
+      UserError: there is no good checkpoint, or its config or structure differs.
     """
     check_saved(workdir)
     config = continued(workdir, config)
@@ -198,3 +197,52 @@ def evaluate(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
     check_config(workdir, trainer.config, free=TOPOLOGY + EVALUATION)
     state = load_state(workdir, trainer.shapes)
     return {"step": int(state["step"])} | trainer.evaluate(state)
+
+
+class Profile:
+    """Traces the dispatches that contain the updates first .. last, in the first process.
+
+    Args:
+      folder: the folder of the trace.
+      steps: (first, last), counted from 1; None traces nothing.
+      now: updates made before this start of the run.
+      say: prints a line.
+    """
+
+    def __init__(
+        self,
+        folder: AnyPath,
+        steps: tuple[int, int] | None,
+        now: int,
+        say: Callable[[str], None],
+    ):
+        self._folder, self._say = folder, say
+        self._steps = steps if processes.is_first() else None
+        self._is_running = False
+        if self._steps is not None and self._steps[1] <= now:
+            say("no trace: the updates {} to {} were made before".format(*self._steps))
+
+    def begin(self, now: int, last: int) -> None:
+        """Starts the trace if the dispatch of the updates now + 1 .. last belongs to it."""
+        if self._steps is None or self._is_running:
+            return
+        if last >= self._steps[0] and now < self._steps[1]:
+            self._upload = Upload(self._folder)
+            jax.profiler.start_trace(str(self._upload.folder), create_perfetto_trace=True)
+            self._is_running = True
+
+    def end(self, now: int, report: Any) -> None:
+        """Writes the trace if it runs and has all its updates, once `report` is computed."""
+        if self._is_running and self._steps is not None and now >= self._steps[1]:
+            jax.block_until_ready(report)
+            self.close()
+
+    def close(self) -> None:
+        """Writes the trace if it runs, and prints where it is."""
+        if not self._is_running:
+            return
+        jax.profiler.stop_trace()
+        self._upload.close()
+        self._is_running, self._steps = False, None
+        tools = "tensorboard --logdir, or its .json.gz in ui.perfetto.dev"
+        self._say(f"trace: {self._folder} ({tools})")

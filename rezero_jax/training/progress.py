@@ -1,10 +1,12 @@
-"""How a run goes, told while it trains: checks reports, keeps sums, writes and prints lines."""
+"""Progress reporting: checks, averages, logs and prints metrics, and accounts for wall time."""
 
+import contextlib
 import copy
 import datetime
 import math
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -15,11 +17,18 @@ from tqdm import tqdm
 from rezero_jax import processes
 from rezero_jax.runs.files import AnyPath, read_json, write_json
 from rezero_jax.runs.metrics import MetricsWriter
-from rezero_jax.training.clock import Clock
 from rezero_jax.training.cost import model_flops, peak_flops
 from rezero_jax.training.trainer import Trainer
 
 Line = dict[str, float]
+
+# The kinds of wall time of a run, over all its starts. "start" is the time before the first
+# dispatch: imports, data, restoring. "lost" is the time of killed processes after the checkpoint
+# from which the run resumed, as far as the workdir records it. "update" is all other time.
+TIMES = ("update", "start", "compilation", "data", "evaluation", "checkpoint", "lost")
+PAUSES = ("evaluation", "checkpoint")  # waits of training that its rates leave out
+WINDOW = 5.0  # seconds of training over which examples per second are measured
+SILENCE = 20.0  # seconds without a printed line after which one is printed
 
 
 class Diverged(Exception):
@@ -27,13 +36,13 @@ class Diverged(Exception):
 
 
 class Progress:
-    """How far a run is, and how it goes. The first process writes it to the workdir and prints it.
+    """Metrics and messages of a run; its first process writes them to the workdir and prints them.
 
     Attributes:
       clock: times the waits of the loop.
 
     Args:
-      trainer: what the run computes.
+      trainer: the run's trainer.
       folder: the workdir.
       step: updates made so far.
       saved: the `snapshot` in the checkpoint from which the run resumes; None for a new run.
@@ -53,7 +62,7 @@ class Progress:
         self._trainer, self._intervals = trainer, trainer.intervals
         self._folder, self._check = epath.Path(folder), check
         self._writer = MetricsWriter(folder, step, check) if processes.is_first() else None
-        # Plain JSON data, saved with each checkpoint so that a resumed run tells the same story.
+        # Plain JSON data, saved with each checkpoint so that a resumed run reports the same.
         self._sums: dict[str, Any] = saved or {
             "epoch_loss": {"sum": 0.0, "steps": 0},
             "last": {},
@@ -61,14 +70,13 @@ class Progress:
             "time": {},
         }
         peak = peak_flops(trainer)
-        # Updates a second if the devices did nothing but multiply at their peak; None if unknown.
+        # Updates per second of devices that only multiply, at their peak; None if unknown.
         self._peak_rate = peak and peak / model_flops(trainer)
-        # Checkpoints of earlier versions hold the sum alone.
-        times = self._sums.get("time") or {"update": self._sums.pop("seconds", 0.0)}
         recorded = read_json(self._folder / "environment.json").get("seconds", 0.0)
-        self.clock = Clock(began, times, recorded)
+        self.clock = Clock(began, self._sums["time"], recorded)
         self._bar: tqdm | None = None
         self._first_step = 0
+        self._spoke = time.perf_counter()
 
     @property
     def is_started(self) -> bool:
@@ -76,11 +84,11 @@ class Progress:
         return self._bar is not None
 
     def start(self, first: int, last: int, report: dict[str, jax.Array], dispatched: float) -> None:
-        """Starts rates and bar with the end of the first dispatch, which no rate counts.
+        """Waits for the first dispatch, which no rate counts; starts the rates and the bar.
 
         Args:
-          first, last, report: of the dispatch of the updates first + 1 .. last.
-          dispatched: time.perf_counter() before it, which compiles before it computes.
+          first, last, report: the dispatch of the updates first + 1 .. last.
+          dispatched: time.perf_counter() before the dispatch, which compiles before it computes.
         """
         self.clock.add("compilation", time.perf_counter() - dispatched)
         jax.block_until_ready(report)
@@ -93,16 +101,16 @@ class Progress:
             initial=last,
             unit="step",
             dynamic_ncols=True,
-            # None shows no bar where the output goes to a file, in which lines tell the progress.
+            # None hides the bar where the output is a file, in which lines report progress.
             disable=None if processes.is_first() else True,
         )
 
     def is_over(self, step: int) -> bool:
         """Whether the run ends with this step, the last one received: by its length or its loss."""
-        return step == self._intervals.total or self._has_arrived(step)
+        return step == self._intervals.total or self._has_reached_loss(step)
 
-    def _has_arrived(self, step: int) -> bool:
-        """Whether the epoch that ends with this step, if one does, has a loss low enough to end."""
+    def _has_reached_loss(self, step: int) -> bool:
+        """Whether an epoch ends with this step and its loss is at most train.until_loss."""
         if (until := self._trainer.config.train.until_loss) is None:
             return False
         loss = self._sums["last"].get("train/epoch_loss", math.inf)
@@ -112,8 +120,8 @@ class Progress:
         """The line of step `last`, from the report of the updates first + 1 .. last.
 
         Raises:
-          Diverged: a loss among them, or the norm of the last one's gradients or parameters, is
-            not finite.
+          Diverged: one of the losses, or the norm of the last gradients or parameters, is not
+            finite.
         """
         values = {name: np.asarray(value) for name, value in report.items() if name != "stop"}
         finite = np.isfinite(values["loss"][: last - first])
@@ -153,7 +161,7 @@ class Progress:
         )
 
     def write(self, step: int, line: Line) -> None:
-        """Writes the line of `step`; shows it after an evaluation, or after a long silence."""
+        """Writes the line of `step`; prints it after an evaluation or after a long silence."""
         rates = self._rates()
         if self._writer is not None:
             self._writer.write(step, line | rates)
@@ -166,16 +174,17 @@ class Progress:
             k: v for k, v in line.items() if k.startswith(("train/", "eval/", "epoch"))
         }
         shown = {k: v for k, v in line.items() if k == "train/epoch_loss" or k.startswith("eval/")}
-        if "eval/loss" in line or self.clock.has_been_silent():
+        if "eval/loss" in line or time.perf_counter() - self._spoke >= SILENCE:
+            self._spoke = time.perf_counter()
             self._say_progress(step, line["epoch"], shown or {"train/loss": line["train/loss"]})
 
     def flush(self) -> None:
-        """Returns when the workdir has all lines so far, also one in a bucket."""
+        """Returns when the workdir, even in a bucket, has all lines so far."""
         if self._writer is not None:
             self._writer.flush()
 
     def _rates(self) -> Line:
-        """Where the time since the last line went, in seconds, and "time/step", that of one update.
+        """Seconds by kind since the last line, seconds of an update, and examples per second.
 
         An update's time includes the wait for its data, but neither evaluations nor saves.
         "seconds" is the wall time of the run, over all its starts.
@@ -187,7 +196,7 @@ class Progress:
             rates["time/step"] = 1 / updates
             if self._peak_rate:
                 rates["mfu"] = updates / self._peak_rate
-        rates |= {f"time/{what}": seconds for what, seconds in spent.items()}
+        rates |= {f"time/{kind}": seconds for kind, seconds in spent.items()}
         return rates | {"seconds": self.clock.wall}
 
     def _say_progress(self, step: int, epoch: float, numbers: Line) -> None:
@@ -201,12 +210,12 @@ class Progress:
         )
 
     def snapshot(self) -> dict[str, Any]:
-        """What to save with a checkpoint, plain JSON data."""
+        """Plain JSON data to save with a checkpoint."""
         self._sums["time"] = self.clock.times()
         return copy.deepcopy(self._sums)
 
     def finish(self, status: str, step: int) -> dict[str, Any]:
-        """Writes final.json, and returns its content."""
+        """Writes final.json and returns its content."""
         sums = self.snapshot()
         times = sums["time"]
         seconds, busy = sum(times.values()), times["update"] + times["data"]
@@ -215,21 +224,21 @@ class Progress:
             "steps": step,
             "seconds": seconds,
             "goodput": times["update"] / seconds,
-            **{f"time/{what}": spent for what, spent in times.items()},
+            **{f"time/{kind}": spent for kind, spent in times.items()},
             "examples_per_second": step * self._intervals.batch_size / busy,
             "parameters": self._trainer.spec.parameter_count,
             **sums["last"],
             **sums["best"],
         }
         if self._trainer.config.train.until_loss is not None:
-            final["reached_until_loss"] = self._has_arrived(step)
+            final["reached_until_loss"] = self._has_reached_loss(step)
         if processes.is_first():
             self._check()
             write_json(self._folder / "final.json", final)
         return final
 
     def say(self, text: str) -> None:
-        """Prints a line, which leaves the progress bar whole."""
+        """Prints a line without breaking the progress bar."""
         if processes.is_first():
             tqdm.write(text)
 
@@ -239,3 +248,79 @@ class Progress:
             self._bar.close()
         if self._writer is not None:
             self._writer.close()
+
+
+class Clock:
+    """Wall time of a run by kind, and examples per second while it trains.
+
+    Args:
+      began: time.perf_counter() when this start of the run began.
+      saved: seconds by kind in the checkpoint from which the run resumes, see TIMES.
+      recorded: wall seconds of the earlier starts, as far as the workdir records them.
+    """
+
+    def __init__(
+        self, began: float, saved: dict[str, float] | None = None, recorded: float = 0.0
+    ) -> None:
+        kept = dict.fromkeys(TIMES, 0.0) | (saved or {})
+        self._began = began
+        self._before = max(recorded, sum(kept.values()))
+        kept["lost"] += self._before - sum(kept.values())
+        self._times = {kind: seconds for kind, seconds in kept.items() if kind != "update"}
+        self._spent: dict[str, float] = {}  # since the last lap
+        self.restart()
+        self.add("start", time.perf_counter() - began)
+
+    def restart(self) -> None:
+        """Restarts the measurement of the rate."""
+        self._started = self._lapped = time.perf_counter()
+        self.rate = 0.0  # examples per second up to the last lap
+        self._examples, self._busy = 0, 0.0  # since the restart; seconds without the pauses
+        self._laps = deque([(0.0, 0)])  # `_busy` and `_examples` at the laps of the last WINDOW
+
+    def count(self, examples: int) -> None:
+        """Counts examples that were trained on."""
+        self._examples += examples
+
+    def lap(self) -> dict[str, float]:
+        """Sets `rate` and returns the seconds by kind since the last lap.
+
+        The rate spans at least WINDOW seconds once they have passed: reports come in bursts, and
+        almost no time may pass between two of them.
+        """
+        now, spent = time.perf_counter(), self._spent
+        pauses = sum(spent.get(kind, 0.0) for kind in PAUSES)
+        self._busy += max(now - self._lapped - pauses, 1e-9)
+        while len(self._laps) > 1 and self._busy - self._laps[1][0] >= WINDOW:
+            self._laps.popleft()
+        busy, examples = self._laps[0]
+        self.rate = (self._examples - examples) / (self._busy - busy)
+        self._laps.append((self._busy, self._examples))
+        self._lapped, self._spent = now, {}
+        return spent
+
+    @property
+    def wall(self) -> float:
+        """Wall seconds of all starts of the run."""
+        return self._before + time.perf_counter() - self._began
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since `restart`."""
+        return time.perf_counter() - self._started
+
+    def times(self) -> dict[str, float]:
+        """Wall seconds of all starts by kind, see TIMES."""
+        return {"update": self.wall - sum(self._times.values())} | self._times
+
+    @contextlib.contextmanager
+    def timed(self, kind: str) -> Iterator[None]:
+        """Adds the time within the context to a kind."""
+        started = time.perf_counter()
+        yield
+        self.add(kind, time.perf_counter() - started)
+
+    def add(self, kind: str, seconds: float) -> None:
+        """Adds seconds to a kind."""
+        self._spent[kind] = self._spent.get(kind, 0.0) + seconds
+        self._times[kind] += seconds

@@ -103,9 +103,9 @@ def place_devices(devices: Sequence[jax.Device], data: int, model: int) -> Mesh:
     except (AssertionError, NotImplementedError, ValueError):
         # JAX knows no topology of some devices of a torus, or of chips that pose as two devices.
         placed = np.reshape(np.asarray(used), (replicas, *inner[1:]))
-    axes = ("replica", "data", "model")
+    axes: tuple[str, ...] = ("replica", "data", "model")
     if replicas == 1:
-        axes, placed = axes[1:], placed[0]
+        axes, placed = ("data", "model"), placed[0]
     return Mesh(placed, axes, axis_types=(AxisType.Auto,) * len(axes))
 
 
