@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 TYPED := --jaxtyping-packages=rezero_jax,tests.typechecker.check
 
-.PHONY: train test test-typed test-slow lint docs notebooks rehearse size setup setup-dev clean
+.PHONY: train test test-typed test-slow campaign lint docs notebooks rehearse size setup setup-dev clean
 
 train: setup  ## train the default network on embedded data, in seconds
 	$(BIN)/python train.py --config=configs/mlp.py --workdir=runs/digits
@@ -16,8 +16,11 @@ test: setup-dev  ## run the fast tests, each guarantee among them, in about four
 test-typed: setup-dev  ## run the fast tests and check the annotations of every call
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(TYPED) $(ARGS)
 
-test-slow: setup-dev  ## run the exhaustive rest of the tests
+test-slow: setup-dev  ## run the exhaustive tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow $(ARGS)
+
+campaign: setup-dev  ## kill and damage runs at random moments, and resume them, in an hour
+	$(BIN)/python -m tests.faults.campaign --out=runs/faults $(ARGS)
 
 lint: setup-dev  ## check format, style and types
 	$(BIN)/ruff format --check .

@@ -41,7 +41,6 @@ READ_PATHS = {
         *READ_BY_ALL,
         "configs/mlp.py",
         "rezero_jax/data/datasets.py",
-        "rezero_jax/data/images.py",
         "rezero_jax/models/mlp.py",
     ),
     "Transformer": (

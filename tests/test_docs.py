@@ -1,6 +1,7 @@
 """README and docs: their Python runs, their commands are accepted, what they name is there."""
 
 import argparse
+import ast
 import importlib
 import importlib.util
 import inspect
@@ -170,17 +171,25 @@ def check(words, monkeypatch):
         assert words == [".ci/run"]
 
 
-@pytest.mark.parametrize(
-    "page", [pytest.param(p, marks=[pytest.mark.slow] * (p == "docs/models.md")) for p in PAGES]
-)
+PYTHON_PAGES = [page for page in PAGES if blocks(page, "python")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PYTHON_PAGES)
 def test_python_blocks_run_in_order(page):
     exec("\n".join(blocks(page, "python")), {})
 
 
+@pytest.mark.parametrize("page", PYTHON_PAGES)
+def test_python_blocks_compile_and_their_imports_exist(page):
+    code = ast.parse("\n".join(blocks(page, "python")))
+    imports = [node for node in ast.walk(code) if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert imports
+    exec(compile(ast.Module(imports, []), page, "exec"), {})
+
+
 def test_there_is_python_to_run():
-    assert {"README.md", "docs/models.md", "docs/analysis.md"} <= {
-        page for page in PAGES if blocks(page, "python")
-    }
+    assert {"README.md", "docs/models.md", "docs/analysis.md"} <= set(PYTHON_PAGES)
 
 
 @pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md"])
