@@ -9,93 +9,105 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from rezero_jax.errors import UserError, choose_from, closest_beside
-from rezero_jax.fields import assign, override
-from rezero_jax.ranges import check_ranges
+from rezero_jax.fields import assign, check_numbers, override
+
+# The fields of a parameter group of the optimizer.
+GROUP = {
+    "path": str,  # regular expression searched for in a parameter's path, such as "head/bias"
+    "name": str,
+    "learning_rate": float,
+    "weight_decay": float,
+    "schedule": str,
+    "milestones": tuple,
+    "decay_factor": float,
+}
 
 
 def base_config() -> ConfigDict:
-    """Every field a run can have, with its default; a file in configs/ fills in an experiment.
+    """Every field that a run can have, with its default; a file in configs/ fills in an experiment.
 
-    A field with a type instead of a value is unset.
+    A placeholder is a field that is unset; it may be set to None again.
     """
     config = ConfigDict()
-    config.seed = 0
+    config.seed = 0  # of the initial parameters, the order of examples, augmentation and dropout
 
-    config.model = ConfigDict()
+    config.model = ConfigDict()  # its fields depend on model.name; each config file sets them
 
     config.data = ConfigDict()
-    config.data.name = "digits"  # see rezero_jax.data.NAMES
-    config.data.dir = config_dict.placeholder(str)  # unset: $TFDS_DATA_DIR or ~/tensorflow_datasets
-    config.data.stream = False  # True: read from disk while training, for data larger than memory
-    config.data.workers = (
-        0  # processes that decode streamed training images; 0: threads of this one
-    )
-    # Per channel, of pixels scaled to 0 .. 1; unset: the data set's own.
+    config.data.name = "digits"  # a name of rezero_jax.data.NAMES
+    # The folder of downloaded data sets; unset: $TFDS_DATA_DIR or ~/tensorflow_datasets.
+    config.data.dir = config_dict.placeholder(str)
+    config.data.stream = False  # read images from disk while training, instead of once into memory
+    config.data.workers = 0  # processes that decode streamed training images; 0: threads
+    # Per channel, of pixels scaled to 0 .. 1; unset: those of the data set.
     config.data.mean = config_dict.placeholder(tuple)
     config.data.std = config_dict.placeholder(tuple)
-    config.data.image_size = 224  # imagenet
-    config.data.crop_padding = 0  # random crops of images padded by this many pixels
-    config.data.flip = False  # left to right, for half of the images
-    config.data.jitter = 0.0  # brightness, contrast and saturation vary by this fraction
-    config.data.rotation = 0.0  # degrees, at most
+    config.data.image_size = 224  # imagenet: height and width of the crops, in pixels
+    # Random changes to training images, see rezero_jax.data.augment; 0 and False: none.
+    config.data.crop_padding = 0  # pixels added on each side before a random crop
+    config.data.flip = False  # mirror left to right with probability 1/2
+    config.data.jitter = 0.0  # largest relative change of brightness, contrast and saturation
+    config.data.rotation = 0.0  # largest angle, in degrees
     config.data.path = config_dict.placeholder(str)  # text: the file or folder
     config.data.length = 256  # text: bytes in an example
-    config.data.windows = "segments"  # text: what is trained on; segments, random
-    config.data.context = 0  # text: bytes at least that lead up to each byte in an evaluation
+    config.data.windows = "segments"  # text: the training examples; segments, random
+    config.data.context = 0  # text: least number of bytes before each byte that is evaluated
     config.data.eval_split = "validation"  # text: validation, test
 
     config.train = ConfigDict()
-    config.train.steps = config_dict.placeholder(int)  # exactly one of these three sets the length
+    # The length of the run; exactly one of the three is set.
+    config.train.steps = config_dict.placeholder(int)
     config.train.epochs = config_dict.placeholder(float)
     config.train.examples = config_dict.placeholder(int)
-    # The run ends earlier, with the first epoch whose mean training loss (nats) is at most this.
+    # End with the first epoch whose mean training loss (nats) is at most this; unset: never.
     config.train.until_loss = config_dict.placeholder(float)
     config.train.batch_size = 128
-    # Parts in which one device computes a batch, to save memory; several need fewer. Networks with
-    # BatchNorm always have so many.
+    # Microbatches per batch on one device, to save memory. Several devices need fewer, except for
+    # networks with BatchNorm, which always use this number.
     config.train.accumulate = 1
-    config.train.steps_per_dispatch = 1  # updates made by the device between two visits of the host
+    config.train.steps_per_dispatch = 1  # updates that the device makes between visits of the host
 
     config.eval = ConfigDict()
-    config.eval.every_steps = config_dict.placeholder(int)  # at most one; none: only at the end
+    # The interval between evaluations; at most one is set. Unset: one evaluation, at the end.
+    config.eval.every_steps = config_dict.placeholder(int)
     config.eval.every_epochs = config_dict.placeholder(float)
     config.eval.every_examples = config_dict.placeholder(int)
     config.eval.batch_size = 1000
-    config.eval.examples = config_dict.placeholder(int)  # the first so many; unset: all
+    config.eval.examples = config_dict.placeholder(int)  # evaluate the first n; unset: all
 
     config.optim = ConfigDict()
-    config.optim.name = "adagrad"  # adagrad, sgd, adamw, lamb, muon
-    config.optim.learning_rate = 0.01
+    config.optim.name = "adagrad"  # adagrad, adamw, lamb, muon, sgd
+    config.optim.learning_rate = 0.01  # the peak of the schedule
     config.optim.weight_decay = 0.0
-    config.optim.schedule = "constant"  # constant, linear, cosine, multistep, piecewise
-    config.optim.warmup_steps = 0
+    config.optim.schedule = "constant"  # constant, cosine, linear, multistep, piecewise
+    config.optim.warmup_steps = 0  # updates in which the rate rises to the peak
     config.optim.milestones = (0.5, 0.75)  # multistep: fractions of the run at which the rate drops
-    config.optim.decay_factor = 0.1  # multistep: what each milestone multiplies the rate by
-    # piecewise: (fraction of the run, fraction of learning_rate), joined by straight lines
+    config.optim.decay_factor = 0.1  # multistep: factor of the rate at each milestone
+    # piecewise: (fraction of the run, fraction of learning_rate), interpolated linearly
     config.optim.points = ((0.0, 1.0), (1.0, 0.0))
-    config.optim.clip_norm = config_dict.placeholder(float)  # global gradient norm, all groups
+    config.optim.clip_norm = config_dict.placeholder(float)  # of all gradients; unset: no clipping
     config.optim.momentum = 0.9  # sgd
     config.optim.momentum_points = ()  # sgd: (fraction of the run, momentum) instead of momentum
     config.optim.nesterov = False  # sgd
     config.optim.b1 = 0.9  # adamw, lamb, muon
     config.optim.b2 = 0.999  # adamw, lamb, muon
-    config.optim.alpha = optim_group(weight_decay=0.0)  # every gate, by type
+    config.optim.alpha = optim_group(weight_decay=0.0)  # all gates, which are found by their type
     config.optim.groups = ConfigDict()  # name -> optim_group(path=...): other parameters, by path
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every_steps = 1000
-    config.checkpoint.keep = 3  # the newest ones
-    config.checkpoint.keep_every_steps = config_dict.placeholder(int)  # and each multiple of this
-    config.checkpoint.keep_best = 0  # and those of lowest eval/loss
+    config.checkpoint.keep = 3  # the newest n
+    config.checkpoint.keep_every_steps = config_dict.placeholder(int)  # also each multiple of this
+    config.checkpoint.keep_best = 0  # also the n with the lowest eval/loss
 
     config.log = ConfigDict()
     config.log.every_steps = 50
 
     config.mesh = ConfigDict()
-    config.mesh.data = -1  # devices that share a batch; -1: all there are, divided by mesh.model
+    config.mesh.data = -1  # devices that share a batch; -1: all available, divided by mesh.model
     config.mesh.model = 1  # devices that share each weight matrix of a Transformer or MLP
-    config.mesh.fully_sharded = False  # True: spread the state over mesh.data as well
-    # How many devices a CPU poses as; unset: one. Read by train.py, before JAX starts.
+    config.mesh.fully_sharded = False  # shard parameters and optimizer state over mesh.data as well
+    # The number of devices that the CPU poses as; unset: 1. train.py reads it before JAX starts.
     config.mesh.cpu_devices = config_dict.placeholder(int)
     return config
 
@@ -124,33 +136,16 @@ def transformer_model() -> ConfigDict:
     return model
 
 
-def optim_group(
-    path: str | None = None,
-    name: str | None = None,
-    learning_rate: float | None = None,
-    weight_decay: float | None = None,
-    schedule: str | None = None,
-    milestones: tuple[float, ...] | None = None,
-    decay_factor: float | None = None,
-) -> ConfigDict:
-    """Settings of a parameter group; what is None is as in config.optim.
+def optim_group(**settings: Any) -> ConfigDict:
+    """Settings of a parameter group, fields of GROUP; an unset field is as in config.optim.
 
-    Args:
-      path: regular expression searched for in a parameter's path, such as "head/bias".
-      name, learning_rate, weight_decay, schedule, milestones, decay_factor: as in config.optim.
+    Raises:
+      UserError: a field is not in GROUP.
     """
-    group = ConfigDict()
-    for key, kind, value in (
-        ("path", str, path),
-        ("name", str, name),
-        ("learning_rate", float, learning_rate),
-        ("weight_decay", float, weight_decay),
-        ("schedule", str, schedule),
-        ("milestones", tuple, milestones),
-        ("decay_factor", float, decay_factor),
-    ):
-        group[key] = config_dict.placeholder(kind)
-        group[key] = value
+    for key in settings.keys() - GROUP.keys():
+        raise choose_from("field of a parameter group", key, GROUP)
+    group = ConfigDict({key: config_dict.placeholder(kind) for key, kind in GROUP.items()})
+    group.update(settings)
     return group
 
 
@@ -159,8 +154,8 @@ def parse_arg(arg: str, **defaults: Any) -> ConfigDict:
 
     Args:
       arg: the text; a key alone sets a bool to True.
-      **defaults: every key there is, with its default, whose type the value must have; a default
-        that is a type stands for an unset value of this type.
+      **defaults: every valid key with its default, whose type the value must have. A default that
+        is a type means an unset value of this type.
 
     Raises:
       UserError: an unknown key or a value of another type.
@@ -181,11 +176,11 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
 
     Args:
       spec: FILE or FILE:ARG, where FILE defines `get_config(arg: str) -> ConfigDict`.
-      overrides: texts "a.b=value"; a length of the run replaces that of the file.
+      overrides: texts "a.b=value"; a length of the run replaces the length in the file.
 
     Raises:
       UserError: the file is missing or fails, a key is unknown (the sentence names the closest), or
-        a value has another type or is out of range.
+        a value has another type, is not finite or does not fit int32.
     """
     path, _, arg = spec.partition(":")
     if Path(path).is_dir():
@@ -194,6 +189,14 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
         close = closest_beside(Path(path))
         hint = f"did you mean {close}? The" if close else "the"
         raise UserError(f"there is no config file {path}; {hint} project's own are in configs/")
+    config = _get_config(path, arg)
+    override(config, overrides)
+    check_numbers(config)
+    return config.lock()
+
+
+def _get_config(path: str, arg: str) -> ConfigDict:
+    """What `get_config(arg)` in a Python file returns; raises UserError for whatever fails."""
     module_spec = importlib.util.spec_from_file_location("config_file", path)
     if module_spec is None or module_spec.loader is None:
         raise UserError(f"{path} is not a Python file; a config file ends in .py")
@@ -206,24 +209,18 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
     except UserError:
         raise
     except (Exception, SystemExit) as error:
+        if isinstance(error, SyntaxError):
+            place = f"{error.filename}, line {error.lineno},"
+        else:  # the last line of the file that took part
+            frames = traceback.extract_tb(error.__traceback__)
+            own = [frame for frame in frames if Path(frame.filename) == Path(path).absolute()]
+            place = f"{path}, line {own[-1].lineno}," if own else path
         raise UserError(
-            f"the config file {_where(error, path)} failed ({type(error).__name__}: {error}); "
-            "correct it"
+            f"the config file {place} failed ({type(error).__name__}: {error}); correct it"
         ) from error
     if not isinstance(config, ConfigDict):
         raise UserError(
             f"get_config in {path} returned a {type(config).__name__}; it must return a "
             "ConfigDict, such as that of rezero_jax.config.base_config"
         )
-    override(config, overrides)
-    check_ranges(config)
-    return config.lock()
-
-
-def _where(error: BaseException, path: str) -> str:
-    """The file and line at which a config file failed: its own line, if that took part."""
-    if isinstance(error, SyntaxError):
-        return f"{error.filename}, line {error.lineno},"
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if Path(frame.filename) == Path(path).absolute()]
-    return f"{path}, line {own[-1].lineno}," if own else path
+    return config

@@ -10,6 +10,8 @@ import jax
 
 from rezero_jax.errors import UserError
 
+MOST_CPU_DEVICES = 1024  # starting more takes minutes
+
 
 class Target(NamedTuple):
     """What a computation is traced for.
@@ -85,8 +87,10 @@ def set_cpu_devices(count: int) -> None:
     """Makes JAX see the CPU as `count` devices; accelerators are unaffected.
 
     Raises:
-      UserError: JAX has already started its devices.
+      UserError: the count is out of range, or JAX has already started its devices.
     """
+    if not 1 <= count <= MOST_CPU_DEVICES:
+        raise UserError(f"mesh.cpu_devices={count} is out of range; give 1 to {MOST_CPU_DEVICES}")
     try:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError:

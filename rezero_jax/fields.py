@@ -1,21 +1,23 @@
-"""The fields of a config by dotted name: listed, compared, and set from text."""
+"""The fields of a config by dotted name: listed, compared, set from text and checked."""
 
 import ast
-import difflib
 import functools
+import math
 from collections.abc import Iterable
 from typing import Any
 
+import jax
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict, config_dict
 
-from rezero_jax.errors import UserError
+from rezero_jax.errors import UserError, choose_from
 
 # The fields of a section that give one length in different units; at most one of them is set.
 LENGTHS = {
     "train": ("steps", "epochs", "examples"),
     "eval": ("every_steps", "every_epochs", "every_examples"),
 }
+LARGEST = 2**31 - 1  # JAX's default integers are int32
 
 
 def flatten(tree: dict[str, Any]) -> dict[str, Any]:
@@ -33,10 +35,28 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     ]
 
 
+def check_numbers(config: ConfigDict) -> None:
+    """Checks that every number of a config is finite and that integers fit int32.
+
+    Other bounds are checked where the field is used. The seed may be larger, see data.Order.
+
+    Raises:
+      UserError: a number is not, or a tuple contains something else than numbers.
+    """
+    for key, value in flatten(config.to_dict()).items():
+        for number in jax.tree.leaves(value):
+            if isinstance(value, tuple) and not isinstance(number, int | float):
+                raise UserError(f"{key}={value} contains {number!r}; give numbers alone")
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UserError(f"{key}={number} is not finite; give a finite number")
+            if isinstance(number, int) and abs(number) > LARGEST and key != "seed":
+                raise UserError(f"{key}={number} is too large; give at most {LARGEST}")
+
+
 def override(config: ConfigDict, texts: Iterable[str]) -> None:
     """Sets fields of a config from texts "a.b=value".
 
-    A length unsets the same length in other units, except where `texts` sets these as well.
+    A length unsets the same length in other units, unless `texts` sets these as well.
 
     Raises:
       UserError: an unknown key (the sentence names the closest) or a value of another type.
@@ -46,12 +66,13 @@ def override(config: ConfigDict, texts: Iterable[str]) -> None:
         key, equals, value = text.partition("=")
         if not equals:
             raise UserError(f"--config.{key} has no value; write --config.{key}=VALUE")
+        section, _, last = key.rpartition(".")
         if key not in keys:
-            raise _unknown_key(key, sorted(keys))
-        *parents, last = key.split(".")
-        section = functools.reduce(ConfigDict.get, parents, config)
-        assign(section, last, value, shown=f"config.{key}")
-        given[key] = section[last]
+            siblings = [k for k in keys if k.startswith(f"{section}.")]
+            raise choose_from("config key", key, siblings or keys)
+        parent = functools.reduce(ConfigDict.get, section.split(".") if section else (), config)
+        assign(parent, last, value, shown=f"config.{key}")
+        given[key] = parent[last]
     for name, fields in LENGTHS.items():
         if any(given.get(f"{name}.{field}") is not None for field in fields):
             for field in fields:
@@ -60,7 +81,7 @@ def override(config: ConfigDict, texts: Iterable[str]) -> None:
 
 
 def assign(section: ConfigDict, key: str, text: str, shown: str) -> None:
-    """Sets a field from text, which must be of the field's type.
+    """Sets a field from text, which must be of the field's type, or None for an optional field.
 
     Args:
       shown: what the user calls the field.
@@ -69,9 +90,8 @@ def assign(section: ConfigDict, key: str, text: str, shown: str) -> None:
       UserError: the text is of another type.
     """
     wanted = section.get_type(key)
-    may_be_unset = isinstance(
-        dict(section.items(preserve_field_references=True))[key], config_dict.FieldReference
-    )
+    values = dict(section.items(preserve_field_references=True))
+    may_be_unset = isinstance(values[key], config_dict.FieldReference)
     try:
         if may_be_unset and text.strip().lower() == "none":
             value = None
@@ -86,17 +106,3 @@ def assign(section: ConfigDict, key: str, text: str, shown: str) -> None:
         kind = {"int": "a whole number", "float": "a number", "bool": "True or False"}
         name = kind.get(wanted.__name__, f"a {wanted.__name__}")
         raise UserError(f"{shown} takes {name}, not {text!r}") from None
-
-
-def _unknown_key(key: str, keys: list[str]) -> UserError:
-    section, _, last = key.rpartition(".")
-    siblings = {k.removeprefix(f"{section}."): k for k in keys if k.startswith(f"{section}.")}
-    # Within a section that exists only the last name can be wrong: what precedes it would make any
-    # two keys look alike.
-    close = difflib.get_close_matches(last, siblings, n=1)
-    close = [siblings[c] for c in close] or (
-        [] if siblings else difflib.get_close_matches(key, keys, n=1)
-    )
-    valid = ", ".join(siblings.values() or keys)
-    hint = f'did you mean "{close[0]}"?' if close else f"the keys are {valid}"
-    return UserError(f'unknown config key "{key}"; {hint}')

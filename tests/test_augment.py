@@ -317,15 +317,11 @@ def test_all_off_is_the_identity(dtype: type) -> None:
     np.testing.assert_array_equal(result, image)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("crop_padding", -1)]  # a whole number by its type, and so finite
-    + [(name, v) for name in ("jitter", "rotation") for v in (-1, float("nan"), float("inf"))],
-)
-def test_impossible_values_are_refused(name: str, value: float) -> None:
-    words = rf"^data\.{name}={value} is not possible; set it to 0 \(off\) or more$"
-    with pytest.raises(UserError, match=words):
-        Augmentation(**{name: value})
+def test_impossible_values_are_refused() -> None:
+    for name in ("crop_padding", "jitter", "rotation"):
+        for value in (-1, 10**5) if name == "crop_padding" else (-1, 1e5, float("nan")):
+            with pytest.raises(UserError, match=f"data.{name}={value}"):
+                Augmentation(**{name: value})
 
 
 def test_jitter_refuses_channels_that_are_no_colours() -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +35,8 @@ class Augmentation:
           centre, nearest neighbour, black where the image does not reach.
 
     Raises:
-      UserError: a value is negative or not finite.
+      UserError: a value is out of its range: crop_padding 0 .. 10,000, jitter 0 .. 10,
+        rotation 0 .. 360.
     """
 
     crop_padding: int = 0
@@ -45,10 +45,10 @@ class Augmentation:
     rotation: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("crop_padding", "jitter", "rotation"):
+        for name, most in (("crop_padding", 10_000), ("jitter", 10.0), ("rotation", 360.0)):
             value = getattr(self, name)
-            if not 0 <= value < math.inf:
-                raise UserError(f"data.{name}={value} is not possible; set it to 0 (off) or more")
+            if not 0 <= value <= most:
+                raise UserError(f"data.{name}={value} is out of range; set it to 0 (off) .. {most}")
 
     def __call__(self, image: Array, key: Array) -> Array:
         """`apply` with the draws of `key`: a pure function of key and position in the batch."""

@@ -109,10 +109,10 @@ def eval_batches(
       where the last batch is padded; the padding has index 0.
 
     Raises:
-      UserError: batch_size or examples is below 1.
+      UserError: batch_size is not in 1 .. 1,000,000, or examples is below 1.
     """
-    if batch_size < 1:
-        raise UserError(f"eval.batch_size={batch_size} is empty; set it to at least 1")
+    if not 1 <= batch_size <= 1_000_000:
+        raise UserError(f"eval.batch_size={batch_size} is out of range; set it to 1 .. 1000000")
     if examples is not None:
         if examples < 1:
             raise UserError(f"eval.examples={examples} evaluates nothing; set it to at least 1")

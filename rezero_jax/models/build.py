@@ -17,6 +17,7 @@ from rezero_jax.models.vit import ViT
 
 NAMES = ("mlp", "resnet", "transformer", "vit")
 DTYPES = ("auto", "bfloat16", "float32")
+LARGEST = 10_000_000  # of every size in config.model
 
 
 def make_model(
@@ -95,3 +96,6 @@ def _check(config: Any) -> None:
         raise choose_from("model", config["name"], NAMES)
     if config["dtype"] not in DTYPES:
         raise choose_from("dtype", config["dtype"], DTYPES)
+    for name, value in config.items():
+        if isinstance(value, int) and value > LARGEST:
+            raise UserError(f"model.{name}={value} is too large; give at most {LARGEST}")

@@ -107,6 +107,8 @@ class MLP(nnx.Module):
         for name, size in sizes.items():
             if size < 1:
                 raise UserError(f"{name} is {size}; a network needs a {name} of at least 1")
+        if weight_variance is not None and weight_variance < 0:
+            raise UserError(f"weight_variance={weight_variance} is negative; give 0 or more")
         if rule_class(residual).has_inner_norm:
             raise UserError(
                 f"{residual} has a norm between two matrices of a branch, and a branch of this "

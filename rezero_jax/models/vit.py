@@ -67,7 +67,12 @@ class ViT(nnx.Module):
         rngs: nnx.Rngs,
         **keywords: Unpack[ModelKeywords],
     ):
-        sizes = {"patch": patch, "num_classes": num_classes, "in_channels": in_channels}
+        sizes = {
+            "patch": patch,
+            "width": width,
+            "num_classes": num_classes,
+            "in_channels": in_channels,
+        }
         for name, size in sizes.items():
             if size < 1:
                 raise UserError(f"{name} is {size}; a vision Transformer needs at least 1")

@@ -6,7 +6,9 @@ import math
 from ml_collections import ConfigDict
 
 from rezero_jax.errors import UserError
-from rezero_jax.fields import LENGTHS
+from rezero_jax.fields import LARGEST, LENGTHS
+
+MOST_PER_DISPATCH = 10_000  # steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +60,22 @@ class Intervals:
             value = config[section][field]
             if value is not None and value < 1:
                 raise UserError(f"{key}={value} is not positive; give at least 1")
+        if config.train.steps_per_dispatch > MOST_PER_DISPATCH:
+            raise UserError(
+                f"train.steps_per_dispatch={config.train.steps_per_dispatch} is too large, as all "
+                f"batches of a dispatch are in memory; give at most {MOST_PER_DISPATCH}"
+            )
+        for key, value in (
+            ("checkpoint.keep_best", config.checkpoint.keep_best),
+            ("train.until_loss", config.train.until_loss),
+        ):
+            if value is not None and value < 0:
+                raise UserError(f"{key}={value} is negative; give 0 or more")
+        if total > LARGEST * batch_size:
+            raise UserError(
+                f"the run has more than {LARGEST} updates; lower train.steps, train.epochs or "
+                "train.examples"
+            )
         return cls(
             size=size,
             batch_size=batch_size,

@@ -44,6 +44,9 @@ def make_optimizer(
         raise UserError(
             f"optim.clip_norm={config.clip_norm} is not positive; None disables clipping"
         )
+    for name in ("momentum", "b1", "b2"):
+        if not 0 <= config[name] < 1:
+            raise UserError(f"optim.{name}={config[name]} is out of range; give 0 to below 1")
     labels = _labels(config, spec)
     groups = {"base": config, "alpha": config.alpha, **config.groups}
     optimizers, schedules = {}, {}
@@ -65,6 +68,14 @@ def make_optimizer(
 def _labels(config: ConfigDict, spec: ModelSpec) -> Any:
     """A tree like the parameters with the name of each one's group."""
     patterns = {name: group.path for name, group in config.groups.items()}
+    for name, pattern in patterns.items():
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError) as error:
+            raise UserError(
+                f"optim.groups.{name}.path={pattern!r} is not a regular expression ({error}); "
+                "correct it"
+            ) from None
     matched: set[str] = set()
 
     def label(path: Any, _: Any) -> str:
@@ -94,6 +105,8 @@ def _one_group(
     settings: ConfigDict, schedule: Schedule, total_steps: int, spec: ModelSpec
 ) -> optax.GradientTransformation:
     """The optimizer of one parameter group, whose `settings` are those of config.optim."""
+    if settings.weight_decay < 0:
+        raise UserError(f"optim weight_decay={settings.weight_decay} is negative; give 0 or more")
     decay = optax.add_decayed_weights(settings.weight_decay)
     match settings.name:
         case "adagrad":
@@ -103,7 +116,7 @@ def _one_group(
             # As in PyTorch, momentum averages gradients that include the decay.
             if settings.momentum_points:
                 points = settings.momentum_points
-                cycle = interpolate("optim.momentum_points", points, total_steps)
+                cycle = interpolate("optim.momentum_points", points, 1, total_steps)
                 trace = optax.inject_hyperparams(optax.trace, static_args="nesterov")
                 momentum = trace(decay=cycle, nesterov=settings.nesterov)
             else:
