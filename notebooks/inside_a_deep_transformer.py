@@ -17,38 +17,21 @@
 # look again.
 
 # %%
-# In Colab this installs the project and what Colab lacks of its needs. Elsewhere it does nothing.
-import importlib.util
+# In Colab this clones the project and installs what Colab lacks. Elsewhere it does nothing.
+import os
+import subprocess
 import sys
 
 REPOSITORY = ""  # the address of the project's git repository: fill it in for Colab
 
-if "google.colab" in sys.modules and importlib.util.find_spec("rezero_jax") is None:
-    import os
-    import subprocess
-    from importlib.metadata import distributions, version
-    from pathlib import Path
-
-    from packaging.requirements import Requirement
-    from packaging.utils import canonicalize_name
-
-    def pip_install(*arguments):
-        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *arguments], check=True)
-
+if "google.colab" in sys.modules and not os.path.exists("notebooks/colab.py"):
     if not REPOSITORY:
         raise SystemExit("fill in REPOSITORY, the address from which to clone the project")
-    subprocess.run(["git", "clone", "--quiet", "--depth=1", REPOSITORY, "project"], check=True)
+    if not os.path.exists("project"):
+        subprocess.run(["git", "clone", "--quiet", "--depth=1", REPOSITORY, "project"], check=True)
     os.chdir("project")
-    pip_install("--no-deps", ".")
-    there = {canonicalize_name(found.name): found.version for found in distributions()}
-    needs = [Requirement(line) for line in Path("requirements.txt").read_text().split()]
-    lacking = [
-        str(need)
-        for need in needs
-        if need.name != "jax" and there.get(canonicalize_name(need.name), "") not in need.specifier
-    ]
-    # Colab's jax fits its runtime (CPU, GPU or TPU), so it is named as it is and stays.
-    pip_install(*(f"{name}=={version(name)}" for name in ("jax", "jaxlib")), *lacking)
+    sys.path.insert(0, os.getcwd())
+    subprocess.run([sys.executable, "notebooks/colab.py"], check=True)
 
 # %%
 # %matplotlib inline

@@ -1,7 +1,7 @@
 """The notebooks: each .ipynb is its .py with outputs that are whole, small and of no machine."""
 
-import importlib.util
 import re
+import runpy
 import subprocess
 import sys
 import types
@@ -73,46 +73,47 @@ def first_cells():
 
 @pytest.fixture
 def commands(monkeypatch):
-    """What the code under test would have run."""
+    """The commands that the code under test would have run."""
     ran = []
     monkeypatch.setattr(subprocess, "run", lambda command, check: ran.append(command))
     return ran
 
 
-def test_first_cell_does_nothing_outside_of_colab(commands):
+def test_first_cell_prepares_colab_and_does_nothing_elsewhere(commands, monkeypatch, tmp_path):
     source, *others = first_cells()
     assert others == [source] * 3
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
     exec(source, {})
     assert commands == []
-
-
-def in_colab(monkeypatch):
     monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-
-
-def test_first_cell_leaves_colabs_jax_alone(commands, monkeypatch, tmp_path):
-    needs = ["jax>=99", "numpy>=1", "scikit-learn>=99", "not_there>=1,<2", "ml-collections>=1"]
-    (tmp_path / "project").mkdir()
-    (tmp_path / "project" / "requirements.txt").write_text("\n".join(needs) + "\n")
-    monkeypatch.chdir(tmp_path)
-    in_colab(monkeypatch)
-    exec(first_cells()[0].replace('REPOSITORY = ""', 'REPOSITORY = "address"'), {})
-    assert Path.cwd() == tmp_path / "project"
-    pip = [sys.executable, "-m", "pip", "install", "--quiet"]
-    kept = [f"{name}=={version(name)}" for name in ("jax", "jaxlib")]
-    assert commands == [
-        ["git", "clone", "--quiet", "--depth=1", "address", "project"],
-        [*pip, "--no-deps", "."],
-        [*pip, *kept, "scikit-learn>=99", "not_there<2,>=1"],
-    ]
-
-
-def test_first_cell_asks_for_the_address(commands, monkeypatch):
-    in_colab(monkeypatch)
     with pytest.raises(SystemExit, match="REPOSITORY"):
-        exec(first_cells()[0], {})
-    assert commands == []
+        exec(source, {})
+    clone = ["git", "clone", "--quiet", "--depth=1", "address", "project"]
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, check: commands.append(command) or make_project(tmp_path)
+    )
+    exec(source.replace('REPOSITORY = ""', 'REPOSITORY = "address"'), {})
+    assert Path.cwd() == tmp_path / "project"
+    assert sys.path[0] == str(tmp_path / "project")
+    assert commands == [clone, [sys.executable, "notebooks/colab.py"]]
+    exec(source, {})  # again: all is there
+    assert len(commands) == 2
+
+
+def make_project(folder):
+    (folder / "project" / "notebooks").mkdir(parents=True, exist_ok=True)
+    (folder / "project" / "notebooks" / "colab.py").touch()
+
+
+def test_colab_keeps_its_jax(commands, monkeypatch, tmp_path):
+    needs = ["jax>=99", "numpy>=1", "scikit-learn>=99", "not_there>=1,<2", "ml-collections>=1"]
+    (tmp_path / "requirements.txt").write_text("\n".join(needs) + "\n")
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(PROJECT / "notebooks" / "colab.py"), run_name="__main__")
+    kept = [f"{name}=={version(name)}" for name in ("jax", "jaxlib")]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet"]
+    assert commands == [[*pip, *kept, "scikit-learn>=99", "not_there<2,>=1"]]
 
 
 @pytest.mark.slow
