@@ -1,50 +1,168 @@
 """Writes the model of a run to a folder: `python -m rezero_jax.export WORKDIR --out=DIR`.
 
-DIR then holds model.safetensors (parameters and running statistics of the newest checkpoint),
-config.json (what the model is) and README.md (a model card). `rezero_jax.load(DIR)` makes the model
-of them, anywhere. Both folders may be on any storage, and the data set is not needed.
+DIR then has model.safetensors (parameters and running statistics of the newest checkpoint),
+config.json (a description of the model) and README.md (a model card). `rezero_jax.load(DIR)` makes
+the model from them, anywhere. Both folders may be on any storage, and the data set is not needed.
 """
 
+import hashlib
+import json
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rezero_jax.analysis import command
+import jax.numpy as jnp
+import safetensors.numpy
+from etils import epath
+from flax import nnx
+from safetensors import SafetensorError
+
+from rezero_jax.errors import UserError, first_line
+from rezero_jax.models.build import make_language_model, make_model
+from rezero_jax.models.weights import row_major
+
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+
+CARD_TEXT = """\
+# {name}, {residual}, {data}
+
+A {name} ({sizes}) with the residual rule `{residual}`, trained by rezero_jax (ReZero in JAX and \
+Flax NNX).
+
+- Data: `{data}`
+- Training: {steps:,} updates of batches of {batch_size}, {optimizer}, learning rate \
+{learning_rate}, seed {seed}
+- Written by rezero_jax {version}; config.json has all sizes
+
+{metrics}
+
+```python
+{usage}
+```
+"""
+TEXT_USAGE = """\
+import rezero_jax
+from flax import nnx
+
+model = rezero_jax.load("{folder}")
+prompts = [list(b"a")]  # the bytes to continue
+new = model.generate(prompts, max_new_tokens={new}, rngs=nnx.Rngs(0))"""
+IMAGE_USAGE = """\
+import jax.numpy as jnp
+import numpy as np
+import rezero_jax
+
+model = rezero_jax.load("{folder}")
+pixels = np.zeros((1, {shape}), np.uint8)  # replace them with your images
+images = (pixels / 255 - np.array({mean})) / np.array({std})
+logits = model(jnp.asarray(images{flat}, jnp.float32))  # (1, {classes})"""
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs the command line and returns the exit status."""
-    parser = command.parser("rezero_jax.export", __doc__)
-    parser.add_argument("workdir", type=command.workdir, metavar="WORKDIR", help="the run's folder")
-    parser.add_argument("--out", required=True, metavar="DIR", help="where to; made if need be")
-    args = parser.parse_args(argv)
-    return command.exit_status("export", lambda: export(args.workdir, args.out))
+def load(folder: str | os.PathLike[str]) -> nnx.Module:
+    """The model that `python -m rezero_jax.export` wrote to a folder, in evaluation mode.
+
+    Neither the run nor its data set is needed, and on the same machine the outputs equal those of
+    the run's model to the bit. The folder's README.md shows how to call the model.
+
+    Raises:
+      UserError: the folder has no exported model, or the model is damaged or of another version.
+    """
+    path = epath.Path(folder).expanduser()
+    for name in (CONFIG, WEIGHTS):
+        if not (path / name).exists():
+            raise UserError(
+                f"{folder} has no exported model: there is no {name} in it; write one by python -m "
+                f"rezero_jax.export WORKDIR --out={folder}"
+            )
+    try:
+        description = dict(json.loads((path / CONFIG).read_text()))
+        digest, make = description["sha256"], constructor(description)
+        model = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path / CONFIG} is broken or of another version of rezero_jax "
+            f"({type(error).__name__}: {first_line(error)}); export the run again"
+        ) from None
+    content = (path / WEIGHTS).read_bytes()
+    damaged = UserError(f"{path / WEIGHTS} is damaged; export the run again")
+    if _digest(content) != digest:
+        raise damaged
+    try:
+        arrays = safetensors.numpy.load(content)
+    except (SafetensorError, KeyError) as error:
+        raise damaged from error
+    variables = _variables(model)
+    shapes = {name: variable.shape for name, variable in variables.items()}
+    if {name: array.shape for name, array in arrays.items()} != shapes:
+        raise UserError(
+            f"{path / WEIGHTS} is not of the model that {CONFIG} describes; export the run again"
+        )
+    for name, variable in variables.items():
+        variable.set_value(jnp.asarray(arrays[name], variable.dtype))
+    model.eval()
+    return model
+
+
+def save(model: nnx.Module, description: Mapping[str, Any], folder: str | os.PathLike[str]) -> None:
+    """Writes a model with the description from which `constructor` makes it.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    arrays = row_major({name: leaf[...] for name, leaf in _variables(model).items()})
+    content = safetensors.numpy.save(arrays)
+    described = {**description, "sha256": _digest(content)}
+    path = epath.Path(folder).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / WEIGHTS).write_bytes(content)
+        (path / CONFIG).write_text(json.dumps(described, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror}); choose another folder"
+        ) from None
+
+
+def constructor(description: Mapping[str, Any]) -> Callable[[nnx.Rngs], nnx.Module]:
+    """The constructor of a described model.
+
+    Args:
+      description: "model", the fields of config.model; and, for a classifier, "data" with the
+        "example_shape" and "num_classes" of its data set.
+    """
+    model = description["model"]
+    if "data" not in description:
+        return make_language_model(model)
+    data = description["data"]
+    return make_model(model, tuple(data["example_shape"]), data["num_classes"])[0]
 
 
 def export(workdir: str, out: str) -> None:
-    """Writes the model of the run in `workdir` to `out`.
+    """Writes the model of the run in `workdir` to the folder `out`.
 
     Raises:
       UserError: there is no run or no good checkpoint, or `out` cannot be written.
     """
     from rezero_jax import __version__
-    from rezero_jax.models import exported
     from rezero_jax.runs.files import folder_of
     from rezero_jax.runs.folder import read_config, read_final
     from rezero_jax.training.load import restored
 
     config, folder = read_config(workdir), folder_of(out).expanduser()
     description = {"rezero_jax": __version__, "model": config.model.to_dict()} | _data(config)
-    model, steps = restored(workdir, config, exported.constructor(description))
-    description["steps"] = steps
-    exported.save(model, description, out)
+    model, description["steps"] = restored(workdir, config, constructor(description))
+    save(model, description, out)
     card = _card(config, description, read_final(workdir) or {}, folder.name)
-    (folder / "README.md").write_text(card)
-    print(f"the model after {steps:,} updates is in {out}; load it by rezero_jax.load({out!r})")
+    (folder / CARD).write_text(card)
+    steps = description["steps"]
+    print(f"wrote the model after {steps:,} updates to {out}; load it by rezero_jax.load({out!r})")
 
 
 def _data(config: Any) -> dict[str, Any]:
-    """What a classifier must know of its data set; nothing is read of those from TFDS."""
+    """What a classifier's description has of its data set; TFDS data sets are not read."""
     from rezero_jax import data
 
     if config.model.name == "transformer":
@@ -59,51 +177,62 @@ def _card(
 ) -> str:
     """The model card, Markdown."""
     model, steps = description["model"], description["steps"]
-    sizes = ", ".join(f"{key} {model[key]}" for key in ("depth", "width", "heads") if key in model)
-    lines = [
-        f"# {model['name']}, {model['residual']}, {config.data.name}",
-        "",
-        f"A {model['name']} ({sizes}) with the residual rule `{model['residual']}`, trained by "
-        "rezero_jax (ReZero in JAX and Flax NNX).",
-        "",
-        f"- Data: `{config.data.name}`",
-        f"- Training: {steps:,} updates of batches of {config.train.batch_size}, "
-        f"{config.optim.name}, learning rate {config.optim.learning_rate}, seed {config.seed}",
-        f"- Written by rezero_jax {description['rezero_jax']}; config.json has all sizes",
-        "",
-    ]
+    metrics = "The run had not ended after these updates, so there are no final metrics."
     if final.get("steps") == steps:
         numbers = {key: value for key, value in final.items() if isinstance(value, int | float)}
-        lines += ["| at the end of the run | |", "| --- | --- |"]
-        lines += [f"| {key} | {value:.6g} |" for key, value in numbers.items()]
+        rows = [f"| {key} | {value:.6g} |" for key, value in numbers.items()]
+        metrics = "\n".join(["| at the end of the run | |", "| --- | --- |", *rows])
+    if "data" in description:
+        data = description["data"]
+        mean, std = ([round(float(x), 6) for x in data[key]] for key in ("mean", "std"))
+        usage = IMAGE_USAGE.format(
+            folder=folder,
+            shape=", ".join(map(str, data["example_shape"])),
+            mean=mean,
+            std=std,
+            flat=".reshape(len(pixels), -1)" if model["name"] == "mlp" else "",
+            classes=data["num_classes"],
+        )
     else:
-        lines += ["The run had not ended after these updates, so there are no final metrics."]
-    return "\n".join([*lines, "", "```python", *_usage(description, folder), "```", ""])
+        usage = TEXT_USAGE.format(folder=folder, new=min(100, model["max_len"] - 1))
+    return CARD_TEXT.format(
+        name=model["name"],
+        residual=model["residual"],
+        sizes=", ".join(
+            f"{key} {model[key]}" for key in ("depth", "width", "heads") if key in model
+        ),
+        data=config.data.name,
+        steps=steps,
+        batch_size=config.train.batch_size,
+        optimizer=config.optim.name,
+        learning_rate=config.optim.learning_rate,
+        seed=config.seed,
+        version=description["rezero_jax"],
+        metrics=metrics,
+        usage=usage,
+    )
 
 
-def _usage(description: Mapping[str, Any], folder: str) -> list[str]:
-    """How to load the model and call it, in lines of Python."""
-    load = ["import rezero_jax", "", f'model = rezero_jax.load("{folder}")']
-    model = description["model"]
-    if "data" not in description:
-        new = min(100, model["max_len"] - 1)
-        return [
-            "from flax import nnx",
-            *load,
-            'prompts = [list(b"a")]  # the bytes to continue',
-            f"new = model.generate(prompts, max_new_tokens={new}, rngs=nnx.Rngs(0))",
-        ]
-    data = description["data"]
-    mean, std = ([round(float(x), 6) for x in data[key]] for key in ("mean", "std"))
-    flat = ".reshape(len(pixels), -1)" if model["name"] == "mlp" else ""
-    return [
-        "import jax.numpy as jnp",
-        "import numpy as np",
-        *load,
-        f"pixels = np.zeros((1, {', '.join(map(str, data['example_shape']))}), np.uint8)  # yours",
-        f"images = (pixels / 255 - np.array({mean})) / np.array({std})",
-        f"logits = model(jnp.asarray(images{flat}, jnp.float32))  # (1, {data['num_classes']})",
-    ]
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _variables(model: nnx.Module) -> dict[str, nnx.Variable]:
+    """Parameters and running statistics by name, such as "trunk.blocks.linear.kernel"."""
+    return {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(nnx.state(model))}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command line and returns the exit status."""
+    from rezero_jax.analysis import command
+
+    parser = command.parser("rezero_jax.export", __doc__)
+    parser.add_argument("workdir", type=command.workdir, metavar="WORKDIR", help="the run's folder")
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="folder to write to; made if it is missing"
+    )
+    args = parser.parse_args(argv)
+    return command.exit_status("export", lambda: export(args.workdir, args.out))
 
 
 if __name__ == "__main__":

@@ -13,11 +13,11 @@ from flax import nnx
 
 from rezero_jax.errors import UserError
 from rezero_jax.models.dropout import LEVELS
-from rezero_jax.models.torch_weights import from_torch, to_torch
 from rezero_jax.models.transformer.attention import BLOCK, BLOCKS, Attention, attend, rotate
 from rezero_jax.models.transformer.encoder import Decoder, Encoder
 from rezero_jax.models.transformer.layer import DecoderLayer, EncoderLayer, FeedForward
 from rezero_jax.models.transformer.options import ACTIVATIONS, LayerOptions
+from rezero_jax.models.weights import from_torch, to_torch
 from rezero_jax.residual import RULES, Alpha
 from rezero_jax.training.state import model_spec
 

@@ -11,7 +11,7 @@ from flax import nnx
 
 from rezero_jax import Alpha, ViT
 from rezero_jax.errors import UserError
-from rezero_jax.models.torch_weights import from_torch, to_torch
+from rezero_jax.models.weights import from_torch, to_torch
 from rezero_jax.stack import stacked, unstacked
 from rezero_jax.training.state import model_spec
 

@@ -1,56 +1,52 @@
-"""Weights of PyTorch's Transformer layers and of timm's vision Transformers in ours, and back.
+"""Weights from PyTorch's Transformer layers and timm's vision Transformers, and back.
 
-The layers are those of the authors' package `rezero` 0.1.0 (RZTXEncoderLayer, RZTXDecoderLayer) and
-of torch.nn (TransformerEncoderLayer, TransformerDecoderLayer: rules "post_norm" and "pre_norm"),
-alone or in stacks whose names start with layers.0., layers.1., ... The vision Transformers are
-timm's VisionTransformer: rule "pre_norm", with global_pool "token", or "avg" and no class token.
-In PyTorch, write the file by
+Supported are the layers of the authors' package `rezero` 0.1.0 (RZTXEncoderLayer,
+RZTXDecoderLayer) and of torch.nn (TransformerEncoderLayer, TransformerDecoderLayer: rules
+"post_norm" and "pre_norm"), alone or in stacks whose names start with layers.0., layers.1., ...;
+and timm's VisionTransformer (rule "pre_norm"), with global_pool "token", or "avg" and no class
+token. PyTorch writes the file by
 
     from safetensors.torch import save_file
 
     save_file(model.state_dict(), "rezero.safetensors")
 
-or, where safetensors is not installed, by
-
-    np.savez("rezero.npz", **{k: v.float().cpu().numpy() for k, v in model.state_dict().items()})
-
-and here
+and a module here reads it by
 
     layer = EncoderLayer(256, 4, 1024, rngs=nnx.Rngs(0))
     from_torch(layer, load_tensors("rezero.safetensors"))
 
-The way back is `save_tensors("ours.safetensors", to_torch(layer))`, which PyTorch reads by
+Back, `save_tensors("ours.safetensors", to_torch(layer))` writes a file that PyTorch reads by
 
     model.load_state_dict(load_file("ours.safetensors"))  # of safetensors.torch
 
-Weights do not tell the number of heads, the activation (PyTorch's default is "relu"), nor post-norm
-from pre-norm: make the module with those of the PyTorch model. Ours takes (batch, length, width),
-and its masks are True where PyTorch's are False.
+Weights do not determine the number of heads, the activation (PyTorch's default is "relu"), or
+whether a layer is post-norm or pre-norm: make the module with the PyTorch model's options. Modules
+here take (batch, length, width), and their masks are True where PyTorch's are False.
 """
 
 import difflib
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from types import EllipsisType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 from flax import nnx
+from safetensors import SafetensorError
 
 from rezero_jax.errors import UserError
-from rezero_jax.models.tensors import load_tensors as load_tensors
-from rezero_jax.models.tensors import numbers
-from rezero_jax.models.tensors import save_tensors as save_tensors
 from rezero_jax.models.transformer.encoder import LayerStack
 from rezero_jax.models.transformer.layer import TransformerLayer
 from rezero_jax.models.vit import ViT
 from rezero_jax.residual import PostNorm, PreNorm, ReZeroRule
 from rezero_jax.residual.norms import DyT
 
-# PyTorch's name of a tensor, ours, and the order in which PyTorch has the axes of ours. It puts all
-# queries before all keys and values; ours are (width, heads, query key value, size of a head).
+# PyTorch's name of a tensor, our name, and the order in which PyTorch has our axes. Our qkv is
+# (width, heads, query key value, head size); PyTorch has all queries before all keys and values.
 NAMES: dict[str, tuple[str, tuple[int, ...]]] = {
     "resweight": ("rules.0.alpha", ()),
     "self_attn.in_proj_weight": ("attention.qkv", (2, 1, 3, 0)),
@@ -72,7 +68,7 @@ NAMES: dict[str, tuple[str, tuple[int, ...]]] = {
     "norm3.weight": ("rules.2.norm.scale", (0,)),
     "norm3.bias": ("rules.2.norm.bias", (0,)),
 }
-# What timm calls otherwise than PyTorch.
+# timm's names, where they differ from PyTorch's.
 TIMM = (
     ("self_attn.in_proj_", "attn.qkv."),
     ("self_attn.out_proj", "attn.proj"),
@@ -84,23 +80,23 @@ TIMM = (
 def from_torch(module: nnx.Module, tensors: Mapping[str, Any], prefix: str = "") -> None:
     """Copies a PyTorch state dict into a module, in place, as `nnx.update` does.
 
-    Every parameter of the module is replaced, and keeps its dtype (float32) and device. All names
-    and shapes are checked before.
+    Every parameter of the module is replaced, and keeps its dtype (float32) and device. An error in
+    a name or shape leaves the module unchanged.
 
     Args:
       module: an EncoderLayer, DecoderLayer, Encoder, Decoder or ViT.
-      tensors: arrays by PyTorch's names, as `load_tensors` returns them; a float32 state dict on
-        the CPU does as well.
-      prefix: what the names start with where the layers are a part of the PyTorch model, such as
-        "encoder."; names that start otherwise are left alone.
+      tensors: arrays by PyTorch's names, as `load_tensors` returns them, or a float32 state dict
+        on the CPU.
+      prefix: prefix of the layers' names in the PyTorch model, such as "encoder."; other names are
+        ignored.
 
     Raises:
-      UserError: a name is missing or too many, a tensor has another shape or holds no floating
-        point numbers, or PyTorch's layers have no equal of the module.
+      UserError: a tensor is missing, unknown, of another shape or not floating-point; or PyTorch
+        has no such layer.
     """
     places = {prefix + name: place for name, place in _places(module)}
     unused = [name for name in tensors if name.startswith(prefix) and name not in places]
-    how = "give that of a PyTorch model with the same layers, or make this module like it"
+    how = "give the state dict of a PyTorch model with the same layers, or change this module"
     for name in places:
         if name not in tensors:
             raise UserError(f'the state dict lacks "{name}"{_closest(name, unused)}; {how}')
@@ -112,7 +108,7 @@ def from_torch(module: nnx.Module, tensors: Mapping[str, Any], prefix: str = "")
         param = place.param
         if id(param) not in filled:
             filled[id(param)] = param, np.empty(param.shape, param.dtype)
-        array, value = filled[id(param)][1], numbers(tensors[name])
+        array, value = filled[id(param)][1], _at_least_float32(tensors[name])
         if not jnp.issubdtype(value.dtype, jnp.floating):
             raise UserError(f'"{name}" is {value.dtype}; a parameter needs floating point numbers')
         shape = place.shape(array)
@@ -128,33 +124,97 @@ def from_torch(module: nnx.Module, tensors: Mapping[str, Any], prefix: str = "")
 
 
 def to_torch(module: nnx.Module, prefix: str = "") -> dict[str, np.ndarray]:
-    """The module's parameters as a PyTorch state dict: `from_torch` reversed, to the bit.
+    """The module's parameters as a PyTorch state dict: the exact inverse of `from_torch`.
 
-    `torch.from_numpy` takes the arrays as they are. A module's gradients, which come as such a
-    module, are converted in the same way.
+    `torch.from_numpy` takes the arrays. Gradients that have the module's structure convert too.
 
     Args:
       module: an EncoderLayer, DecoderLayer, Encoder, Decoder or ViT.
-      prefix: what the names shall start with.
+      prefix: prefix of all names.
 
     Raises:
-      UserError: PyTorch's layers have no equal of the module.
+      UserError: PyTorch has no such layer.
     """
     tensors = {}
     for name, place in _places(module):
         array = np.asarray(place.param.get_value())
-        ours = place.permuted(array).reshape(place.shape(array))
-        tensors[prefix + name] = np.array(ours, order="C")
-    return tensors
+        tensors[prefix + name] = place.permuted(array).reshape(place.shape(array))
+    return row_major(tensors)
+
+
+def load_tensors(path: str | Path) -> dict[str, np.ndarray]:
+    """The tensors of a .safetensors file; float16 and bfloat16 become float32.
+
+    Raises:
+      UserError: the file is missing, of another kind, unreadable or damaged.
+    """
+    path = _checked(path)
+    if not path.is_file():
+        raise UserError(f"there is no file {path}; write it in PyTorch by save_file(...)")
+    try:
+        tensors = safetensors.numpy.load_file(path)
+    except (SafetensorError, KeyError) as error:
+        raise UserError(f"{path} is damaged or not a safetensors file; write it again") from error
+    except (AttributeError, TypeError) as error:  # safetensors, for numbers of 8 bits
+        raise UserError(
+            f"{path} has numbers that NumPy lacks; write it from model.float().state_dict()"
+        ) from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); make it readable") from error
+    return {name: _at_least_float32(value) for name, value in tensors.items()}
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, Any]) -> None:
+    """Writes tensors to a .safetensors file; float16 and bfloat16 become float32.
+
+    Raises:
+      UserError: the file has another ending or cannot be written.
+    """
+    path = _checked(path)
+    arrays = {name: _at_least_float32(value) for name, value in tensors.items()}
+    try:
+        path.write_bytes(safetensors.numpy.save(row_major(arrays)))
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}); give a path in a folder that exists"
+        ) from error
+
+
+def row_major(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Row-major copies of arrays; safetensors 0.8 writes any other order as if it were this one."""
+    return {name: np.array(array, order="C") for name, array in arrays.items()}
+
+
+def _at_least_float32(value: Any) -> np.ndarray:
+    array = np.asarray(value)
+    short = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4
+    return array.astype(np.float32) if short else array
+
+
+def _checked(path: str | Path) -> Path:
+    path = Path(path).expanduser()
+    if path.suffix != ".safetensors":
+        raise UserError(
+            f"{path} is not a .safetensors file; write one in PyTorch by `from safetensors.torch "
+            'import save_file` and `save_file(model.state_dict(), "rezero.safetensors")`'
+        )
+    return path
 
 
 class _Place(NamedTuple):
-    """Where a tensor of PyTorch lies: in a parameter, or in a layer of it where it is stacked."""
+    """Where one PyTorch tensor is stored: in a parameter, or in one layer of a stacked parameter.
+
+    Attributes:
+      param: the parameter.
+      axes: order of its axes in PyTorch.
+      layer: index on the parameter's layer axis, if it is stacked.
+      split: shape that our array is reshaped to first, if PyTorch has more axes.
+    """
 
     param: nnx.Param
-    axes: tuple[int, ...]  # their order in PyTorch
+    axes: tuple[int, ...]
     layer: int | EllipsisType = ...
-    split: tuple[int, ...] | None = None  # our array before that, if PyTorch has more axes
+    split: tuple[int, ...] | None = None
 
     def permuted(self, array: np.ndarray) -> np.ndarray:
         """A view of the tensor in the parameter's array, with PyTorch's order of the axes."""
@@ -162,9 +222,10 @@ class _Place(NamedTuple):
         return (layer if self.split is None else layer.reshape(self.split)).transpose(self.axes)
 
     def shape(self, array: np.ndarray) -> tuple[int, ...]:
-        """PyTorch's: of `permuted`, or where nothing is split one axis, in matrices two.
+        """The tensor's shape in PyTorch.
 
-        Matrices have 2 or 4 axes here, of which the last is PyTorch's last.
+        Without `split`, PyTorch merges our axes into one, or into two for a matrix: our matrices
+        have 2 or 4 axes, of which the last in PyTorch's order stays.
         """
         shape = self.permuted(array).shape
         if self.split is not None:
@@ -174,7 +235,7 @@ class _Place(NamedTuple):
 
 
 def _places(module: nnx.Module) -> Iterator[tuple[str, _Place]]:
-    """PyTorch's name of each tensor of a module, and its place."""
+    """PyTorch's name and the place of each tensor of a module."""
     if isinstance(module, TransformerLayer):
         yield from _layer(module, ...)
     elif isinstance(module, LayerStack):

@@ -1,0 +1,295 @@
+"""Weights from PyTorch and back: round trips, files, errors, and PyTorch's own outputs."""
+
+import functools
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from flax import nnx
+
+from rezero_jax import MLP, Decoder, DecoderLayer, Encoder, EncoderLayer
+from rezero_jax.errors import UserError
+from rezero_jax.models.weights import from_torch, load_tensors, save_tensors, to_torch
+
+REFERENCE = Path(__file__).parent / "reference"
+LAYER = partial(EncoderLayer, 8, 2, 12)
+MODULES = {
+    "encoder_layer": LAYER,
+    "decoder_layer": partial(DecoderLayer, 8, 2, 12),
+    "post_norm_decoder_layer": partial(DecoderLayer, 8, 2, 12, residual="post_norm"),
+    "pre_norm_decoder_layer": partial(DecoderLayer, 8, 2, 12, residual="pre_norm"),
+    "without_bias": partial(EncoderLayer, 8, 2, 12, bias=False),
+    "encoder": partial(Encoder, 8, 2, 3, feedforward=12),
+    "encoder_unrolled": partial(Encoder, 8, 2, 3, feedforward=12, scan=False),
+    "pre_norm_encoder": partial(
+        Encoder, 8, 2, 2, feedforward=12, residual="pre_norm", final_norm=True
+    ),
+    "decoder": partial(Decoder, 8, 2, 2, feedforward=12, final_norm=True),
+}
+INPUTS = {"x": (2, 5, 8), "memory": (2, 3, 8)}
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def abstract(make):
+    """The module without arrays, which compiles nothing."""
+    return nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
+
+
+def new(make, seed=0):
+    """A module with random parameters, which compiles nothing."""
+    module = abstract(make)
+    for i, (_, param) in enumerate(nnx.to_flat_state(nnx.state(module, nnx.Param))):
+        param.set_value(jnp.asarray(normal(seed + i, *param.shape)))
+    return module
+
+
+def leaves(module):
+    return {path: param[...] for path, param in nnx.to_flat_state(nnx.state(module, nnx.Param))}
+
+
+def assert_equal(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert ours[name].dtype == value.dtype
+        np.testing.assert_array_equal(ours[name], value, err_msg=str(name))
+
+
+def part(arrays, prefix):
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+
+
+# ---- Round trips
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_round_trip_is_exact(name, tmp_path):
+    module, other = (new(MODULES[name], seed) for seed in (0, 50))
+    tensors = to_torch(module)
+    sizes = [sum(array.size for array in a.values()) for a in (tensors, leaves(module))]
+    assert sizes[0] == sizes[1]
+    # PyTorch warns of arrays that it may not write to.
+    assert all(value.flags.c_contiguous and value.flags.writeable for value in tensors.values())
+    save_tensors(tmp_path / "weights.safetensors", tensors)
+    loaded = load_tensors(str(tmp_path / "weights.safetensors"))
+    assert_equal(loaded, tensors)
+    from_torch(other, loaded)
+    assert_equal(leaves(other), leaves(module))
+
+
+def test_names_and_shapes_are_pytorchs():
+    tensors = to_torch(new(MODULES["decoder_layer"]))
+    attention = {
+        "in_proj_weight": (24, 8),
+        "in_proj_bias": (24,),
+        "out_proj.weight": (8, 8),
+        "out_proj.bias": (8,),
+    }
+    assert {name: tensor.shape for name, tensor in tensors.items()} == {
+        "resweight": (1,),
+        **{f"self_attn.{name}": shape for name, shape in attention.items()},
+        **{f"multihead_attn.{name}": shape for name, shape in attention.items()},
+        "linear1.weight": (12, 8),
+        "linear1.bias": (12,),
+        "linear2.weight": (8, 12),
+        "linear2.bias": (8,),
+    }
+
+
+def test_scanned_and_unrolled_stacks_and_their_layers_share_tensors():
+    scanned, unrolled = new(MODULES["encoder"]), new(MODULES["encoder_unrolled"], 50)
+    tensors = to_torch(scanned)
+    from_torch(unrolled, tensors)
+    assert_equal(to_torch(unrolled), tensors)
+    layer = abstract(LAYER)
+    from_torch(layer, tensors | {"embedding.weight": normal(0, 5)}, prefix="layers.1.")
+    assert_equal(leaves(layer), leaves(unrolled.layers.blocks[1]))
+    again = to_torch(layer, prefix="layers.1.")
+    assert_equal(again, {k: v for k, v in tensors.items() if k.startswith("layers.1.")})
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
+def test_other_precisions_become_float32(dtype, tmp_path):
+    tensors = {key: value.astype(dtype) for key, value in to_torch(new(LAYER)).items()}
+    save_tensors(tmp_path / "weights.safetensors", tensors)
+    loaded = load_tensors(tmp_path / "weights.safetensors")
+    in_file = np.float64 if dtype == np.float64 else np.float32
+    assert {value.dtype for value in loaded.values()} == {np.dtype(in_file)}
+    for given in (tensors, loaded):
+        layer = abstract(LAYER)
+        from_torch(layer, given)
+        assert_equal(to_torch(layer), {k: v.astype(np.float32) for k, v in tensors.items()})
+
+
+def test_files_keep_the_entries_of_arrays_in_any_order_in_memory(tmp_path):
+    tensors = {"a": np.arange(6.0).reshape(2, 3).T, "b": np.array(3.0), "c": np.arange(8.0)[::2]}
+    save_tensors(tmp_path / "a.safetensors", tensors)
+    assert_equal(load_tensors(tmp_path / "a.safetensors"), tensors)
+
+
+# ---- Errors
+
+
+def sentence(f, *args, **kwargs):
+    with pytest.raises(UserError) as error:
+        f(*args, **kwargs)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_files_that_cannot_be_read_or_written(tmp_path):
+    for name in ("weights.pt", "weights.npz", "weights"):
+        for f in (load_tensors, partial(save_tensors, tensors={})):
+            assert "is not a .safetensors file; write one" in sentence(f, tmp_path / name)
+    path = tmp_path / "weights.safetensors"
+    assert "there is no file" in sentence(load_tensors, path)
+    assert "cannot be written" in sentence(save_tensors, tmp_path / "no" / path.name, {})
+    save_tensors(path, {"a": normal(0, 1000)})
+    whole = path.read_bytes()
+    for content in (b"", b"no such file" * 10, whole[:-20], whole[: len(whole) // 2], whole[:7]):
+        path.write_bytes(content)
+        assert "is damaged" in sentence(load_tensors, path)
+    header = b'{"a":{"dtype":"F8_E4M3","shape":[2],"data_offsets":[0,2]}}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0")
+    assert "numbers that NumPy lacks" in sentence(load_tensors, path)
+
+
+def test_wrong_names_shapes_and_numbers_change_nothing():
+    layer, before = new(LAYER), leaves(new(LAYER))
+    tensors = to_torch(new(LAYER, 50))
+
+    def without(name, **more):
+        return {key: value for key, value in tensors.items() if key != name} | more
+
+    for given, text in (
+        ({}, 'lacks "resweight"; give'),
+        (without("linear2.bias"), 'lacks "linear2.bias"; give'),
+        (without("resweight", resweigth=np.zeros(1)), '(the closest name is "resweigth"); give'),
+        (tensors | {"norm1.weight": np.zeros(8)}, 'has "norm1.weight", which this module lacks'),
+        (tensors | {"linear1.weight": np.zeros((8, 12))}, '"linear1.weight" is (8, 12) in'),
+        (tensors | {"resweight": np.zeros(())}, '"resweight" is () in the state dict and (1,) in'),
+        (tensors | {"linear2.bias": np.zeros(8, int)}, '"linear2.bias" is int64'),
+        (tensors | {"linear2.bias": {}}, '"linear2.bias" is object'),
+    ):
+        assert text in sentence(from_torch, layer, given)
+        assert_equal(leaves(layer), before)
+    assert 'lacks "encoder.resweight"' in sentence(from_torch, layer, tensors, prefix="encoder.")
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_stacks_of_another_depth(scan):
+    three = to_torch(new(MODULES["encoder"]))
+    two, four = (abstract(partial(Encoder, 8, 2, n, feedforward=12, scan=scan)) for n in (2, 4))
+    assert 'lacks "layers.3.resweight"' in sentence(from_torch, four, three)
+    assert 'has "layers.2.resweight", which this' in sentence(from_torch, two, three)
+
+
+@pytest.mark.parametrize("name", ["decoder_layer", "encoder", "encoder_unrolled"])
+def test_modules_that_pytorch_lacks(name):
+    rules = ("residual", "plain", "gated", "rezero_channel", "gpt2_norm", "norm")
+    for options, text in (
+        *(({"residual": rule}, 'residual="rezero", "post_norm" or "pre_norm"') for rule in rules),
+        ({"residual": "pre_norm", "norm": "dyt"}, 'norm="layer_norm"'),
+        ({"alpha_per": "sublayer"}, 'alpha_per="layer"'),
+        ({"rotary": True}, "rotary=False"),
+        ({"kv_heads": 1}, "kv_heads=None"),
+    ):
+        module = abstract(partial(MODULES[name], **options))
+        for f in (to_torch, partial(from_torch, tensors={})):
+            assert sentence(f, module).endswith(f"make the module with {text}")
+    mlp = abstract(partial(MLP, 4, 4, 1, 2))
+    assert "PyTorch's layers have no MLP; give an EncoderLayer" in sentence(to_torch, mlp)
+
+
+# ---- PyTorch
+
+
+def assert_output(module, arrays):
+    """Rounding in float32 is relative to the largest of the numbers summed."""
+    inputs = [arrays[name] for name in INPUTS if name in arrays]
+    causal = "mask" in arrays
+    options = {"is_causal": True} if causal else {}
+    out = jax.jit(lambda module, inputs: module(*inputs, **options))(module, inputs)
+    bound = 1e-5 * np.abs(arrays["out"]).max()
+    np.testing.assert_allclose(out, arrays["out"], rtol=0, atol=bound)
+
+
+@functools.cache
+def stored(name):
+    return dict(np.load(REFERENCE / f"{name}.npz"))
+
+
+@pytest.mark.guarantee("PyTorch parity")
+@pytest.mark.parametrize(
+    ("file", "case", "make"),
+    [
+        ("transformer", "encoder", partial(EncoderLayer, 16, 4, 32)),
+        ("transformer", "decoder_plain", partial(DecoderLayer, 16, 4, 32)),
+        ("transformer", "post_norm", partial(EncoderLayer, 16, 4, 32, residual="post_norm")),
+        ("transformer", "pre_norm_decoder", partial(DecoderLayer, 16, 4, 32, residual="pre_norm")),
+        ("torch_layers", "pre_norm_decoder_layer", MODULES["pre_norm_decoder_layer"]),
+        ("torch_layers", "encoder", MODULES["encoder"]),
+        ("torch_layers", "encoder", MODULES["encoder_unrolled"]),
+        ("torch_layers", "pre_norm_encoder", MODULES["pre_norm_encoder"]),
+    ],
+)
+def test_stored_layers_of_pytorch_compute_the_same_here_and_return_to_the_bit(file, case, make):
+    arrays = part(stored(file), f"{case}/")
+    module = abstract(make)
+    from_torch(module, part(arrays, "state/"))
+    assert_output(module, arrays)
+    assert_equal(to_torch(module), part(arrays, "state/"))
+
+
+@functools.cache
+def pytorch():
+    """The script that makes the stored numbers, with its models."""
+    pytest.importorskip("torch", reason="PyTorch is not installed; the stored numbers are tested")
+    pytest.importorskip("rezero", reason="rezero is not installed; the stored numbers are tested")
+    from tests.reference import make_torch_layers
+
+    return make_torch_layers
+
+
+@pytest.mark.slow
+def test_the_stored_numbers_are_what_the_script_makes():
+    fresh, kept = pytorch().all_references(), stored("torch_layers")
+    assert fresh.keys() == kept.keys()
+    for name, value in fresh.items():
+        np.testing.assert_allclose(value, kept[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in MODULES if name != "without_bias"])
+def test_pytorch_reads_our_files_and_we_read_pytorchs(name, tmp_path):
+    model = pytorch().MODELS[name.removesuffix("_unrolled")]()
+    from safetensors.torch import load_file, save_file
+
+    module, path = new(MODULES[name]), tmp_path / "weights.safetensors"
+    shapes = {k: v for k, v in INPUTS.items() if k == "x" or "decoder" in name}
+    inputs = {k: normal(i, *shape) for i, (k, shape) in enumerate(shapes.items())}
+
+    save_tensors(path, to_torch(module))
+    model.load_state_dict(load_file(path), strict=True)
+    assert_output(module, inputs | {"out": pytorch().output(model, *inputs.values())})
+
+    save_file(model.state_dict(), path)
+    for given in (load_tensors(path), model.state_dict()):
+        again = abstract(MODULES[name])
+        from_torch(again, given)
+        assert_equal(leaves(again), leaves(module))
+
+    import torch
+
+    for dtype in (torch.bfloat16, torch.float16):
+        state = model.to(dtype).state_dict()
+        save_file(state, path)
+        from_torch(again, load_tensors(path))
+        for key, value in to_torch(again).items():
+            np.testing.assert_array_equal(value, state[key].float().numpy())
