@@ -12,7 +12,7 @@ from rezero_jax.errors import UserError
 
 BRIGHTNESS, CONTRAST, SATURATION = range(3)
 ORDERS = np.asarray(list(itertools.permutations(range(3))), np.int32)  # (6, 3)
-LUMA = (0.299, 0.587, 0.114)  # the grey of red, green and blue, as PIL and ITU-R 601 have it
+LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in grey (PIL, ITU-R 601)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,17 +22,17 @@ class Augmentation:
     crop_padding=4, jitter=0.25, rotation=2.0 and flip=True match ReZero supplement E.2 and the
     authors' superconvergence code: torchvision's RandomCrop, ColorJitter, RandomRotation and
     RandomHorizontalFlip on PIL images. Rotation takes the same pixels as PIL.Image.rotate, so at 2
-    degrees and 32x32 it leaves 9 in 10 images unchanged. ColorJitter there truncates to whole
-    levels after each change and rounds the mean grey; here everything stays float32, unrounded,
-    which makes pixels brighter by one or two levels of 255.
+    degrees and 32x32 it leaves 9 in 10 images unchanged. torchvision's ColorJitter truncates to
+    whole levels after each change and rounds the mean grey; here everything stays float32,
+    unrounded, which makes pixels brighter by one or two levels of 255.
 
     Attributes:
-      crop_padding: black pixels added on each side, before a random crop back to the old size.
+      crop_padding: black pixels added on each side before a random crop to the original size.
       flip: mirror left to right with probability 1/2.
       jitter: brightness, contrast and saturation change, in a random order per image, each by a
-          factor from U(max(0, 1 - jitter), 1 + jitter).
+        factor from U(max(0, 1 - jitter), 1 + jitter).
       rotation: degrees; the angle is from U(-rotation, rotation), counter-clockwise about the
-          centre, nearest neighbour, black where the image does not reach.
+        centre, nearest neighbour, black outside the image.
 
     Raises:
       UserError: a value is out of its range: crop_padding 0 .. 10,000, jitter 0 .. 10,
@@ -55,7 +55,7 @@ class Augmentation:
         return self.apply(image, self.draw(key, image.shape[0]))
 
     def draw(self, key: Array, batch: int) -> dict[str, Array]:
-        """The random numbers for `batch` images; those of one change do not depend on the others.
+        """The random numbers for `batch` images; each change has its own, whatever else is on.
 
         Returns:
           For each change that is on: "crop" int32 (batch, 2), row and column of the crop's corner
@@ -63,8 +63,8 @@ class Augmentation:
           "order" int32 (batch, 3), which of these (0, 1, 2) comes first, second and third; "angle"
           float32 (batch,), degrees; "flip" bool (batch,).
         """
-        # One call for all, because each takes a third of a second to compile. From its 23 bits, n
-        # options are equally likely to within n / 2**23.
+        # One call, because each call takes a third of a second to compile. A float32 has 23 random
+        # bits, so n options are equally likely to within n / 2**23.
         uniform = jax.random.uniform(key, (batch, 8), jnp.float32)
         draws = {}
         if self.crop_padding:
@@ -80,7 +80,7 @@ class Augmentation:
         return draws
 
     def apply(self, image: Array, draws: dict[str, Array]) -> Array:
-        """The images, uint8 (B, H, W, C) with sides below 16384, changed by what `draw` returned.
+        """Changes images, uint8 (B, H, W, C) with sides below 16384, by what `draw` returned.
 
         Returns:
           (B, H, W, C), uint8, or float32 within 0 .. 255 if jitter is on.
@@ -95,7 +95,7 @@ class Augmentation:
         if self.rotation:
             image = _rotate(image, draws["angle"])
         if self.flip:
-            # A gather: on a CPU XLA would compute both sides of a select again from the draw on.
+            # A gather, because XLA on a CPU would recompute both operands of a select.
             column = jnp.arange(image.shape[2]).reshape(1, 1, -1, 1)
             mirrored = draws["flip"].reshape(-1, 1, 1, 1)
             column = jnp.where(mirrored, image.shape[2] - 1 - column, column)
@@ -114,14 +114,14 @@ def _sample(image: Array, row: Array, column: Array) -> Array:
 
 
 def _crop(image: Array, corner: Array) -> Array:
-    """The window of the image's own size with this corner, int32 (B, 2), inside or outside."""
+    """The window of the image's size whose corner, int32 (B, 2), may be outside the image."""
     row = corner[:, 0].reshape(-1, 1, 1) + jnp.arange(image.shape[1]).reshape(1, -1, 1)
     column = corner[:, 1].reshape(-1, 1, 1) + jnp.arange(image.shape[2]).reshape(1, 1, -1)
     return _sample(image, row, column)
 
 
 def _jitter(image: Array, factors: Array, order: Array) -> Array:
-    """Three blends in a row, float32; each image's `order` says towards which target."""
+    """Three blends in a row, float32, towards the targets in each image's `order`."""
     channels = image.shape[-1]
     if channels not in (1, 3):
         raise UserError(f"data.jitter needs 1 or 3 channels, not {channels}; set it to 0")
@@ -130,22 +130,22 @@ def _jitter(image: Array, factors: Array, order: Array) -> Array:
         kind = order[:, place].reshape(-1, 1, 1, 1)
         factor = jnp.take_along_axis(factors, order[:, place : place + 1], axis=1)
         grey = image
-        if channels == 3:  # spelt out: XLA sums over an axis of 3 several times slower on a CPU
+        if channels == 3:  # a sum over an axis of 3 is several times slower on a CPU
             red, green, blue = (image[..., c : c + 1] for c in range(3))
             grey = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
         mean = grey.mean(axis=(1, 2, 3), keepdims=True)
         target = jnp.where(kind == SATURATION, grey, jnp.where(kind == CONTRAST, mean, 0.0))
-        # f x + (1 - f) target, in a form that leaves x as it is, to the bit, where it is the target
+        # f x + (1 - f) target, in a form that returns x to the bit where x equals the target.
         image = (target + factor.reshape(-1, 1, 1, 1) * (image - target)).clip(0, 255)
     return image
 
 
 def _rotate(image: Array, degrees: Array) -> Array:
-    """Rotate about the centre, in PIL's arithmetic: whole multiples of 1/65536 of a pixel."""
+    """Rotates about the centre in PIL's arithmetic, whole multiples of 1/65536 of a pixel."""
     _, height, width, _ = image.shape
     theta = jnp.deg2rad(degrees).reshape(-1, 1, 1)
     sine = jnp.sin(theta)
-    versine = 2 * jnp.sin(theta / 2) ** 2  # 1 - cosine, which float32 has too few digits for
+    versine = 2 * jnp.sin(theta / 2) ** 2  # 1 - cosine, for which float32 has too few digits
     x0, y0 = (width - 1) / 2, (height - 1) / 2
     x, y = jnp.arange(width).reshape(1, 1, -1), jnp.arange(height).reshape(1, -1, 1)
 

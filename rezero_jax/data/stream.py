@@ -1,4 +1,4 @@
-"""A split read from disk batch by batch, decoded ahead by threads or worker processes (Grain)."""
+"""A split read from disk batch by batch, decoded ahead by threads or worker processes of Grain."""
 
 import contextlib
 import dataclasses
@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 
-from rezero_jax.data.split import ALL, Batch, HostBatch, Rows, check_labels, check_range
+from rezero_jax.data.split import ALL, Batch, HostBatch, Rows, Split, check_labels, check_range
 from rezero_jax.errors import UserError
 
 
@@ -29,16 +29,16 @@ class DataSource(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class StreamSplit:
+class StreamSplit(Split):
     """A split too large to live on the device: decoded images travel for each batch.
 
-    `threads` of this process keep up to `ahead` batches decoded beyond the one in use; or `workers`
-    processes do, each by a thread. The batches are the same.
+    `threads` of this process, or `workers` processes with one thread each, keep up to `ahead`
+    batches decoded beyond the one in use. The batches are the same.
 
     Attributes:
       source: where the examples come from.
       pixels: a pure, thread-safe function (encoded image, step, position in the batch) -> uint8
-          (H, W, C); by default for a source that holds such pixels.
+        (H, W, C); by default the image is returned as it is.
       name, num_classes: of the data set, for errors; None leaves labels unchecked.
     """
 
@@ -53,10 +53,6 @@ class StreamSplit:
     @property
     def size(self) -> int:
         return len(self.source)
-
-    @property
-    def resident(self) -> Mapping[str, np.ndarray]:
-        return {}
 
     def fetch(self, indices: np.ndarray, step: int = 0, rows: Rows = ALL) -> HostBatch:
         """{"image": uint8 (B, H, W, C), "label": int32 (B,)}.
@@ -86,7 +82,7 @@ class StreamSplit:
     def batches(
         self, indices: Callable[[int], np.ndarray], first: int, last: int, rows: Rows = ALL
     ) -> Iterator[HostBatch]:
-        """See Split; closing the iterator, or dropping it, stops the workers."""
+        """See Split.batches; closing the iterator, or dropping it, stops the workers."""
         import grain
         from absl import flags
 
@@ -96,8 +92,8 @@ class StreamSplit:
             iterator = iter(steps.to_iter_dataset(options))
         else:
             if not flags.FLAGS.is_parsed():
-                flags.FLAGS.mark_as_parsed()  # Grain has flags of absl, of which ours are none
-            # Each worker keeps so many batches ready, and this process as many from each.
+                flags.FLAGS.mark_as_parsed()  # Grain reads its own absl flags, which nobody sets
+            # Each worker keeps `ahead` batches ready, and this process `ahead` more of each worker.
             ahead = max(self.ahead // (2 * self.workers), 1)
             own = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
             workers = grain.MultiprocessingOptions(self.workers, per_worker_buffer_size=ahead)
@@ -105,7 +101,7 @@ class StreamSplit:
             iterator = iter(dataset)
         try:
             with _signals_for_this_process():
-                batch = next(iterator, None)  # starts them
+                batch = next(iterator, None)  # starts the workers
             while batch is not None:
                 yield batch
                 batch = next(iterator, None)
@@ -118,7 +114,7 @@ class StreamSplit:
 
 @dataclasses.dataclass(frozen=True)
 class _Read:
-    """The batch of a step; workers receive it."""
+    """Fetches the batch of a step; a callable that can be sent to worker processes."""
 
     split: StreamSplit
     indices: Callable[[int], np.ndarray]
@@ -130,9 +126,10 @@ class _Read:
 
 @contextlib.contextmanager
 def _signals_for_this_process() -> Iterator[None]:
-    """Processes started within receive no SIGINT or SIGTERM, which a terminal or job sends to all.
+    """Processes that start in this context ignore SIGINT and SIGTERM.
 
-    They inherit what this thread blocks. Other threads receive the signals meanwhile.
+    A terminal or a job sends these signals to all processes of a run. A new process inherits the
+    signals that this thread blocks; other threads receive them meanwhile.
     """
     resource_tracker.ensure_running()  # starting it later would end the blocking
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
@@ -143,7 +140,7 @@ def _signals_for_this_process() -> Iterator[None]:
 
 
 def _start_worker(index: int, count: int) -> None:
-    """Keeps a worker from the accelerators, and ends it with the process that started it."""
+    """Hides the accelerators from a worker, and ends it with the process that started it."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     parent = multiprocessing.parent_process()
     assert parent is not None
