@@ -24,6 +24,7 @@ from rezero_jax.training.step import (
 
 DEPTH = 3
 BATCH = 16
+GO = jnp.zeros(3, jnp.int32)  # no device stops
 EPS = float(jnp.finfo(jnp.float32).eps)
 OBJECTIVE = classification(partial(standardise, mean=(0.5,), std=(0.5,)), (16,))
 
@@ -113,7 +114,7 @@ def test_the_loss_falls_and_step_counts_the_updates(rezero):
     assert losses[0] > 2.0
 
 
-def test_metrics_are_those_of_the_parameters_before_the_update(rezero):
+def test_metrics_belong_to_the_parameters_before_the_update(rezero):
     bones, train_step, state = rezero
     batch = first(batches(1))
     _, metrics = train_step(state, batch)
@@ -147,12 +148,12 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(accumulate, rezero):
 def test_groups_of_steps_give_the_bits_of_single_steps(rezero, steps):
     _, _, begin = rezero
     three = batches(3)
-    together, report = steps(begin, {}, three, jnp.int32(3))
+    together, report = steps(begin, {}, three, jnp.int32(3), GO)
     apart, losses = begin, []
     for i in range(3):
         # Only the first slot counts; the others hold other examples.
         fetched = jax.tree.map(lambda a, b, i=i: a.at[0].set(b[i]), batches(3, seed=9), three)
-        apart, one = steps(apart, {}, fetched, jnp.int32(1))
+        apart, one = steps(apart, {}, fetched, jnp.int32(1), GO)
         losses.append(one["loss"][0])
         np.testing.assert_array_equal(one["loss"][1:], 0)
     assert_same_bits(together, apart)
@@ -164,9 +165,11 @@ def test_slots_beyond_the_count_do_not_matter(rezero, steps):
     _, _, begin = rezero
     three, other = batches(3), batches(3, seed=9)
     padded = jax.tree.map(lambda a, b: a.at[2:].set(b[2:]), three, other)
-    assert_same_bits(steps(begin, {}, three, jnp.int32(2)), steps(begin, {}, padded, jnp.int32(2)))
-    other_state, _ = steps(begin, {}, other, jnp.int32(2))
-    one_state, _ = steps(begin, {}, three, jnp.int32(2))
+    assert_same_bits(
+        steps(begin, {}, three, jnp.int32(2), GO), steps(begin, {}, padded, jnp.int32(2), GO)
+    )
+    other_state, _ = steps(begin, {}, other, jnp.int32(2), GO)
+    one_state, _ = steps(begin, {}, three, jnp.int32(2), GO)
     assert not np.array_equal(
         other_state["params"]["head"]["kernel"], one_state["params"]["head"]["kernel"]
     )
@@ -174,7 +177,8 @@ def test_slots_beyond_the_count_do_not_matter(rezero, steps):
 
 def test_the_report_ends_with_the_state_after_the_last_update(rezero, steps):
     bones, _, begin = rezero
-    state, report = steps(begin, {}, batches(3), jnp.int32(2))
+    state, report = steps(begin, {}, batches(3), jnp.int32(2), jnp.array([0, 15, 2], jnp.int32))
+    assert report["stop"] == 15  # the largest of the devices
     np.testing.assert_array_equal(report["alphas"], bones.alphas(state["params"]))
     leaves = jax.tree.leaves(state["params"])
     norm = np.sqrt(sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in leaves))
@@ -192,11 +196,11 @@ def test_one_trace_serves_every_count(rezero):
 
     train_step = make_train_step(bones, counting, adagrad(bones), 1, seed=0)
     steps = jax.jit(make_dispatch(train_step, lambda _, fetched: fetched, bones, {}))
-    steps(begin, {}, batches(3), jnp.int32(3))
+    steps(begin, {}, batches(3), jnp.int32(3), GO)
     after_first = len(traces)
     assert after_first > 0
     for count in (1, 2, 3):
-        state, _ = steps(begin, {}, batches(3), jnp.int32(count))
+        state, _ = steps(begin, {}, batches(3), jnp.int32(count), GO)
         assert state["step"] == count
     assert len(traces) == after_first
 

@@ -1,4 +1,4 @@
-"""The pure functions of training: one update, several updates in one dispatch, one evaluation."""
+"""The pure functions of training: one update, a dispatch of several, and an evaluation."""
 
 import math
 from collections.abc import Callable
@@ -14,10 +14,10 @@ from rezero_jax.training.schedule import Schedule
 from rezero_jax.training.state import ModelSpec, State
 
 Batch = dict[str, Array]
-# objective(model, batch, key) -> {"loss": (batch,), ...}, one float32 per example. An evaluation
-# counts each example "weight" times, if that is among them.
+# objective(model, batch, key) -> {"loss": (batch,), ...}, one float32 per example. "weight", if
+# present, is the weight of each example in an evaluation.
 Objective = Callable[[nnx.Module, Batch, Array], dict[str, Array]]
-# augment(batch, key) -> batch, on the device; random.
+# augment(batch, key) -> batch, random, on the device.
 Augment = Callable[[Batch, Array], Batch]
 # gather(resident, fetched) -> batch, on the device.
 Gather = Callable[[dict[str, Array], dict[str, Array]], Batch]
@@ -48,8 +48,8 @@ def classification(
 def language_modelling(model: Any, batch: Batch, key: Array) -> dict[str, Array]:
     """Mean cross entropy of an example's targets, in nats ("loss") and in bits per byte.
 
-    With batch["weight"] (batch, length) the mean is over the targets that have a weight of 1, and
-    the example's "weight" is their number.
+    With batch["weight"] (batch, length) the mean is over the targets with weight 1, and "weight" of
+    an example is the number of these targets.
     """
     losses = model.losses(batch["tokens"], batch["targets"], rngs=nnx.Rngs(dropout=key))
     if "weight" not in batch:
@@ -64,7 +64,7 @@ def make_train_step(
     spec: ModelSpec,
     objective: Objective,
     optimizer: optax.GradientTransformation,
-    accumulate: int,
+    microbatches: int,
     seed: int,
     augment: Augment | None = None,
     generator: str = "threefry2x32",
@@ -72,10 +72,13 @@ def make_train_step(
     """One update: (state, batch, measure) -> (state, {"loss", "grad_norm", ...}), float32 scalars.
 
     "grad_norm" is 0 where the bool `measure` is False: reading every gradient once more costs a
-    tenth of the step of a deep narrow network.
-    Everything random in update t is a function of fold_in(key(seed), t); `generator` is the kind of
-    these keys, see `devices.generator`. With `accumulate` > 1 the augmented batch is split into so
-    many parts, which run one after another, and their gradients are averaged.
+    tenth of the step of a deep narrow network. All randomness of update t is a function of
+    fold_in(key(seed), t).
+
+    Args:
+      microbatches: number of microbatches of the augmented batch, which run one after another and
+        whose gradients are averaged.
+      generator: the implementation of the random keys, see `devices.generator`.
     """
 
     def loss(params: Any, stats: Any, batch: Batch, key: Array) -> tuple[Array, tuple]:
@@ -88,26 +91,28 @@ def make_train_step(
     grad = jax.grad(loss, has_aux=True)
 
     def gradients(params: Any, stats: Any, batch: Batch, key: Array) -> tuple[Any, Any, Any]:
-        if accumulate == 1:
+        if microbatches == 1:
             grads, (stats, means) = grad(params, stats, batch, key)
             return grads, stats, means
 
-        # Part j holds every accumulate-th example, so that each device keeps its own examples.
-        parts = jax.tree.map(
-            lambda leaf: leaf.reshape(-1, accumulate, *leaf.shape[1:]).swapaxes(0, 1), batch
+        # A microbatch takes every n-th example, so that each device keeps its own examples.
+        batches = jax.tree.map(
+            lambda leaf: leaf.reshape(-1, microbatches, *leaf.shape[1:]).swapaxes(0, 1), batch
         )
 
-        def part(carry: Any, xs: Any) -> tuple[Any, None]:
+        def accumulate(carry: Any, xs: Any) -> tuple[Any, None]:
             stats, total = carry
             grads, (stats, means) = grad(params, stats, xs[0], xs[1])
             return (stats, jax.tree.map(jnp.add, total, (grads, means))), None
 
-        shapes = jax.eval_shape(grad, params, stats, jax.tree.map(lambda leaf: leaf[0], parts), key)
+        shapes = jax.eval_shape(
+            grad, params, stats, jax.tree.map(lambda leaf: leaf[0], batches), key
+        )
         zeros = jax.tree.map(jnp.zeros_like, (shapes[0], shapes[1][1]))
         (stats, total), _ = jax.lax.scan(
-            part, (stats, zeros), (parts, jax.random.split(key, accumulate))
+            accumulate, (stats, zeros), (batches, jax.random.split(key, microbatches))
         )
-        grads, means = jax.tree.map(lambda leaf: leaf / accumulate, total)
+        grads, means = jax.tree.map(lambda leaf: leaf / microbatches, total)
         return grads, stats, means
 
     def train_step(
@@ -133,16 +138,20 @@ def make_train_step(
 def make_dispatch(
     train_step: Update, gather: Gather, spec: ModelSpec, schedules: dict[str, Schedule]
 ) -> Update:
-    """Up to K updates in one dispatch: (state, resident, fetched, count) -> (state, report).
+    """Up to K updates in one dispatch: (state, resident, fetched, count, stops) -> (state, report).
 
     `fetched` holds K batches on a leading axis, of which the first `count` are used; `count` is a
     traced number, so one compilation serves all. The report has every metric of `train_step` with
-    a leading axis K (zeros beyond `count`), and of the last update "grad_norm", "param_norm",
-    "alphas" (layers,) and "learning_rate/<group>".
+    a leading axis K (zeros beyond `count`); of the last update "grad_norm", "param_norm", "alphas"
+    (layers,) and "learning_rate/<group>"; and as "stop" the largest of `stops` (devices,).
     """
 
     def dispatch(
-        state: State, resident: dict[str, Array], fetched: dict[str, Array], count: Array
+        state: State,
+        resident: dict[str, Array],
+        fetched: dict[str, Array],
+        count: Array,
+        stops: Array,
     ) -> tuple[State, dict[str, Array]]:
         def batch(i: Any) -> Batch:
             return gather(resident, jax.tree.map(lambda leaf: leaf[i], fetched))
@@ -163,6 +172,9 @@ def make_dispatch(
             "grad_norm": report["grad_norm"][count - 1],
             "param_norm": optax.tree.norm(state["params"]),
             "alphas": spec.alphas(state["params"]),
+            # The maximum depends on the updates: XLA may start independent collectives in another
+            # order on each device of a CPU, which deadlock where each core has one thread.
+            "stop": jnp.where(state["step"] < 0, 0, stops).max(),
         }
 
     return dispatch
@@ -173,7 +185,8 @@ def make_eval_step(
 ) -> Callable[..., dict[str, Array]]:
     """eval_step(state, resident, fetched, mask) -> weighted sums over the unmasked examples.
 
-    "weight" among the results is the sum of the weights, which are 1 unless the objective says.
+    "weight" among the results is the sum of the weights, which are 1 unless the objective returns
+    others.
     """
 
     def eval_step(
