@@ -4,12 +4,12 @@
 `trained` of conftest.py gives the folder of such a run, which is trained once for all tests.
 """
 
+import dataclasses
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from fcntl import LOCK_EX, flock
 from itertools import islice
 from pathlib import Path
@@ -53,7 +53,7 @@ SGD = {
 }
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Family:
     """How to make a family's tiny model, input and config.
 
@@ -61,15 +61,17 @@ class Family:
       config: the file in configs/ and its argument.
       make: the model, given `rngs` and options that replace the ones used here.
       example: a batch for the model, given its size.
+      fields: overrides of the tiny run's config.
     """
 
     config: str
     make: Callable[..., nnx.Module]
     example: Callable[[int], Array]
+    fields: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def load_config(self, **fields: Any) -> ConfigDict:
         """The config of a tiny run; `fields` override it."""
-        return config(self.config, **(TINY | fields))
+        return config(self.config, **(TINY | self.fields | fields))
 
     def trainer(self, **fields: Any) -> Trainer:
         """The trainer of this config on its data set."""
@@ -107,7 +109,12 @@ def tokens(shape: tuple[int, ...], vocab_size: int = 11, seed: int = 0) -> Array
 FAMILIES = {
     "mlp": Family("mlp.py:smoke", _mlp, lambda size: normal((size, 12))),
     "resnet": Family("resnet.py:smoke", _resnet, lambda size: normal((size, 8, 8, 2))),
-    "transformer": Family("transformer_small.py:smoke", _transformer, lambda n: tokens((n, 6))),
+    "transformer": Family(
+        "transformer_small.py:smoke",
+        _transformer,
+        lambda size: tokens((size, 6)),
+        {"model.dropout": 0.1, "train.accumulate": 2},
+    ),
     "vit": Family("vit.py:smoke", _vit, lambda size: normal((size, 8, 8, 2))),
 }
 

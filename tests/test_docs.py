@@ -313,6 +313,7 @@ def test_each_claim_has_a_status_n_an_interval_and_a_command(page, heading):
             assert status in ("undecided", "consistent"), claim
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("link", ["", "[a](models.md#nothing)", "[a](/models.md)"])
 def test_make_docs_fails_for_a_broken_link(link, tmp_path):
     shutil.copytree(ROOT / "docs", tmp_path / "docs")

@@ -153,7 +153,7 @@ MESHES = {
 WIDE = {
     "mlp": {"model.width": 32, "model.alpha_init": 0.5},
     "resnet": {"data.crop_padding": 0, "optim.learning_rate": 0.02},
-    "transformer": {"model.alpha_init": 1.0, "optim.learning_rate": 0.5},
+    "transformer": {"model.alpha_init": 1.0, "model.dropout": 0.0, "optim.learning_rate": 0.5},
 }
 
 
