@@ -40,9 +40,10 @@ from rezero_jax.analysis import command
 from rezero_jax.analysis.plots.theme import themed
 from rezero_jax.analysis.probe import Tape, probed
 from rezero_jax.errors import UserError
+from rezero_jax.formatting import path_text
 from rezero_jax.residual import rule_class
 from rezero_jax.runs.files import write_json
-from rezero_jax.training.state import ModelSpec, State, path_text
+from rezero_jax.training.state import ModelSpec, State
 from rezero_jax.training.step import Batch
 from rezero_jax.training.trainer import Trainer
 

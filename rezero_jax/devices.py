@@ -1,4 +1,8 @@
-"""The machine of a process: what it computes for, its cores as devices, its cache folder."""
+"""The machine of a process: its devices, cores, dtype and cache folder.
+
+Only entry points call `cache_compilations`, `set_cpu_devices` and `use_cpu`: they change JAX's
+config for the whole process.
+"""
 
 import os
 import platform
@@ -14,7 +18,7 @@ MOST_CPU_DEVICES = 1024  # starting more takes minutes
 
 
 class Target(NamedTuple):
-    """What a computation is traced for.
+    """The devices for which a computation is traced.
 
     Attributes:
       platform: "cpu", "gpu" or "tpu".
@@ -26,9 +30,9 @@ class Target(NamedTuple):
 
 
 def target() -> Target:
-    """The devices of the mesh in whose context we trace (`jax.set_mesh`), or JAX's default ones.
+    """The devices of the current mesh (`jax.set_mesh`), or JAX's default devices without a mesh.
 
-    A mesh may be of devices that are not here, for which a program is only compiled.
+    The devices of a mesh may be absent: programs are then only compiled for them.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     if device is None:
@@ -38,47 +42,47 @@ def target() -> Target:
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """Number of cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux only
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def processor() -> str:
-    """The model of this machine's CPU, or its architecture where the system does not tell."""
+    """Model name of this machine's CPU, or its architecture if the system does not report one."""
     try:
-        told = Path("/proc/cpuinfo").read_text()  # Linux only
+        report = Path("/proc/cpuinfo").read_text()  # Linux only
     except OSError:
-        told = ""
-    model = re.search(r"^model name\s*: (.+)$", told, re.MULTILINE)
+        report = ""
+    model = re.search(r"^model name\s*: (.+)$", report, re.MULTILINE)
     return model[1] if model else platform.processor() or platform.machine()
 
 
 def cache_folder() -> Path:
-    """The folder of what can be made again: $XDG_CACHE_HOME/rezero_jax, by default in ~/.cache."""
+    """Folder of files that can be made again, in $XDG_CACHE_HOME (default: ~/.cache)."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rezero_jax"
 
 
 def cache_compilations() -> None:
-    """Has JAX keep its compilations in the cache folder, so that a restart compiles nothing.
+    """Makes JAX keep compiled programs, so that a restart compiles nothing.
 
-    $JAX_COMPILATION_CACHE_DIR overrides the folder, and may name one in a bucket, which the hosts
-    of a run share; empty, it turns the cache off. Otherwise each host has a folder of its own,
-    because hosts with different processors may share a home.
+    By default each host has a folder of its own in the cache folder, because hosts with different
+    processors may share a home. $JAX_COMPILATION_CACHE_DIR names another folder, perhaps in a
+    bucket that all hosts share; empty, it disables the cache.
     """
     folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     if folder is None:
         folder = str(cache_folder() / "xla" / platform.node())
         jax.config.update("jax_compilation_cache_dir", folder)
-    if "://" in folder:  # XLA's own cache would look for it on the disk
+    if "://" in folder:  # XLA's own cache reads disks alone
         jax.config.update("jax_persistent_cache_enable_xla_caches", "")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def default_cpu_devices() -> int:
-    """The number of CPU devices that suits convolutions, which use only one core of a device.
+    """Number of CPU devices for convolutions, each of which uses only one core of a device.
 
-    It is the largest power of two up to the number of cores and 4: this divides the usual batches,
-    and leaves enough images to each device.
+    The largest power of two up to the number of cores and 4 divides the usual batches and leaves
+    enough images to each device.
     """
     return 2 ** min(cores().bit_length() - 1, 2)
 
@@ -101,12 +105,12 @@ def set_cpu_devices(count: int) -> None:
 
 
 def compute_dtype(name: str, platform: str | None = None) -> str:
-    """The dtype that a model computes in: `name`, or of "auto" the one that suits a platform.
+    """The dtype in which a model computes: `name`, or for "auto" the dtype that suits a platform.
 
-    Accelerators multiply bfloat16 at their full rate; a CPU is slow at it.
+    Accelerators multiply bfloat16 at their full rate; CPUs multiply bfloat16 slowly.
 
     Args:
-      platform: "cpu", "gpu", "tpu"; by default that of `target`.
+      platform: "cpu", "gpu", "tpu"; by default the platform of `target`.
     """
     if name != "auto":
         return name
@@ -114,14 +118,14 @@ def compute_dtype(name: str, platform: str | None = None) -> str:
 
 
 def generator(platform: str) -> str:
-    """The kind of JAX's random keys in training on "cpu", "tpu", "gpu".
+    """Implementation of the random keys for training on a "cpu", "tpu" or "gpu".
 
-    Accelerators draw random bits by "rbg": with "threefry2x32" they take more time in a deep
-    Transformer with dropout than all its matrix products (docs/accelerators.md).
+    Drawing the bits of dropout by "threefry2x32" would take an accelerator longer than all matrix
+    products of a deep Transformer (docs/accelerators.md).
     """
     return "threefry2x32" if platform == "cpu" else "rbg"
 
 
 def use_cpu() -> None:
-    """Leaves accelerators alone, if JAX has not started yet: to compile for others needs none."""
+    """Makes JAX ignore accelerators, as when it compiles for absent devices."""
     jax.config.update("jax_platforms", "cpu")

@@ -11,8 +11,9 @@ from flax import nnx
 
 from rezero_jax import MLP, ResNet, Transformer, ViT
 from rezero_jax.config import base_config, optim_group
+from rezero_jax.formatting import path_text
 from rezero_jax.training.optim import make_optimizer
-from rezero_jax.training.state import model_spec, path_text
+from rezero_jax.training.state import model_spec
 
 TRANSFORMER = partial(Transformer, 11, 8, 3, 4, 6, positions="learned", kv_heads=2)
 MODELS = {

@@ -15,10 +15,11 @@ from rezero_jax.config import load_config
 from rezero_jax.data import Dataset, ResidentSplit
 from rezero_jax.data.augment import Augmentation
 from rezero_jax.errors import UserError
+from rezero_jax.formatting import path_text
 from rezero_jax.models.build import make_model
 from rezero_jax.training import loop
 from rezero_jax.training.optim import make_optimizer
-from rezero_jax.training.state import model_spec, path_text
+from rezero_jax.training.state import model_spec
 from rezero_jax.training.step import make_train_step
 from rezero_jax.training.trainer import Trainer, augment
 

@@ -21,10 +21,11 @@ from rehearsal.plan import compile_dispatch, trainer_for_sizes
 from rehearsal.topologies import devices_of
 from rezero_jax import MLP, Decoder, Transformer
 from rezero_jax.errors import UserError
+from rezero_jax.formatting import path_text
 from rezero_jax.models.dropout import random_bits
 from rezero_jax.runs.checkpoint import Checkpoints
 from rezero_jax.training import sharding
-from rezero_jax.training.state import init_state, model_spec, path_text
+from rezero_jax.training.state import init_state, model_spec
 from rezero_jax.training.trainer import Trainer, microbatches
 from tests.families import ROOT, SGD, config, train
 from tests.test_processes import alone, assert_same_curve, end, start

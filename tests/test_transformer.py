@@ -13,11 +13,12 @@ from flax import nnx, traverse_util
 
 from rezero_jax.config import load_config
 from rezero_jax.errors import UserError
+from rezero_jax.formatting import path_text
 from rezero_jax.models.build import make_language_model
 from rezero_jax.models.transformer import attention
 from rezero_jax.models.transformer import model as transformer
 from rezero_jax.models.transformer.model import Transformer, sinusoids
-from rezero_jax.training.state import init_state, model_spec, path_text
+from rezero_jax.training.state import init_state, model_spec
 
 RULES_WITH_NORM = ("norm", "pre_norm", "post_norm", "gpt2_norm")
 VOCAB, WIDTH, DEPTH, HEADS, LENGTH = 13, 8, 2, 4, 7

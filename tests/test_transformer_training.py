@@ -19,11 +19,12 @@ from ml_collections import ConfigDict
 from rezero_jax.config import base_config, load_config
 from rezero_jax.data import Dataset, ResidentSplit, Text, TextSplit
 from rezero_jax.errors import UserError
+from rezero_jax.formatting import path_text
 from rezero_jax.models.build import make_language_model
 from rezero_jax.runs.metrics import read_metrics
 from rezero_jax.training import loop
 from rezero_jax.training.optim import make_optimizer
-from rezero_jax.training.state import init_state, model_spec, path_text
+from rezero_jax.training.state import init_state, model_spec
 from rezero_jax.training.step import language_modelling, make_train_step
 from rezero_jax.training.trainer import Trainer
 from tests.test_transformer import (

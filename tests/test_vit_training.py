@@ -11,10 +11,11 @@ import pytest
 
 from rezero_jax.config import load_config
 from rezero_jax.errors import UserError
+from rezero_jax.formatting import path_text
 from rezero_jax.models.build import make_model
 from rezero_jax.training import loop
 from rezero_jax.training.optim import _labels
-from rezero_jax.training.state import model_spec, path_text
+from rezero_jax.training.state import model_spec
 from rezero_jax.training.trainer import Trainer
 
 VIT = str(Path(__file__).parents[1] / "configs" / "vit.py")

@@ -1,4 +1,4 @@
-"""The model of a run, as its newest good checkpoint holds it: to sample from, study or train on."""
+"""Models of runs, restored from their checkpoints: to sample from, to study or to export."""
 
 from functools import partial
 from typing import Any
@@ -20,9 +20,9 @@ from rezero_jax.training.trainer import Trainer
 
 
 def load_language_model(workdir: AnyPath) -> tuple[Transformer, int]:
-    """The language model of the run in `workdir`, in evaluation mode, and its number of updates.
+    """The language model of a run, in evaluation mode, and its number of updates.
 
-    Only reads, so that it may look at a run that is still being trained.
+    The run may still be training, because this function only reads.
 
     Raises:
       UserError: there is no run or no good checkpoint, or it is of another family or structure.
@@ -31,17 +31,17 @@ def load_language_model(workdir: AnyPath) -> tuple[Transformer, int]:
     if config.model.name != "transformer":
         raise UserError(
             f"{workdir} holds a run of model.name={config.model.name}, which writes no text; "
-            "choose one of a transformer"
+            "choose a run of a transformer"
         )
     return restored(workdir, config, make_language_model(config.model))  # type: ignore[return-value]
 
 
 def restored(workdir: AnyPath, config: ConfigDict, make: MakeModel) -> tuple[nnx.Module, int]:
-    """What `make` makes, as the newest good checkpoint has it, and its number of updates.
+    """A run's newest good checkpoint as the model that `make` constructs.
 
     Args:
       workdir: the run's folder, which is only read.
-      config: the run's.
+      config: the run's config.
       make: the constructor of its model.
 
     Returns:
@@ -52,75 +52,72 @@ def restored(workdir: AnyPath, config: ConfigDict, make: MakeModel) -> tuple[nnx
     """
     spec = model_spec(make)
     optimizer, _ = make_optimizer(config.optim, 1, spec)
-    here = SingleDeviceSharding(jax.devices()[0])
+    device = SingleDeviceSharding(jax.devices()[0])
     shapes = jax.eval_shape(partial(init_state, make, optimizer), jax.random.key(0))
-    state = load_state(workdir, jax.tree.map(lambda leaf: leaf.update(sharding=here), shapes))
+    shapes = jax.tree.map(lambda leaf: leaf.update(sharding=device), shapes)
+    state = load_state(workdir, shapes)
     model = spec.model(state["params"], state["stats"])
     model.eval()
     return model, int(state["step"])
 
 
 def load_model(workdir: AnyPath, step: int | None = None) -> tuple[nnx.Module, int, Trainer]:
-    """The model of the run in `workdir`, of any family, with what it was trained on.
+    """The model of a run of any family, on one device, with the trainer of the run's config.
 
-    Only reads, on one device. Unlike `load_language_model` it needs the data set.
+    The run is only read. Unlike `load_language_model` this function needs the data set.
 
     Args:
       workdir: the run's folder.
-      step: which checkpoint, by default the newest good one; 0 is the model as it was born.
+      step: which checkpoint, by default the newest good one; 0 is the initial model.
 
     Returns:
-      The model in evaluation mode; its number of updates; the trainer of the run's config.
+      The model in evaluation mode; its number of updates; the trainer.
 
     Raises:
-      UserError: there is no run or no such checkpoint, it is damaged or of another structure, or
-        the data set is missing.
+      UserError: there is no run or no such checkpoint, the checkpoint is damaged or of another
+        structure, or the data set is missing.
     """
     config = read_config(workdir)
     config.mesh.data = config.mesh.model = 1
-    folder = folder_of(workdir) / "checkpoints"
-    if step and not (folder / str(step)).is_dir():
-        raise UserError(
-            f"{workdir} holds no checkpoint {step}; train anew with checkpoint.keep_every_steps"
-        )
-    if step is None:
-        check_saved(workdir)
+    if step != 0:
+        check_saved(workdir, step)
     trainer = Trainer.from_config(config)
-    if step is None:
-        state = load_state(workdir, trainer.shapes)
-    elif step == 0:
-        state = trainer.init()
-    else:
-        try:
-            state, _ = read(folder, step, trainer.shapes)
-        except Damaged as error:
-            raise UserError(
-                f"checkpoint {step} in {workdir} is damaged ({error}); choose another one"
-            ) from None
+    state = trainer.init() if step == 0 else load_state(workdir, trainer.shapes, step)
     model = trainer.spec.model(state["params"], state["stats"])
     model.eval()
     return model, int(state["step"]), trainer
 
 
-def load_state(workdir: AnyPath, shapes: Any) -> State:
-    """The newest good state of a run; warns of damaged ones and leaves them where they are.
+def load_state(workdir: AnyPath, shapes: Any, step: int | None = None) -> State:
+    """The state in a checkpoint of a run, by default the newest good one; moves no damaged ones.
 
     Raises:
-      UserError: there is none, or it is of a model of another structure.
+      UserError: there is no such checkpoint, it is damaged, or of a model of another structure.
     """
+    check_saved(workdir, step)
     folder = folder_of(workdir) / "checkpoints"
-    check_saved(workdir)
-    found = read_newest(folder, shapes)
-    if found is None:
-        raise UserError(f"{workdir} holds no good checkpoint; train there, or name another run")
-    return found[0]
+    if step is None:
+        if (found := read_newest(folder, shapes)) is None:
+            raise UserError(f"{workdir} holds no good checkpoint; train there, or name another run")
+        return found[0]
+    try:
+        return read(folder, step, shapes)[0]
+    except Damaged as error:
+        raise UserError(
+            f"checkpoint {step} in {workdir} is damaged ({error}); choose another one"
+        ) from None
 
 
-def check_saved(workdir: AnyPath) -> None:
-    """Checks that a run has a checkpoint, before anything that takes long.
+def check_saved(workdir: AnyPath, step: int | None = None) -> None:
+    """Checks that a run has a checkpoint, or the one of `step`, before anything slow.
 
     Raises:
-      UserError: it has none.
+      UserError: the checkpoint is missing.
     """
-    if not saved_steps(folder_of(workdir)):
+    steps = saved_steps(folder_of(workdir))
+    if not steps:
         raise UserError(f"{workdir} holds no checkpoint yet; wait for the first, or train there")
+    if step is not None and step not in steps:
+        raise UserError(
+            f"{workdir} holds no checkpoint {step}; train anew with checkpoint.keep_every_steps"
+        )

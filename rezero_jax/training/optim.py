@@ -16,8 +16,9 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from rezero_jax.errors import UserError, choose_from
+from rezero_jax.formatting import path_text
 from rezero_jax.training.schedule import Schedule, interpolate, make_schedule
-from rezero_jax.training.state import ModelSpec, Parameter, path_text
+from rezero_jax.training.state import ModelSpec, Parameter
 
 OPTIMIZERS = ("adagrad", "adamw", "lamb", "muon", "sgd")
 MUON_MOMENTUM = 0.95
