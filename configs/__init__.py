@@ -1,1 +1,1 @@
-"""Experiments, one file each: `get_config(arg)` returns the config for `--config=FILE:ARG`."""
+"""Experiments, one file each: `get_config(arg)` returns the config of `--config=FILE:ARG`."""

@@ -1,26 +1,27 @@
 """Deep fully connected networks (paper, section 4; the authors' notebook).
 
     python train.py --config=configs/mlp.py --workdir=runs/digits
-        a 32-layer ReZero net on scikit-learn's digits: seconds, about 97 % accuracy
+        a 32-layer ReZero network on scikit-learn's digits: about 97 % accuracy, in seconds
 
     python train.py --config=configs/mlp.py:residual=rezero,depth=64,dataset=cifar10 --workdir=...
         the notebook's run: epoch losses 1.67, 1.37, 1.24, ... 0.52; about 4 minutes on 2 cores.
-        residual=plain, residual or norm: its three rivals
+        residual=plain, residual and norm are its three baselines
 
     python train.py --config=configs/mlp.py:depth=32,dataset=cifar10,epochs=300 --workdir=...
         Figure 5 of the paper
 
     python train.py --config=configs/mlp.py:depth=10000,width=150,lr=0.003,dataset=cifar10 ...
-        the 10,000-layer net of the paper's section 4
+        the 10,000-layer network of the paper's section 4
 
     python train.py --config=configs/mlp.py:smoke --workdir=...
-        4 layers of width 8 on digits for 2 epochs: seconds, to see that everything works
+        4 layers of width 8 on digits for 2 epochs: a test of the installation, in seconds
 
-Two runs of a comparison differ in `model.residual` alone, and with it in the variance of the
-hidden weights: 0.25 / width for `residual`, 2 / width for every other rule (paper, section 4).
+Two runs of a comparison differ only in `model.residual` and, with it, in the variance of the hidden
+weights: 0.25 / width for `residual`, 2 / width for every other rule (paper, section 4).
 
-Not in the paper, and so from the authors' notebook: the batch of 100, the pixels scaled to -1 .. 1,
-no augmentation. Unlike the notebook, `norm` has a LayerNorm in every layer where it shares one.
+Three settings are from the authors' notebook, because the paper does not state them: batches of
+100, pixels scaled to -1 .. 1, and no augmentation. Unlike in the notebook, the layers of `norm` do
+not share one LayerNorm.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -46,7 +47,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.residual = args.residual
     config.model.depth = 4 if args.smoke else args.depth
     config.model.width = 8 if args.smoke else args.width or (64 if digits else 256)
-    config.model.alpha_init = config_dict.placeholder(float)  # unset: the rule's own
+    config.model.alpha_init = config_dict.placeholder(float)  # unset: the rule's default
     config.model.norm = "layer_norm"  # layer_norm, dyt: wherever the rule has a norm
     config.model.base_depth = 2  # completep, depth_mup: the depth at which they are pre_norm
     # Unset: 0.25 for `residual` and 2 for every other rule, so that overriding the rule is safe.
@@ -59,8 +60,8 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.train.epochs = args.epochs or (2.0 if args.smoke else 20.0 if digits else 10.0)
     config.train.batch_size = 50 if digits else 100
-    # In a dispatch the steps share their temporary memory, which is otherwise allocated anew for
-    # each; but a dispatch is also how long a Ctrl-C has to wait.
+    # The steps of a dispatch share their temporary memory, which saves allocating it for each step;
+    # but a Ctrl-C has to wait for the end of a dispatch.
     depth = config.model.depth
     config.train.steps_per_dispatch = 20 if depth < 500 else 5
 

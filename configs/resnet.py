@@ -2,30 +2,30 @@
 
     python train.py --config=configs/resnet.py:depth=56,residual=rezero,recipe=paper --workdir=...
         a row of the paper's table: 200 epochs, 6.58 % test error in the paper. depth is 20, 32, 44,
-        56, 110; residual is residual, zero_gamma, gated, fixup, skipinit or rezero
+        56 or 110; residual is residual, zero_gamma, gated, fixup, skipinit or rezero
 
     python train.py --config=configs/resnet.py:family=preact,depth=18,residual=rezero --workdir=...
-        the pre-activation rows: depth 18, 34, 50; 5.43 % test error in the paper
+        the pre-activation rows: depth 18, 34 or 50; 5.43 % test error in the paper
 
     python train.py --config=configs/resnet.py:depth=20,recipe=notebook,lr=0.2,epochs=1 ...
         the notebook's short runs: 49.5 % after one epoch of ReZero; a few minutes on 2 cores
 
     python train.py --config=configs/resnet.py:depth=20,epochs=10 ...
-        the paper's recipe on a tenth of its schedule: the milestones are fractions of the run
+        the paper's recipe on a twentieth of its schedule: the milestones are fractions of the run
 
     python train.py --config=configs/resnet.py:smoke ...
-        8 layers of width 4 on digits for an epoch: within a minute, to see that everything works
+        8 layers of width 4 on digits for an epoch: a test of the installation, within a minute
 
-Runs of a comparison differ in `model.residual` alone, and with it, as in the authors' code, in
-what belongs to the scheme: the initial weights of `gated` and `fixup`, the learning rate of
-Fixup's multipliers. batch_norm=False takes every BatchNorm away. lr= sets the rate of every group.
+Two runs of a comparison differ only in `model.residual` and, as in the authors' code, in what
+belongs to the rule: the initial weights of `gated` and `fixup`, and the learning rate of Fixup's
+multipliers. batch_norm=False removes every BatchNorm. lr= sets the learning rate of every group.
 
 recipe=paper follows the code behind the table: SGD with momentum 0.9 and weight decay 5e-4 on
-every parameter, the gates included; learning rate 0.1, a tenth of it from half of the run, a
-hundredth from three quarters; biases (and Fixup's multipliers) at 0.01, from half of the run at a
-hundredth of that, which in the authors' code is a slip that we repeat.
-recipe=notebook: weight decay 1e-4, one constant learning rate for all (the notebook's runs end long
-before its first milestone), ImageNet's mean and deviation.
+every parameter, the gates included. The learning rate is 0.1, a tenth of that from half of the run,
+and a hundredth from three quarters. Biases (and Fixup's multipliers) have 0.01, and from half of
+the run a hundredth of that, which is a slip in the authors' code that this recipe repeats.
+recipe=notebook has weight decay 1e-4, one constant learning rate (the notebook's runs end long
+before its first milestone), and ImageNet's mean and standard deviation.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -34,7 +34,7 @@ from rezero_jax.config import base_config, optim_group, parse_arg
 from rezero_jax.devices import default_cpu_devices
 from rezero_jax.errors import choose_from
 
-MEAN_STD = {  # of CIFAR-10, as each recipe has them
+MEAN_STD = {  # per channel, the numbers that each recipe uses for CIFAR-10
     "paper": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "notebook": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
@@ -75,7 +75,7 @@ def get_config(arg: str = "") -> ConfigDict:
     if config.data.name == "cifar10":
         config.data.mean, config.data.std = MEAN_STD[args.recipe]
     config.data.crop_padding = 4
-    config.data.flip = config.data.name.startswith("cifar")  # a mirrored digit is another sign
+    config.data.flip = config.data.name.startswith("cifar")  # a mirrored digit is not a digit
 
     config.train.epochs = args.epochs or (1.0 if args.smoke else 200.0 if paper else 2.0)
     config.train.batch_size = 128
@@ -86,10 +86,10 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optim.learning_rate = args.lr
     config.optim.weight_decay = 5e-4 if paper else 1e-4
     config.optim.schedule = "multistep" if paper else "constant"  # epochs 100 and 150 of 200
-    config.optim.alpha.weight_decay = None  # as the weights, which is not our default
+    config.optim.alpha.weight_decay = None  # the weights' own, which is not our default
     if paper:
         config.optim.groups.bias = optim_group(
-            path=r"bias|/(entry|blocks|\d+)/scale$",  # the scale of Fixup, not of BatchNorm
+            path=r"bias|/(entry|blocks|\d+)/scale$",  # Fixup's scale, not BatchNorm's
             learning_rate=args.lr / 10,
             milestones=(0.5,),
             decay_factor=0.01,

@@ -1,13 +1,13 @@
 """PreAct-ResNet-50 with ReZero on ImageNet. Not an experiment of the paper; for accelerators.
 
     python train.py --config=configs/resnet_imagenet.py:depth=50 --workdir=runs/imagenet
-        90 epochs of the usual recipe: SGD 0.1 for batches of 256, a tenth at epochs 30, 60 and 80,
-        random resized crops of 224 and flips. No result of ours yet
+        90 epochs of the usual recipe: SGD with 0.1 for batches of 256, a tenth of that after 30, 60
+        and 80 epochs, random resized crops of 224 pixels and flips. We have no result yet
 
     python train.py --config=configs/resnet_imagenet.py:smoke --workdir=...
-        18 layers of width 2 on digits for an epoch: within a minute, to see that everything works
+        18 layers of width 2 on digits for an epoch: a test of the installation, within a minute
 
-The data set is read from disk while training; the README says where its archives belong.
+The data set is read from disk while training; docs/data.md says where its archives belong.
 """
 
 from ml_collections import ConfigDict, config_dict

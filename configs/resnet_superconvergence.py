@@ -4,19 +4,20 @@
         45 epochs of ReZero: 94.0 % test accuracy in the authors' log, at epoch 44; for accelerators
 
     python train.py --config=configs/resnet_superconvergence.py:residual=residual --workdir=...
-        the baseline that reaches 94 % at epoch 60: 65 epochs, a longer rise, no gates
+        the baseline, which reaches 94 % at epoch 60: 65 epochs, a longer rise, no gates
 
     python train.py --config=configs/resnet_superconvergence.py:smoke --workdir=...
-        width 2 on digits for an epoch: within a minute, to see that everything works
+        width 2 on digits for an epoch: a test of the installation, within a minute
 
-The learning rate rises to 1.2 and falls again while momentum does the opposite; the gates are not
-part of that: they have an Adagrad of their own with the constant rate 0.1 and no decay. Gates under
-the cycled SGD went to NaN for the authors.
+The learning rate rises to 1.2 and falls again while momentum does the opposite. The gates do not
+take part: they have an Adagrad of their own with the constant learning rate 0.1 and no decay,
+because gates under the cycled SGD became NaN for the authors.
 
-What differs from the authors' run: an epoch's last batch is filled up from the next epoch, so that
-45 epochs are 4,395 updates of 512 where theirs are 4,410 with a smaller last batch in each epoch.
-Assumed, as their log of the baseline does not show it: that its rise and fall take the same time
-(39 % of the run each), and that its momentum mirrors the rate between 0.95 and 0.85.
+One difference from the authors' run: the last batch of an epoch is completed from the next epoch,
+so that 45 epochs are 4,395 updates of 512 examples, where the authors have 4,410 with a smaller
+last batch in each epoch. Two assumptions about the baseline, which the authors' log does not
+state: its learning rate rises and falls for the same time (39 % of the run each), and its momentum
+mirrors the learning rate between 0.95 and 0.85.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -56,7 +57,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.train.steps_per_dispatch = 2
 
     config.optim.name = "sgd"
-    config.optim.learning_rate = 1.2  # the highest
+    config.optim.learning_rate = 1.2  # the peak
     config.optim.weight_decay = 2e-4
     config.optim.schedule = "piecewise"
     if rezero:

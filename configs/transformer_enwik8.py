@@ -1,34 +1,35 @@
 """The paper's language models on enwik8 (section 5; supplement B and C). For accelerators.
 
     python train.py --config=configs/transformer_enwik8.py:layers=12,residual=rezero --workdir=...
-        38 million parameters; 1.2 bits per byte on the validation split after 8,800 updates in the
-        paper, and 1.17 on the test split at the end
+        38 million parameters. The paper reaches 1.2 bits per byte on the validation split after
+        8,800 updates, and 1.17 on the test split at the end
 
     ...:layers=12,residual=post_norm,warmup=100
-        its rivals, with the updates of the paper: post_norm with warm-up 13,690, without it none;
-        pre_norm 17,765; gpt2_norm 21,187; residual=rezero,alpha_init=1 14,506
+        the baselines, with the paper's updates to the same target: post_norm with warm-up 13,690,
+        without warm-up never; pre_norm 17,765; gpt2_norm 21,187; rezero,alpha_init=1 14,506
 
     ...:layers=64 and ...:layers=128
-        51 and 101 million parameters, 1.11 and 1.08 bits per byte on the test split in the paper
+        51 and 101 million parameters; 1.11 and 1.08 bits per byte on the test split in the paper
 
     python train.py --mode=eval --config=... --workdir=... --config.data.eval_split=test
         the bits per byte on the test split
 
     python train.py --config=configs/transformer_enwik8.py:smoke --workdir=...
-        2 layers of width 16 on the sources of Python's standard library, 50 updates: within a
-        minute, to see that everything works
+        2 layers of width 16 on the sources of Python's standard library, 50 updates: a test of the
+        installation, within a minute
 
-Width 512 (256 from 64 layers on), 2 heads, 512 bytes, GELU, dropout 0.2; LAMB at a constant rate,
-0.016 for the batch of 1,080 and 0.0005 sqrt(batch) for those of 304 and 144. The paper ran it on
-eight GPUs. Here one device computes a batch in `accumulate` parts, of a size that an accelerator of
-80 GB should hold (not tried); eight devices need an eighth as many.
+The models have width 512 (256 from 64 layers on), 2 heads, 512 bytes, GELU and dropout 0.2. LAMB
+has a constant learning rate: 0.016 for the batch of 1,080, and 0.0005 sqrt(batch) for the batches
+of 304 and 144. The paper used eight GPUs. Here one device computes a batch in `accumulate`
+microbatches, whose size should fit an accelerator with 80 GB (not tried); eight devices need an
+eighth of that number.
 
-Not in the paper, and so chosen: a feed-forward of 4 times the width (which gives its parameter
-counts but for the 34 million that it prints of its 12-layer ReZero nets), 2 heads at width 256 as
-well, sinusoidal positions and the embedding's distribution (from the authors' notebook), dropout
-after the embedding too, no final norm for any rule, LAMB with Adam's bias correction and without a
-limit on the weights' norm, a constant rate right after the warm-up, 130 epochs at 12 layers (which
-is as long as its slowest rule took).
+The paper does not state these choices: a feed-forward of 4 times the width (which gives its
+parameter counts, except the 34 million of its 12-layer ReZero networks), 2 heads at width 256 too,
+sinusoidal positions and the embedding's distribution (both from the authors' notebook), dropout
+after the embedding, no final norm for any rule, LAMB with Adam's bias correction and without a
+limit on the norm of the weights, a constant learning rate right after the warm-up, and 130 epochs
+at 12 layers (the time that its slowest rule took).
 """
 
 from ml_collections import ConfigDict

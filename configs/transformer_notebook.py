@@ -1,24 +1,24 @@
 """The language models of the authors' notebook, 12 to 128 layers and deeper, here on bytes.
 
     python train.py --config=configs/transformer_notebook.py:layers=128 --workdir=runs/deep
-        128 ReZero layers on the sources of Python's standard library; trains on a CPU, at some
-        seconds a step
+        128 ReZero layers on the sources of Python's standard library; trains on a CPU, at several
+        seconds per update
 
     ...:layers=128,residual=post_norm
-        the same without gates, which at this depth does not learn
+        the same without gates, which does not learn at this depth
 
     ...:path=book.txt
         on a text of your own, a file or a folder
 
     ...:smoke
-        2 layers of width 16, 50 updates: within a minute, to see that everything works
+        2 layers of width 16, 50 updates: a test of the installation, within a minute
 
-Width 128, feed-forward 256, 8 heads, ReLU, dropout 0.1, sinusoidal positions; batches of 50 rows
-of 35; Adagrad 0.01, a tenth less after each of 3 epochs, gradients clipped to a norm of 0.5. The
-notebook's words of WikiText-2 are bytes here, so its perplexities are no yardstick. Its pre_norm
-has no final norm either. Unlike the notebook, the two LayerNorms of a layer are not the same one.
-With steps=N the run is that long and the rate falls after each third of it, at steps 67 and 133 of
-200, though none of the notebook's epochs has ended by then.
+The models have width 128, feed-forward 256, 8 heads, ReLU, dropout 0.1 and sinusoidal positions;
+batches have 50 rows of 35 bytes. Adagrad starts at 0.01 and loses a tenth of its rate after each of
+3 epochs; gradients are clipped to a norm of 0.5. The notebook trains on words of WikiText-2, so its
+perplexities cannot be compared. As in the notebook, pre_norm has no final norm. Unlike in the
+notebook, the two LayerNorms of a layer are not shared. With steps=N the run has N updates and the
+rate falls after each third of them.
 """
 
 from ml_collections import ConfigDict
@@ -58,7 +58,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optim.decay_factor = 0.9
     config.optim.clip_norm = 0.5
 
-    config.mesh.cpu_devices = min(default_cpu_devices(), 2)  # which divides 50
+    config.mesh.cpu_devices = min(default_cpu_devices(), 2)  # a divisor of 50
 
     config.eval.every_epochs = None if steps else 1.0
     config.eval.examples = 500 if args.smoke else None

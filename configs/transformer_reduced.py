@@ -1,17 +1,17 @@
 """The comparison of the paper's section 5 at a size for a CPU: which rule learns faster.
 
     python train.py --config=configs/transformer_reduced.py:residual=RULE,path=FILE --workdir=...
-        RULE is rezero, post_norm, pre_norm or gpt2_norm; rezero,alpha_init=1 starts with open
-        gates, post_norm,warmup=100 with a warm-up
+        RULE is rezero, post_norm, pre_norm or gpt2_norm. rezero,alpha_init=1 starts with open
+        gates; post_norm,warmup=100 has a warm-up
 
     python train.py --config=configs/transformer_reduced.py:smoke --workdir=...
-        2 layers of width 16, 50 updates: within a minute, to see that everything works
+        2 layers of width 16, 50 updates: a test of the installation, within a minute
 
-One setting of the optimizer for all, as in the paper: LAMB at a constant rate, whatever the rule.
-12 layers as there, of width 128, feed-forward 256 and 8 heads where it has 512, 2048 and 2; 2,048
-bytes an update where it has 552,960; dropout 0 where it has 0.2; no final norm for any rule. The
-rate of 0.002 is the paper's 0.0005 sqrt(batch), of batches of 16. Such runs decide nothing about
-the paper.
+As in the paper, all rules have the same optimizer settings: LAMB at a constant learning rate. The
+models have 12 layers as in the paper, but width 128, feed-forward 256 and 8 heads where the paper
+has 512, 2048 and 2. An update sees 2,048 bytes instead of 552,960, and dropout is 0 instead of 0.2.
+No rule has a final norm. The learning rate of 0.002 is the paper's 0.0005 sqrt(batch) for batches
+of 16. Runs of this size cannot confirm or refute the paper.
 """
 
 from ml_collections import ConfigDict
@@ -57,7 +57,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.mesh.cpu_devices = default_cpu_devices()
 
     config.eval.every_steps = 25
-    config.eval.examples = 256  # 32 KiB: the whole split would take longer than the training
+    config.eval.examples = 256  # 32 KiB; the whole split would take longer than the training
     config.eval.batch_size = 128
     config.checkpoint.every_steps = 200
     config.log.every_steps = 5

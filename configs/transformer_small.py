@@ -1,19 +1,19 @@
 """A small ReZero Transformer that learns to write Python on a CPU, byte by byte.
 
 python train.py --config=configs/transformer_small.py --workdir=runs/stdlib
-    4 layers on the sources of Python's own standard library, some minutes on 2 cores
+    4 layers on the sources of Python's standard library; several minutes on 2 cores
 
 python sample.py --workdir=runs/stdlib --prompt="def main("
-    what it writes
+    text that the model writes
 
 python train.py --config=configs/transformer_small.py:path=book.txt --workdir=runs/book
     the same on a text of your own, a file or a folder
 
 python train.py --config=configs/transformer_small.py:residual=pre_norm --workdir=runs/pre_norm
-    one of its rivals: post_norm, pre_norm, gpt2_norm; alpha_init=1 opens ReZero's gates
+    a baseline: post_norm, pre_norm or gpt2_norm; rezero,alpha_init=1 starts with open gates
 
 python train.py --config=configs/transformer_small.py:smoke --workdir=runs/smoke
-    2 layers of width 16, 50 updates: within a minute, to see that everything works
+    2 layers of width 16, 50 updates: a test of the installation, within a minute
 """
 
 from ml_collections import ConfigDict
@@ -46,7 +46,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.max_len = 8 if args.smoke else args.length
     config.model.positions = "rotary"
     config.model.final_norm = rule_class(args.residual).norms_branch
-    # Unrolled, a step of 12 layers takes a fifth less on a CPU; deeper, compiling would take long.
+    # Unrolling 12 layers saves a fifth of a step on a CPU, but deep stacks would compile for long.
     config.model.scan = args.depth > 16
 
     config.data.name = "text" if args.path else "stdlib"

@@ -1,9 +1,9 @@
 """Vision Transformers on CIFAR-10. Not an experiment of the paper.
 
     python train.py --config=configs/vit.py:depth=6,residual=rezero --workdir=runs/vit
-        6 layers of width 192 on patches of 4 x 4 pixels for 100 epochs. residual=pre_norm is the
-        ViT as published; post_norm, gpt2_norm, layerscale and the others work too. No result of
-        ours at full length yet; for accelerators
+        6 layers of width 192 on patches of 4 x 4 pixels for 100 epochs; for accelerators.
+        residual=pre_norm is the published ViT; post_norm, gpt2_norm, layerscale and the other rules
+        work too. We have no result at full length yet
 
     python train.py --config=configs/vit.py:depth=12,epochs=300 --workdir=...
         deeper and longer
@@ -12,11 +12,11 @@
         scikit-learn's digits, patches of 2 x 2: minutes on 2 cores
 
     python train.py --config=configs/vit.py:smoke --workdir=...
-        2 layers of width 16 on digits for an epoch: within a minute, to see that everything works
+        2 layers of width 16 on digits for an epoch: a test of the installation, within a minute
 
-Images are cropped after padding and flipped, and the head sees the mean over the patches: with all
-gates at 0 a class token would see no pixel. Two runs of a comparison differ in `model.residual`
-alone, and with it in the final norm, which `pre_norm` has. AdamW decays matrices alone.
+Images are padded, cropped and flipped. The head sees the mean over the patches, because a class
+token would see no pixel while all gates are 0. Two runs of a comparison differ only in
+`model.residual` and, with it, in the final norm, which `pre_norm` has. AdamW decays only matrices.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -40,7 +40,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.name = "digits" if args.smoke else args.dataset
     digits = config.data.name == "digits"
     config.data.crop_padding = 1 if digits else 4
-    config.data.flip = config.data.name.startswith("cifar")  # a mirrored digit is another sign
+    config.data.flip = config.data.name.startswith("cifar")  # a mirrored digit is not a digit
 
     config.model.name = "vit"
     config.model.patch = 2 if digits else 4
@@ -57,7 +57,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # Unset: where the rule normalises the branch alone, so that overriding the rule is safe.
     config.model.final_norm = config_dict.placeholder(bool)
     config.model.activation = "gelu"  # gelu, relu
-    # Unrolled, a step of 12 layers takes a fifth less on a CPU; deeper, compiling would take long.
+    # Unrolling 12 layers saves a fifth of a step on a CPU, but deep stacks would compile for long.
     config.model.scan = args.depth > 16
     config.model.remat = "none"
     config.model.dtype = "auto"
