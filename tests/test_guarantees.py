@@ -180,6 +180,29 @@ def test_every_mesh_trains_the_same(family):
         )
 
 
+# The keys' bias has no gradient except rounding, which LAMB would amplify.
+LAMB = {"model.bias": False, "optim.name": "lamb", "optim.learning_rate": 0.02}
+
+
+@pytest.mark.slow
+@pytest.mark.devices(8)
+@pytest.mark.parametrize(
+    ("family", "mesh", "fields"),
+    [
+        ("resnet", "data", {}),
+        ("transformer", "data", LAMB),
+        ("vit", "full_and_model", {}),
+        ("vit", "full_and_model", {"optim.name": "muon"}),
+    ],
+)
+def test_augmentation_dropout_and_optimizers_do_not_depend_on_the_mesh(family, mesh, fields):
+    one, many = (FAMILIES[family].trainer(**(fields | m)) for m in ({}, MESHES[mesh]))
+    (losses, state), (other_losses, other) = train(one), train(many)
+    np.testing.assert_allclose(other_losses, losses, rtol=2e-5)
+    assert_trees_close(other["params"], state["params"], rtol=1e-4, atol=5e-6)
+    assert_trees_close(other["stats"], state["stats"], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.guarantee("optimised")
 @pytest.mark.optimised
 @every_family

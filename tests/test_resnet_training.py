@@ -1,13 +1,10 @@
-"""ResNets in the training loop: recipes, devices, accumulation, augmentation, resume."""
+"""ResNets in the training loop: recipes, accumulation, augmentation."""
 
-import shutil
-from itertools import islice
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from ml_collections import ConfigDict
 
@@ -17,11 +14,11 @@ from rezero_jax.data.augment import Augmentation
 from rezero_jax.errors import UserError
 from rezero_jax.formatting import path_text
 from rezero_jax.models.build import make_model
-from rezero_jax.training import loop
 from rezero_jax.training.optim import make_optimizer
 from rezero_jax.training.state import model_spec
 from rezero_jax.training.step import make_train_step
 from rezero_jax.training.trainer import Trainer, augment
+from tests import families
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RNG = np.random.default_rng(0)
@@ -35,8 +32,6 @@ SMALL = {
     "train.steps_per_dispatch": 3,
     "eval.every_epochs": None,
     "eval.batch_size": 16,
-    "log.every_steps": 3,
-    "checkpoint.every_steps": 3,
     "mesh.data": 1,
 }
 
@@ -55,43 +50,7 @@ DATA = images()
 
 
 def config(name="resnet", arg="", **fields):
-    overrides = [f"{key}={value}" for key, value in (SMALL | fields).items()]
-    return load_config(f"{CONFIGS / name}.py:{arg}", overrides)
-
-
-def train(config):
-    """The losses of a run and its final state."""
-    program = Trainer(config, DATA)
-    state, batches, losses = program.init(), program.batches(0), []
-    while group := list(islice(batches, config.train.steps_per_dispatch)):
-        state, report = program.dispatch(state, group)
-        losses.extend(np.asarray(report["loss"])[: len(group)].tolist())
-    return np.asarray(losses), state, program
-
-
-@pytest.mark.slow
-def test_four_devices_train_the_same_as_one():
-    """With BatchNorm over the whole batch, augmentation and statistics."""
-    one, one_state, program = train(config())
-    four, four_state, _ = train(config(**{"mesh.data": 4}))
-    np.testing.assert_allclose(four, one, rtol=2e-5)
-    for a, b in zip(*(jax.tree.leaves(s["stats"]) for s in (one_state, four_state)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-    assert program.evaluate(one_state)["eval/loss"] > 0
-
-
-def test_resume_gives_the_same_bits_with_batch_norm_and_augmentation(tmp_path):
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    loop.train(config(), whole, DATA)
-    shutil.copytree(whole, stopped)
-    (stopped / "final.json").unlink()
-    shutil.rmtree(stopped / "checkpoints" / "6")  # as if it had been killed after step 3
-    loop.train(config(), stopped, DATA)
-    with ocp.StandardCheckpointer() as checkpointer:
-        a, b = (checkpointer.restore(f / "checkpoints" / "6" / "state") for f in (whole, stopped))
-    assert any("mean" in path_text(path) for path, _ in jax.tree.leaves_with_path(a["stats"]))
-    for (path, x), y in zip(jax.tree.leaves_with_path(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_array_equal(x, y, err_msg=path_text(path))
+    return families.config(f"{name}.py:{arg}", **(SMALL | fields))
 
 
 @pytest.mark.slow

@@ -1,18 +1,16 @@
-"""Language models in the training loop: objective, evaluation, resume, devices, configs, LAMB."""
+"""Language models in the training loop: objective, evaluation, configs, LAMB."""
 
 import functools
 import json
 import math
-import shutil
 from collections import Counter
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 import pytest
 from ml_collections import ConfigDict
 
@@ -21,12 +19,11 @@ from rezero_jax.data import Dataset, ResidentSplit, Text, TextSplit
 from rezero_jax.errors import UserError
 from rezero_jax.formatting import path_text
 from rezero_jax.models.build import make_language_model
-from rezero_jax.runs.metrics import read_metrics
-from rezero_jax.training import loop
 from rezero_jax.training.optim import make_optimizer
 from rezero_jax.training.state import init_state, model_spec
 from rezero_jax.training.step import language_modelling, make_train_step
 from rezero_jax.training.trainer import Trainer
+from tests import families
 from tests.test_transformer import (
     TARGETS,
     TOKENS,
@@ -63,18 +60,7 @@ def text(train=SENTENCE * 10, held=SENTENCE, length=8, context=0, random=False):
 
 
 def config(arg="depth=2", name="transformer_small", **fields):
-    overrides = [f"{key}={value}" for key, value in (SMALL | fields).items()]
-    return load_config(f"{CONFIGS / name}.py:{arg}", overrides)
-
-
-def train(config, dataset):
-    """The losses of a run, its final state and its program."""
-    program = Trainer(config, dataset)
-    state, batches, losses = program.init(), program.batches(0), []
-    while group := list(islice(batches, config.train.steps_per_dispatch)):
-        state, report = program.dispatch(state, group)
-        losses.extend(np.asarray(report["loss"])[: len(group)].tolist())
-    return np.asarray(losses), state, program
+    return families.config(f"{name}.py:{arg}", **(SMALL | fields))
 
 
 # ---- What is minimised, and what is measured
@@ -128,63 +114,6 @@ def test_an_evaluation_scores_every_byte_once_given_its_window(count, context):
 
 
 # ---- Updates
-
-# Without biases: that of the keys has no gradient but rounding, which LAMB would blow up.
-LAMB = {
-    "model.bias": False,
-    "model.dropout": 0.2,
-    "optim.name": "lamb",
-    "optim.learning_rate": 0.02,
-    "optim.weight_decay": 0.01,
-}
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The folder of a run of six steps, saved after three of them too."""
-    folder = tmp_path_factory.mktemp("whole")
-    loop.train(config(**LAMB), folder, text(random=True))
-    return folder
-
-
-def saved(folder, step):
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(folder / "checkpoints" / str(step) / "state")
-
-
-def test_resume_gives_the_same_bits_with_dropout_random_windows_and_lamb(whole, tmp_path):
-    stopped = tmp_path / "stopped"
-    shutil.copytree(whole, stopped)
-    (stopped / "final.json").unlink()
-    shutil.rmtree(stopped / "checkpoints" / "6")  # as if it had been killed after step 3
-    loop.train(config(**LAMB), stopped, text(random=True))
-    early, a, b = saved(whole, 3), saved(whole, 6), saved(stopped, 6)
-    for (path, x), y in zip(jax.tree.leaves_with_path(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_array_equal(x, y, err_msg=path_text(path))
-    for (path, x), y in zip(
-        jax.tree.leaves_with_path(early), jax.tree.leaves(a | {"stats": {}}), strict=True
-    ):
-        assert not np.array_equal(x, y), path_text(path)
-    finals = [json.loads((folder / "final.json").read_text()) for folder in (whole, stopped)]
-    assert finals[0]["eval/bits_per_byte"] == finals[1]["eval/bits_per_byte"]
-
-
-def test_four_devices_train_the_same_as_one_with_dropout(whole):
-    program = Trainer(config(**LAMB, **{"mesh.data": 4}), text(random=True))
-    state, batches = program.init(), program.batches(0)
-    losses = []
-    for _ in range(2):
-        state, report = program.dispatch(state, list(islice(batches, 3)))
-        losses.append(report["loss"][2])
-    expected = [line["train/loss"] for line in read_metrics(whole)]
-    np.testing.assert_allclose(losses, expected, rtol=1e-5)
-    assert losses[1] < losses[0]
-    for (path, a), b in zip(
-        jax.tree.leaves_with_path(saved(whole, 6)["params"]),
-        jax.tree.leaves(state["params"]),
-        strict=True,
-    ):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6, err_msg=path_text(path))
 
 
 # Instead of updating the parameters, keeps the gradients as its state, exactly.
@@ -255,7 +184,8 @@ def test_lamb_on_a_scanned_transformer_is_lamb_on_its_unrolled_twin():
 def test_a_small_model_learns_a_sentence_by_heart():
     fields = {"model.width": 32, "model.max_len": 32, "optim.learning_rate": 0.01}
     settings = config(**fields, **{"train.steps": 120, "train.steps_per_dispatch": 40})
-    losses, state, program = train(settings, text(length=32, random=True))
+    program = Trainer(settings, text(length=32, random=True))
+    losses, state = families.train(program)
     assert abs(losses[0] / math.log(2) - 8) < 0.2
     bits = program.evaluate(state)["eval/bits_per_byte"]
     letters, pairs = Counter(SENTENCE), Counter(pairwise(SENTENCE))
