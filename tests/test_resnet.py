@@ -15,7 +15,6 @@ from flax import nnx, traverse_util
 from rezero_jax import ResNet
 from rezero_jax.errors import UserError
 from rezero_jax.models.resnet.blocks import RULES
-from rezero_jax.stack import stacked
 from rezero_jax.training.state import model_spec
 
 CIFAR = functools.partial(ResNet.cifar, 14, num_classes=5, width=2, scan=True)
@@ -231,28 +230,6 @@ def some_state(make, seed=0):
     return structure, params, jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.7), stats)
 
 
-@pytest.mark.parametrize("rule", ["rezero", pytest.param("skipinit", marks=pytest.mark.slow)])
-def test_only_gates_shortcuts_and_ends_learn_first_and_the_branches_next(rule):
-    structure, params, stats = some_state(
-        functools.partial(ResNet.cifar, 14, rule, width=4, scan=True)
-    )
-    closed = jax.tree.map_with_path(
-        lambda path, leaf: leaf * 0 if "alpha" in str(path) else leaf, params
-    )
-    (_, stats), grads = value_and_grad(structure, closed, stats)
-    branches = [k for k in flat(grads) if "conv1" in k or "conv2" in k]
-    alphas = [k for k in flat(grads) if k.endswith("rule/alpha")]
-    assert set(alphas) == structure.alpha_paths
-    assert sum(flat(grads)[k].size for k in alphas) == 6
-    assert all(np.all(flat(grads)[k] == 0) for k in branches)
-    assert all(np.all(flat(grads)[k] != 0) for k in alphas)
-    params = jax.tree.map(lambda p, g: p - 0.1 * g, closed, grads)
-    _, grads = value_and_grad(structure, params, stats)
-    kernels = [k for k in branches if k.endswith("kernel")]
-    assert len(kernels) == 10
-    assert all(np.any(flat(grads)[k] != 0) for k in kernels)
-
-
 def unrolled(tree):
     """A tree of a network with scanned stages as that of its unrolled twin."""
 
@@ -267,13 +244,12 @@ def unrolled(tree):
     return tree | {"stages": {i: stage(s) for i, s in tree.get("stages", {}).items()}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [
-        pytest.param(
-            functools.partial(ResNet.cifar, 20, "rezero", width=4), marks=pytest.mark.slow
-        ),
-        pytest.param(functools.partial(ResNet.cifar, 20, "fixup", width=4), marks=pytest.mark.slow),
+        functools.partial(ResNet.cifar, 20, "rezero", width=4),
+        functools.partial(ResNet.cifar, 20, "fixup", width=4),
         functools.partial(ResNet.preact, 34, "residual", width=1),
     ],
 )
@@ -287,16 +263,6 @@ def test_scanned_equals_unrolled(make):
     assert_close(flat(unrolled(grads)), flat(twin_grads), rtol=1e-3, atol=1e-5)
     if new_stats:
         assert_close(flat(unrolled(new_stats)), flat(twin_stats), rtol=1e-5, atol=1e-6)
-
-
-def test_scanned_and_unrolled_start_from_the_same_parameters():
-    make = functools.partial(ResNet.cifar, 20, width=4, rngs=nnx.Rngs(0))
-    scanned, listed = (make(scan=scan, rngs=nnx.Rngs(0)) for scan in (True, False))
-    assert isinstance(listed.stages[2].rest.blocks, nnx.List)
-    for stage, twin in zip(scanned.stages, listed.stages, strict=True):
-        pairs = (jax.tree.leaves(stack) for stack in (stage.rest, stacked(twin.rest)))
-        for a, b in zip(*pairs, strict=True):
-            np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.slow

@@ -277,20 +277,6 @@ def test_a_rule_without_gates_has_no_alphas():
     assert model_spec(make).alphas(params).shape == (0,)
 
 
-def test_only_the_gates_feel_the_first_gradient_and_the_branches_the_next(rezero):
-    _, train_step, state = rezero
-    at_zero, _ = gradients(make_model(), state["params"])
-    branches = {path for path in at_zero if path.startswith("trunk/blocks/linear")}
-    assert len(branches) == 2
-    for path in branches:
-        np.testing.assert_array_equal(at_zero[path], 0)
-    assert np.all(at_zero["trunk/blocks/rule/alpha"] != 0)
-
-    after_one, _ = gradients(make_model(), train_step(state, first(batches(1)))[0]["params"])
-    for path in branches:
-        assert np.all(np.any(after_one[path] != 0, axis=tuple(range(1, after_one[path].ndim))))
-
-
 def test_the_gradient_of_a_gate_is_its_derivative():
     """dL/dalpha of every layer against central differences of the loss."""
     make = make_model()

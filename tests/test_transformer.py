@@ -164,26 +164,6 @@ def test_the_trunk_starts_as_the_identity_to_the_bit(options):
     assert np.abs(logits(0.5) - logits(0.5, bare=True)).max() > 0.1
 
 
-def test_only_gates_and_ends_learn_first_and_the_branches_next():
-    structure = structure_of()
-    params = some_params(structure, gate=0.0)
-    grads, _ = gradients_and_logits(params)
-    ends = {"embedding", "head", "head_bias"}
-    branches = flat(grads).keys() - structure.alpha_paths - ends
-    assert len(branches) == 8
-    for path in branches:
-        np.testing.assert_array_equal(flat(grads)[path], 0, err_msg=path)
-    for path in structure.alpha_paths | ends:
-        assert np.all(np.any(flat(grads)[path] != 0)), path
-    (gates,) = (flat(grads)[path] for path in structure.alpha_paths)
-    assert np.all(gates != 0)
-    params = jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
-    grads, _ = gradients_and_logits(params)
-    for path in branches:
-        layers = flat(grads)[path].reshape(DEPTH, -1)
-        assert np.all(np.any(layers != 0, axis=1)), path
-
-
 @functools.cache
 def initial(scan):
     """The parameters that a model starts from."""
@@ -225,13 +205,6 @@ def test_scanned_equals_unrolled():
     twin_grads, twin_logits = gradients_and_logits(params, scan=False, **DROPPED)
     np.testing.assert_allclose(logits, twin_logits, rtol=1e-5, atol=1e-5)
     assert_close(unrolled(grads), twin_grads, rtol=1e-4, atol=1e-6)
-
-
-def test_scanned_and_unrolled_start_from_the_same_parameters():
-    scanned, listed = flat(unrolled(initial(scan=True))), flat(initial(scan=False))
-    assert scanned.keys() == listed.keys()
-    for name, value in scanned.items():
-        np.testing.assert_array_equal(value, listed[name], err_msg=name)
 
 
 @pytest.mark.parametrize("remat", ["full", "dots"])

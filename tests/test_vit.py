@@ -3,16 +3,14 @@
 from functools import partial
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from rezero_jax import Alpha, ViT
+from rezero_jax import ViT
 from rezero_jax.errors import UserError
 from rezero_jax.models.weights import from_torch, to_torch
-from rezero_jax.stack import stacked, unstacked
 from rezero_jax.training.state import model_spec
 
 REFERENCE = dict(np.load(Path(__file__).with_name("reference") / "vit.npz"))
@@ -86,42 +84,6 @@ def test_parameters_are_as_many_as_timms(sizes, count):
     width, depth = sizes[2:4]
     assert parameters("pre_norm") == count
     assert parameters("rezero") == count - (2 * depth + 1) * 2 * width + depth
-
-
-@pytest.mark.parametrize("pool", ["mean", pytest.param("token", marks=pytest.mark.slow)])
-def test_the_trunk_is_the_identity_and_the_gates_alone_move_first(pool):
-    model = nnx.jit(lambda: SMALL(pool=pool, rngs=nnx.Rngs(0)))()
-    x, end = nnx.jit(lambda model: (x := model.embed(IMAGES), model.trunk(x)))(model)
-    np.testing.assert_array_equal(end, x)
-    grads = nnx.jit(nnx.grad(lambda model: jnp.square(model(IMAGES)).sum()))(model)
-    for path, grad in nnx.to_flat_state(grads):
-        if isinstance(grad, Alpha):
-            assert (grad[...] != 0).all()
-        elif path[0] == "trunk":
-            assert (grad[...] == 0).all(), path
-
-
-def test_scanned_and_unrolled_models_agree():
-    scanned, unrolled = nnx.jit(
-        lambda: tuple(SMALL(alpha_init=0.5, scan=scan, rngs=nnx.Rngs(0)) for scan in (True, False))
-    )()
-    value_and_grad = nnx.jit(nnx.value_and_grad(lambda m: jnp.square(m(IMAGES)).sum()))
-    loss, grads = value_and_grad(scanned)
-    twin = nnx.clone(scanned)
-    twin.trunk.layers = unstacked(scanned.trunk.layers)
-    for a, b in zip(leaves(twin), leaves(unrolled), strict=True):
-        np.testing.assert_array_equal(a, b)
-    other, other_grads = value_and_grad(unrolled)
-    np.testing.assert_allclose(other, loss, rtol=1e-5)
-    nnx.update(unrolled, other_grads)
-    unrolled.trunk.layers = stacked(unrolled.trunk.layers)
-    nnx.update(scanned, grads)
-    for a, b in zip(leaves(unrolled), leaves(scanned), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max() + 1e-9)
-
-
-def leaves(model):
-    return jax.tree.leaves(nnx.state(model, nnx.Param))
 
 
 def test_a_patch_keeps_its_pixels_and_its_place():
