@@ -25,9 +25,10 @@ exit status:
   0         the run is finished
   2         the command, the config or the workdir is wrong
   3         the loss, a gradient or a parameter stopped being finite
-  4         another process of the run was lost or did not start, or the bucket does not answer
+  4         another process of the run was lost or did not connect, or the bucket does not answer
+  134       JAX aborted, because another process of the run was silent
   130, 143  Ctrl-C or SIGTERM stopped the run; if training had begun, its state is saved
-After 4, 130 and 143 the same command resumes the run.
+After 4, 130, 134 and 143 the same command resumes the run.
 """
 
 

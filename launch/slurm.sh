@@ -26,6 +26,6 @@ status=0
 srun .venv/bin/python train.py --config=configs/transformer_enwik8.py:layers=128 \
   --workdir="$BUCKET/enwik8-128" || status=$?
 case $status in
-  4 | 143) scontrol requeue "$SLURM_JOB_ID" ;;  # a process or the bucket was lost; stopped by SIGTERM
+  4 | 134 | 143) scontrol requeue "$SLURM_JOB_ID" ;;  # a process (134: JAX aborted) or the bucket was lost; SIGTERM
 esac
 exit "$status"
