@@ -1,4 +1,4 @@
-"""The pieces of the fault campaign: what it compares, damages, aims at and calls lost."""
+"""The campaign of kills and damages: what it compares, damages, aims at and calls lost."""
 
 import itertools
 import json
@@ -13,23 +13,22 @@ import numpy as np
 import pytest
 from etils import epath
 
-from rezero_jax.config import base_config, load_config
 from rezero_jax.runs.checkpoint import Checkpoints
 from rezero_jax.runs.metrics import MetricsWriter
-from rezero_jax.training.trainer import Trainer
+from tests.families import FAMILIES
 from tests.faults import damage, kill
 from tests.faults.campaign import main
-from tests.faults.compare import changed_arrays, differences
-from tests.faults.judge import Judge
-from tests.faults.runs import FAMILIES, ROOT, Reference, Said
+from tests.faults.compare import Judge, changed_arrays, differences
+from tests.faults.runs import Said
 
+CONFIG = FAMILIES["mlp"].load_config()
 STEPS = (5, 10)
 
 
 def write_run(folder, weight=0.25, loss=0.5, best=0.5, seconds=1.0, total=7.0):
-    """A finished run in miniature, as the loop would leave it."""
+    """Writes a finished run in miniature, as the loop would."""
     record = MetricsWriter(folder, 0)
-    checkpoints = Checkpoints(folder / "checkpoints", base_config().checkpoint)
+    checkpoints = Checkpoints(folder / "checkpoints", CONFIG.checkpoint)
     for step in STEPS:
         record.write(step, {"train/loss": loss, "time/data": seconds})
         state = {
@@ -53,7 +52,7 @@ def one(tmp_path_factory):
 
 @pytest.fixture
 def tmp_path(tmp_path):
-    """The campaign's paths may lie in a bucket."""
+    """The campaign's paths may be in a bucket."""
     return epath.Path(tmp_path)
 
 
@@ -68,8 +67,8 @@ def next_float(value):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"weight": float(np.nextafter(np.float32(0.25), 1))}, ["state ['params']['w']"]),
-        ({"weight": -0.25}, ["state ['params']['w']"]),
+        ({"weight": float(np.nextafter(np.float32(0.25), 1))}, ["state params/w"]),
+        ({"weight": -0.25}, ["state params/w"]),
         ({"best": next_float(0.5)}, ["final.json"]),
         ({"total": next_float(7.0)}, ["saved progress"]),
         ({"loss": next_float(0.5)}, [f"metrics.jsonl, step {step}" for step in STEPS]),
@@ -109,10 +108,10 @@ def contents(folder):
 
 
 @pytest.mark.parametrize("kind", damage.KINDS, ids=lambda kind: kind.__name__)
-def test_a_damage_changes_files_and_says_which(kind, one, tmp_path):
+def test_a_damage_changes_the_files_that_it_names(kind, one, tmp_path):
     sound = contents(one / "checkpoints/10")
     said = set()
-    for seed in range(4):
+    for seed in range(3):
         twice = []
         for again in range(2):
             folder = tmp_path / f"{seed}{again}"
@@ -129,7 +128,7 @@ def test_a_damage_changes_files_and_says_which(kind, one, tmp_path):
 
 
 def test_a_flipped_bit_is_one_bit(one, tmp_path):
-    for seed in range(20):
+    for seed in range(5):
         folder = tmp_path / str(seed)
         shutil.copytree(one / "checkpoints/10", folder)
         damage.flipped_bit(folder, folder, random.Random(seed))
@@ -155,7 +154,6 @@ WARNED = "warning: checkpoint 10 is damaged (bad); moved it to run/damaged/10\n"
         (BEGUN, 0, True, damage.PASSED_OVER),
         (WARNED + BEGUN, 0, True, damage.PASSED_OVER),
         (WARNED + AT_5, 1, True, damage.CRASHED),
-        (WARNED + "Traceback (most recent call last):\n" + AT_5, 0, True, damage.CRASHED),
     ],
 )
 def test_what_became_of_a_damaged_checkpoint(text, code, is_as_saved, expected):
@@ -169,21 +167,15 @@ def test_a_checkpoint_without_the_sign_of_a_finished_one(text, expected):
     assert damage.classify(Said(text), 0, 10, 5, lambda: True, is_finished=False) == expected
 
 
-def test_a_checkpoint_restored_to_other_numbers_is_not_harmless(tmp_path):
-    family = FAMILIES[0]
-    config = load_config(str(ROOT / family.config), [*family.settings, "mesh.data=1"])
-    checkpoints = Checkpoints(tmp_path / "run/checkpoints", config.checkpoint)
-    checkpoints.save(10, Trainer.from_config(config).init(), {"last": {"eval/loss": 0.5}}, None)
-    checkpoints.close()
-    reference = Reference(family, tmp_path / "run", 1.0, 1.0)
-    sound, evidence = tmp_path / "run/checkpoints/10", tmp_path / "evidence/10"
+def test_a_checkpoint_restored_to_other_numbers_is_not_harmless(trained, tmp_path):
+    sound, evidence = epath.Path(trained("mlp") / "checkpoints/8"), tmp_path / "evidence/8"
     shutil.copytree(sound, evidence)
     (evidence / "commit_success.txt").unlink()
     judge = Judge()
-    assert judge.is_as_saved(reference, evidence)
+    assert judge.are_restored_alike("mlp", CONFIG, evidence, sound)
     record = evidence / "record/metadata"
-    record.write_text(record.read_text().replace('"eval/loss": 0.5', '"eval/loss": 0.4'))
-    assert not judge.is_as_saved(reference, evidence)
+    record.write_text(record.read_text().replace('"steps": 8', '"steps": 9'))
+    assert not judge.are_restored_alike("mlp", CONFIG, evidence, sound)
 
 
 # ---- Kills
@@ -200,7 +192,7 @@ def test_a_third_of_the_kills_aims_at_checkpoints_being_written(count):
 
 
 class Pretended:
-    """A process that writes a checkpoint and another, with one left behind by its predecessor."""
+    """A process that writes checkpoints, with one left behind by its predecessor."""
 
     def __init__(self, workdir):
         self.folder = workdir / "checkpoints"
@@ -254,7 +246,7 @@ def struck(newest, recorded=12):
     return kill.Kill("any", 3.0, "training", recorded, newest)
 
 
-def test_a_run_that_goes_on_after_its_newest_checkpoint_lost_the_steps_since():
+def test_a_run_that_resumes_from_its_newest_checkpoint_lost_the_steps_since():
     kills = [struck(10)]
     assert kill.check_resumed(kills, Said(AT_10)) == []
     assert kills[0].resumed == 10
@@ -264,10 +256,9 @@ def test_a_run_that_goes_on_after_its_newest_checkpoint_lost_the_steps_since():
 @pytest.mark.parametrize(
     ("newest", "text", "expected"),
     [
-        (10, AT_5, "went on after 5 though 10 was saved"),
-        (5, BEGUN, "went on after 0 though 5 was saved"),
+        (10, AT_5, "resumed after 5 though 10 was saved"),
+        (5, BEGUN, "resumed after 0 though 5 was saved"),
         (5, WARNED + AT_5, "checkpoint 10 called damaged after a kill"),
-        (0, BEGUN + "Traceback (most recent call last):", "traceback"),
     ],
 )
 def test_what_a_restart_may_not_do(newest, text, expected):

@@ -1,1 +1,1 @@
-"""Stops and damages that training must survive; `python -m tests.faults.campaign --help`."""
+"""Kills and damages that training must survive; `python -m tests.faults.campaign --help`."""

@@ -1,18 +1,18 @@
 """Kills training and damages its checkpoints, many times, and checks that nothing is lost.
 
-(a) kill -9 of `train.py`: a third at random moments from the start of the process to its end, a
-third at random moments while it trains, a third while it writes a checkpoint. The same command is
-started again, up to five kills in a row before a run may finish. It must go on from the newest
-finished checkpoint, and end with the bits of a run that nothing stopped: its state, metrics.jsonl,
-TensorBoard's scalars, final.json and the checkpoints it keeps.
+(a) kill -9 of `train.py`: a third of the kills strike at random moments from the start of the
+process to its end, a third at random moments while it trains, a third while it writes a checkpoint.
+The same command is started again, up to five kills in a row before a run may finish. The run must
+resume from the newest finished checkpoint and end with the bits of a run that nothing stopped: its
+state, metrics.jsonl, TensorBoard's scalars, final.json and the checkpoints it keeps.
 
 (b) Damaged checkpoints. A run must either set the checkpoint aside, with a warning that names it,
-and go on from the one before; or the damage is harmless: what is restored is, to the bit, what was
-saved. It must end with the same bits too.
+and resume from the previous one; or the damage must be harmless: what is restored is, to the bit,
+what was saved. The run must end with the same bits.
 
-The runs are small networks of each family, on one machine's CPU. With --storage=gs their folders
-lie in a bucket, which a server on this machine has, and requests to it fail at random; with
---processes=N each run has N processes, of which one is killed.
+The runs are small networks of each family, on one machine's CPU. With --storage=gs their workdirs
+are in a bucket of a server on this machine, and requests to it fail at random: a process that ends
+with status 4 is started again. With --processes=N each run has N processes, one of which is killed.
 """
 
 import argparse
@@ -31,11 +31,11 @@ from typing import Any
 from etils import epath
 from tqdm import tqdm
 
+from rezero_jax.formatting import markdown_table
 from rezero_jax.runs.folder import environment
 from tests.faults import compare, damage, kill
-from tests.faults.judge import Judge
-from tests.faults.runs import FAMILIES, Family, Process, Reference
-from tests.faults.tables import Run, damage_table, kill_table
+from tests.faults.compare import Judge
+from tests.faults.runs import FAMILIES, UNAVAILABLE, Family, Process, Reference, Task
 from tests.gcs.faults import Faults
 from tests.gcs.server import serving
 
@@ -51,9 +51,11 @@ examples:
     python -m tests.faults.campaign --storage=gs --out=runs/faults_gs
     python -m tests.faults.campaign --processes=2 --kills=9 --damages=0 --out=runs/faults2
 
-exit status: 0 nothing was lost; 1 something was: the table tells, DIR/report.json tells more, and
-the folders of the runs concerned are left in DIR.
+exit status: 0 nothing was lost; 1 something was: the tables and DIR/report.json state what, and the
+folders of these runs are left in DIR.
 """
+
+Run = kill.KilledRun | damage.DamagedRun
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,13 +66,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--kills", type=int, default=60, help="in all, over three families")
-    parser.add_argument("--damages", type=int, default=45, help="in all, over three families")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments and the damages")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at once")
-    parser.add_argument("--storage", choices=("disk", "gs"), default="disk", help="of the folders")
-    parser.add_argument("--faults", type=float, default=0.02, help="share of requests, with gs")
-    parser.add_argument("--processes", type=int, default=1, metavar="N", help="of each run")
+    parser.add_argument("--kills", type=int, default=60, help="over all families (default: 60)")
+    parser.add_argument("--damages", type=int, default=45, help="over all families (default: 45)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments and damages")
+    parser.add_argument("--jobs", type=int, default=2, help="simultaneous runs (default: 2)")
+    parser.add_argument("--storage", choices=("disk", "gs"), default="disk", help="of workdirs")
+    parser.add_argument(
+        "--faults", type=float, default=0.02, help="share of failing requests, with gs"
+    )
+    parser.add_argument(
+        "--processes", type=int, default=1, metavar="N", help="processes of each run"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
     args = parser.parse_args(argv)
     if args.out.exists() and any(args.out.iterdir()):
@@ -92,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     print(f"\n{kill_table(families, results)}\n\n{damage_table(results)}\n")
+    print(f"outages after which a run was started again: {sum(r.outages for r in results)}")
     print("\n".join(["FAILED", *failures]) if failures else "nothing was lost")
     print(f"everything: {out / 'report.json'}")
     return 1 if failures else 0
@@ -99,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def storage(name: str, rate: float, seed: int) -> Iterator[tuple[str, dict[str, str]]]:
-    """`Family.storage` and `Family.environment`; this process has the storage without faults."""
+    """`Family.storage` and `Family.environment`; requests of this process do not fail."""
     if name == "disk":
         yield "", {}
         return
@@ -113,14 +120,14 @@ def storage(name: str, rate: float, seed: int) -> Iterator[tuple[str, dict[str, 
 def run(
     families: Sequence[Family], kills: int, damages: int, seed: int, jobs: int, out: Path
 ) -> tuple[list[Run], list[str]]:
-    """The campaign itself: every run, and what went wrong.
+    """Makes all runs; returns them, and one text for each problem.
 
     Args:
       families: the runs.
-      kills: how many, over all families.
-      damages: how many checkpoints to damage, over all families.
-      seed: of everything drawn.
-      jobs: how many runs go at once.
+      kills: number of kills, over all families.
+      damages: number of damaged checkpoints, over all families.
+      seed: seed of everything drawn.
+      jobs: number of simultaneous runs.
       out: an empty folder, or none yet.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -136,42 +143,27 @@ def run(
             count = len(range(number, kills, len(references)))
             for i, aims in enumerate(kill.plan(random.Random(f"{seed} {name}"), count)):
                 home = out / f"kills_{name}_{i}"
-                task: Future[Any] = pool.submit(
-                    kill.kill_run,
-                    reference,
-                    aims,
-                    home,
-                    reference.family.folder(home) / "compiled" if i == 0 else cache,
-                    random.Random(f"{seed} {name} {i}"),
-                    judge.differences,
-                    bar.update,
-                )
-                tasks[task] = str(home)
+                # One run compiles anew, so that kills can strike while JAX writes its cache.
+                own = cache if i else epath.Path(out) / f"compiled_{name}"
+                rng = random.Random(f"{seed} {name} {i}")
+                task = Task(reference, home, own, rng, judge)
+                tasks[pool.submit(kill.kill_run, task, aims, bar.update)] = str(home)
         for i in range(damages):
             home = out / f"damage_{i}"
             kind = damage.KINDS[i % len(damage.KINDS)]
             # Each kind meets every family in turn.
             reference = references[(i + i // len(damage.KINDS)) % len(references)]
-            draws = random.Random(f"{seed} damage {i}")
-            task = pool.submit(
-                damage.damage_run,
-                reference,
-                kind,
-                home,
-                cache,
-                draws,
-                judge.differences,
-                judge.is_as_saved,
-            )
-            task.add_done_callback(lambda _: bar.update())
-            tasks[task] = f"{home}, {reference.family.name}, {damage.name_of(kind)}"
+            task = Task(reference, home, cache, random.Random(f"{seed} damage {i}"), judge)
+            future = pool.submit(damage.damage_run, task, kind)
+            future.add_done_callback(lambda _: bar.update())
+            tasks[future] = f"{home}, {reference.family.name}, {damage.name_of(kind)}"
 
         results: list[Run] = []
         failures: list[str] = []
-        for task, name in tasks.items():
+        for future, name in tasks.items():
             try:
-                runs = task.result()
-            except Exception as error:  # Whatever it is, the others go on.
+                runs = future.result()
+            except Exception as error:  # Whatever it is, the other runs go on.
                 failures.append(f"{name}: {type(error).__name__}: {error}")
                 continue
             results += runs
@@ -182,16 +174,18 @@ def run(
 def unbroken(family: Family, out: Path, cache: epath.Path) -> Reference:
     """The run that nothing stops, on the disk.
 
-    It is made again, in the storage, to know what it takes there once all is compiled.
+    A second run, in the storage, shows how long it takes there once everything is compiled.
 
     Raises:
-      RuntimeError: it fails, or its bits are others the second time.
+      RuntimeError: a run fails, or the two runs differ in a bit.
     """
     names = [out / f"unbroken_{family.name}_{i}" for i in range(2)]
     folders = [epath.Path(names[0]), family.folder(names[1])]
     for folder, name in zip(folders, names, strict=True):
         process = Process(family, folder, name.with_suffix(".log"), cache)
-        if code := process.wait():
+        while (code := process.wait()) in UNAVAILABLE:
+            process = Process(family, folder, name.with_suffix(".log"), cache)
+        if code:
             raise RuntimeError(f"an unbroken run ends with status {code}:\n{process.said.text}")
         seconds = process.age
     if found := compare.differences(*folders):
@@ -199,6 +193,38 @@ def unbroken(family: Family, out: Path, cache: epath.Path) -> Reference:
     final = json.loads((folders[1] / "final.json").read_text())
     training = final["seconds"] - final["time/start"] - final["time/compilation"]
     return Reference(family, folders[0], seconds, training)
+
+
+def kill_table(families: Sequence[Family], results: Sequence[Run]) -> str:
+    """How many kills of each family struck in which phase, and what they cost."""
+    head = ["family", "runs", "kills", *kill.PHASES, "most steps lost", "a save each", "same bits"]
+    rows = []
+    for family in families:
+        runs = [r for r in results if isinstance(r, kill.KilledRun) and r.family == family.name]
+        kills = [k for run in runs for k in run.kills]
+        phases = [sum(k.phase == phase for k in kills) for phase in kill.PHASES]
+        lost = max((k.lost for k in kills if k.lost is not None), default=0)
+        same = f"{sum(not run.problems for run in runs)}/{len(runs)}"
+        rows.append([family.name, len(runs), len(kills), *phases, lost, family.save_every, same])
+    return markdown_table([head, *rows])
+
+
+def damage_table(results: Sequence[Run]) -> str:
+    """What became of the damaged checkpoints, by kind."""
+    damaged = [result for result in results if isinstance(result, damage.DamagedRun)]
+    groups = {
+        name: [d for d in damaged if d.kind == name] for name in map(damage.name_of, damage.KINDS)
+    }
+    rows = [
+        [
+            name,
+            len(group),
+            *(sum(d.outcome == outcome for d in group) for outcome in damage.OUTCOMES),
+            f"{sum(not d.problems for d in group)}/{len(group)}",
+        ]
+        for name, group in (groups | {"all": damaged}).items()
+    ]
+    return markdown_table([["damage", "checkpoints", *damage.OUTCOMES, "same bits"], *rows])
 
 
 if __name__ == "__main__":

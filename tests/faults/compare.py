@@ -1,7 +1,9 @@
-"""What two runs left behind, compared to the bit, times apart."""
+"""Compares what two runs left behind, to the bit, except for times."""
 
 import json
 import struct
+import tempfile
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,43 +11,36 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from ml_collections import ConfigDict
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from rezero_jax.runs.checkpoint import Checkpoints
+from rezero_jax.runs.files import copy_folder
 from rezero_jax.runs.folder import saved_steps
 from rezero_jax.runs.metrics import read_metrics
+from rezero_jax.training.trainer import Trainer
+from tests.families import flat
 
 
 def is_time(key: str) -> bool:
-    """Whether a value of the record says how long something took, which no two runs share."""
+    """Whether a value of the record states how long something took, which differs between runs."""
     times = ("seconds", "goodput", "examples_per_second", "mfu", "time")
     return key in times or key.startswith("time/")
 
 
-def _without_times(values: dict[str, Any]) -> dict[str, Any]:
+def without_times(values: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if not is_time(key)}
 
 
 def metrics(workdir: epath.Path) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl."""
-    return [_without_times(line) for line in read_metrics(workdir)]
-
-
-def events(folder: epath.Path) -> Iterator[Event]:
-    """The events in TensorBoard's record files, in order of writing."""
-    for path in sorted(folder.iterdir()):
-        data, at = path.read_bytes(), 0
-        while at + 12 <= len(data):  # length, its checksum, the event, its checksum
-            (length,) = struct.unpack_from("<Q", data, at)
-            if at + 12 + length + 4 > len(data):
-                break  # cut off by a crash
-            yield Event.FromString(data[at + 12 : at + 12 + length])
-            at += 12 + length + 4
+    """Lines of metrics.jsonl."""
+    return [without_times(line) for line in read_metrics(workdir)]
 
 
 def scalars(folder: epath.Path) -> dict[tuple[int, str], float]:
-    """{(step, name): value}, as TensorBoard shows it: a restart hides later steps seen before."""
+    """{(step, name): value} as TensorBoard shows them: a restart hides later steps seen before."""
     found: dict[tuple[int, str], float] = {}
-    for event in events(folder):
+    for event in _events(folder):
         if event.session_log.status == SessionLog.START:
             found = {key: value for key, value in found.items() if key[0] < event.step}
         for value in event.summary.value:
@@ -53,29 +48,34 @@ def scalars(folder: epath.Path) -> dict[tuple[int, str], float]:
     return found
 
 
+def _events(folder: epath.Path) -> Iterator[Event]:
+    """The events in TensorBoard's record files, in order of writing."""
+    for path in sorted(folder.iterdir()):
+        data, at = path.read_bytes(), 0
+        while at + 12 <= len(data):  # length, its checksum, the event, its checksum
+            (length,) = struct.unpack_from("<Q", data, at)
+            if at + 12 + length + 4 > len(data):
+                break  # truncated by a crash
+            yield Event.FromString(data[at + 12 : at + 12 + length])
+            at += 12 + length + 4
+
+
 def final(workdir: epath.Path) -> dict[str, Any]:
     """The content of final.json."""
-    return _without_times(json.loads((workdir / "final.json").read_text()))
+    return without_times(json.loads((workdir / "final.json").read_text()))
 
 
 def saved(workdir: epath.Path, step: int) -> dict[str, np.ndarray]:
-    """{path: array} of a checkpoint, read without the model, on whatever devices."""
+    """{path: array} of a checkpoint, read without the model, on any devices."""
     folder = workdir / "checkpoints" / str(step) / "state"
     with ocp.PyTreeCheckpointer() as checkpointer:
         tree = checkpointer.metadata(folder).item_metadata.tree
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        state = checkpointer.restore(folder, restore_args=as_numpy)
-    return by_path(state)
-
-
-def by_path(state: Any) -> dict[str, np.ndarray]:
-    """{path: array} of a tree."""
-    flat = jax.tree.leaves_with_path(state)
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in flat}
+        return flat(checkpointer.restore(folder, restore_args=as_numpy))
 
 
 def changed_arrays(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> list[str]:
-    """The paths under which not the same bits lie."""
+    """Paths of the arrays that differ in a bit, their dtype or their shape."""
 
     def bits(array: np.ndarray | None) -> tuple | None:
         return None if array is None else (array.dtype, array.shape, array.tobytes())
@@ -86,11 +86,11 @@ def changed_arrays(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> list[s
 def progress(workdir: epath.Path, step: int) -> dict[str, Any]:
     """The loop's own sums, as saved beside the state."""
     record = workdir / "checkpoints" / str(step) / "record" / "metadata"
-    return _without_times(json.loads(record.read_text())["progress"])
+    return without_times(json.loads(record.read_text())["progress"])
 
 
 def differences(one: epath.Path, other: epath.Path) -> list[str]:
-    """What two finished runs do not share: their story, checkpoints kept, state at the end."""
+    """Differences between two finished runs: their records, checkpoints kept, and last states."""
     found = []
     if _text(final(one)) != _text(final(other)):
         found.append("final.json")
@@ -98,11 +98,8 @@ def differences(one: epath.Path, other: epath.Path) -> list[str]:
     if len(a) != len(b):
         found.append(f"metrics.jsonl ({len(a)} lines, {len(b)} lines)")
     else:
-        found += [
-            f"metrics.jsonl, step {x['step']}"
-            for x, y in zip(a, b, strict=True)
-            if _text(x) != _text(y)
-        ]
+        pairs = zip(a, b, strict=True)
+        found += [f"metrics.jsonl, step {x['step']}" for x, y in pairs if _text(x) != _text(y)]
     c, d = (
         {k: v for k, v in scalars(w / "tensorboard").items() if not is_time(k[1])}
         for w in (one, other)
@@ -127,3 +124,34 @@ def differences(one: epath.Path, other: epath.Path) -> list[str]:
 def _text(values: Any) -> str:
     """Equal for equal bits: JSON writes the shortest text that reads as the same float."""
     return json.dumps(values, sort_keys=True)
+
+
+class Judge:
+    """Compares for several threads, one of which at a time may use Orbax."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._shapes: dict[str, Any] = {}
+
+    def differences(self, one: epath.Path, other: epath.Path) -> list[str]:
+        """See `differences`."""
+        with self._lock:
+            return differences(one, other)
+
+    def are_restored_alike(self, name: str, config: ConfigDict, *checkpoints: epath.Path) -> bool:
+        """Whether training restores both checkpoints to the same bits; `name` names the config."""
+        with self._lock:
+            if name not in self._shapes:
+                self._shapes[name] = Trainer.from_config(config).shapes
+            a, b = (self._restored(self._shapes[name], config, folder) for folder in checkpoints)
+        if a is None or b is None:
+            return False
+        return not changed_arrays(flat(a[0]), flat(b[0])) and _text(a[1]) == _text(b[1])
+
+    def _restored(self, shapes: Any, config: ConfigDict, checkpoint: epath.Path) -> Any:
+        """State and progress, or None; restored from a copy, which may be moved away."""
+        with tempfile.TemporaryDirectory() as folder:
+            copy = epath.Path(folder) / "checkpoints"
+            copy_folder(checkpoint, copy / checkpoint.name)
+            with Checkpoints(copy, config.checkpoint) as checkpoints:
+                return checkpoints.restore(shapes, lambda _: None)

@@ -4,92 +4,96 @@ import dataclasses
 import random
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 
 from etils import epath
 
+from rezero_jax.config import load_config
 from rezero_jax.runs.files import copy_folder, is_bucket
 from rezero_jax.runs.folder import saved_steps
-from tests.faults.runs import Process, Reference, Said
+from tests.faults.runs import ROOT, UNAVAILABLE, Said, Task
 
 FOUND, HARMLESS, UNFINISHED = "found and set aside", "harmless", "taken as unfinished"
 LOADED, CRASHED, PASSED_OVER = "LOADED", "CRASHED", "PASSED OVER SILENTLY"
 GOOD = (FOUND, HARMLESS, UNFINISHED)
 OUTCOMES = (*GOOD, LOADED, CRASHED, PASSED_OVER)
+RECORD = "record/metadata"
 
-# Takes the checkpoint's folder, that of another checkpoint, and what draws; says what it did.
+# Takes the checkpoint's folder, the folder of another checkpoint, and what draws; returns the
+# changed files in words.
 Damage = Callable[[epath.Path, epath.Path, random.Random], str]
 
 
 def folders(folder: epath.Path) -> list[epath.Path]:
-    """The folders in it, and in these."""
+    """All folders below a folder."""
     found = sorted(path for path in folder.iterdir() if path.is_dir())
     return found + [path for inner in found for path in folders(inner)]
 
 
 def files(folder: epath.Path, under: str = "") -> list[epath.Path]:
-    """The files with something in them, in an order that their random names have no part in."""
+    """Files with content, in an order that does not depend on their random names."""
     top = folder / under
-    inside = [path for place in (top, *folders(top)) for path in place.iterdir()]
-    found = [path for path in inside if path.is_file() and path.stat().length]
-    return sorted(found, key=lambda path: (path.parent, path.stat().length))
+    found = [path for place in (top, *folders(top)) for path in place.iterdir() if path.is_file()]
+    sizes = {path: len(path.read_bytes()) for path in found}
+    return sorted(
+        (path for path in found if sizes[path]), key=lambda path: (path.parent, sizes[path])
+    )
 
 
 def pick(folder: epath.Path, rng: random.Random) -> epath.Path:
-    """A file: half the time each as likely as any other, else each byte."""
+    """A file: half of the time with equal probabilities, else weighted by size."""
     found = files(folder)
-    weights = [path.stat().length for path in found] if rng.random() < 0.5 else None
+    weights = [len(path.read_bytes()) for path in found] if rng.random() < 0.5 else None
     return rng.choices(found, weights)[0]
+
+
+def _rewrite(folder: epath.Path, path: epath.Path, data: bytes) -> str:
+    before = path.read_bytes()
+    path.write_bytes(data)
+    first = next(
+        (i for i, (a, b) in enumerate(zip(before, data, strict=False)) if a != b), "the end"
+    )
+    return f"{path.relative_to(folder)}: {len(before)} to {len(data)} bytes, changed from {first}"
 
 
 def truncated_file(folder: epath.Path, other: epath.Path, rng: random.Random) -> str:
     path = pick(folder, rng)
     data = path.read_bytes()
-    size = rng.randrange(1, len(data)) if len(data) > 1 else 0
-    path.write_bytes(data[:size])
-    return f"{path.relative_to(folder)} cut from {len(data)} to {size} bytes"
+    return _rewrite(folder, path, data[: rng.randrange(1, len(data)) if len(data) > 1 else 0])
 
 
 def emptied_file(folder: epath.Path, other: epath.Path, rng: random.Random) -> str:
-    path = pick(folder, rng)
-    path.write_bytes(b"")
-    return f"{path.relative_to(folder)} emptied"
+    return _rewrite(folder, pick(folder, rng), b"")
 
 
 def deleted_file(folder: epath.Path, other: epath.Path, rng: random.Random) -> str:
     path = pick(folder, rng)
     path.unlink()
-    return f"{path.relative_to(folder)} deleted"
+    return f"{path.relative_to(folder)}"
 
 
 def deleted_folder(folder: epath.Path, other: epath.Path, rng: random.Random) -> str:
     path = rng.choice(sorted(folders(folder)))
     path.rmtree()
-    return f"{path.relative_to(folder)}/ deleted"
+    return f"{path.relative_to(folder)}/"
 
 
 def appended_bytes(folder: epath.Path, other: epath.Path, rng: random.Random) -> str:
-    path, count = pick(folder, rng), rng.randint(1, 100)
-    path.write_bytes(path.read_bytes() + rng.randbytes(count))
-    return f"{count} bytes appended to {path.relative_to(folder)}"
+    path = pick(folder, rng)
+    return _rewrite(folder, path, path.read_bytes() + rng.randbytes(rng.randint(1, 100)))
 
 
 def zeroed_block(folder: epath.Path, other: epath.Path, rng: random.Random) -> str:
     path = rng.choice([path for path in files(folder) if any(path.read_bytes())])
-    data = bytearray(path.read_bytes())
+    data = path.read_bytes()
     at = rng.choice([i for i, byte in enumerate(data) if byte])
-    end = min(at + 64, len(data))
-    data[at:end] = bytes(end - at)
-    path.write_bytes(data)
-    return f"bytes {at} to {end} of {path.relative_to(folder)} zeroed"
+    zeros = bytes(min(64, len(data) - at))
+    return _rewrite(folder, path, data[:at] + zeros + data[at + len(zeros) :])
 
 
 def _flip_bit(folder: epath.Path, path: epath.Path, rng: random.Random) -> str:
     data = bytearray(path.read_bytes())
-    at, bit = rng.randrange(len(data)), rng.randrange(8)
-    data[at] ^= 1 << bit
-    path.write_bytes(data)
-    return f"bit {bit} of byte {at} of {path.relative_to(folder)} flipped"
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    return _rewrite(folder, path, bytes(data))
 
 
 def flipped_bit(folder: epath.Path, other: epath.Path, rng: random.Random) -> str:
@@ -97,55 +101,52 @@ def flipped_bit(folder: epath.Path, other: epath.Path, rng: random.Random) -> st
 
 
 def flipped_bit_of_arrays(folder: epath.Path, other: epath.Path, rng: random.Random) -> str:
-    largest = max(files(folder, "state"), key=lambda path: path.stat().length)
+    largest = max(files(folder, "state"), key=lambda path: len(path.read_bytes()))
     data = [path for path in files(folder, "state") if path.parent.name == "d"]
     return _flip_bit(folder, rng.choice([*data, largest]), rng)
 
 
 def flipped_bit_of_record(folder: epath.Path, other: epath.Path, rng: random.Random) -> str:
-    return _flip_bit(folder, folder / "record" / "metadata", rng)
+    return _flip_bit(folder, folder / RECORD, rng)
 
 
 def changed_digit_of_progress(folder: epath.Path, other: epath.Path, rng: random.Random) -> str:
-    """The worst that one bit of the record can do: what can be read, and is another number."""
-    path = folder / "record" / "metadata"
-    text = path.read_text()
-    digits = [i for i, char in enumerate(text[: text.index('"fingerprint"')]) if char.isdigit()]
-    at = rng.choice(digits)
-    path.write_text(text[:at] + chr(ord(text[at]) ^ 1) + text[at + 1 :])
-    return f"digit {text[at]} at byte {at} of record/metadata changed"
+    """The worst that one bit of the record can do: it can be read, and is another number."""
+    data = bytearray((folder / RECORD).read_bytes())
+    end = data.index(b'"fingerprint"')
+    at = rng.choice([i for i in range(end) if chr(data[i]).isdigit()])
+    data[at] ^= 1
+    return _rewrite(folder, folder / RECORD, bytes(data))
 
 
 def swapped_files(folder: epath.Path, other: epath.Path, rng: random.Random) -> str:
     a = pick(folder, rng)
     b = rng.choice([path for path in files(folder) if path.read_bytes() != a.read_bytes()])
     of_a, of_b = a.read_bytes(), b.read_bytes()
-    a.write_bytes(of_b)
-    b.write_bytes(of_a)
-    return f"{a.relative_to(folder)} and {b.relative_to(folder)} swapped"
+    return f"{_rewrite(folder, a, of_b)}; {_rewrite(folder, b, of_a)}"
 
 
 def file_of_another_checkpoint(folder: epath.Path, other: epath.Path, rng: random.Random) -> str:
-    """The file of the same name where there is one, else another of the same folder."""
+    """The file of the same name if there is one, else another file of the same folder."""
     path = pick(folder, rng)
     where = path.parent.relative_to(folder)
     theirs = [p for p in files(other, str(where)) if p.read_bytes() != path.read_bytes()]
     theirs = [p for p in theirs if p.name == path.name] or theirs or files(other)
-    source = rng.choice(theirs)
-    path.write_bytes(source.read_bytes())
-    return f"{path.relative_to(folder)} replaced by {source.relative_to(other.parent)}"
+    return _rewrite(folder, path, rng.choice(theirs).read_bytes())
+
+
+def _replace_folder(folder: epath.Path, other: epath.Path, name: str) -> str:
+    (folder / name).rmtree()
+    copy_folder(other / name, folder / name)
+    return f"{name}/"
 
 
 def state_of_another_checkpoint(folder: epath.Path, other: epath.Path, rng: random.Random) -> str:
-    (folder / "state").rmtree()
-    copy_folder(other / "state", folder / "state")
-    return f"state/ replaced by that of {other.name}"
+    return _replace_folder(folder, other, "state")
 
 
 def record_of_another_checkpoint(folder: epath.Path, other: epath.Path, rng: random.Random) -> str:
-    (folder / "record").rmtree()
-    copy_folder(other / "record", folder / "record")
-    return f"record/ replaced by that of {other.name}"
+    return _replace_folder(folder, other, "record")
 
 
 def half_written(folder: epath.Path, other: epath.Path, rng: random.Random) -> str:
@@ -156,12 +157,12 @@ def half_written(folder: epath.Path, other: epath.Path, rng: random.Random) -> s
         ["_CHECKPOINT_METADATA", "commit_success.txt", "state/_METADATA", "state/_sharding"],
         ["state/_METADATA"],
         ["state/manifest.ocdbt", "state/_METADATA", "_CHECKPOINT_METADATA"],
-        ["record/metadata", "_CHECKPOINT_METADATA"],
+        [RECORD, "_CHECKPOINT_METADATA"],
     ]
     gone = [name for name in rng.choice(last) if (folder / name).exists()]
     for name in gone:
         (folder / name).unlink()
-    return f"{', '.join(gone)} missing"
+    return ", ".join(gone)
 
 
 KINDS: tuple[Damage, ...] = (
@@ -184,7 +185,7 @@ KINDS: tuple[Damage, ...] = (
 
 
 def name_of(kind: Damage) -> str:
-    """What the table calls it."""
+    """The name of a damage in the table."""
     return kind.__name__.replace("_", " ")
 
 
@@ -193,9 +194,11 @@ class DamagedRun:
     """A damaged checkpoint and what became of it.
 
     Attributes:
-      step: of the checkpoint, the newest one.
+      what: the changed files.
+      step: step of the checkpoint, the newest one.
       outcome: one of OUTCOMES.
       problems: empty if nothing was lost.
+      outages: see `kill.KilledRun`.
     """
 
     family: str
@@ -204,6 +207,7 @@ class DamagedRun:
     step: int
     outcome: str
     problems: list[str]
+    outages: int
 
 
 def classify(
@@ -214,17 +218,17 @@ def classify(
     is_as_saved: Callable[[], bool],
     is_finished: bool = True,
 ) -> str:
-    """What a run did with its newest checkpoint, of `step`; the one before is of step `before`.
+    """What a run did with its newest checkpoint.
 
     Args:
       said: the run's output.
       code: its exit status.
-      step: of the damaged checkpoint.
-      before: of the sound one before it.
-      is_as_saved: whether what it is restored to is, to the bit, what was saved.
-      is_finished: whether it still has the sign by which its storage knows a finished checkpoint.
+      step: step of the damaged checkpoint.
+      before: step of the sound checkpoint before it.
+      is_as_saved: whether the damaged checkpoint is restored to the bits that were saved.
+      is_finished: whether the damaged checkpoint still has the mark of a finished one.
     """
-    if code or said.has_traceback:
+    if code:
         return CRASHED
     if said.resumed_at == step:
         return HARMLESS if is_as_saved() and not said.damaged else LOADED
@@ -235,54 +239,46 @@ def classify(
     return PASSED_OVER
 
 
-def damage_run(
-    reference: Reference,
-    kind: Damage,
-    home: Path,
-    cache: epath.Path,
-    rng: random.Random,
-    compare: Callable[[epath.Path, epath.Path], list[str]],
-    is_as_saved: Callable[[Reference, epath.Path], bool],
-) -> list[DamagedRun]:
-    """Damages the newest checkpoint of an unfinished copy of the run, and lets it go on.
-
-    Args:
-      reference: the run that nothing stopped.
-      kind: one of KINDS.
-      home: folder of the run and its output; removed if there are no problems.
-      cache: folder of what JAX compiled.
-      rng: draws what is damaged.
-      compare: what differs between two workdirs.
-      is_as_saved: whether a checkpoint's folder is restored to what the reference saved.
-    """
-    family = reference.family
+def damage_run(task: Task, kind: Damage) -> list[DamagedRun]:
+    """Damages the newest checkpoint of an unfinished copy of the run, and lets it go on."""
+    reference, home, family = task.reference, task.home, task.reference.family
     home.mkdir(parents=True)
     workdir = family.folder(home) / "run"
     copy_folder(reference.workdir, workdir)
     (workdir / "final.json").unlink()
     steps = saved_steps(workdir)
-    at = rng.randrange(1, len(steps))
+    at = task.rng.randrange(1, len(steps))
     for later in steps[at + 1 :]:
         (workdir / "checkpoints" / str(later)).rmtree()
     step, before = steps[at], steps[at - 1]
     folder = workdir / "checkpoints" / str(step)
-    what = kind(folder, folder.parent / str(before), rng)
+    what = kind(folder, folder.parent / str(before), task.rng)
     evidence = epath.Path(home) / "evidence" / str(step)
     copy_folder(folder, evidence)
+    config = load_config(str(ROOT / family.config), [*family.settings, "mesh.data=1"])
 
-    process = Process(family, workdir, home / "log", cache)
-    code = process.wait()
+    def is_as_saved() -> bool:
+        sound = reference.workdir / "checkpoints" / str(step)
+        return task.judge.are_restored_alike(family.name, config, evidence, sound)
+
+    said, outages = Said(""), 0
+    while True:
+        process = task.start(workdir, home / f"log{outages}")
+        code = process.wait()
+        # Of several starts, the first to get that far says what became of the checkpoint.
+        said = said if said.resumed_at is not None else Said(said.text + process.said.text)
+        if code not in UNAVAILABLE or outages == 10:
+            break
+        outages += 1
     # In a bucket, as after a kill; on a disk the folder would have another name.
     is_finished = not is_bucket(folder) or (evidence / "commit_success.txt").exists()
-    outcome = classify(
-        process.said, code, step, before, lambda: is_as_saved(reference, evidence), is_finished
-    )
+    outcome = classify(said, code, step, before, is_as_saved, is_finished)
     problems = [] if outcome in GOOD else [outcome]
     if outcome == FOUND and not (workdir / "damaged" / str(step)).is_dir():
-        problems.append(f"damaged/{step} is not there")
+        problems.append(f"damaged/{step} is missing")
     if code == 0:
-        problems += compare(workdir, reference.workdir)
+        problems += task.differences(workdir)
     if not problems:
         workdir.rmtree()
         shutil.rmtree(home)
-    return [DamagedRun(family.name, name_of(kind), what, step, outcome, problems)]
+    return [DamagedRun(family.name, name_of(kind), what, step, outcome, problems, outages)]

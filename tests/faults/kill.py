@@ -1,18 +1,18 @@
-"""kill -9, again and again, and what the run that survives it must share with an unbroken one."""
+"""kill -9, again and again; the run that survives must equal a run that nothing stopped."""
 
 import dataclasses
 import random
 import shutil
+import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from etils import epath
 
 from rezero_jax.runs.files import is_bucket
 from rezero_jax.runs.folder import saved_steps
 from rezero_jax.runs.metrics import read_metrics
-from tests.faults.runs import Process, Reference, Said
+from tests.faults.runs import UNAVAILABLE, Process, Said, Task
 
 KILLS_PER_RUN = 5
 AIMS = ("writing", "any", "training")
@@ -28,11 +28,11 @@ class Kill:
     Attributes:
       aim: one of AIMS.
       seconds: age of the process.
-      phase: what it was doing, one of PHASES.
+      phase: what the process was doing, one of PHASES.
       recorded: the last step in metrics.jsonl.
-      newest: the newest finished checkpoint, 0 if none.
-      resumed: the step that the run went on after; None where the next process was killed before
-        it said so, or had nothing to do.
+      newest: step of the newest finished checkpoint, 0 if none.
+      resumed: the step from which the run resumed; None if the next process was killed before it
+        said so, or had nothing to do.
     """
 
     aim: str
@@ -50,15 +50,20 @@ class Kill:
 
 @dataclasses.dataclass
 class KilledRun:
-    """A run that was killed and started again until it was allowed to finish."""
+    """A run that was killed and started again until it was allowed to finish.
+
+    Attributes:
+      outages: processes that ended because the bucket did not answer or another process was lost.
+    """
 
     family: str
     kills: list[Kill] = dataclasses.field(default_factory=list)
     problems: list[str] = dataclasses.field(default_factory=list)
+    outages: int = 0
 
 
 def plan(rng: random.Random, count: int) -> list[list[str]]:
-    """What to aim at, for each run: a third at checkpoints being written, two at random moments."""
+    """The aims of each run: a third at checkpoints being written, the others at random moments."""
     aims = [AIMS[i % len(AIMS)] for i in range(count)]
     rng.shuffle(aims)
     return [aims[i : i + KILLS_PER_RUN] for i in range(0, count, KILLS_PER_RUN)]
@@ -67,11 +72,11 @@ def plan(rng: random.Random, count: int) -> list[list[str]]:
 def half_written(workdir: epath.Path) -> set[str]:
     """Checkpoints that are being written, or were when the process was killed."""
     folder = workdir / "checkpoints"
-    if is_bucket(folder):  # no object is renamed: they have the names of finished ones
-        begun = [path.name for path in folder.glob("*") if path.name.isdigit()]
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if is_bucket(folder):  # An unfinished checkpoint has the name of a finished one.
         newest = max(saved_steps(workdir), default=0)
-        return {name for name in begun if int(name) > newest}
-    return {path.name for path in folder.glob("*.orbax-checkpoint-tmp*")}
+        return {name for name in names if name.isdigit() and int(name) > newest}
+    return {name for name in names if ".orbax-checkpoint-tmp" in name}
 
 
 def await_moment(
@@ -84,11 +89,11 @@ def await_moment(
     """Returns when it is time to kill, or when the process has ended.
 
     Args:
-      aim: "any": from the start of the process to its end, most of which may go into starting;
-        "training": from its first updates to the end; "writing": in one of the first checkpoints.
-      process: the one to kill.
+      aim: "any": from the start of the process to its end, most of which may be the start;
+        "training": from the first updates to the end; "writing": in one of the first checkpoints.
+      process: the process to kill.
       workdir: its folder.
-      seconds: what all of it should take, and the part after the first updates.
+      seconds: expected seconds of the process, and of the part after the first updates.
       rng: draws the moment.
     """
     if aim != "writing":
@@ -116,95 +121,71 @@ def await_moment(
 
 def phase(said: Said, workdir: epath.Path, steps: int) -> str:
     """What a killed process was doing."""
-    if half_written(workdir) and said.has_trained:
-        return "writing"
     if not said.has_trained:
         return "start-up"
+    if half_written(workdir):
+        return "writing"
     return "finishing" if recorded(workdir) >= steps else "training"
 
 
 def recorded(workdir: epath.Path) -> int:
     """The last step in metrics.jsonl."""
-    if not (workdir / "metrics.jsonl").exists():
-        return 0
-    lines = read_metrics(workdir)
+    lines = read_metrics(workdir) if (workdir / "metrics.jsonl").exists() else []
     return int(lines[-1]["step"]) if lines else 0
 
 
 def check_resumed(kills: list[Kill], said: Said) -> list[str]:
-    """Notes on the last kill where the process after it went on; what is wrong with that."""
+    """Problems of the process after the last kill; notes on the kill where that process resumed."""
     problems = [f"checkpoint {step} called damaged after a kill" for step in said.damaged]
-    if said.has_traceback:
-        problems.append("traceback")
     if kills and said.resumed_at is not None:
         kills[-1].resumed = said.resumed_at
         if said.resumed_at < kills[-1].newest:
-            problems.append(f"went on after {said.resumed_at} though {kills[-1].newest} was saved")
+            problems.append(f"resumed after {said.resumed_at} though {kills[-1].newest} was saved")
     return problems
 
 
-def kill_run(
-    reference: Reference,
-    aims: list[str],
-    home: Path,
-    cache: epath.Path,
-    rng: random.Random,
-    compare: Callable[[epath.Path, epath.Path], list[str]],
-    tick: Callable[[], None],
-) -> list[KilledRun]:
-    """Runs with these kills, one after the other until all are made; mostly it is one run.
+def kill_run(task: Task, aims: list[str], tick: Callable[[], None]) -> list[KilledRun]:
+    """Makes runs until all kills have struck; mostly one run is enough.
 
     Args:
-      reference: the run that nothing stopped.
-      aims: of the kills, as `plan` makes them.
-      home: for the runs' folders and output; removed if there are no problems.
-      cache: folder of what JAX compiled; where it does not exist yet, a kill can strike while JAX
-        compiles or writes there.
-      rng: draws the moments.
-      compare: what differs between two workdirs.
+      task: the run.
+      aims: aims of the kills, from `plan`.
       tick: called after each kill that counts.
     """
     aims, runs = list(aims), list[KilledRun]()
     while aims and len(runs) < 10:
-        folder = home / str(len(runs))
-        folder.mkdir(parents=True)
-        runs.append(_kill_and_finish(reference, aims, folder, cache, rng, compare, tick))
+        runs.append(_kill_and_finish(task, aims, str(len(runs)), tick))
     if aims:
         runs[-1].problems.append(f"{len(aims)} kills came too late in every run")
     if not any(run.problems for run in runs):
-        if reference.family.storage:
-            reference.family.folder(home).rmtree()
-        shutil.rmtree(home)
+        task.reference.family.folder(task.home).rmtree()
+        shutil.rmtree(task.home, ignore_errors=True)
     return runs
 
 
-def _kill_and_finish(
-    reference: Reference,
-    aims: list[str],
-    folder: Path,
-    cache: epath.Path,
-    rng: random.Random,
-    compare: Callable[[epath.Path, epath.Path], list[str]],
-    tick: Callable[[], None],
-) -> KilledRun:
-    """One run; strikes from `aims` what it has hit."""
-    family = reference.family
+def _kill_and_finish(task: Task, aims: list[str], name: str, tick: Callable[[], None]) -> KilledRun:
+    """One run; removes from `aims` what has struck."""
+    family, folder = task.reference.family, task.home / name
+    folder.mkdir(parents=True)
     workdir = family.folder(folder) / "run"
     result = KilledRun(family.name)
     for number in range(10 * KILLS_PER_RUN):
-        process = Process(family, workdir, folder / f"{number}.log", cache)
+        process = task.start(workdir, folder / f"{number}.log")
         at_start = max(saved_steps(workdir), default=0)
         if aims:
-            await_moment(aims[0], process, workdir, reference.seconds_from(at_start), rng)
-            age, code = process.age, process.kill(rng.randrange(family.processes))
+            await_moment(aims[0], process, workdir, task.reference.seconds_from(at_start), task.rng)
+            age, code = process.age, process.kill(task.rng.randrange(family.processes))
         else:
             code = process.wait()
         said = process.said
         result.problems += check_resumed(result.kills, said)
         if code == 0:
-            result.problems += compare(workdir, reference.workdir)
+            result.problems += task.differences(workdir)
             return result
-        if code != -9:
+        if code in UNAVAILABLE:
+            result.outages += 1
+            continue
+        if code != -signal.SIGKILL:
             result.problems.append(f"exit status {code}; see {folder / f'{number}.log'}")
             return result
         newest = max(saved_steps(workdir), default=0)
@@ -215,5 +196,5 @@ def _kill_and_finish(
         if kill.aim != "writing" or kill.phase == "writing":
             aims.pop(0)
             tick()
-    result.problems.append("no kill struck a checkpoint being written")
+    result.problems.append("the run did not end, or no kill struck a checkpoint being written")
     return result

@@ -1,7 +1,8 @@
-"""The runs that the campaign stops and damages: one small network of each family, by train.py."""
+"""The runs that the campaign kills and damages: one small network of each family, by train.py."""
 
 import dataclasses
 import os
+import random
 import re
 import signal
 import subprocess
@@ -12,12 +13,15 @@ from typing import Self
 
 from etils import epath
 
+from tests.faults.compare import Judge
+
 ROOT = Path(__file__).parents[2]
 PATIENCE = 900.0  # seconds after which a process that does not end is said to hang
+UNAVAILABLE = (4, -signal.SIGABRT, 128 + signal.SIGABRT)  # the same command resumes
 
 COMMON = {
     "train.epochs": None,
-    "train.steps_per_dispatch": 7,  # does not divide what is due
+    "train.steps_per_dispatch": 7,  # divides no interval
     "checkpoint.keep": 4,
     "checkpoint.keep_best": 1,
     "log.every_steps": 10,
@@ -30,13 +34,13 @@ class Family:
 
     Attributes:
       name: in the tables.
-      config: its file.
-      steps: of the run.
+      config: the config file.
+      steps: length of the run.
       save_every: steps between two checkpoints.
-      fields: of the config, beside these and COMMON.
-      storage: what precedes the path of a workdir: "", or a bucket such as "gs://runs".
-      environment: what its processes need to reach the storage.
-      processes: how many make the run.
+      fields: fields of the config, in addition to these and COMMON.
+      storage: prefix of the path of a workdir: "", or a bucket such as "gs://runs".
+      environment: variables by which processes reach the storage.
+      processes: number of processes of the run.
     """
 
     name: str
@@ -70,7 +74,7 @@ class Family:
         )
 
     def folder(self, local: Path) -> epath.Path:
-        """The folder in the storage that belongs to one on the disk."""
+        """The folder in the storage that belongs to a folder on the disk."""
         return epath.Path(f"{self.storage}{local}")
 
     def command(self, workdir: epath.Path) -> list[str]:
@@ -84,7 +88,7 @@ class Family:
 
 
 FAMILIES = [
-    # Learns too fast, so that the best checkpoint is an early one.
+    # The learning rate is too high, so that the best checkpoint is an early one.
     Family(
         "mlp",
         "configs/mlp.py:smoke",
@@ -104,12 +108,12 @@ FAMILIES = [
 
 
 class Process:
-    """A process with the command, and those it starts; its output goes to a file.
+    """A process with the command of a run, and the processes that it starts.
 
     Args:
-      family: what it trains.
+      family: the run.
       workdir: the run's folder.
-      log: the file.
+      log: file for the output.
       cache: folder of what JAX compiled, so that a kill cannot harm the user's own.
     """
 
@@ -133,7 +137,7 @@ class Process:
         return time.monotonic() - self.started
 
     def wait(self) -> int:
-        """The exit status, once it ended by itself; a process that hangs is killed."""
+        """The exit status, once the process has ended by itself; a process that hangs is killed."""
         try:
             return self.popen.wait(PATIENCE)
         except subprocess.TimeoutExpired:
@@ -143,21 +147,21 @@ class Process:
             raise TimeoutError(f"{self._log} has not ended in {PATIENCE:.0f} s") from None
 
     def kill(self, which: int = 0) -> int:
-        """kill -9, and the exit status: another one if the process had ended before.
+        """Kills one of the processes by kill -9.
 
-        Args:
-          which: of several processes.
+        Returns:
+          The exit status, which is another one if the process had ended before.
         """
         while self.is_running:
             if len(pids := self._pids()) == self._count:
                 os.kill(pids[which], signal.SIGKILL)
                 break
             time.sleep(0.01)  # until all have started
-        status = self.wait()  # of several, the others end when they notice
+        status = self.wait()  # the others end when they notice
         return -signal.SIGKILL if status == 128 + signal.SIGKILL else status
 
     def _pids(self) -> list[int]:
-        """Of those that run, or have ended and are waited for."""
+        """Processes that run, or have ended and are waited for."""
         if self._count == 1:
             return [self.popen.pid]
         children = Path(f"/proc/{self.popen.pid}/task/{self.popen.pid}/children")
@@ -176,31 +180,22 @@ class Said:
 
     @property
     def resumed_at(self) -> int | None:
-        """The step that it resumed after; None if it did not get that far."""
+        """The step from which the process resumed; None if it did not get that far."""
         if found := re.search(r"resuming after step ([\d,]+)", self.text):
             return int(found[1].replace(",", ""))
-        return 0 if self.has_begun else None
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether it had restored or initialised its state."""
-        return " steps of " in self.text
+        return 0 if " steps of " in self.text else None
 
     @property
     def has_trained(self) -> bool:
-        """Whether it had compiled and made its first updates."""
+        """Whether the process had compiled and made its first updates."""
         return re.search(r"first \d+ step\(s\) with compilation", self.text) is not None
 
     @property
     def damaged(self) -> list[int]:
-        """The checkpoints that it said are damaged."""
+        """Steps of the checkpoints that the process called damaged."""
         return [
             int(step) for step in re.findall(r"warning: checkpoint (\d+) is damaged", self.text)
         ]
-
-    @property
-    def has_traceback(self) -> bool:
-        return "Traceback (most recent call last)" in self.text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,10 +203,10 @@ class Reference:
     """The run that nothing stopped.
 
     Attributes:
-      family: what it trained.
+      family: the run.
       workdir: its folder.
-      seconds: of the whole process, when everything is compiled.
-      training: of these, seconds after the first updates.
+      seconds: seconds of the whole process, when everything is compiled.
+      training: seconds of these after the first updates.
     """
 
     family: Family
@@ -220,6 +215,33 @@ class Reference:
     training: float
 
     def seconds_from(self, step: int) -> tuple[float, float]:
-        """What a process that resumes after `step` should take: in all, and to train."""
+        """Expected seconds of a process that resumes after `step`: in all, and of training."""
         training = self.training * (1 - step / self.family.steps)
         return self.seconds - self.training + training, training
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A run to kill or to damage.
+
+    Attributes:
+      reference: the same run, which nothing stopped.
+      home: local folder for workdirs and output; removed if there are no problems.
+      cache: folder of what JAX compiled.
+      rng: draws moments and damages.
+      judge: compares runs.
+    """
+
+    reference: Reference
+    home: Path
+    cache: epath.Path
+    rng: random.Random
+    judge: Judge
+
+    def start(self, workdir: epath.Path, log: Path) -> Process:
+        """A process that trains in `workdir`."""
+        return Process(self.reference.family, workdir, log, self.cache)
+
+    def differences(self, workdir: epath.Path) -> list[str]:
+        """Differences between the finished run in `workdir` and the reference."""
+        return self.judge.differences(workdir, self.reference.workdir)
