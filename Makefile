@@ -11,13 +11,13 @@ train: setup  ## train the default network on embedded data, in seconds
 	$(BIN)/python train.py --config=configs/mlp.py --workdir=runs/digits
 
 test: setup-dev  ## run the fast tests, each guarantee among them, in about four minutes
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-typed: setup-dev  ## run the fast tests and check the annotations of every call
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(TYPED) $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(TYPED) $(ARGS)
 
 test-slow: setup-dev  ## run the exhaustive tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow $(ARGS)
 
 campaign: setup-dev  ## kill and damage runs at random moments, and resume them, in an hour
 	$(BIN)/python -m tests.faults.campaign --out=runs/faults $(ARGS)

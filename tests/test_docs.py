@@ -270,12 +270,6 @@ def test_files_modules_and_fields_that_are_named_exist(page):
             assert field[1] in fields, text
 
 
-def test_the_new_names_of_the_changelog_exist():
-    new = re.findall(r"^\| .* \| (.*) \|$", read("CHANGELOG.md"), flags=re.MULTILINE)
-    names = re.findall(r"`(rezero_jax[.\w]+)`", " ".join(new))
-    assert len(names) > 10
-    for name in names:
-        assert importlib.util.find_spec(name), name
 
 
 def test_readme_is_one_page_with_its_picture_on_the_first_screen():
