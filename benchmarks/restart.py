@@ -1,12 +1,15 @@
-"""How long a command takes to its first update: at first, again, and when it resumes a run.
+"""Time to the first update: of a command, and of networks by depth.
 
     python -m benchmarks.restart
 
-"first" starts with no compiled code on disk, "again" is the same command in another folder, which
-finds what the first one compiled, and "resumed" the same command in the first one's folder, which
-also reads a checkpoint. Seconds are from the start of the process to the end of its first dispatch,
-and in brackets those of this dispatch, which compiles (or reads compiled code) and computes an
-update.
+In the first table, "first" starts with no compiled code on disk. "again" is the same command in
+another folder, which finds what the first one compiled. "resumed" is the same command in the first
+folder and also reads a checkpoint. The seconds run from the start of the process to the end of its
+first dispatch; in brackets is this dispatch alone, which compiles or reads compiled code and
+computes an update.
+
+The second table starts when JAX is imported and includes construction, initialisation and
+compilation.
 """
 
 import argparse
@@ -19,12 +22,19 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.worker import alone
+
 ROOT = Path(__file__).parents[1]
 RUNS = {
     "MLP, 32 x 256": ["configs/mlp.py:depth=32,width=256"],
     "MLP, 10,000 x 150": ["configs/mlp.py:depth=10000,width=150,lr=0.003"],
     "ResNet-20": ["configs/resnet.py:smoke", "model.depth=20"],
     "Transformer, 12 x 128": ["configs/transformer_small.py", "model.depth=12"],
+}
+BY_DEPTH = {
+    "configs/mlp.py:depth={},width=150,lr=0.003,dataset=cifar10": (100, 1000, 10_000),
+    "configs/transformer_small.py:depth={},width=256,length=256 model.heads=8 model.scan=True "
+    "train.batch_size=8": (12, 64, 128),
 }
 FIELDS = [
     "train.epochs=None",
@@ -36,7 +46,10 @@ FIELDS = [
 
 
 def seconds_to_first_update(run: list[str], workdir: Path, cache: Path) -> tuple[float, float]:
-    """Seconds to the end of the first dispatch, and those of the dispatch; then stops the run."""
+    """Seconds from the start of a run to the end of its first dispatch, and of this dispatch.
+
+    Then stops the run.
+    """
     spec, *fields = run
     flags = [f"--config.{field}" for field in (*FIELDS, *fields)]
     command = [sys.executable, "train.py", f"--config={spec}", f"--workdir={workdir}", *flags]
@@ -71,6 +84,17 @@ def main() -> None:
                 seconds, dispatch = seconds_to_first_update(run, workdir, cache)
                 cells.append(f"{seconds:.1f} ({dispatch:.1f})")
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    print("\n| network | depth | first update, s | later update, s | peak memory, GiB |")
+    print("| --- | --- | --- | --- | --- |")
+    for spec, depths in BY_DEPTH.items():
+        for depth in depths:
+            found = alone("benchmarks.jax_worker", "first", spec.format(depth))
+            name = spec.removeprefix("configs/").partition(".")[0]
+            print(
+                f"| {name} | {depth:,} | {found['first']:.1f} | {found['later']:.3f} | "
+                f"{found['peak']:.2f} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -3,12 +3,8 @@
 Needs the environment of benchmarks/requirements.txt; nothing of rezero_jax is imported.
 """
 
-import sys
-
 import torch
 from torch import Tensor, nn
-
-from benchmarks.torch_step import serve_training, use_gpu
 
 
 class TorchMLP(nn.Module):
@@ -45,23 +41,3 @@ class TorchMLP(nn.Module):
                 case "rezero":
                     x = x + self.alpha[i] * fx
         return self.head(x)
-
-
-def main() -> None:
-    """Serves timings of training steps; arguments: MODE DEPTH WIDTH BATCH.
-
-    MODE is eager, compile or compile-graphs, with -fused behind it for Adagrad's fused kernel.
-    """
-    mode, depth, width, batch = sys.argv[1], *map(int, sys.argv[2:])
-    use_gpu()
-    torch.manual_seed(0)
-    model = TorchMLP(3072, width, depth, 10, "rezero")
-    fused = {"fused": True} if "fused" in mode else {}
-    optimizer = torch.optim.Adagrad(model.parameters(), lr=0.01, **fused)
-    images = torch.randn(16, batch, 3072)
-    labels = torch.randint(10, (16, batch))
-    serve_training(model, optimizer, images, labels, mode=mode)
-
-
-if __name__ == "__main__":
-    main()

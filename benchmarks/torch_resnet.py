@@ -7,12 +7,8 @@ differs: their ReZero network without BatchNorm keeps it in the stem and on the 
 no biases in the convolutions.
 """
 
-import sys
-
 import torch
 from torch import Tensor, nn
-
-from benchmarks.torch_step import serve_training, use_gpu
 
 RULES = ("residual", "zero_gamma", "gated", "rezero", "skipinit", "fixup")
 PREACT = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
@@ -237,27 +233,3 @@ class TorchResNet(nn.Module):
             x = stage(x)
         x = x.mean((2, 3))
         return self.head(x if self.head_bias is None else x + self.head_bias)
-
-
-def main() -> None:
-    """Serves timings of training steps; arguments: MODE DEPTH BATCH.
-
-    MODE is eager, channels_last (also the memory format of those that follow), compile or
-    compile-graphs, with -fused behind it for this implementation of SGD.
-    """
-    mode, depth, batch = sys.argv[1], *map(int, sys.argv[2:])
-    use_gpu()
-    torch.manual_seed(0)
-    model = TorchResNet("cifar", depth, "rezero")
-    images = list(torch.randn(16, batch, 3, 32, 32))
-    labels = torch.randint(10, (16, batch))
-    if not mode.startswith("eager"):
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        images = [x.to(memory_format=torch.channels_last) for x in images]
-    kind = {"fused": True} if mode.endswith("-fused") else {}
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, **kind)
-    serve_training(model, optimizer, images, labels, mode=mode)
-
-
-if __name__ == "__main__":
-    main()

@@ -6,7 +6,6 @@ of that package, with LayerNorm before each branch and without biases in the att
 neither ReZero nor such biases.
 """
 
-import argparse
 import math
 
 import torch
@@ -14,19 +13,7 @@ from rezero.transformer import RZTXEncoderLayer
 from torch import Tensor, nn
 from x_transformers import AutoregressiveWrapper, Decoder, TransformerWrapper
 
-from benchmarks.torch_step import finish, in_bfloat16, serve_training, use_gpu
-from benchmarks.worker import serve
-
 VOCABULARY = 256
-PROMPT = 16
-PEERS = (
-    "official",
-    "official-compile",
-    "official-compile-graphs",
-    "x-transformers",
-    "x-transformers-flash",
-    "x-transformers-flash-compile",
-)
 
 
 class OfficialLM(nn.Module):
@@ -103,56 +90,3 @@ def generate(model: nn.Module, prompt: Tensor, count: int) -> Tensor:
             token = model(tokens)[:, -1].argmax(dim=-1, keepdim=True)
             tokens = torch.cat((tokens, token), dim=1)
     return tokens[:, prompt.shape[1] :]
-
-
-def main() -> None:
-    """Runs the command line."""
-    parser = argparse.ArgumentParser(
-        description="Serves timings of training steps, or of generating tokens."
-    )
-    modes = [peer + suffix for peer in PEERS for suffix in ("", "-fused")]
-    parser.add_argument("mode", choices=modes, help="-fused: AdamW with fused=True")
-    parser.add_argument("depth", type=int)
-    parser.add_argument("width", type=int)
-    parser.add_argument("length", type=int, help="tokens of a sequence, a prompt included")
-    parser.add_argument("batch", type=int, nargs="?", help="sequences a training step")
-    parser.add_argument("--heads", type=int, default=8)
-    parser.add_argument(
-        "--generate",
-        action="store_true",
-        help=f"a step is one more token of a sequence that starts with {PROMPT} bytes",
-    )
-    args = parser.parse_args()
-    use_gpu()
-    torch.manual_seed(0)
-    peer = args.mode.removesuffix("-fused")
-    model = make_model(peer, args.depth, args.width, args.length, args.heads)
-    model.to(torch.get_default_device())  # the official layers make their gates on the CPU
-
-    if args.generate:
-        if args.batch is not None or "compile" in args.mode or "fused" in args.mode:
-            parser.error("--generate takes no batch, and a mode without -compile and -fused")
-        model.eval()
-        prompt = torch.randint(VOCABULARY, (1, PROMPT))
-
-        def tokens(count: int) -> None:
-            assert PROMPT + count <= args.length, "no positions for so many tokens"
-            with in_bfloat16():
-                generate(model, prompt, count)
-            finish()
-
-        serve(tokens)
-        return
-    if args.batch is None:
-        parser.error("training needs a batch")
-
-    fused = args.mode.endswith("-fused") or None
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=fused)
-    sequences = torch.randint(VOCABULARY, (16, args.batch, args.length + 1))
-    inputs, targets = sequences[..., :-1], sequences[..., 1:].flatten(1)
-    flat = nn.Sequential(model, nn.Flatten(0, 1))  # logits in the shape of the targets
-    serve_training(flat, optimizer, inputs, targets, mode=peer, half=True)
-
-
-if __name__ == "__main__":
-    main()

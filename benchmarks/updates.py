@@ -1,50 +1,38 @@
-"""Updates of whole configs on this machine's devices: ours and a network by the book, in turns.
+"""Updates of whole configs, and generation: ours against Flax NNX and PyTorch, in turns.
 
     python -m benchmarks.updates
-    python -m benchmarks.updates --configs "configs/resnet.py:depth=110 train.batch_size=512"
+    python -m benchmarks.updates --baselines eager compile --torch-python=.venv-torch/bin/python \\
+        --configs "configs/mlp.py:depth=64,dataset=cifar10 train.batch_size=128"
+    python -m benchmarks.updates --generate --baselines official x-transformers \\
+        --torch-python=.venv-torch/bin/python --configs "configs/transformer_small.py:depth=12"
 
-An update is that of train.py, on random data of the shape that the config asks for, without the
-host's input: images are resident on the device. The peer is that of rehearsal/by_the_book.py,
-handed its batch; some configs have none. A config is as in --config of train.py, with fields after
-it. Both take turns in one process, ours by whole dispatches.
+where .venv-torch is an environment of its own:
 
-"bound" is what the floating-point operations of the model take at the peak rate of the devices, and
-"MFU" the bound over our time; recomputation is not counted (arXiv 2204.02311, B). "holds" is what
-the compiler allots to the program. Run it on an otherwise idle machine.
+    python3 -m venv .venv-torch && .venv-torch/bin/pip install -r benchmarks/requirements.txt
+
+A config is as in --config of train.py, with fields after it. All programs of a config take turns,
+each in a process of its own (benchmarks/jax_worker.py and benchmarks/torch_worker.py describe
+them), on random data. A baseline is "nnx", idiomatic Flax NNX, which has no network for some
+configs; "other-layout", ours scanned instead of unrolled, or the reverse; or a mode of PyTorch,
+whose networks are those of the config's sizes, on images of CIFAR-10's size or on bytes.
+
+A ratio above 1 says that ours is faster. "bound" is the model FLOPs at the peak rate of the
+devices, and "MFU" the bound over our time; rematerialisation is not counted (arXiv 2204.02311, B).
+Where the peak is unknown, as on CPUs, --product times a float32 matrix product in the same turns,
+whose rate is the peak. "memory" is what the compiler allots to the program. Run it on an otherwise
+idle machine.
 """
 
 import argparse
-import contextlib
-import json
 import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from ml_collections import ConfigDict
-
-from benchmarks.mlp import random_images
-from benchmarks.step import updates_of
-from benchmarks.transformer import random_text
-from benchmarks.worker import SHORTEST, milliseconds, spread
-from rehearsal.by_the_book_step import Peer
-from rehearsal.chips import chip_of
-from rehearsal.estimate import estimate
-from rehearsal.plan import compile_dispatch
-from rezero_jax.config import load_config
-from rezero_jax.data import Dataset, Text, load, stand_in
-from rezero_jax.devices import cache_compilations, set_cpu_devices
+from benchmarks.jax_worker import endless
+from benchmarks.worker import PROMPT, SHORTEST, milliseconds, spread, take_turns
 from rezero_jax.errors import UserError
-from rezero_jax.formatting import markdown_table, number
-from rezero_jax.training.cost import model_flops
-from rezero_jax.training.trainer import Trainer
+from rezero_jax.formatting import number
 
-EXAMPLES = 2560
 ENWIK8 = "configs/transformer_enwik8.py:layers"
 CONFIGS = (
     "configs/mlp.py:depth=64,dataset=cifar10",
@@ -57,157 +45,107 @@ CONFIGS = (
 )
 HEAD = (
     "config",
-    "ours, ms",
-    "peer, ms",
-    "peer / ours",
+    "program",
+    "ms a step, median",
+    "time over ours, median (range)",
     "bound, ms",
     "MFU",
-    "holds, GB (peer)",
-    "compiled in, s (peer)",
+    "memory, GB",
+    "compiled in, s",
 )
 
 
-def random_data(config: ConfigDict) -> Dataset | Text:
-    """Random data in the shape of what config.data names: speed does not depend on its content."""
-    if config.model.name == "transformer":
-        return random_text(config.data.length)
-    named = stand_in(config.data) or load(config.data)
-    assert isinstance(named, Dataset)
-    return random_images(named.example_shape, named.num_classes, EXAMPLES)
-
-
-def steps_of_ours(
-    config: ConfigDict, data: Dataset | Text
-) -> tuple[Callable[[int], None], dict[str, float]]:
-    """steps(n), which waits for n updates, and what the program costs."""
-    trainer = Trainer(config, data)
-    chip = chip_of(trainer.mesh.devices.flat[0])
-    started = time.perf_counter()
-    compiled = compile_dispatch(trainer)
-    cost = {"compiled": time.perf_counter() - started, "holds": estimate(compiled).memory}
-    if chip:
-        cost["bound"] = model_flops(trainer) / (trainer.mesh.size * chip.flops)
-    return updates_of(trainer), cost
-
-
-def steps_of_peer(
-    config: ConfigDict, data: Dataset | Text
-) -> tuple[Callable[[int], None], dict[str, float]]:
-    """The same of the peer, on a batch of the shapes of `data`.
-
-    Raises:
-      NotImplementedError: the config has none.
-    """
-    shape, classes = getattr(data, "example_shape", ()), getattr(data, "num_classes", 0)
-    peer = Peer(config, jax.devices(), shape, classes)
-    started = time.perf_counter()
-    update = peer.compile()
-    cost = {"compiled": time.perf_counter() - started, "holds": estimate(update).memory}
-    rng = np.random.default_rng(0)
-
-    def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        whole = np.issubdtype(leaf.dtype, np.integer)
-        drawn = (
-            rng.integers(classes or 256, size=leaf.shape) if whole else rng.normal(size=leaf.shape)
-        )
-        return jax.device_put(jnp.asarray(drawn, leaf.dtype), leaf.sharding)
-
-    state, batch = peer.init(), jax.tree.map(draw, peer.batch)
-
-    def steps(count: int) -> None:
-        nonlocal state
-        for _ in range(count):
-            state, loss = update(state, batch)
-        jax.block_until_ready((state, loss))
-
-    return steps, cost
-
-
-def measure(spec: str, turns: int, peer: bool) -> dict[str, Any]:
-    """The seconds of an update of ours and of the peer in each turn, and what each costs."""
-    name, *fields = spec.split()
-    endless = {"train.epochs": None, "train.steps": 10**7}
-    fields = [*fields, *(f"{key}={value}" for key, value in endless.items())]
-    config = load_config(name, fields)
-    if config.mesh.cpu_devices:
-        set_cpu_devices(config.mesh.cpu_devices)
-    cache_compilations()
-    data = random_data(config)
-    ours, cost = steps_of_ours(config, data)
-    found: dict[str, Any] = {"config": spec, "device": jax.devices()[0].device_kind}
-    found["ours"] = cost | {"seconds": []}
-    found["peer"] = None
-    served = {"ours": ours}
-    with contextlib.suppress(NotImplementedError):
-        if peer:
-            served["peer"], cost = steps_of_peer(config, data)
-            found["peer"] = cost | {"seconds": []}
-    for steps in served.values():
-        steps(config.train.steps_per_dispatch)
-    started, count = time.perf_counter(), config.train.steps_per_dispatch
-    ours(count)
-    count *= max(1, round(SHORTEST / (time.perf_counter() - started)))
-    for _ in range(turns):
-        for who, steps in served.items():
-            started = time.perf_counter()
-            steps(count)
-            found[who]["seconds"].append((time.perf_counter() - started) / count)
+def commands(
+    spec: str, baselines: Sequence[str], torch_python: str | None, generate: bool, product: bool
+) -> dict[str, list[str]]:
+    """The commands of the workers of a config, ours first."""
+    config = endless(spec)
+    jax = [sys.executable, "-m", "benchmarks.jax_worker"]
+    found = {"ours": [*jax, "generation" if generate else "ours", spec]}
+    if product:
+        found["product"] = [*jax, "product", spec]
+    network = "generation" if generate else config.model.name
+    sizes = {name: config.model.get(name, 0) for name in ("depth", "width", "heads")}
+    sizes |= {"length": config.data.length, "batch": config.train.batch_size}
+    for name in baselines:
+        if name == "nnx":
+            found[name] = [*jax, "nnx", spec]
+        elif name == "other-layout":
+            other = not config.model.scan
+            title = "ours, scanned" if other else "ours, unrolled"
+            found[title] = [*found["ours"][:-1], f"{spec} model.scan={other}"]
+        elif torch_python is None:
+            raise UserError(f"--baselines {name} needs PyTorch; give --torch-python, see --help")
+        else:
+            options = [f"--{key}={value}" for key, value in sizes.items()]
+            found[name] = [torch_python, "-m", "benchmarks.torch_worker", network, name, *options]
     return found
 
 
-def table_row(row: dict[str, Any]) -> list[str]:
-    """A row of the table under HEAD."""
-    ours, peer = row["ours"], row["peer"]
-    median, bound = statistics.median(ours["seconds"]), ours.get("bound")
-    ratios = [b / a for a, b in zip(ours["seconds"], peer["seconds"], strict=True)] if peer else []
+def rows(spec: str, args: argparse.Namespace) -> list[list[str]]:
+    """The rows of a config under HEAD.
 
-    def of_both(key: str, scale: float) -> str:
-        own = number(ours[key] * scale, 3)
-        return f"{own} ({number(peer[key] * scale, 3)})" if peer else own
+    Raises:
+      UserError: the config is invalid, or a baseline needs PyTorch.
+      RuntimeError: ours does not start.
+    """
+    chosen = commands(spec, args.baselines, args.torch_python, args.generate, args.product)
+    if args.generate:
+        count, shortest = endless(spec).data.length - PROMPT, 0.0
+    else:
+        count, shortest = args.steps, SHORTEST
+    times, costs = take_turns(chosen, args.turns, count, shortest)
+    cells = []
+    for name, seconds in times.items():
+        cost, ratios = costs[name], [b / a for a, b in zip(times["ours"], seconds, strict=True)]
+        bounds = [cost["bound"]] * args.turns if "bound" in cost else []
+        if name == "ours" and "product" in times:
+            flops = cost["flops"] / costs["product"]["flops"]
+            bounds = [flops * product for product in times["product"]]
+        shares = [bound / t for bound, t in zip(bounds, seconds, strict=False)]
+        cells.append(
+            [
+                spec.removeprefix("configs/"),
+                name,
+                milliseconds(seconds),
+                "" if name == "ours" else spread(ratios),
+                milliseconds(bounds) if bounds else "",
+                f"{statistics.median(shares):.1%}" if shares else "",
+                number(cost["memory"] / 1e9, 3) if "memory" in cost else "",
+                number(cost["compiled"], 3) if "compiled" in cost else "",
+            ]
+        )
+    return cells
 
-    return [
-        row["config"].removeprefix("configs/"),
-        milliseconds(ours["seconds"]),
-        milliseconds(peer["seconds"]) if peer else "-",
-        spread(ratios) if peer else "-",
-        milliseconds([bound]) if bound else "-",
-        f"{bound / median:.1%}" if bound else "-",
-        of_both("holds", 1e-9),
-        of_both("compiled", 1),
-    ]
 
-
-def main(argv: list[str]) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Runs the command line and returns the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--configs", nargs="+", default=CONFIGS)
-    parser.add_argument("--turns", type=int, default=7, help="turns of each")
-    parser.add_argument("--only-ours", action="store_true", help="no peers")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--configs", nargs="+", default=CONFIGS, help="configs to time")
+    parser.add_argument(
+        "--baselines", nargs="*", default=["nnx"], help="programs to compare with (default: nnx)"
+    )
+    parser.add_argument("--torch-python", metavar="FILE", help="a Python that has PyTorch")
+    parser.add_argument("--turns", type=int, default=7, help="turns of each (default: 7)")
+    parser.add_argument(
+        "--steps", type=int, default=10, help="least number of steps in a turn (default: 10)"
+    )
+    parser.add_argument("--generate", action="store_true", help="time generation, byte by byte")
+    parser.add_argument("--product", action="store_true", help="also time a matrix product")
     args = parser.parse_args(argv)
-    if args.one:
+    print(f"| {' | '.join(HEAD)} |\n|{' --- |' * len(HEAD)}")
+    failed = False
+    for spec in args.configs:
         try:
-            print(json.dumps(measure(args.one, args.turns, not args.only_ours)))
-        except (UserError, jax.errors.JaxRuntimeError) as error:
-            print(" ".join(str(error).split())[:300])
-            return 1
-        return 0
-    rows, failed = [], False
-    for spec in args.configs:  # each in a process of its own, whose memory is given back
-        command = [sys.executable, "-m", "benchmarks.updates", f"--turns={args.turns}"]
-        command += ["--only-ours"] if args.only_ours else []
-        done = subprocess.run([*command, "--one", spec], stdout=subprocess.PIPE, text=True)
-        last = (done.stdout.strip().splitlines() or [f"ended with status {done.returncode}"])[-1]
-        print(f"{spec}: {last}", file=sys.stderr, flush=True)
-        if done.returncode:
+            for row in rows(spec, args):
+                print(f"| {' | '.join(row)} |", flush=True)
+        except (UserError, RuntimeError) as error:
+            print(f"{spec}: {error}", file=sys.stderr, flush=True)
             failed = True
-        else:
-            rows.append(json.loads(last))
-    print(markdown_table([HEAD, *map(table_row, rows)]))
     return int(failed)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

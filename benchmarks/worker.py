@@ -1,25 +1,33 @@
-"""A process that times its work when told to, so that a benchmark can take turns between peers.
+"""A process that times its work on request, so that programs can be timed in alternation.
 
 The parent writes a number n to the worker's standard input; the worker makes n steps and answers
-with the seconds per step. While one worker is timed every other one waits for its input. Workers
-start and compile side by side, and those on a GPU share its memory.
+with the seconds per step. While one worker is timed, every other one waits for input. Workers start
+and compile side by side; workers on a GPU share its memory.
 """
 
 import contextlib
+import json
 import math
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-SHORTEST = 0.3  # seconds of a turn: of fewer a GPU's queue of work would be part
+SHORTEST = 0.3  # seconds of a turn; in a shorter one, a GPU's queue would count
+PROMPT = 16  # bytes that generation continues
 
 
-def serve(steps: Callable[[int], None]) -> None:
-    """Warms up, says ready, and answers each number n on stdin with the time of `steps(n)`."""
+def serve(steps: Callable[[int], None], cost: Mapping[str, float] | None = None) -> None:
+    """Warms up, prints `cost` and "ready", and answers numbers n on stdin with times of steps(n).
+
+    Args:
+      cost: what the program costs, for the parent.
+    """
     steps(3)
+    print(json.dumps(cost or {}))
     print("ready", flush=True)
     for line in sys.stdin:
         count = int(line)
@@ -49,18 +57,21 @@ class Worker:
         assert self._process.stdout is not None
         self._command, self._in, self._out = command, self._process.stdin, self._process.stdout
 
-    def wait(self) -> None:
-        """Waits until it has warmed up.
+    def wait(self) -> dict[str, float]:
+        """Waits until the worker has warmed up, and returns the cost that it gave to `serve`.
 
         Raises:
-          RuntimeError: it ends before it is ready.
+          RuntimeError: the worker ended before it was ready.
         """
+        last = ""
         while (line := self._out.readline()) != "ready\n":
             if not line:
                 raise RuntimeError(f"{' '.join(self._command)} ended before it was ready")
+            last = line
+        return json.loads(last)
 
     def seconds_per_step(self, count: int) -> float:
-        """Seconds for one of `count` steps."""
+        """Makes `count` steps."""
         self._in.write(f"{count}\n")
         return float(self._out.readline())
 
@@ -73,23 +84,32 @@ class Worker:
 
 def take_turns(
     commands: dict[str, list[str]], turns: int, count: int, shortest: float = 0.0
-) -> dict[str, list[float]]:
-    """Seconds a step of each worker in each turn.
+) -> tuple[dict[str, list[float]], dict[str, dict[str, float]]]:
+    """Seconds per step of each worker in each turn, and the cost of each worker.
+
+    A worker that ends before it is ready, unlike the first one, is left out of both; its message is
+    on stderr.
 
     Args:
-      count: steps of a turn, at least.
-      shortest: seconds that a turn of the first worker takes at least, by more steps.
+      count: least number of steps in a turn.
+      shortest: least duration of the first worker's turns in seconds, reached by more steps.
 
     Raises:
-      RuntimeError: a worker ends before it is ready.
+      RuntimeError: the first worker ended before it was ready.
     """
     with contextlib.ExitStack() as stack:
         workers = {
             name: stack.enter_context(contextlib.closing(Worker(command)))
             for name, command in commands.items()
         }
-        for worker in workers.values():
-            worker.wait()
+        costs: dict[str, dict[str, float]] = {}
+        for name, worker in list(workers.items()):
+            try:
+                costs[name] = worker.wait()
+            except RuntimeError:
+                if not costs:
+                    raise
+                del workers[name]
         if shortest:
             first = next(iter(workers.values())).seconds_per_step(count)
             count *= max(1, math.ceil(shortest / (count * first)))
@@ -97,11 +117,22 @@ def take_turns(
         for _ in range(turns):
             for name, worker in workers.items():
                 times[name].append(worker.seconds_per_step(count))
-    return times
+    return times, costs
+
+
+def alone(module: str, *arguments: str) -> Any:
+    """The JSON that `python -m module` prints, from a process of its own, which frees its memory.
+
+    Raises:
+      subprocess.CalledProcessError: the process fails.
+    """
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def spread(values: Sequence[float], form: str = ".2f") -> str:
-    """The median, and the lowest and the highest: "1.02 (0.97-1.10)"."""
+    """The median and the range: "1.02 (0.97-1.10)"."""
     low, middle, high = min(values), statistics.median(values), max(values)
     return f"{middle:{form}} ({low:{form}}-{high:{form}})"
 
@@ -110,10 +141,3 @@ def milliseconds(seconds: Sequence[float]) -> str:
     """The median in milliseconds, to three digits."""
     median = 1e3 * statistics.median(seconds)
     return f"{median:.3g}" if median < 1000 else f"{median:.0f}"
-
-
-def print_ratios(title: str, times: dict[str, list[float]], base: str) -> None:
-    """One row for each worker: its median, and its ratio to `base`, pair by pair."""
-    for name, seconds in times.items():
-        ratios = [t / b for t, b in zip(seconds, times[base], strict=True)]
-        print(f"| {title} | {name} | {milliseconds(seconds)} | {spread(ratios)} |", flush=True)

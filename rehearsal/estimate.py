@@ -1,16 +1,16 @@
-"""What a compiled program will take: the TPU compiler's own estimate, its memory and collectives.
+"""What one device needs for a compiled program: the compiler's estimate, memory and collectives.
 
-The compiler writes the cycles that it expects beside each instruction. Their sum, with a loop's
-body counted for each of its turns, is its estimate of the time; it leaves out waiting for
-collectives, transfers between memories that overlap with work, and kernels written in Pallas.
-For GPUs there is no such estimate.
+The TPU's compiler writes the cycles that it expects beside each instruction. Their sum, with a
+loop's body times its trip count, is its estimate of the time. The sum leaves out waiting for
+collectives, transfers between memories that overlap with work, and kernels written in Pallas. A
+GPU's compiler gives no such estimate.
 """
 
 import math
 import re
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -24,30 +24,30 @@ class Collective(NamedTuple):
     """A transfer between devices, within one update or one dispatch.
 
     Attributes:
-      kind: "all-reduce", ..., and "all-reduce between slices": over the data-centre network.
+      kind: "all-reduce", ...; "all-reduce between slices" uses the data-centre network.
       size: bytes of its result on one device.
       groups: which devices take part together, as HLO writes it.
-      turns: how often it happens.
+      trips: number of times that it happens.
     """
 
     kind: str
     size: int
     groups: str
-    turns: int
+    trips: int
 
 
 @dataclass
 class Account:
-    """Sums over the instructions of a loop's body, or of what lies outside the loop.
+    """Sums over the instructions of one update, or of a dispatch outside its updates.
 
     Attributes:
       cycles: the compiler's estimate, by operation.
-      bytes: read from and written to the device's memory, if nothing is read twice for one
-        instruction and of an array that is sliced or updated in place only that part.
+      bytes: read from and written to the device's memory, if no instruction reads anything twice;
+        an array that is sliced or updated in place counts by that slice.
       collectives: see `Collective`.
-      kernels: what carries no estimate (Pallas kernels, the generator of random bits), by name: its
-        bytes, read and written.
-      kernel_flops: floating-point operations at least of splash attention's kernels among them.
+      kernels: bytes read and written by what carries no estimate (Pallas kernels, the generator of
+        random bits), by name.
+      kernel_flops: floating-point operations, at least, of splash attention's kernels among them.
     """
 
     cycles: Counter[str] = field(default_factory=Counter)
@@ -61,7 +61,7 @@ class Account:
         return self.cycles.total() / chip.hertz if chip.hertz else None
 
     def kernel_seconds(self, chip: Chip) -> float:
-        """What `kernels` take at least, at the chip's best."""
+        """A lower bound on the time of `kernels`, at the chip's best."""
         return max(self.kernels.total() / chip.bandwidth, self.kernel_flops / chip.flops)
 
     def add(self, other: "Account") -> None:
@@ -69,7 +69,7 @@ class Account:
         self.cycles.update(other.cycles)
         self.bytes += other.bytes
         self.collectives += other.collectives
-        self.kernels.update(other.kernels)  # += would drop what has no bytes
+        self.kernels.update(other.kernels)  # += would drop kernels without bytes
         self.kernel_flops += other.kernel_flops
 
 
@@ -78,8 +78,8 @@ class Estimate(NamedTuple):
 
     Attributes:
       update: the account of one update.
-      dispatch: of what a dispatch does beside its updates.
-      memory: bytes in use at once: arguments, results and temporaries.
+      dispatch: the account of a dispatch outside its updates.
+      memory: see `memory_of`.
     """
 
     update: Account
@@ -90,20 +90,48 @@ class Estimate(NamedTuple):
 def estimate(compiled: jax.stages.Compiled) -> Estimate:
     """The estimate of a compiled dispatch, or of a single update that was compiled by itself.
 
-    The loop over the updates of a dispatch is the one whose number of turns is unknown; its body is
-    the update. Without such a loop the whole program is.
+    The loop over the updates of a dispatch is the loop with an unknown trip count, and its body is
+    the update. Without such a loop the whole program is the update.
     """
+    return Estimate(*accounts(compiled.as_text() or ""), memory_of(compiled))
+
+
+def memory_of(compiled: jax.stages.Compiled) -> int:
+    """Bytes of a program on one device: arguments, results and temporaries; 0 if unknown."""
     memory = compiled.memory_analysis()
-    used = 0
-    if memory is not None:
-        used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-        used += memory.output_size_in_bytes - memory.alias_size_in_bytes
-    update, dispatch = accounts(compiled.as_text() or "")
-    return Estimate(update, dispatch, used)
+    if memory is None:
+        return 0
+    used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    return used + memory.output_size_in_bytes - memory.alias_size_in_bytes
+
+
+def collectives(account: Account, devices: int) -> list[dict[str, Any]]:
+    """The collectives of an account as JSON data, summed by kind, size and groups.
+
+    The collectives that move the most bytes come first.
+
+    Args:
+      devices: of the mesh.
+    """
+    counts: Counter[tuple[str, int, str]] = Counter()
+    for one in account.collectives:
+        counts[one.kind, one.size, one.groups] += one.trips
+    return [
+        {
+            "kind": kind,
+            "bytes": size,
+            "count": count,
+            "devices": group_size(groups) or devices,
+            "groups": groups,
+        }
+        for (kind, size, groups), count in sorted(
+            counts.items(), key=lambda item: -item[0][1] * item[1]
+        )
+    ]
 
 
 def group_size(groups: str) -> int | None:
-    """How many devices of a collective take part together; None if the text does not say."""
+    """The number of devices of a collective that take part together; None if it is not given."""
     if mesh := re.match(r"mesh\[(.*?)\] ?\{(.*?)\}", groups):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", mesh[2]))
@@ -118,51 +146,56 @@ def group_size(groups: str) -> int | None:
 
 
 def accounts(hlo: str) -> tuple[Account, Account]:
-    """The accounts of an update, and of a dispatch beside its updates, from optimised HLO."""
+    """The accounts of an update, and of a dispatch outside its updates, from optimised HLO."""
     computations, entry = parse(hlo)
     update, rest = Account(), Account()
     traffic = Traffic(computations)
     found_loop = False
 
-    def walk(name: str, turns: int, account: Account) -> None:
+    def walk(name: str, trips: int, account: Account) -> None:
         nonlocal found_loop
         for one in computations[name]:
-            account.cycles[one.operation] += turns * one.cycles
-            account.bytes += turns * traffic.of(one, name)
-            kind = one.opcode.removesuffix("-start")
-            if kind in _COLLECTIVES:
-                groups = re.search(r"(?:replica_groups|source_target_pairs)=(.*?), \w+=", one.rest)
-                size = shape_bytes(one.result)
-                if one.opcode == "all-gather-start":  # its result names the operands, too
-                    size = max(shape_bytes(part) for part in one.result.strip("()").split(", "))
-                account.collectives.append(
-                    Collective(kind, size, groups[1] if groups else "", turns)
-                )
-            elif one.opcode == "send" and "_xla_megascale_target" in one.rest:
-                attributes = dict(re.findall(r'_xla_megascale_(\w+)="(.*?)"', one.rest))
-                kind = attributes["transfer_type"].lower().replace("_", "-") + " between slices"
-                size = shape_bytes(one.result.partition("]")[0] + "]")  # a flag and a token follow
-                account.collectives.append(Collective(kind, size, attributes["target"], turns))
+            moved = traffic.of(one, name)
+            account.cycles[one.operation] += trips * one.cycles
+            account.bytes += trips * moved
+            if (found := _collective(one, trips)) is not None:
+                account.collectives.append(found)
             elif one.opcode == "while":
-                trips = trip_count(one, computations)
-                if trips is None and not found_loop:
+                count = trip_count(one, computations)
+                if count is None and not found_loop:
                     found_loop = True
                     walk(one.called["body"], 1, update)
                 else:
-                    walk(one.called["body"], turns * (trips or 1), account)
+                    walk(one.called["body"], trips * (count or 1), account)
             elif one.opcode == "call":
-                walk(one.called["to_apply"], turns, account)
+                walk(one.called["to_apply"], trips, account)
             elif one.opcode == "conditional":
                 branches = [Account() for _ in one.branches]
                 for branch, taken in zip(one.branches, branches, strict=True):
-                    walk(branch, turns, taken)
+                    walk(branch, trips, taken)
                 account.add(max(branches, key=lambda taken: taken.cycles.total()))
             elif not one.cycles and _is_kernel(one):
-                account.kernels[re.sub(r"[.\d]+$", "", one.name)] += turns * traffic.of(one, name)
-                account.kernel_flops += turns * _splash_flops(one)
+                account.kernels[re.sub(r"[.\d]+$", "", one.name)] += trips * moved
+                account.kernel_flops += trips * _splash_flops(one)
 
     walk(entry, 1, rest)
     return (update, rest) if found_loop else (rest, update)
+
+
+def _collective(one: Instruction, trips: int) -> Collective | None:
+    kind = one.opcode.removesuffix("-start")
+    if kind in _COLLECTIVES:
+        groups = re.search(r"(?:replica_groups|source_target_pairs)=(.*?), \w+=", one.rest)
+        size = shape_bytes(one.result)
+        if one.opcode == "all-gather-start":  # its result names the operands, too
+            size = max(shape_bytes(part) for part in one.result.strip("()").split(", "))
+        return Collective(kind, size, groups[1] if groups else "", trips)
+    if one.opcode == "send" and "_xla_megascale_target" in one.rest:
+        attributes = dict(re.findall(r'_xla_megascale_(\w+)="(.*?)"', one.rest))
+        kind = attributes["transfer_type"].lower().replace("_", "-") + " between slices"
+        size = shape_bytes(one.result.partition("]")[0] + "]")  # a flag and a token follow
+        return Collective(kind, size, attributes["target"], trips)
+    return None
 
 
 def _is_kernel(one: Instruction) -> bool:
@@ -172,8 +205,8 @@ def _is_kernel(one: Instruction) -> bool:
     )
 
 
-# Matrix products of a kernel of splash attention: q k and weights v; the first again, and two or
-# three gradients.
+# Matrix products of a kernel of splash attention. "fwd" has q k and weights v; the two backward
+# kernels rematerialise q k and have two or three gradients.
 _SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 
 

@@ -1,9 +1,8 @@
-"""What a run will need and how long it will take, before it is trained."""
+"""What a run will need and how long it will take, before it trains: `train.py --plan`."""
 
 import math
 import re
 import time
-from collections import Counter
 from itertools import islice
 from typing import Any
 
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from rehearsal.chips import chip_of
-from rehearsal.estimate import Account, estimate, group_size
+from rehearsal.estimate import collectives, estimate
 from rehearsal.topologies import devices_of
 from rezero_jax.data import stand_in
 from rezero_jax.errors import UserError
@@ -23,23 +22,22 @@ from rezero_jax.training.cost import first_batch, update_flops
 from rezero_jax.training.sharding import device_bytes
 from rezero_jax.training.trainer import Trainer
 
-OPERATIONS = 8  # so many of the costliest are shown
-WIDTH = 30  # of the names
+OPERATIONS = 8  # number of the costliest operations to show
+WIDTH = 30  # of the column of names
 
 
 def plan(config: ConfigDict, topology: str | None = None) -> dict[str, Any]:
-    """The account of the run that `config` describes, as plain JSON data; `render` shows it.
+    """The plan of the run that `config` describes, as plain JSON data; `render` makes it text.
 
     Args:
-      topology: the devices to compile for, see `topologies.devices_of`; by default those here, on
-        which the updates are measured on a state that is discarded.
+      topology: the devices to compile for, see `topologies.devices_of` (default: this machine's
+        devices, on which updates of a discarded state are measured).
 
     Raises:
       UserError: the topology is unknown or its compiler missing, the run does not fit the memory of
         its devices, or anything in the config is invalid.
     """
-    devices = None if topology is None else devices_of(topology)
-    trainer = trainer_for_sizes(config, devices)
+    trainer = trainer_for_sizes(config, None if topology is None else devices_of(topology))
     mesh, shapes = trainer.mesh, trainer.shapes
     started = time.perf_counter()
     compiled = _compile(trainer, topology)
@@ -47,8 +45,8 @@ def plan(config: ConfigDict, topology: str | None = None) -> dict[str, Any]:
     found = estimate(compiled)
     flops = update_flops(trainer)
     chip = chip_of(mesh.devices.flat[0])
-    resident = resident_bytes(trainer)
-    fixed = device_bytes(shapes) + resident
+    splits = (trainer.dataset.train, trainer.dataset.eval)
+    resident = sum(leaf.nbytes for leaf in jax.tree.leaves([split.resident for split in splits]))
     account: dict[str, Any] = {
         "topology": topology or "here",
         "device": mesh.devices.flat[0].device_kind,
@@ -62,7 +60,7 @@ def plan(config: ConfigDict, topology: str | None = None) -> dict[str, Any]:
             "parameters": device_bytes(shapes["params"]),
             "optimizer state": device_bytes(shapes["opt_state"]),
             "data": resident,
-            "gradients, activations": max(found.memory - fixed, 0),
+            "gradients, activations": max(found.memory - device_bytes(shapes) - resident, 0),
             "used": found.memory,
             "available": chip and chip.memory,
         },
@@ -88,7 +86,7 @@ def plan(config: ConfigDict, topology: str | None = None) -> dict[str, Any]:
 
 
 def render(account: dict[str, Any]) -> str:
-    """The account of `plan` as lines of text."""
+    """The result of `plan` as lines of text."""
     size = account["bytes"]
     mesh = " x ".join(f"{name} {count}" for name, count in account["mesh"].items())
     spread = "spread over data" if account["fully_sharded"] else "whole on each along data"
@@ -140,10 +138,10 @@ def render(account: dict[str, Any]) -> str:
 
 
 def trainer_for_sizes(config: ConfigDict, devices: list[jax.Device] | None = None) -> Trainer:
-    """The Trainer of a config on zeros instead of a data set that would have to be downloaded.
+    """The Trainer of a config, on zeros instead of a data set that would have to be downloaded.
 
     Args:
-      devices: see `Trainer`.
+      devices: see `Trainer`; devices of `topologies.devices_of` can only be compiled for.
 
     Raises:
       UserError: anything in the config is invalid.
@@ -152,12 +150,6 @@ def trainer_for_sizes(config: ConfigDict, devices: list[jax.Device] | None = Non
     if dataset is None:
         return Trainer.from_config(config, devices)
     return Trainer(config, dataset, devices)
-
-
-def resident_bytes(trainer: Trainer) -> int:
-    """Bytes of the data that stays on every device."""
-    splits = (trainer.dataset.train, trainer.dataset.eval)
-    return sum(leaf.nbytes for leaf in jax.tree.leaves([split.resident for split in splits]))
 
 
 def compile_dispatch(trainer: Trainer) -> jax.stages.Compiled:
@@ -191,30 +183,8 @@ def _compile(trainer: Trainer, topology: str | None) -> jax.stages.Compiled:
         ) from None
 
 
-def collectives(account: Account, devices: int) -> list[dict[str, Any]]:
-    """The collectives of an account, those of one kind, size and groups as one, most bytes first.
-
-    Args:
-      devices: of the mesh.
-    """
-    counts: Counter[tuple[str, int, str]] = Counter()
-    for one in account.collectives:
-        counts[one.kind, one.size, one.groups] += one.turns
-    return [
-        {
-            "kind": kind,
-            "bytes": size,
-            "count": count,
-            "devices": group_size(groups) or devices,
-            "groups": groups,
-        }
-        for (kind, size, groups), count in sorted(
-            counts.items(), key=lambda item: -item[0][1] * item[1]
-        )
-    ]
-
-
 def _seconds_per_update(trainer: Trainer) -> float:
+    """Seconds per update of the fastest of three dispatches."""
     per_dispatch = trainer.config.train.steps_per_dispatch
     batches = trainer.batches(0)
     state = trainer.init()

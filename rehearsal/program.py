@@ -1,4 +1,4 @@
-"""Optimised HLO, the text of a compiled program, read as far as estimates need it."""
+"""Reads optimised HLO, the text of a compiled program, as far as estimates need it."""
 
 import math
 import re
@@ -7,7 +7,7 @@ from typing import NamedTuple
 _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "f16": 2, "f8e4m3fn": 1, "f8e5m2": 1} | {
     f"{kind}{bits}": bits // 8 for kind in "suf" for bits in (8, 16, 32, 64)
 }
-Names = dict[str, "Instruction"]  # of one computation
+Names = dict[str, "Instruction"]  # the instructions of one computation, by name
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)$")
 _SHAPE = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\](?:\{[^}]*\})?")
@@ -20,8 +20,8 @@ class Instruction(NamedTuple):
 
     Attributes:
       name, opcode: such as "fusion.3" and "fusion".
-      result: the text of its shape.
-      rest: what follows the opening parenthesis of its operands.
+      result: the text of the result's shape.
+      rest: the text after the opening parenthesis of the operands.
     """
 
     name: str
@@ -31,19 +31,19 @@ class Instruction(NamedTuple):
 
     @property
     def cycles(self) -> int:
-        """What the compiler expects it to take; 0 where it says nothing."""
+        """The compiler's estimate; 0 if the instruction carries none."""
         found = re.search(r'"estimated_cycles":"(\d+)"', self.rest)
         return int(found[1]) if found else 0
 
     @property
     def operation(self) -> str:
-        """The operation of JAX that it comes from, else its opcode."""
+        """The operation of JAX that the instruction comes from, else the opcode."""
         found = re.search(r'op_name="([^"]*)"', self.rest)
         return found[1].split("/")[-1].split("[")[0] if found and found[1] else self.opcode
 
     @property
     def called(self) -> dict[str, str]:
-        """The computations that it calls, by their role."""
+        """The computations that the instruction calls, by role."""
         return dict(_CALLED.findall(self.rest))
 
     @property
@@ -74,7 +74,7 @@ def parse(hlo: str) -> tuple[dict[str, list[Instruction]], str]:
 
 
 def trip_count(loop: Instruction, computations: dict[str, list[Instruction]]) -> int | None:
-    """The turns of a `while`: what the compiler says, or the constant that its condition names."""
+    """The trip count of a `while`: the compiler's, or the constant in the condition, or None."""
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest):
         return int(known[1])
     limits = [
@@ -87,7 +87,7 @@ def trip_count(loop: Instruction, computations: dict[str, list[Instruction]]) ->
 
 
 def shape_bytes(text: str) -> int:
-    """Bytes of all the arrays that the text of a shape names."""
+    """Bytes of all arrays in the text of a shape."""
     return math.ceil(
         sum(
             _BYTES.get(kind, 0) * math.prod(int(side) for side in sides.split(",") if side)
@@ -99,7 +99,7 @@ def shape_bytes(text: str) -> int:
 class Traffic:
     """Bytes that an instruction moves to and from the device's memory."""
 
-    # They move nothing, or what they call or wait for does.
+    # Instructions that move nothing themselves: what they call or wait for does.
     FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "iota", "after-all")
     CALLS = ("while", "call", "conditional")
 
@@ -109,7 +109,7 @@ class Traffic:
         }
 
     def of(self, one: Instruction, computation: str) -> int:
-        """Bytes of one instruction of this computation."""
+        """Bytes of an instruction of this computation."""
         if one.opcode in self.FREE + self.CALLS or one.opcode.endswith("-done"):
             return 0
         names = self._by_name[computation]
@@ -118,14 +118,14 @@ class Traffic:
             return 2 * _main_memory(one.result)
         if one.opcode == "dynamic-update-slice":
             return 2 * _main_memory(shapes[1])
-        if one.opcode.endswith("-start"):  # its result names what it reads, too, or more than that
+        if one.opcode.endswith("-start"):  # its result names its operands, too
             return _main_memory(re.sub(r"\(\(.*?\)\),", "(", one.result))
         if one.opcode == "fusion":
             return self._of_fusion(one, shapes)
         return _main_memory(one.result) + sum(map(_main_memory, shapes))
 
     def _of_fusion(self, fusion: Instruction, shapes: list[str]) -> int:
-        """Bytes of a fusion, of whose operands some are only sliced or updated in place."""
+        """Bytes of a fusion; an operand that it slices or updates in place counts by the slice."""
         total, in_place = 0, 0
         for place, shape in enumerate(shapes):
             whole = _main_memory(shape)
@@ -143,9 +143,9 @@ class Traffic:
         return total + max(_main_memory(fusion.result) - in_place, 0)
 
     def _uses(self, place: int, computation: str) -> list[tuple[Instruction, int, Names]]:
-        """Who uses a parameter, as which operand, and the instructions beside it.
+        """Each user of a parameter, its operand number, and the instructions of its computation.
 
-        Follows bitcasts and fusions within fusions.
+        Bitcasts and fusions within fusions are followed to their users.
         """
         names = self._by_name[computation]
         waiting = [
@@ -170,5 +170,5 @@ class Traffic:
 
 
 def _main_memory(shape: str) -> int:
-    """Bytes of the arrays of a shape but for those in a faster memory, S(1) and up."""
+    """Bytes of the arrays of a shape, except arrays in a faster memory, S(1) and up."""
     return shape_bytes(re.sub(r"\w+\[[\d,]*\]\{[^}]*S\([1-9]\d*\)[^}]*\}", "", shape))

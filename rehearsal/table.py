@@ -1,20 +1,20 @@
-"""What the compilers of absent accelerators expect of our configs, and of peers by the book.
+"""What the compilers of absent accelerators expect of our configs, and of idiomatic Flax NNX.
 
     make rehearse                    the table; one row takes from seconds to some minutes
     make rehearse ARGS=--set=ci      small networks, ours alone, in seconds each
-    make rehearse ARGS=--set=weak    two networks on ever more chips, the work of a chip the same
+    make rehearse ARGS=--set=weak    two networks on ever more chips, with constant work per chip
 
-All make the environment that has the TPU's compiler. Nothing is computed and nothing is measured
-but the time to compile: the figures are the TPU compiler's own estimates (see
-rehearsal/estimate.py for what they leave out), the same in every run of one version, so
-that a change can be judged by them. "kernels" is what they leave out of ours, Pallas kernels and
-random bits, at the chip's best. "bound" is what the floating-point operations of our update would
-take at the peak rate of the chips; "share" is the bound over estimate and kernels. A GPU's compiler
-gives memory alone. The peers are those of rehearsal/by_the_book.py.
+Each command makes the environment that has the TPU's compiler. Nothing is computed, and nothing is
+measured except the time to compile. The times are the TPU compiler's own estimates, the same in
+every run of one version, so that a change can be judged by them; rehearsal/estimate.py says what
+they leave out. "kernels" is what the estimates leave out of ours, Pallas kernels and random bits,
+at the chip's best. "bound" is the FLOPs of our update at the peak rate of the chips; "share" is the
+bound over estimate and kernels. For a GPU there is memory alone. The baselines are the networks of
+rehearsal/baseline.py.
 
 A config is as in --config of train.py, with fields after it: "FILE:ARG model.dtype=bfloat16". Each
-program is compiled in a process of its own, and what the compiler refuses is told in its row; the
-exit status then is 1.
+program is compiled in a process of its own. A program that its compiler refuses has the reason in
+its row, and the exit status is 1.
 """
 
 import argparse
@@ -29,17 +29,15 @@ from typing import Any
 
 import jax
 
-from rehearsal.by_the_book_step import Peer
+from rehearsal.baseline_step import Baseline
 from rehearsal.chips import chip_of
-from rehearsal.estimate import estimate
-from rehearsal.plan import collectives, compile_dispatch
+from rehearsal.estimate import collectives, estimate
+from rehearsal.plan import compile_dispatch, trainer_for_sizes
 from rehearsal.topologies import devices_of
 from rezero_jax.config import load_config
-from rezero_jax.data import load, stand_in
 from rezero_jax.errors import UserError
 from rezero_jax.formatting import markdown_table, number
 from rezero_jax.training.cost import update_flops
-from rezero_jax.training.trainer import Trainer
 
 ENWIK8 = "configs/transformer_enwik8.py:layers"
 BILLION = (
@@ -48,7 +46,7 @@ BILLION = (
     "train.steps_per_dispatch=1 mesh.fully_sharded=True"
 )
 SETS = {
-    # 18 sequences a chip, 2 of the larger model: the work of a chip stays, the chips grow.
+    # 18 sequences per chip, 2 of the larger model: the work per chip stays while the chips grow.
     "weak": [
         (f"{spec} train.batch_size={share * chips}", topology)
         for spec, share in ((f"{ENWIK8}=128", 18), (BILLION, 2))
@@ -97,59 +95,56 @@ HEAD = (
     "ours: update, ms",
     "kernels, ms",
     "dispatch, ms",
-    "peer: update, ms",
-    "peer / ours",
+    "baseline: update, ms",
+    "baseline / ours",
     "bound, ms",
     "share",
-    "HBM, GB (peer)",
+    "memory, GB (baseline)",
     "collectives of an update",
-    "compiled in, s (peer)",
+    "compiled in, s (baseline)",
 )
 
 
-def account(spec: str, topology: str, peer: bool = False) -> dict[str, Any]:
-    """What one device needs for an update of the config, or of its peer; times in seconds.
+def account(spec: str, topology: str, who: str) -> dict[str, Any]:
+    """What one device needs for an update; times in seconds, None for GPUs.
 
     Args:
       spec: the config and its fields, see above.
       topology: see `topologies.devices_of`.
+      who: "ours" or "baseline".
 
     Raises:
       UserError: config or topology are invalid, or the topology's compiler is missing.
+      NotImplementedError: the config has no baseline.
       jax.errors.JaxRuntimeError: the compiler refuses the program.
     """
     name, *fields = spec.split()
-    config, devices = load_config(name, fields), devices_of(topology)
-    dataset = stand_in(config.data)
-    dataset = load(config.data) if dataset is None else dataset
-    trainer = Trainer(config, dataset, devices)
-    config = trainer.config
+    trainer = trainer_for_sizes(load_config(name, fields), devices_of(topology))
     mesh = trainer.mesh
     chip = chip_of(mesh.devices.flat[0])
     started = time.perf_counter()
-    if peer:
-        shape = getattr(dataset, "example_shape", ())
-        classes = getattr(dataset, "num_classes", 0)
-        compiled = Peer(config, list(mesh.devices.flat), shape, classes).compile()
+    if who == "baseline":
+        shape = getattr(trainer.dataset, "example_shape", ())
+        classes = getattr(trainer.dataset, "num_classes", 0)
+        compiled = Baseline(trainer.config, list(mesh.devices.flat), shape, classes).compile()
     else:
         compiled = compile_dispatch(trainer)
     seconds = time.perf_counter() - started
     found = estimate(compiled)
     return {
-        "update": found.update.seconds(chip) if chip else None,
-        "dispatch": found.dispatch.seconds(chip) if chip else None,
-        "bound": update_flops(trainer) / (mesh.size * chip.flops) if chip else None,
+        "update": chip and found.update.seconds(chip),
+        "dispatch": chip and found.dispatch.seconds(chip),
+        "bound": chip and update_flops(trainer) / (mesh.size * chip.flops),
         "memory": found.memory,
-        "kernels": found.update.kernel_seconds(chip) if chip else None,
+        "kernels": chip and found.update.kernel_seconds(chip),
         "collectives": collectives(found.update, mesh.size),
         "compile_seconds": seconds,
     }
 
 
-def in_own_process(spec: str, topology: str, peer: bool) -> dict[str, Any]:
-    """The same by a new process, whose memory is given back; {"error": sentence} if it fails."""
-    command = [sys.executable, "-m", "rehearsal.table", "--one", spec, topology]
-    command += ["--peer"] if peer else []
+def account_alone(spec: str, topology: str, who: str) -> dict[str, Any]:
+    """`account` by a new process, whose memory is given back; {"error": sentence} if it fails."""
+    command = [sys.executable, "-m", "rehearsal.table", "--one", spec, topology, who]
     # The host's JAX must not look for a TPU just because its compiler is installed.
     env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": ""}
     done = subprocess.run(command, capture_output=True, text=True, env=env)
@@ -161,36 +156,40 @@ def in_own_process(spec: str, topology: str, peer: bool) -> dict[str, Any]:
 
 def table_row(row: dict[str, Any]) -> list[str]:
     """A row of the table under HEAD."""
-    ours, peer = row["ours"], row["peer"] or {}
+    ours, baseline = row["ours"], row["baseline"] or {}
     spec = row["config"].removeprefix("configs/")
     if "error" in ours:
         return [spec, row["topology"], ours["error"], *[""] * (len(HEAD) - 3)]
     update, bound = ours["update"], ours["bound"]
     whole = update and update + ours["kernels"]
-    ratio = peer["update"] / whole if whole and peer.get("update") else None
-
-    def of_both(key: str, scale: float) -> str:
-        own = number(ours[key] * scale, 3)
-        return f"{own} ({number(peer[key] * scale, 3)})" if key in peer else own
-
+    ratio = baseline["update"] / whole if whole and baseline.get("update") else None
     return [
         spec,
         row["topology"],
         _milliseconds(update),
         _milliseconds(ours["kernels"]),
         _milliseconds(ours["dispatch"]),
-        peer.get("error") or _milliseconds(peer.get("update")),
+        baseline.get("error") or _milliseconds(baseline.get("update")),
         "-" if ratio is None else f"{ratio:.2f}",
         _milliseconds(bound),
         f"{bound / whole:.1%}" if whole else "-",
-        of_both("memory", 1e-9),
+        _both(row, "memory", 1e-9),
         _sums(ours["collectives"]),
-        of_both("compile_seconds", 1),
+        _both(row, "compile_seconds", 1),
     ]
 
 
+def _both(row: dict[str, Any], key: str, scale: float) -> str:
+    """The scaled numbers of both programs of a row: "2 (4)"; "2" if there is no baseline."""
+    own, other = (
+        number(who[key] * scale, 3) if who and key in who else ""
+        for who in (row["ours"], row["baseline"])
+    )
+    return f"{own} ({other})" if other else own
+
+
 def _sums(collectives: list[dict[str, Any]]) -> str:
-    """Their bytes, by kind and by how many devices take part together; below 1 MB left out."""
+    """Their bytes, by kind and number of devices that take part together, from 1 MB up."""
     sums: Counter[tuple[str, int]] = Counter()
     for one in collectives:
         sums[one["kind"], one["devices"]] += one["bytes"] * one["count"]
@@ -206,9 +205,9 @@ def _milliseconds(seconds: float | None) -> str:
     return "-" if seconds is None else number(1e3 * seconds, 3)
 
 
-def _one(spec: str, topology: str, peer: bool) -> int:
+def _print_one(spec: str, topology: str, who: str) -> int:
     try:
-        print(json.dumps(account(spec, topology, peer)))
+        print(json.dumps(account(spec, topology, who)))
     except (UserError, NotImplementedError) as error:
         print(error)
         return 1
@@ -223,33 +222,34 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--set", choices=sorted(SETS), default="table")
-    parser.add_argument("--configs", nargs="+", help="instead of those of the set")
-    parser.add_argument("--topologies", nargs="+", help="for each config, instead of the set's")
-    parser.add_argument("--only-ours", action="store_true", help="no peers")
-    parser.add_argument("--json", metavar="FILE", help="writes the same as JSON")
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
-    parser.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--set", choices=sorted(SETS), default="table", help="configs (default: table)"
+    )
+    parser.add_argument("--configs", nargs="+", help="configs instead of a set, for v5e:2x4")
+    parser.add_argument("--topologies", nargs="+", help="topologies for each of the configs")
+    parser.add_argument("--only-ours", action="store_true", help="leave the baselines out")
+    parser.add_argument("--json", metavar="FILE", help="also write the table as JSON")
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.one:
-        spec, topology = args.one
-        return _one(spec, topology, args.peer)
-    pairs = [(spec, topology) for spec, topology in SETS[args.set]]
+        return _print_one(*args.one)
+    pairs = SETS[args.set]
     if args.configs:
         pairs = [(spec, "v5e:2x4") for spec in args.configs]
     if args.topologies:
         pairs = [(spec, topology) for spec, _ in pairs for topology in args.topologies]
+    alone = args.only_ours or args.set != "table"
     rows: list[dict[str, Any]] = []
     for spec, topology in pairs:
-        row: dict[str, Any] = {"config": spec, "topology": topology, "peer": None}
-        for who in ("ours",) if args.only_ours or args.set != "table" else ("ours", "peer"):
-            print(f"compiling {who} of {spec} for {topology}", file=sys.stderr, flush=True)
-            row[who] = in_own_process(spec, topology, who == "peer")
-            if args.json:
-                Path(args.json).write_text(json.dumps([*rows, row], indent=1) + "\n")
+        row: dict[str, Any] = {"config": spec, "topology": topology, "baseline": None}
         rows.append(row)
+        for who in ("ours",) if alone else ("ours", "baseline"):
+            print(f"compiling {who} of {spec} for {topology}", file=sys.stderr, flush=True)
+            row[who] = account_alone(spec, topology, who)
+            if args.json:
+                Path(args.json).write_text(json.dumps(rows, indent=1) + "\n")
     print(markdown_table([HEAD, *map(table_row, rows)]))
-    failed = [row for row in rows if any("error" in (row[who] or {}) for who in ("ours", "peer"))]
+    failed = [row for row in rows if "error" in row["ours"] or "error" in (row["baseline"] or {})]
     for row in failed:
         print(f"{row['config']} does not compile for {row['topology']}", file=sys.stderr)
     return 1 if failed else 0

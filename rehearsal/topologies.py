@@ -1,7 +1,7 @@
-"""Devices of TPU and GPU topologies that this machine does not have, to compile for.
+"""Devices of absent TPU and GPU topologies, which programs can be compiled for.
 
-The compilers come with `pip install "jax[tpu]"` and `pip install "jax[cuda13]"`; nothing can be put
-on these devices or computed by them.
+The compilers come with `pip install "jax[tpu]"` and `pip install "jax[cuda13]"`. No array can be
+put on these devices.
 """
 
 import importlib.util
@@ -14,9 +14,9 @@ from jax.experimental import topologies
 
 from rezero_jax.errors import UserError, choose_from, first_line
 
-GPU_NODE = 8  # GPUs of a host
+GPU_NODE = 8  # GPUs per host
 
-# XLA's description of an H100 SXM, by which it compiles without one.
+# XLA's description of an H100 SXM, with which it compiles in the absence of one.
 _H100 = """
 gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
@@ -36,11 +36,11 @@ def devices_of(name: str) -> list[jax.Device]:
     """The devices of a topology, for `Trainer(..., devices=)`.
 
     Args:
-      name: "v5e:2x4", a TPU generation and the chips along each axis of its torus; "2xv5e:4x4", as
-        many slices joined by the data-centre network; "8xh100", as many GPUs, 8 to a host.
+      name: "v5e:2x4", a TPU generation and the chips along each axis of its torus; "2xv5e:4x4", two
+        such slices joined by the data-centre network; "8xh100", eight GPUs, with 8 GPUs per host.
 
     Raises:
-      UserError: there is no such topology, or its compiler is not installed.
+      UserError: the topology is unknown, or its compiler is not installed.
     """
     tpu = re.fullmatch(r"(?:(\d+)x)?(v4|v5e|v5p|v6e|tpu7x):(\d+(?:x\d+){1,2})", name)
     gpu = re.fullmatch(r"(\d+)xh100", name)
@@ -54,7 +54,7 @@ def devices_of(name: str) -> list[jax.Device]:
 
 
 def _tpus(generation: str, shape: str, slices: int) -> list[jax.Device]:
-    # Without these, libtpu asks the metadata server of a TPU VM, for minutes.
+    # Without these variables, libtpu waits minutes for the metadata server of a TPU VM.
     for key, value in {
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_ACCELERATOR_TYPE": "v5litepod-8",
@@ -80,7 +80,7 @@ def _tpus(generation: str, shape: str, slices: int) -> list[jax.Device]:
         )
     except Exception as error:
         raise UserError(
-            f"the TPU's compiler knows no {generation}:{shape} ({first_line(error)}); choose "
+            f"the TPU's compiler rejects {generation}:{shape} ({first_line(error)}); choose "
             "another shape, such as v5e:2x4"
         ) from None
     return list(found.devices)
@@ -98,7 +98,7 @@ def _h100s(count: int) -> list[jax.Device]:
         ) from None
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     jax.devices("cpu")  # finds the plugins
-    try:  # no public name of JAX leads there; it may move with the next jaxlib
+    try:  # JAX has no public name for this, so the next jaxlib may move it
         topology = xla_client._xla.get_default_c_api_topology(
             "cuda", "", {"target_config": _H100, "topology": f"1x{nodes}x{per_node}"}
         )

@@ -1,9 +1,10 @@
-"""The reading of optimised HLO, by hand and on a program that the TPU's compiler wrote."""
+"""Optimised HLO is read correctly: small programs by hand, and one of the TPU's compiler."""
 
 import importlib.util
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -83,58 +84,49 @@ ENTRY %main (x.1: f32[4,8], n: s32[]) -> f32[4,8] {{
 """
 
 
-def test_loops_and_branches_count_as_often_as_they_run():
+def test_loops_count_by_their_trip_counts_and_branches_by_the_costliest():
     update, dispatch = accounts(BY_HAND)
     assert +update.cycles == {"mul": 7, "add": 2 * 11, "tanh": 30}
     assert dispatch.cycles.total() == 5
     (one,) = update.collectives
-    assert (one.kind, one.size, one.turns) == ("all-reduce", 4 * 8 * 4, 2)
+    assert (one.kind, one.size, one.trips) == ("all-reduce", 4 * 8 * 4, 2)
     assert group_size(one.groups) == 4
 
 
-def test_without_a_loop_of_unknown_length_all_is_the_update():
+def test_without_a_loop_of_unknown_trip_count_the_program_is_the_update():
     entry = BY_HAND.replace("get-tuple-element(%q), index=2", "constant(3)")
     update, dispatch = accounts(entry)
     assert update.cycles.total() == 5 + 3 * (7 + 2 * 11 + 30)
     assert dispatch.cycles.total() == 0
 
 
-def test_the_compilers_own_number_of_turns_counts():
+def test_the_compilers_own_trip_count_wins():
     computations, _ = parse(BY_HAND)
     loop = next(one for one in computations["outer_body"] if one.opcode == "while")
     assert trip_count(loop, computations) == 2
-    told = loop._replace(rest=loop.rest + ', backend_config={"known_trip_count":{"n":"9"}}')
-    assert trip_count(told, computations) == 9
+    known = loop._replace(rest=loop.rest + ', backend_config={"known_trip_count":{"n":"9"}}')
+    assert trip_count(known, computations) == 9
 
 
-@pytest.mark.parametrize(
-    ("shape", "size"),
-    [
-        ("f32[4,8]{1,0:T(8,128)}", 128),
-        ("(bf16[3]{0}, /*index=1*/u8[5,2], pred[])", 6 + 10 + 1),
-        ("s4[7]{0}", 4),
-        ("f8e4m3fn[10]", 10),
-        ("token[]", 0),
-    ],
-)
-def test_sizes_of_shapes(shape, size):
-    assert shape_bytes(shape) == size
-
-
-@pytest.mark.parametrize(
-    ("groups", "size"),
-    [
-        ("mesh['axis_0'=4,'axis_1'=2] {'axis_0'}", 4),
-        ("mesh['axis_0'=4,'axis_1'=2] {'axis_0','axis_1'}", 8),
-        ("[2,4]<=[8]", 4),
-        ("{{0,1,2},{3,4,5}}", 3),
-        ("{1,2}x{0:7}", 2),
-        ("{1:4}x{0:255}", 4),
-        ("", None),
-    ],
-)
-def test_sizes_of_groups(groups, size):
-    assert group_size(groups) == size
+def test_sizes_of_shapes_and_groups():
+    for shape, size in {
+        "f32[4,8]{1,0:T(8,128)}": 128,
+        "(bf16[3]{0}, /*index=1*/u8[5,2], pred[])": 6 + 10 + 1,
+        "s4[7]{0}": 4,
+        "f8e4m3fn[10]": 10,
+        "token[]": 0,
+    }.items():
+        assert shape_bytes(shape) == size, shape
+    for groups, size in {
+        "mesh['axis_0'=4,'axis_1'=2] {'axis_0'}": 4,
+        "mesh['axis_0'=4,'axis_1'=2] {'axis_0','axis_1'}": 8,
+        "[2,4]<=[8]": 4,
+        "{{0,1,2},{3,4,5}}": 3,
+        "{1,2}x{0:7}": 2,
+        "{1:4}x{0:255}": 4,
+        "": None,
+    }.items():
+        assert group_size(groups) == size, groups
 
 
 TRAFFIC = """
@@ -166,8 +158,8 @@ ENTRY %main (a: f32[10,100], b: f32[10,100]{1,0:S(1)}, i: s32[]) -> f32[10,100] 
 def test_slices_and_fast_memory_are_cheap():
     computations, entry = parse(TRAFFIC)
     found = {one.name: Traffic(computations).of(one, entry) for one in computations[entry]}
-    assert found["layer"] == 400 + 400 + 4  # of a one row, which is written; the index
-    assert found["sum"] == 4000 + 0 + 4000  # b lies in fast memory
+    assert found["layer"] == 400 + 400 + 4  # one row of a, read and written; the index
+    assert found["sum"] == 4000 + 0 + 4000  # b is in fast memory
     assert found["out"] == 400 + 400 + 4  # the row read, and written in place
     assert found["a"] == 0
 
@@ -188,7 +180,7 @@ _xla_megascale_transfer_type="ALL_REDUCE"}
 
 def test_transfers_between_slices_are_collectives():
     (one,) = accounts(BETWEEN_SLICES)[0].collectives
-    assert (one.kind, one.size, one.turns) == ("all-reduce between slices", 8 * 128 * 4, 1)
+    assert (one.kind, one.size, one.trips) == ("all-reduce between slices", 8 * 128 * 4, 1)
     assert group_size(one.groups) == 2
 
 
@@ -198,14 +190,14 @@ def test_what_the_tpu_compiler_wrote():
     update, dispatch = accounts(hlo)
     assert update.cycles.total() / CHIPS["v5e"].hertz == pytest.approx(2.82e-3, rel=1e-3)
     assert dispatch.cycles.total() / CHIPS["v5e"].hertz == pytest.approx(0.309e-3, rel=1e-2)
-    # Each instruction that carries an estimate counts at least once, those of the layers 6 times.
+    # Every estimate counts at least once, and the estimates of the layers count 6 times.
     once = sum(map(int, re.findall(r'estimated_cycles":"(\d+)"', hlo)))
     assert once < update.cycles.total() + dispatch.cycles.total() < 6 * once
     (reduction,) = set(update.collectives)
-    assert (reduction.kind, reduction.size, reduction.turns) == ("all-reduce", 4 * 2048**2, 6)
+    assert (reduction.kind, reduction.size, reduction.trips) == ("all-reduce", 4 * 2048**2, 6)
     assert group_size(reduction.groups) == 4
-    # At least the gradient and the weights pass through the memory, and less than the estimate's
-    # time would let pass.
+    # At least the gradient and the weights pass through the memory, and less than the memory can
+    # move in the estimated time.
     assert 3 * 6 * 4 * 2048**2 < update.bytes < 2.82e-3 * CHIPS["v5e"].bandwidth
 
 
@@ -216,27 +208,19 @@ def test_a_program_of_this_machine():
     assert found.update.seconds(CHIPS["h100"]) is None
 
 
-def test_the_longest_fitting_name_is_the_chip():
-    class Device:
-        device_kind = "TPU v5 lite"
-
-    assert chip_of(Device) == CHIPS["v5e"]
-    Device.device_kind = "TPU v5p"
-    assert chip_of(Device) == CHIPS["v5p"]
-    Device.device_kind = "cpu"
-    assert chip_of(Device) is None
+def test_the_longest_fitting_kind_is_the_chip():
+    kinds = {"TPU v5 lite": CHIPS["v5e"], "TPU v5p": CHIPS["v5p"], "cpu": None}
+    for kind, chip in kinds.items():
+        assert chip_of(SimpleNamespace(device_kind=kind)) == chip
 
 
-@pytest.mark.parametrize("name", ["v5e", "v5e:8", "9xh100", "0xh100", "h100", "v5e:2x4x1x1", "x"])
-def test_no_such_topology(name):
-    with pytest.raises(UserError, match="unknown topology"):
-        devices_of(name)
-
-
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")
-def test_a_missing_compiler_is_told_with_its_installation(capsys):
-    assert train.main(["--config=configs/mlp.py:smoke", "--plan=v5e:2x4"]) == 2
-    assert f'pip install "jax[tpu]=={jax.__version__}"' in capsys.readouterr().err
+def test_unknown_topologies_and_missing_compilers_are_user_errors(monkeypatch):
+    for name in ("v5e", "v5e:8", "9xh100", "0xh100", "h100", "v5e:2x4x1x1", "x"):
+        with pytest.raises(UserError, match="topology"):
+            devices_of(name)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=re.escape(f'pip install "jax[tpu]=={jax.__version__}"')):
+        devices_of("v5e:2x4")
 
 
 @needs_libtpu
@@ -254,8 +238,8 @@ def test_a_plan_for_absent_chips(capsys, tmp_path):
 
 
 @needs_libtpu
-def test_a_run_that_does_not_fit_is_told(capsys):
+def test_a_run_that_does_not_fit_names_train_accumulate(capsys):
     config = "--config=configs/transformer_enwik8.py:layers=12,accumulate=1"
     assert train.main([config, "--plan=v5e:1x1"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "raise train.accumulate" in line
+    assert "train.accumulate" in line

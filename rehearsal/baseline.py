@@ -1,11 +1,10 @@
-"""The networks by the book of Flax NNX that `python -m rehearsal.table` compares ours to.
+"""Networks in idiomatic Flax NNX, the baselines that our programs are compared to.
 
-They are what one writes after reading its documentation: ReZero networks of the layers of `nnx` at
-their defaults, parameters stacked by `nnx.vmap` and run by `nnx.scan`. The step that trains them is
-in rehearsal/by_the_book_step.py. Sizes, dtype and recomputation are those of our config, and so
-are the parameters: as many, in as many layers. Attention's dropout draws a mask for each head and
-example, as ours does (`broadcast_dropout=False`, which is not the default). A residual network's
-blocks stand in a list.
+They are what one writes after reading the documentation of NNX: ReZero networks of the layers of
+`nnx` at their defaults, with parameters stacked by `nnx.vmap` and run by `nnx.scan`. Sizes, dtype,
+rematerialisation and the number of parameters are those of our config. Attention draws a dropout
+mask for each head and example, as ours does (`broadcast_dropout=False`, not the default). The
+blocks of a residual network are in a list. rehearsal/baseline_step.py has the training step.
 """
 
 from collections.abc import Callable
@@ -66,7 +65,7 @@ class Layer(nnx.Module):
 
 
 class Stack(nnx.Module):
-    """`depth` equal blocks, scanned over; with `remat` each is recomputed in the backward pass."""
+    """`depth` equal blocks, scanned over; `remat` rematerialises each in the backward pass."""
 
     def __init__(self, make: Callable[..., nnx.Module], depth: int, remat: bool, rngs: nnx.Rngs):
         @nnx.split_rngs(splits=depth)
@@ -151,7 +150,7 @@ class Block(nnx.Module):
 
 
 class ResNet(nnx.Module):
-    """For CIFAR, 6n + 2 layers; maps (batch, height, width, channels) to float32 logits."""
+    """6n + 2 layers for CIFAR; maps (batch, height, width, channels) to float32 logits."""
 
     def __init__(self, model: ConfigDict, channels: int, classes: int, *, rngs: nnx.Rngs):
         dtype = jnp.dtype(compute_dtype(model.dtype))
@@ -171,15 +170,15 @@ class ResNet(nnx.Module):
 
 
 def make_model(model: ConfigDict, example: tuple[int, ...], classes: int, seed: int) -> nnx.Module:
-    """The peer of our model.
+    """The baseline of our model.
 
     Args:
       model: config.model.
-      example: shape of an image (height, width, channels); of no account to a language model.
-      classes: number of classes, likewise.
+      example: shape of an image (height, width, channels); a language model ignores it.
+      classes: number of classes; a language model ignores it.
 
     Raises:
-      NotImplementedError: the book has no such part, or this file does not write it.
+      NotImplementedError: NNX has no such layer, or this file does not use it.
     """
     cifar = model.name != "resnet" or (model.family == "cifar" and model.variant == "paper")
     plain = model.name != "transformer" or (
@@ -187,7 +186,7 @@ def make_model(model: ConfigDict, example: tuple[int, ...], classes: int, seed: 
     )
     known = model.name in ("transformer", "mlp", "resnet")
     if not known or model.residual != "rezero" or not cifar or not plain:
-        raise NotImplementedError("the peers are ReZero networks, and not of all variants")
+        raise NotImplementedError("the baselines are ReZero networks of some variants only")
     rngs = nnx.Rngs(seed)
     if model.name == "transformer":
         return Transformer(model, rngs=rngs)

@@ -1,9 +1,9 @@
-"""The training step of the peers by the book of Flax NNX, compiled for any devices.
+"""The training step of the baselines in idiomatic Flax NNX, compiled for any devices.
 
 `nnx.value_and_grad`, `nnx.Optimizer` with an optimizer of optax by its name, one jitted update with
-a donated state, the batch handed in and divided among the devices. Optimizer, its constants and
-gradient accumulation are those of our config. Where the book is simpler than ours, the peer does
-less and is not held back for it: pixels come as float32, standardised and augmented; no norm of the
+a donated state, the batch handed in and sharded over the devices. Optimizer, its constants and
+gradient accumulation are those of our config. Where NNX's documentation is simpler than ours, the
+baseline does less work: pixels come as float32, standardised and augmented; no norm of the
 gradients is reported; every parameter has one constant learning rate, and LAMB one trust ratio for
 all layers of a stack.
 """
@@ -21,7 +21,7 @@ from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from rehearsal.by_the_book import make_model
+from rehearsal.baseline import make_model
 from rezero_jax.training.sharding import FULLY_SHARDED_FROM
 from rezero_jax.training.trainer import microbatches
 
@@ -45,7 +45,7 @@ def make_optimizer(optim: ConfigDict) -> optax.GradientTransformation:
         case "lamb":
             optimizer = optax.lamb(rate, *moments, weight_decay=decay)
         case other:
-            raise NotImplementedError(f"the peers know no optimizer {other}")
+            raise NotImplementedError(f"the baselines have no optimizer {other}")
     if optim.clip_norm is None:
         return optimizer
     return optax.chain(optax.clip_by_global_norm(optim.clip_norm), optimizer)
@@ -59,7 +59,7 @@ def make_update(
     Args:
       make: makes the model.
       optim: config.optim.
-      accumulate: parts of a batch that run one after another.
+      accumulate: number of microbatches of a batch.
     """
 
     def create() -> tuple[nnx.Module, nnx.Optimizer]:
@@ -77,17 +77,17 @@ def make_update(
             return nnx.value_and_grad(loss)(model, batch)
 
         @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
-        def add(carry: Any, part: Batch) -> Any:
+        def add(carry: Any, microbatch: Batch) -> Any:
             model, sums = carry
-            found = nnx.value_and_grad(loss)(model, part)
+            found = nnx.value_and_grad(loss)(model, microbatch)
             return model, jax.tree.map(jnp.add, sums, found)
 
-        # Part j holds every accumulate-th example, so that each device keeps its own examples.
-        parts = jax.tree.map(
+        # Microbatch j holds every accumulate-th example, so that each device keeps its examples.
+        split = jax.tree.map(
             lambda leaf: leaf.reshape(-1, accumulate, *leaf.shape[1:]).swapaxes(0, 1), batch
         )
         params = nnx.state(model, nnx.Param)
-        _, sums = add((model, (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))), parts)
+        _, sums = add((model, (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))), split)
         return jax.tree.map(lambda leaf: leaf / accumulate, sums)
 
     def update(state: State, batch: Batch) -> tuple[State, Array]:
@@ -99,15 +99,15 @@ def make_update(
     return lambda: nnx.state(create()), update
 
 
-class Peer:
-    """The peer of `config` on these devices, which may not exist.
+class Baseline:
+    """The baseline of `config` on these devices, which may be absent.
 
     Attributes:
-      batch: shapes, dtypes and shardings of its inputs and targets.
+      batch: shapes, dtypes and shardings of the inputs and targets.
 
     Args:
-      config: as of train.py.
-      devices: all of them share the batch; with config.mesh.fully_sharded, the state too.
+      config: a config of train.py.
+      devices: the batch is sharded over all; with config.mesh.fully_sharded the state is, too.
       example, classes: see `make_model`; a language model reads config.data.length bytes.
     """
 
@@ -116,8 +116,8 @@ class Peer:
     ):
         mesh = Mesh(np.asarray(devices), ("data",), axis_types=(AxisType.Auto,))
         make = partial(make_model, config.model, example, classes, config.seed)
-        parts = microbatches(config.train.accumulate, config.train.batch_size, mesh.size)
-        init, update = make_update(make, config.optim, parts)
+        count = microbatches(config.train.accumulate, config.train.batch_size, mesh.size)
+        init, update = make_update(make, config.optim, count)
 
         def place(path: Any, leaf: Any) -> Any:
             spec: list[str | None] = [None] * leaf.ndim
@@ -136,11 +136,11 @@ class Peer:
         images = ((rows, *example), jnp.float32)
         inputs = ((rows, config.data.length), jnp.int32) if text else images
         targets = inputs if text else ((rows,), jnp.int32)
-        divided = NamedSharding(mesh, PartitionSpec("data"))
-        self.batch = tuple(jax.ShapeDtypeStruct(*a, sharding=divided) for a in (inputs, targets))
+        sharded = NamedSharding(mesh, PartitionSpec("data"))
+        self.batch = tuple(jax.ShapeDtypeStruct(*a, sharding=sharded) for a in (inputs, targets))
 
     def compile(self) -> jax.stages.Compiled:
-        """An update: of a state, which it consumes, and a batch to the next state and the loss."""
+        """The update: maps a donated state and a batch to the next state and the loss."""
         with jax.set_mesh(self._mesh):
             return self._update.lower(self._state, self.batch).compile()
 

@@ -1,0 +1,205 @@
+"""Programs of JAX on random data, timed; see benchmarks/worker.py.
+
+    python -m benchmarks.jax_worker PROGRAM SPEC
+
+"ours" is the training step of train.py. It gathers the batch from data on the device, augments and
+standardises images, and applies the update, several steps a dispatch. "nnx" is the training step of
+the baseline in idiomatic Flax NNX (rehearsal/baseline.py), handed one batch. "generation" continues
+16 bytes by the likeliest one, one sequence at a time; a step is a byte. "product" is a float32
+matrix product of size 2,048. "first" prints times and memory of the first updates as JSON instead.
+
+SPEC is a config as in --config of train.py, with fields after it in the same argument:
+"configs/mlp.py:depth=64 train.batch_size=100".
+"""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from itertools import islice
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from benchmarks.worker import PROMPT, serve
+from rehearsal.baseline_step import Baseline
+from rehearsal.estimate import memory_of
+from rehearsal.plan import compile_dispatch
+from rezero_jax.config import load_config
+from rezero_jax.data import Dataset, ResidentSplit, Text, TextSplit, load, stand_in
+from rezero_jax.devices import cache_compilations, set_cpu_devices
+from rezero_jax.errors import UserError
+from rezero_jax.models.build import make_language_model
+from rezero_jax.training.cost import model_flops, peak_flops
+from rezero_jax.training.trainer import Trainer
+
+EXAMPLES, SIZE = 2560, 2048
+Steps = Callable[[int], None]  # makes n steps and waits for them
+Program = tuple[Steps, dict[str, float]]  # and what it costs, see benchmarks/updates.py
+
+
+def endless(spec: str, **fields: Any) -> ConfigDict:
+    """The config of a spec, for more updates than anybody times.
+
+    Args:
+      **fields: further fields, with "__" for the dot of their names.
+    """
+    name, *given = spec.split()
+    more = {"train.epochs": None, "train.steps": 10**6}
+    more |= {key.replace("__", "."): value for key, value in fields.items()}
+    return load_config(name, [*given, *(f"{key}={value}" for key, value in more.items())])
+
+
+def random_data(config: ConfigDict) -> Dataset | Text:
+    """Random data in the shape of what config.data names: speed does not depend on its content."""
+    rng = np.random.default_rng(0)
+    if config.model.name == "transformer":
+        text, length = rng.integers(0, 256, 1_000_000, np.uint8), config.data.length
+        return Text("random", TextSplit(text, length), TextSplit(text[:10_000], length, whole=True))
+    named = stand_in(config.data) or load(config.data)
+    assert isinstance(named, Dataset)
+    shape, classes = named.example_shape, named.num_classes
+    images = rng.integers(0, 256, (EXAMPLES, *shape), np.uint8)
+    labels = rng.integers(0, classes, EXAMPLES, np.int32)
+    split = ResidentSplit({"image": images, "label": labels})
+    half = (0.5,) * shape[-1]
+    return Dataset("random", split, split, shape, classes, half, half)
+
+
+def updates_of(trainer: Trainer) -> Steps:
+    """Updates by whole dispatches and a rest."""
+    state, batches = trainer.init(), trainer.batches(0)
+    dispatch = trainer.config.train.steps_per_dispatch
+
+    def steps(count: int) -> None:
+        nonlocal state
+        for start in range(0, count, dispatch):
+            many = list(islice(batches, min(dispatch, count - start)))
+            state, report = trainer.dispatch(state, many)
+        jax.block_until_ready((state, report))
+
+    return steps
+
+
+def ours(config: ConfigDict) -> Program:
+    """Our training step."""
+    trainer = Trainer(config, random_data(config))
+    started = time.perf_counter()
+    compiled = compile_dispatch(trainer)
+    cost = {"compiled": time.perf_counter() - started, "memory": memory_of(compiled)}
+    cost["flops"] = model_flops(trainer)
+    if peak := peak_flops(trainer):
+        cost["bound"] = cost["flops"] / peak
+    return updates_of(trainer), cost
+
+
+def baseline(config: ConfigDict) -> Program:
+    """The training step of the baseline.
+
+    Raises:
+      NotImplementedError: the config has no baseline.
+    """
+    data, rng = random_data(config), np.random.default_rng(0)
+    shape, classes = getattr(data, "example_shape", ()), getattr(data, "num_classes", 0)
+    baseline = Baseline(config, jax.devices(), shape, classes)
+    started = time.perf_counter()
+    update = baseline.compile()
+    cost = {"compiled": time.perf_counter() - started, "memory": memory_of(update)}
+
+    def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        whole = np.issubdtype(leaf.dtype, np.integer)
+        drawn = (
+            rng.integers(classes or 256, size=leaf.shape) if whole else rng.normal(size=leaf.shape)
+        )
+        return jax.device_put(jnp.asarray(drawn, leaf.dtype), leaf.sharding)
+
+    state, batch = baseline.init(), jax.tree.map(draw, baseline.batch)
+
+    def steps(count: int) -> None:
+        nonlocal state
+        for _ in range(count):
+            state, loss = update(state, batch)
+        jax.block_until_ready((state, loss))
+
+    return steps, cost
+
+
+def generation(config: ConfigDict) -> Program:
+    """Bytes that continue a prompt, the reading of the prompt included."""
+    model = jax.jit(lambda: make_language_model(config.model)(nnx.Rngs(0)))()
+    prompt = np.arange(PROMPT)[None]
+
+    def steps(count: int) -> None:
+        jax.block_until_ready(model.generate(prompt, count, temperature=0))
+
+    steps(config.data.length - PROMPT)  # each count is compiled; benchmarks.updates asks for this
+    return steps, {}
+
+
+def product(config: ConfigDict) -> Program:
+    """A square float32 matrix product."""
+    a = jnp.asarray(np.random.default_rng(0).normal(size=(SIZE, SIZE)), jnp.float32)
+    multiply = jax.jit(jnp.matmul)
+
+    def steps(count: int) -> None:
+        for _ in range(count):
+            multiply(a, a).block_until_ready()
+
+    return steps, {"flops": 2 * SIZE**3}
+
+
+def first_updates(config: ConfigDict) -> dict[str, float]:
+    """Times in seconds and memory in GiB of the first four updates, one a dispatch.
+
+    Returns:
+      "first", from nothing to the end of the first update; "later", the fastest update after it;
+      "held" and "peak", the most memory of this process before the first update and after all;
+      "loss", of the third update.
+    """
+    dataset = random_data(config)
+    started = time.perf_counter()
+    trainer = Trainer(config, dataset)
+    state, batches = jax.block_until_ready(trainer.init()), trainer.batches(0)
+    held, seconds, losses = peak_gib(), [], []
+    for _ in range(4):
+        state, report = trainer.dispatch(state, [next(batches)])
+        jax.block_until_ready((state, report))
+        seconds.append(time.perf_counter() - started)
+        losses.append(float(np.asarray(report["loss"])[0]))
+        started = time.perf_counter()
+    times = {"first": seconds[0], "later": min(seconds[1:])}
+    return times | {"held": held, "peak": peak_gib(), "loss": losses[2]}
+
+
+def peak_gib() -> float:
+    """The most memory that this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+PROGRAMS = {"ours": ours, "nnx": baseline, "generation": generation, "product": product}
+
+
+def main(argv: list[str]) -> None:
+    """Runs the command line."""
+    program, spec = argv
+    config = endless(spec)
+    if config.mesh.cpu_devices is not None and program != "product":
+        set_cpu_devices(config.mesh.cpu_devices)
+    if program == "first":
+        print(json.dumps(first_updates(config)))
+        return
+    cache_compilations()
+    try:
+        steps, cost = PROGRAMS[program](config)
+    except (UserError, NotImplementedError) as error:
+        sys.exit(f"{program} of {spec}: {error}")
+    serve(steps, cost)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
