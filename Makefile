@@ -36,7 +36,7 @@ notebooks: setup-dev  ## make the notebooks from their .py and execute them, in 
 size: setup-dev  ## print how much there is to read
 	$(BIN)/python -m benchmarks.size
 
-rehearse: $(VENV)-rehearsal/installed  ## compile for absent TPUs, beside peers; ARGS=--set=ci: small
+rehearse: $(VENV)-rehearsal/installed  ## compile for absent TPUs, with baselines; ARGS=--set=ci: small networks
 	$(VENV)-rehearsal/bin/python -m rehearsal.table $(ARGS)
 
 setup: $(VENV)/installed

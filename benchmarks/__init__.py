@@ -1,1 +1,1 @@
-"""Speed and memory, each against a peer in the same run: `python -m benchmarks.NAME`."""
+"""Speed and memory, each against a baseline in the same run: `python -m benchmarks.NAME`."""

@@ -1,4 +1,4 @@
-"""The peer: the network of the authors' notebook in PyTorch, layer by layer as one writes it there.
+"""The MLP of the authors' notebook in PyTorch, layer by layer as one writes it there.
 
 Needs the environment of benchmarks/requirements.txt; nothing of rezero_jax is imported.
 """

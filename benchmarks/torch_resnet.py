@@ -1,10 +1,10 @@
-"""The peers: the ResNets of the authors' CIFAR-10 experiments and their rivals in PyTorch.
+"""The ResNets of the authors' CIFAR-10 experiments and their baselines in PyTorch.
 
-Needs the environment of benchmarks/requirements.txt; nothing of rezero_jax is imported. Where the
-authors have a network, this is their network, also where another version of it is better known:
-BatchNorm on the shortcut, and no norm or ReLU before the head of a pre-activation network. One
-differs: their ReZero network without BatchNorm keeps it in the stem and on the shortcuts, and has
-no biases in the convolutions.
+Needs the environment of benchmarks/requirements.txt; nothing of rezero_jax is imported. The
+networks are the authors', also where another version is better known: they have BatchNorm on the
+shortcut, and no norm or ReLU before the head of a pre-activation network. One network differs: the
+authors' ReZero network without BatchNorm keeps it in the stem and on the shortcuts, and has no
+biases in the convolutions.
 """
 
 import torch
@@ -20,7 +20,7 @@ def scalar(value: float = 0.0) -> nn.Parameter:
 
 
 def conv(channels: int, features: int, size: int, stride: int, bias: bool) -> nn.Conv2d:
-    """A convolution that keeps the size of its input, but for the stride."""
+    """A convolution that keeps the size of its input, except for the stride."""
     return nn.Conv2d(channels, features, size, stride, padding=size // 2, bias=bias)
 
 

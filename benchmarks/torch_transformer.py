@@ -1,8 +1,8 @@
-"""The peers: two causal byte-level language models in PyTorch.
+"""Two causal byte-level language models in PyTorch.
 
-Needs the environment of benchmarks/requirements.txt; nothing of rezero_jax is imported. `official`
-is made of the authors' own ReZero layers, from the package rezero; `x-transformers` is the decoder
-of that package, with LayerNorm before each branch and without biases in the attention, for it has
+Needs the environment of benchmarks/requirements.txt; nothing of rezero_jax is imported. "official"
+consists of the authors' own ReZero layers, from the package rezero. "x-transformers" is the decoder
+of that package, with LayerNorm before each branch and no biases in the attention: the package has
 neither ReZero nor such biases.
 """
 
@@ -20,8 +20,8 @@ class OfficialLM(nn.Module):
     """Embedding times sqrt(width), sinusoidal positions, the authors' layers, linear head.
 
     Args:
-      depth, width, heads: of the layers; the feed-forward networks are four times wider.
-      length: the longest sequence.
+      depth, width, heads: sizes of the layers; the feed-forward networks are four times wider.
+      length: longest sequence.
     """
 
     positions: Tensor
@@ -38,7 +38,7 @@ class OfficialLM(nn.Module):
         self.head = nn.Linear(width, VOCABULARY)
         angles = torch.arange(length)[:, None] / 10_000 ** (torch.arange(0, width, 2) / width)
         positions = torch.stack((angles.sin(), angles.cos()), dim=-1).reshape(length, 1, width)
-        # Added to the scores as it is: a bool mask would be turned into this one in every layer.
+        # Added to the scores; every layer would convert a bool mask into this one.
         mask = nn.Transformer.generate_square_subsequent_mask(length, torch.get_default_device())
         self.register_buffer("positions", positions, persistent=False)
         self.register_buffer("mask", mask, persistent=False)
@@ -46,7 +46,7 @@ class OfficialLM(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Maps tokens (batch, time) to logits (batch, time, VOCABULARY)."""
         length, width = tokens.shape[1], self.embedding.embedding_dim
-        # The layers want the time first.
+        # The layers take the time axis first.
         x = self.embedding(tokens.T) * math.sqrt(width) + self.positions[:length]
         mask = self.mask[:length, :length]
         for layer in self.layers:
@@ -55,7 +55,7 @@ class OfficialLM(nn.Module):
 
 
 def x_transformers_lm(depth: int, width: int, length: int, heads: int, flash: bool) -> nn.Module:
-    """The other peer, of the same sizes."""
+    """The decoder of x-transformers, of the same sizes."""
     layers = Decoder(
         dim=width,
         depth=depth,
@@ -73,15 +73,15 @@ def x_transformers_lm(depth: int, width: int, length: int, heads: int, flash: bo
     )
 
 
-def make_model(peer: str, depth: int, width: int, length: int, heads: int = 8) -> nn.Module:
-    """One of PEERS: maps tokens (batch, time) to logits (batch, time, VOCABULARY)."""
-    if peer.startswith("official"):
+def make_model(mode: str, depth: int, width: int, length: int, heads: int = 8) -> nn.Module:
+    """The network of a mode: maps tokens (batch, time) to logits (batch, time, VOCABULARY)."""
+    if mode.startswith("official"):
         return OfficialLM(depth, width, length, heads)
-    return x_transformers_lm(depth, width, length, heads, flash="flash" in peer)
+    return x_transformers_lm(depth, width, length, heads, flash="flash" in mode)
 
 
 def generate(model: nn.Module, prompt: Tensor, count: int) -> Tensor:
-    """The `count` tokens that follow `prompt` (batch, time), each the likeliest one."""
+    """The likeliest `count` tokens after `prompt` (batch, time), one after the other."""
     if isinstance(model, TransformerWrapper):  # it has a cache of keys and values
         return AutoregressiveWrapper(model).generate(prompt, count, temperature=0.0)
     tokens = prompt

@@ -213,7 +213,7 @@ def test_commands_are_accepted(page, monkeypatch):
         "python -m rezero_jax.analysis.table runs/a --epoch 1",
         "python -m rezero_jax.analysis.tables runs/a",
         "python -m experiments toy --scales=cpu",
-        "python -m benchmarks.mlp --pair 3",
+        "python -m benchmarks.updates --pairs 3",
         "pip install .[trains]",
         "pip install -r requirement.txt",
         "make trian",
