@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from rezero_jax import data, residual
+from rezero_jax import data
 from rezero_jax.config import load_config
+from rezero_jax.residual import rule
 from rezero_jax.training.trainer import Trainer
 
 CONFIGS = {
@@ -30,7 +31,7 @@ LAST = 50  # updates whose loss is averaged
 
 def final_loss(config: ConfigDict, dataset: data.Dataset | data.Text, trunk: str) -> float:
     """The mean training loss of the last updates with this trunk."""
-    residual.TRUNK_DTYPE = getattr(jnp, trunk)
+    rule.TRUNK_DTYPE = getattr(jnp, trunk)
     trainer = Trainer(config, dataset)
     state, batches = trainer.init(), trainer.batches(0)
     losses: list[float] = []

@@ -32,9 +32,9 @@ READ_BY_ALL = (
     "rezero_jax/data/split.py",
     "rezero_jax/models/build.py",
     "rezero_jax/stack.py",
-    "rezero_jax/residual/make.py",
-    "rezero_jax/residual/rezero.py",
+    "rezero_jax/models/options.py",
     "rezero_jax/residual/rule.py",
+    "rezero_jax/residual/rules.py",
 )
 READ_PATHS = {
     "MLP": (
@@ -50,10 +50,9 @@ READ_PATHS = {
         "rezero_jax/data/text_files.py",
         "rezero_jax/models/dropout.py",
         "rezero_jax/models/transformer/attention.py",
-        "rezero_jax/models/transformer/encoder.py",
+        "rezero_jax/models/transformer/config.py",
         "rezero_jax/models/transformer/layer.py",
         "rezero_jax/models/transformer/model.py",
-        "rezero_jax/models/transformer/options.py",
     ),
 }
 CONFIGS = {"MLP": "configs/mlp.py:smoke", "Transformer": "configs/transformer_small.py:smoke"}

@@ -26,7 +26,8 @@ not share one LayerNorm.
 
 from ml_collections import ConfigDict, config_dict
 
-from rezero_jax.config import base_config, parse_arg
+from rezero_jax.config import base_config, option_fields, parse_arg
+from rezero_jax.residual import RuleConfig
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -43,13 +44,11 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     digits = args.dataset == "digits"
     config = base_config()
+    config.model = option_fields(RuleConfig())
     config.model.name = "mlp"
     config.model.residual = args.residual
     config.model.depth = 4 if args.smoke else args.depth
     config.model.width = 8 if args.smoke else args.width or (64 if digits else 256)
-    config.model.alpha_init = config_dict.placeholder(float)  # unset: the rule's default
-    config.model.norm = "layer_norm"  # layer_norm, dyt: wherever the rule has a norm
-    config.model.base_depth = 2  # completep, depth_mup: the depth at which they are pre_norm
     # Unset: 0.25 for `residual` and 2 for every other rule, so that overriding the rule is safe.
     config.model.weight_variance = config_dict.placeholder(float)
     config.model.scan = True

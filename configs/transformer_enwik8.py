@@ -34,8 +34,9 @@ at 12 layers (the time that its slowest rule took).
 
 from ml_collections import ConfigDict
 
-from rezero_jax.config import base_config, parse_arg, transformer_model
+from rezero_jax.config import base_config, parse_arg
 from rezero_jax.errors import choose_from
+from rezero_jax.models.build import transformer_model
 
 BATCH = {12: 1080, 64: 304, 128: 144}
 ACCUMULATE = {12: 9, 64: 4, 128: 4}

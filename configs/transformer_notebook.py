@@ -23,8 +23,9 @@ rate falls after each third of them.
 
 from ml_collections import ConfigDict
 
-from rezero_jax.config import base_config, parse_arg, transformer_model
+from rezero_jax.config import base_config, parse_arg
 from rezero_jax.devices import default_cpu_devices
+from rezero_jax.models.build import transformer_model
 
 
 def get_config(arg: str = "") -> ConfigDict:

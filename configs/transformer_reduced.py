@@ -16,8 +16,9 @@ of 16. Runs of this size cannot confirm or refute the paper.
 
 from ml_collections import ConfigDict
 
-from rezero_jax.config import base_config, parse_arg, transformer_model
+from rezero_jax.config import base_config, parse_arg
 from rezero_jax.devices import default_cpu_devices
+from rezero_jax.models.build import transformer_model
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -18,8 +18,9 @@ python train.py --config=configs/transformer_small.py:smoke --workdir=runs/smoke
 
 from ml_collections import ConfigDict
 
-from rezero_jax.config import base_config, parse_arg, transformer_model
+from rezero_jax.config import base_config, parse_arg
 from rezero_jax.devices import default_cpu_devices
+from rezero_jax.models.build import transformer_model
 from rezero_jax.residual import rule_class
 
 

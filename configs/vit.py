@@ -21,8 +21,9 @@ token would see no pixel while all gates are 0. Two runs of a comparison differ 
 
 from ml_collections import ConfigDict, config_dict
 
-from rezero_jax.config import base_config, optim_group, parse_arg
+from rezero_jax.config import base_config, optim_group, option_fields, parse_arg
 from rezero_jax.devices import default_cpu_devices
+from rezero_jax.models.transformer.config import TransformerConfig
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -42,21 +43,16 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.crop_padding = 1 if digits else 4
     config.data.flip = config.data.name.startswith("cifar")  # a mirrored digit is not a digit
 
+    config.model = option_fields(TransformerConfig(activation="gelu"))
     config.model.name = "vit"
     config.model.patch = 2 if digits else 4
     config.model.width = 16 if args.smoke else 192
     config.model.depth = 2 if args.smoke else args.depth
     config.model.heads = 2 if args.smoke else 3
-    config.model.feedforward = config_dict.placeholder(int)  # unset: 4 times the width
     config.model.residual = args.residual
-    config.model.alpha_init = config_dict.placeholder(float)  # unset: the rule's own
-    config.model.alpha_per = "layer"  # layer, sublayer
-    config.model.norm = "layer_norm"  # layer_norm, dyt: wherever there is a norm
-    config.model.base_depth = 2  # completep, depth_mup: the depth at which they are pre_norm
     config.model.pool = "mean"  # token, mean
     # Unset: where the rule normalises the branch alone, so that overriding the rule is safe.
     config.model.final_norm = config_dict.placeholder(bool)
-    config.model.activation = "gelu"  # gelu, relu
     # Unrolling 12 layers saves a fifth of a step on a CPU, but deep stacks would compile for long.
     config.model.scan = args.depth > 16
     config.model.remat = "none"

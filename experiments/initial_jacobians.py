@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from experiments.spectra import RULES, encoder
 from rezero_jax.models.transformer.attention import Attention
-from rezero_jax.models.transformer.options import LayerOptions
+from rezero_jax.models.transformer.config import TransformerConfig
 
 TOKENS, WIDTH, HEADS = 4, 16, 4  # of the authors' notebook
 TOGETHER = 50  # draws computed at once
@@ -52,7 +52,7 @@ def attention(count: int, *, uniform: bool) -> Float[np.ndarray, "count values"]
     """
 
     def one(key: Array) -> Array:
-        layer = Attention(LayerOptions(WIDTH, HEADS), rngs=nnx.Rngs(key))
+        layer = Attention(WIDTH, HEADS, TransformerConfig(), rngs=nnx.Rngs(key))
         if uniform:
             layer.qkv[...] = layer.qkv[...].at[..., :2, :].set(0)
         return _jacobian(layer, jax.random.fold_in(key, 1))

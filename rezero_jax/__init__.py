@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Any
 from rezero_jax.models.adaln import AdaLNZero
 from rezero_jax.models.mlp import MLP
 from rezero_jax.models.resnet.model import ResNet
-from rezero_jax.models.transformer.encoder import Decoder, Encoder
-from rezero_jax.models.transformer.layer import DecoderLayer, EncoderLayer
+from rezero_jax.models.transformer.layer import Decoder, DecoderLayer, Encoder, EncoderLayer
 from rezero_jax.models.transformer.model import Transformer
 from rezero_jax.models.vit import ViT
 from rezero_jax.residual import Alpha, ReZero

@@ -4,7 +4,7 @@ import importlib.util
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from ml_collections import ConfigDict, config_dict
 
@@ -112,28 +112,19 @@ def base_config() -> ConfigDict:
     return config
 
 
-def transformer_model() -> ConfigDict:
-    """config.model of a byte-level language model, but for its depth, width, heads and max_len."""
-    model = ConfigDict()
-    model.name = "transformer"
-    model.residual = "rezero"  # a name of rezero_jax.residual.RULES
-    model.alpha_init = config_dict.placeholder(float)  # unset: the rule's own, as 0 for rezero
-    model.alpha_per = "layer"  # layer, sublayer
-    model.norm = "layer_norm"  # layer_norm, dyt: wherever there is a norm
-    model.base_depth = 2  # completep, depth_mup: the depth at which they are pre_norm
-    model.kv_heads = config_dict.placeholder(int)  # unset: as many as heads
-    model.feedforward = config_dict.placeholder(int)  # unset: 4 times the width
-    model.vocab_size = 256
-    model.positions = "sinusoidal"  # sinusoidal, learned, rotary
-    model.tied = False  # the head's weights are the embedding's
-    model.final_norm = False
-    model.activation = "gelu"  # gelu, relu
-    model.dropout = 0.0
-    model.bias = True
-    model.scan = True
-    model.remat = "none"
-    model.dtype = "auto"  # float32, bfloat16, auto: bfloat16 on accelerators, float32 on a CPU
-    return model
+def option_fields(options: Any) -> ConfigDict:
+    """The fields of an options dataclass as fields of config.model, with the same defaults.
+
+    A field whose default is None is unset. A field that a config cannot hold, such as a dtype, is
+    left out.
+    """
+    section = ConfigDict()
+    for name, kind in get_type_hints(type(options)).items():
+        kinds = get_args(kind) or (kind,)  # float | None
+        if kinds[0] in (bool, int, float, str):
+            section[name] = config_dict.placeholder(kinds[0])
+            section[name] = getattr(options, name)
+    return section
 
 
 def optim_group(**settings: Any) -> ConfigDict:

@@ -14,9 +14,14 @@ from flax import nnx
 from rezero_jax.errors import UserError
 from rezero_jax.models.dropout import LEVELS
 from rezero_jax.models.transformer.attention import BLOCK, BLOCKS, Attention, attend, rotate
-from rezero_jax.models.transformer.encoder import Decoder, Encoder
-from rezero_jax.models.transformer.layer import DecoderLayer, EncoderLayer, FeedForward
-from rezero_jax.models.transformer.options import ACTIVATIONS, LayerOptions
+from rezero_jax.models.transformer.config import ACTIVATIONS, TransformerConfig
+from rezero_jax.models.transformer.layer import (
+    Decoder,
+    DecoderLayer,
+    Encoder,
+    EncoderLayer,
+    FeedForward,
+)
 from rezero_jax.models.weights import from_torch, to_torch
 from rezero_jax.residual import RULES, Alpha
 from rezero_jax.training.state import model_spec
@@ -279,8 +284,8 @@ def test_initial_distributions():
     @jit
     def make():
         stack = Decoder(width, 4, 4, feedforward=hidden, final_norm=True, rngs=nnx.Rngs(0))
-        sizes = LayerOptions(width, 8, kv_heads=2)
-        return stack, [Attention(sizes, rngs=nnx.Rngs(seed)) for seed in (0, 1)]
+        config = TransformerConfig(kv_heads=2)
+        return stack, [Attention(width, 8, config, rngs=nnx.Rngs(seed)) for seed in (0, 1)]
 
     stack, (grouped, other) = make()
     for _, param in nnx.to_flat_state(nnx.state((stack, grouped, other))):
@@ -317,7 +322,7 @@ def test_activations():
     }
     assert expected.keys() == ACTIVATIONS.keys()
     for name, values in expected.items():
-        layer = new(FeedForward, LayerOptions(1, 1, 1, activation=name, bias=False))
+        layer = new(FeedForward, 1, TransformerConfig(feedforward=1, activation=name, bias=False))
         layer.up.kernel[...] = layer.down.kernel[...] = jnp.ones((1, 1))
         np.testing.assert_allclose(
             call(layer, x[None, :, None])[0, :, 0], values, rtol=1e-5, atol=1e-6
@@ -388,8 +393,8 @@ def full_heads(grouped, heads):
 )
 def test_shared_key_heads_equal_repeated_ones(how, kv_heads):
     options = {"dropout": 0.5 * (how == "dropout"), "rotary": how == "rotary"}
-    grouped = new(Attention, LayerOptions(16, 4, kv_heads=kv_heads, **options))
-    full = new(Attention, LayerOptions(16, 4, **options))
+    grouped = new(Attention, 16, 4, TransformerConfig(kv_heads=kv_heads, **options))
+    full = new(Attention, 16, 4, TransformerConfig(**options))
     nnx.update(full.out, nnx.state(grouped.out))
     masked = how in ("mask", "dropout")
 
@@ -469,7 +474,7 @@ def test_blocks_of_causal_attention_equal_the_whole(length, dtype):
 
 
 def test_causal_attention_sees_no_later_position():
-    attention, x = new(Attention, LayerOptions(16, 4, rotary=True)), normal(0, 1, 150, 16)
+    attention, x = new(Attention, 16, 4, TransformerConfig(rotary=True)), normal(0, 1, 150, 16)
     expected = call(attention, x, is_causal=True)
     for last in (0, 63, 64, 100):
         changed = np.where(np.arange(150)[:, None] > last, np.float32(9), x)
@@ -520,7 +525,7 @@ def test_rotary_scores_depend_on_relative_positions_only():
 
 @pytest.mark.parametrize("rotary", [False, True])
 def test_rotary_attention_tells_orders_apart(rotary):
-    attention = new(Attention, LayerOptions(16, 4, rotary=rotary))
+    attention = new(Attention, 16, 4, TransformerConfig(rotary=rotary))
     one, other = call(attention, X), call(attention, X[:, np.array([3, 1, 5, 0, 2, 4, 6])])
     assert np.allclose(one[:, -1], other[:, -1], atol=1e-4) != rotary
 
@@ -533,7 +538,7 @@ def many(f, count):
 
 
 def test_attention_dropout_leaves_the_mean():
-    attention = new(Attention, LayerOptions(16, 4, kv_heads=2, dropout=0.4))
+    attention = new(Attention, 16, 4, TransformerConfig(kv_heads=2, dropout=0.4))
     options = {"is_causal": True, "mask": jnp.asarray(lengths(7, 7, 4, 2))[:, None, None]}
     mean, error = many(lambda rngs: attention(X, **options, rngs=rngs), 2000)
     attention.eval()
@@ -542,7 +547,7 @@ def test_attention_dropout_leaves_the_mean():
 
 
 def test_attention_dropout_drops_weights_one_by_one():
-    attention = new(Attention, LayerOptions(16, 4, dropout=0.25))
+    attention = new(Attention, 16, 4, TransformerConfig(dropout=0.25))
     values = jnp.tile(jnp.eye(16)[None, :, None], (8, 1, 4, 1))
     even = jnp.zeros_like(values)
     weights = 16 * np.asarray(

@@ -12,10 +12,11 @@ from flax import nnx, traverse_util
 from rezero_jax import MLP
 from rezero_jax.config import base_config
 from rezero_jax.errors import UserError
-from rezero_jax.residual import GATES, RULES
+from rezero_jax.residual import RULES
 from rezero_jax.training.optim import make_optimizer
 from rezero_jax.training.state import model_spec
 
+GATES = [name for name, rule in RULES.items() if rule.shares_gate]
 OURS = [rule for rule in RULES if rule != "sub_norm"]
 RULES_IN_PAPER = ("plain", "residual", "norm", "rezero")
 

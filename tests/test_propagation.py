@@ -12,7 +12,7 @@ from flax import nnx
 from rezero_jax import ResNet, ReZero, Stack, Transformer
 from rezero_jax.analysis.propagation import propagate, random_projection, trunk
 from rezero_jax.errors import UserError
-from rezero_jax.residual import make_rule
+from rezero_jax.residual import RuleConfig, make_rule
 
 X = jax.random.normal(jax.random.key(0), (4, 6))
 
@@ -32,7 +32,7 @@ class Joined(nnx.Module):
 
     def __init__(self, residual, rngs):
         self.linear = nnx.Linear(6, 6, rngs=rngs)
-        self.rule = make_rule(residual, 6, alpha_init=0.3, rngs=rngs)
+        self.rule = make_rule(RuleConfig(residual, alpha_init=0.3), 6, rngs=rngs)
 
     def __call__(self, x):
         return self.rule(x, lambda x: jnp.tanh(self.linear(x)))

@@ -10,9 +10,10 @@ from flax import nnx
 
 from rezero_jax import Alpha, ReZero
 from rezero_jax.errors import UserError
-from rezero_jax.residual import GATES, RULES, Place, make_rule
+from rezero_jax.residual import RULES, Place, RuleConfig, make_rule
 from rezero_jax.residual.streams import sinkhorn
 
+GATES = [name for name, rule in RULES.items() if rule.shares_gate]
 X = jax.random.normal(jax.random.key(0), (5, 8))
 WEIGHT = jax.random.normal(jax.random.key(1), (8, 8)) / np.sqrt(8)
 
@@ -99,7 +100,7 @@ EQUATIONS = {  # in layer 3 of 8 layers of two branches, that is 16 branches
 
 
 def made(name, **options):
-    return make_rule(name, 8, place=PLACE, **options, rngs=nnx.Rngs(0))
+    return make_rule(RuleConfig(name, **options), 8, place=PLACE, rngs=nnx.Rngs(0))
 
 
 def call(rule, x, f):

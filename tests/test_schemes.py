@@ -10,8 +10,7 @@ from flax import nnx, traverse_util
 
 from rezero_jax import MLP, Transformer
 from rezero_jax.config import base_config
-from rezero_jax.models.transformer.encoder import Encoder
-from rezero_jax.models.transformer.layer import DecoderLayer, EncoderLayer
+from rezero_jax.models.transformer.layer import DecoderLayer, Encoder, EncoderLayer
 from rezero_jax.residual import RULES, Place
 from rezero_jax.stack import unstacked
 from rezero_jax.training.optim import make_optimizer

@@ -8,7 +8,7 @@ from flax import nnx
 
 from rezero_jax import devices
 from rezero_jax.errors import UserError
-from rezero_jax.residual import Place, make_rule
+from rezero_jax.residual import Place, RuleConfig, make_rule
 from rezero_jax.stack import REMAT_POLICIES, Stack, stacked, unstacked
 
 RULES = (  # of one stream; those of several are tested in whole networks
@@ -29,7 +29,7 @@ class Block(nnx.Module):
     def __init__(self, residual, rngs, layer, depth):
         self.linear = nnx.Linear(8, 8, rngs=rngs)
         place = Place(layer, depth, 1, 2)
-        self.rule = make_rule(residual, 8, place=place, alpha_init=0.2, rngs=rngs)
+        self.rule = make_rule(RuleConfig(residual, alpha_init=0.2), 8, place=place, rngs=rngs)
 
     def __call__(self, x):
         return self.rule(x, lambda x: jnp.tanh(self.linear(x)))

@@ -13,7 +13,7 @@ from rezero_jax.config import base_config
 from rezero_jax.data import standardise
 from rezero_jax.formatting import path_text
 from rezero_jax.models.mlp import MLP
-from rezero_jax.models.transformer.encoder import Encoder
+from rezero_jax.models.transformer.layer import Encoder
 from rezero_jax.training.optim import make_optimizer
 from rezero_jax.training.state import init_state, model_spec
 from rezero_jax.training.step import (

@@ -2,22 +2,39 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
+from ml_collections import ConfigDict
 
+from rezero_jax.config import option_fields
 from rezero_jax.devices import compute_dtype
 from rezero_jax.errors import UserError, choose_from
 from rezero_jax.models.mlp import MLP
+from rezero_jax.models.resnet.blocks import ResNetConfig
 from rezero_jax.models.resnet.model import ResNet
+from rezero_jax.models.transformer.config import TransformerConfig
 from rezero_jax.models.transformer.model import Transformer
 from rezero_jax.models.vit import ViT
 
 NAMES = ("mlp", "resnet", "transformer", "vit")
 DTYPES = ("auto", "bfloat16", "float32")
 LARGEST = 10_000_000  # of every size in config.model
+
+
+def transformer_model() -> ConfigDict:
+    """config.model of a byte-level language model, except depth, width, heads and max_len."""
+    model = option_fields(TransformerConfig(activation="gelu"))
+    model.name = "transformer"
+    model.vocab_size = 256
+    model.positions = "sinusoidal"  # sinusoidal, learned, rotary
+    model.tied = False  # whether the head's weights are the embedding's
+    model.final_norm = False
+    model.scan = True
+    model.remat = "none"
+    model.dtype = "auto"  # float32, bfloat16, auto: bfloat16 on accelerators, float32 on a CPU
+    return model
 
 
 def make_model(
@@ -31,8 +48,8 @@ def make_model(
       num_classes: number of classes.
 
     Raises:
-      UserError: an unknown model, family or dtype, or a language model; the constructor checks the
-        sizes.
+      UserError: an unknown model or dtype, or a language model; the constructor checks the other
+        fields.
     """
     _check(config)
     if config["name"] == "transformer":
@@ -40,33 +57,28 @@ def make_model(
             "model.name=transformer reads text, not images; set data.name to stdlib, text or "
             "enwik8, or choose the model mlp, resnet or vit"
         )
-    if config["name"] == "vit":
-        return _vit(config, example_shape, num_classes), example_shape
-    fields = ("width", "depth", "residual", "alpha_init", "norm", "base_depth", "scan", "remat")
-    options = {name: config[name] for name in fields if name in config} | {
-        "dtype": getattr(jnp, compute_dtype(config["dtype"]))
-    }
-    make: Callable[..., nnx.Module]
+    options = _options(config)
     if config["name"] == "mlp":
-        example_shape = (math.prod(example_shape),)
-        make = partial(MLP, example_shape[0], out_features=num_classes)
-        options["weight_variance"] = config["weight_variance"]
-    else:
-        options |= {"in_channels": example_shape[-1], "batch_norm": config["batch_norm"]}
-        if config["family"] == "cifar":
-            make = partial(ResNet.cifar, num_classes=num_classes, variant=config["variant"])
-        elif config["family"] == "preact":
-            make = partial(ResNet.preact, num_classes=num_classes, stem=config["stem"])
-        else:
-            raise choose_from("model.family", config["family"], ("cifar", "preact"))
-    return lambda rngs: make(**options, rngs=rngs), example_shape
+        size = math.prod(example_shape)
+        return lambda rngs: MLP(size, out_features=num_classes, **options, rngs=rngs), (size,)
+    *sides, channels = example_shape
+    options |= {"in_channels": channels, "num_classes": num_classes}
+    if config["name"] == "resnet":
+        resnet = ResNetConfig(**options)
+        return lambda rngs: ResNet(resnet, rngs=rngs), example_shape
+    height, width = sides
+    if height != width:
+        raise UserError(
+            f"model.name=vit takes square images, not {height} x {width}; choose other data"
+        )
+    return lambda rngs: ViT(height, **options, rngs=rngs), example_shape
 
 
 def make_language_model(config: Any) -> Callable[[nnx.Rngs], Transformer]:
     """The constructor of the language model that config.model, or the same as a dict, describes.
 
     Raises:
-      UserError: an unknown model or dtype, or a classifier; the constructor checks the sizes.
+      UserError: an unknown model or dtype, or a classifier; the constructor checks the other fields.
     """
     _check(config)
     if config["name"] != "transformer":
@@ -74,21 +86,14 @@ def make_language_model(config: Any) -> Callable[[nnx.Rngs], Transformer]:
             f"model.name={config['name']} reads images, not text; set it to transformer, or choose "
             "other data"
         )
-    return partial(Transformer.from_config, config)
+    options = _options(config)
+    return lambda rngs: Transformer(**options, rngs=rngs)
 
 
-def _vit(
-    config: Any, example_shape: tuple[int, ...], num_classes: int
-) -> Callable[[nnx.Rngs], ViT]:
-    height, width, channels = example_shape
-    if height != width:
-        raise UserError(
-            f"model.name=vit takes square images, not {height} x {width}; choose other data"
-        )
-    options = {key: value for key, value in config.items() if key not in ("name", "dtype")}
-    options |= {"image_size": height, "in_channels": channels, "num_classes": num_classes}
-    dtype = getattr(jnp, compute_dtype(config["dtype"]))
-    return lambda rngs: ViT(**options, dtype=dtype, rngs=rngs)
+def _options(config: Any) -> dict[str, Any]:
+    """The fields of config.model as arguments of a constructor."""
+    options = {key: value for key, value in config.items() if key != "name"}
+    return options | {"dtype": getattr(jnp, compute_dtype(config["dtype"]))}
 
 
 def _check(config: Any) -> None:

@@ -11,30 +11,29 @@ from jaxtyping import Float
 
 from rezero_jax.errors import UserError
 from rezero_jax.models import init
-from rezero_jax.residual import Place, make_rule, rule_class, trunk_dtype
+from rezero_jax.models.options import Module, takes_options
+from rezero_jax.residual import Place, RuleConfig, make_rule, trunk_dtype
 from rezero_jax.stack import Stack
 
-# A layer that is cut by its outputs along the mesh axis `model`.
+# A layer that is sharded by its outputs along the mesh axis `model`.
 _linear = partial(nnx.Linear, kernel_metadata={"model_axis": -1}, bias_metadata={"model_axis": -1})
 
-UNROLL = 64  # by the TPU compiler's estimate, which falls to less than half (docs/accelerators.md)
+# At 64, the TPU compiler's estimate of a step falls to less than half (docs/accelerators.md).
+UNROLL = 64
 
 
 class Block(nnx.Module):
     """One hidden layer: the branch F(x) = relu(W x + b) and the rule that joins it to the trunk.
 
-    The gate of ReZero stands outside the ReLU: x' = x + alpha relu(W x + b).
+    ReZero's gate is outside the ReLU: x' = x + alpha relu(W x + b).
     """
 
     def __init__(
         self,
         width: int,
-        residual: str,
+        config: RuleConfig,
         *,
         place: Place,
-        alpha_init: float | None,
-        norm: str,
-        base_depth: int,
         weight_variance: float,
         dtype: Any,
         rngs: nnx.Rngs,
@@ -43,26 +42,18 @@ class Block(nnx.Module):
         self.linear = _linear(
             width,
             width,
-            kernel_init=init.times(rule_class(residual).branch_gain(place), normal),
+            kernel_init=init.times(config.rule.branch_gain(place), normal),
             bias_init=init.torch_uniform(width),
             dtype=dtype,
             rngs=rngs,
         )
-        self.rule = make_rule(
-            residual,
-            width,
-            place=place,
-            alpha_init=alpha_init,
-            norm=norm,
-            base_depth=base_depth,
-            rngs=rngs,
-        )
+        self.rule = make_rule(config, width, place=place, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*trunk width"]) -> Float[Array, "*trunk width"]:
         return self.rule(x, lambda trunk: nnx.relu(self.linear(trunk)))
 
 
-class MLP(nnx.Module):
+class MLP(Module):
     """Linear and ReLU into the trunk, `depth` hidden layers of one width, a linear head.
 
     Initial distributions are those of the authors' notebook: Kaiming normal for the input layer,
@@ -72,35 +63,34 @@ class MLP(nnx.Module):
     Args:
       in_features: size of the last axis of the input.
       width: size of the trunk.
-      depth: number of hidden layers (the input layer and the head not counted).
+      depth: number of hidden layers, without the input layer and the head.
       out_features: size of the last axis of the output.
-      residual: a name of `rezero_jax.residual.RULES`, but for `sub_norm`.
-      alpha_init, norm, base_depth: see `rezero_jax.residual.make_rule`.
-      weight_variance: variance of the hidden weights times the width; by default the paper's: 0.25
-        for `residual`, whose signal would otherwise grow by half in every layer, and else 2.
+      weight_variance: variance of the hidden weights times the width; None is the paper's: 0.25
+        for `residual`, whose signal would otherwise grow by half in every layer, and 2 for every
+        other rule.
       scan, remat: see `rezero_jax.stack.Stack`.
       dtype: dtype of the computation, such as jnp.bfloat16; parameters, trunk and logits are
         float32.
+      config: options of the residual rule, except `sub_norm`; each option is an argument, too.
+      rngs: source of the initial parameters.
 
     Raises:
       UserError: a size below 1, an unknown rule, norm or remat policy, or `sub_norm`.
     """
 
+    @takes_options("residual")
     def __init__(
         self,
         in_features: int,
         width: int,
         depth: int,
         out_features: int,
-        residual: str = "rezero",
         *,
-        alpha_init: float | None = None,
-        norm: str = "layer_norm",
-        base_depth: int = 2,
         weight_variance: float | None = None,
         scan: bool = True,
         remat: str = "none",
         dtype: Any = jnp.float32,
+        config: RuleConfig = RuleConfig(),
         rngs: nnx.Rngs,
     ):
         sizes = {"in_features": in_features, "width": width, "out_features": out_features}
@@ -109,13 +99,13 @@ class MLP(nnx.Module):
                 raise UserError(f"{name} is {size}; a network needs a {name} of at least 1")
         if weight_variance is not None and weight_variance < 0:
             raise UserError(f"weight_variance={weight_variance} is negative; give 0 or more")
-        if rule_class(residual).has_inner_norm:
+        if config.rule.has_inner_norm:
             raise UserError(
-                f"{residual} has a norm between two matrices of a branch, and a branch of this "
-                "network has one matrix; choose pre_norm or peri_norm"
+                f"{config.residual} has a norm between two matrices of a branch, and a branch of "
+                "this network has one matrix; choose pre_norm or peri_norm"
             )
         if weight_variance is None:
-            weight_variance = 0.25 if residual == "residual" else 2.0
+            weight_variance = 0.25 if config.residual == "residual" else 2.0
         self.stem = _linear(
             in_features,
             width,
@@ -124,15 +114,12 @@ class MLP(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        self.rule = rule_class(residual)
+        self.rule = config.rule
         self.trunk = Stack(
             lambda rngs, layer: Block(
                 width,
-                residual,
+                config,
                 place=Place(layer, depth),
-                alpha_init=alpha_init,
-                norm=norm,
-                base_depth=base_depth,
                 weight_variance=weight_variance,
                 dtype=dtype,
                 rngs=rngs,

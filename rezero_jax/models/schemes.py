@@ -45,11 +45,11 @@ def table() -> str:
             (
                 f"`{name}`",
                 (inspect.getdoc(rule) or "").splitlines()[0].rstrip("."),
-                rule.about.start,
+                rule.reference.start,
                 f"{own_parameters - parameters:,}",
                 f"{_few_digits(own_operations - operations):,}",
-                rule.about.paper,
-                rule.about.code,
+                rule.reference.paper,
+                rule.reference.code,
             )
         )
     return markdown_table(rows)

@@ -1,7 +1,5 @@
 """The vision Transformer (ViT, arXiv 2010.11929): an image as a sequence of its patches."""
 
-from typing import Any, Unpack
-
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -9,10 +7,11 @@ from jaxtyping import Float
 
 from rezero_jax.errors import UserError, choose_from
 from rezero_jax.models import init
+from rezero_jax.models.options import Module, takes_options
 from rezero_jax.models.transformer.attention import Hidden
-from rezero_jax.models.transformer.encoder import Encoder
-from rezero_jax.models.transformer.options import ModelKeywords
-from rezero_jax.residual import make_norm, rule_class, trunk_dtype
+from rezero_jax.models.transformer.config import TransformerConfig, check_sizes
+from rezero_jax.models.transformer.layer import Encoder
+from rezero_jax.residual import trunk_dtype
 
 Images = Float[Array, "batch rows columns channels"]
 
@@ -21,7 +20,7 @@ EPSILON = 1e-6  # of every norm, as in the ViT paper's code and in timm
 POSITION_DEVIATION = 0.02  # of both
 
 
-class ViT(nnx.Module):
+class ViT(Module):
     """Patches and learned positions, `depth` encoder layers, and a linear head on the pooled trunk.
 
     The patches' weights and the head start as PyTorch's, positions as Normal(0, 0.02), and the
@@ -34,19 +33,20 @@ class ViT(nnx.Module):
       depth: number of layers.
       heads: attention heads; divides width.
       num_classes: number of logits.
-      residual: a name of `rezero_jax.residual.RULES`.
       in_channels: channels of the images.
       pool: what the head sees: "token", the class token that then precedes the patches; "mean", the
         mean over the patches. (timm's global_pool "token"; "avg", without a class token.)
-      final_norm: whether a LayerNorm precedes the head; by default where the
-        rule normalises the branch alone, as pre-norm does.
+      final_norm: whether a norm precedes the head; None is yes for the rules that normalise the
+        branch alone, as pre-norm does.
       scan, remat: see `rezero_jax.stack.Stack`.
-      activation, dtype, **keywords: see `LayerOptions`; trunk and logits are float32.
+      config: options of the layers; each option is an argument, too. Trunk and logits are float32.
+      rngs: source of the initial parameters.
 
     Raises:
       UserError: a size is below 1 or does not divide as it must, or a name is unknown.
     """
 
+    @takes_options("residual")
     def __init__(
         self,
         image_size: int,
@@ -55,27 +55,16 @@ class ViT(nnx.Module):
         depth: int,
         heads: int,
         num_classes: int,
-        residual: str = "rezero",
         *,
         in_channels: int = 3,
         pool: str = "token",
         final_norm: bool | None = None,
         scan: bool = True,
         remat: str = "none",
-        activation: str = "gelu",
-        dtype: Any = jnp.float32,
+        config: TransformerConfig = TransformerConfig(activation="gelu"),
         rngs: nnx.Rngs,
-        **keywords: Unpack[ModelKeywords],
     ):
-        sizes = {
-            "patch": patch,
-            "width": width,
-            "num_classes": num_classes,
-            "in_channels": in_channels,
-        }
-        for name, size in sizes.items():
-            if size < 1:
-                raise UserError(f"{name} is {size}; a vision Transformer needs at least 1")
+        check_sizes(patch=patch, width=width, num_classes=num_classes, in_channels=in_channels)
         if image_size < patch or image_size % patch:
             raise UserError(
                 f"patch={patch} does not divide the image size {image_size}; choose a divisor"
@@ -89,29 +78,17 @@ class ViT(nnx.Module):
             width,
             kernel_init=init.torch_uniform(pixels),
             bias_init=init.torch_uniform(pixels),
-            dtype=dtype,
+            dtype=config.dtype,
             rngs=rngs,
         )
         self.token = nnx.Param(jnp.zeros((width,))) if pool == "token" else None
         normal = nnx.initializers.normal(POSITION_DEVIATION)
         length = patches + (pool == "token")
         self.position = nnx.Param(normal(rngs.params(), (length, width), jnp.float32))
-        self.trunk = Encoder(
-            width,
-            heads,
-            depth,
-            residual=residual,
-            scan=scan,
-            remat=remat,
-            activation=activation,
-            dtype=dtype,
-            rngs=rngs,
-            **keywords,
-        )
+        self.trunk = Encoder(width, heads, depth, scan=scan, remat=remat, config=config, rngs=rngs)
         if final_norm is None:
-            final_norm = rule_class(residual).norms_branch
-        norm = keywords.get("norm", "layer_norm")
-        self.norm = make_norm(norm, width, rngs=rngs) if final_norm else nnx.identity
+            final_norm = config.rule.norms_branch
+        self.norm = config.make_norm(width, rngs=rngs) if final_norm else nnx.identity
         self.head = nnx.Linear(
             width,
             num_classes,

@@ -39,11 +39,10 @@ from flax import nnx
 from safetensors import SafetensorError
 
 from rezero_jax.errors import UserError
-from rezero_jax.models.transformer.encoder import LayerStack
-from rezero_jax.models.transformer.layer import TransformerLayer
+from rezero_jax.models.transformer.layer import LayerStack, TransformerLayer
 from rezero_jax.models.vit import ViT
-from rezero_jax.residual import PostNorm, PreNorm, ReZeroRule
-from rezero_jax.residual.norms import DyT
+from rezero_jax.residual import DyT
+from rezero_jax.residual.rules import PostNorm, PreNorm, ReZeroRule
 
 # PyTorch's name of a tensor, our name, and the order in which PyTorch has our axes. Our qkv is
 # (width, heads, query key value, head size); PyTorch has all queries before all keys and values.

@@ -4,10 +4,19 @@ import math
 from typing import ClassVar
 
 import jax.numpy as jnp
+from flax import nnx
 from jax import Array
 
-from rezero_jax.residual.normed import Normed, PreNorm
-from rezero_jax.residual.rule import About, Branch, Constant, Place, Site, apply, required
+from rezero_jax.residual.rule import (
+    Branch,
+    Constant,
+    Place,
+    Reference,
+    RuleConfig,
+    apply,
+    required,
+)
+from rezero_jax.residual.rules import Normed, PreNorm
 
 
 class LayerNormScaling(Normed):
@@ -16,14 +25,14 @@ class LayerNormScaling(Normed):
     All branches of layer l have the same l.
     """
 
-    about = About(
+    reference = Reference(
         "no scaled initial weights besides", "arXiv 2502.05795", "lmsdss/LayerNorm-Scaling"
     )
     norms_branch = True
 
-    def __init__(self, site: Site):
-        super().__init__(site)
-        layer = jnp.asarray(required(site.place).layer, jnp.float32)
+    def __init__(self, config: RuleConfig, features: int, place: Place | None, rngs: nnx.Rngs):
+        super().__init__(config, features, place, rngs)
+        layer = jnp.asarray(required(place).layer, jnp.float32)
         self.factor = Constant(1 / jnp.sqrt(layer))
 
     def __call__(self, x: Array, f: Branch) -> Array:
@@ -38,21 +47,21 @@ class DeepNorm(Normed):
     paper's numbers. Those of an encoder that has a decoder depend on both depths, and are not here.
     """
 
-    about = About(
+    reference = Reference(
         "weights of values, outputs and feed-forward times (4 B)^(-1/4)",
         "arXiv 2203.00555, figure 2",
         "torchscale, deepnorm=True",
     )
 
-    def __init__(self, site: Site):
-        super().__init__(site)
-        self.factor = required(site.place).branches ** 0.25
+    def __init__(self, config: RuleConfig, features: int, place: Place | None, rngs: nnx.Rngs):
+        super().__init__(config, features, place, rngs)
+        self.factor = required(place).branches ** 0.25
 
     def __call__(self, x: Array, f: Branch) -> Array:
         return self.norm(self.factor * x + apply(f, x, x)).astype(x.dtype)
 
-    @staticmethod
-    def branch_gain(place: Place | None) -> float:
+    @classmethod
+    def branch_gain(cls, place: Place | None) -> float:
         return (4 * required(place).branches) ** -0.25
 
 
@@ -62,15 +71,15 @@ class SubNorm(PreNorm):
     Attention to a memory has none, and starts as usual (torchscale). B is as for `DeepNorm`.
     """
 
-    about = About(
+    reference = Reference(
         "weights of values, outputs and feed-forward times sqrt(ln B)",
         "arXiv 2210.06423 (Magneto)",
         "torchscale, subln=True",
     )
     has_inner_norm = True
 
-    @staticmethod
-    def branch_gain(place: Place | None) -> float:
+    @classmethod
+    def branch_gain(cls, place: Place | None) -> float:
         return math.sqrt(math.log(required(place).branches))
 
 
@@ -83,9 +92,9 @@ class _ScaledByDepth(Normed):
     norms_branch = True
     exponent: ClassVar[float]
 
-    def __init__(self, site: Site):
-        super().__init__(site)
-        share = site.base_depth / required(site.place).layers  # 1 / m
+    def __init__(self, config: RuleConfig, features: int, place: Place | None, rngs: nnx.Rngs):
+        super().__init__(config, features, place, rngs)
+        share = config.base_depth / required(place).layers  # 1 / m
         self.factor = self.epsilon_scale = share**self.exponent
         self.rate_scale = share ** (1 - self.exponent)
 
@@ -99,7 +108,7 @@ class CompleteP(_ScaledByDepth):
     The reference code divides the epsilon of every parameter, embedding and head too.
     """
 
-    about = About(
+    reference = Reference(
         "Adam's epsilon of the layers' parameters / m",
         "arXiv 2505.01618, eq. 1 and Table 1 with alpha = 1",
         "EleutherAI/nanoGPT-mup, branch completep",
@@ -110,7 +119,7 @@ class CompleteP(_ScaledByDepth):
 class DepthMuP(_ScaledByDepth):
     """x' = x + F(LN x) / sqrt(m), m = L / L0."""
 
-    about = About(
+    reference = Reference(
         "rate (but of SGD) and Adam's epsilon of the layers' parameters / sqrt(m)",
         "arXiv 2310.02244; 2505.01618, Table 1 with alpha = 1/2",
         "EleutherAI/nanoGPT-mup, branch completep",

@@ -1,40 +1,153 @@
-"""What every residual rule has in common: how it is called, made and described."""
+"""The gate `Alpha`, the wrapper `ReZero`, and what every residual rule has in common."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
+import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from rezero_jax.errors import UserError
-from rezero_jax.residual.norms import make_norm
+from rezero_jax.errors import UserError, choose_from
 
 Branch = Callable[[Array], Array]
+TRUNK_DTYPE = jnp.float32  # a model's trunk has at least this precision
 
 
-class About(NamedTuple):
-    """Where a rule comes from; its equation is the first line of its docstring.
+class Alpha(nnx.Param):
+    """The type of every gate: optimizer groups, logging and tests find gates by it."""
 
-    Attributes:
-      start: initial values of what it learns, and its rules by depth.
-      paper: the source, with the equation.
-      code: a reference implementation.
+
+def scale(alpha: Array, y: Array) -> Array:
+    """alpha y, for one alpha () or one per channel (features,): all that any gate ever does."""
+    return alpha.reshape((1,) * (y.ndim - alpha.ndim) + alpha.shape) * y
+
+
+class ReZero(nnx.Module):
+    """Wraps a module or function f as x -> x + alpha f(x, ...), with alpha 0 at the start (eq. 1).
+
+    At initialisation the wrapped layer is the identity to the bit; the gradient of the loss with
+    respect to alpha is <dL/dx', f(x)>, and f's own parameters first move at the second update. So
+    do not zero-initialise f's last layer as well: then no parameter would ever move.
+
+    Args:
+      f: the branch; its output has the shape of its first argument.
+      alpha_init: the gate's initial value.
+
+    Raises (when called):
+      ValueError: f's output has another shape than x.
     """
 
-    start: str
-    paper: str
-    code: str
+    def __init__(self, f: Callable[..., Array], alpha_init: float = 0.0):
+        self.alpha = Alpha(jnp.full((), alpha_init, jnp.float32))
+        self.f = f
+
+    def __call__(self, x: Array, *args: Any, **kwargs: Any) -> Array:
+        fx = apply(lambda trunk: self.f(trunk, *args, **kwargs), x, x)
+        return x + scale(self.alpha[...], fx).astype(x.dtype)
+
+
+def apply(f: Branch, x: Array, trunk: Array) -> Array:
+    """f(x), which must have the shape of the trunk.
+
+    Raises:
+      ValueError: f(x) has another shape.
+    """
+    fx = f(x)
+    if fx.shape != trunk.shape:
+        raise ValueError(
+            f"a residual branch must keep the shape of the trunk, but it maps {trunk.shape} to "
+            f"{fx.shape}"
+        )
+    return fx
+
+
+def trunk_dtype(dtype: Any) -> Any:
+    """The dtype of the trunk of a model that computes in `dtype`."""
+    return jnp.promote_types(dtype, TRUNK_DTYPE)
+
+
+class DyT(nnx.Module):
+    """gamma tanh(a x) + beta, which replaces a norm; the scalar a starts at 0.5.
+
+    Dynamic Tanh, arXiv 2503.10622, section 4 and algorithm 1.
+    """
+
+    def __init__(self, features: int, dtype: Any = None):
+        self.dtype = dtype
+        self.a = nnx.Param(jnp.full((), 0.5, jnp.float32))
+        self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
+
+    def __call__(self, x: Array) -> Array:
+        last = (1,) * (x.ndim - 1) + (-1,)
+        y = self.scale[...].reshape(last) * jnp.tanh(self.a[...] * x) + self.bias[...].reshape(last)
+        return y if self.dtype is None else y.astype(self.dtype)
+
+
+NORMS = ("layer_norm", "dyt")
+RULES: dict[str, type["Rule"]] = {}  # every rule by its name; the rows are in residual/__init__.py
+
+
+@dataclass(frozen=True)
+class RuleConfig:
+    """Options of a residual rule.
+
+    Attributes:
+      residual: name of the rule, a key of `rezero_jax.residual.RULES`.
+      alpha_init: initial gate, for a rule that has one; None is the rule's own.
+      norm: kind of every norm: "layer_norm", with PyTorch's epsilon, or "dyt" (arXiv 2503.10622).
+      base_depth: number of layers at which `completep` and `depth_mup` are x + F(LN x).
+
+    Raises:
+      UserError: an unknown rule or norm, or a base_depth below 1.
+    """
+
+    residual: str = "rezero"
+    alpha_init: float | None = None
+    norm: str = "layer_norm"
+    base_depth: int = 2
+
+    def __post_init__(self) -> None:
+        rule_class(self.residual)
+        if self.norm not in NORMS:
+            raise choose_from("norm", self.norm, NORMS)
+        if self.base_depth < 1:
+            raise UserError(f"base_depth is {self.base_depth}; give a depth of at least 1")
+
+    @property
+    def rule(self) -> type["Rule"]:
+        """The class of the rule."""
+        return RULES[self.residual]
+
+    def make_norm(
+        self, features: int, *, dtype: Any = None, rngs: nnx.Rngs
+    ) -> Callable[[Array], Array]:
+        """A norm over the last axis, of size `features`; its output is float32 or `dtype`."""
+        if self.norm == "dyt":
+            return DyT(features, dtype)
+        return nnx.LayerNorm(features, epsilon=1e-5, dtype=dtype, rngs=rngs)
+
+
+def rule_class(name: str) -> type["Rule"]:
+    """The class of the rule called `name`.
+
+    Raises:
+      UserError: no rule is called `name`.
+    """
+    if name not in RULES:
+        raise choose_from("residual rule", name, RULES)
+    return RULES[name]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a branch stands in a network.
+    """The position of a branch in a network.
 
     Attributes:
-      layer: its layer, 1 .. layers; in a scanned stack a traced int32 ().
+      layer: the branch's layer, 1 .. layers; in a scanned stack a traced int32 ().
       layers: number of layers.
-      sublayer: which of the layer's branches it is, 0 .. sublayers - 1.
+      sublayer: index of the branch in its layer, 0 .. sublayers - 1.
       sublayers: number of branches in a layer.
     """
 
@@ -59,43 +172,49 @@ def required(place: Place | None) -> Place:
     return place
 
 
-@dataclass(frozen=True)
-class Site:
-    """All that a rule may be made from; see `rezero_jax.residual.make_rule`."""
-
-    features: int
-    rngs: nnx.Rngs
-    place: Place | None = None
-    alpha_init: float | None = None
-    norm: str = "layer_norm"
-    base_depth: int = 2
-
-    def new_norm(self) -> Callable[[Array], Array]:
-        """A norm of the trunk's features."""
-        return make_norm(self.norm, self.features, rngs=self.rngs)
-
-
 class Constant(nnx.Variable):
-    """A number of a layer that is not trained, such as one that depends on the layer's place."""
+    """An untrained number of a layer, such as a factor that depends on the layer's place."""
+
+
+class Reference(NamedTuple):
+    """The origin of a rule; the rule's equation is the first line of its docstring.
+
+    Attributes:
+      start: initial values of the learned parameters, and rules by depth.
+      paper: the source, with the equation.
+      code: a reference implementation.
+    """
+
+    start: str
+    paper: str
+    code: str
 
 
 class Rule(nnx.Module):
     """How a branch joins the trunk: maps x of shape (..., features) to the same shape and dtype.
 
-    A rule of several streams maps (..., streams, features) instead, of which a branch sees one.
+    A rule of several streams maps (..., streams, features) instead, and a branch sees one stream.
+
+    Args:
+      config: the options; a rule reads those that it has.
+      features: size of the trunk's last axis.
+      place: position of the branch in the network, for the rules that depend on it.
+      rngs: source of the initial parameters.
 
     Attributes:
-      about: where it comes from.
-      has_norm: whether it has parameters of its own beside a gate, for each branch anew.
-      norms_branch: whether the branch sees a normalised trunk, and nothing normalises their sum: a
+      reference: the origin of the rule.
+      shares_gate: whether the sublayers of a layer may share the rule's gate.
+      has_norm: whether each branch has parameters of its own in addition to a gate.
+      norms_branch: whether the branch sees a normalised trunk and the sum is not normalised: a
         network then ends with a norm.
       has_inner_norm: whether the sublayers have a second norm before their last matrix.
-      streams: how many vectors of `features` the trunk has at each place.
-      epsilon_scale: what Adam's epsilon is multiplied by for the parameters of a stack of layers.
-      rate_scale: the same of their learning rate, but under SGD.
+      streams: number of vectors of `features` that the trunk has at each position.
+      epsilon_scale: factor of Adam's epsilon for the parameters of a stack of layers.
+      rate_scale: factor of their learning rate, except under SGD.
     """
 
-    about: ClassVar[About]
+    reference: ClassVar[Reference]
+    shares_gate: ClassVar[bool] = False
     has_norm: ClassVar[bool] = False
     norms_branch: ClassVar[bool] = False
     has_inner_norm: ClassVar[bool] = False
@@ -103,39 +222,36 @@ class Rule(nnx.Module):
     epsilon_scale: float = 1.0
     rate_scale: float = 1.0
 
-    def __init__(self, site: Site | None = None):
+    def __init__(self, config: RuleConfig, features: int, place: Place | None, rngs: nnx.Rngs):
         pass
 
     def __call__(self, x: Array, f: Branch) -> Array:
         """Returns x' for the trunk `x` and the branch `f`, which must keep the shape of `x`."""
         raise NotImplementedError
 
-    @staticmethod
-    def branch_gain(place: Place | None) -> float:
-        """What the branch's initial weights are multiplied by, those of queries and keys apart."""
+    @classmethod
+    def branch_gain(cls, place: Place | None) -> float:
+        """Factor of the branch's initial weights, except those of queries and keys."""
         return 1.0
 
-    @staticmethod
-    def enter(x: Array) -> Array:
-        """The trunk (..., features) as the first layer takes it."""
-        return x
+    @classmethod
+    def enter(cls, x: Array) -> Array:
+        """The trunk that the first layer takes, made from x (..., features)."""
+        return x if cls.streams == 1 else jnp.stack([x] * cls.streams, axis=-2)
 
-    @staticmethod
-    def leave(x: Array) -> Array:
-        """What the last layer returns as (..., features)."""
-        return x
+    @classmethod
+    def leave(cls, x: Array) -> Array:
+        """The trunk that the last layer returns, as (..., features)."""
+        return x if cls.streams == 1 else x.sum(axis=-2)
 
 
-def apply(f: Branch, x: Array, trunk: Array) -> Array:
-    """f(x), which must have the shape of the trunk.
+def make_rule(
+    rule: str | RuleConfig, features: int, *, place: Place | None = None, rngs: nnx.Rngs
+) -> Rule:
+    """The rule of this name or these options; the arguments are those of `Rule`.
 
     Raises:
-      ValueError: it has another shape.
+      UserError: no rule is called so, or the rule needs a place.
     """
-    fx = f(x)
-    if fx.shape != trunk.shape:
-        raise ValueError(
-            f"a residual branch must keep the shape of the trunk, but it maps {trunk.shape} to "
-            f"{fx.shape}"
-        )
-    return fx
+    config = RuleConfig(rule) if isinstance(rule, str) else rule
+    return config.rule(config, features, place, rngs)

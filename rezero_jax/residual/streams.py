@@ -7,12 +7,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from rezero_jax.residual.normed import PreNorm
-from rezero_jax.residual.rezero import scale
-from rezero_jax.residual.rule import About, Branch, Site, apply, required
+from rezero_jax.residual.rule import Branch, Place, Reference, RuleConfig, apply, required, scale
+from rezero_jax.residual.rules import PreNorm
 
 
-class Mix(nnx.Param):
+class StreamWeight(nnx.Param):
     """A number by which streams are mixed: no weight decay, and a rate relative to the gates'."""
 
 
@@ -22,20 +21,20 @@ class X0Scalars(PreNorm):
     The streams are x and x0, the trunk that enters layer 1, which no layer changes.
     """
 
-    about = About(
+    reference = Reference(
         "by layer, lambda from 1.15 to 1.05, mu from 0.20 to 0.05; lambda's rate / 100",
         "no paper",
         "karpathy/nanochat, gpt.py",
     )
     streams = 2
 
-    def __init__(self, site: Site):
-        super().__init__(site)
-        place = required(site.place)
+    def __init__(self, config: RuleConfig, features: int, place: Place | None, rngs: nnx.Rngs):
+        super().__init__(config, features, place, rngs)
+        place = required(place)
         depth = (jnp.asarray(place.layer, jnp.float32) - 1) / max(place.layers - 1, 1)
         first = place.sublayer == 0
-        self.trunk_scale = Mix(1.15 - 0.10 * depth, rate=0.01) if first else None
-        self.x0_scale = Mix(0.20 - 0.15 * depth) if first else None
+        self.trunk_scale = StreamWeight(1.15 - 0.10 * depth, rate=0.01) if first else None
+        self.x0_scale = StreamWeight(0.20 - 0.15 * depth) if first else None
 
     def __call__(self, x: Array, f: Branch) -> Array:
         u, x0 = x[..., 0, :], x[..., 1, :]
@@ -43,12 +42,8 @@ class X0Scalars(PreNorm):
             u = (scale(self.trunk_scale[...], u) + scale(self.x0_scale[...], x0)).astype(x.dtype)
         return jnp.stack([super().__call__(u, f), x0], axis=-2)
 
-    @staticmethod
-    def enter(x: Array) -> Array:
-        return jnp.stack([x, x], axis=-2)
-
-    @staticmethod
-    def leave(x: Array) -> Array:
+    @classmethod
+    def leave(cls, x: Array) -> Array:
         return x[..., 0, :]
 
 
@@ -60,24 +55,26 @@ class HyperConnections(PreNorm):
     streams start as x, and their sum is what leaves the last layer.
     """
 
-    about = About(
+    reference = Reference(
         "W, w 0 and b 1: four times pre_norm",
         "arXiv 2409.19606, algorithm 2, dynamic",
         "x-transformers",
     )
     streams = 4
 
-    def __init__(self, site: Site):
-        super().__init__(site)
-        place, n = required(site.place), self.streams
+    def __init__(self, config: RuleConfig, features: int, place: Place | None, rngs: nnx.Rngs):
+        super().__init__(config, features, place, rngs)
+        place, n = required(place), self.streams
         number = (place.layer - 1) * place.sublayers + place.sublayer
         own = jax.nn.one_hot(jnp.asarray(number) % n, n)[:, None]
-        self.mix = Mix(jnp.concatenate([own, jnp.eye(n)], axis=1))
-        self.spread = Mix(jnp.ones((n,), jnp.float32))
-        self.mix_scale, self.spread_scale = (Mix(jnp.full((), 0.01, jnp.float32)) for _ in "ab")
-        self.mix_weights = nnx.Param(jnp.zeros((site.features, n + 1), jnp.float32))
-        self.spread_weights = nnx.Param(jnp.zeros((site.features, 1), jnp.float32))
-        self.stream_norm = site.new_norm()
+        self.mix = StreamWeight(jnp.concatenate([own, jnp.eye(n)], axis=1))
+        self.spread = StreamWeight(jnp.ones((n,), jnp.float32))
+        self.mix_scale, self.spread_scale = (
+            StreamWeight(jnp.full((), 0.01, jnp.float32)) for _ in "ab"
+        )
+        self.mix_weights = nnx.Param(jnp.zeros((features, n + 1), jnp.float32))
+        self.spread_weights = nnx.Param(jnp.zeros((features, 1), jnp.float32))
+        self.stream_norm = config.make_norm(features, rngs=rngs)
 
     def __call__(self, x: Array, f: Branch) -> Array:
         normed = self.stream_norm(x)
@@ -94,14 +91,6 @@ class HyperConnections(PreNorm):
         u = mixed[..., 0, :]
         fx = apply(f, self.norm(u), u)
         return (mixed[..., 1:, :] + spread[..., None] * fx[..., None, :]).astype(x.dtype)
-
-    @staticmethod
-    def enter(x: Array) -> Array:
-        return jnp.stack([x] * HyperConnections.streams, axis=-2)
-
-    @staticmethod
-    def leave(x: Array) -> Array:
-        return x.sum(axis=-2)
 
 
 def sinkhorn(logits: Array, steps: int) -> Array:
@@ -130,7 +119,7 @@ class ManifoldHyperConnections(PreNorm):
     a's alone; the others are maxtext's. (Streams that are equal would stay so under W = 0.)
     """
 
-    about = About(
+    reference = Reference(
         "a 0.01, b 0, W Normal(0, 1 / size of vec X): about four times pre_norm",
         "arXiv 2512.24880, eq. 7 to 9",
         "maxtext, layers/mhc.py",
@@ -138,14 +127,14 @@ class ManifoldHyperConnections(PreNorm):
     streams = 4
     sinkhorn_steps = 20
 
-    def __init__(self, site: Site):
-        super().__init__(site)
+    def __init__(self, config: RuleConfig, features: int, place: Place | None, rngs: nnx.Rngs):
+        super().__init__(config, features, place, rngs)
         n = self.streams
-        size, maps = n * site.features, n * (2 + n)
+        size, maps = n * features, n * (2 + n)
         normal = nnx.initializers.normal(size**-0.5)
-        self.mix_scale = Mix(jnp.full((3,), 0.01, jnp.float32))
-        self.mix_bias = Mix(jnp.zeros((maps,), jnp.float32))
-        self.mix_weights = nnx.Param(normal(site.rngs.params(), (size, maps), jnp.float32))
+        self.mix_scale = StreamWeight(jnp.full((3,), 0.01, jnp.float32))
+        self.mix_bias = StreamWeight(jnp.zeros((maps,), jnp.float32))
+        self.mix_weights = nnx.Param(normal(rngs.params(), (size, maps), jnp.float32))
 
     def __call__(self, x: Array, f: Branch) -> Array:
         pre, post, res = self.maps(x)
@@ -166,11 +155,3 @@ class ManifoldHyperConnections(PreNorm):
         pre, post, res = jnp.split(logits, (n, 2 * n), axis=-1)
         res = sinkhorn(res.reshape(*leading, n, n), self.sinkhorn_steps)
         return jax.nn.sigmoid(pre), 2 * jax.nn.sigmoid(post), res
-
-    @staticmethod
-    def enter(x: Array) -> Array:
-        return jnp.stack([x] * ManifoldHyperConnections.streams, axis=-2)
-
-    @staticmethod
-    def leave(x: Array) -> Array:
-        return x.sum(axis=-2)

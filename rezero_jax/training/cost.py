@@ -92,7 +92,9 @@ def model_flops(trainer: Trainer) -> int:
     """
     config = trainer.config.copy_and_resolve_references()
     with config.unlocked():
-        config.model.remat, config.model.attention = "none", "plain"
+        config.model.remat = "none"
+        if "attention" in config.model:
+            config.model.attention = "plain"
         config.mesh.data = config.mesh.model = 1  # the count is the same on any mesh
     return update_flops(Trainer(config, trainer.dataset, [trainer.mesh.devices.flat[0]]))
 

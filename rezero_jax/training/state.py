@@ -11,7 +11,7 @@ from flax import nnx
 from jax import Array
 
 from rezero_jax.formatting import path_text
-from rezero_jax.residual import Alpha, Constant, Mix, Rule
+from rezero_jax.residual import Alpha, Constant, Rule, StreamWeight
 from rezero_jax.stack import Stack, split_params
 
 # {"step": int32 (), "params": nested dict, "stats": nested dict, "opt_state": optax's tree}.
@@ -116,7 +116,7 @@ def model_spec(make_model: MakeModel) -> ModelSpec:
         matrix_axes = variable.get_metadata("matrix_axes", ((-2,), (-1,)) if is_linear else None)
         return Parameter(
             is_gate=isinstance(variable, Alpha),
-            is_stream_weight=isinstance(variable, Mix),
+            is_stream_weight=isinstance(variable, StreamWeight),
             is_stacked=is_stacked,
             rate=variable.get_metadata("rate", 1.0),
             epsilon_scale=rule.epsilon_scale,

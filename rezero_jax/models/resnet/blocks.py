@@ -35,7 +35,7 @@ from rezero_jax.errors import UserError, choose_from
 from rezero_jax.models import init
 from rezero_jax.models.resnet.batch_norm import BatchNorm
 from rezero_jax.models.resnet.conv import Conv, Images
-from rezero_jax.residual import Rule, make_rule
+from rezero_jax.residual import Rule, RuleConfig, make_rule
 
 RULES = ("residual", "zero_gamma", "gated", "fixup", "skipinit", "rezero", "rezero_channel")
 PREACT_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
@@ -89,6 +89,7 @@ class ResNetConfig:
 
     def __post_init__(self) -> None:
         for what, name, valid in (
+            ("model.family", self.family, ("cifar", "preact")),
             ("residual rule", self.residual, RULES),
             ("variant", self.variant, ("paper", "notebook")),
             ("stem", self.stem, ("cifar", "imagenet")),
@@ -152,7 +153,7 @@ class ResNetConfig:
     def rule(self, features: int, rngs: nnx.Rngs) -> Rule:
         """The rule that joins branch and shortcut, in every block without Fixup."""
         name = {"zero_gamma": "residual", "skipinit": "rezero"}.get(self.residual, self.residual)
-        return make_rule(name, features, alpha_init=self.alpha_init, rngs=rngs)
+        return make_rule(RuleConfig(name, self.alpha_init), features, rngs=rngs)
 
 
 class Shortcut(nnx.Module):

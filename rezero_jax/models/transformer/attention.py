@@ -10,14 +10,15 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from rezero_jax import devices
+from rezero_jax.errors import UserError
 from rezero_jax.models import init
 from rezero_jax.models.dropout import Dropout
-from rezero_jax.models.transformer.options import LayerOptions
-from rezero_jax.residual import make_norm
+from rezero_jax.models.transformer.config import TransformerConfig, check_heads
 
 Hidden = Float[Array, "batch length width"]
 Heads = Float[Array, "batch length heads size"]
 Mask = Bool[Array, "#batch #heads #queries keys"]
+KeyMask = Bool[Array, "batch keys"]
 # Keys and values of the positions so far, of one layer or of all that a scan stacks.
 CachedHeads = Float[Array, "layers batch places kv_heads size"]
 Cache = tuple[CachedHeads, CachedHeads]
@@ -36,51 +37,55 @@ class Attention(nnx.Module):
 
     Weights start as in the authors' code: Xavier uniform, where the projections of queries, keys
     and values count as one matrix; biases at 0. All three projections are one parameter of shape
-    (width, kv_heads, heads / kv_heads + 2, size): beside the kernel of each key-value head's
-    queries stand those of its key and its value.
+    (width, kv_heads, heads / kv_heads + 2, size): each key-value head has the kernels of its
+    queries, then of its key, then of its value.
 
     Args:
-      options: sizes and options of the layer.
-      rotary: whether queries and keys are turned by their position; by default as options say.
-      gain: what the initial weights of values and outputs are multiplied by.
+      width: size of the last axis of x.
+      heads: number of heads of queries; divides width.
+      config: options of the layer.
+      gain: factor of the initial weights of values and outputs.
       inner_norm: whether a norm precedes the output's projection.
       rngs: source of the initial parameters.
+
+    Raises:
+      UserError: heads do not divide the width, or kv_heads the heads.
     """
 
     def __init__(
         self,
-        options: LayerOptions,
+        width: int,
+        heads: int,
+        config: TransformerConfig,
         *,
-        rotary: bool | None = None,
         gain: float = 1.0,
         inner_norm: bool = False,
         rngs: nnx.Rngs,
     ):
-        width, heads = options.width, options.heads
-        kv_heads = options.kv_heads or heads
-        self.size, self.dtype = width // heads, options.dtype
-        self.rotary = options.rotary if rotary is None else rotary
+        check_heads(width, heads, config)
+        kv_heads = config.kv_heads or heads
+        self.size, self.dtype, self.rotary = width // heads, config.dtype, config.rotary
         shape = (kv_heads, heads // kv_heads + 2, self.size)
         xavier = init.xavier_uniform(width, width + 2 * kv_heads * self.size)
         kernel = xavier(rngs.params(), (width, *shape), jnp.float32)
         if gain != 1:
             kernel = kernel.at[:, :, -1].multiply(gain)
-        # Along the mesh axis `model`, the key-value heads are cut.
+        # The key-value heads are sharded along the mesh axis `model`.
         self.qkv = nnx.Param(kernel, model_axis=-3, matrix_axes=((-4,), (-3, -1)))
         zeros = jnp.zeros(shape, jnp.float32)
-        self.qkv_bias = nnx.Param(zeros, model_axis=-3) if options.bias else None
+        self.qkv_bias = nnx.Param(zeros, model_axis=-3) if config.bias else None
         self.out = nnx.Linear(
             width,
             width,
-            use_bias=options.bias,
+            use_bias=config.bias,
             kernel_init=init.times(gain, init.xavier_uniform(width, width)),
             kernel_metadata={"model_axis": -2},
-            dtype=options.dtype,
+            dtype=config.dtype,
             rngs=rngs,
         )
-        self.plain = options.attention == "plain"
-        self.norm = make_norm(options.norm, width, rngs=rngs) if inner_norm else nnx.identity
-        self.dropout = Dropout(options.dropout)
+        self.plain = config.attention == "plain"
+        self.norm = config.make_norm(width, rngs=rngs) if inner_norm else nnx.identity
+        self.dropout = Dropout(config.dropout)
 
     def __call__(
         self,
@@ -150,6 +155,20 @@ class Attention(nnx.Module):
 
     def _join(self, heads: Heads) -> Hidden:
         return self.out(self.norm(heads.reshape(*heads.shape[:2], -1)))
+
+
+def combine_masks(mask: Array | None, key_mask: KeyMask | None) -> Mask | None:
+    """A layer's two masks as one, (batch, heads, queries, keys) with axes of size 1."""
+    for given in (mask, key_mask):
+        if given is not None and given.dtype != bool:
+            raise UserError(f"a mask is bool, not {given.dtype}; give True where to attend")
+    if mask is not None:
+        mask = mask[None] if mask.ndim == 2 else mask
+        mask = mask[:, None] if mask.ndim == 3 else mask
+    if key_mask is None:
+        return mask
+    keys = key_mask[:, None, None]
+    return keys if mask is None else mask & keys
 
 
 def attend(

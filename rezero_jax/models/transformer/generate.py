@@ -1,8 +1,9 @@
 """Generation: prompts continued token by token, with a cache of keys and values, under one jit."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from rezero_jax.errors import UserError
+from rezero_jax.models.options import takes_options
 from rezero_jax.models.transformer.attention import Cache, Hidden
 
 Prompts = Sequence[Sequence[int]] | Array | np.ndarray
@@ -39,20 +41,49 @@ class LanguageModel(Protocol):
     def logits(self, hidden: Array) -> Array: ...
 
 
-class Sampling(NamedTuple):
-    """How tokens are picked; traced, so that another setting compiles nothing.
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How `generate` picks tokens.
 
     Attributes:
       temperature: divides the logits; 0 picks the likeliest token.
-      top_k: picks from this many of the likeliest tokens only.
-      top_p: picks from the likeliest tokens only that together reach this probability.
-      stop_token: ends a sequence; -1 is none.
+      top_k: number of likeliest tokens to pick from; None is all.
+      top_p: picks from the likeliest tokens that together reach this probability; None is 1.
+      stop_token: ends a sequence, whose row is then filled up with this token; None never ends it.
+
+    Raises:
+      UserError: an option is out of range.
     """
 
-    temperature: Any
-    top_k: Any
-    top_p: Any
-    stop_token: Any
+    temperature: float | np.floating = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    stop_token: int | np.integer | None = None
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0:
+            raise UserError(
+                f"temperature={self.temperature} is not 0 or more; 0 picks the likeliest token"
+            )
+        if self.top_k is not None and self.top_k < 1:
+            raise UserError(f"top_k={self.top_k} leaves no token; give at least 1")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UserError(f"top_p={self.top_p} is not a probability; give one above 0, at most 1")
+
+
+class Sampling(NamedTuple):
+    """A `SamplingConfig` as numbers that are traced, so that another setting compiles nothing.
+
+    Attributes:
+      temperature: as there.
+      top_k, top_p: as there; the size of the vocabulary and 1 keep every token.
+      stop_token: as there; -1 is no token.
+    """
+
+    temperature: float
+    top_k: int
+    top_p: float
+    stop_token: int
 
 
 class DecodingCarry(NamedTuple):
@@ -78,10 +109,10 @@ class Request(NamedTuple):
 
     Attributes:
       tokens: the prompts, padded to one length.
-      lengths: their own lengths.
-      keys: a random key for each.
+      lengths: lengths of the prompts without padding.
+      keys: a random key for each prompt.
       sampling: how tokens are picked.
-      filtered: whether top_k or top_p counts.
+      filtered: whether top_k or top_p is set.
       cache_length: positions that the cache holds.
     """
 
@@ -93,23 +124,46 @@ class Request(NamedTuple):
     cache_length: int
 
 
+@takes_options()
 def generate(
-    model: LanguageModel, prompts: Prompts, max_new_tokens: int, **options: Any
+    model: LanguageModel,
+    prompts: Prompts,
+    max_new_tokens: int,
+    *,
+    config: SamplingConfig = SamplingConfig(),
+    rngs: nnx.Rngs | None = None,
 ) -> Int[Array, "batch max_new_tokens"]:
-    """See `Transformer.generate`."""
-    *arrays, filtered, cache_length = _request(model, prompts, max_new_tokens, **options)
+    """Continues the prompts token by token, without dropout; compiled once for similar sizes.
+
+    Args:
+      prompts: sequences of tokens, of any lengths; at least one token each.
+      max_new_tokens: number of tokens to add; with the longest prompt at most max_len.
+      config: how tokens are picked; each option is an argument, too.
+      rngs: its stream "sample" draws the tokens; not needed at temperature 0.
+
+    Raises:
+      UserError: an argument is invalid.
+    """
+    *arrays, filtered, cache_length = _request(model, prompts, max_new_tokens, config, rngs)
     return _generate(model, *arrays, max_new_tokens, filtered, cache_length)
 
 
+@takes_options()
 def stream(
-    model: LanguageModel, prompts: Prompts, max_new_tokens: int, chunk: int = 8, **options: Any
+    model: LanguageModel,
+    prompts: Prompts,
+    max_new_tokens: int,
+    chunk: int = 8,
+    *,
+    config: SamplingConfig = SamplingConfig(),
+    rngs: nnx.Rngs | None = None,
 ) -> Iterator[np.ndarray]:
-    """Yields the tokens of `Transformer.generate` as they come.
+    """Yields the tokens of `generate` as they are picked; the other arguments are those of it.
 
-    They are int32 (batch, `chunk`), the last ones fewer. Ends early when every sequence has had its
-    stop token. The options are those of `generate`.
+    The arrays are int32 (batch, `chunk`), and the last one has fewer columns. The stream ends early
+    when every sequence has had its stop token.
     """
-    request = _request(model, prompts, max_new_tokens, **options)
+    request = _request(model, prompts, max_new_tokens, config, rngs)
     carry = _read_prompts(
         model, request.tokens, request.lengths, request.keys, request.cache_length
     )
@@ -124,27 +178,17 @@ def _request(
     model: LanguageModel,
     prompts: Prompts,
     max_new_tokens: int,
-    *,
-    temperature: float | np.floating = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    stop_token: int | np.integer | None = None,
-    rngs: nnx.Rngs | None = None,
+    config: SamplingConfig,
+    rngs: nnx.Rngs | None,
 ) -> Request:
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens={max_new_tokens} asks for nothing; give at least 1")
-    if not temperature >= 0:
-        raise UserError(f"temperature={temperature} is not 0 or more; 0 picks the likeliest token")
-    if top_k is not None and top_k < 1:
-        raise UserError(f"top_k={top_k} leaves no token; give at least 1")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise UserError(f"top_p={top_p} is no probability; give one above 0, at most 1")
-    if stop_token is not None and not 0 <= stop_token < model.vocab_size:
+    if config.stop_token is not None and not 0 <= config.stop_token < model.vocab_size:
         raise UserError(
-            f"stop_token={stop_token} is not in the vocabulary; give one of 0 .. "
+            f"stop_token={config.stop_token} is not in the vocabulary; give one of 0 .. "
             f"{model.vocab_size - 1}"
         )
-    if temperature > 0 and rngs is None:
+    if config.temperature > 0 and rngs is None:
         raise UserError("sampling needs rngs=nnx.Rngs(seed); give it, or temperature=0")
     rows = [np.asarray(prompt) for prompt in prompts]
     if not rows or any(not row.size for row in rows):
@@ -164,22 +208,22 @@ def _request(
         )
     padded = min(_round_up(longest), model.max_len)
     tokens = np.zeros((len(rows), padded), np.int64)  # wide enough to be checked
-    for row, place in zip(rows, tokens, strict=True):
-        place[: len(row)] = row
+    for row, padded_row in zip(rows, tokens, strict=True):
+        padded_row[: len(row)] = row
     model.check(tokens)
     key = jax.random.key(0) if rngs is None else rngs.sample()
     sampling = Sampling(
-        float(temperature),  # an int would compile anew
-        model.vocab_size if top_k is None else min(int(top_k), model.vocab_size),
-        1.0 if top_p is None else float(top_p),
-        -1 if stop_token is None else int(stop_token),
+        float(config.temperature),  # an int would compile again
+        min(int(config.top_k or model.vocab_size), model.vocab_size),
+        float(config.top_p or 1),
+        -1 if config.stop_token is None else int(config.stop_token),
     )
     return Request(
         jnp.asarray(tokens, jnp.int32),
         jnp.asarray(lengths),
         jax.random.split(key, len(rows)),
         sampling,
-        top_k is not None or top_p is not None,
+        config.top_k is not None or config.top_p is not None,
         min(_round_up(padded + max_new_tokens), model.max_len),
     )
 
@@ -227,7 +271,7 @@ def _continue(
 def pick(
     logits: Float[Array, "batch vocab"], keys: Array, sampling: Sampling, filtered: bool
 ) -> Int[Array, " batch"]:
-    """The next token of each sequence; `filtered` is whether top_k or top_p counts."""
+    """The next token of each sequence; `filtered` is whether top_k or top_p is set."""
     likeliest = logits.argmax(axis=-1)
     scaled = logits / jnp.where(sampling.temperature > 0, sampling.temperature, 1.0)
     if filtered:

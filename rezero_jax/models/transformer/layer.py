@@ -1,4 +1,4 @@
-"""Transformer layers to use in your own models (paper, section 3, and the authors' PyTorch code).
+"""Transformer layers and stacks to use in your own models (paper, section 3; the authors' code).
 
     encoder    x <- rule(x, self-attention), x <- rule(x, feed-forward)
     decoder    the same with attention to the encoder's output, the memory, between the two
@@ -9,8 +9,10 @@ sublayers of a layer, as in paper and code.
 
 from dataclasses import replace
 from functools import partial
-from typing import Any, Unpack
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float, Int
@@ -18,44 +20,60 @@ from jaxtyping import Bool, Float, Int
 from rezero_jax.errors import UserError
 from rezero_jax.models import init
 from rezero_jax.models.dropout import Dropout
-from rezero_jax.models.transformer.attention import Attention, Cache, Hidden, Mask
-from rezero_jax.models.transformer.options import ACTIVATIONS, LayerKeywords, LayerOptions
-from rezero_jax.residual import GATES, Branch, Place, make_norm, make_rule, rule_class
+from rezero_jax.models.options import Module, takes_options
+from rezero_jax.models.transformer.attention import (
+    Attention,
+    Cache,
+    Hidden,
+    KeyMask,
+    combine_masks,
+)
+from rezero_jax.models.transformer.config import ACTIVATIONS, TransformerConfig
+from rezero_jax.residual import Branch, Place, make_rule
+from rezero_jax.stack import Stack
 
-KeyMask = Bool[Array, "batch keys"]
 Trunk = Float[Array, "batch length *streams width"]
+
+# Stacks of at most this many layers are unrolled on accelerators: they need not write what each
+# layer keeps for the backward pass into stacks, and sum gradients over devices once. Unrolling
+# takes longer to compile.
+UNROLLED = 16
 
 
 class FeedForward(nnx.Module):
-    """F(x) = W2 dropout(activation(W1 x + b1)) + b2, on request with a norm before W2.
+    """F(x) = W2 dropout(activation(W1 x + b1)) + b2, with an optional norm before W2.
 
     Args:
-      gain: what the initial weights are multiplied by.
+      width: size of the last axis of x.
+      config: options of the layer.
+      gain: factor of the initial weights.
       inner_norm: whether a norm follows the dropout.
+      rngs: source of the initial parameters.
     """
 
     def __init__(
         self,
-        options: LayerOptions,
+        width: int,
+        config: TransformerConfig,
         *,
         gain: float = 1.0,
         inner_norm: bool = False,
         rngs: nnx.Rngs,
     ):
-        self.activation = options.activation
-        width, hidden = options.width, options.feedforward or 4 * options.width
-        # Along the mesh axis `model`, the hidden layer is cut.
+        self.activation = config.activation
+        hidden = config.feedforward or 4 * width
+        # The hidden layer is sharded along the mesh axis `model`.
         by_outputs, by_inputs = {"model_axis": -1}, {"model_axis": -2}
         self.up, self.down = (
             nnx.Linear(
                 fan_in,
                 fan_out,
-                use_bias=options.bias,
+                use_bias=config.bias,
                 kernel_init=init.times(gain, init.xavier_uniform(fan_in, fan_out)),
                 bias_init=init.torch_uniform(fan_in),
                 kernel_metadata=kernel_metadata,
                 bias_metadata=bias_metadata,
-                dtype=options.dtype,
+                dtype=config.dtype,
                 rngs=rngs,
             )
             for fan_in, fan_out, kernel_metadata, bias_metadata in (
@@ -63,66 +81,69 @@ class FeedForward(nnx.Module):
                 (hidden, width, by_inputs, {}),
             )
         )
-        self.dropout = Dropout(options.dropout)
-        self.norm = make_norm(options.norm, hidden, rngs=rngs) if inner_norm else nnx.identity
+        self.dropout = Dropout(config.dropout)
+        self.norm = config.make_norm(hidden, rngs=rngs) if inner_norm else nnx.identity
 
     def __call__(self, x: Hidden, *, rngs: nnx.Rngs | None = None) -> Hidden:
         hidden = ACTIVATIONS[self.activation](self.up(x))
         return self.down(self.norm(self.dropout(hidden, rngs=rngs)))
 
 
-class TransformerLayer(nnx.Module):
-    """The parts of a layer: self-attention, attention to a memory in decoders, a feed-forward.
+class TransformerLayer(Module):
+    """Self-attention, attention to a memory (in decoders), and a feed-forward, as one layer.
 
-    Batches come first: x is (batch, length, width), or (batch, length, streams, width) under a
-    rule of several streams. Weights start Xavier uniform, as in the paper;
-    attention's biases start at 0, the feed-forward's as those of PyTorch's Linear.
-
-    Args:
-      width, heads, feedforward, **keywords: see `LayerOptions`.
-      place: the layer's number and the number of layers, for the rules that depend on the depth.
-      rngs: source of the initial parameters.
-
-    Raises:
-      UserError: see `LayerOptions`; or an unknown residual rule, or one that needs `place`.
+    The inputs x are (batch, length, width), or (batch, length, streams, width) under a rule of
+    several streams. Weights start Xavier uniform, as in the paper; attention's biases start at 0,
+    and the feed-forward's biases as those of PyTorch's Linear.
     """
 
     has_memory: bool
 
+    @takes_options("feedforward")
     def __init__(
         self,
         width: int,
         heads: int,
-        feedforward: int | None = None,
         *,
         place: Place | None = None,
+        config: TransformerConfig = TransformerConfig(),
         rngs: nnx.Rngs,
-        **keywords: Unpack[LayerKeywords],
     ):
-        options = LayerOptions(width, heads, feedforward, **keywords)
-        kind, sublayers = rule_class(options.residual), 3 if self.has_memory else 2
+        """Makes one layer.
+
+        Args:
+          width: size of the last axis of x.
+          heads: number of attention heads; divides width.
+          place: the layer's number and the number of layers, for rules that depend on the depth.
+          config: options of the layer; each option is an argument, too.
+          rngs: source of the initial parameters.
+
+        Raises:
+          UserError: see `TransformerConfig`; or heads that do not divide the width, or kv_heads
+            that do not divide the heads, or a rule that needs `place`.
+        """
+        kind, sublayers = config.rule, 3 if self.has_memory else 2
         if place is not None:
             place = replace(place, sublayers=sublayers)
         gain, inner_norm = kind.branch_gain(place), kind.has_inner_norm
-        self.attention = Attention(options, gain=gain, inner_norm=inner_norm, rngs=rngs)
+        self.attention = Attention(
+            width, heads, config, gain=gain, inner_norm=inner_norm, rngs=rngs
+        )
         if self.has_memory:
             # Sub-LN leaves attention to a memory as it is (torchscale).
-            cross_gain = 1.0 if inner_norm else gain
-            self.cross_attention = Attention(options, rotary=False, gain=cross_gain, rngs=rngs)
-        self.feedforward = FeedForward(options, gain=gain, inner_norm=inner_norm, rngs=rngs)
-        self.dropout = Dropout(options.dropout)
-        one_gate = options.residual in GATES and options.alpha_per == "layer"
-        rules: list[Any] = [
-            make_rule(
-                options.residual,
+            self.cross_attention = Attention(
                 width,
-                place=place and replace(place, sublayer=sublayer),
-                alpha_init=options.alpha_init,
-                norm=options.norm,
-                base_depth=options.base_depth,
+                heads,
+                replace(config, rotary=False),
+                gain=1.0 if inner_norm else gain,
                 rngs=rngs,
             )
-            for sublayer in range(1 if one_gate and not kind.has_norm else sublayers)
+        self.feedforward = FeedForward(width, config, gain=gain, inner_norm=inner_norm, rngs=rngs)
+        self.dropout = Dropout(config.dropout)
+        one_gate = kind.shares_gate and config.alpha_per == "layer"
+        rules: list[Any] = [
+            make_rule(config, width, place=place and replace(place, sublayer=i), rngs=rngs)
+            for i in range(1 if one_gate and not kind.has_norm else sublayers)
         ]
         if one_gate:
             for rule in rules[1:]:
@@ -177,7 +198,7 @@ class EncoderLayer(TransformerLayer):
           UserError: x has another shape, a mask is not bool, or dropout lacks its `rngs`.
         """
         self.check(x, rngs)
-        seen = combine(mask, key_mask)
+        seen = combine_masks(mask, key_mask)
         attention = partial(self.attention, mask=seen, is_causal=is_causal, rngs=rngs)
         x = self.join(0, x, attention, rngs)
         return self.join(1, x, partial(self.feedforward, rngs=rngs), rngs)
@@ -220,23 +241,104 @@ class DecoderLayer(TransformerLayer):
                 f"this layer takes a memory ({x.shape[0]}, length, {x.shape[-1]}), not "
                 f"{memory.shape}; reshape memory"
             )
-        seen, seen_memory = combine(mask, key_mask), combine(memory_mask, memory_key_mask)
+        seen = combine_masks(mask, key_mask)
         attention = partial(self.attention, mask=seen, is_causal=is_causal, rngs=rngs)
         x = self.join(0, x, attention, rngs)
-        cross = partial(self.cross_attention, memory=memory, mask=seen_memory, rngs=rngs)
+        seen = combine_masks(memory_mask, memory_key_mask)
+        cross = partial(self.cross_attention, memory=memory, mask=seen, rngs=rngs)
         x = self.join(1, x, cross, rngs)
         return self.join(2, x, partial(self.feedforward, rngs=rngs), rngs)
 
 
-def combine(mask: Array | None, key_mask: KeyMask | None) -> Mask | None:
-    """A layer's two masks as one, (batch, heads, queries, keys) with axes of size 1."""
-    for given in (mask, key_mask):
-        if given is not None and given.dtype != bool:
-            raise UserError(f"a mask is bool, not {given.dtype}; give True where to attend")
-    if mask is not None:
-        mask = mask[None] if mask.ndim == 2 else mask
-        mask = mask[:, None] if mask.ndim == 3 else mask
-    if key_mask is None:
-        return mask
-    keys = key_mask[:, None, None]
-    return keys if mask is None else mask & keys
+class LayerStack(Module):
+    """`depth` equal layers, and optionally a final norm, as pre-norm stacks have it.
+
+    Made by `Encoder` and `Decoder`. Called like one layer.
+    """
+
+    layer: type[EncoderLayer] | type[DecoderLayer]
+
+    @takes_options()
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        depth: int,
+        *,
+        final_norm: bool = False,
+        scan: bool = True,
+        remat: str = "none",
+        config: TransformerConfig = TransformerConfig(),
+        rngs: nnx.Rngs,
+    ):
+        """Makes the stack.
+
+        Args:
+          width: size of the last axis of x.
+          heads: number of attention heads; divides width.
+          depth: number of layers.
+          final_norm: whether a norm follows the last layer; ReZero needs none.
+          scan, remat: see `rezero_jax.stack.Stack`.
+          config: options of the layers; each option is an argument, too.
+          rngs: source of the initial parameters.
+
+        Raises:
+          UserError: see `TransformerLayer` and `rezero_jax.stack.Stack`.
+        """
+        self.rule = config.rule
+        self.layers = Stack(
+            lambda rngs, layer: self.layer(
+                width, heads, config=config, place=Place(layer, depth), rngs=rngs
+            ),
+            depth,
+            numbered=True,
+            scan=scan,
+            remat=remat,
+            unroll=depth if depth <= UNROLLED else 1,
+            rngs=rngs,
+        )
+        self.norm = (
+            config.make_norm(width, dtype=config.dtype, rngs=rngs) if final_norm else nnx.identity
+        )
+
+    def __call__(self, x: Hidden, *args: Any, **kwargs: Any) -> Hidden:
+        return self.norm(self.rule.leave(self.layers(self.rule.enter(x), *args, **kwargs)))
+
+
+class Encoder(LayerStack):
+    """A stack of `EncoderLayer`s."""
+
+    layer = EncoderLayer
+
+    def init_cache(self, batch_size: int, length: int) -> list[Cache]:
+        """Empty caches of `length` positions: one for all scanned layers, else one for each."""
+        blocks: Any = self.layers.blocks
+        if isinstance(blocks, nnx.List):
+            return [block.attention.init_cache(1, batch_size, length) for block in blocks]
+        return [blocks.attention.init_cache(self.layers.depth, batch_size, length)]
+
+    def decode(
+        self, x: Hidden, caches: list[Cache], positions: Int[Array, "batch length"]
+    ) -> tuple[Hidden, list[Cache]]:
+        """All layers for inference, causal; see `EncoderLayer.decode`."""
+        blocks: Any = self.layers.blocks
+        x = self.rule.enter(x)
+        if isinstance(blocks, nnx.List):
+            updated = []
+            for block, cache in zip(blocks, caches, strict=True):
+                x, cache = block.decode(x, cache, 0, positions)
+                updated.append(cache)
+            return self.norm(self.rule.leave(x)), updated
+        # The cache is carried and not scanned over: each layer writes into it in place.
+        (x, cache), _ = jax.lax.scan(
+            lambda carry, layer: (layer[0].decode(*carry, layer[1], positions), None),
+            (x, caches[0]),
+            (blocks, jnp.arange(self.layers.depth)),
+        )
+        return self.norm(self.rule.leave(x)), [cache]
+
+
+class Decoder(LayerStack):
+    """A stack of `DecoderLayer`s, each of which sees the same memory."""
+
+    layer = DecoderLayer

@@ -1,6 +1,6 @@
 """The decoder-only language model of the paper's section 5, for bytes or any other tokens."""
 
-from typing import Any, Unpack
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +10,14 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
 
-from rezero_jax.devices import compute_dtype
 from rezero_jax.errors import UserError, choose_from
 from rezero_jax.models import init
 from rezero_jax.models.dropout import Dropout
+from rezero_jax.models.options import Module, takes_options
 from rezero_jax.models.transformer.attention import Cache, Hidden
-from rezero_jax.models.transformer.encoder import Encoder
-from rezero_jax.models.transformer.generate import Prompts, generate
-from rezero_jax.models.transformer.options import ModelKeywords
+from rezero_jax.models.transformer.config import TransformerConfig, check_sizes
+from rezero_jax.models.transformer.generate import generate
+from rezero_jax.models.transformer.layer import Encoder
 from rezero_jax.residual import trunk_dtype
 from rezero_jax.stack import unstacked
 
@@ -29,7 +29,7 @@ LOGITS_AT_ONCE = 2**24  # most float32 logits that a loss holds at a time (64 MB
 UNROLLED_DECODING = 16  # deepest scanned trunk that generation unrolls
 
 
-class Transformer(nnx.Module):
+class Transformer(Module):
     """Embedding, causal layers, and a linear head that predicts the next token.
 
     Embedding and head start as U(-0.1, 0.1), the head's bias at 0, and the trunk as the embedding
@@ -41,18 +41,20 @@ class Transformer(nnx.Module):
       depth: number of layers.
       heads: attention heads; divides width.
       max_len: longest sequence.
-      residual: a name of `rezero_jax.residual.RULES`.
-      positions: "sinusoidal" (arXiv 1706.03762), "learned", or "rotary" (arXiv 2104.09864).
+      positions: "sinusoidal" (arXiv 1706.03762) or "learned" vectors added to the embedding, or
+        "rotary", which sets the option of that name.
       tied: whether the head's weights are the embedding's.
-      final_norm: whether a LayerNorm precedes the head, as usual with `pre_norm`.
+      final_norm: whether a norm precedes the head, as usual with `pre_norm`.
       scan, remat: see `rezero_jax.stack.Stack`.
-      dropout: fraction dropped in the layers, and of the embedding.
-      activation, bias, dtype, **keywords: see `LayerOptions`; trunk and logits are float32.
+      config: options of the layers; each option is an argument, too. Its dropout is also that of
+        the embedding, and its bias and dtype those of the head; trunk and logits are float32.
+      rngs: source of the initial parameters.
 
     Raises:
       UserError: a size is below 1 or does not fit another, or a name is unknown.
     """
 
+    @takes_options("residual")
     def __init__(
         self,
         vocab_size: int,
@@ -60,60 +62,41 @@ class Transformer(nnx.Module):
         depth: int,
         heads: int,
         max_len: int,
-        residual: str = "rezero",
         *,
         positions: str = "sinusoidal",
         tied: bool = False,
         final_norm: bool = False,
         scan: bool = True,
         remat: str = "none",
-        activation: str = "gelu",
-        dropout: float = 0.0,
-        bias: bool = True,
-        dtype: Any = jnp.float32,
+        config: TransformerConfig = TransformerConfig(activation="gelu"),
         rngs: nnx.Rngs,
-        **keywords: Unpack[ModelKeywords],
     ):
-        for name, size in (("vocab_size", vocab_size), ("max_len", max_len)):
-            if size < 1:
-                raise UserError(f"{name} is {size}; a language model needs at least 1")
+        check_sizes(vocab_size=vocab_size, max_len=max_len)
         if positions not in POSITIONS:
             raise choose_from("positions", positions, POSITIONS)
         self.vocab_size, self.max_len = vocab_size, max_len
-        self.positions, self.dtype = positions, dtype
-        self.plain = keywords.get("attention") == "plain"
+        self.positions, self.dtype = positions, config.dtype
+        self.plain = config.attention == "plain"
         self.trunk = Encoder(
             width,
             heads,
             depth,
-            residual=residual,
-            rotary=positions == "rotary",
             final_norm=final_norm,
             scan=scan,
             remat=remat,
-            activation=activation,
-            dropout=dropout,
-            bias=bias,
-            dtype=dtype,
+            config=replace(config, rotary=config.rotary or positions == "rotary"),
             rngs=rngs,
-            **keywords,
         )
         uniform = init.uniform(EMBEDDING_BOUND)
-        # Along the mesh axis `model`, the vocabulary is cut.
+        # The vocabulary is sharded along the mesh axis `model`.
         self.embedding = nnx.Param(uniform(rngs.params(), (vocab_size, width)), model_axis=-2)
         learned = positions == "learned"
         self.position = nnx.Param(uniform(rngs.params(), (max_len, width))) if learned else None
         self.head = (
             None if tied else nnx.Param(uniform(rngs.params(), (width, vocab_size)), model_axis=-1)
         )
-        self.head_bias = nnx.Param(jnp.zeros((vocab_size,)), model_axis=-1) if bias else None
-        self.dropout = Dropout(dropout)
-
-    @classmethod
-    def from_config(cls, config: Any, rngs: nnx.Rngs) -> "Transformer":
-        """The model that config.model, or the same as a dict, describes."""
-        keywords = {key: value for key, value in config.items() if key not in ("name", "dtype")}
-        return cls(**keywords, dtype=getattr(jnp, compute_dtype(config["dtype"])), rngs=rngs)
+        self.head_bias = nnx.Param(jnp.zeros((vocab_size,)), model_axis=-1) if config.bias else None
+        self.dropout = Dropout(config.dropout)
 
     def __call__(
         self, tokens: Tokens, *, rngs: nnx.Rngs | None = None
@@ -187,6 +170,8 @@ class Transformer(nnx.Module):
         """
         return self.trunk.decode(self._embed(tokens, positions), cache, positions)
 
+    generate = generate
+
     def for_decoding(self) -> "Transformer":
         """A copy in evaluation mode that decodes as fast as it can.
 
@@ -199,42 +184,6 @@ class Transformer(nnx.Module):
         if not isinstance(layers.blocks, nnx.List) and layers.depth <= UNROLLED_DECODING:
             model.trunk.layers = unstacked(layers)
         return model
-
-    def generate(
-        self,
-        prompts: Prompts,
-        max_new_tokens: int,
-        *,
-        temperature: float | np.floating = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        stop_token: int | np.integer | None = None,
-        rngs: nnx.Rngs | None = None,
-    ) -> Int[Array, "batch max_new_tokens"]:
-        """Continues the prompts token by token, without dropout; compiled once for similar sizes.
-
-        Args:
-          prompts: sequences of tokens, of any lengths; at least one token each.
-          max_new_tokens: how many to add; with the longest prompt at most max_len.
-          temperature: divides the logits; 0 picks the likeliest token.
-          top_k: picks from this many of the likeliest tokens only.
-          top_p: picks from the likeliest tokens only that together reach this probability.
-          stop_token: ends a sequence; its row is filled up with it.
-          rngs: its stream "sample" draws the tokens; not needed at temperature 0.
-
-        Raises:
-          UserError: an argument is invalid.
-        """
-        return generate(
-            self,
-            prompts,
-            max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            stop_token=stop_token,
-            rngs=rngs,
-        )
 
     def check(self, tokens: Array | np.ndarray) -> None:
         """Raises a UserError for invalid tokens.

@@ -1,0 +1,99 @@
+"""The options of a Transformer's layers, checked in one place."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from rezero_jax.errors import UserError, choose_from
+from rezero_jax.residual import RuleConfig
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "relu": jax.nn.relu,
+    # By erf, as in PyTorch; jax.nn.gelu's erfc takes longer.
+    "gelu": lambda x: 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5))),
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+    "silu": jax.nn.silu,
+}
+ALPHA_PER = ("layer", "sublayer")
+ATTENTION = ("auto", "plain")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig(RuleConfig):
+    """Options of a Transformer's layers and of their residual rule.
+
+    Attributes:
+      alpha_per: "layer", one gate for all sublayers, or "sublayer", one for each, which
+        `layerscale` always has.
+      feedforward: width of the feed-forward's hidden layer; None is 4 * width.
+      kv_heads: number of heads of keys and values, each shared by heads / kv_heads heads of
+        queries (grouped-query attention, arXiv 2305.13245); None is the number of heads.
+      rotary: whether self-attention rotates queries and keys by position (arXiv 2104.09864).
+      attention: "auto", the fastest form on the devices, or "plain": every query meets every key,
+        and a language model's loss takes all logits at once, as model FLOPs are counted.
+      activation: a name of `rezero_jax.models.transformer.config.ACTIVATIONS`.
+      dropout: fraction dropped of the attention weights, the hidden layer and each branch.
+      bias: whether the projections have biases.
+      dtype: dtype of the computation; parameters, norms and the softmax are float32, and the trunk
+        keeps the dtype of x.
+
+    Raises:
+      UserError: see `RuleConfig`; or a size below 1, a dropout outside of [0, 1), or an unknown
+        name.
+    """
+
+    alpha_per: str = "layer"
+    feedforward: int | None = None
+    kv_heads: int | None = None
+    rotary: bool = False
+    attention: str = "auto"
+    activation: str = "relu"
+    dropout: float = 0.0
+    bias: bool = True
+    dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_sizes(feedforward=self.feedforward, kv_heads=self.kv_heads)
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout={self.dropout} is not a fraction; give 0 or more, below 1")
+        for name, valid in (
+            ("alpha_per", ALPHA_PER),
+            ("attention", ATTENTION),
+            ("activation", ACTIVATIONS),
+        ):
+            if getattr(self, name) not in valid:
+                raise choose_from(name, getattr(self, name), valid)
+
+
+def check_sizes(**sizes: int | None) -> None:
+    """Raises a UserError for a size below 1; None is unset."""
+    for name, size in sizes.items():
+        if size is not None and size < 1:
+            raise UserError(f"{name} is {size}; give a {name} of at least 1")
+
+
+def check_heads(width: int, heads: int, config: TransformerConfig) -> None:
+    """Raises a UserError if the heads do not divide the width, or the kv_heads the heads."""
+    check_sizes(width=width, heads=heads)
+    for name, part, total, whole in (
+        ("heads", heads, "width", width),
+        ("kv_heads", config.kv_heads or heads, "heads", heads),
+    ):
+        if whole % part:
+            *most, last = (str(d) for d in range(1, whole + 1) if whole % d == 0)
+            choices = f"{', '.join(most)} or {last}" if most else last
+            raise UserError(
+                f"{name}={part} does not divide {total}={whole}; choose {choices} heads"
+            )
+    if config.rotary and width // heads % 2:
+        raise UserError(
+            f"rotary positions rotate pairs, but a head has the odd size {width // heads}; choose "
+            "other heads or positions"
+        )
