@@ -48,8 +48,7 @@ def make_model(
       num_classes: number of classes.
 
     Raises:
-      UserError: an unknown model or dtype, or a language model; the constructor checks the other
-        fields.
+      UserError: an unknown model or dtype, or a language model; the constructor checks the rest.
     """
     _check(config)
     if config["name"] == "transformer":
@@ -78,7 +77,7 @@ def make_language_model(config: Any) -> Callable[[nnx.Rngs], Transformer]:
     """The constructor of the language model that config.model, or the same as a dict, describes.
 
     Raises:
-      UserError: an unknown model or dtype, or a classifier; the constructor checks the other fields.
+      UserError: an unknown model or dtype, or a classifier; the constructor checks the rest.
     """
     _check(config)
     if config["name"] != "transformer":
