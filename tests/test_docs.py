@@ -270,8 +270,6 @@ def test_files_modules_and_fields_that_are_named_exist(page):
             assert field[1] in fields, text
 
 
-
-
 def test_readme_is_one_page_with_its_picture_on_the_first_screen():
     lines = read("README.md").splitlines()
     assert len(lines) <= 200
