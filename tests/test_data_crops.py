@@ -114,59 +114,14 @@ def test_a_crop_is_that_of_a_reference_with_the_same_random_numbers(name: str) -
         np.testing.assert_allclose(actual, resized(content, box), atol=tolerance)
 
 
-def test_seed_step_and_position_each_change_the_crop() -> None:
-    content = FILES["large"]
-    crops = [
-        RandomCrop(SIZE, seed)(content, step, position)
-        for seed, step, position in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 2**33, 1)]
-    ]
-    for i, one in enumerate(crops):
-        for other in crops[:i]:
-            assert not np.array_equal(one, other)
-    np.testing.assert_array_equal(crops[3], RandomCrop(SIZE, 0)(content, 0, 1))
-
-
-def test_areas_aspects_and_places_of_boxes_are_spread_as_they_should() -> None:
-    rng = SplitMix64(0)
-    side = 1000
-    boxes = np.array([random_box(rng, side, side) for _ in range(4000)])
-    left, top, right, bottom = boxes.T
-    w, h = right - left, bottom - top
-    assert boxes.min() >= 0
-    assert boxes.max() <= side
-    area, log_aspect = w * h / side**2, np.log(w / h)
-    assert 0.079 < area.min() < 0.085
-    assert area.max() > 0.98
-    assert np.abs(log_aspect).max() < math.log(4 / 3) + 0.01
-    # Every box of less than 3/4 of the area fits at every ratio: there both are uniform.
-    small = area < 0.75
-    quarters = np.array([0.25, 0.5, 0.75])
-    np.testing.assert_allclose(
-        np.quantile(area[small], quarters), 0.08 + (0.75 - 0.08) * quarters, atol=0.02
-    )
-    np.testing.assert_allclose(
-        np.quantile(log_aspect[small], quarters), (2 * quarters - 1) * math.log(4 / 3), atol=0.02
-    )
-    for start, room in ((left, side - w), (top, side - h)):
-        free = room > 100
-        np.testing.assert_allclose(
-            np.quantile(start[free] / room[free], quarters), quarters, atol=0.03
-        )
-
-
-@pytest.mark.parametrize(
-    ("width", "height", "box"),
-    [
+def test_where_no_box_fits_the_central_one_is_taken() -> None:
+    for width, height, box in (
         (3000, 10, (1493, 0, 1506, 10)),
         (10, 3000, (0, 1493, 10, 1506)),
         (1, 1, (0, 0, 1, 1)),
-    ],
-)
-def test_where_no_box_fits_the_central_one_is_taken(
-    width: int, height: int, box: tuple[int, ...]
-) -> None:
-    assert random_box(SplitMix64(1), width, height) == box
-    assert torchvision_box(SplitMix64(1), width, height) == box
+    ):
+        assert random_box(SplitMix64(1), width, height) == box
+        assert torchvision_box(SplitMix64(1), width, height) == box
 
 
 @pytest.mark.parametrize("name", list(FILES))
@@ -182,19 +137,6 @@ def test_a_central_crop_is_cut_from_the_resized_image(name: str) -> None:
     assert (actual.shape, actual.dtype) == ((SIZE, SIZE, 3), np.uint8)
     assert np.abs(actual - expected).max() <= (3 if name == "large" else 1)
     np.testing.assert_array_equal(CentralCrop(SIZE)(FILES[name], 7, 2), actual)
-
-
-@pytest.mark.parametrize(("width", "height"), [(600, 410), (400, 601), (74, 74)])
-def test_a_central_crop_is_centred(width: int, height: int) -> None:
-    actual = CentralCrop(SIZE)(encoded(width, height, noise=0)).astype(int)
-    red, green = actual[..., 0].mean(), actual[..., 1].mean()
-    # Half a pixel off is the most that an odd margin can be.
-    np.testing.assert_allclose([red, green], 127.5, atol=0.5 * 255 / 37 + 1)
-    # The short side is shown at 37 pixels, so that neighbours are min / 37 old pixels apart.
-    spans = [np.ptp(actual.mean(axis=0)[:, 0]), np.ptp(actual.mean(axis=1)[:, 1])]
-    slopes = [255 / (side - 1) for side in (width, height)]
-    expected = (SIZE - 1) * min(width, height) / 37 * np.array(slopes)
-    np.testing.assert_allclose(spans, expected, atol=2)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ import logging
 import re
 import sys
 import tarfile
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -132,14 +131,6 @@ def test_the_official_builder_prepares_pixel_exact_data_without_tensorflow(data_
     assert "tensorflow" not in sys.modules
 
 
-def test_loading_again_downloads_nothing(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = load("cifar10", str(data_dir))
-    requested = serve(monkeypatch, {URL: OSError("no network")}, known={URL: ARCHIVE})
-    again = load("cifar10", str(data_dir))
-    assert requested == []
-    np.testing.assert_array_equal(first.train.arrays["image"], again.train.arrays["image"])
-
-
 def test_two_at_once_prepare_it_once(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     requested = serve(monkeypatch, {URL: ARCHIVE})
     with ThreadPoolExecutor(2) as pool:
@@ -229,34 +220,6 @@ def test_without_a_network_one_sentence_says_what_to_do_and_nothing_is_left(
     assert {name: logging.getLogger(name).level for name in levels} == levels
 
 
-def test_the_second_of_two_tries_where_the_first_failed(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from tensorflow_datasets.core.download import downloader
-
-    serve(monkeypatch, {URL: ARCHIVE})
-    open_url, waiting = downloader._open_url, threading.Event()
-
-    @contextlib.contextmanager
-    def first_fails(url: str, **kwargs: Any) -> Iterator[Any]:
-        monkeypatch.setattr(downloader, "_open_url", open_url)
-        assert waiting.wait(30)
-        raise OSError("no network")
-        yield
-
-    class Waits(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            waiting.set()
-
-    monkeypatch.setattr(downloader, "_open_url", first_fails)
-    monkeypatch.setattr(logging.getLogger(prepared_builder.__module__), "handlers", [Waits()])
-    with ThreadPoolExecutor(2) as pool:
-        tries = [pool.submit(prepared_builder, "cifar10", str(data_dir)) for _ in range(2)]
-        failed = [isinstance(one.exception(), UserError) for one in tries]
-    assert sorted(failed) == [False, True]
-    assert load("cifar10", str(data_dir)).train.size == len(LABELS["train"])
-
-
 def test_an_archive_with_the_wrong_checksum_is_refused_and_nothing_is_left_prepared(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -342,8 +305,9 @@ def test_damaged_files_are_named_and_give_no_wrong_pixels(data_dir: Path) -> Non
     folder = data_dir / "cifar10" / "3.0.2"
 
     def refused(words: str, stream: bool = False) -> None:
-        with pytest.raises(UserError, match=words):
+        with pytest.raises(UserError, match=words) as info:
             load("cifar10", str(data_dir), stream=stream).train.fetch(np.arange(35))
+        assert "\n" not in str(info.value)
 
     (path,) = folder.glob("cifar10-train.array_record*")
     good = path.read_bytes()
@@ -353,7 +317,7 @@ def test_damaged_files_are_named_and_give_no_wrong_pixels(data_dir: Path) -> Non
     for stream in (False, True):
         refused(f'"cifar10" in {folder} is damaged', stream)
     path.unlink()
-    refused(f"{path} is missing")
+    refused(f"is damaged .*No such file.*{path}")
     path.write_bytes(good)
     info = folder / "dataset_info.json"
     good_info = info.read_text()

@@ -105,6 +105,8 @@ class StreamSplit(Split):
             while batch is not None:
                 yield batch
                 batch = next(iterator, None)
+        except UserError as error:  # Grain appends lines about its traceback
+            raise UserError(str(error).splitlines()[0]) from None
         finally:
             iterator.close()
 

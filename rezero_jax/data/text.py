@@ -158,8 +158,6 @@ def load_text(config: ConfigDict, seed: int = 0, text: np.ndarray | None = None)
       UserError: a field is invalid, the text cannot be read or downloaded, or a split of it is
         shorter than a window.
     """
-    if config.name not in TEXT_NAMES:
-        raise choose_from("text", config.name, TEXT_NAMES)
     if config.windows not in WINDOWS:
         raise choose_from("data.windows", config.windows, WINDOWS)
     if config.eval_split not in SPLITS[1:]:
