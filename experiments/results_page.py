@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from experiments import compare_report
+from experiments import compare_report, rules_table
 from experiments.claims import WORDS, bounded, fact, inside, together
 from experiments.comparison import NO_LAYERS, Cell, Comparison
 from experiments.jobs import ROOT
@@ -21,7 +21,6 @@ from experiments.report import claims_table, number_tables
 from experiments.results import Made, Results, Row
 from rezero_jax.errors import UserError
 from rezero_jax.formatting import markdown_table, number
-from rezero_jax.models import schemes
 
 FOLDER = ROOT / "docs" / "paper"
 COMPARISONS = ROOT / "docs" / "comparisons"  # what `python -m experiments compare` wrote
@@ -130,7 +129,7 @@ def committed_tables(compared: Mapping[str, Comparison]) -> dict[str, str]:
     found = read_all()
     found += [language_models(name, compared[name]) for name in LANGUAGE_MODELS]
     found += [claim_across(pair, compared) for pair in ACROSS if pair.claim]
-    tables = all_tables(found) | {"schemes": schemes.table(), "across": across(compared)}
+    tables = all_tables(found) | {"schemes": rules_table.table(), "across": across(compared)}
     for name, comparison in compared.items():
         tables[f"compared_{name}"] = compare_report.summary(comparison)
         if comparison.target is not None:

@@ -1,41 +1,56 @@
 """ReZero in JAX and Flax: very deep residual networks whose branches are gated by alpha = 0."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from rezero_jax.models.adaln import AdaLNZero
-from rezero_jax.models.mlp import MLP
-from rezero_jax.models.resnet.model import ResNet
-from rezero_jax.models.transformer.layer import Decoder, DecoderLayer, Encoder, EncoderLayer
-from rezero_jax.models.transformer.model import Transformer
-from rezero_jax.models.vit import ViT
-from rezero_jax.residual import Alpha, ReZero
-from rezero_jax.stack import Stack
-
 if TYPE_CHECKING:
-    from rezero_jax.export import load
+    from rezero_jax.export import load as load
+    from rezero_jax.models.adaln import AdaLNZero as AdaLNZero
+    from rezero_jax.models.mlp import MLP as MLP
+    from rezero_jax.models.resnet.model import ResNet as ResNet
+    from rezero_jax.models.transformer.config import TransformerConfig as TransformerConfig
+    from rezero_jax.models.transformer.layer import Decoder as Decoder
+    from rezero_jax.models.transformer.layer import DecoderLayer as DecoderLayer
+    from rezero_jax.models.transformer.layer import Encoder as Encoder
+    from rezero_jax.models.transformer.layer import EncoderLayer as EncoderLayer
+    from rezero_jax.models.transformer.model import Transformer as Transformer
+    from rezero_jax.models.vit import ViT as ViT
+    from rezero_jax.residual import Alpha as Alpha
+    from rezero_jax.residual import ReZero as ReZero
+    from rezero_jax.residual import RuleConfig as RuleConfig
+    from rezero_jax.stack import Stack as Stack
 
-__all__ = [
-    "MLP",
-    "AdaLNZero",
-    "Alpha",
-    "Decoder",
-    "DecoderLayer",
-    "Encoder",
-    "EncoderLayer",
-    "ReZero",
-    "ResNet",
-    "Stack",
-    "Transformer",
-    "ViT",
-    "load",
-]
 __version__ = "0.1.0"
+
+# Each public name is imported when it is first used, so that `import rezero_jax.residual` loads the
+# rules alone.
+_MODULES = {
+    "MLP": "models.mlp",
+    "AdaLNZero": "models.adaln",
+    "Alpha": "residual",
+    "Decoder": "models.transformer.layer",
+    "DecoderLayer": "models.transformer.layer",
+    "Encoder": "models.transformer.layer",
+    "EncoderLayer": "models.transformer.layer",
+    "ReZero": "residual",
+    "ResNet": "models.resnet.model",
+    "RuleConfig": "residual",
+    "Stack": "stack",
+    "Transformer": "models.transformer.model",
+    "TransformerConfig": "models.transformer.config",
+    "ViT": "models.vit",
+    "load": "export",
+}
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    # Imported on demand, because `python -m rezero_jax.export` would import its module twice.
-    if name == "load":
-        from rezero_jax.export import load
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
 
-        return load
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_MODULES])

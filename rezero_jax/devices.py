@@ -4,6 +4,7 @@ Only entry points call `cache_compilations`, `set_cpu_devices` and `use_cpu`: th
 config for the whole process.
 """
 
+import math
 import os
 import platform
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+from jax.sharding import AbstractMesh, Mesh
 
 from rezero_jax.errors import UserError
 
@@ -39,6 +41,16 @@ def target() -> Target:
         default = jax.config.jax_default_device  # type: ignore[attr-defined]
         device = default if isinstance(default, jax.Device) else jax.devices(default)[0]
     return Target(device.platform, device.device_kind)
+
+
+def batch_axes(mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
+    """The axes of a mesh along which a batch is sharded; see rezero_jax.training.sharding."""
+    return tuple(axis for axis in ("replica", "data") if axis in mesh.shape)
+
+
+def batch_shards(mesh: Mesh | AbstractMesh) -> int:
+    """Number of shards of a batch; 1 without a mesh."""
+    return math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
 
 
 def cores() -> int:

@@ -3,7 +3,6 @@
 One compiled block serves every layer, so the time to compile does not grow with depth.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jax.sharding import AbstractMesh, Mesh, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from rezero_jax import devices
 from rezero_jax.errors import UserError, choose_from
@@ -124,7 +123,7 @@ class Stack(nnx.Module):
         def layer(x: Array, state: LayerState) -> tuple[Array, nnx.State]:
             *arrays, key = state
             merged = nnx.merge(graphdef, *arrays)
-            x = _batch_on_data(x)
+            x = _shard_batch(x)
             random = {} if key is None else {"rngs": nnx.Rngs(dropout=key)}
             return merged(x, *args, **kwargs, **random), nnx.state(merged, CHANGES)
 
@@ -133,27 +132,18 @@ class Stack(nnx.Module):
         return layer, (params, rest)
 
 
-def _batch_on_data(x: Array) -> Array:
-    """Keeps the batch divided along the mesh's `batch_axes`, if it has any, and otherwise whole.
+def _shard_batch(x: Array) -> Array:
+    """Shards the batch along the mesh's batch axes, if it divides among their devices.
 
-    Where weights are sharded too, the compiler then fetches those of one layer at a time instead of
-    cutting up the activations.
+    Where weights are sharded too, the compiler then fetches the weights of one layer at a time
+    instead of sharding the activations.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if batch_parts(mesh) == 1 or x.shape[0] % batch_parts(mesh):
+    shards = devices.batch_shards(mesh)
+    if shards == 1 or x.shape[0] % shards:
         return x
-    spec = PartitionSpec(batch_axes(mesh), *(None,) * (x.ndim - 1))
+    spec = PartitionSpec(devices.batch_axes(mesh), *(None,) * (x.ndim - 1))
     return jax.lax.with_sharding_constraint(x, spec)
-
-
-def batch_axes(mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
-    """The axes of a mesh along which a batch is cut; see rezero_jax.training.sharding."""
-    return tuple(axis for axis in ("replica", "data") if axis in mesh.shape)
-
-
-def batch_parts(mesh: Mesh | AbstractMesh) -> int:
-    """In how many parts a batch is cut; 1 without a mesh."""
-    return math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
 
 
 def unstacked(stack: Stack) -> Stack:

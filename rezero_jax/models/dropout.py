@@ -1,4 +1,4 @@
-"""Dropout whose random bits accelerators draw fast, each device its own."""
+"""Dropout whose random bits accelerators draw fast, each device those of its own examples."""
 
 import jax
 import jax.numpy as jnp
@@ -6,20 +6,20 @@ from flax import nnx
 from jax import Array
 from jax.sharding import PartitionSpec
 
-from rezero_jax.stack import batch_axes, batch_parts
+from rezero_jax.devices import batch_axes, batch_shards
 
-LEVELS = 2**16  # to which the rate is rounded
+LEVELS = 2**16  # the rate is rounded to a multiple of 1 / LEVELS
 
 
 class Dropout(nnx.Dropout):
-    """nnx.Dropout, but for keys of the hardware's generator ("rbg").
+    """nnx.Dropout, except under keys of the hardware's generator ("rbg").
 
-    With those, each device along the mesh's `batch_axes` draws the bits of its own examples, from
-    the key and its place: on one mesh the result is a function of the key. With JAX's default keys
-    ("threefry2x32") the result is nnx.Dropout's, the same on every mesh.
+    Under such keys each device along the mesh's batch axes draws the bits of its own examples, from
+    the key and the device's index: on one mesh the result is a function of the key. Under JAX's
+    default keys ("threefry2x32") the result is nnx.Dropout's, the same on every mesh.
     """
 
-    def __call__(  # type: ignore[override]  # of its arguments, those that our layers give
+    def __call__(  # type: ignore[override]  # fewer arguments: those that our layers pass
         self, x: Array, *, rngs: nnx.Rngs | None = None
     ) -> Array:
         dropped = round(self.rate * LEVELS)
@@ -28,25 +28,25 @@ class Dropout(nnx.Dropout):
         key = rngs.dropout()
         if not is_rbg(key):
             return super().__call__(x, rngs=nnx.Rngs(dropout=key))
-        # A factor and no choice: a TPU would pack the choices into words and unpack them again.
+        # A factor instead of a choice: a TPU would pack the choices into words and unpack them.
         kept = jnp.minimum(random_bits(key, x.shape) // dropped, 1).astype(x.dtype)
         return x * (kept * (LEVELS / (LEVELS - dropped)))
 
 
 def is_rbg(key: Array) -> bool:
-    """Whether a key is one of the hardware's generator."""
+    """Whether a key belongs to the hardware's generator."""
     return "rbg" in str(jax.random.key_impl(key))
 
 
 def random_bits(key: Array, shape: tuple[int, ...]) -> Array:
-    """uint16 of this shape, whose first axis is a batch cut along the mesh's `batch_axes`."""
+    """uint16 of this shape, whose first axis is a batch sharded along the mesh's batch axes."""
     mesh = jax.sharding.get_abstract_mesh()
-    axes, devices = batch_axes(mesh), batch_parts(mesh)
-    if devices == 1 or shape[0] % devices:
+    axes, shards = batch_axes(mesh), batch_shards(mesh)
+    if shards == 1 or shape[0] % shards:
         return jax.random.bits(key, shape, jnp.uint16)
 
     def own(key: Array) -> Array:
         key = jax.random.fold_in(key, jax.lax.axis_index(axes))
-        return jax.random.bits(key, (shape[0] // devices, *shape[1:]), jnp.uint16)
+        return jax.random.bits(key, (shape[0] // shards, *shape[1:]), jnp.uint16)
 
     return jax.shard_map(own, in_specs=PartitionSpec(), out_specs=PartitionSpec(axes))(key)

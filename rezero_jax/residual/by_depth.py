@@ -26,7 +26,7 @@ class LayerNormScaling(Normed):
     """
 
     reference = Reference(
-        "no scaled initial weights besides", "arXiv 2502.05795", "lmsdss/LayerNorm-Scaling"
+        "no scaled initial weights", "arXiv 2502.05795", "lmsdss/LayerNorm-Scaling"
     )
     norms_branch = True
 
@@ -120,7 +120,7 @@ class DepthMuP(_ScaledByDepth):
     """x' = x + F(LN x) / sqrt(m), m = L / L0."""
 
     reference = Reference(
-        "rate (but of SGD) and Adam's epsilon of the layers' parameters / sqrt(m)",
+        "rate (except SGD's) and Adam's epsilon of the layers' parameters / sqrt(m)",
         "arXiv 2310.02244; 2505.01618, Table 1 with alpha = 1/2",
         "EleutherAI/nanoGPT-mup, branch completep",
     )

@@ -11,10 +11,10 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from rezero_jax.devices import batch_axes
 from rezero_jax.errors import UserError
 from rezero_jax.formatting import path_text
 from rezero_jax.processes import warn
-from rezero_jax.stack import batch_axes
 from rezero_jax.training.state import ModelSpec
 
 # Smaller arrays stay whole under full sharding, because fetching costs more than keeping them.

@@ -15,10 +15,9 @@ from rezero_jax.data.augment import Augmentation
 from rezero_jax.data.order import Order, eval_batches
 from rezero_jax.data.split import Dataset, HostBatch, standardise
 from rezero_jax.data.text import Text
-from rezero_jax.devices import compute_dtype, generator
+from rezero_jax.devices import batch_shards, compute_dtype, generator
 from rezero_jax.errors import UserError
 from rezero_jax.models.build import make_language_model, make_model
-from rezero_jax.stack import batch_parts
 from rezero_jax.training import sharding, step
 from rezero_jax.training.intervals import Intervals
 from rezero_jax.training.optim import make_optimizer
@@ -73,7 +72,7 @@ class Trainer:
         make, self.objective = _task(config.model, dataset)
         self.spec = model_spec(make)
         self.mesh, count = _mesh(config, self.spec, devices)
-        shards = batch_parts(self.mesh)
+        shards = batch_shards(self.mesh)
         eval_size = -(-config.eval.batch_size // shards) * shards
         self._eval_batches = eval_batches(dataset.eval.size, eval_size, config.eval.examples)
         optimizer, schedules = make_optimizer(config.optim, self.intervals.total, self.spec)
@@ -181,7 +180,7 @@ def _mesh(config: ConfigDict, spec: ModelSpec, devices: Sequence[jax.Device]) ->
         )
     if not spec.has_stats or accumulate == 1:
         mesh = sharding.make_mesh(config.mesh, devices, "train.batch_size", batch_size)
-        return mesh, microbatches(accumulate, batch_size, batch_parts(mesh))
+        return mesh, microbatches(accumulate, batch_size, batch_shards(mesh))
     # BatchNorm's statistics are those of a microbatch, so its size is part of the model.
     key = "train.batch_size / train.accumulate"
     return sharding.make_mesh(config.mesh, devices, key, batch_size // accumulate), accumulate

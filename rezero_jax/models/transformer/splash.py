@@ -9,7 +9,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import PartitionSpec
 from jaxtyping import Float
 
-from rezero_jax.stack import batch_axes
+from rezero_jax.devices import batch_axes
 
 # From so many keys on the kernels should be faster than the plain form. By the compiler's estimate
 # for v5e (bfloat16, heads of 64 and 128, forward and backward) the plain form takes 50 to 100 ps a
