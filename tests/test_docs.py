@@ -1,4 +1,4 @@
-"""README and docs: their Python runs, their commands are accepted, what they name is there."""
+"""README and docs: the Python runs, the commands parse, and named files, fields and links exist."""
 
 import argparse
 import ast
@@ -48,14 +48,14 @@ def read(name):
 
 
 def blocks(page, *languages):
-    """The fenced blocks of a page that are in one of these languages."""
+    """The fenced blocks of a page in these languages."""
     found = re.findall(r"^```(\w*)\n(.*?)^```$", read(page), flags=re.DOTALL | re.MULTILINE)
     assert all(language for language, _ in found), f"{page} has a block without a language"
     return [text for language, text in found if language in languages]
 
 
 def commands(page):
-    """The commands of the shell blocks of a page, split into words, placeholders filled in."""
+    """The commands in the shell blocks of a page, split into words, with placeholders filled in."""
     for text in blocks(page, "sh"):
         for line in text.replace("\\\n", " ").splitlines():
             filled = re.sub(r"\b[A-Z]+\b", lambda m: PLACEHOLDERS.get(m[0], m[0]), line)
@@ -64,11 +64,11 @@ def commands(page):
 
 
 class Accepted(Exception):
-    """A parser took a command's arguments: the command itself is not run."""
+    """A parser accepted the arguments of a command, which is not run."""
 
 
 def accepts(main, program, arguments, monkeypatch):
-    """Whether the parser of a command takes these arguments; a wrong one exits by 2."""
+    """Checks that the parser of a command accepts these arguments."""
     parse = argparse.ArgumentParser.parse_args
 
     def parse_alone(self, args=None, namespace=None):
@@ -84,7 +84,7 @@ def accepts(main, program, arguments, monkeypatch):
 
 
 def script(path):
-    """The module of a Python file that is no part of a package."""
+    """The module of a Python file outside packages."""
     spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -126,7 +126,7 @@ def check_python(arguments, monkeypatch):
     path, *arguments = arguments
     if path == "train.py":
         return check_train(arguments, monkeypatch)
-    if "--" in arguments:  # what follows is a command of train.py
+    if "--" in arguments:  # the rest is a command of train.py
         check_train(arguments[arguments.index("--") + 1 :], monkeypatch)
     accepts(script(path).main, path, arguments, monkeypatch)
 
@@ -141,7 +141,7 @@ def check_pip(arguments):
             assert wanted is None or wanted in extras()
 
 
-ELSEWHERE = ("export", "gcloud", "kubectl", "sbatch", "sky")  # programs that are not ours
+ELSEWHERE = ("export", "gcloud", "kubectl", "sbatch", "sky")  # other projects' programs
 
 
 def check_elsewhere(arguments, monkeypatch):
@@ -149,12 +149,12 @@ def check_elsewhere(arguments, monkeypatch):
         if argument.startswith("launch/"):
             assert (ROOT / argument).is_file()
         _, is_train, train = argument.partition(" train.py ")
-        if is_train:  # what a host executes
+        if is_train:  # a host executes this command
             check_train(shlex.split(train), monkeypatch)
 
 
 def check(words, monkeypatch):
-    """Raises an error if a command of a page is none that this project has."""
+    """Raises an error unless this project has the command."""
     while words[0] == "srun" or words[0].startswith("-"):
         words = words[1:]
     program, *arguments = words
@@ -249,7 +249,7 @@ def test_relative_links_resolve(page):
 
 
 def paths_and_names(page):
-    """What stands between single backticks outside of fenced blocks."""
+    """Texts between single backticks, outside of fenced blocks."""
     return re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", read(page), flags=re.S | re.M))
 
 
