@@ -332,7 +332,7 @@ def test_a_run_that_fails_before_its_first_update_leaves_nothing(there, tmp_path
 
 
 def test_a_run_killed_before_its_first_update_gives_way_to_another_config(tmp_path, capsys):
-    Workdir(tmp_path, config("mlp.py:smoke", **TINY))  # what a process that XLA aborts leaves
+    Workdir(tmp_path, config("mlp.py:smoke", **TINY)).release()  # as if XLA aborted the process
     assert (tmp_path / "config.json").exists()
     assert train.main(argv(tmp_path, **{"model.depth": 3})) == 0
     assert json.loads((tmp_path / "config.json").read_text())["model"]["depth"] == 3

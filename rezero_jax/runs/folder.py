@@ -87,7 +87,11 @@ class Workdir:
                 "characters * ? [; choose another --workdir"
             )
         self._lock: TextIO | None = None
-        self._id, self.final = processes.on_first(lambda: self._claim(folder, config))
+        try:
+            self._id, self.final = processes.on_first(lambda: self._claim(folder, config))
+        except BaseException:
+            self.release()
+            raise
         if not processes.agree((self.folder / "config.json").exists()):
             raise UserError(
                 f"not every process finds the workdir {folder}; choose a --workdir on storage that "
