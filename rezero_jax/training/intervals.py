@@ -9,6 +9,15 @@ from rezero_jax.errors import UserError
 from rezero_jax.fields import LARGEST, LENGTHS
 
 MOST_PER_DISPATCH = 10_000  # steps
+LOWEST = {
+    "train.steps_per_dispatch": 1,
+    "train.until_loss": 0,
+    "log.every_steps": 1,
+    "checkpoint.every_steps": 1,
+    "checkpoint.keep": 1,
+    "checkpoint.keep_every_steps": 1,
+    "checkpoint.keep_best": 0,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,28 +58,16 @@ class Intervals:
             raise UserError(
                 "the run has no length; set train.steps, train.epochs or train.examples"
             )
-        for key in (
-            "train.steps_per_dispatch",
-            "log.every_steps",
-            "checkpoint.every_steps",
-            "checkpoint.keep",
-            "checkpoint.keep_every_steps",
-        ):
+        for key, low in LOWEST.items():
             section, field = key.split(".")
             value = config[section][field]
-            if value is not None and value < 1:
-                raise UserError(f"{key}={value} is not positive; give at least 1")
+            if value is not None and value < low:
+                raise UserError(f"{key}={value} is too small; give at least {low}")
         if config.train.steps_per_dispatch > MOST_PER_DISPATCH:
             raise UserError(
                 f"train.steps_per_dispatch={config.train.steps_per_dispatch} is too large, as all "
                 f"batches of a dispatch are in memory; give at most {MOST_PER_DISPATCH}"
             )
-        for key, value in (
-            ("checkpoint.keep_best", config.checkpoint.keep_best),
-            ("train.until_loss", config.train.until_loss),
-        ):
-            if value is not None and value < 0:
-                raise UserError(f"{key}={value} is negative; give 0 or more")
         if total > LARGEST * batch_size:
             raise UserError(
                 f"the run has more than {LARGEST} updates; lower train.steps, train.epochs or "

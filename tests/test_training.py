@@ -1,0 +1,504 @@
+"""Families in training: objectives, evaluation, microbatches, meshes, configs, mistakes."""
+
+import json
+import math
+from collections import Counter
+from functools import partial
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+from rezero_jax import Transformer
+from rezero_jax.data import Dataset, ResidentSplit, Text, TextSplit
+from rezero_jax.data.augment import Augmentation
+from rezero_jax.errors import UserError
+from rezero_jax.formatting import path_text
+from rezero_jax.models.build import make_language_model, make_model
+from rezero_jax.training.optim import _labels, make_optimizer
+from rezero_jax.training.state import init_state, model_spec
+from rezero_jax.training.step import language_modelling, make_train_step
+from rezero_jax.training.trainer import Trainer, augment
+from tests.families import assert_trees_close, config, flat, tokens, train
+
+RNG = np.random.default_rng(0)
+SENTENCE = b"the quick brown fox jumps over the lazy dog, and then it sleeps in the sun. "
+SHORT = {
+    "train.epochs": None,
+    "train.steps": 6,
+    "train.batch_size": 16,
+    "train.steps_per_dispatch": 3,
+    "eval.every_epochs": None,
+    "eval.batch_size": 16,
+    "mesh.data": 1,
+}
+RESNET = SHORT | {"model.width": 2, "model.depth": 8, "model.scan": True}
+LANGUAGE = SHORT | {
+    "eval.every_steps": None,
+    "model.width": 8,
+    "model.heads": 2,
+    "model.max_len": 8,
+    "train.batch_size": 8,
+}
+
+
+def images(shape=(8, 8, 3), size=64, classes=10):
+    arrays = {
+        "image": RNG.integers(0, 256, (size, *shape), np.uint8),
+        "label": RNG.integers(0, classes, size).astype(np.int32),
+    }
+    split, channels = ResidentSplit(arrays), shape[-1]
+    return Dataset("random", split, split, shape, classes, (0.5,) * channels, (0.5,) * channels)
+
+
+IMAGES = images()
+
+
+def text(train=SENTENCE * 10, held=SENTENCE, length=8, context=0, random=False):
+    return Text(
+        "tiny",
+        TextSplit(np.frombuffer(train, np.uint8), length, random=random),
+        TextSplit(np.frombuffer(held, np.uint8), length, context, whole=True),
+    )
+
+
+def resnet(arg="", **fields):
+    return config(f"resnet.py:{arg}", **(RESNET | fields))
+
+
+def language(arg="depth=2", **fields):
+    return config(f"transformer_small.py:{arg}", **(LANGUAGE | fields))
+
+
+def vit(arg="smoke", **fields):
+    steps = {"train.steps": 6, "train.steps_per_dispatch": 3, "mesh.data": 1}
+    return config(f"vit.py:{arg}", **(steps | fields))
+
+
+def tiny_language_spec(**options):
+    """The spec of a Transformer that reads 13 different tokens, and random parameters of it."""
+    spec = model_spec(lambda rngs: Transformer(13, 8, 3, 2, 16, rngs=rngs, **options))
+    rng = np.random.default_rng(1)
+
+    def value(path, leaf):
+        if path_text(path) in spec.alpha_paths:
+            return jnp.asarray(rng.uniform(0.25, 0.75, leaf.shape), jnp.float32)
+        return jnp.asarray(rng.normal(size=leaf.shape) / math.sqrt(8), jnp.float32)
+
+    return spec, jax.tree.map_with_path(value, spec.shapes)
+
+
+# ---- Meshes
+
+FULL = {"mesh.data": 4, "mesh.model": 2, "mesh.fully_sharded": True}
+LAMB = {  # Without biases: the keys' bias has only rounding as its gradient, which LAMB blows up.
+    "model.bias": False,
+    "model.dropout": 0.2,
+    "optim.name": "lamb",
+    "optim.learning_rate": 0.02,
+    "optim.weight_decay": 0.01,
+}
+
+
+@pytest.mark.parametrize(
+    ("make", "fields", "mesh"),
+    [
+        pytest.param(vit, {}, {"mesh.data": 8}, id="vit_adamw", marks=pytest.mark.slow),
+        pytest.param(language, LAMB, {"mesh.data": 4}, id="transformer_dropout_lamb"),
+        pytest.param(resnet, {}, {"mesh.data": 4}, id="resnet_batch_norm", marks=pytest.mark.slow),
+        pytest.param(vit, {}, FULL, id="vit_full", marks=pytest.mark.slow),
+        pytest.param(vit, {"optim.name": "muon"}, FULL, id="vit_muon_full", marks=pytest.mark.slow),
+    ],
+)
+def test_everything_random_and_every_optimizer_is_the_same_on_any_mesh(make, fields, mesh):
+    found = []
+    for places in ({}, mesh):
+        settings = make(**(fields | places))
+        dataset = {resnet: IMAGES, language: text(random=True)}.get(make)
+        trainer = Trainer(settings, dataset) if dataset else Trainer.from_config(settings)
+        losses, state = train(trainer)
+        found.append((losses, flat((state["params"], state["stats"]))))
+    (losses, one), (many_losses, many) = found
+    np.testing.assert_allclose(many_losses, losses, rtol=2e-5)
+    for path, value in one.items():
+        # Where a gradient is near zero, Adam makes much of its rounding.
+        np.testing.assert_allclose(many[path], value, rtol=1e-4, atol=1e-5, err_msg=path)
+
+
+# ---- ResNets: microbatches and augmentation
+
+
+@pytest.mark.slow
+def test_accumulation_normalises_each_microbatch_and_updates_the_statistics_for_each():
+    """As a PyTorch loop that accumulates: gradients averaged, statistics one after another."""
+    settings = resnet()
+    spec = model_spec(make_model(settings.model, (8, 8, 3), 10)[0])
+
+    def objective(model, batch, key):
+        return {"loss": jnp.square(model(batch["image"])).mean(axis=1)}
+
+    batch = {"image": jnp.asarray(RNG.normal(size=(8, 8, 8, 3)), jnp.float32)}
+    optimizer = optax.sgd(0.1)
+    state = Trainer(settings, IMAGES).init()
+    state["opt_state"] = optimizer.init(state["params"])
+
+    def step(count):
+        return jax.jit(make_train_step(spec, objective, optimizer, count, seed=0))
+
+    both, metrics = step(2)(state, batch)
+    stats, losses, params = state["stats"], [], []
+    for start in range(2):  # microbatch j holds every second example from j on
+        one = {"image": batch["image"][start::2]}
+        after, report = step(1)(state | {"stats": stats}, one)
+        stats = after["stats"]
+        losses.append(float(report["loss"]))
+        params.append(after["params"])
+    # A step of SGD is linear in the gradient.
+    mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *params)
+    assert_trees_close(both["params"], mean, rtol=1e-5, atol=1e-6)
+    assert_trees_close(both["stats"], stats, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(metrics["loss"], np.mean(losses), rtol=1e-5)
+
+
+def test_the_config_turns_each_augmentation_on_for_training_alone():
+    fields = {"crop_padding": 3, "flip": True, "jitter": 0.3, "rotation": 20.0}
+    trainer = Trainer(resnet(**{f"data.{k}": v for k, v in fields.items()}), IMAGES)
+    key, batch = jax.random.key(3), {"image": jnp.asarray(IMAGES.train.arrays["image"][:8])}
+    for off in (None, *fields):
+        kept = {k: v for k, v in fields.items() if k != off}
+        everything = {"crop_padding": 0, "flip": False, "jitter": 0.0, "rotation": 0.0} | kept
+        changed = augment(ConfigDict(everything))(batch, key)["image"]
+        np.testing.assert_array_equal(changed, Augmentation(**kept)(batch["image"], key))
+    nothing = {"data.crop_padding": 0, "data.flip": False}
+    assert augment(resnet(**nothing).data) is None
+    plain = Trainer(resnet(**nothing), IMAGES)
+    assert plain.evaluate(plain.init()) == trainer.evaluate(trainer.init())
+
+
+def test_training_sees_augmented_images_that_depend_on_seed_and_step():
+    seen = []
+    spec = model_spec(make_model(config("mlp.py:smoke").model, (8, 8, 3), 10)[0])
+    augmentation, optimizer = Augmentation(crop_padding=2, flip=True), optax.sgd(0.1)
+
+    def objective(model, batch, key):
+        jax.debug.callback(lambda image: seen.append(np.asarray(image)), batch["image"])
+        inputs = batch["image"].astype(jnp.float32).reshape(-1, 192)
+        return {"loss": jnp.square(model(inputs)).mean(axis=1)}
+
+    def change(batch, key):
+        return batch | {"image": augmentation(batch["image"], key)}
+
+    batch = {"image": jnp.asarray(RNG.integers(0, 256, (8, 8, 8, 3), np.uint8))}
+    params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), spec.shapes)
+    state = {"params": params, "stats": {}, "opt_state": optimizer.init(params)}
+    for seed, number, count in ((0, 5, 1), (0, 5, 1), (0, 6, 1), (1, 5, 1), (0, 5, 2)):
+        step = make_train_step(spec, objective, optimizer, count, seed, change)
+        jax.block_until_ready(step(state | {"step": jnp.int32(number)}, batch))
+        jax.effects_barrier()
+    first, again, later, other, *halves = seen
+    np.testing.assert_array_equal(first, again)
+    for different in (later, other, batch["image"]):
+        assert not np.array_equal(first, different)
+    # Microbatches do not change what happens to an example.
+    assert sorted(h.tobytes() for h in halves) == sorted(first[j::2].tobytes() for j in range(2))
+
+
+# ---- Language models: objective, evaluation, dropout
+
+
+def test_the_objective_is_the_mean_over_the_bytes_that_count():
+    spec, params = tiny_language_spec()
+    inputs, targets = tokens((2, 3, 7), 13)
+    model = spec.model(params, {})
+    logits = np.asarray(jax.jit(lambda m: m(inputs))(model), np.float64)
+    nats = np.log(np.exp(logits).sum(axis=-1))
+    nats -= np.take_along_axis(logits, np.asarray(targets)[..., None], axis=-1)[..., 0]
+    weight = np.array([[0, 0, 1, 1, 1, 0, 1], [0] * 7, [1] * 7])
+    for weights, counted in ((None, [7, 7, 7]), (weight, [4, 0, 7])):
+        batch = {"tokens": inputs, "targets": targets}
+        if weights is not None:
+            batch["weight"] = jnp.asarray(weights, jnp.float32)
+        values = jax.jit(language_modelling)(model, batch, jax.random.key(0))
+        expected = (nats * (1 if weights is None else weights)).sum(axis=1) / np.maximum(counted, 1)
+        np.testing.assert_allclose(values["loss"], expected, rtol=1e-5)
+        np.testing.assert_allclose(values["bits_per_byte"], expected / math.log(2), rtol=1e-5)
+    np.testing.assert_array_equal(values["weight"], [4, 0, 7])
+
+
+@pytest.mark.parametrize(
+    ("count", "context"), [(45, 3), pytest.param(13, 7, marks=pytest.mark.slow)]
+)
+def test_an_evaluation_scores_every_byte_once_given_its_window(count, context):
+    length, held = 8, RNG.integers(0, 256, count, np.uint8)
+    settings = language(**{"model.dropout": 0.5, "eval.batch_size": 4})
+    trainer = Trainer(settings, text(held=held.tobytes(), context=context))
+    assert trainer.dataset.eval.size % 4 != 0
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(
+        lambda s: jnp.asarray(rng.normal(size=s.shape) / 2, jnp.float32), trainer.spec.shapes
+    )
+    evaluation = trainer.evaluate({"params": params, "stats": {}})
+
+    model = trainer.spec.model(params, {})
+    model.eval()
+    forward, nats = jax.jit(lambda tokens: model(tokens)), []
+    before = [0, *held]
+    for place in range(count):
+        # Windows that each score the next `scored` bytes, moved to be within the text.
+        scored = length - context
+        start = max(0, min(place // scored * scored - context, count - length))
+        window = jnp.asarray([before[start : start + length]], jnp.int32)
+        logits = np.asarray(forward(window)[0, place - start], np.float64)
+        nats.append(np.log(np.exp(logits).sum()) - logits[held[place]])
+    assert np.std(nats) > 0.5
+    assert set(evaluation) == {"eval/loss", "eval/bits_per_byte"}
+    np.testing.assert_allclose(evaluation["eval/loss"], np.mean(nats), rtol=1e-5)
+    bits = np.mean(nats) / math.log(2)
+    np.testing.assert_allclose(evaluation["eval/bits_per_byte"], bits, rtol=1e-5)
+
+
+# Instead of updating the parameters, keeps the gradients as its state, exactly.
+REMEMBER = optax.GradientTransformation(
+    lambda params: jax.tree.map(jnp.zeros_like, params),
+    lambda grads, state, params: (jax.tree.map(jnp.zeros_like, grads), grads),
+)
+
+
+def test_accumulation_averages_microbatches_that_each_have_their_own_dropout():
+    spec, params = tiny_language_spec(dropout=0.3)
+    inputs, targets = tokens((2, 4, 7), 13)
+    state = {"step": jnp.int32(5), "params": params, "stats": {}, "opt_state": None}
+    step = jax.jit(make_train_step(spec, language_modelling, REMEMBER, 2, seed=3))
+    after, metrics = step(state, {"tokens": inputs, "targets": targets})
+
+    @jax.jit
+    def microbatch(tokens, targets, key):
+        def loss(params):
+            batch = {"tokens": tokens, "targets": targets}
+            return language_modelling(spec.model(params, {}), batch, key)["loss"].mean()
+
+        return jax.value_and_grad(loss)(params)
+
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(3), 5), 2)
+    (loss0, grads0), (loss1, grads1) = (
+        microbatch(inputs[j::2], targets[j::2], keys[j]) for j in range(2)
+    )
+    np.testing.assert_allclose(metrics["loss"], (loss0 + loss1) / 2, rtol=1e-5)
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, grads0, grads1)
+    assert_trees_close(after["opt_state"], mean, rtol=1e-4, atol=1e-6)
+    assert abs(float(microbatch(inputs[1::2], targets[1::2], keys[0])[0] - loss1)) > 1e-3
+
+
+@pytest.mark.slow
+def test_a_small_model_learns_a_sentence_by_heart():
+    fields = {"model.width": 32, "model.max_len": 32, "optim.learning_rate": 0.01}
+    settings = language(**fields, **{"train.steps": 120, "train.steps_per_dispatch": 40})
+    trainer = Trainer(settings, text(length=32, random=True))
+    losses, state = train(trainer)
+    assert abs(losses[0] / math.log(2) - 8) < 0.2
+    bits = trainer.evaluate(state)["eval/bits_per_byte"]
+    letters, pairs = Counter(SENTENCE), Counter(pairwise(SENTENCE))
+    count = len(SENTENCE)
+    alone = -sum(n / count * math.log2(n / count) for n in letters.values())
+    given_one = -sum(n / count * math.log2(n / letters[a]) for (a, _), n in pairs.items())
+    assert bits < 0.4 < given_one < alone
+
+
+# ---- Configs
+
+
+def spec_of(settings, shape=(32, 32, 3)):
+    return model_spec(make_model(settings.model, shape, 10)[0])
+
+
+def first_updates(settings, spec, steps, gradient):
+    """The schedules, and the first updates of parameters of 1 for gradients of this size."""
+    optimizer, schedules = make_optimizer(settings.optim, steps, spec)
+    params = jax.tree.map(lambda s: jnp.ones(s.shape, s.dtype), spec.shapes)
+    grads = jax.tree.map(lambda leaf: gradient * leaf, params)
+    return schedules, flat(optimizer.update(grads, optimizer.init(params), params)[0])
+
+
+@pytest.mark.parametrize("rule", ["rezero", "fixup"])
+def test_the_papers_resnet_recipe_puts_each_parameter_where_the_authors_code_does(rule):
+    """Biases (and Fixup's multipliers) at a tenth of the rate, gates as weights; all decayed."""
+    settings = resnet(f"residual={rule}", **{"train.steps": 200})
+    schedules, updates = first_updates(settings, spec_of(settings), 200, 0.0)
+    rates = {name: [float(s(t)) for t in (0, 99, 100, 150)] for name, s in schedules.items()}
+    np.testing.assert_allclose(rates["base"], [0.1, 0.1, 0.01, 0.001], rtol=1e-5)
+    np.testing.assert_allclose(rates["bias"], [0.01, 0.01, 1e-4, 1e-4], rtol=1e-5)
+    if rule == "rezero":
+        np.testing.assert_allclose(rates["alpha"], rates["base"])
+    for path, update in updates.items():
+        rate = 0.01 if "bias" in path or (rule == "fixup" and "scale" in path) else 0.1
+        np.testing.assert_allclose(update, -rate * 5e-4, rtol=1e-5, err_msg=path)
+
+
+def test_superconvergence_cycles_sgd_and_leaves_the_gates_to_a_constant_adagrad():
+    for rule, epochs, steps, count, places, rates, momentum in (
+        (
+            "rezero",
+            45.0,
+            4410,
+            11_171_154,
+            (0, 441, 2205, 3969, 4410),
+            [0.032, 1.2, 0.616, 0.032, 0.001],
+            ((0.0, 0.95), (0.1, 0.85), (0.9, 0.95)),
+        ),
+        (
+            "residual",
+            65.0,
+            6370,
+            11_171_146,
+            (0, 2484, 4969, 6370),
+            [0.048, 1.2, 0.048, 0.00048],
+            ((0.0, 0.95), (0.39, 0.85), (0.78, 0.95)),
+        ),
+    ):
+        settings = config(f"resnet_superconvergence.py:residual={rule}")
+        spec = spec_of(settings)
+        assert (settings.train.epochs, spec.parameter_count) == (epochs, count)
+        assert settings.optim.momentum_points == momentum
+        schedules, updates = first_updates(settings, spec, steps, 1.0)
+        found = [float(schedules["base"](step)) for step in places]
+        np.testing.assert_allclose(found, rates, rtol=1e-3)
+        for path, update in updates.items():
+            # Adagrad's first step is the rate; SGD's is the rate times gradient and decay.
+            expected = -0.1 if path in spec.alpha_paths else -rates[0] * (1 + 2e-4)
+            np.testing.assert_allclose(update, expected, rtol=1e-4, err_msg=path)
+
+
+def test_the_notebooks_recipe_has_one_constant_rate_for_all():
+    settings = config("resnet.py:recipe=notebook,lr=0.2")
+    optim, data = settings.optim, settings.data
+    assert (optim.learning_rate, optim.schedule, optim.weight_decay) == (0.2, "constant", 1e-4)
+    assert (dict(optim.groups), optim.alpha.weight_decay) == ({}, None)
+    assert (data.mean, data.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    paper = config("resnet.py:").data
+    assert (paper.mean, paper.std) == ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+    assert (paper.crop_padding, paper.flip) == (4, True)
+
+
+@pytest.mark.parametrize(
+    ("layers", "width", "batch", "rate", "epochs"),
+    [(12, 512, 1080, 0.016, 130.0), (64, 256, 304, 0.00872, 100.0), (128, 256, 144, 0.006, 100.0)],
+)
+def test_the_papers_language_models(layers, width, batch, rate, epochs):
+    settings = config(f"transformer_enwik8.py:layers={layers}")
+    model, optim, data = settings.model, settings.optim, settings.data
+    assert (model.depth, model.width, model.heads, model.feedforward) == (layers, width, 2, None)
+    assert (model.residual, model.alpha_init, model.alpha_per) == ("rezero", None, "layer")
+    assert (model.dropout, model.activation, model.vocab_size) == (0.2, "gelu", 256)
+    assert (data.name, data.length, model.max_len) == ("enwik8", 512, 512)
+    assert (settings.train.batch_size, settings.train.epochs) == (batch, epochs)
+    assert (optim.name, optim.schedule, optim.warmup_steps) == ("lamb", "constant", 0)
+    assert optim.learning_rate == pytest.approx(rate, rel=3e-3)
+    assert batch % settings.train.accumulate == 0
+
+
+def test_arguments_reach_the_config_of_the_papers_language_models():
+    arg = "residual=post_norm,warmup=100,alpha_init=1.0,accumulate=1,epochs=2.5"
+    settings = config(f"transformer_enwik8.py:{arg}")
+    assert (settings.model.residual, settings.model.alpha_init) == ("post_norm", 1.0)
+    assert (settings.optim.warmup_steps, settings.optim.learning_rate) == (100, 0.016)
+    assert (settings.train.accumulate, settings.train.epochs) == (1, 2.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "arg"),
+    [
+        ("transformer_enwik8", "smoke,warmup=100"),
+        pytest.param("transformer_notebook", "smoke", marks=pytest.mark.slow),
+        pytest.param("transformer_reduced", "smoke", marks=pytest.mark.slow),
+    ],
+)
+def test_configs_of_language_models_train(name, arg, tmp_path):
+    (tmp_path / "book.txt").write_bytes(SENTENCE * 60)
+    fields = {"train.epochs": None, "train.steps": 2, "mesh.data": 1, "eval.batch_size": 8}
+    if name == "transformer_enwik8":  # takes no path
+        fields |= {"data.name": "text", "data.path": tmp_path / "book.txt"}
+    else:
+        arg += f",path={tmp_path / 'book.txt'}"
+    settings = config(f"{name}.py:{arg}", **fields)
+    trainer = Trainer.from_config(settings)
+    state, report = trainer.dispatch(trainer.init(), list(trainer.batches(0)))
+    assert state["step"] == 2
+    np.testing.assert_allclose(report["loss"][:2], math.log(256), atol=0.3)
+    assert report["alphas"].shape == (2,)
+    assert np.all(report["alphas"] != 0)
+
+    # The config in the workdir determines the optimizer's state.
+    kept = ConfigDict(json.loads(settings.to_json()))
+    make = make_language_model(kept.model)
+    optimizer, _ = make_optimizer(kept.optim, 1, model_spec(make))
+    shapes = jax.eval_shape(partial(init_state, make, optimizer), jax.random.key(0))
+    assert jax.tree.structure(shapes) == jax.tree.structure(trainer.shapes)
+    for a, b in zip(*map(jax.tree.leaves, (shapes, trainer.shapes)), strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+
+
+@pytest.mark.guarantee("optimizer groups")
+def test_of_a_vit_matrices_alone_decay_and_gates_are_a_group():
+    for settings in (vit("smoke,residual=pre_norm", **{"model.pool": "token"}), vit()):
+        spec = spec_of(settings, (8, 8, 1))
+        labels = jax.tree.leaves_with_path(_labels(settings.optim, spec))
+        for path, label in ((path_text(path), label) for path, label in labels):
+            is_matrix = "kernel" in path or path.endswith("qkv")
+            assert label == ("base" if is_matrix else "alpha" if "alpha" in path else "vectors")
+        assert settings.optim.groups.vectors.weight_decay == 0
+        assert settings.optim.alpha.weight_decay == 0
+
+
+def test_a_vits_final_norm_follows_the_rule_however_it_is_set():
+    for residual, has_norm in (("rezero", False), ("pre_norm", True)):
+        for settings in (vit(f"smoke,residual={residual}"), vit(**{"model.residual": residual})):
+            assert ("norm" in spec_of(settings, (8, 8, 1)).shapes) is has_norm
+
+
+# ---- Mistakes
+
+TEXT = text()
+
+
+@pytest.mark.parametrize(
+    ("make", "fields", "dataset", "words"),
+    [
+        (resnet, {"model.depth": 9}, IMAGES, "depth=9 .* 8 and 14"),
+        (resnet, {"model.family": "prect"}, IMAGES, '"preact"'),
+        (resnet, {"model.residual": "fixxup"}, IMAGES, '"fixup"'),
+        (resnet, {"data.crop_padding": -1}, IMAGES, r"data\.crop_padding"),
+        (resnet, {"model.width": 0}, IMAGES, "width"),
+        (resnet, {"model.batch_norm": False, "model.residual": "zero_gamma"}, IMAGES, "batch_norm"),
+        (language, {}, text(length=9), r"data\.length=9 .* model\.max_len=8"),
+        (language, {"model.vocab_size": 122}, TEXT, r'"tiny" .* 122.* model\.vocab_size=122'),
+        (language, {}, IMAGES, r"model\.name=transformer"),
+        (language, {"model.name": "transfomer"}, TEXT, '"transformer"'),
+        (language, {"model.dtype": "bfloat"}, TEXT, '"bfloat16"'),
+        (language, {"model.heads": 3}, TEXT, "heads=3 .* width=8"),
+        (language, {"model.positions": "none"}, TEXT, 'positions "none"'),
+        (language, {"train.accumulate": 3}, TEXT, r"train\.accumulate=3 .* train\.batch_size=8"),
+        (vit, {"train.batch_size": 16}, images((4, 16, 1)), r"model\.name=vit .* 4 x 16"),
+        (resnet, {"model.name": "mlp"}, TEXT, r"model\.name=mlp"),
+    ],
+)
+def test_mistakes_in_a_config_are_one_sentence(make, fields, dataset, words):
+    with pytest.raises(UserError, match=words) as info:
+        Trainer(make(**fields), dataset)
+    assert "\n" not in str(info.value)
+
+
+def test_an_unknown_argument_of_a_config_names_the_valid_ones():
+    for spec, words in (
+        ("resnet.py:recipe=papr", '"paper"'),
+        ("transformer_enwik8.py:layers=24", '"24".* 12, 128, 64'),
+    ):
+        with pytest.raises(UserError, match=words):
+            config(spec)
+
+
+def test_the_largest_byte_of_a_text_is_in_a_vocabulary_of_one_more():
+    assert Trainer(language(**{"model.vocab_size": 123}), TEXT).spec.parameter_count > 0
