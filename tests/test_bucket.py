@@ -36,6 +36,7 @@ def copied(trained, server, request):
     return folder
 
 
+@pytest.mark.guarantee("bucket")
 def test_a_run_in_a_bucket_has_the_bits_of_one_on_a_disk(server, trained):
     folder = epath.Path("gs://runs/whole")
     loop.train(CONFIG, folder)
@@ -62,6 +63,7 @@ def test_it_resumes_although_a_save_was_killed_and_requests_fail(
 # ---- The newest start wins
 
 
+@pytest.mark.guarantee("bucket")
 def test_an_older_start_stops_and_writes_nothing_more(copied, server):
     newer = []
 
@@ -85,6 +87,7 @@ def test_an_older_start_stops_and_writes_nothing_more(copied, server):
     newer[0].check()
 
 
+@pytest.mark.guarantee("bucket")
 def test_a_save_does_not_commit_once_a_newer_start_has_claimed_the_folder(copied, monkeypatch):
     older = Workdir(copied, CONFIG)
     checkpoints = Checkpoints(copied / "checkpoints", CONFIG.checkpoint, older.check)

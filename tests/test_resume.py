@@ -1,4 +1,4 @@
-"""Whatever stops a run, the same command resumes it and ends with the same bits."""
+"""Whatever stops a run, the same command resumes it; test_guarantees.py resumes every family."""
 
 import errno
 import fcntl
@@ -21,10 +21,6 @@ from rezero_jax.training.load import load_model
 from tests.families import FAMILIES, STEPS, command, flat, run, stop
 from tests.faults.compare import differences, metrics, saved
 
-# Orbax drops the other reads of a damaged checkpoint once one has failed; Python complains about
-# each of them when it is collected, perhaps during a later test.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
 MLP = FAMILIES["mlp"]
 CONFIG = MLP.load_config()
 
@@ -36,13 +32,8 @@ def contents(workdir):
 # ---- The same bits
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_an_interrupted_run_resumes_to_the_same_bits(name, trained, copy_of):
-    workdir = copy_of(name, 4)
-    loop.train(FAMILIES[name].load_config(), workdir)
-    assert differences(workdir, trained(name)) == []
-
-
+@pytest.mark.guarantee("SIGKILL")
+@pytest.mark.guarantee("SIGTERM")
 def test_killed_and_stopped_processes_resume_to_the_same_bits(tmp_path):
     fields = {
         "train.epochs": None,
@@ -68,6 +59,12 @@ def test_killed_and_stopped_processes_resume_to_the_same_bits(tmp_path):
     assert f"resuming after step {step}" in resumed.stdout
     assert run(command("mlp.py:smoke", straight, **fields)).returncode == 0
     assert differences(workdir, straight) == []
+
+
+def test_the_stop_signal_is_reported():
+    trainer = MLP.trainer()
+    _, report = trainer.dispatch(trainer.init(), [next(trainer.batches(0))], stop=15)
+    assert report["stop"] == 15
 
 
 def test_a_checkpoint_too_many_is_deleted(copy_of, trained):
@@ -124,6 +121,7 @@ def test_an_evaluation_repeats_the_last_one_unless_its_own_fields_differ(trained
     assert contents(workdir) == before
 
 
+@pytest.mark.guarantee("one start")
 def test_a_second_start_is_refused_while_the_first_runs(copy_of):
     workdir = copy_of("mlp", 4)
     first = Workdir(workdir, CONFIG)
@@ -136,6 +134,7 @@ def test_a_second_start_is_refused_while_the_first_runs(copy_of):
     Workdir(workdir, CONFIG).release()
 
 
+@pytest.mark.guarantee("one start")
 def test_the_newest_start_wins_where_a_file_system_has_no_locks(copy_of, monkeypatch):
     def flock(*_):
         raise OSError(errno.ENOTSUP, "not supported")
@@ -146,6 +145,8 @@ def test_the_newest_start_wins_where_a_file_system_has_no_locks(copy_of, monkeyp
     newer.check()
     with pytest.raises(UserError, match="another start of this run has taken over"):
         older.check()
+    for home in (older, newer):
+        home.release()
 
 
 def test_a_path_that_orbax_cannot_read_is_refused(tmp_path):
@@ -258,6 +259,7 @@ def test_the_newest_checkpoint_is_restored_as_it_was_saved(copy_of, shapes):
     assert progress["last"]["train/loss"] == metrics(workdir)[-1]["train/loss"]
 
 
+@pytest.mark.guarantee("damaged checkpoint")
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
 def test_a_damaged_checkpoint_is_never_loaded(damage, copy_of, shapes):
     workdir = copy_of("mlp", 6)

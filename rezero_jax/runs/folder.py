@@ -89,14 +89,14 @@ class Workdir:
         self._lock: TextIO | None = None
         try:
             self._id, self.final = processes.on_first(lambda: self._claim(folder, config))
+            if not processes.agree((self.folder / "config.json").exists()):
+                raise UserError(
+                    f"not every process finds the workdir {folder}; choose a --workdir on storage "
+                    "that all hosts share"
+                )
         except BaseException:
             self.release()
             raise
-        if not processes.agree((self.folder / "config.json").exists()):
-            raise UserError(
-                f"not every process finds the workdir {folder}; choose a --workdir on storage that "
-                "all hosts share"
-            )
 
     def _claim(self, folder: AnyPath, config: ConfigDict) -> tuple[str, dict[str, Any] | None]:
         self._own = [name for name in CONTENTS if not (self.folder / name).exists()]

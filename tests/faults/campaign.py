@@ -32,6 +32,7 @@ from etils import epath
 from tqdm import tqdm
 
 from rezero_jax.formatting import markdown_table
+from rezero_jax.runs.files import folder_of
 from rezero_jax.runs.folder import environment
 from tests.faults import compare, damage, kill
 from tests.faults.compare import Judge
@@ -113,6 +114,7 @@ def storage(name: str, rate: float, seed: int) -> Iterator[tuple[str, dict[str, 
     with serving(["runs"]) as sound, serving(["runs"], Faults(rate, seed)) as faulty:
         faulty.store = sound.store
         os.environ.update(sound.environment)
+        folder_of("gs://runs")  # ends the caching of listings
         yield "gs://runs", faulty.environment
         print(f"\nfaults of the storage: {faulty.faults.count}", file=sys.stderr)
 
