@@ -436,9 +436,12 @@ def slices(count, side=4, **fields):
     return devices
 
 
-def test_several_processes_leave_no_device_idle(unchecked):
+def test_several_processes_leave_no_device_idle(monkeypatch, unchecked, capsys):
+    assert mesh_for(slices(1), 12).size == 12  # a plan for absent devices
+    assert "as a run of several processes must" in capsys.readouterr().err
+    monkeypatch.setattr("jax.process_count", lambda: 2)
     for size, data in ((12, -1), (64, 8)):
-        with pytest.raises(UserError, match=r"of the 16 devices idle; several processes"):
+        with pytest.raises(UserError, match=r"of the 16 devices idle.*several processes"):
             mesh_for(slices(1), size, data)
 
 
@@ -568,10 +571,6 @@ def test_the_published_commands_find_their_mesh(file):
     for topology in ("v5e:1x1", "v5e:2x2", "v5e:2x4", "v5e:4x4"):
         devices = devices_of(topology)
         batch_size = config(file).train.batch_size
-        if batch_size % len(devices) and len({device.process_index for device in devices}) > 1:
-            with pytest.raises(UserError, match="idle"):
-                trainer_for_sizes(config(file), devices)
-            continue
         mesh = trainer_for_sizes(config(file), devices).mesh
         assert batch_size % mesh.shape["data"] == 0
         assert mesh.size == len(devices) or batch_size % len(devices)

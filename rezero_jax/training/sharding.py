@@ -56,15 +56,17 @@ def make_mesh(config: ConfigDict, available: Sequence[jax.Device], key: str, siz
         )
     if idle := count - data * model:
         why = f"{key}={size} leaves" if config.data == -1 else f"mesh.data={data} leaves"
-        several = len({device.process_index for device in available}) > 1
-        sentence = f"{why} {idle} of the {count} devices idle; "
-        if several:
+        sentence = f"{why} {idle} of the {count} devices idle"
+        if jax.process_count() > 1:
             raise UserError(
-                f"{sentence}several processes must use all: make {key} a multiple of {most}, set "
-                "mesh.data to -1, or start fewer processes"
+                f"{sentence}, and several processes must use all: make {key} a multiple of {most}, "
+                "set mesh.data to -1, or start fewer processes"
             )
         if config.data == -1:
-            warn(f"{sentence}make it a multiple of {most} to use all")
+            # The devices may be absent, in a plan for a run of several processes.
+            several = len({device.process_index for device in available}) > 1
+            must = ", as a run of several processes must" if several else ""
+            warn(f"{sentence}; make it a multiple of {most} to use all{must}")
     return place_devices(available, data, model)
 
 
