@@ -34,8 +34,7 @@ from experiments.jobs import Job
 from experiments.report import write_report
 from experiments.results import Made
 from experiments.running import Stopped, execute
-from rezero_jax import devices
-from rezero_jax.analysis import command
+from rezero_jax import command, devices
 from rezero_jax.analysis.plots.theme import themed
 from rezero_jax.errors import UserError, choose_from
 from rezero_jax.runs.folder import device, environment
@@ -100,7 +99,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _paper(argv: Sequence[str]) -> int:
     """Runs the paper's experiments; raises UserError or Stopped."""
-    parser = command.parser("experiments", __doc__, EXAMPLES)
+    parser = command.parser("python -m experiments", __doc__, EXAMPLES)
     parser.add_argument("names", nargs="+", metavar="NAME", help=f"all, {', '.join(EXPERIMENTS)}")
     parser.add_argument(
         "--scale",

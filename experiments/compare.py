@@ -22,8 +22,7 @@ from experiments.dry_run import print_costs, trainer_of
 from experiments.jobs import HELD, Job
 from experiments.running import execute
 from experiments.tuning import Grid
-from rezero_jax import devices
-from rezero_jax.analysis import command
+from rezero_jax import command, devices
 from rezero_jax.errors import UserError
 from rezero_jax.runs.reader import Run
 
@@ -93,7 +92,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = command.parser("experiments compare", __doc__, EXAMPLES)
+    parser = command.parser("python -m experiments compare", __doc__, EXAMPLES)
     arguments.add_rules(parser, "depth=", "the first: the control")
     parser.add_argument("--depths", required=True, metavar="N,...")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="reported runs (3)")

@@ -35,8 +35,7 @@ from experiments import arguments, drawing
 from experiments.jobs import Job
 from experiments.results import Curve, finite
 from experiments.slopes import FLAT, Coordinates
-from rezero_jax import data
-from rezero_jax.analysis import command
+from rezero_jax import command, data
 from rezero_jax.analysis.plots.theme import themed
 from rezero_jax.analysis.probe import Tape, probed
 from rezero_jax.errors import UserError
@@ -213,7 +212,7 @@ def plot(found: Sequence[Coordinates], axis: str) -> Figure:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = command.parser("experiments coordinates", __doc__, EXAMPLES)
+    parser = command.parser("python -m experiments coordinates", __doc__, EXAMPLES)
     arguments.add_rules(parser, "depth= or width=")
     sizes = parser.add_mutually_exclusive_group(required=True)
     sizes.add_argument("--depths", metavar="N,...")

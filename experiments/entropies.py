@@ -5,7 +5,7 @@ from functools import cache
 from etils import epath
 from ml_collections import ConfigDict
 
-from rezero_jax.analysis.entropy import ngram_entropies
+from rezero_jax.analysis.statistics import ngram_entropies
 from rezero_jax.data.text import TEXT_NAMES, read_text
 from rezero_jax.runs.folder import read_config
 from rezero_jax.runs.reader import Run

@@ -18,6 +18,7 @@ from etils import epath
 from flax import nnx
 from safetensors import SafetensorError
 
+from rezero_jax import command
 from rezero_jax.errors import UserError, first_line
 from rezero_jax.models.build import make_language_model, make_model
 from rezero_jax.models.weights import row_major
@@ -224,9 +225,7 @@ def _variables(model: nnx.Module) -> dict[str, nnx.Variable]:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command line and returns the exit status."""
-    from rezero_jax.analysis import command
-
-    parser = command.parser("rezero_jax.export", __doc__)
+    parser = command.parser("python -m rezero_jax.export", __doc__)
     parser.add_argument("workdir", type=command.workdir, metavar="WORKDIR", help="the run's folder")
     parser.add_argument(
         "--out", required=True, metavar="DIR", help="folder to write to; made if it is missing"

@@ -1,6 +1,7 @@
 """Reading, tabulating and plotting runs, on run folders made by hand."""
 
 import json
+from functools import partial
 
 import matplotlib
 import numpy as np
@@ -8,20 +9,22 @@ import pytest
 
 from rezero_jax.analysis import __main__ as diagnosis
 from rezero_jax.analysis import table
-from rezero_jax.analysis.compare import labels, times_to
 from rezero_jax.analysis.gates import Gates, open_from
 from rezero_jax.analysis.plots import __main__ as plots
 from rezero_jax.analysis.plots import curves, figures
 from rezero_jax.analysis.plots.theme import save
 from rezero_jax.analysis.statistics import Estimate
+from rezero_jax.analysis.table import labels, times_to
 from rezero_jax.errors import UserError
 from rezero_jax.runs.reader import Run, epochs_to, first_at
+
+RESIDUAL = "model.residual"
 
 
 def make_run(folder, losses, depth=2, **config):
     """A run with one line an epoch, whose gates after epoch e are e, 2 e, ..."""
     folder.mkdir()
-    fields = {"seed": 0, "data.name": "digits", "model.residual": "rezero", "model.width": 8}
+    fields = {"seed": 0, "data.name": "digits", RESIDUAL: "rezero", "model.width": 8}
     nested = {}
     for key, value in (fields | {"model.depth": depth} | config).items():
         *parents, last = key.split(".")
@@ -30,23 +33,47 @@ def make_run(folder, losses, depth=2, **config):
             section = section.setdefault(parent, {})
         section[last] = value
     (folder / "config.json").write_text(json.dumps(nested))
-    with (folder / "metrics.jsonl").open("w") as file:
-        for epoch, loss in enumerate(losses, 1):
-            line = {"step": 10 * epoch, "epoch": float(epoch), "train/epoch_loss": loss}
-            line |= {"train/loss": loss, "train/accuracy": 0.5, "eval/loss": loss}
-            line |= {"eval/accuracy": 0.5}
-            line |= {f"alpha/{layer}": epoch * (layer + 1.0) for layer in range(depth)}
-            file.write(json.dumps(line) + "\n")
-    return folder
+    lines = []
+    for epoch, loss in enumerate(losses, 1):
+        line = {"step": 10 * epoch, "epoch": float(epoch), "train/epoch_loss": loss}
+        line |= {"train/loss": loss, "train/accuracy": 0.5, "eval/loss": loss}
+        line |= {"eval/accuracy": 0.5}
+        lines.append(line | {f"alpha/{layer}": epoch * (layer + 1.0) for layer in range(depth)})
+    return write(folder, lines)
+
+
+def make_text_run(folder, bits, **config):
+    """A run of a language model: a line every 10 steps, an evaluation after each."""
+    make_run(folder, [], **config)
+    return write(
+        folder,
+        [
+            {"step": 10 * i, "epoch": i / 9, "train/loss": b, "train/bits_per_byte": b}
+            | {"eval/loss": b, "eval/bits_per_byte": b, "alpha/0": 0.0}
+            for i, b in enumerate(bits, 1)
+        ],
+    )
+
+
+def write(folder, lines):
+    """The run of a folder with these lines."""
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return Run.read(folder)
+
+
+def two_settings(folder):
+    """Two seeds of rezero, and a run of norm that is shorter and worse."""
+    return [
+        make_run(folder / "a", [4.0, 1.0]),
+        make_run(folder / "b", [2.0, 0.5], seed=1),
+        make_run(folder / "c", [9.0], **{RESIDUAL: "norm"}),
+    ]
 
 
 def test_epochs_to_is_log_linear_between_epochs():
     losses = 3.0 * np.exp(-0.7 * np.arange(1, 9))  # exactly log-linear: the answer is closed form
     for target in (1.0, 0.4, 0.05):
         np.testing.assert_allclose(epochs_to(losses, target), np.log(3.0 / target) / 0.7)
-
-
-def test_epochs_to_at_the_edges():
     assert epochs_to([0.9, 0.5], 1.0) == 1.0
     assert epochs_to([2.0, 1.0], 1.0) == 2.0
     assert epochs_to([2.0, 1.5], 1.0) is None
@@ -55,114 +82,90 @@ def test_epochs_to_at_the_edges():
         epochs_to([1.0], 0.0)
 
 
+def test_the_first_key_within_bounds():
+    values = {3: 0.5, 1: 0.2, 2: 0.7}
+    assert first_at(values, at_least=0.5) == 2
+    assert first_at(values, at_most=0.5) == 1
+    assert first_at(values, at_least=0.3, at_most=0.6) == 3
+    assert first_at(values, at_least=0.8) is None
+
+
 def test_a_run_is_read_back(tmp_path):
-    run = Run.read(make_run(tmp_path / "a", [3.0, 2.0, 1.0], depth=12))
+    run = make_run(tmp_path / "a", [3.0, 2.0, 1.0], depth=12)
     np.testing.assert_array_equal(run.epoch_losses(), [3.0, 2.0, 1.0])
     steps, alphas = run.alphas()
     np.testing.assert_array_equal(steps, [10, 20, 30])
     np.testing.assert_array_equal(alphas, np.outer([1, 2, 3], np.arange(1, 13)))
-    epochs, losses = run.series("eval/loss", "epoch")
-    np.testing.assert_array_equal(epochs, [1, 2, 3])
-    np.testing.assert_array_equal(losses, [3, 2, 1])
+    np.testing.assert_array_equal(run.series("eval/loss", "epoch"), [[1, 2, 3], [3, 2, 1]])
 
 
-def test_labels_name_what_differs_but_the_seed(tmp_path):
-    runs = [
-        Run.read(make_run(tmp_path / str(i), [1.0], **{"model.residual": rule, "seed": i}))
-        for i, rule in enumerate(["rezero", "rezero", "norm"])
+# ---- Comparisons
+
+
+def test_labels_name_the_fields_that_differ(tmp_path):
+    fields = [
+        {RESIDUAL: "fixup", "optim.rate": 2},
+        {"optim.rate": 1, "seed": 3, "mesh.cpu_devices": 2},
+        {"optim.rate": 1},
+        {"optim.rate": 3},
     ]
-    assert labels(runs) == ["residual=rezero", "residual=rezero", "residual=norm"]
-    assert labels(runs[:2]) == ["rezero", "rezero"]
+    runs = [make_run(tmp_path / str(i), [1.0], **f) for i, f in enumerate(fields)]
+    assert labels(runs[1:3]) == ["rezero", "rezero"]  # neither seed nor hardware is a setting
+    # The optimizer's settings for a rule are left out unless they separate runs of the rule.
+    assert labels(runs[:3]) == ["residual=fixup", "residual=rezero", "residual=rezero"]
+    assert labels(runs)[2:] == ["residual=rezero, rate=1", "residual=rezero, rate=3"]
 
 
-def test_table_has_mean_and_range_over_seeds(tmp_path):
-    runs = [
-        Run.read(make_run(tmp_path / "a", [4.0, 1.0])),
-        Run.read(make_run(tmp_path / "b", [2.0, 0.5], seed=1)),
-        Run.read(make_run(tmp_path / "c", [9.0], **{"model.residual": "norm"})),
-    ]
+def test_table_has_mean_and_range_or_interval_over_seeds(tmp_path):
+    runs = two_settings(tmp_path)
     assert table.table(runs, after=[1, 2], targets=[2.0]).splitlines()[2:] == [
         "| residual=rezero | 2 | 3.00 (2.00-4.00) | 0.75 (0.50-1.00) | 1.25 (1.00-1.50) |",
         "| residual=norm | 1 | 9.00 | not reached | not reached |",
     ]
-
-
-def test_table_has_the_mean_of_skewed_values_and_the_digits_of_small_ones(tmp_path):
-    losses = ([1.0, 0.0021], [1.0, 0.0005], [4.0, 0.0031])
-    folders = [make_run(tmp_path / str(i), values, seed=i) for i, values in enumerate(losses)]
-    (row,) = table.table([Run.read(f) for f in folders], [1, 2], [0.0025]).splitlines()[2:]
-    assert row == "| rezero | 3 | 2.00 (1.00-4.00) | 0.0019 (5.0e-4-0.0031) | 2 of 3 reached |"
-
-
-def test_intervals_take_the_place_of_ranges(tmp_path):
-    folders = [make_run(tmp_path / str(i), [float(i), 1.0], seed=i) for i in (2, 4)]
-    runs = [Run.read(folder) for folder in folders]
-    # Student's interval of two values, 3 +- 1 tan(0.475 pi); of two equal ones, no width.
-    (row,) = table.table(runs, after=[1, 2], targets=[], confidence=0.95).splitlines()[2:]
-    assert row == "| rezero | 2 | 3.00 [-9.71, 15.71] | 1.00 [1.00, 1.00] |"
+    # Student's interval of two values, 3 +- 1 tan(0.475 pi).
+    (row,) = table.table(runs[:2], [1], [], confidence=0.95).splitlines()[2:]
+    assert row == "| rezero | 2 | 3.00 [-9.71, 15.71] |"
+    more = [make_run(tmp_path / str(i), [1.0, loss]) for i, loss in enumerate((0.0021, 5e-4))]
+    (row,) = table.table([*more, runs[1]], [2], [0.0025]).splitlines()[2:]
+    assert row == "| rezero | 3 | 0.17 (5.0e-4-0.50) | 2 of 3 reached |"
 
 
 def test_times_to_a_target_and_their_estimate(tmp_path):
-    runs = [
-        Run.read(make_run(tmp_path / "a", [4.0, 1.0])),
-        Run.read(make_run(tmp_path / "b", [2.0, 0.5], seed=1)),
-        Run.read(make_run(tmp_path / "c", [9.0], **{"model.residual": "norm"})),
-    ]
-    times = times_to(runs, "loss", 2.0)
-    assert times == {
-        "residual=rezero": [1.5, 1.0],  # log-linear from 4 to 1: halfway at 2
-        "residual=norm": [None],
-    }
-    estimate = Estimate.of_all(times["residual=rezero"])
-    assert (estimate.mean, estimate.count) == (1.25, 2)
-    np.testing.assert_allclose(estimate.standard_error, 0.25)
-    assert Estimate.of_all(times["residual=norm"]) is None
+    runs = two_settings(tmp_path)
+    times = times_to(runs, "loss", 2.0)  # log-linear from 4 to 1: halfway at 2
+    assert times == {"residual=rezero": [1.5, 1.0], "residual=norm": [None]}
     with pytest.raises(UserError, match='did you mean "accuracy"'):
         times_to(runs, "acuracy", 0.5)
 
-
-def test_a_label_leaves_out_what_the_optimizer_has_for_a_rule(tmp_path):
-    fields = ({"model.residual": "fixup", "optim.rate": 2}, {"optim.rate": 1}, {"optim.rate": 1})
-    runs = [Run.read(make_run(tmp_path / str(i), [1.0], **f)) for i, f in enumerate(fields)]
-    assert labels(runs[:2]) == ["residual=fixup", "residual=rezero"]
-    other = Run.read(make_run(tmp_path / "other", [1.0], **{"optim.rate": 3}))
-    assert labels([*runs, other])[2:] == ["residual=rezero, rate=1", "residual=rezero, rate=3"]
+    figure = figures.plot_times(times | {"never": [None, 2.0]}, "epochs")
+    seeds, mean, *_ = figure.axes[0].lines
+    np.testing.assert_allclose(seeds.get_xdata(), [1.5, 1.0])
+    np.testing.assert_allclose(mean.get_xdata(), [1.25])
+    ends = figure.axes[0].collections[0].get_segments()[0][:, 0]
+    np.testing.assert_allclose(ends, Estimate.of([1.5, 1.0]).interval())
+    names = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert names[1:] == ["residual=norm\n0 of 1 reached it", "never\n1 of 2 reached it"]
 
 
 def test_accuracies_after_epochs_and_the_first_epoch_at_a_target(tmp_path):
     runs = []
-    for name, seed, values in (("a", 0, [0.5, 0.7]), ("b", 1, [0.65, 0.6])):
-        fields = {"seed": seed, "mesh.cpu_devices": seed}  # where it ran does not tell runs apart
-        folder = make_run(tmp_path / name, [1.0, 1.0], **fields)
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        lines = [line | {"eval/accuracy": v} for line, v in zip(lines, values, strict=True)]
+    for seed, values in enumerate(([0.5, 0.7], [0.65, 0.6])):
+        run = make_run(tmp_path / str(seed), [1.0, 1.0], seed=seed)
+        lines = [a | {"eval/accuracy": v} for a, v in zip(run.lines, values, strict=True)]
         lines.append({"step": 25, "epoch": 2.5, "eval/accuracy": 0.9})  # ends no epoch
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        runs.append(Run.read(folder))
+        runs.append(write(run.folder, lines))
     assert table.accuracies(runs, [1, 2, 3], [0.6, 0.7, 0.8]).splitlines()[2:] == [
         "| rezero | 2 | 57.50 (50.00-65.00) | 65.00 (60.00-70.00) | not reached "
         "| 2 (1-2) | 1 of 2 reached | not reached |"
     ]
 
 
-def make_text_run(folder, bits, **config):
-    """A run of a language model: a line every 10 steps, an evaluation after each."""
-    make_run(folder, [], **config)
-    lines = [
-        {"step": 10 * i, "epoch": i / 9, "train/loss": b, "train/bits_per_byte": b}
-        | {"eval/loss": b, "eval/bits_per_byte": b, "alpha/0": 0.0}
-        for i, b in enumerate(bits, 1)
-    ]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return Run.read(folder)
-
-
-def test_bits_per_byte_by_steps_and_the_speed_up_against_the_first_run(tmp_path):
+def test_bits_per_byte_by_steps_and_the_speed_up_over_the_first_run(tmp_path):
     runs = [
-        make_text_run(tmp_path / "a", [4.0, 3.0, 2.5, 2.0], **{"model.residual": "pre_norm"}),
+        make_text_run(tmp_path / "a", [4.0, 3.0, 2.5, 2.0], **{RESIDUAL: "pre_norm"}),
         make_text_run(tmp_path / "b", [3.0, 2.0]),
         make_text_run(tmp_path / "c", [2.0, 2.2], seed=1),
-        make_text_run(tmp_path / "d", [8.0], **{"model.residual": "post_norm"}),
+        make_text_run(tmp_path / "d", [8.0], **{RESIDUAL: "post_norm"}),
     ]
     # pre_norm takes 40 steps to 2.0; rezero's seeds 20 and 10.
     assert table.table(runs, [10, 20], [2.5, 2.0], metric="bits_per_byte").splitlines() == [
@@ -175,89 +178,69 @@ def test_bits_per_byte_by_steps_and_the_speed_up_against_the_first_run(tmp_path)
     ]
 
 
-def test_plots_of_language_models_show_bits_per_byte(tmp_path):
-    runs = [make_text_run(tmp_path / str(b), [4.0, b], seed=i) for i, b in enumerate((2.0, 3.0))]
-    bits, gates, _ = curves.plot_run(runs[0]).axes  # the loss would be the same curve again
-    assert (bits.get_title(), gates.get_title()) == ("bits per byte", "alpha")
-    assert (bits.get_xlabel(), gates.get_xlabel()) == ("step", "step")
-    assert [line.get_ydata().tolist() for line in bits.lines] == [[4.0, 2.0]] * 2
-    figure = curves.plot_comparison(runs)
-    (line,) = figure.axes[0].lines
-    assert line.get_xdata().tolist() == [10, 20]
-    assert line.get_ydata().tolist() == [4.0, 2.5]
+# ---- Curves
 
 
-def test_a_text_run_that_exploded_leaves_room_for_the_others(tmp_path):
-    runs = [make_text_run(tmp_path / str(b), [b, 2.0], residual=str(b)) for b in (4.0, 9e9)]
-    figure = curves.plot_comparison(runs)
-    assert figure.axes[0].get_ylim() == (1.9, 8)
+def curves_of(axis):
+    return [(line.get_xdata().tolist(), line.get_ydata().tolist()) for line in axis.lines]
 
 
-def test_plot_of_one_run_shows_its_numbers(tmp_path):
-    figure = curves.plot_run(Run.read(make_run(tmp_path / "a", [3.0, 2.0, 1.0])))
-    loss, _, gates, _ = figure.axes
-    drawn = {line.get_label(): line.get_ydata().tolist() for line in loss.lines}
-    assert drawn["training, epoch mean"] == [3.0, 2.0, 1.0]
-    (mesh,) = gates.collections
-    np.testing.assert_array_equal(mesh.get_array(), [[1, 2, 3], [2, 4, 6]])
-
-
-def test_all_panels_of_a_run_have_one_x_axis_and_the_legend_covers_none(tmp_path):
-    figure = curves.plot_run(Run.read(make_run(tmp_path / "a", [3.0, 2.0, 1.0])))
+def test_plot_of_one_run_shows_its_numbers_and_the_legend_covers_no_panel(tmp_path):
+    figure = curves.plot_run(make_run(tmp_path / "a", [3.0, 2.0, 1.0]))
     *panels, _ = figure.axes
     assert [axis.get_xlabel() for axis in panels] == ["epoch"] * 3
-    np.testing.assert_array_equal(panels[2].collections[0].get_coordinates()[0, :, 0].mean(), 2)
-    assert all(axis.get_legend() is None for axis in panels)
+    drawn = {line.get_label(): line.get_ydata().tolist() for line in panels[0].lines}
+    assert drawn["training, epoch mean"] == [3.0, 2.0, 1.0]
+    (mesh,) = panels[2].collections
+    np.testing.assert_array_equal(mesh.get_array(), [[1, 2, 3], [2, 4, 6]])
+    np.testing.assert_array_equal(mesh.get_coordinates()[0, :, 0].mean(), 2)
     save(figure, tmp_path / "a.png")  # lays it out
     (box,) = (legend.get_window_extent() for legend in figure.legends)
     assert all(axis.get_window_extent().y0 > box.y1 for axis in panels)
 
 
-def test_unlike_runs_are_compared_by_the_training_loss_of_each_step(tmp_path, capsys):
-    make_run(tmp_path / "mlp", [3.0, 2.0, 1.0])
-    fields = {"data.name": "stdlib", "model.heads": 4, "model.residual": "pre_norm"}
-    text = make_text_run(tmp_path / "text", [4.0, 2.0], **fields)
-    axis = curves.plot_comparison([Run.read(tmp_path / "mlp"), text]).axes[0]
-    assert axis.get_xlabel() == "step"
-    assert [line.get_xdata().tolist() for line in axis.lines] == [[10, 20, 30], [10, 20]]
-    assert [line.get_ydata().tolist() for line in axis.lines] == [[3.0, 2.0, 1.0], [4.0, 2.0]]
-    names = [line.get_label() for line in axis.lines]
-    assert names == ["residual=rezero", "residual=pre_norm"]  # no heads=None of the MLP
-    assert axis.get_title() == "depth 2, width 8"  # and not the data of the first alone
-    (tmp_path / "text" / "metrics.jsonl").write_text("")
-    assert plots.main([str(tmp_path / name) for name in ("mlp", "text")]) == 2
-    assert "text has logged nothing yet; plot it later" in capsys.readouterr().err
+def test_plots_of_language_models_show_bits_per_byte(tmp_path):
+    runs = [make_text_run(tmp_path / str(b), [4.0, b], seed=i) for i, b in enumerate((2.0, 3.0))]
+    bits, gates, _ = curves.plot_run(runs[0]).axes  # the loss would be the same curve again
+    assert (bits.get_title(), gates.get_title()) == ("bits per byte", "alpha")
+    assert (bits.get_xlabel(), gates.get_xlabel()) == ("step", "step")
+    assert [y for _, y in curves_of(bits)] == [[4.0, 2.0]] * 2
+    assert curves_of(curves.plot_comparison(runs).axes[0]) == [([10, 20], [4.0, 2.5])]
+    diverged = make_text_run(tmp_path / "9", [9e9, 2.0], residual="other")
+    figure = curves.plot_comparison([runs[0], diverged])
+    assert figure.axes[0].get_ylim() == (1.9, 8)  # leaves room for the other curve
 
 
 def test_comparison_draws_the_mean_over_the_epochs_that_all_seeds_have(tmp_path):
     runs = [
-        Run.read(make_run(tmp_path / "a", [4.0, 2.0, 1.0])),
-        Run.read(make_run(tmp_path / "b", [2.0, 1.0], seed=1)),
+        make_run(tmp_path / "a", [4.0, 2.0, 1.0]),
+        make_run(tmp_path / "b", [2.0, 1.0], seed=1),
     ]
-    figure = curves.plot_comparison(runs)
-    (line,) = figure.axes[0].lines
-    assert line.get_ydata().tolist() == [3.0, 1.5]
-    assert line.get_label() == "rezero (2 seeds)"
+    axis = curves.plot_comparison(runs).axes[0]
+    assert curves_of(axis) == [([1, 2], [3.0, 1.5])]
+    assert axis.lines[0].get_label() == "rezero (2 seeds)"
 
 
-def test_times_are_drawn_with_their_interval(tmp_path):
-    runs = [Run.read(make_run(tmp_path / str(i), [2.0**i, 0.5], seed=i)) for i in range(3)]
-    times = times_to(runs, "loss", 1.0)
-    figure = figures.plot_times(times | {"never": [None, 2.0]}, "epochs")
-    seeds, mean, *_ = figure.axes[0].lines
-    np.testing.assert_allclose(seeds.get_xdata(), [1, 1.5, 5 / 3])
-    np.testing.assert_allclose(mean.get_xdata(), [(1 + 1.5 + 5 / 3) / 3])
-    ends = figure.axes[0].collections[0].get_segments()[0][:, 0]
-    np.testing.assert_allclose(ends, Estimate.of(times["rezero"]).interval())
-    labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
-    assert labels == ["rezero", "never\n1 of 2 reached it"]
+def test_unlike_runs_are_compared_by_the_training_loss_of_each_step(tmp_path, capsys):
+    mlp = make_run(tmp_path / "mlp", [3.0, 2.0, 1.0])
+    fields = {"data.name": "stdlib", "model.heads": 4, RESIDUAL: "pre_norm"}
+    text = make_text_run(tmp_path / "text", [4.0, 2.0], **fields)
+    axis = curves.plot_comparison([mlp, text]).axes[0]
+    assert axis.get_xlabel() == "step"
+    assert curves_of(axis) == [([10, 20, 30], [3.0, 2.0, 1.0]), ([10, 20], [4.0, 2.0])]
+    names = [line.get_label() for line in axis.lines]
+    assert names == ["residual=rezero", "residual=pre_norm"]  # no heads=None of the MLP
+    assert axis.get_title() == "depth 2, width 8"  # and not the data of the first alone
+    write(text.folder, [])
+    assert plots.main([str(mlp.folder), str(text.folder)]) == 2
+    assert "text has logged nothing yet" in capsys.readouterr().err
 
 
 # ---- Gates
 
 
 def gates_of(tmp_path, alphas):
-    run = Run.read(make_run(tmp_path / str(len(alphas)), [1.0] * len(alphas), depth=len(alphas[0])))
+    run = make_run(tmp_path / str(len(alphas)), [1.0] * len(alphas), depth=len(alphas[0]))
     for line, values in zip(run.lines, alphas, strict=True):
         line |= {f"alpha/{layer}": value for layer, value in enumerate(values)}
     return Gates.of_run(run)
@@ -270,34 +253,25 @@ def test_what_gates_did(tmp_path):
     np.testing.assert_array_equal(gates.opened, [True, True, False])
     np.testing.assert_array_equal(gates.opening_steps, [20, 10, np.nan])
     np.testing.assert_array_equal(gates.peak_steps, [20, 20, 30])
-    peaks = gates_of(tmp_path, np.eye(12)[::-1]).peak_steps
-    np.testing.assert_array_equal(peaks, 10 * np.arange(12, 0, -1))
+    every, mean, peaks = figures.plot_gates(gates).axes[:3]
+    np.testing.assert_array_equal(every.collections[0].get_array(), gates.alphas.T)
+    np.testing.assert_array_equal(mean.lines[0].get_ydata(), gates.mean_abs)
+    np.testing.assert_array_equal(peaks.lines[0].get_xdata(), gates.peak_steps)
 
 
-def test_a_run_without_gates_says_so(tmp_path):
-    ungated = Run.read(make_run(tmp_path / "a", [1.0], depth=0))
-    with pytest.raises(UserError, match="has no gates; choose"):
-        Gates.of_run(ungated)
-    (tmp_path / "a" / "metrics.jsonl").write_text("")
-    with pytest.raises(UserError, match="has logged nothing yet; choose"):
-        Gates.of_run(Run.read(tmp_path / "a"))
+def test_a_run_without_gates_is_refused(tmp_path):
+    ungated = make_run(tmp_path / "a", [1.0], depth=0)
+    for run, why in ((ungated, "has no gates"), (write(ungated.folder, []), "has logged nothing")):
+        with pytest.raises(UserError, match=why):
+            Gates.of_run(run)
 
 
-def test_gates_are_drawn(tmp_path):
-    figure = figures.plot_gates(gates_of(tmp_path, [[0.0, 0.2], [0.5, -0.1]]))
-    every, mean, peaks = figure.axes[:3]
-    np.testing.assert_array_equal(every.collections[0].get_array(), [[0, 0.5], [0.2, -0.1]])
-    np.testing.assert_allclose(mean.lines[0].get_ydata(), [0.1, 0.3])
-    np.testing.assert_array_equal(peaks.lines[0].get_xdata(), [20, 10])
-
-
-# ---- Spectra
+# ---- Files
 
 
 def test_spectra_are_histograms_of_logarithms():
     values = {"wide": np.logspace(-3, 3, 7), "dead": np.array([1.0, 0.0])}
-    figure = figures.plot_spectra(values)
-    wide, _, dead, _ = figure.axes[0].patches
+    wide, _, dead, _ = figures.plot_spectra(values).axes[0].patches
     edges = wide.get_data().edges
     for patch, logs in ((wide, range(-3, 4)), (dead, (-16, 0))):
         expected = np.histogram(list(logs), edges)[0] / len(logs)
@@ -306,36 +280,23 @@ def test_spectra_are_histograms_of_logarithms():
     assert wide.get_label() == f"wide, mean square {mean:.3g}"
 
 
-# ---- Files
-
-
-@pytest.mark.parametrize(("ending", "start"), [("png", b"\x89PNG"), ("svg", b"<?xml")])
-def test_figures_are_saved_in_the_format_of_their_ending(tmp_path, ending, start):
-    figure = figures.plot_spectra({"a": np.ones(3)})
-    path = save(figure, tmp_path / f"a.{ending}")
-    assert path.read_bytes().startswith(start)
-    assert matplotlib.rcParams["font.size"] == 10  # matplotlib's own: the style stays in figures
-
-
-def test_a_figure_that_cannot_be_saved_is_told(tmp_path):
-    figure = figures.plot_spectra({"a": np.ones(3)})
-    with pytest.raises(UserError, match=r'unknown ending .* "\.pnj"; did you mean "\.png"'):
+def test_figures_are_saved_in_the_format_of_their_ending(tmp_path):
+    names = [f"a label of very many words that has the number {i}" for i in range(7)]
+    figure = figures.plot_spectra({name: np.ones(3) for name in names})
+    for ending, start in (("png", b"\x89PNG"), ("svg", b"<?xml")):
+        assert save(figure, tmp_path / f"a.{ending}").read_bytes().startswith(start)
+    box = figure.axes[0].get_window_extent()  # long labels leave the curves their room
+    assert box.width > 0.8 * figure.bbox.width
+    assert box.height > 200
+    assert matplotlib.rcParams["font.size"] == 10  # the theme does not change matplotlib's own
+    with pytest.raises(UserError, match=r'"\.pnj"; did you mean "\.png"'):
         save(figure, tmp_path / "a.pnj")
     with pytest.raises(UserError, match=r"No such file or directory.*; name another file"):
         save(figure, tmp_path / "nowhere" / "a.png")
 
 
-def test_a_long_label_leaves_the_curves_their_room(tmp_path):
-    names = [f"a label of very many words, that is one with the number {i}" for i in range(7)]
-    figure = figures.plot_spectra({name: np.ones(3) for name in names})
-    save(figure, tmp_path / "a.png")  # lays it out
-    box = figure.axes[0].get_window_extent()
-    assert box.width > 0.8 * figure.bbox.width
-    assert box.height > 200
-
-
 def test_command_lines(tmp_path, capsys):
-    a, b = (make_run(tmp_path / name, [2.0, 1.0], seed=i) for i, name in enumerate("ab"))
+    a, b = (make_run(tmp_path / name, [2.0, 1.0], seed=i).folder for i, name in enumerate("ab"))
     assert plots.main([str(a)]) == 0
     assert (a / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert plots.main([str(a), str(b), f"--out={tmp_path / 'both.png'}"]) == 0
@@ -344,22 +305,9 @@ def test_command_lines(tmp_path, capsys):
     assert "epochs to a loss of 1.5" in (tmp_path / "times.svg").read_text()
     assert table.main([str(a), "--epochs", "1"]) == 0
     assert "| rezero | 1 | 2.00 |" in capsys.readouterr().out
-    for main in (plots.main, table.main):
+    for main in (plots.main, table.main, partial(diagnosis.main)):
         assert main([str(tmp_path / "nothing")]) == 2
-        assert "holds no run" in capsys.readouterr().err
-
-
-def test_the_first_key_within_bounds():
-    values = {3: 0.5, 1: 0.2, 2: 0.7}
-    assert first_at(values, at_least=0.5) == 2
-    assert first_at(values, at_most=0.5) == 1
-    assert first_at(values, at_least=0.3, at_most=0.6) == 3
-    assert first_at(values, at_least=0.8) is None
-
-
-@pytest.mark.parametrize("main", [diagnosis.main, plots.main, table.main])
-def test_an_empty_workdir_is_told(main, capsys):
-    """As an unset variable of the shell makes it."""
-    with pytest.raises(SystemExit, match="2"):
-        main([""])
-    assert "is empty (an unset variable?); name the run's folder" in capsys.readouterr().err
+        assert "no run" in capsys.readouterr().err
+        with pytest.raises(SystemExit, match="2"):  # as with an unset variable of the shell
+            main([""])
+        assert "is empty (an unset variable?)" in capsys.readouterr().err

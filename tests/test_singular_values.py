@@ -50,7 +50,7 @@ def with_values(values, outputs, inputs):
 # ---- The matrix
 
 
-@pytest.mark.parametrize("shape", [(3, 5, 7), (7, 5, 3)])
+@pytest.mark.parametrize("shape", [(3, 5, 7), (7, 5, 3)])  # rows are fewer, columns are fewer
 def test_the_jacobian_of_a_deep_linear_network_is_the_product_of_its_matrices(shape):
     a, b = normal(shape[1], shape[2], seed=1), normal(shape[0], shape[1], seed=2)
     network = nnx.Sequential(Linear(a), Linear(b))
@@ -58,19 +58,6 @@ def test_the_jacobian_of_a_deep_linear_network_is_the_product_of_its_matrices(sh
     expected = np.linalg.svd(np.float64(b) @ a, compute_uv=False)
     for values in singular_values(network, normal(2, shape[2])):
         np.testing.assert_allclose(values, expected, rtol=1e-5)
-
-
-@pytest.mark.parametrize(("width", "classes"), [(3, 40), (40, 3)])
-def test_rows_and_columns_agree_with_finite_differences(width, classes):
-    with jax.enable_x64(True):
-        model = MLP(width, 5, 3, classes, alpha_init=0.3, rngs=nnx.Rngs(1))
-        x, step = np.float64(normal(width)), 1e-3
-        shifts = step * np.eye(width)
-        shifted = [np.asarray(model(jnp.asarray(x + sign * shifts))) for sign in (1, -1)]
-        expected = ((shifted[0] - shifted[1]) / (2 * step)).T
-    found = jacobian(model, jnp.asarray(x, jnp.float32))
-    np.testing.assert_allclose(found, expected, atol=1e-3)
-    assert np.abs(expected).max() > 0.1
 
 
 @pytest.mark.parametrize("cout", [1, 16])  # fewer outputs than inputs: rows; more: columns
@@ -98,12 +85,6 @@ def test_orthogonal_weights_have_singular_values_of_one():
     mean = mean_squared_singular_value(stack, x, probes=4, key=KEY)
     assert mean.mean == pytest.approx(1, rel=2e-6)
     assert mean.standard_error < 1e-6  # on the sphere, every draw is exact
-
-
-def test_rezero_at_its_start_is_the_identity_to_the_bit():
-    model = Encoder(4, heads=2, depth=3, rngs=nnx.Rngs(0))
-    np.testing.assert_array_equal(jacobian(model, normal(3, 4)), np.eye(12))
-    np.testing.assert_array_equal(singular_values(model, normal(2, 3, 4)), 1.0)
 
 
 def test_float64_resolves_what_float32_cannot():
@@ -166,13 +147,6 @@ def test_probes_have_the_mean_and_the_variance_of_the_closed_form(shape):
     assert abs(found.mean - squares.mean()) < 3 * found.standard_error
 
 
-def test_probes_agree_with_the_exact_values_of_a_batch():
-    model, x = MLP(12, 8, 5, 4, alpha_init=0.5, rngs=nnx.Rngs(0)), normal(3, 12)
-    exact = (singular_values(model, x) ** 2).mean()
-    found = mean_squared_singular_value(model, x, probes=300, key=KEY)
-    assert abs(found.mean - exact) < 3 * found.standard_error < 0.2 * exact
-
-
 def test_the_largest_values_are_within_their_errors():
     values = 1 / np.arange(1, 31) ** 2
     model, x = Linear(np.float32(with_values(values, 30, 40))), normal(2, 40)
@@ -205,22 +179,19 @@ def test_errors_are_the_bound_of_the_theorem():
     assert (np.minimum(np.abs(top.values - 1.1), np.abs(top.values - 1)) <= top.errors).all()
 
 
-@pytest.mark.parametrize("k", [0, 4])
-def test_too_many_values_are_told(k):
-    with pytest.raises(UserError, match=rf"k={k} .* choose 1 to 3"):
-        top_singular_values(Linear(normal(3, 5)), normal(1, 5), k, key=KEY)
+def test_k_is_at_most_the_number_of_values():
+    for k in (0, 4):
+        with pytest.raises(UserError, match=rf"k={k} .* choose 1 to 3"):
+            top_singular_values(Linear(normal(3, 5)), normal(1, 5), k, key=KEY)
 
 
-@pytest.mark.parametrize("factor", [1e-30, 1.0, 1e30])
-def test_norms_neither_overflow_nor_underflow(factor):
-    x = np.float32(factor) * np.float32([[3, 4], [0, 0]])
-    np.testing.assert_allclose(safe_norms(x), [5 * np.float32(factor), 0], rtol=1e-6)
-
-
-def test_norms_of_what_is_not_finite():
-    found = safe_norms(jnp.array([[1, jnp.inf], [jnp.nan, 1]]))
-    assert np.isinf(found[0])
-    assert np.isnan(found[1])
+def test_norms_neither_overflow_nor_underflow():
+    for factor in (1e-30, 1.0, 1e30):
+        x = np.float32(factor) * np.float32([[3, 4], [0, 0]])
+        np.testing.assert_allclose(safe_norms(x), [5 * np.float32(factor), 0], rtol=1e-6)
+    infinite, unknown = safe_norms(jnp.array([[1, jnp.inf], [jnp.nan, 1]]))
+    assert np.isinf(infinite)
+    assert np.isnan(unknown)
 
 
 # ---- The authors' notebook

@@ -1,46 +1,93 @@
-"""Means and their intervals, against closed forms and by how often they hold."""
+"""Means with their intervals and entropies of texts, against closed forms and simulations."""
+
+import math
 
 import numpy as np
 import pytest
+from etils import epath
 
-from rezero_jax.analysis.statistics import Estimate
+from experiments import entropies
+from rezero_jax.analysis.statistics import Estimate, ngram_entropies, ngram_entropy
 from rezero_jax.errors import UserError
+from rezero_jax.runs.files import write_json
+from rezero_jax.runs.reader import Run
 
 
-def test_two_draws():
+def test_one_draw_two_draws_and_missing_draws():
     found = Estimate.of([1.0, 3.0])
     assert found == Estimate(2.0, 1.0, 2)
     # Student's distribution with one degree of freedom is Cauchy's: its quantile is a tangent.
     half = np.tan(np.pi * 0.95 / 2)
     np.testing.assert_allclose(found.interval(), (2 - half, 2 + half))
+    assert found.p_value(2 + half) == pytest.approx(0.05)
+    one = Estimate.of_all([5.0])
+    assert (one.mean, one.count) == (5.0, 1)
+    unknown = [one.standard_error, *one.interval(), *one.prediction(), one.p_value(1.0)]
+    assert np.isnan(unknown).all()
+    assert Estimate.of_all([1.0, None]) is None
 
 
-def test_one_draw_tells_nothing_of_the_error():
-    found = Estimate.of([5.0])
-    assert (found.mean, found.count) == (5.0, 1)
-    assert np.isnan([found.standard_error, *found.interval()]).all()
-
-
-def test_the_interval_holds_the_mean_as_often_as_it_says():
-    draws = np.random.default_rng(0).normal(7, 2, (4000, 3))
-    ends = np.array([Estimate.of(row).interval(0.9) for row in draws])
-    held = np.mean((ends[:, 0] <= 7) & (ends[:, 1] >= 7))
-    assert abs(held - 0.9) < 3 * np.sqrt(0.9 * 0.1 / 4000)
-
-
-def test_the_prediction_holds_one_more_draw_as_often_as_it_says():
+def test_intervals_hold_the_mean_and_one_more_draw_as_often_as_they_claim():
     *draws, one_more = np.random.default_rng(0).normal(7, 2, (4, 4000))
-    ends = np.array([Estimate.of(row).prediction(0.9) for row in np.stack(draws, 1)])
-    held = np.mean((ends[:, 0] <= one_more) & (ends[:, 1] >= one_more))
-    assert abs(held - 0.9) < 3 * np.sqrt(0.9 * 0.1 / 4000)
+    found = [Estimate.of(row) for row in np.stack(draws, 1)]
+    for ends, value in (
+        ([e.interval(0.9) for e in found], 7),
+        ([e.prediction(0.9) for e in found], one_more),
+    ):
+        low, high = np.array(ends).T
+        held = np.mean((low <= value) & (value <= high))
+        assert abs(held - 0.9) < 3 * np.sqrt(0.9 * 0.1 / 4000)
 
 
-@pytest.mark.parametrize("confidence", [0.0, 1.0, 95.0])
-def test_a_confidence_is_a_probability(confidence):
-    with pytest.raises(UserError, match="is no probability"):
-        Estimate.of([1.0, 2.0]).interval(confidence)
-
-
-def test_no_draws():
+def test_mistakes():
+    for confidence in (0.0, 1.0, 95.0):
+        with pytest.raises(UserError, match="is not a probability"):
+            Estimate.of([1.0, 2.0]).interval(confidence)
     with pytest.raises(UserError, match="give at least one"):
         Estimate.of([])
+    for n, sentence in ((4, "n=4 is not 1, 2 or 3"), (2, "has no 2 in a row")):
+        with pytest.raises(UserError, match=sentence):
+            ngram_entropy(text("a"), n)
+
+
+# ---- Entropies
+
+
+def text(string):
+    return np.frombuffer(string.encode(), np.uint8)
+
+
+def test_entropies_by_hand():
+    # a b a a: singles 3/4, 1/4; pairs ab, ba, aa; triples aba, baa.
+    found = ngram_entropies(text("abaa"))
+    assert found["unigram"] == pytest.approx(0.75 * math.log2(4 / 3) + 0.25 * 2)
+    # Of the pairs' first bytes, a b a, two are a.
+    assert found["bigram"] == pytest.approx(math.log2(3) - (math.log2(3) - 2 / 3))
+    assert found["trigram"] == pytest.approx(1 - 1)
+
+
+def test_random_bytes_have_eight_bits_whatever_the_context():
+    random = np.random.default_rng(0).integers(0, 256, 1_000_000, dtype=np.uint8)
+    assert ngram_entropy(random, 1) == pytest.approx(8, abs=1e-3)
+    assert ngram_entropy(random, 2) == pytest.approx(8, abs=0.06)
+
+
+def test_entropies_are_the_loss_of_the_table_of_frequencies():
+    letters = np.random.default_rng(1).integers(0, 3, 400, dtype=np.uint8)
+    counts = np.zeros((3, 3))
+    np.add.at(counts, (letters[:-1], letters[1:]), 1)
+    model = counts / counts.sum(1, keepdims=True)
+    loss = -np.log2(model[letters[:-1], letters[1:]]).mean()
+    assert ngram_entropy(letters, 2) == pytest.approx(loss)
+
+
+def test_entropies_of_a_run_are_of_its_training_text(tmp_path):
+    path = tmp_path / "book.txt"
+    path.write_text("ab" * 900 + "zzzz" * 50)  # the last tenth is not trained on
+    write_json(
+        tmp_path / "config.json",
+        {"data": {"name": "text", "path": str(path), "eval_split": "validation"}},
+    )
+    found = entropies.of_run(Run(epath.Path(tmp_path), {}, []))
+    assert found["unigram"] == pytest.approx(1)
+    assert found["bigram"] == pytest.approx(0, abs=1e-9)

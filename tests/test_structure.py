@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 # From the ground up: a file imports from its own line or the lines above.
 LAYERS = (
     ("rezero_jax.errors", "rezero_jax.formatting"),
+    ("rezero_jax.command",),
     ("rezero_jax.fields",),
     ("rezero_jax.ranges",),
     ("rezero_jax.config", "rezero_jax.devices", "rezero_jax.processes", "rezero_jax.residual"),

@@ -1,25 +1,27 @@
 """Diagnoses a run: `python -m rezero_jax.analysis WORKDIR`.
 
-Prints one page on the network of the newest checkpoint, on the first examples of the run's own
-evaluation data: how signals and gradients grow with depth, which gates have opened, which layers
-idle, and how the Jacobian stretches. Draws the same, with every gate by layer and step, to
-diagnosis.png in the run folder. Otherwise it only reads, so the run may still be training.
+Prints one page on the network of the newest checkpoint, measured on the first examples of the run's
+evaluation data: how signals and gradients grow with depth, which gates are open, which layers idle,
+and how the Jacobian stretches its input. Draws the same, with every gate by layer and step, to
+diagnosis.png in the run folder. The command writes nothing else, so the run may still be training.
 """
 
 import sys
 from collections.abc import Sequence
 
-from rezero_jax.analysis import command
+from rezero_jax import command
 
 EXAMPLES = 16
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command line and returns the exit status."""
-    parser = command.parser("rezero_jax.analysis", __doc__)
+    parser = command.parser("python -m rezero_jax.analysis", __doc__)
     parser.add_argument("workdir", type=command.workdir, metavar="WORKDIR", help="the run's folder")
     parser.add_argument(
-        "--out", metavar="FILE", help="PNG, SVG, PDF; default: diagnosis.png in the run folder"
+        "--out",
+        metavar="FILE",
+        help="picture, a PNG, SVG or PDF file (default: diagnosis.png in the run folder)",
     )
     args = parser.parse_args(argv)
     return command.exit_status("analysis", lambda: _diagnose(args.workdir, args.out))

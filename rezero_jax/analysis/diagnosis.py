@@ -1,4 +1,4 @@
-"""One page on the state of a network: what its depth does to signals, gradients and gates."""
+"""One page on the state of a network: signals, gradients and gates by depth."""
 
 import dataclasses
 import textwrap
@@ -21,19 +21,19 @@ from rezero_jax.analysis.singular_values import mean_squared_singular_value
 from rezero_jax.analysis.statistics import Estimate
 
 PROBES = 32
-WIDTH = 96  # of the page
-ROWS = 24  # of the table of layers, at most
-NAMED = 6  # layers, or ranges of them, at most
+WIDTH = 96  # characters in a line of the page
+ROWS = 24  # at most, in the table of layers
+NAMED = 6  # layers or ranges of layers that an entry names, at most
 
 
 @dataclasses.dataclass(frozen=True)
 class Diagnosis:
-    """What was measured; prints as one page.
+    """Measurements of a network, which print as one page.
 
     Attributes:
       propagation: signals and gradients by depth.
-      jacobian: the mean squared singular value of the Jacobian of all layers together.
-      subject: what was diagnosed; the first line of the page.
+      jacobian: mean squared singular value of the Jacobian of all layers together.
+      subject: first line of the page, which names the network.
     """
 
     propagation: Propagation
@@ -88,12 +88,12 @@ class Diagnosis:
         )
 
     def _named(self, what: str, chosen: Bool[np.ndarray, " layers"]) -> str:
-        """`what` and the chosen layers, neighbours as a range; empty if there are none."""
-        cuts = np.flatnonzero(np.diff(chosen.astype(int), prepend=0, append=0)).reshape(-1, 2)
+        """`what` and the names of the chosen layers, neighbours as a range; empty without any."""
+        ends = np.flatnonzero(np.diff(chosen.astype(int), prepend=0, append=0)).reshape(-1, 2)
         names = self.propagation.names
         ranges = [
             names[first] if after - first == 1 else f"{names[first]} to {names[after - 1]}"
-            for first, after in cuts
+            for first, after in ends
         ]
         more = len(ranges) - NAMED
         listed = ", ".join(ranges[:NAMED]) + (f" and {more} more" if more > 0 else "")
@@ -129,7 +129,7 @@ def diagnose(
       subject: first line of the page; by default the model's class and the number of examples.
 
     Raises:
-      UserError: the model has no such layers, or one of them runs more than once in a pass.
+      UserError: the model has no such layers, or a layer runs more than once in a pass.
     """
     found = propagate(model, x, loss)
     f, entered = trunk(model, x, loss)

@@ -1,4 +1,4 @@
-"""What the gates did during a run (paper, Figure 8)."""
+"""The gates of a run by step and layer (paper, Figure 8)."""
 
 import dataclasses
 
@@ -10,10 +10,10 @@ from rezero_jax.runs.reader import Run
 
 
 def open_from(gates: int) -> float:
-    """The |alpha| from which one of so many gates counts as open: 0.1 / gates.
+    """The |alpha| from which one of this number of gates counts as open: 0.1 / gates.
 
-    In the paper the gates of a trained network are 1 / gates on average; if all of them were at a
-    tenth of that, all branches together would weigh a tenth of a single open one.
+    In the paper the gates of a trained network are 1 / gates on average. With every gate at a tenth
+    of that, all branches together would weigh a tenth of a single open branch.
     """
     return 0.1 / gates
 
@@ -40,7 +40,7 @@ class Gates:
         gates = cls(*run.alphas()) if run.lines else None
         if gates is None or not gates.alphas.size:
             why = "has no gates" if run.lines else "has logged nothing yet"
-            raise UserError(f"the run in {run.folder} {why}; choose one of a gated network")
+            raise UserError(f"the run in {run.folder} {why}; choose a run of a gated network")
         return gates
 
     @property
@@ -55,7 +55,7 @@ class Gates:
 
     @property
     def opening_steps(self) -> Float[np.ndarray, " layers"]:
-        """The first logged step at which each gate is open; NaN if it never is."""
+        """The first logged step at which each gate is open; NaN if it never opens."""
         is_open = np.abs(self.alphas) >= open_from(self.alphas.shape[1])
         return np.where(is_open.any(axis=0), self.steps[is_open.argmax(axis=0)], np.nan)
 

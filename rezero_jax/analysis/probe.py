@@ -1,8 +1,8 @@
-"""Probes around the layers of a model, which measure what passes and let it pass unchanged.
+"""Probes around the layers of a model: they measure a signal and its gradient, unchanged.
 
-A layer is a block of a `Stack`, the entry of a ResNet's stage, or, outside of these, a module that
-is a `ReZero` or holds a rule of `rezero_jax.residual`. A probe stays where the layer was, so that
-a scanned stack is still scanned, and keeps a few float32 numbers, no activations.
+A layer is a block of a `Stack`, the entry of a ResNet's stage, or, outside of these, a `ReZero` or
+a module with a rule of `rezero_jax.residual`. A probe replaces the layer in its place, so a scanned
+stack is still scanned. It keeps a few float32 numbers and no activations.
 """
 
 import dataclasses
@@ -26,25 +26,25 @@ ModulePath = tuple[Any, ...]
 
 
 class Measured(nnx.Variable):
-    """What a probe measured in the last pass, (3, 2); see `Probe`."""
+    """A probe's measurements in the last pass, (3, 2); see `Probe`."""
 
 
 class Slot(nnx.Variable):
-    """Zeros (2,); their gradient is the mean norm of the loss's gradient before and after."""
+    """Zeros (2,), whose gradient is the mean norm of the loss's gradient before and after."""
 
 
 class Probe(nnx.Module):
-    """Measures a layer's input x and output x', as means over the examples of the batch:
+    """Measures a layer's input x and output x', as means over the examples of the batch.
 
         |x|                                         |x'|
         cosine of two neighbouring examples' x      the same of x'
         NaN                                         |x' - x| / |x|
 
-    The cosine is NaN for a single example, the last number where the layer changes the shape.
+    The cosine is NaN for a single example; |x' - x| / |x| is NaN where the layer changes the shape.
 
     Args:
       layer: the layer, or the stacked layers of a scanned stack.
-      depth: the size of their leading axis, () for a single one.
+      depth: size of the leading axis of stacked layers; () for a single layer.
     """
 
     def __init__(self, layer: nnx.Module, depth: tuple[int, ...] = ()):
@@ -61,7 +61,7 @@ class Probe(nnx.Module):
 
     @property
     def alphas(self) -> Float[Array, " layers"]:
-        """The gate of each layer; the mean |alpha| where it has several, NaN where it has none."""
+        """Each layer's gate; the mean |alpha| of a layer with several, NaN for a layer without."""
         layers = self.slot.size // 2
         gates = jax.tree.leaves(nnx.state(self, Alpha))
         if not gates:
@@ -72,7 +72,7 @@ class Probe(nnx.Module):
 
 @jax.custom_vjp
 def _pass(x: Array, slot: Array) -> Array:
-    """x; the gradient with respect to the slot is the mean norm of that with respect to x."""
+    """x; the slot's gradient is the mean norm of the gradient with respect to x."""
     return x
 
 
@@ -107,9 +107,10 @@ class Tape:
     """Notes of one pass over a probed model.
 
     Attributes:
-      given: replaces the input of the first layers, if it is set.
-      order: paths of the segments in the order in which they ran.
-      entered, left: the input of the first layers and the output of the last.
+      given: replaces the first segment's input, if it is set.
+      order: paths of the segments, in the order in which they ran.
+      entered: the first segment's input.
+      left: the last segment's output.
     """
 
     given: Array | None = None
@@ -119,7 +120,7 @@ class Tape:
 
 
 class Segment(nnx.Module):
-    """A stack or a single layer in its place in a model, with probes in it; notes when it runs."""
+    """A stack or a single layer in its place in a model, with probes; notes its runs on a tape."""
 
     def __init__(self, module: nnx.Module, path: ModulePath, tape: Tape):
         self.path, self.tape = nnx.static(path), nnx.static(tape)
@@ -136,7 +137,7 @@ class Segment(nnx.Module):
         if self.path in tape.order:
             raise UserError(
                 f"the layers {path_name(self.path)} run more than once in a pass, so their signals "
-                "cannot be told apart; study a model that does not share them"
+                "are not distinct; study a model that does not share layers"
             )
         if not tape.order:
             x = x if tape.given is None else tape.given
@@ -147,16 +148,16 @@ class Segment(nnx.Module):
 
     @property
     def probes(self) -> list[Probe]:
-        """One for each layer, or a stacked one for all."""
+        """One probe for each layer, or a stacked probe for all layers."""
         blocks = self.module.blocks if isinstance(self.module, Stack) else self.module
         return list(blocks) if isinstance(blocks, nnx.List) else [blocks]  # type: ignore[list-item]
 
 
 def probed(model: nnx.Module, tape: Tape) -> tuple[nnx.Module, dict[ModulePath, Segment]]:
-    """A copy of the model with its layers in segments, and these by their paths.
+    """A copy of the model with its layers in segments, and the segments by their paths.
 
     Raises:
-      UserError: it has no layers.
+      UserError: the model has no layers.
     """
     paths = _segment_paths(model)
     if not paths:
@@ -178,7 +179,7 @@ def probed(model: nnx.Module, tape: Tape) -> tuple[nnx.Module, dict[ModulePath, 
 
 
 def path_name(path: ModulePath) -> str:
-    """A path as "trunk.layers"; of the model itself "model"."""
+    """A path as "trunk.layers"; the model's own path is "model"."""
     return ".".join(map(str, path)) or "model"
 
 
@@ -191,7 +192,7 @@ def _segment_paths(model: nnx.Module) -> list[ModulePath]:
             found.append(path)
         if isinstance(module, Stage) and module.entry is not None:
             found.append((*path, "entry"))
-    # A layer within a layer is part of it; but a model that holds layers is none itself.
+    # A layer within a layer is part of the outer one, but a model with layers is not a layer.
     inner = [path for path in dict.fromkeys(found) if path]
     outer = [p for p in inner if not any(p[:i] in inner for i in range(1, len(p)))]
     return outer or found

@@ -1,16 +1,16 @@
 """Singular values of a network's input-output Jacobian (paper, eq. 3 and Figure 4).
 
-Here f maps a batch (batch, ...) to a batch, as models do, and J is the Jacobian of one example with
-its axes flattened: (outputs, inputs). f must map each example on its own: call `model.eval()` where
-there is a BatchNorm. The paper's figures and the authors' notebooks show
+f maps a batch (batch, ...) to a batch, as models do, and J is the Jacobian of one example with its
+axes flattened: (outputs, inputs). f must map each example on its own, so call `model.eval()` if the
+model has BatchNorm. The paper's figures and the authors' notebooks show
 
     values = singular_values(model, x)          # (batch, min(outputs, inputs)), descending
     np.log10(values), (values**2).mean()        # the histogram, the "mean squared singular value"
 
-Where J is too large, `mean_squared_singular_value` estimates that number, and
+If J is too large, `mean_squared_singular_value` estimates the mean of squares, and
 `top_singular_values` finds the largest values, each with its error.
 
-A module is an argument of the compiled functions, so a second one of its structure compiles
+A module is an argument of the compiled functions, so a second module of the same structure compiles
 nothing. With a compiled constructor too, the notebook's Transformers at initialisation are
 
     make = jax.jit(lambda key: Encoder(16, 4, 128, feedforward=64, rngs=nnx.Rngs(key), ...))
@@ -35,15 +35,15 @@ from rezero_jax.errors import UserError
 AnyArray = Array | np.ndarray
 Function = Callable[[Array], Array]
 
-ROWS_AT_ONCE = 64  # of a Jacobian, computed together
-OVERSAMPLING = 8  # directions of a subspace iteration beyond the k that are asked for
+ROWS_AT_ONCE = 64  # rows of a Jacobian that are computed together
+OVERSAMPLING = 8  # directions of a subspace iteration in addition to the k requested
 
 
 def jacobian(f: Function, x: Float[AnyArray, "..."]) -> Float[Array, "outputs inputs"]:
-    """J of f at the one example x, which has no batch axis.
+    """J of f at one example x without a batch axis.
 
-    Computed by rows or by columns, whichever are fewer. Columns come from the transposed backward
-    pass, so a function with a custom gradient has them too.
+    J is computed by rows or by columns, whichever are fewer. Columns are the transpose of the
+    backward pass, so that functions with a custom gradient have columns too.
     """
     return _jacobian(_traceable(f), x)
 
@@ -53,15 +53,15 @@ def singular_values(
 ) -> Float[np.ndarray, "batch values"]:
     """All min(outputs, inputs) singular values of each example's J, descending, float64.
 
-    One Jacobian is held at a time. The decomposition is float64, but J is only as exact as f: in
-    float32 values below 1e-7 of the largest are noise.
+    One Jacobian is in memory at a time. The decomposition is float64, but J is only as exact as f:
+    in float32, values below 1e-7 of the largest are noise.
 
     Args:
       f: maps a batch to a batch.
       x: the examples.
-      float64: computes J in float64 as well, with a copy of a module whose parameters and `dtype`
-        attributes are float64; any other function gets a float64 x. A part that insists on float32,
-        such as the softmax of attention, stays float32.
+      float64: computes J in float64 too. A module is copied with float64 parameters and `dtype`
+        attributes; any other function gets a float64 x. A part with a fixed float32, such as the
+        softmax of attention, stays float32.
     """
     with jax.enable_x64(float64):
         compute = _traceable(_in_float64(f) if float64 else f)
@@ -78,11 +78,11 @@ def mean_squared_singular_value(
     """The mean of the squares of all singular values, over the examples x, without the matrix.
 
     The sum of squares is |J|^2 = E |J^T u|^2 for u uniform on the sphere |u|^2 = outputs
-    (Hutchinson), which costs a backward pass a draw; it is exact where all singular values are
-    equal. Divided by their number, min(outputs, inputs).
+    (Hutchinson), at the cost of one backward pass per draw. A draw is exact if all singular values
+    are equal. The mean divides the sum by min(outputs, inputs).
 
     Returns:
-      The mean over `probes` draws; its standard error is that of the draws, for these examples.
+      The mean over `probes` draws; its standard error covers the draws, not the examples.
     """
     compute = _traceable(f)
     norms = np.asarray(_probe_norms(compute, x, jax.random.split(key, probes)), np.float64)
@@ -94,7 +94,7 @@ class Top(NamedTuple):
 
     Attributes:
       values: descending, float64 (batch, k).
-      errors: within this distance of each there is a singular value of J, float64 (batch, k).
+      errors: J has a singular value within this distance of each value, float64 (batch, k).
     """
 
     values: np.ndarray
@@ -106,17 +106,16 @@ def top_singular_values(
 ) -> Top:
     """The k largest singular values of each example's J, by randomised subspace iteration.
 
-    Halko, Martinsson and Tropp (arXiv 0909.4061), algorithm 4.4 with 8 directions to spare; each
-    iteration takes k + 8 forward and as many backward products. For an approximate triple with
-    J^T u = s v, as all here are, |J v - s u| / sqrt(2) bounds the distance from s to the nearest
-    singular value.
+    Halko, Martinsson and Tropp (arXiv 0909.4061), algorithm 4.4 with 8 additional directions; each
+    iteration takes k + 8 forward and k + 8 backward products. For an approximate triple with
+    J^T u = s v, |J v - s u| / sqrt(2) bounds the distance from s to the nearest singular value.
 
     Raises:
       UserError: k is not in 1 .. min(outputs, inputs).
     """
     most = _count(_traceable(f), x)
     if not 1 <= k <= most:
-        raise UserError(f"k={k} singular values are asked for; choose 1 to {most}")
+        raise UserError(f"J has no k={k} singular values; choose 1 to {most}")
     directions = min(k + OVERSAMPLING, most)
     compute = partial(_top, _traceable(f), directions=directions, iterations=iterations)
     keys = jax.random.split(key, len(x))
@@ -167,7 +166,7 @@ def _top(
 
 
 def _products(f: Partial, x: Array) -> tuple[Function, Function, int]:
-    """u -> J^T u, v -> J v, and the number of outputs, all on flat vectors, of one example."""
+    """u -> J^T u and v -> J v on flat vectors of one example, and the number of outputs."""
 
     def flat(v: Array) -> Array:
         return f(v.reshape(1, *x.shape)).ravel()
@@ -177,19 +176,19 @@ def _products(f: Partial, x: Array) -> tuple[Function, Function, int]:
     def backward(u: Array) -> Array:
         return pull(u)[0]
 
-    # Not jax.jvp: what has a custom gradient, such as our convolutions, has no forward mode.
+    # Not jax.jvp: a function with a custom gradient, such as our convolution, has no forward mode.
     forward = jax.linear_transpose(backward, y)
     return backward, lambda v: forward(v)[0], y.size
 
 
 def _count(f: Partial, x: AnyArray) -> int:
-    """How many singular values the J of one of the examples x has."""
+    """Number of singular values of one example's J."""
     outputs = jax.eval_shape(f, x).size // len(x)
     return min(outputs, x.size // len(x))
 
 
 def safe_norms(x: Float[AnyArray, "batch ..."]) -> Float[Array, " batch"]:
-    """|x| of every example, float32 at least, also where squares would over- or underflow."""
+    """|x| of every example, float32 or wider, even if squares would over- or underflow."""
     flat = x.reshape(len(x), -1)
     flat = flat.astype(jnp.promote_types(x.dtype, jnp.float32))
     largest = jnp.abs(flat).max(axis=1, keepdims=True)
@@ -205,7 +204,7 @@ def _traceable(f: Function) -> Partial:
 
 
 def _call(model: Any, x: Array) -> Array:
-    # A copy, made where it is called: a module may not be written to from within a derivative.
+    # A copy, because a derivative may not write to the module.
     return nnx.clone(model)(x)
 
 

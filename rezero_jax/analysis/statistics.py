@@ -1,21 +1,27 @@
-"""The mean of a sample, its standard error and its confidence interval."""
+"""Statistics of small samples and of text: means with Student's intervals, n-gram entropies."""
 
 import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import UInt8
 from scipy import stats
 
 from rezero_jax.errors import UserError
+
+NGRAMS = {1: "unigram", 2: "bigram", 3: "trigram"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
     """The mean of a population, estimated from independent draws.
 
+    Student's intervals suit the few seeds of a comparison, where a bootstrap covers far less than
+    it claims. Intervals and p-values are NaN for a single draw.
+
     Attributes:
-      mean: of the draws.
-      standard_error: their deviation (with n - 1) over sqrt(n); NaN for a single draw.
+      mean: mean of the draws.
+      standard_error: standard deviation of the draws (with n - 1) over sqrt(n); NaN for one draw.
       count: n, the number of draws.
     """
 
@@ -28,54 +34,49 @@ class Estimate:
         """The estimate from at least one draw.
 
         Raises:
-          UserError: there is none.
+          UserError: there are no draws.
         """
         values = np.asarray(draws, float)
         if not values.size:
             raise UserError("a mean of no values is undefined; give at least one")
-        count = len(values)
         with np.errstate(invalid="ignore"):  # an infinite draw has no deviation
-            error = values.std(ddof=1) / np.sqrt(count) if count > 1 else np.nan
-        return cls(float(values.mean()), float(error), count)
+            error = stats.sem(values) if len(values) > 1 else np.nan
+        return cls(float(values.mean()), float(error), len(values))
 
     @classmethod
     def of_all(cls, draws: Sequence[float | None]) -> "Estimate | None":
-        """The estimate from draws of which None is a missing one; None unless all are known."""
+        """The estimate from draws of which None is missing; None unless all draws are known."""
         known = [draw for draw in draws if draw is not None]
         return cls.of(known) if known and len(known) == len(draws) else None
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
-        """Student's interval, which holds the true mean of normal draws with this probability.
-
-        It suits the few seeds of a comparison, where a bootstrap covers far less than it claims.
-        Both ends are NaN for a single draw.
+        """Student's interval for the mean of a normal population.
 
         Raises:
           UserError: the confidence is not between 0 and 1.
         """
-        if not 0 < confidence < 1:
-            raise UserError(f"confidence={confidence} is no probability; give one such as 0.95")
-        if self.count < 2:
-            return np.nan, np.nan
-        half = float(stats.t.ppf((1 + confidence) / 2, self.count - 1)) * self.standard_error
-        return self.mean - half, self.mean + half
+        return self._around_mean(self.standard_error, confidence)
 
     def prediction(self, confidence: float = 0.95) -> tuple[float, float]:
-        """Student's interval, which holds one more normal draw with this probability.
-
-        Both ends are NaN for a single draw.
+        """Student's interval for one more draw from a normal population.
 
         Raises:
           UserError: the confidence is not between 0 and 1.
         """
-        low, high = self.interval(confidence)
-        half = (high - low) / 2 * np.sqrt(self.count + 1)
-        return self.mean - float(half), self.mean + float(half)
+        return self._around_mean(self.standard_error * float(np.sqrt(self.count + 1)), confidence)
+
+    def _around_mean(self, scale: float, confidence: float) -> tuple[float, float]:
+        if not 0 < confidence < 1:
+            raise UserError(f"confidence={confidence} is not a probability; give one such as 0.95")
+        if self.count < 2:
+            return np.nan, np.nan
+        half = float(stats.t.ppf((1 + confidence) / 2, self.count - 1)) * scale
+        return self.mean - half, self.mean + half
 
     def p_value(self, mean: float) -> float:
-        """Of Student's two-sided test that the true mean is `mean`; NaN for a single draw.
+        """The p-value of Student's two-sided test that the true mean is `mean`.
 
-        It is at most 1 - c exactly where the interval of confidence c leaves `mean` out.
+        The p-value is at most 1 - c exactly if `mean` is outside the interval of confidence c.
         """
         if self.count < 2:
             return np.nan
@@ -83,3 +84,38 @@ class Estimate:
         if not self.standard_error:
             return float(gap == 0)
         return float(2 * stats.t.sf(gap / self.standard_error, self.count - 1))
+
+
+def ngram_entropy(text: UInt8[np.ndarray, " bytes"], n: int) -> float:
+    """Bits per byte of a byte given the n - 1 bytes before it, by frequencies in this text.
+
+    The entropy is H(n bytes) - H(n - 1 bytes), over the windows of n bytes: the loss of a table of
+    these frequencies on this text. The table's loss on another text is higher, the more so for
+    large n and short texts.
+
+    Args:
+      text: the bytes.
+      n: 1, 2 or 3.
+
+    Raises:
+      UserError: n is another number, or the text is shorter than n bytes.
+    """
+    if n not in NGRAMS:
+        raise UserError(f"n={n} is not 1, 2 or 3; choose one of them")
+    windows = len(text) - n + 1
+    if windows < 1:
+        raise UserError(f"a text of {len(text)} bytes has no {n} in a row; give a longer one")
+    codes = np.zeros(windows, np.int32)
+    for offset in range(n):
+        codes = (codes << 8) | text[offset : offset + windows]
+    return _entropy(codes) - (_entropy(codes >> 8) if n > 1 else 0.0)
+
+
+def ngram_entropies(text: UInt8[np.ndarray, " bytes"]) -> dict[str, float]:
+    """`ngram_entropy` of one, two and three bytes: "unigram" -> bits per byte, ..."""
+    return {name: ngram_entropy(text, n) for n, name in NGRAMS.items()}
+
+
+def _entropy(codes: np.ndarray) -> float:
+    """Bits of the empirical distribution of integers."""
+    return float(stats.entropy(np.unique(codes, return_counts=True)[1], base=2))

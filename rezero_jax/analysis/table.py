@@ -1,10 +1,11 @@
 """A Markdown table that compares runs: `python -m rezero_jax.analysis.table WORKDIR [WORKDIR ...]`.
 
-Shows the mean training loss of chosen epochs and the epochs until chosen losses are reached. With
---accuracy it shows test accuracy instead, and with --bits_per_byte a language model's bits per byte
-by step. A row is a setting: the mean and the range over the runs that differ only in the seed.
+The table has the mean training loss of chosen epochs and the epochs until chosen losses are
+reached. With --accuracy it has test accuracies instead, and with --bits_per_byte a language model's
+bits per byte by step. A row is a setting: mean and range over the runs that differ only in seed.
 """
 
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -12,21 +13,61 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rezero_jax.analysis import command
-from rezero_jax.analysis.compare import by_label, times_to
+from rezero_jax import command
 from rezero_jax.analysis.statistics import Estimate
 from rezero_jax.formatting import markdown_table, number
+from rezero_jax.runs.folder import TOPOLOGY
 from rezero_jax.runs.reader import Run
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """A name for each run: the config fields, except the seed, in which the runs differ."""
+    keys = sorted({key for run in runs for key in run.config} - {"seed"})
+    keys = [key for key in keys if not key.startswith(TOPOLOGY)]
+
+    def values(keys: Sequence[str]) -> list[str]:
+        return [json.dumps([run.config.get(key) for key in keys]) for run in runs]
+
+    differing = [key for key in keys if len(set(values([key]))) > 1]
+    # Lengths and intervals rarely matter to a reader, and settings of the optimizer often follow
+    # from the rule. The labels have the shortest list of keys that separates the same runs.
+    recipe = [key for key in differing if key.startswith(("model.", "optim.", "data.name"))]
+    model = [key for key in recipe if key.startswith("model.")]
+    shared = [key for key in model if all(key in run.config for run in runs)]  # by all families
+    settings = len(set(values(recipe)))
+    choices = (keys for keys in (shared, model, recipe) if keys)
+    chosen = next((keys for keys in choices if len(set(values(keys))) == settings), differing)
+    return [
+        ", ".join(f"{key.split('.')[-1]}={run.config.get(key)}" for key in chosen)
+        or str(run.config.get("model.residual", run.folder.name))
+        for run in runs
+    ]
+
+
+def by_label(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs by label; runs that differ only in the seed share a label."""
+    settings: dict[str, list[Run]] = {}
+    for run, label in zip(runs, labels(runs), strict=True):
+        settings.setdefault(label, []).append(run)
+    return settings
+
+
+def times_to(runs: Sequence[Run], metric: str, target: float) -> dict[str, list[float | None]]:
+    """`Run.time_to` of each run, by label."""
+    return {
+        label: [run.time_to(metric, target) for run in seeds]
+        for label, seeds in by_label(runs).items()
+    }
 
 
 class _Metric(NamedTuple):
     """How the table shows a metric of `Run.time_to`.
 
     Attributes:
-      values: of a run by epoch or step.
-      after: heads the column of the values after an epoch or step.
-      until: heads the column of the times to a target.
-      digits: of these times, after the point.
+      values: the metric of a run by epoch or step.
+      after: head of the column of values after an epoch or step.
+      until: head of the column of times to a target.
+      digits: digits of these times after the point.
     """
 
     values: Callable[[Run], Mapping[Any, float]]
@@ -59,35 +100,37 @@ def table(
     confidence: float | None = None,
     metric: str = "loss",
 ) -> str:
-    """The Markdown table: the values after some epochs or steps, then the times to some targets.
+    """The Markdown table: values after some epochs or steps, then the times to some targets.
 
     Args:
       runs: the runs.
-      after: epochs, or steps for bits per byte.
-      targets: values of the metric; the columns show `Run.time_to` of each.
-      confidence: of the intervals shown beside the means of several seeds, such as 0.95 (see
-        `Estimate.interval`); None shows their range.
+      after: epochs; for bits per byte, steps.
+      targets: values of the metric, for columns with the `Run.time_to` of each.
+      confidence: confidence of the intervals beside the means of several seeds, such as 0.95 (see
+        `Estimate.interval`); None shows the range instead.
       metric: "loss", the mean training loss (nats) of an epoch; "accuracy", of the evaluation after
         an epoch, in percent, with targets as fractions; "bits_per_byte", of the evaluation after a
-        step, where the last column is the first setting's mean steps to the last target over the
-        row's: the speed-up of the paper's table (supplement B).
+        step. The last column of bits per byte is the speed-up of the paper's table (supplement B):
+        the first setting's mean steps to the last target over the row's.
     """
     shown = METRICS[metric]
     head = ["run", "seeds", *map(shown.after.format, after), *map(shown.until.format, targets)]
-    rows = []
+    speedup = metric == "bits_per_byte" and bool(targets)
+    rows, first = [], None
     for label, seeds in by_label(runs).items():
         values = [shown.values(run) for run in seeds]
-        cells = [_cell([found.get(x) for found in values], confidence) for x in after]
+        row = [label, len(seeds)]
+        row += [_cell([found.get(x) for found in values], confidence) for x in after]
+        times: list[float | None] = []
         for target in targets:
             times = [run.time_to(metric, target) for run in seeds]
-            cells.append(_cell(times, confidence, shown.digits))
-        rows.append([label, len(seeds), *cells])
-    if metric == "bits_per_byte" and targets:
-        head.append("speed-up")
-        means = [Estimate.of_all(seeds) for seeds in times_to(runs, metric, targets[-1]).values()]
-        for row, mean in zip(rows, means, strict=True):
-            row.append(f"{means[0].mean / mean.mean:.2f}" if means[0] and mean else "")
-    return markdown_table([head, *rows])
+            row.append(_cell(times, confidence, shown.digits))
+        if speedup:
+            mean = Estimate.of_all(times)
+            first = first if rows else mean
+            row.append(f"{first.mean / mean.mean:.2f}" if first and mean else "")
+        rows.append(row)
+    return markdown_table([head + ["speed-up"] * speedup, *rows])
 
 
 accuracies = partial(table, metric="accuracy")
@@ -99,12 +142,12 @@ def _cell(
     """The mean of a setting's runs with its range or interval, to `digits` after the point."""
 
     def text(value: float | int) -> str:
-        # Losses of a network that fits its data need more: 0.0021 is not 0.00.
+        # Losses of a network that fits its data need more digits: 0.0021 is not 0.00.
         return number(value, 2) if digits and abs(value) < 0.1 else f"{value:.{digits}f}"
 
     known = [value for value in values if value is not None]
     if len(known) < len(values):
-        return "not reached" if not known else f"{len(known)} of {len(values)} reached"
+        return f"{len(known)} of {len(values)} reached" if known else "not reached"
     mean = text(float(np.mean(known)))
     if len(known) == 1:
         return mean
@@ -116,25 +159,31 @@ def _cell(
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command line and returns the exit status."""
-    parser = command.parser("rezero_jax.analysis.table", __doc__)
+    parser = command.parser("python -m rezero_jax.analysis.table", __doc__)
     parser.add_argument("workdirs", type=command.workdir, nargs="+", metavar="WORKDIR")
-    parser.add_argument("--epochs", nargs="*", type=int, default=[1, 2, 5, 10], metavar="E")
-    parser.add_argument("--steps", nargs="*", type=int, default=[], metavar="S")
-    parser.add_argument("--targets", nargs="*", type=float, default=[], metavar="VALUE")
+    for name, kind, default, text in (
+        ("epochs", int, [1, 2, 5, 10], "epochs whose losses or accuracies are shown"),
+        ("steps", int, [], "steps whose bits per byte are shown"),
+        ("targets", float, [], "values whose times of reaching are shown"),
+    ):
+        what = f"{text} (default: {' '.join(map(str, default)) or 'none'})"
+        metavar = name[0].upper()
+        parser.add_argument(
+            f"--{name}", nargs="*", type=kind, default=default, metavar=metavar, help=what
+        )
     parser.add_argument(
         "--confidence",
         type=float,
         metavar="P",
-        help="show Student's interval of the mean over seeds at this level, such as 0.95, instead "
-        "of the range",
+        help="confidence of Student's interval for the mean over seeds, such as 0.95 (default: the "
+        "range over seeds)",
     )
-    kind = parser.add_mutually_exclusive_group()
-    helps = {
-        "accuracy": "test accuracy; targets are fractions, like 0.7",
-        "bits_per_byte": "bits per byte of a text after --steps; speed-ups are over the first run",
-    }
-    for metric, text in helps.items():
-        kind.add_argument(
+    kinds = parser.add_mutually_exclusive_group()
+    for metric, text in (
+        ("accuracy", "show test accuracies; targets are fractions, such as 0.7"),
+        ("bits_per_byte", "show bits per byte after --steps, and speed-ups over the first run"),
+    ):
+        kinds.add_argument(
             f"--{metric}", action="store_const", const=metric, dest="metric", help=text
         )
     parser.set_defaults(metric="loss")

@@ -1,4 +1,4 @@
-"""Learning curves of one run, of several side by side, and when each reached a target."""
+"""Learning curves of one run or of several, and when each run reached a target."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from rezero_jax.analysis.compare import by_label, times_to
 from rezero_jax.analysis.plots.figures import draw_gates, plot_times
 from rezero_jax.analysis.plots.theme import (
     COLOURS,
@@ -19,11 +18,12 @@ from rezero_jax.analysis.plots.theme import (
     save,
     themed,
 )
+from rezero_jax.analysis.table import by_label, times_to
 from rezero_jax.errors import UserError
 from rezero_jax.runs.files import AnyPath
 from rezero_jax.runs.reader import Run
 
-# Fields in the title of a comparison, where all of its runs agree.
+# Fields for the title of a comparison, if all of its runs agree on them.
 FIELDS = {"data.name": "", "model.depth": "depth ", "model.width": "width "}
 
 
@@ -31,7 +31,7 @@ FIELDS = {"data.name": "", "model.depth": "depth ", "model.width": "width "}
 def plot_run(run: Run) -> Figure:
     """Loss and accuracy by epoch, and, if the network is gated, every alpha by layer.
 
-    A language model has its bits per byte instead of both, and steps instead of epochs.
+    A language model has bits per byte instead of loss and accuracy, and steps instead of epochs.
     """
     if _is_text(run):
         x, panels = "step", {"bits_per_byte": "bits per byte"}
@@ -65,9 +65,8 @@ def plot_run(run: Run) -> Figure:
 def plot_comparison(runs: Sequence[Run]) -> Figure:
     """One curve for each setting: the mean of its seeds, and their range.
 
-    Shows what all runs have: for language models the bits per byte of the evaluations by step, for
-    others the epoch loss; for both together, or for runs shorter than an epoch, the loss of the
-    training batches by step.
+    Language models are compared by the bits per byte of their evaluations, other runs by their
+    epoch losses. If some run has neither, all are compared by the loss of training batches.
     """
     if all(_is_text(run) and len(run.series("eval/bits_per_byte")[0]) for run in runs):
         key, x, ylabel = "eval/bits_per_byte", "step", "bits per byte, evaluation"
@@ -79,7 +78,7 @@ def plot_comparison(runs: Sequence[Run]) -> Figure:
     axis = figure.subplots()
     _draw(axis, runs, key, x)
     axis.set(xlabel=x, ylabel=ylabel)
-    # A run that explodes may leave the panel at the top; it would flatten all others.
+    # A run that diverges may leave the panel at the top, so that the other curves stay visible.
     curves = [run.series(key)[1] for run in runs]
     low, high = min(curve.min() for curve in curves), max(curve.max() for curve in curves)
     if key == "eval/bits_per_byte":
@@ -105,7 +104,7 @@ def _is_text(run: Run) -> bool:
 
 
 def _draw(axis: Axes, runs: Sequence[Run], key: str, x: str) -> None:
-    """A line for each setting: the mean of its seeds, as far as all of them go, and their range."""
+    """A line for each setting: mean and range of its seeds, up to the end of the shortest."""
     settings = by_label(runs)
     for style, (name, seeds) in zip(line_styles(len(settings)), settings.items(), strict=True):
         series = [run.series(key, x) for run in seeds]
@@ -120,16 +119,16 @@ def _draw(axis: Axes, runs: Sequence[Run], key: str, x: str) -> None:
 def write_plot(
     workdirs: Sequence[AnyPath], out: AnyPath | None = None, target: float | None = None
 ) -> epath.Path:
-    """Plots one run or several and returns the file.
+    """Plots one run or several, and returns the path of the file.
 
     Args:
       workdirs: the runs' folders.
       out: the file, in the format of its ending; by default curves.png in the first workdir.
-      target: shows when each setting reached it instead of the curves; a training loss (nats) or,
-        if all runs are of language models, bits per byte.
+      target: training loss (nats), or bits per byte if all runs are of language models; the figure
+        then shows when each setting reached the target, instead of the curves.
 
     Raises:
-      UserError: a workdir holds no run or one without a logged line, or the file is invalid.
+      UserError: a workdir has no run or no logged line yet, or the file cannot be written.
     """
     runs = [Run.read(folder) for folder in workdirs]
     for run in runs:

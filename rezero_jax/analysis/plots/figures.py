@@ -1,4 +1,4 @@
-"""Figures of what this package measures: spectra, signals by depth, gates, times to a target."""
+"""Figures of spectra, signals by depth, gates, and times to a target."""
 
 from collections.abc import Mapping, Sequence
 
@@ -22,7 +22,7 @@ from rezero_jax.analysis.plots.theme import (
 from rezero_jax.analysis.propagation import Propagation
 from rezero_jax.analysis.statistics import Estimate
 
-FLOOR = 1e-16  # of singular values: smaller ones are rounding, and are drawn here
+FLOOR = 1e-16  # smaller singular values are rounding, and are drawn at this value
 
 
 @themed
@@ -45,7 +45,7 @@ def plot_spectra(spectra: Mapping[str, Float[np.ndarray, "..."]]) -> Figure:
         axis.stairs(fractions, edges, **style, label=f"{label}, mean square {mean:.3g}")
         axis.stairs(fractions, edges, fill=True, color=style["color"], alpha=0.15)
     axis.axvline(0, color=COLOURS[-1], linewidth=0.8, linestyle=":")
-    axis.set(xlabel="log10 of the singular values", ylabel="fraction of them", ylim=(0, None))
+    axis.set(xlabel="log10 of the singular values", ylabel="fraction of the values", ylim=(0, None))
     legend(figure, axis)
     return figure
 
@@ -80,7 +80,7 @@ def draw_propagation(axes: Sequence[Axes], networks: Mapping[str, Propagation]) 
         if any((np.asarray(line.get_ydata()) > 0).any() for line in axis.lines):
             axis.set_yscale("log")
             low, high = axis.get_ylim()
-            widen = max(2 * low / high, 1) ** 0.5  # else a constant shows its rounding
+            widen = max(2 * low / high, 1) ** 0.5  # otherwise a constant would show its rounding
             axis.set_ylim(low / widen, high * widen)
             plain_ticks(axis)
     for axis in axes:
@@ -90,7 +90,7 @@ def draw_propagation(axes: Sequence[Axes], networks: Mapping[str, Propagation]) 
 
 @themed
 def plot_diagnosis(diagnosis: Diagnosis, gates: Gates | None = None) -> Figure:
-    """Signals by depth, alpha by layer and, for the gates of a run, alpha by layer and step."""
+    """Signals by depth, alpha by layer, and, given a run's gates, alpha by layer and step."""
     gated = bool(diagnosis.is_gated.any())
     columns = 2 + gated
     figure = Figure(figsize=(3.5 * columns, 5))
@@ -99,7 +99,7 @@ def plot_diagnosis(diagnosis: Diagnosis, gates: Gates | None = None) -> Figure:
     if gated:
         alpha = diagnosis.propagation.alpha
         layers = np.arange(len(alpha))
-        few = len(alpha) <= 200  # more lines would be an area
+        few = len(alpha) <= 200  # more lines would merge into an area
         if few:
             axes[0, 2].vlines(layers, 0, alpha, color=COLOURS[0], linewidth=1)
         axes[0, 2].plot(layers, alpha, "o", color=COLOURS[0], markersize=3.5 if few else 0.5)
@@ -142,7 +142,7 @@ def draw_gates(axis: Axes, x: np.ndarray, alphas: np.ndarray, xlabel: str = "ste
         cmap="PuOr",
         vmin=-bound,
         vmax=bound,
-        rasterized=True,  # an SVG would have a shape for each layer and line
+        rasterized=True,  # otherwise an SVG would have a shape for each layer and line
     )
     axis.figure.colorbar(mesh, ax=axis)
     axis.set(xlabel=xlabel, ylabel="layer", title="alpha")
@@ -152,13 +152,14 @@ def draw_gates(axis: Axes, x: np.ndarray, alphas: np.ndarray, xlabel: str = "ste
 
 @themed
 def plot_times(times: Mapping[str, Sequence[float | None]], xlabel: str) -> Figure:
-    """When each setting reached a target: its seeds, their mean and its 95 % interval.
+    """When each setting reached a target: every seed, the mean and its 95 % interval.
 
-    If some seeds of a setting did not reach it, the label says how many did, and no mean is drawn.
+    If some seeds of a setting did not reach the target, its label has the number of seeds that did,
+    and no mean is drawn.
 
     Args:
-      times: see `rezero_jax.analysis.compare.times_to`.
-      xlabel: what is counted, such as "epochs to a loss of 0.8".
+      times: see `rezero_jax.analysis.table.times_to`.
+      xlabel: label of the axis, such as "epochs to a loss of 0.8".
     """
     names = [wrap(label) for label in times]
     lines = sum(1.5 + name.count("\n") for name in names)

@@ -1,4 +1,4 @@
-"""The theme of all figures: legible in a printed column, with curves told apart without colour."""
+"""The theme of all figures: legible in a printed column, with curves distinct without colour."""
 
 import io
 import textwrap
@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from rezero_jax.errors import UserError, choose_from
 from rezero_jax.runs.files import AnyPath
 
-# Okabe and Ito's colours, which every common colour vision can distinguish; lines and markers do
-# the same in black and white.
+# Okabe and Ito's colours are distinct in every common colour vision; lines and markers are distinct
+# in black and white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = cycler(
     color=COLOURS,
@@ -34,16 +34,16 @@ RC_PARAMS: dict[str, Any] = {
     "axes.grid": True,
     "grid.alpha": 0.3,
     "legend.frameon": False,
-    "legend.handlelength": 2.8,  # long enough for a pattern of dashes
+    "legend.handlelength": 2.8,  # fits a pattern of dashes
     "lines.linewidth": 1.4,
     "lines.markersize": 3.5,
     "axes.prop_cycle": cycler(color=COLOURS),
     "figure.constrained_layout.use": True,
     "savefig.dpi": 160,
-    "svg.fonttype": "none",  # text stays text
+    "svg.fonttype": "none",  # text remains text
 }
 
-# A decorator: only the figure that the function makes has this theme.
+# A decorator, so that only the figure that the function makes has this theme.
 themed = matplotlib.rc_context(RC_PARAMS)  # type: ignore[arg-type]
 
 
@@ -53,7 +53,7 @@ def line_styles(count: int) -> list[dict[str, Any]]:
 
 
 def plot_line(axis: Axes, x: np.ndarray, y: np.ndarray, **style: Any) -> None:
-    """Axes.plot with about ten markers, however many points there are."""
+    """Calls Axes.plot with about ten markers, whatever the number of points."""
     axis.plot(x, y, markevery=max(len(x) // 10, 1), **style)
 
 
@@ -63,7 +63,7 @@ def wrap(label: str, width: int = 32) -> str:
 
 
 def legend(figure: Figure, axis: Axes) -> None:
-    """Puts the legend of an axis below all axes, where it covers no curve; enlarges the figure."""
+    """Puts an axis's legend below all axes, so that it covers no curve; enlarges the figure."""
     handles, labels = axis.get_legend_handles_labels()
     width = int(12 * figure.get_figwidth())  # characters that fit on a line
     columns = max(min(width // (max(map(len, labels), default=0) + 8), len(labels), 3), 1)
@@ -74,9 +74,9 @@ def legend(figure: Figure, axis: Axes) -> None:
 
 
 def plain_ticks(axis: Axes) -> None:
-    """Writes 0.2, not 2e-01, at the ticks of a log axis, at as many as there is room for."""
+    """Labels ticks of a log axis as 0.2, not 2e-01, and only as many ticks as have room."""
     low, high = axis.get_ylim()
-    most = {2: "123456789", 30: "12346", 500: "13"}  # first digits, up to a span of the axis
+    most = {2: "123456789", 30: "12346", 500: "13"}  # first digits by the span of the axis
     labelled = next((digits for span, digits in most.items() if high / low < span), "1")
 
     def text(value: float, position: float | int | None) -> str:

@@ -1,4 +1,4 @@
-"""What the command lines of the analysis and the experiments share."""
+"""Helpers that the command lines share: the parser, and errors as an exit status."""
 
 import argparse
 import signal
@@ -9,11 +9,11 @@ from rezero_jax.errors import UserError
 
 
 def parser(
-    module: str, description: str | None, epilog: str | None = None
+    program: str, description: str | None, epilog: str | None = None
 ) -> argparse.ArgumentParser:
-    """The parser of `python -m module`, which shows its docstring and epilog as they stand."""
+    """The parser of a program, whose help shows description and epilog without reformatting."""
     return argparse.ArgumentParser(
-        prog=f"python -m {module}",
+        prog=program,
         description=description,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -22,19 +22,22 @@ def parser(
 
 
 def exit_status(name: str, work: Callable[[], None]) -> int:
-    """Does the work of the command `name`; returns 0, or 2 after printing a user's mistake."""
+    """Does the work of the command `name` and returns its exit status.
+
+    The status is 0; after a `UserError`, which is printed, the error's; after Ctrl-C, 130.
+    """
     try:
         work()
     except UserError as error:
         print(f"{name}: {error}", file=sys.stderr)
-        return 2
+        return error.status
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     return 0
 
 
 def workdir(text: str) -> str:
-    """The type of an argument that names a run folder."""
+    """The argparse type of a run folder."""
     if not text:
         raise argparse.ArgumentTypeError("is empty (an unset variable?); name the run's folder")
     return text
