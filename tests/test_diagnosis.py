@@ -104,6 +104,7 @@ def files(folder):
 def test_the_command_prints_the_page_and_writes_the_picture_alone(copy_of, capsys):
     run = copy_of("mlp", STEPS)
     before = files(run)
+    capsys.readouterr()
     assert analysis.main([str(run)]) == 0
     out, err = capsys.readouterr()
     assert err == ""
