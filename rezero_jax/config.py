@@ -171,7 +171,7 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
 
     Raises:
       UserError: the file is missing or fails, a key is unknown (the sentence names the closest), or
-        a value has another type, is not finite or does not fit int32.
+        a value has another type, is not finite or too large for JAX's default dtypes.
     """
     path, _, arg = spec.partition(":")
     if Path(path).is_dir():

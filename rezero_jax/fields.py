@@ -2,7 +2,6 @@
 
 import ast
 import functools
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,7 +16,8 @@ LENGTHS = {
     "train": ("steps", "epochs", "examples"),
     "eval": ("every_steps", "every_epochs", "every_examples"),
 }
-LARGEST = 2**31 - 1  # JAX's default integers are int32
+LARGEST = 2**31 - 1  # of int32
+LARGEST_FLOAT = 3.4e38  # of float32, rounded down
 
 
 def flatten(tree: dict[str, Any]) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def check_numbers(config: ConfigDict) -> None:
-    """Checks that every number of a config is finite and that integers fit int32.
+    """Checks that every number of a config is finite and fits JAX's default dtypes.
 
     Other bounds are checked where the field is used. The seed may be larger, see data.Order.
 
@@ -47,10 +47,9 @@ def check_numbers(config: ConfigDict) -> None:
         for number in jax.tree.leaves(value):
             if isinstance(value, tuple) and not isinstance(number, int | float):
                 raise UserError(f"{key}={value} contains {number!r}; give numbers alone")
-            if isinstance(number, float) and not math.isfinite(number):
-                raise UserError(f"{key}={number} is not finite; give a finite number")
-            if isinstance(number, int) and abs(number) > LARGEST and key != "seed":
-                raise UserError(f"{key}={number} is too large; give at most {LARGEST}")
+            most = LARGEST if isinstance(number, int) else LARGEST_FLOAT
+            if isinstance(number, int | float) and not abs(number) <= most and key != "seed":
+                raise UserError(f"{key}={number} is not finite or too large; give at most {most}")
 
 
 def override(config: ConfigDict, texts: Iterable[str]) -> None:
