@@ -1,4 +1,4 @@
-"""L equal blocks as one module: parameters stacked on a leading layer axis and run by a scan.
+"""Equal blocks as one module: parameters stacked on a leading layer axis and run by a scan.
 
 One compiled block serves every layer, so the time to compile does not grow with depth.
 """
@@ -19,7 +19,7 @@ from rezero_jax.residual import Constant
 LayerState = tuple[nnx.State, nnx.State, Array | None]  # parameters, other arrays, random key
 Layer = Callable[[Array, LayerState], tuple[Array, nnx.State]]
 
-CHANGES = nnx.Not(nnx.Any(nnx.Param, Constant))  # what calling a block may change
+CHANGES = nnx.Not(nnx.Any(nnx.Param, Constant))  # variables that a call of a block may change
 
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
     "none": None,
@@ -33,17 +33,18 @@ class Stack(nnx.Module):
 
     Args:
       make_block: `make_block(rngs)` returns a block, a module that maps x to the same shape. A
-        parameter that a block uses in several places stays one parameter in every layer.
+        parameter that a block uses twice remains one parameter in every layer.
       depth: number of blocks, at least 1.
-      numbered: True calls `make_block(rngs, layer)` with the block's number, int32 (), 1 .. depth,
-        which its initial values and variables may depend on.
+      numbered: whether to call `make_block(rngs, layer)` with the block's number, int32 (),
+        1 .. depth, on which its initial values and variables may depend.
       scan: True stacks the blocks' parameters on a leading axis of size `depth` and scans over it;
         False keeps a list of blocks, which compiles `depth` times the code but lets the compiler
-        see all of it. Both start from the same parameters for the same `rngs`.
-      remat: what the backward pass recomputes: "none" nothing; "full" each block from its input;
-        "dots" all but the matrix products.
-      unroll: on an accelerator, most blocks in an iteration of the scan. Where a block takes only
-        microseconds, so does each slice of the stacks; the slices of one iteration are one.
+        optimise across blocks. Both start from the same parameters for the same `rngs`.
+      remat: what the backward pass rematerialises: "none"; "full", each block from its input; or
+        "dots", everything except matrix products.
+      unroll: most blocks in one iteration of the scan, on an accelerator. Slicing the stacks costs
+        as much time as a small block; one iteration slices once for all of its blocks.
+      rngs: source of the initial parameters.
 
     Raises:
       UserError: depth below 1, or an unknown remat policy.
@@ -74,7 +75,7 @@ class Stack(nnx.Module):
             graphdefs.append(graphdef)
             return state
 
-        # One block after another: a vmap would hold the random bits of all layers at once.
+        # Initialise one layer at a time; vmap would materialise every layer's random bits.
         numbers = (jnp.arange(1, depth + 1),) if numbered else ()
         states = jax.lax.map(make_state, (rngs.split(depth), *numbers))
         blocks = nnx.merge(graphdefs[0], states)
@@ -84,8 +85,8 @@ class Stack(nnx.Module):
         """Applies the blocks in order to x.
 
         Args:
-          *args, **kwargs: passed on to every block.
-          rngs: if given, every block gets `rngs=` of its own, drawn from the stream "dropout".
+          *args, **kwargs: arguments for every block.
+          rngs: if given, every block gets its own `rngs=`, drawn from the stream "dropout".
         """
         keys = None if rngs is None else jax.random.split(rngs.dropout(), self.depth)
         if isinstance(self.blocks, nnx.List):
@@ -102,21 +103,21 @@ class Stack(nnx.Module):
     def _unroll(self) -> int:
         if devices.target().platform == "cpu":
             return 1
-        # A divisor: what remains over would be cut from the stacks and joined to them again.
+        # A divisor of the depth: remaining layers would be split from the stacks and joined again.
         return max(n for n in range(1, self.unroll + 1) if self.depth % n == 0)
 
     def layers(self) -> list[Any]:
-        """The blocks one by one; of a scanned stack, copies with their slices of the arrays."""
+        """The blocks as a list; for a scanned stack, copies with slices of the arrays."""
         blocks = self.blocks
         return list(blocks if isinstance(blocks, nnx.List) else _unstack(blocks, self.depth))
 
     def _functional(
         self, block: nnx.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Layer, tuple[nnx.State, nnx.State]]:
-        """The block as a function of x and its arrays, and those arrays.
+        """The block as a function of x and the block's arrays, and these arrays.
 
-        The function returns what the block updates (running statistics): neither a scan nor a
-        rematerialised function may write to the module.
+        The function returns the variables that the block updates (running statistics), because
+        neither a scan nor a rematerialised function may write to the module.
         """
         graphdef, params, rest = split_params(block)
 
@@ -147,7 +148,7 @@ def _shard_batch(x: Array) -> Array:
 
 
 def unstacked(stack: Stack) -> Stack:
-    """A copy of a scanned stack whose blocks stand in a list and run one by one."""
+    """A copy of a scanned stack whose blocks are a list and run one after another."""
     twin = nnx.clone(stack)
     twin.blocks = _unstack(twin.blocks, stack.depth)
     return twin
@@ -163,13 +164,13 @@ def stacked(stack: Stack) -> Stack:
 
 
 def split_params(module: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    """A module as its structure, its parameters, and everything else that is an array."""
+    """A module as its structure, its parameters, and its other arrays."""
     graphdef, params, *rest = nnx.split(module, nnx.Param, ...)
     return graphdef, params, rest[0]
 
 
 def _unstack(blocks: nnx.Module, depth: int) -> nnx.List:
-    # Not a map over the module: a parameter in two places would become two.
+    # Split first: a map over the module would copy a parameter that has two places.
     graphdef, state = nnx.split(blocks)
     layers = [jax.tree.map(lambda leaf, i=i: leaf[i], state) for i in range(depth)]
     return nnx.List([nnx.merge(graphdef, layer) for layer in layers])

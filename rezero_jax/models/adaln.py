@@ -8,16 +8,18 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-EPSILON = 1e-6  # of the authors' norm
+from rezero_jax.residual import apply
+
+EPSILON = 1e-6  # as in the authors' norm
 
 
 class AdaLNZero(nnx.Module):
     """Wraps a module or function f as x -> x + g(c) f((1 + s(c)) LN(x) + b(c), ...).
 
     Shift b, scale s and gate g, one per channel, are one linear map of silu(c) that starts at zero,
-    so at initialisation the wrapped layer is the identity to the bit. As with `ReZero`, its own
-    parameters move first: do not zero-initialise f's last layer as well. The norm is float32,
-    without parameters. A DiT block is two of these, around attention and around a feed-forward.
+    so at initialisation the wrapped layer is the identity to the bit. As with `ReZero`, the gate
+    moves first: do not zero-initialise f's last layer as well. The norm is float32, without
+    parameters. A DiT block is two of these modules, around attention and around a feed-forward.
 
     Args:
       f: the branch; its output has the shape of its first argument.
@@ -45,14 +47,9 @@ class AdaLNZero(nnx.Module):
         *args: Any,
         **kwargs: Any,
     ) -> Float[Array, "batch *places features"]:
-        """Returns x after the layer; `args` and `kwargs` are passed on to f."""
+        """Returns x after the layer; `args` and `kwargs` are further arguments of f."""
         modulation = self.modulation(nnx.silu(c)).reshape(len(c), *(1,) * (x.ndim - 2), -1)
         shift, scale, gate = jnp.split(modulation, 3, axis=-1)
         normed = (1 + scale) * self.norm(x.astype(jnp.float32)) + shift
-        fx = self.f(normed.astype(x.dtype), *args, **kwargs)
-        if fx.shape != x.shape:
-            raise ValueError(
-                f"a residual branch must keep the shape of the trunk, but it maps {x.shape} to "
-                f"{fx.shape}"
-            )
+        fx = apply(lambda u: self.f(u, *args, **kwargs), normed.astype(x.dtype), x)
         return x + (gate * fx).astype(x.dtype)

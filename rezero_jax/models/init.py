@@ -1,4 +1,4 @@
-"""Initial distributions that JAX lacks, or compiles slowly for convolutions."""
+"""Initial distributions that JAX lacks or that it compiles slowly for convolutions."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ def uniform(bound: float) -> Initializer:
     def initialise(
         key: Array, shape: Sequence[int], dtype: Any = np.float32, out_sharding: Any = None
     ) -> Array:
-        # A flat draw gives the same numbers and compiles three times faster than one of 4 axes.
+        # A flat draw gives the same numbers and compiles three times faster than one with 4 axes.
         flat = jax.random.uniform(key, (math.prod(shape),), dtype, -bound, bound)
         return flat.reshape(shape, out_sharding=out_sharding)
 
@@ -43,7 +43,7 @@ def times(gain: float, initializer: Initializer) -> Initializer:
 def kaiming_normal(mode: Literal["fan_in", "fan_out"], scale: float = 1.0) -> Initializer:
     """Normal with deviation scale * sqrt(2 / fan), for kernels (..., in, out) (arXiv 1502.01852).
 
-    The fan is the number of inputs (or outputs) times the size of the window.
+    The fan is the number of input (or output) channels times the size of the window.
     """
 
     def initialise(

@@ -16,8 +16,8 @@ from rezero_jax.residual import trunk_dtype
 Images = Float[Array, "batch rows columns channels"]
 
 POOLS = ("token", "mean")
-EPSILON = 1e-6  # of every norm, as in the ViT paper's code and in timm
-POSITION_DEVIATION = 0.02  # of both
+EPSILON = 1e-6  # in every norm, as in the ViT paper's code and in timm
+POSITION_DEVIATION = 0.02  # as in both
 
 
 class ViT(Module):
@@ -34,8 +34,8 @@ class ViT(Module):
       heads: attention heads; divides width.
       num_classes: number of logits.
       in_channels: channels of the images.
-      pool: what the head sees: "token", the class token that then precedes the patches; "mean", the
-        mean over the patches. (timm's global_pool "token"; "avg", without a class token.)
+      pool: the head's input: "token", a class token that precedes the patches, or "mean", the mean
+        over the patches without a class token. (timm's global_pool "token" and "avg".)
       final_norm: whether a norm precedes the head; None is yes for the rules that normalise the
         branch alone, as pre-norm does.
       scan, remat: see `rezero_jax.stack.Stack`.
@@ -43,7 +43,7 @@ class ViT(Module):
       rngs: source of the initial parameters.
 
     Raises:
-      UserError: a size is below 1 or does not divide as it must, or a name is unknown.
+      UserError: a size is below 1 or does not divide, or a name is unknown.
     """
 
     @takes_options("residual")
@@ -111,17 +111,17 @@ class ViT(Module):
         return self.head(self.norm(pooled.astype(jnp.float32)))
 
     def embed(self, images: Images) -> Hidden:
-        """The class token, if there is one, and the patches row by row, with their positions."""
+        """The class token, if any, and the patches row by row, with their positions added."""
         batch, size, patch = images.shape[0], self.image_size, self.patch
         shape = (size, size, self.embedding.in_features // patch**2)
         if images.shape[1:] != shape:
             raise UserError(
                 f"this model takes images (batch, {', '.join(map(str, shape))}), not "
-                f"{images.shape}; resize them, or make the model for theirs"
+                f"{images.shape}; resize them, or make the model for this size"
             )
         side = size // patch
-        cut = images.reshape(batch, side, patch, side, patch, -1).swapaxes(2, 3)
-        x = self.embedding(cut.reshape(batch, side * side, -1))
+        patches = images.reshape(batch, side, patch, side, patch, -1).swapaxes(2, 3)
+        x = self.embedding(patches.reshape(batch, side * side, -1))
         x = x.astype(trunk_dtype(x.dtype))
         if self.token is not None:
             token = jnp.broadcast_to(self.token[...], (batch, 1, x.shape[-1]))

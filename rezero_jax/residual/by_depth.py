@@ -1,4 +1,4 @@
-"""The rules whose multipliers or initial weights depend on the depth of the network."""
+"""Rules whose multipliers or initial weights depend on the depth of the network."""
 
 import math
 from typing import ClassVar
@@ -22,7 +22,7 @@ from rezero_jax.residual.rules import Normed, PreNorm
 class LayerNormScaling(Normed):
     """x' = x + F(LN x / sqrt(l)).
 
-    All branches of layer l have the same l.
+    All branches of layer l have the same factor.
     """
 
     reference = Reference(
@@ -43,8 +43,9 @@ class LayerNormScaling(Normed):
 class DeepNorm(Normed):
     """x' = LN(B^(1/4) x + F(x)).
 
-    With B = 2 L of an encoder or decoder alone and 3 L of a decoder with a memory these are the
-    paper's numbers. Those of an encoder that has a decoder depend on both depths, and are not here.
+    B is the number of branches: 2 L in an encoder or a decoder alone, 3 L in a decoder with a
+    memory, as in the paper. The paper's numbers for an encoder with a decoder depend on both depths
+    and are not implemented.
     """
 
     reference = Reference(
@@ -68,7 +69,8 @@ class DeepNorm(Normed):
 class SubNorm(PreNorm):
     """x' = x + F(LN x), F with a second norm before its last matrix.
 
-    Attention to a memory has none, and starts as usual (torchscale). B is as for `DeepNorm`.
+    Attention to a memory has no second norm and starts as usual (torchscale). B is the number of
+    branches, as for `DeepNorm`.
     """
 
     reference = Reference(
@@ -86,7 +88,7 @@ class SubNorm(PreNorm):
 class _ScaledByDepth(Normed):
     """x' = x + F(LN x) / m^exponent, m = L / L0, and the layers' rate times m^(exponent - 1).
 
-    The exponent is alpha in arXiv 2505.01618. Its rules by width are muP's, and not here.
+    The exponent is alpha in arXiv 2505.01618, whose rules by width (muP) are not implemented.
     """
 
     norms_branch = True
@@ -105,7 +107,7 @@ class _ScaledByDepth(Normed):
 class CompleteP(_ScaledByDepth):
     """x' = x + F(LN x) / m, m = L / L0.
 
-    The reference code divides the epsilon of every parameter, embedding and head too.
+    The reference code divides the epsilon of every parameter, including embedding and head.
     """
 
     reference = Reference(

@@ -1,4 +1,4 @@
-"""The rules whose trunk has several streams: (..., streams, features)."""
+"""Rules whose trunk has several streams: (..., streams, features)."""
 
 from typing import Any
 
@@ -12,13 +12,13 @@ from rezero_jax.residual.rules import PreNorm
 
 
 class StreamWeight(nnx.Param):
-    """A number by which streams are mixed: no weight decay, and a rate relative to the gates'."""
+    """A weight that mixes streams, in the gates' optimizer group; `rate` multiplies their rate."""
 
 
 class X0Scalars(PreNorm):
     """x' = u + F(LN u), u = lambda x + mu x0 in a layer's first branch, else u = x.
 
-    The streams are x and x0, the trunk that enters layer 1, which no layer changes.
+    The streams are x and x0, the trunk before layer 1, which no layer changes.
     """
 
     reference = Reference(
@@ -50,9 +50,9 @@ class X0Scalars(PreNorm):
 class HyperConnections(PreNorm):
     """X' = A_r^T X + beta F(LN A_m^T X), X of 4 streams; (A_m A_r) and beta depend on X.
 
-    (A_m A_r) = S + 0.01 tanh(LN(X) W) with the stream of its number for A_m, the identity for A_r,
-    and beta = b + 0.01 tanh(LN(X) w), where S, W, b, w and both factors 0.01 are learned. All
-    streams start as x, and their sum is what leaves the last layer.
+    (A_m A_r) = S + s tanh(LN(X) W) and beta = b + t tanh(LN(X) w), where S, s, W, b, t and w are
+    learned. At first s = t = 0.01, and S selects one stream for A_m (the branch's number modulo 4)
+    and is the identity for A_r. All streams start as x, and the network ends with their sum.
     """
 
     reference = Reference(
@@ -94,18 +94,18 @@ class HyperConnections(PreNorm):
 
 
 def sinkhorn(logits: Array, steps: int) -> Array:
-    """exp(logits) (..., n, n) after `steps` divisions of columns, then rows, by their sums.
+    """exp(logits) (..., n, n) after `steps` normalisations of the columns, then of the rows.
 
-    Rows sum to 1, and columns nearly so (Sinkhorn and Knopp; arXiv 2512.24880, eq. 9).
+    The rows sum to 1, and the columns nearly (Sinkhorn and Knopp; arXiv 2512.24880, eq. 9).
     """
 
     def step(_: Any, m: Array) -> Array:
         m = m / m.sum(0, keepdims=True)
         return m / m.sum(1, keepdims=True)
 
-    # With the matrices' own axes first, a CPU adds whole vectors: three times faster.
+    # With the matrices' axes first, a CPU adds whole vectors, which is three times faster.
     first = jnp.moveaxis(logits, (-2, -1), (0, 1))
-    # As in maxtext, 1e-6 keeps every row above 0; a softmax divides by the columns' sums.
+    # A softmax over the columns avoids overflow; 1e-6 keeps every row above 0, as in maxtext.
     positive = jax.nn.softmax(first, axis=0) + 1e-6
     return jnp.moveaxis(jax.lax.fori_loop(0, steps, step, positive), (0, 1), (-2, -1))
 
@@ -113,10 +113,10 @@ def sinkhorn(logits: Array, steps: int) -> Array:
 class ManifoldHyperConnections(PreNorm):
     """X' = H_res X + H_post^T F(LN H_pre X), X of 4 streams; H_res is doubly stochastic.
 
-    All three depend on X. With (P, O, R) = a * (RMSNorm(vec X) W) + b, and an a for each of the
-    three, H_pre = sigmoid(P), H_post = 2 sigmoid(O), and H_res is what 20 steps of Sinkhorn and
-    Knopp make of exp(R). The norm's own scale is part of W. Of the initial values the paper tells
-    a's alone; the others are maxtext's. (Streams that are equal would stay so under W = 0.)
+    All three depend on X: with (P, O, R) = a * (RMSNorm(vec X) W) + b and one a for each of them,
+    H_pre = sigmoid(P), H_post = 2 sigmoid(O), and H_res is exp(R) after 20 steps of Sinkhorn and
+    Knopp. The norm's scale is part of W. The paper states only the initial value of a; the other
+    initial values are maxtext's. (Under W = 0, equal streams would remain equal.)
     """
 
     reference = Reference(
@@ -144,7 +144,7 @@ class ManifoldHyperConnections(PreNorm):
         return (mixed + post[..., None] * fx[..., None, :]).astype(x.dtype)
 
     def maps(self, x: Array) -> tuple[Array, Array, Array]:
-        """H_pre (..., n), H_post (..., n) and H_res (..., n, n) of a trunk, all float32."""
+        """H_pre (..., n), H_post (..., n) and H_res (..., n, n) for a trunk, all float32."""
         n, leading = self.streams, x.shape[:-2]
         flat = x.reshape(*leading, -1).astype(jnp.float32)
         flat = flat * jax.lax.rsqrt(jnp.mean(flat * flat, axis=-1, keepdims=True) + 1e-5)

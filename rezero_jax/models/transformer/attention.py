@@ -19,16 +19,16 @@ Hidden = Float[Array, "batch length width"]
 Heads = Float[Array, "batch length heads size"]
 Mask = Bool[Array, "#batch #heads #queries keys"]
 KeyMask = Bool[Array, "batch keys"]
-# Keys and values of the positions so far, of one layer or of all that a scan stacks.
+# Keys and values of the positions so far, of one layer or of all layers of a scan.
 CachedHeads = Float[Array, "layers batch places kv_heads size"]
 Cache = tuple[CachedHeads, CachedHeads]
 
 # Causal attention is computed in blocks of queries.
 BLOCK = 64  # least number of queries in a block
-BLOCKS = 8  # most blocks in a sequence on a CPU: each is compiled
-FEW_BLOCKS = 2  # on an accelerator, to which more of them give no more (docs/accelerators.md)
+BLOCKS = 8  # most blocks in a sequence on a CPU; each block is compiled
+FEW_BLOCKS = 2  # most blocks on an accelerator: more are not faster (docs/accelerators.md)
 
-# NVIDIA's names for what came before Ampere (compute capability 8.0).
+# NVIDIA's names of GPUs older than Ampere (compute capability 8.0).
 BEFORE_AMPERE = re.compile(r"Tesla|Quadro|TITAN|GTX|MX\d|RTX 20\d\d|\bT\d")
 
 
@@ -99,14 +99,15 @@ class Attention(nnx.Module):
         """Attends from x to `memory`, or to x itself.
 
         Args:
-          mask: True where a query may attend to a key. (PyTorch's masks say the opposite.)
+          memory: the keys and values; None is x.
+          mask: True where a query may attend to a key. (PyTorch's masks mean the opposite.)
           is_causal: whether position i attends to positions 0 .. i only.
           rngs: source of the dropout, in training.
         """
         if memory is None:
             q, k, v = self._project(x, 0, None)
         else:
-            queries = self.qkv.shape[2] - 2  # heads of queries to one of keys
+            queries = self.qkv.shape[2] - 2  # heads of queries for each head of keys
             (q,) = self._project(x, 0, queries)
             k, v = self._project(memory, queries, None)
         if self.rotary:
@@ -124,10 +125,9 @@ class Attention(nnx.Module):
     def decode(
         self, x: Hidden, cache: Cache, layer: int | Array, positions: Int[Array, "batch length"]
     ) -> tuple[Hidden, Cache]:
-        """Causal self-attention of x at `positions` to what the cache holds up to each of them.
+        """Causal self-attention of x at `positions`, with the earlier positions in the cache.
 
-        Returns the output, and the cache with the keys and values of x written to `positions` of
-        this `layer`.
+        Returns the output, and the cache with the keys and values of x at `positions` of `layer`.
         """
         q, k, v = self._project(x, 0, None)
         if self.rotary:
@@ -141,24 +141,29 @@ class Attention(nnx.Module):
         return self._join(out), (keys, values)
 
     def _project(self, x: Hidden, first: int, last: int | None) -> list[Heads]:
-        """Queries, keys and values of x, or those of them that the slots first .. last hold."""
+        """Projections of x by the slots first .. last: queries, then keys, then values."""
         kernel = self.qkv[...][:, :, first:last].astype(self.dtype)
         y = jnp.einsum("btw,wkjs->btkjs", x.astype(self.dtype), kernel)
         if self.qkv_bias is not None:
             y = y + self.qkv_bias[...][None, None, :, first:last].astype(self.dtype)
-        parts = []
+        projections = []
         if first == 0:
-            parts.append(y[:, :, :, : self.qkv.shape[2] - 2].reshape(*y.shape[:2], -1, self.size))
+            queries = y[:, :, :, : self.qkv.shape[2] - 2]
+            projections.append(queries.reshape(*y.shape[:2], -1, self.size))
         if last is None:
-            parts += [y[:, :, :, -2], y[:, :, :, -1]]
-        return parts
+            projections += [y[:, :, :, -2], y[:, :, :, -1]]
+        return projections
 
     def _join(self, heads: Heads) -> Hidden:
         return self.out(self.norm(heads.reshape(*heads.shape[:2], -1)))
 
 
 def combine_masks(mask: Array | None, key_mask: KeyMask | None) -> Mask | None:
-    """A layer's two masks as one, (batch, heads, queries, keys) with axes of size 1."""
+    """A layer's two masks as one mask (batch, heads, queries, keys) with axes of size 1.
+
+    Raises:
+      UserError: a mask is not bool.
+    """
     for given in (mask, key_mask):
         if given is not None and given.dtype != bool:
             raise UserError(f"a mask is bool, not {given.dtype}; give True where to attend")
@@ -181,17 +186,22 @@ def attend(
     drop: Callable[[Array], Array] | None = None,
     plain: bool = False,
 ) -> Float[Array, "batch queries heads size"]:
-    """softmax(q k / sqrt(size)) v, with a float32 softmax; `drop` is applied to its result.
+    """softmax(q k / sqrt(size)) v, with a float32 softmax.
 
-    On a GPU that can, it is cuDNN's flash attention; on a TPU, without a mask and for long
-    sequences, splash attention. Elsewhere causal attention is cut into blocks of queries, none of
-    which looks at the keys beyond it; on a CPU only without `drop`. If `plain`, every query meets
-    every key, and no kernel replaces the products.
+    GPUs from Ampere on run cuDNN's flash attention, and TPUs splash attention for long sequences
+    without a mask. Otherwise causal attention is computed in blocks of queries, each with the keys
+    up to its end.
+
+    Args:
+      mask: True where a query may attend to a key.
+      is_causal: whether position i attends to positions 0 .. i only.
+      drop: dropout, applied to the softmax. With it there are no kernels, and on a CPU no blocks.
+      plain: whether every query meets every key, without kernels and blocks.
     """
     target = devices.target()
     length = q.shape[1]
     if drop is None and mask is None and target.platform == "tpu" and not plain:
-        from rezero_jax.models.transformer import splash  # which takes a while
+        from rezero_jax.models.transformer import splash  # a slow import
 
         if splash.takes(q, k):
             return splash.splash(q, k, v, is_causal=is_causal)
@@ -201,7 +211,7 @@ def attend(
     if square and not (cudnn or whole):
         return _by_blocks(q, k, v, drop)
     if drop is None:
-        if cudnn and mask is not None:  # it takes no axes of size 1
+        if cudnn and mask is not None:  # cuDNN takes no axes of size 1
             mask = jnp.broadcast_to(mask, (q.shape[0], q.shape[2], length, k.shape[1]))
         return jax.nn.dot_product_attention(
             q, k, v, mask=mask, is_causal=is_causal, implementation="cudnn" if cudnn else None
@@ -213,7 +223,7 @@ def attend(
 
 
 def _by_blocks(q: Array, k: Array, v: Array, drop: Callable[[Array], Array] | None) -> Array:
-    """Causal attention of blocks of queries, none of which looks at the keys beyond it."""
+    """Causal attention in blocks of queries, each with the keys up to its end."""
     length = q.shape[1]
     block = max(BLOCK, -(-length // (BLOCKS if devices.target().platform == "cpu" else FEW_BLOCKS)))
     stops = [min(start + block, length) for start in range(0, length, block)]
@@ -233,6 +243,7 @@ def _by_blocks(q: Array, k: Array, v: Array, drop: Callable[[Array], Array] | No
 def _attend(
     q: Array, k: Array, v: Array, mask: Array | None, drop: Callable[[Array], Array] | None
 ) -> Array:
+    """`attend` by plain products; the mask is also (queries, keys)."""
     batch, length, heads, size = q.shape
     kv_heads = k.shape[2]
     grouped = (q * size**-0.5).reshape(batch, length, kv_heads, heads // kv_heads, size)
@@ -253,7 +264,7 @@ def _attend(
 
 def _cudnn_takes(target: devices.Target, q: Array, k: Array) -> bool:
     """Whether cuDNN's kernels take these arrays; JAX's own default never chooses them."""
-    nvidia = target.platform == "gpu" and target.kind.startswith("NVIDIA")  # and not ROCm's
+    nvidia = target.platform == "gpu" and target.kind.startswith("NVIDIA")  # not ROCm
     ampere = nvidia and not BEFORE_AMPERE.search(target.kind)
     half = q.dtype in (jnp.bfloat16, jnp.float16)
     even = q.shape[1] % 2 == k.shape[1] % 2 == 0  # training refuses odd lengths
@@ -261,11 +272,11 @@ def _cudnn_takes(target: devices.Target, q: Array, k: Array) -> bool:
 
 
 def rotate(heads: Heads, positions: Int[Array, "#batch length"]) -> Heads:
-    """Turns each pair (i, i + size / 2) of a head by position * 10000^(-2 i / size)."""
+    """Rotates each pair (i, i + size / 2) of a head by position * 10000^(-2 i / size)."""
     half = heads.shape[-1] // 2
     frequency = 10_000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angle = positions[:, :, None, None].astype(jnp.float32) * frequency[None, None, None]
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     a, b = heads[..., :half].astype(jnp.float32), heads[..., half:].astype(jnp.float32)
-    turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-    return turned.astype(heads.dtype)
+    rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    return rotated.astype(heads.dtype)

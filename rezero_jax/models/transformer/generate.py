@@ -1,4 +1,4 @@
-"""Generation: prompts continued token by token, with a cache of keys and values, under one jit."""
+"""Generation: continues prompts token by token, with a cache of keys and values, in one jit."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from rezero_jax.models.transformer.attention import Cache, Hidden
 
 Prompts = Sequence[Sequence[int]] | Array | np.ndarray
 
-LENGTH_MULTIPLE = 32  # prompts and caches are padded to it, so that few lengths are compiled
+LENGTH_MULTIPLE = 32  # prompts and caches are padded to a multiple: few lengths are compiled
 
 
 @runtime_checkable
 class LanguageModel(Protocol):
-    """What generation needs of a model; see `rezero_jax.models.transformer.model.Transformer`."""
+    """The methods of a model that generation calls; see `Transformer`."""
 
     vocab_size: int
     max_len: int
@@ -87,12 +87,12 @@ class Sampling(NamedTuple):
 
 
 class DecodingCarry(NamedTuple):
-    """What one step of decoding hands to the next.
+    """State of decoding between two tokens.
 
     Attributes:
       cache: keys and values of the tokens so far.
-      logits: of the next token.
-      position: of the next token.
+      logits: logits of the next token.
+      position: position of the next token.
       done: whether the stop token was picked.
       key: random key of each sequence.
     """
@@ -235,7 +235,7 @@ def _round_up(length: int) -> int:
 def _prefill(
     model: LanguageModel, tokens: Array, lengths: Array, keys: Array, cache_length: int
 ) -> DecodingCarry:
-    """Reads the prompts. Padding is cached too, and overwritten before a query may attend to it."""
+    """Reads the prompts. Padding is cached, and overwritten before a query may attend to it."""
     batch, length = tokens.shape
     positions = jnp.broadcast_to(jnp.arange(length)[None], tokens.shape)
     hidden, cache = model.decode(tokens, model.init_cache(batch, cache_length), positions)
@@ -246,7 +246,7 @@ def _prefill(
 def _continue(
     model: LanguageModel, carry: DecodingCarry, sampling: Sampling, count: int, filtered: bool
 ) -> tuple[DecodingCarry, Array]:
-    """Up to `count` more tokens, (batch, count); the stop token fills up where there are fewer."""
+    """Up to `count` more tokens (batch, count); the stop token fills the rest of a row."""
     batch = carry.position.shape[0]
     tokens = jnp.full((batch, count), jnp.maximum(sampling.stop_token, 0), jnp.int32)
 
@@ -279,7 +279,7 @@ def pick(
         rank = jnp.arange(logits.shape[-1])[None]
         stays = rank < sampling.top_k
         probability = jax.nn.softmax(jnp.where(stays, descending, -jnp.inf))
-        # A token stays if those before it do not reach top_p yet: the likeliest one always does.
+        # A token stays if the tokens before it do not reach top_p: the likeliest always stays.
         stays &= jnp.cumsum(probability, axis=-1) - probability < sampling.top_p
         least = jnp.where(stays, descending, jnp.inf).min(axis=-1, keepdims=True)
         scaled = jnp.where(scaled >= least, scaled, -jnp.inf)

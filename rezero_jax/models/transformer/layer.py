@@ -34,9 +34,8 @@ from rezero_jax.stack import Stack
 
 Trunk = Float[Array, "batch length *streams width"]
 
-# Stacks of at most this many layers are unrolled on accelerators: they need not write what each
-# layer keeps for the backward pass into stacks, and sum gradients over devices once. Unrolling
-# takes longer to compile.
+# Accelerators unroll stacks of at most this many layers. An unrolled stack does not copy each
+# layer's residuals and sums gradients over devices once, but takes longer to compile.
 UNROLLED = 16
 
 
@@ -62,24 +61,23 @@ class FeedForward(nnx.Module):
     ):
         self.activation = config.activation
         hidden = config.feedforward or 4 * width
+        linear = partial(nnx.Linear, use_bias=config.bias, dtype=config.dtype, rngs=rngs)
+        kernel_init = init.times(gain, init.xavier_uniform(width, hidden))
         # The hidden layer is sharded along the mesh axis `model`.
-        by_outputs, by_inputs = {"model_axis": -1}, {"model_axis": -2}
-        self.up, self.down = (
-            nnx.Linear(
-                fan_in,
-                fan_out,
-                use_bias=config.bias,
-                kernel_init=init.times(gain, init.xavier_uniform(fan_in, fan_out)),
-                bias_init=init.torch_uniform(fan_in),
-                kernel_metadata=kernel_metadata,
-                bias_metadata=bias_metadata,
-                dtype=config.dtype,
-                rngs=rngs,
-            )
-            for fan_in, fan_out, kernel_metadata, bias_metadata in (
-                (width, hidden, by_outputs, by_outputs),
-                (hidden, width, by_inputs, {}),
-            )
+        self.up = linear(
+            width,
+            hidden,
+            kernel_init=kernel_init,
+            bias_init=init.torch_uniform(width),
+            kernel_metadata={"model_axis": -1},
+            bias_metadata={"model_axis": -1},
+        )
+        self.down = linear(
+            hidden,
+            width,
+            kernel_init=kernel_init,
+            bias_init=init.torch_uniform(hidden),
+            kernel_metadata={"model_axis": -2},
         )
         self.dropout = Dropout(config.dropout)
         self.norm = config.make_norm(hidden, rngs=rngs) if inner_norm else nnx.identity
@@ -126,18 +124,12 @@ class TransformerLayer(Module):
         if place is not None:
             place = replace(place, sublayers=sublayers)
         gain, inner_norm = kind.branch_gain(place), kind.has_inner_norm
-        self.attention = Attention(
-            width, heads, config, gain=gain, inner_norm=inner_norm, rngs=rngs
-        )
+        attention = partial(Attention, width, heads, rngs=rngs)
+        self.attention = attention(config, gain=gain, inner_norm=inner_norm)
         if self.has_memory:
             # Sub-LN leaves attention to a memory as it is (torchscale).
-            self.cross_attention = Attention(
-                width,
-                heads,
-                replace(config, rotary=False),
-                gain=1.0 if inner_norm else gain,
-                rngs=rngs,
-            )
+            cross_gain = 1.0 if inner_norm else gain
+            self.cross_attention = attention(replace(config, rotary=False), gain=cross_gain)
         self.feedforward = FeedForward(width, config, gain=gain, inner_norm=inner_norm, rngs=rngs)
         self.dropout = Dropout(config.dropout)
         one_gate = kind.shares_gate and config.alpha_per == "layer"
@@ -151,12 +143,12 @@ class TransformerLayer(Module):
         self.rules = nnx.List(rules)
 
     def join(self, sublayer: int, x: Trunk, f: Branch, rngs: nnx.Rngs | None) -> Trunk:
-        """x with the branch f, dropped out in training, joined to it by the sublayer's rule."""
+        """Joins the branch f, with dropout in training, to the trunk x by the sublayer's rule."""
         rule = self.rules[sublayer % len(self.rules)]
         return rule(x, lambda u: self.dropout(f(u), rngs=rngs))
 
     def check(self, x: Trunk, rngs: nnx.Rngs | None) -> None:
-        """Raises the UserError of an invalid call."""
+        """Raises a UserError if x has another shape or dropout lacks its random numbers."""
         if self.dropout.rate > 0 and not self.dropout.deterministic and rngs is None:
             raise UserError(
                 "dropout in training needs rngs=nnx.Rngs(dropout=key); give it in the call, or "
@@ -189,7 +181,7 @@ class EncoderLayer(TransformerLayer):
 
         Args:
           mask: bool (queries, keys), (batch, queries, keys) or (batch, heads, queries, keys), True
-            where a query may attend to a key. PyTorch's masks say the opposite: give `~mask`.
+            where a query may attend to a key. PyTorch's masks mean the opposite: give `~mask`.
           key_mask: bool (batch, keys), False at padding.
           is_causal: whether position i attends to positions 0 .. i only.
           rngs: source of the dropout, in training.
@@ -206,7 +198,7 @@ class EncoderLayer(TransformerLayer):
     def decode(
         self, x: Trunk, cache: Cache, layer: int | Array, positions: Int[Array, "batch length"]
     ) -> tuple[Trunk, Cache]:
-        """The layer for inference, causal, the earlier positions in `cache`; see Attention."""
+        """The layer for causal inference, with earlier positions in `cache`; see `Attention`."""
 
         def attention(u: Hidden) -> Hidden:
             nonlocal cache
@@ -251,10 +243,7 @@ class DecoderLayer(TransformerLayer):
 
 
 class LayerStack(Module):
-    """`depth` equal layers, and optionally a final norm, as pre-norm stacks have it.
-
-    Made by `Encoder` and `Decoder`. Called like one layer.
-    """
+    """`depth` equal layers and an optional final norm; called like one layer."""
 
     layer: type[EncoderLayer] | type[DecoderLayer]
 
@@ -274,8 +263,7 @@ class LayerStack(Module):
         """Makes the stack.
 
         Args:
-          width: size of the last axis of x.
-          heads: number of attention heads; divides width.
+          width, heads: see `TransformerLayer`.
           depth: number of layers.
           final_norm: whether a norm follows the last layer; ReZero needs none.
           scan, remat: see `rezero_jax.stack.Stack`.
@@ -311,7 +299,7 @@ class Encoder(LayerStack):
     layer = EncoderLayer
 
     def init_cache(self, batch_size: int, length: int) -> list[Cache]:
-        """Empty caches of `length` positions: one for all scanned layers, else one for each."""
+        """Empty caches of `length` positions: one for all layers if scanned, else one for each."""
         blocks: Any = self.layers.blocks
         if isinstance(blocks, nnx.List):
             return [block.attention.init_cache(1, batch_size, length) for block in blocks]
@@ -320,22 +308,20 @@ class Encoder(LayerStack):
     def decode(
         self, x: Hidden, caches: list[Cache], positions: Int[Array, "batch length"]
     ) -> tuple[Hidden, list[Cache]]:
-        """All layers for inference, causal; see `EncoderLayer.decode`."""
+        """All layers for causal inference; see `EncoderLayer.decode`."""
         blocks: Any = self.layers.blocks
-        x = self.rule.enter(x)
+        x, caches = self.rule.enter(x), list(caches)
         if isinstance(blocks, nnx.List):
-            updated = []
-            for block, cache in zip(blocks, caches, strict=True):
-                x, cache = block.decode(x, cache, 0, positions)
-                updated.append(cache)
-            return self.norm(self.rule.leave(x)), updated
-        # The cache is carried and not scanned over: each layer writes into it in place.
-        (x, cache), _ = jax.lax.scan(
-            lambda carry, layer: (layer[0].decode(*carry, layer[1], positions), None),
-            (x, caches[0]),
-            (blocks, jnp.arange(self.layers.depth)),
-        )
-        return self.norm(self.rule.leave(x)), [cache]
+            for i, block in enumerate(blocks):
+                x, caches[i] = block.decode(x, caches[i], 0, positions)
+        else:
+            # The cache is a carry, which each layer updates in place, and not an input of the scan.
+            (x, caches[0]), _ = jax.lax.scan(
+                lambda carry, layer: (layer[0].decode(*carry, layer[1], positions), None),
+                (x, caches[0]),
+                (blocks, jnp.arange(self.layers.depth)),
+            )
+        return self.norm(self.rule.leave(x)), caches
 
 
 class Decoder(LayerStack):

@@ -25,7 +25,7 @@ Tokens = Int[Array, "batch length"]
 
 POSITIONS = ("sinusoidal", "learned", "rotary")
 EMBEDDING_BOUND = 0.1  # of the authors' notebook
-LOGITS_AT_ONCE = 2**24  # most float32 logits that a loss holds at a time (64 MB)
+LOGITS_AT_ONCE = 2**24  # most float32 logits in memory at a time in a loss (64 MB)
 UNROLLED_DECODING = 16  # deepest scanned trunk that generation unrolls
 
 
@@ -40,7 +40,7 @@ class Transformer(Module):
       width: size of the trunk.
       depth: number of layers.
       heads: attention heads; divides width.
-      max_len: longest sequence.
+      max_len: length of the longest sequence.
       positions: "sinusoidal" (arXiv 1706.03762) or "learned" vectors added to the embedding, or
         "rotary", which sets the option of that name.
       tied: whether the head's weights are the embedding's.
@@ -101,27 +101,27 @@ class Transformer(Module):
     def __call__(
         self, tokens: Tokens, *, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "batch length vocab"]:
-        """Returns float32 logits: those at i are for token i + 1, and see tokens 0 .. i.
+        """Returns float32 logits: position i predicts token i + 1 from tokens 0 .. i.
 
         Args:
-          tokens: integers in 0 .. vocab_size - 1, at most max_len in a row.
+          tokens: integers in 0 .. vocab_size - 1, of length at most max_len.
           rngs: source of the dropout, in training.
 
         Raises:
-          UserError: tokens are of another kind or shape, or dropout lacks its `rngs`.
+          UserError: the tokens are invalid (see `check`), or dropout lacks its `rngs`.
         """
         return self.logits(self.hidden(tokens, rngs=rngs))
 
     def hidden(self, tokens: Tokens, *, rngs: nnx.Rngs | None = None) -> Hidden:
-        """What the head is applied to."""
+        """The trunk after the last layer (and final norm), which is the head's input."""
         self.check(tokens)
         x = self._embed(tokens, jnp.arange(tokens.shape[1])[None])
-        if rngs is not None:  # else the first layer says whether dropout lacks them
+        if rngs is not None:  # without them, the first layer raises an error if dropout needs them
             x = self.dropout(x, rngs=rngs)
         return self.trunk(x, is_causal=True, rngs=rngs)
 
     def logits(self, hidden: Float[Array, "*batch width"]) -> Float[Array, "*batch vocab"]:
-        """The head, float32."""
+        """The head: float32 logits of hidden vectors."""
         kernel = self.embedding[...].T if self.head is None else self.head[...]
         logits = jnp.matmul(
             hidden.astype(self.dtype),
@@ -135,26 +135,27 @@ class Transformer(Module):
     def losses(
         self, tokens: Tokens, targets: Tokens, *, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "batch length"]:
-        """Cross entropy (nats) of each target given the tokens up to its place.
+        """Cross entropy (nats) of each target given the tokens up to its position.
 
-        Where the logits of all places would be large they are computed for some places at a time,
-        and again in the backward pass, so that they never exist as a whole.
+        If all logits would be large, they are computed in chunks of the length and rematerialised
+        in the backward pass, so that never more than LOGITS_AT_ONCE are in memory.
         """
         hidden = self.hidden(tokens, rngs=rngs)
 
-        def part(xs: tuple[Array, Array]) -> Array:
+        def loss(xs: tuple[Array, Array]) -> Array:
             return optax.softmax_cross_entropy_with_integer_labels(self.logits(xs[0]), xs[1])
 
         length = tokens.shape[1]
-        parts = 1 if self.plain else _parts(length, tokens.size * self.vocab_size)
-        if parts == 1:
-            return part((hidden, targets))
-        # Cut along the length: the batch stays shared among the devices as it is.
-        cut = [
-            x.reshape(x.shape[0], parts, length // parts, *x.shape[2:]).swapaxes(0, 1)
+        chunks = 1 if self.plain else _chunks(length, tokens.size * self.vocab_size)
+        if chunks == 1:
+            return loss((hidden, targets))
+        # The length is chunked and not the batch, which may be sharded among devices.
+        hidden_chunks, target_chunks = (
+            x.reshape(x.shape[0], chunks, length // chunks, *x.shape[2:]).swapaxes(0, 1)
             for x in (hidden, targets)
-        ]
-        return jax.lax.map(jax.checkpoint(part), tuple(cut)).swapaxes(0, 1).reshape(tokens.shape)
+        )
+        losses = jax.lax.map(jax.checkpoint(loss), (hidden_chunks, target_chunks))
+        return losses.swapaxes(0, 1).reshape(tokens.shape)
 
     def init_cache(self, batch_size: int, length: int | None = None) -> list[Cache]:
         """Empty keys and values of `length` positions (by default max_len) for `decode`."""
@@ -163,20 +164,20 @@ class Transformer(Module):
     def decode(
         self, tokens: Tokens, cache: list[Cache], positions: Int[Array, "batch length"]
     ) -> tuple[Hidden, list[Cache]]:
-        """What the head is applied to for tokens at `positions`, given the earlier ones in `cache`.
+        """The head's input for tokens at `positions`, given the earlier tokens in `cache`.
 
-        For inference. Returns it with the cache that holds these tokens too; what the cache holds
-        at later positions does not count. Positions must lie within the cache and below max_len.
+        For inference. Also returns the cache with these tokens; later positions of the cache are
+        ignored. Positions must be within the cache and below max_len.
         """
         return self.trunk.decode(self._embed(tokens, positions), cache, positions)
 
     generate = generate
 
     def for_decoding(self) -> "Transformer":
-        """A copy in evaluation mode that decodes as fast as it can.
+        """A copy in evaluation mode that decodes fast.
 
-        A scan copies each layer's weights for every token, so a scanned trunk is unrolled where it
-        is not so deep that compiling would take long.
+        A scan copies each layer's weights for every token, so a scanned trunk is unrolled if it has
+        at most UNROLLED_DECODING layers; deeper trunks would compile for long.
         """
         model = nnx.clone(self)
         model.eval()
@@ -188,7 +189,7 @@ class Transformer(Module):
     def check(self, tokens: Array | np.ndarray) -> None:
         """Raises a UserError for invalid tokens.
 
-        Their values are checked outside jit only; in it, one beyond the vocabulary gives NaN.
+        Values are checked only outside jit; inside, a token beyond the vocabulary gives NaN.
         """
         if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise UserError(
@@ -200,7 +201,7 @@ class Transformer(Module):
                 f"{tokens.shape[1]} tokens are more than max_len={self.max_len}; give fewer, or "
                 "make the model with a larger max_len"
             )
-        if not isinstance(tokens, jax.core.Tracer):  # its values are known
+        if not isinstance(tokens, jax.core.Tracer):
             values = np.asarray(tokens)
             wrong = values[(values < 0) | (values >= self.vocab_size)]
             if wrong.size:
@@ -222,7 +223,7 @@ class Transformer(Module):
 def sinusoids(
     positions: Int[Array, "batch length"], width: int
 ) -> Float[Array, "batch length width"]:
-    """sin and cos of position * 10000^(-2 i / width), in turns (arXiv 1706.03762, section 3.5)."""
+    """Interleaved sin and cos of position * 10000^(-2 i / width) (arXiv 1706.03762, sec. 3.5)."""
     pairs = -(-width // 2)
     frequency = 10_000.0 ** (-2 * jnp.arange(pairs, dtype=jnp.float32) / width)
     angle = positions[..., None].astype(jnp.float32) * frequency[None, None]
@@ -230,11 +231,11 @@ def sinusoids(
     return both.reshape(*positions.shape, -1)[..., :width]
 
 
-def _parts(length: int, logits: int) -> int:
-    """The fewest equal parts of a length that have at most LOGITS_AT_ONCE of all logits each."""
+def _chunks(length: int, logits: int) -> int:
+    """The least number of equal chunks of a length with at most LOGITS_AT_ONCE logits in each."""
     wanted = -(-logits // LOGITS_AT_ONCE)
     return next(
-        parts
-        for parts in range(1, length + 1)
-        if length % parts == 0 and (parts >= wanted or parts == length)
+        chunks
+        for chunks in range(1, length + 1)
+        if length % chunks == 0 and (chunks >= wanted or chunks == length)
     )

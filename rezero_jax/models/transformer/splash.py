@@ -11,18 +11,18 @@ from jaxtyping import Float
 
 from rezero_jax.devices import batch_axes
 
-# From so many keys on the kernels should be faster than the plain form. By the compiler's estimate
-# for v5e (bfloat16, heads of 64 and 128, forward and backward) the plain form takes 50 to 100 ps a
-# score. The kernels have none: their matrix products take 12 ps a score at the chip's best, three
-# quarters of that where causal, and to lay out their arguments 15 ps. So at a third of the chip's
-# best they take half the time of the plain form, and as long as it at 512 keys.
+# Least number of keys at which the kernels should be faster than the plain form. By the compiler's
+# estimate for v5e (bfloat16, heads of 64 and 128, forward and backward) the plain form takes 50 to
+# 100 ps for each score. The kernels write no scores: their matrix products take 12 ps at the chip's
+# peak (9 ps if causal), and laying out their arguments 15 ps. At a third of the peak they take half
+# the time of the plain form, and the same time at 512 keys.
 FROM_LENGTH = 1024
-BLOCK = 512  # most queries, and keys, that a kernel has on the chip at once
-LANES = 128  # what a number of them is a multiple of
+BLOCK = 512  # most queries, and most keys, that a kernel keeps on the chip at once
+LANES = 128  # the numbers of queries and of keys are multiples of this
 
 
 def takes(q: Array, k: Array) -> bool:
-    """Whether the kernels take these queries and keys, and should be the faster form."""
+    """Whether the kernels take these queries and keys and should be faster than the plain form."""
     axes, batch = _mesh_axes()
     return (
         k.shape[1] >= FROM_LENGTH
@@ -40,10 +40,11 @@ def splash(
     is_causal: bool,
     interpret: bool = False,
 ) -> Float[Array, "batch queries heads size"]:
-    """softmax(q k / sqrt(size)) v on each device for its part of the batch and of the heads.
+    """softmax(q k / sqrt(size)) v, on each device for its shard of the batch and of the heads.
 
     Args:
-      interpret: computes what the kernels would, on any platform.
+      is_causal: whether position i attends to positions 0 .. i only.
+      interpret: whether to interpret the kernels, which works on any platform (default: False).
     """
 
     def own(q: Array, k: Array, v: Array) -> Array:
@@ -70,7 +71,7 @@ def splash(
     axes, batch = _mesh_axes()
     if not axes:
         return own(q, k, v)
-    # The compiler would gather all of q, k and v for a kernel, which it cannot cut.
+    # The compiler cannot partition a kernel, and would gather all of q, k and v for it.
     spec = PartitionSpec(batch, None, "model" if "model" in axes else None)
     return jax.shard_map(
         own, in_specs=(spec,) * 3, out_specs=spec, axis_names=set(axes), check_vma=False
@@ -78,7 +79,7 @@ def splash(
 
 
 def _mesh_axes() -> tuple[dict[str, int], tuple[str, ...]]:
-    """The sizes of the mesh axes that the compiler divides arrays along here, and the batch's."""
+    """Sizes of the mesh axes along which the compiler shards arrays here, and the batch's axes."""
     mesh = jax.sharding.get_abstract_mesh()
     axes = {name: mesh.shape[name] for name in mesh.auto_axes}
     return axes, tuple(name for name in batch_axes(mesh) if name in axes)
