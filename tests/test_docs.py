@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tomllib
 from functools import cache
-from itertools import chain, pairwise
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -188,10 +188,6 @@ def test_python_blocks_compile_and_their_imports_exist(page):
     exec(compile(ast.Module(imports, []), page, "exec"), {})
 
 
-def test_there_is_python_to_run():
-    assert {"README.md", "docs/models.md", "docs/analysis.md"} <= set(PYTHON_PAGES)
-
-
 @pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md"])
 def test_commands_are_accepted(page, monkeypatch):
     monkeypatch.chdir(ROOT)
@@ -316,13 +312,6 @@ def test_make_docs_fails_for_a_broken_link(link, tmp_path):
     command = [sys.executable, "-m", "mkdocs", *arguments.split()]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == bool(link), done.stderr
-
-
-def test_every_page_is_in_the_site():
-    index, *sections = yaml.safe_load(read("mkdocs.yml"))["nav"]
-    [*pages] = chain([index], *(pages for section in sections for pages in section.values()))
-    there = (str(path.relative_to(ROOT / "docs")) for path in ROOT.glob("docs/**/*.md"))
-    assert sorted(pages) == sorted(there)
 
 
 def requirements(name):

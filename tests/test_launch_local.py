@@ -80,14 +80,6 @@ def test_the_cores_are_shared(start):
     assert abs(len(first) - len(second)) <= 1
 
 
-def test_more_processes_than_cores_have_them_all(start):
-    count = len(os.sched_getaffinity(0)) + 1
-    if count > 8:
-        pytest.skip("many cores")
-    _, out, _ = finish(start("print(len(os.sched_getaffinity(0)))", count))
-    assert out == [f"[{i}] {count - 1}" for i in range(count)]
-
-
 def test_accelerators_are_left_alone(start, monkeypatch):
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     assert finish(start("print(os.environ['JAX_PLATFORMS'])", 1))[1] == ["[0] cpu"]
@@ -156,10 +148,3 @@ def test_nothing_to_start(start):
     status, _, err = finish(start("", 0))
     assert status == 2
     assert any("--processes=0 starts nothing; give at least 1" in line for line in err)
-
-
-def test_it_says_that_several_processes_are_slow_for_small_models():
-    command = [sys.executable, ROOT / "launch/local.py", "--processes=2", "--", "--help"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0
-    assert "local.py: small models train up to a hundred times faster in one" in done.stderr

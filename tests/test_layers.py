@@ -94,16 +94,6 @@ def stored():
     return dict(np.load(Path(__file__).parent / "reference" / "transformer.npz"))
 
 
-@functools.cache
-def live():
-    """What PyTorch computes here and now."""
-    pytest.importorskip("torch", reason="PyTorch is not installed; the stored numbers are tested")
-    pytest.importorskip("rezero", reason="rezero is not installed; the stored numbers are tested")
-    from tests.reference.make_transformer import all_references
-
-    return all_references()
-
-
 @partial(jit, static_argnames="is_causal")
 def run(module, inputs, masks, cotangent, is_causal):
     """The output, and the gradients of sum(out * cotangent) of parameters and inputs."""
@@ -128,17 +118,16 @@ def assert_close(actual, expected, name="", relative=1e-5):
 
 
 @pytest.mark.guarantee("PyTorch parity")
-@pytest.mark.parametrize("references", [stored, live])
 @pytest.mark.parametrize(
     ("case", "is_causal"),
     [(case, case not in NOT_CAUSAL) for case in MAKE]
     + [("encoder_causal", False), ("encoder_padded", False), ("decoder", False)],
 )
-def test_same_outputs_and_gradients_as_pytorch(case, is_causal, references):
+def test_same_outputs_and_gradients_as_pytorch(case, is_causal):
     """The causal ones by is_causal, and some by a mask as PyTorch has it."""
     module = nnx.eval_shape(lambda: MAKE[case](rngs=nnx.Rngs(0)))
     prefix = f"{case.removesuffix('_unrolled')}/"
-    arrays = {k.removeprefix(prefix): v for k, v in references().items() if k.startswith(prefix)}
+    arrays = {k.removeprefix(prefix): v for k, v in stored().items() if k.startswith(prefix)}
     state = {k: v for k, v in arrays.items() if k.startswith("state/")}
     from_torch(module, state, prefix="state/")
     again = to_torch(module, prefix="state/")
@@ -167,7 +156,11 @@ def test_same_outputs_and_gradients_as_pytorch(case, is_causal, references):
 
 
 def test_the_stored_numbers_are_what_the_script_makes():
-    fresh, kept = live(), stored()
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    pytest.importorskip("rezero", reason="rezero is not installed")
+    from tests.reference.make_transformer import all_references
+
+    fresh, kept = all_references(), stored()
     assert fresh.keys() == kept.keys()
     for name, value in fresh.items():
         np.testing.assert_allclose(value, kept[name], rtol=1e-5, atol=1e-6, err_msg=name)
@@ -191,16 +184,6 @@ def test_the_stored_numbers_are_what_the_script_makes():
 )
 def test_parameter_counts(make, count):
     assert model_spec(lambda rngs: make(rngs=rngs)).parameter_count == count
-
-
-def test_parameter_counts_are_those_of_the_authors_package():
-    pytest.importorskip("torch", reason="PyTorch is not installed")
-    transformer = pytest.importorskip("rezero.transformer", reason="rezero is not installed")
-    for layer, count in (
-        (transformer.RZTXEncoderLayer, 788_737),
-        (transformer.RZTXDecoderLayer, 1_051_905),
-    ):
-        assert sum(p.numel() for p in layer(256, 4, 1024).parameters()) == count
 
 
 @pytest.mark.parametrize("residual", ["rezero", "gated"])
@@ -264,11 +247,6 @@ def test_rezero_is_the_identity_at_the_start_and_only_its_gates_have_gradients(
             assert np.all(np.abs(grad[...]) > 1e-3), path
         else:
             np.testing.assert_array_equal(grad[...], 0.0, err_msg=str(path))
-
-
-@pytest.mark.parametrize("residual", ["gated", "rezero_channel"])
-def test_other_gates_are_the_identity_at_the_start_too(residual):
-    np.testing.assert_array_equal(call(initial(EncoderLayer, residual=residual), X), X)
 
 
 def assert_uniform(values, bound):
@@ -508,21 +486,6 @@ def test_rotation_turns_pairs_by_their_position():
     assert jit(rotate)(heads.astype(jnp.bfloat16), positions).dtype == jnp.bfloat16
 
 
-def test_rotary_scores_depend_on_relative_positions_only():
-    q, k = jnp.asarray(normal(0, 1, 6, 2, 8)), jnp.asarray(normal(1, 1, 6, 2, 8))
-
-    @jit
-    def scores(shift):
-        positions = jnp.arange(6)[None] + shift
-        return jnp.einsum("bths,buhs->bhtu", rotate(q, positions), rotate(k, positions))
-
-    start, unturned = scores(0), np.einsum("bths,buhs->bhtu", q, k)
-    assert_close(scores(100), start, relative=1e-4)  # float32 holds an angle of 100 to 4e-6
-    i = np.arange(6)
-    assert_close(start[:, :, i, i], unturned[:, :, i, i])
-    assert not np.allclose(start, unturned, atol=0.1)
-
-
 @pytest.mark.parametrize("rotary", [False, True])
 def test_rotary_attention_tells_orders_apart(rotary):
     attention = new(Attention, 16, 4, TransformerConfig(rotary=rotary))
@@ -535,15 +498,6 @@ def many(f, count):
     keys = jax.random.split(jax.random.key(0, impl="unsafe_rbg"), count)
     samples = np.asarray(jit(jax.vmap(lambda key: f(nnx.Rngs(dropout=key))))(keys))
     return samples.mean(0), samples.std(0) / np.sqrt(count)
-
-
-def test_attention_dropout_leaves_the_mean():
-    attention = new(Attention, 16, 4, TransformerConfig(kv_heads=2, dropout=0.4))
-    options = {"is_causal": True, "mask": jnp.asarray(lengths(7, 7, 4, 2))[:, None, None]}
-    mean, error = many(lambda rngs: attention(X, **options, rngs=rngs), 2000)
-    attention.eval()
-    assert np.all(np.abs(mean - call(attention, X, **options)) < 6 * error + 1e-6)
-    assert 0 < error.max() < 0.05
 
 
 def test_attention_dropout_drops_weights_one_by_one():
@@ -669,14 +623,6 @@ def test_bfloat16_scores_and_softmax_are_float32():
         np.testing.assert_allclose(weights, expected, rtol=2.0**-7, err_msg=str(options))
 
 
-def test_final_norm():
-    stack = new(Encoder, 16, 4, 2, final_norm=True)
-    scale, bias = np.asarray(stack.norm.scale[...]), np.asarray(stack.norm.bias[...])
-    out = (np.asarray(call(stack, X)) - bias) / scale
-    np.testing.assert_allclose(out.mean(-1), 0, atol=1e-5)
-    np.testing.assert_allclose(out.var(-1), 1, rtol=1e-4)
-
-
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -724,9 +670,3 @@ def test_wrong_calls_are_user_errors():
             layer(X, MEMORY, **masks)
     with pytest.raises(UserError, match="depth is 0"):
         new(Encoder, 16, 4, 0)
-
-
-def test_a_misspelt_keyword_is_named():
-    for layer, *sizes in ((EncoderLayer, 16, 4), (Decoder, 16, 4, 2)):
-        with pytest.raises(TypeError, match="unexpected keyword argument 'dropuot'"):
-            new(layer, *sizes, dropuot=0.1)
