@@ -1,4 +1,6 @@
-"""Optimizers against the formulas of PyTorch and of the LAMB paper; groups and schedules."""
+"""Optimizers against the formulas of PyTorch, of LAMB and of Muon; groups and schedules."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -7,11 +9,14 @@ import optax
 import pytest
 from flax import nnx
 
-from rezero_jax import MLP, Alpha, ReZero
+from rezero_jax import MLP, Alpha, ResNet, ReZero, Transformer, ViT
 from rezero_jax.config import base_config, optim_group
 from rezero_jax.errors import UserError
-from rezero_jax.training.optim import make_optimizer
+from rezero_jax.formatting import path_text
+from rezero_jax.training.optim import OPTIMIZERS, make_optimizer
+from rezero_jax.training.schedule import make_schedule
 from rezero_jax.training.state import model_spec
+from tests.families import flat
 
 MODEL = model_spec(lambda rngs: MLP(4, 3, 5, 2, rngs=rngs))
 RNG = np.random.default_rng(0)
@@ -23,8 +28,8 @@ def settings(**kwargs):
     return config
 
 
-def random_tree():
-    return jax.tree.map(lambda s: jnp.asarray(RNG.normal(size=s.shape), jnp.float32), MODEL.shapes)
+def random_tree(shapes=MODEL.shapes):
+    return jax.tree.map(lambda s: jnp.asarray(RNG.normal(size=s.shape), jnp.float32), shapes)
 
 
 def run(config, updates=4, total=10, params=None, structure=MODEL):
@@ -127,28 +132,25 @@ def test_lamb_moves_each_alpha_by_a_relative_rate_of_its_own():
     np.testing.assert_allclose(np.abs(after - before), 0.1 * np.abs(before), rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["adagrad", "sgd", "adamw", "lamb"])
-def test_alpha_is_not_decayed_by_default_and_everything_else_is(name):
+@pytest.mark.guarantee("optimizer groups")
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_alpha_alone_is_not_decayed_and_a_rate_of_zero_freezes_it_to_the_bit(name):
+    """The control of a deep network: gates frozen where they start, with decay or without."""
     config = settings(name=name, learning_rate=0.1, weight_decay=0.5)
-    optimizer, _ = make_optimizer(config, 1, MODEL)
     params = random_tree()
+    optimizer, _ = make_optimizer(config, 1, MODEL)
     zeros = jax.tree.map(jnp.zeros_like, params)
     changes, _ = optimizer.update(zeros, optimizer.init(params), params)
     np.testing.assert_array_equal(alpha(changes), 0.0)
     assert np.abs(kernel(changes)).min() > 0.0
 
-
-@pytest.mark.parametrize("name", ["adagrad", "sgd", "adamw", "lamb", "muon"])
-def test_a_rate_of_zero_holds_every_alpha_to_the_bit_and_nothing_else(name):
-    """The control of a deep net: gates that stay where they start, with decay or without."""
-    config = settings(name=name, learning_rate=0.1, weight_decay=0.5, warmup_steps=2)
+    config.warmup_steps = 2
     config.alpha.update({"learning_rate": 0.0, "weight_decay": 0.5})
-    params = random_tree()
     values = np.float32([0.0, 1.0, -0.5, 1e-30, 3.0])
     params["trunk"]["blocks"]["rule"]["alpha"] = jnp.asarray(values)
     history, *_ = run(config, updates=3, params=params)
-    held = history[-1]["trunk"]["blocks"]["rule"]["alpha"]
-    assert np.asarray(held).tobytes() == values.tobytes()
+    frozen = history[-1]["trunk"]["blocks"]["rule"]["alpha"]
+    assert np.asarray(frozen).tobytes() == values.tobytes()
     assert (kernel(history[-1]) != kernel(history[0])).all()
 
 
@@ -200,15 +202,15 @@ def test_a_path_that_matches_nothing_and_one_matched_twice_are_errors():
         make_optimizer(config, 1, MODEL)
 
 
-@pytest.mark.parametrize(
-    ("kwargs", "rates"),
-    [
+def test_schedules():
+    points = ((0.0, 0.1), (0.2, 1.0), (0.7, 0.5), (1.0, 0.0))
+    cases = [
         ({"schedule": "constant"}, {0: 1.0, 50: 1.0, 99: 1.0}),
         ({"schedule": "linear"}, {0: 1.0, 50: 0.5, 100: 0.0}),
         ({"schedule": "cosine"}, {0: 1.0, 50: 0.5, 100: 0.0}),
         ({"schedule": "multistep"}, {0: 1.0, 49: 1.0, 50: 0.1, 74: 0.1, 75: 0.01}),
         (
-            {"schedule": "piecewise", "points": ((0.0, 0.1), (0.2, 1.0), (0.7, 0.5), (1.0, 0.0))},
+            {"schedule": "piecewise", "points": points},
             {0: 0.1, 10: 0.55, 20: 1.0, 45: 0.75, 70: 0.5, 85: 0.25, 100: 0.0},
         ),
         (
@@ -218,12 +220,20 @@ def test_a_path_that_matches_nothing_and_one_matched_twice_are_errors():
         ({"schedule": "constant", "warmup_steps": 10}, {0: 0.1, 4: 0.5, 9: 1.0, 10: 1.0}),
         ({"schedule": "linear", "warmup_steps": 10}, {0: 0.1, 10: 1.0, 55: 0.5, 100: 0.0}),
         ({"schedule": "multistep", "warmup_steps": 10}, {9: 1.0, 49: 1.0, 50: 0.1, 75: 0.01}),
-    ],
-)
-def test_schedules(kwargs, rates):
-    _, schedules = make_optimizer(settings(learning_rate=1.0, **kwargs), 100, MODEL)
-    for step, rate in rates.items():
-        np.testing.assert_allclose(schedules["base"](step), rate, atol=1e-6, err_msg=str(step))
+    ]
+    for fields, rates in cases:
+        schedule = make_schedule(settings(learning_rate=1.0, **fields), 100)
+        for step, rate in rates.items():
+            np.testing.assert_allclose(schedule(step), rate, atol=1e-6, err_msg=f"{fields} {step}")
+    for points in (
+        (),
+        (0.5,),
+        ((0.5, 1.0), (0.0, 0.0)),
+        ((0.0, 1.0), (2.0, 0.0)),
+        ((-0.1, 1.0), (1.0, 0.0)),
+    ):
+        with pytest.raises(UserError, match=r"optim\.points"):
+            make_schedule(settings(schedule="piecewise", points=points), 100)
 
 
 def test_clipping_is_by_the_global_norm_over_all_groups():
@@ -259,10 +269,125 @@ def test_a_group_may_drop_its_rate_at_other_times_and_by_another_factor():
         np.testing.assert_allclose(schedules["bias"](step), bias, rtol=1e-5)
 
 
+# ---- Muon: the orthogonalised momentum in NumPy, matrix by matrix; AdamW for the rest
+
+TRANSFORMER = partial(Transformer, 11, 8, 3, 4, 6, positions="learned", kv_heads=2)
+MODELS = {
+    "mlp": partial(MLP, 4, 6, 3, 2),
+    "transformer": TRANSFORMER,
+    "vit": partial(ViT, 4, 2, 8, 3, 2, 5, feedforward=12),
+    "cifar": partial(ResNet.cifar, 14, width=2),
+}
+MUON = {"name": "muon", "learning_rate": 0.01, "weight_decay": 0.1}
+
+
+def spec_of(make, **options):
+    return model_spec(lambda rngs: make(**options, rngs=rngs))
+
+
+def parameters_after(spec, config, params, gradients):
+    """The parameters, path -> array, after updates by these gradients."""
+    optimizer, _ = make_optimizer(config, 10, spec)
+
+    @jax.jit
+    def update(params, state, gradient):
+        changes, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, changes), state
+
+    state = optimizer.init(params)
+    for gradient in gradients:
+        params, state = update(params, state, gradient)
+    return flat(params)
+
+
+def orthogonal(matrix):
+    """Five of Muon's Newton-Schulz steps; singular values end near 1."""
+    x = matrix / np.linalg.norm(matrix)
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.775 * gram + 2.0315 * gram @ gram) @ x
+    return x
+
+
+def muon(params, gradients):
+    """A matrix after updates by these gradients: Nesterov momentum 0.95, bias corrected."""
+    momentum = 0.0
+    for t, gradient in enumerate(gradients, 1):
+        momentum = 0.95 * momentum + 0.05 * gradient
+        ahead = 0.95 * momentum / (1 - 0.95 ** (t + 1)) + 0.05 * gradient / (1 - 0.95**t)
+        step = 0.2 * np.sqrt(max(params.shape)) * orthogonal(ahead)
+        params = params - 0.01 * (step + 0.1 * params)
+    return params
+
+
+def matrices(name, leaf):
+    """The views of a stacked or single parameter that Muon takes for matrices."""
+    if name.endswith("qkv"):  # (..., width, kv_heads, queries + 2, size)
+        for layer in leaf.reshape(-1, *leaf.shape[-4:]):
+            for slot in range(leaf.shape[-2]):
+                yield layer[:, :, slot].reshape(leaf.shape[-4], -1)
+    elif leaf.shape[-4:-2] in ((3, 3), (1, 1)):  # (..., rows, columns, in, out)
+        yield from leaf.reshape(-1, 9 * leaf.shape[-2], leaf.shape[-1])
+    else:
+        yield from leaf.reshape(-1, *leaf.shape[-2:])
+
+
 @pytest.mark.parametrize(
-    "points",
-    [(), (0.5,), ((0.5, 1.0), (0.0, 0.0)), ((0.0, 1.0), (2.0, 0.0)), ((-0.1, 1.0), (1.0, 0.0))],
+    "family",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in ("vit", "cifar") else [])
+        for name in MODELS
+    ],
 )
-def test_points_that_are_no_schedule_are_user_errors(points):
-    with pytest.raises(UserError, match=r"optim.points=.* ascending from 0 to 1"):
-        make_optimizer(settings(schedule="piecewise", points=points), 100, MODEL)
+def test_muon_moves_each_matrix_of_each_layer_by_its_equations_and_the_rest_by_adamw(family):
+    spec = spec_of(MODELS[family])
+    before, gradients = random_tree(spec.shapes), [random_tree(spec.shapes) for _ in range(2)]
+    after = parameters_after(spec, settings(**MUON), before, gradients)
+    adamw = parameters_after(spec, settings(**MUON | {"name": "adamw"}), before, gradients)
+    before, gradients = flat(before), [flat(gradient) for gradient in gradients]
+    hidden = [
+        name
+        for name in before
+        if name.startswith(("trunk/", "stages/")) and name.endswith(("kernel", "/qkv"))
+    ]
+    assert {p for p, info in spec.parameters.items() if info.matrix_axes} == set(hidden)
+    for name, value in after.items():
+        if name not in hidden:
+            np.testing.assert_array_equal(value, adamw[name], err_msg=name)
+            continue
+        views = zip(
+            matrices(name, before[name]),
+            zip(*(matrices(name, gradient[name]) for gradient in gradients), strict=True),
+            matrices(name, value),
+            strict=True,
+        )
+        for start, steps, end in views:
+            expected = muon(np.float64(start), np.float64(steps))
+            np.testing.assert_allclose(end, expected, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("family", ["mlp", pytest.param("transformer", marks=pytest.mark.slow)])
+def test_muon_moves_a_scanned_network_as_its_unrolled_twin(family):
+    scanned, unrolled = (spec_of(MODELS[family], scan=scan) for scan in (True, False))
+    trees = [random_tree(scanned.shapes) for _ in range(3)]
+    one = parameters_after(scanned, settings(**MUON), trees[0], trees[1:])
+
+    def in_a_list(tree):
+        found = {}
+        for path, leaf in flat(tree).items():
+            before, stacked, after = path.partition("blocks/")
+            for i in range(3 if stacked else 1):
+                found[f"{before}blocks/{i}/{after}" if stacked else path] = (
+                    leaf[i] if stacked else leaf
+                )
+        paths = [path_text(path) for path, _ in jax.tree.leaves_with_path(unrolled.shapes)]
+        return jax.tree.unflatten(
+            jax.tree.structure(unrolled.shapes), [jnp.asarray(found[path]) for path in paths]
+        )
+
+    first, *rest = map(in_a_list, trees)
+    for path, value in parameters_after(unrolled, settings(**MUON), first, rest).items():
+        before, stacked, after = path.partition("blocks/")
+        index, _, tail = after.partition("/")
+        expected = one[f"{before}blocks/{tail}"][int(index)] if stacked else one[path]
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6, err_msg=path)
