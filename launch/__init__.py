@@ -1,1 +1,1 @@
-"""What starts and stops processes."""
+"""Entry points: flags, signals, and processes on one machine or on clusters."""

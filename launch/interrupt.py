@@ -1,4 +1,4 @@
-"""What SIGINT and SIGTERM do to a program; a light import, so that it works from the first line."""
+"""Handlers of SIGINT and SIGTERM for entry points; imports nothing slow, to work from the start."""
 
 import os
 import signal

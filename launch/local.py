@@ -13,23 +13,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # as a script it would find only its own folder
+sys.path.insert(0, str(Path(__file__).parents[1]))  # a script finds only its own folder
 
 from launch.supervisor import Supervisor, core_shares, start
 
 TRAIN = Path(__file__).parents[1] / "train.py"
 GRACE = 30.0  # seconds
 SLOW = (
-    "small models train up to a hundred times faster in one process, as after every update the "
-    "processes wait for each other; --config.mesh.cpu_devices=N gives one process N devices"
+    "small models train up to a hundred times faster in one process, because processes wait for "
+    "each other after every update; --config.mesh.cpu_devices=N gives one process N devices"
 )
 
 DESCRIPTION = f"""\
-Starts N processes of train.py on this machine's CPU, which communicate as hosts do. Each gets its
-share of the cores, and each line it writes begins with its number. Ctrl-C and SIGTERM reach all of
-them. If one fails, the others are stopped, and its exit status becomes that of this program.
+Start N processes of train.py on this machine's CPU, which communicate as hosts do. The processes
+share the cores, and each line of output begins with the number of its process. Ctrl-C and SIGTERM
+reach all processes. If one fails, the others are stopped and this program exits with its status.
 
-This is for trying out a run of several hosts: {SLOW}.
+Use this program to try out a run of several hosts: {SLOW}.
 """
 EXAMPLES = """\
 example:
@@ -41,9 +41,9 @@ def main(argv: Sequence[str], program: Path = TRAIN, grace: float = GRACE) -> in
     """Runs the command line and returns the exit status.
 
     Args:
-      argv: options, and after "--" the arguments of the program.
+      argv: options, then "--" and the arguments of the program.
       program: the Python file to start.
-      grace: seconds that the others have in which to end once one has failed.
+      grace: seconds in which the other processes must end once one has failed.
     """
     parser = argparse.ArgumentParser(
         prog="local.py",
@@ -52,8 +52,10 @@ def main(argv: Sequence[str], program: Path = TRAIN, grace: float = GRACE) -> in
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--processes", type=int, required=True, metavar="N", help="how many")
-    parser.add_argument("arguments", nargs="*", metavar="-- ARGUMENT", help="of train.py")
+    parser.add_argument(
+        "--processes", type=int, required=True, metavar="N", help="number of processes"
+    )
+    parser.add_argument("arguments", nargs="*", metavar="-- ARGUMENT", help="arguments of train.py")
     args = parser.parse_args(argv)
     if args.processes < 1:
         parser.error(f"--processes={args.processes} starts nothing; give at least 1")
@@ -66,10 +68,10 @@ def main(argv: Sequence[str], program: Path = TRAIN, grace: float = GRACE) -> in
 
 
 def _run(command: Sequence[str], count: int, grace: float, supervisor: Supervisor) -> int:
-    """Runs the command `count` times at once; returns 0 or the status of the first that failed.
+    """Runs `count` processes of the command; returns 0 or the status of the first failure.
 
-    When one fails the others are told to end, unless they were told already, and killed `grace`
-    seconds later.
+    After a failure the other processes are sent SIGTERM, unless a signal already reached them, and
+    killed `grace` seconds later.
     """
     address = f"localhost:{free_port()}"
     # Several processes cannot share an accelerator.
@@ -107,7 +109,7 @@ def _run(command: Sequence[str], count: int, grace: float, supervisor: Superviso
 
 
 def _copy(number: int, source: IO[bytes], target: IO[bytes], lock: threading.Lock) -> None:
-    """Writes each line with the number of its process before it."""
+    """Copies lines, each preceded by the number of its process."""
     for line in source:
         with lock:
             target.write(b"[%d] %b\n" % (number, line.rstrip(b"\n")))
@@ -115,7 +117,7 @@ def _copy(number: int, source: IO[bytes], target: IO[bytes], lock: threading.Loc
 
 
 def free_port() -> int:
-    """A port on which nothing listens."""
+    """A port of this machine on which no process listens."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Starts processes on CPU cores of their own, and passes signals on to them."""
+"""Starts processes on separate CPU cores and forwards signals to them."""
 
 import os
 import signal
@@ -10,12 +10,12 @@ from typing import Any, Self
 
 
 class Supervisor:
-    """Passes each SIGINT and SIGTERM on to its processes, which decide when to end.
+    """Forwards each SIGINT and SIGTERM to its processes, which decide when to end.
 
-    Used as a context, at whose end the processes that still run are sent SIGTERM.
+    At the end of the context, processes that still run are sent SIGTERM.
 
     Attributes:
-      signum: the first signal that came; None: none yet.
+      signum: the first signal received, or None.
     """
 
     def __init__(self) -> None:
@@ -32,14 +32,14 @@ class Supervisor:
             signal.signal(signum, handler)
 
     def add(self, process: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
-        """Takes on a process from `start`, and returns it."""
+        """Adds a process from `start` and returns it."""
         self._processes.append(process)
-        if self.signum is not None:  # it came while the process was being started
+        if self.signum is not None:  # received while the process was starting
             process.send_signal(self.signum)
         return process
 
     def send(self, signum: int) -> None:
-        """Sends a signal to all that still run."""
+        """Sends a signal to all processes that still run."""
         for process in self._processes:
             process.send_signal(signum)
 
@@ -49,17 +49,17 @@ class Supervisor:
 
 
 def start(command: Sequence[str], cores: frozenset[int], **options: Any) -> subprocess.Popen[bytes]:
-    """Starts a process that may use these cores only; an empty set: all of ours.
+    """Starts a process that may use only these cores; an empty set allows all of ours.
 
-    It has a process group of its own, as a terminal's Ctrl-C would otherwise reach it twice.
+    The process has a process group of its own: otherwise a terminal's Ctrl-C would reach it twice.
 
     Args:
-      **options: of `subprocess.Popen`.
+      **options: passed to `subprocess.Popen`.
     """
     if not cores:
         return subprocess.Popen(command, process_group=0, **options)
     ours = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)  # a child inherits this before any of its threads begin
+    os.sched_setaffinity(0, cores)  # inherited by the child before its threads start
     try:
         return subprocess.Popen(command, process_group=0, **options)
     finally:
@@ -67,7 +67,7 @@ def start(command: Sequence[str], cores: frozenset[int], **options: Any) -> subp
 
 
 def core_shares(count: int) -> list[frozenset[int]]:
-    """Our cores shared among `count` processes; empty sets if they are too few, or not on Linux."""
+    """Our cores, shared among `count` processes; empty sets if too few or not on Linux."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     if len(cores) < count:
         return [frozenset()] * count

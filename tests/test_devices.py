@@ -18,17 +18,13 @@ from rezero_jax.runs.files import write_json
 from rezero_jax.runs.folder import check_config, continued
 
 
-@pytest.mark.parametrize(
-    ("cores", "count"), [(1, 1), (2, 2), (3, 2), (4, 4), (7, 4), (8, 4), (64, 4)]
-)
-def test_host_devices_divide_the_usual_batches(
-    cores: int, count: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(devices, "cores", lambda: cores)
-    assert devices.default_cpu_devices() == count
+def test_cpu_devices_divide_the_usual_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, count in ((1, 1), (2, 2), (3, 2), (4, 4), (7, 4), (8, 4), (64, 4)):
+        monkeypatch.setattr(devices, "cores", lambda cores=cores: cores)
+        assert devices.default_cpu_devices() == count
 
 
-def test_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices_of_a_cpu_that_has_started_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     def started(*_: object) -> None:
         raise RuntimeError
 
@@ -37,7 +33,7 @@ def test_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
         devices.set_cpu_devices(2)
 
 
-def test_the_target_is_the_mesh_in_whose_context_we_trace() -> None:
+def test_the_target_is_the_current_mesh() -> None:
     here = jax.devices()[0]
     assert devices.target() == (here.platform, here.device_kind)
     with jax.default_device(jax.devices()[1]):
@@ -61,8 +57,8 @@ jax.block_until_ready(jax.jit(lambda x: x + 1)(1.0))
 """
 
 
-@pytest.mark.parametrize("said", [None, "elsewhere", ""])
-def test_what_is_compiled_is_kept_unless_told_otherwise(said: str | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("said", [None, "elsewhere", pytest.param("", marks=pytest.mark.slow)])
+def test_compiled_programs_are_kept(said: str | None, tmp_path: Path) -> None:
     env = {key: value for key, value in os.environ.items() if not key.startswith("JAX_")}
     env |= {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     if said is not None:
@@ -78,19 +74,15 @@ def test_what_is_compiled_is_kept_unless_told_otherwise(said: str | None, tmp_pa
     assert bool(folder) == any(tmp_path.rglob("*-cache"))
 
 
-@pytest.mark.parametrize(
-    ("name", "platform", "expected"),
-    [
+def test_the_dtype_suits_the_platform() -> None:
+    for name, where, expected in (
         ("auto", "cpu", "float32"),
         ("auto", "tpu", "bfloat16"),
         ("auto", "gpu", "bfloat16"),
-        ("auto", None, "float32"),  # here
         ("float32", "tpu", "float32"),
         ("bfloat16", "cpu", "bfloat16"),
-    ],
-)
-def test_the_dtype_suits_the_platform(name: str, platform: str | None, expected: str) -> None:
-    assert devices.compute_dtype(name, platform) == expected
+    ):
+        assert devices.compute_dtype(name, where) == expected
 
 
 def test_a_run_keeps_the_dtype_with_which_it_began(tmp_path: Path) -> None:
@@ -105,7 +97,9 @@ def test_a_run_keeps_the_dtype_with_which_it_began(tmp_path: Path) -> None:
         check_config(tmp_path, config)
 
 
-def test_the_processor_is_named_where_the_system_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_processor_has_its_reported_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(
         Path, "read_text", lambda path: "cpu MHz\t: 2\nmodel name\t: A Chip\nx: 1\n"
     )

@@ -85,55 +85,52 @@ def test_epoch_e_ends_after_its_last_example(size, batch):
     assert {step for step in steps if times.ends_epoch(step)} == ends
 
 
-@pytest.mark.parametrize(
-    ("fields", "examples"),
-    [
-        ({}, None),
-        ({"steps": 7}, 7 * 8),
-        ({"epochs": 3.0}, 3 * 30),
-        ({"epochs": 0.5}, 15),
-        ({"epochs": 0.1}, 3),  # 0.1 * 30 is a little more than 3
-        ({"epochs": 0.31}, 10),  # 9.3: the example begun is finished
-        ({"examples": 11}, 11),
-    ],
-)
-def test_lengths_in_examples(fields, examples):
-    config = base_config()
-    config.train.update(fields)
-    assert in_examples(config, "train", size=30, batch_size=8) == examples
-
-
-@pytest.mark.parametrize(
-    ("fields", "total"),
-    [({"steps": 7}, 7), ({"epochs": 2.0}, 8), ({"examples": 8}, 1), ({"examples": 9}, 2)],
-)
-def test_a_run_takes_whole_steps_and_no_fewer_examples_than_asked(fields, total):
+def config_with(**fields):
     config = base_config()
     config.train.batch_size = 8
-    config.train.update(fields)
-    assert Intervals.from_config(config, size=30).total == total
+    for key, value in fields.items():
+        section, field = key.split("__")
+        config[section][field] = value
+    return config
+
+
+def test_lengths_in_examples():
+    for fields, examples in (
+        ({}, None),
+        ({"train__steps": 7}, 7 * 8),
+        ({"train__epochs": 3.0}, 3 * 30),
+        ({"train__epochs": 0.5}, 15),
+        ({"train__epochs": 0.1}, 3),  # 0.1 * 30 is a little more than 3
+        ({"train__epochs": 0.31}, 10),  # 9.3: the example begun is finished
+        ({"train__examples": 11}, 11),
+    ):
+        assert in_examples(config_with(**fields), "train", size=30, batch_size=8) == examples
+
+
+def test_a_run_takes_whole_steps_and_at_least_the_examples_asked_for():
+    for field, value, total in (("steps", 7, 7), ("epochs", 2.0, 8), ("examples", 9, 2)):
+        config = config_with(**{f"train__{field}": value})
+        assert Intervals.from_config(config, size=30).total == total
 
 
 def test_evaluation_has_its_own_unit():
-    config = base_config()
-    config.train.steps = 3
-    config.train.batch_size = 8
-    assert Intervals.from_config(config, size=30).eval_every is None
-    config.eval.every_epochs = 0.5
+    assert Intervals.from_config(config_with(train__steps=3), size=30).eval_every is None
+    config = config_with(train__steps=3, eval__every_epochs=0.5)
     assert Intervals.from_config(config, size=30).eval_every == 15
 
 
 @pytest.mark.parametrize(
-    ("fields", "sentence"),
+    ("fields", "words"),
     [
         ({}, "no length"),
-        ({"steps": 1, "epochs": 1.0}, "train.steps and train.epochs are both set"),
-        ({"steps": 0}, "train.steps=0 is not positive"),
-        ({"epochs": -1.0}, "train.epochs=-1.0 is not positive"),
+        ({"train__steps": 1, "train__epochs": 1.0}, r"train\.steps and train\.epochs"),
+        ({"train__steps": 0}, r"train\.steps=0"),
+        ({"train__epochs": -1.0}, r"train\.epochs=-1\.0"),
+        ({"train__steps": 1, "log__every_steps": 0}, r"log\.every_steps=0"),
+        ({"train__steps": 1, "train__until_loss": -1.0}, r"train\.until_loss=-1\.0"),
+        ({"train__steps": 1, "train__steps_per_dispatch": 10**5}, r"train\.steps_per_dispatch"),
     ],
 )
-def test_a_length_that_cannot_be_is_refused(fields, sentence):
-    config = base_config()
-    config.train.update(fields)
-    with pytest.raises(UserError, match=sentence):
-        Intervals.from_config(config, size=30)
+def test_an_impossible_length_is_refused(fields, words):
+    with pytest.raises(UserError, match=words):
+        Intervals.from_config(config_with(**fields), size=30)

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from rezero_jax.config import load_config
-from rezero_jax.errors import UserError
 from rezero_jax.runs.folder import saved_steps
 from rezero_jax.runs.reader import Run
 from rezero_jax.training import loop
@@ -108,8 +107,3 @@ def test_several_processes_end_together(tmp_path):
     assert len(losses) < 30
     assert (losses[:-1] > 2.0).all()
     assert losses[-1] <= 2.0
-
-
-def test_a_negative_loss_is_refused():
-    with pytest.raises(UserError, match=r"train\.until_loss"):
-        config(-1.0)
