@@ -15,7 +15,6 @@ from rezero_jax.errors import UserError
 from rezero_jax.fields import flatten
 from rezero_jax.runs.folder import Workdir
 from rezero_jax.runs.metrics import read_metrics
-from rezero_jax.training import loop
 from rezero_jax.training.trainer import Trainer
 from tests.families import ROOT, TINY, command, config
 
@@ -313,22 +312,6 @@ def test_a_finished_run_that_lacks_something_does_not_count(names, run, capsys):
     sentence = refusal(argv(run), capsys)
     assert all(name in sentence for name in names)
     assert listing(run) == before
-
-
-@pytest.mark.parametrize("there", [False, True])
-def test_a_run_that_fails_before_its_first_update_leaves_nothing(there, tmp_path, monkeypatch):
-    def fail(*_):
-        raise RuntimeError("cannot compile")
-
-    workdir = tmp_path / "runs" / "first"
-    if there:
-        workdir.mkdir(parents=True)
-        (workdir / "notes.txt").write_text("mine")
-    before = listing(tmp_path)
-    monkeypatch.setattr(Trainer, "dispatch", fail)
-    with pytest.raises(RuntimeError, match="cannot compile"):
-        loop.train(config("mlp.py:smoke", **TINY), workdir)
-    assert listing(tmp_path) == before
 
 
 def test_a_run_killed_before_its_first_update_gives_way_to_another_config(tmp_path, capsys):

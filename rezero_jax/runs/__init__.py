@@ -1,1 +1,1 @@
-"""The folder of a run: written while it trains, read by everything that plots or compares."""
+"""The folder of a run, written while the run trains and read by all that plots or compares."""

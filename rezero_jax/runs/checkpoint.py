@@ -7,10 +7,9 @@ and that holds the loop's running sums.
 
 import contextlib
 import errno
-import resource
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from types import SimpleNamespace, TracebackType
+from types import SimpleNamespace
 from typing import Any, Self
 
 import jax
@@ -74,12 +73,7 @@ class Checkpoints:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if not isinstance(
             error, processes.Lost
         ):  # A lost process never finishes its part of a save.
@@ -121,15 +115,10 @@ class Checkpoints:
         """Detects a full disk beforehand; TensorStore would detect it later, with tracebacks."""
         if is_bucket(self._folder):
             return
-        folder = self._folder if self._folder.exists() else self._folder.parent
-        free = shutil.disk_usage(folder).free
-        needs = f"a checkpoint needs {needed / 1e6:,.1f} MB and"
+        free = shutil.disk_usage(self._folder.parent).free
         if free < needed:
-            raise OSError(errno.ENOSPC, f"{needs} {free / 1e6:,.1f} MB are free")
-        largest, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
-        if largest != resource.RLIM_INFINITY and largest < needed:
-            allowed = f"{largest / 1e6:,.1f} MB"
-            raise OSError(errno.EFBIG, f"{needs} ulimit -f allows files of {allowed}")
+            needs = f"a checkpoint needs {needed / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free"
+            raise OSError(errno.ENOSPC, needs)
 
     def restore(
         self, shapes: Any, warn: Callable[[str], None] = processes.warn

@@ -43,15 +43,6 @@ TOPOLOGY = ("mesh.", "data.dir", "data.stream", "data.workers")
 # Prefixes of fields that an evaluation may set to other values than the run.
 EVALUATION = ("eval.", "data.context", "data.eval_split")
 LOCK = ".lock"
-# Names of the files and folders that a start writes before the first update.
-CONTENTS = (
-    LOCK,
-    "config.json",
-    "environment.json",
-    "metrics.jsonl",
-    "tensorboard",
-    "checkpoints",
-)
 GLOB = frozenset("*?[")  # Orbax looks for files by patterns that begin with the path of the folder
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -99,22 +90,23 @@ class Workdir:
             raise
 
     def _claim(self, folder: AnyPath, config: ConfigDict) -> tuple[str, dict[str, Any] | None]:
-        self._own = [name for name in CONTENTS if not (self.folder / name).exists()]
-        parents = () if is_bucket(folder) else (self.folder, *self.folder.parents)
-        self._made = [path for path in parents if not path.exists()]
         identifier = uuid.uuid4().hex
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not is_bucket(folder):
                 self._lock = _locked(self.folder / LOCK)
             if not is_begun(self.folder) and (self.folder / "environment.json").exists():
-                # Left by a process that was killed before the first update.
+                # Left by a start that ended before its first update.
                 (self.folder / "config.json").unlink(missing_ok=True)
-                self._own = list(CONTENTS)
             check_config(self.folder, config)
             final = read_final(self.folder)
             if final is not None and final.get("status") == "finished":
-                self._check_finished()
+                names = ("config.json", "checkpoints")
+                if missing := [name for name in names if not (self.folder / name).exists()]:
+                    raise UserError(
+                        f"the run in {folder} has finished, but lacks {' and '.join(missing)}; "
+                        "restore what is missing, or choose another --workdir"
+                    )
                 return identifier, final
             (self.folder / LOCK).write_text(identifier)  # in place, as the lock is on this file
             write_json(self.folder / "config.json", json.loads(config.to_json()))
@@ -133,15 +125,6 @@ class Workdir:
             ) from None
         return identifier, None
 
-    def _check_finished(self) -> None:
-        missing = [] if (self.folder / "config.json").exists() else ["config.json is"]
-        missing += [] if saved_steps(self.folder) else ["its checkpoints are"]
-        if missing:
-            raise UserError(
-                f"{self.folder}/final.json says that the run has finished, but "
-                f"{' and '.join(missing)} missing; restore them, or choose another --workdir"
-            )
-
     def check(self) -> None:
         """Checks that no newer start has claimed the folder; to be called before each write.
 
@@ -154,24 +137,6 @@ class Workdir:
                 f"another start of this run has taken over {self.folder}; this older one stops and "
                 "writes nothing more"
             )
-
-    def abandon(self) -> None:
-        """Removes everything that this start has written, if it made no updates."""
-        if not processes.is_first():
-            return
-        try:
-            self.check()
-            if is_begun(self.folder):
-                return
-            for name in self._own:
-                path = self.folder / name
-                path.rmtree() if path.is_dir() else path.unlink(missing_ok=True)
-            for path in self._made:
-                path.rmdir()
-        except Exception as error:
-            if not is_of_storage(error) and not isinstance(error, UserError):
-                raise
-            # The folder is a newer start's, holds a file of the user, or is out of reach.
 
     def release(self) -> None:
         """Unlocks the folder for another run."""

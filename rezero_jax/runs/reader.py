@@ -1,4 +1,4 @@
-"""Reading what a run left behind: its config, its lines, when it reached a target."""
+"""Reads a finished or unfinished run: its config, its metrics, and when it reached a target."""
 
 import dataclasses
 import json
@@ -21,12 +21,12 @@ METRICS = ("loss", "accuracy", "bits_per_byte")
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One workdir.
+    """The content of one workdir.
 
     Attributes:
       folder: the workdir.
       config: "a.b" -> value.
-      lines: metrics.jsonl, a dict a line.
+      lines: one dict for each line of metrics.jsonl.
     """
 
     folder: epath.Path
@@ -45,7 +45,7 @@ class Run:
         return cls(folder, flatten(json.loads(read_config(folder).to_json())), lines)
 
     def series(self, key: str, x: str = "step") -> tuple[np.ndarray, np.ndarray]:
-        """(x, values) of the lines that hold `key`, float64 (lines,) each."""
+        """(x, values) of the lines that have `key`, float64 (lines,) each."""
         pairs = [(line[x], line[key]) for line in self.lines if key in line]
         return tuple(np.array(pairs, float).reshape(-1, 2).T)  # type: ignore[return-value]
 
@@ -54,21 +54,22 @@ class Run:
         return self.series("train/epoch_loss")[1]
 
     def evaluations(self, key: str) -> dict[int, float]:
-        """Epoch -> value of `key`, such as "eval/accuracy", at the evaluation that ended it."""
+        """Epoch -> value of `key`, such as "eval/accuracy", at the end of the epoch."""
         ends = (line for line in self.lines if "train/epoch_loss" in line and key in line)
         return {int(line["epoch"]): line[key] for line in ends}
 
     def time_to(self, metric: str, target: float) -> float | None:
-        """When the run first is as good as `target`; None if it never is.
+        """When the run first reached `target`; None if it never did.
 
         Args:
-          metric: "loss", epochs until the mean training loss (nats) of an epoch is at or below it,
-            see `epochs_to`; "accuracy", the first epoch that ends with at least this test accuracy,
-            a fraction; "bits_per_byte", the first step evaluated at so many bits or fewer.
+          metric: one of METRICS. For "loss", the result is the number of epochs until the mean
+            training loss (nats) of an epoch is at most `target`, see `epochs_to`; for "accuracy",
+            the first epoch that ends with at least this test accuracy, a fraction; for
+            "bits_per_byte", the first step evaluated at `target` or less.
           target: a value of the metric.
 
         Raises:
-          UserError: no metric is called that, or the target loss is not above 0.
+          UserError: the metric is unknown, or the target loss is not above 0.
         """
         match metric:
             case "loss":
@@ -81,7 +82,7 @@ class Run:
         raise choose_from("metric", metric, METRICS)
 
     def alphas(self) -> tuple[np.ndarray, np.ndarray]:
-        """Steps (lines,) and every gate at them (lines, layers); no layers for an ungated rule."""
+        """Steps (lines,) and the gates at these steps (lines, layers); without gates, 0 layers."""
         steps = np.array([line["step"] for line in self.lines])
         depth = sum(key.startswith("alpha/") for key in self.lines[0])
         values = [[line[f"alpha/{layer}"] for layer in range(depth)] for line in self.lines]
@@ -93,7 +94,7 @@ class Run:
 
     @property
     def device(self) -> str:
-        """What it ran on when it was last started."""
+        """The hardware of the last start."""
         return device(read_json(self.folder / "environment.json"))
 
     @property
@@ -105,20 +106,20 @@ class Run:
 def first_at(
     values: Mapping[X, float], at_least: float = -np.inf, at_most: float = np.inf
 ) -> X | None:
-    """The smallest key, an epoch or a step, whose value lies between the two; None if none does."""
+    """The smallest key (an epoch or a step) whose value is within the bounds, or None."""
     within = (x for x, value in values.items() if at_least <= value <= at_most)
     return min(within, default=None)
 
 
 def epochs_to(losses: Sequence[float] | np.ndarray, target: float) -> float | None:
-    """Epochs until the epoch loss first is at or below `target`, log-linear between two epochs.
+    """Epochs until the epoch loss is first at most `target`, log-linear between two epochs.
 
     Args:
-      losses: mean loss of epoch 1, 2, ...
+      losses: mean losses of epochs 1, 2, ...
       target: a loss above 0.
 
     Returns:
-      A fractional number of epochs, 1.0 if the first epoch is below already; None if never reached.
+      A fractional number of epochs, at least 1.0; None if the target is never reached.
 
     Raises:
       UserError: the target is not above 0.

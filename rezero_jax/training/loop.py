@@ -98,7 +98,6 @@ def train(
             "make room or repair it, and the same command resumes from the newest checkpoint"
         ) from error
     finally:
-        home.abandon()  # a run that fails before its first update leaves nothing behind
         home.release()
 
 
