@@ -1,14 +1,13 @@
-"""How many ImageNet images a second are read, decoded and cropped, by the number of workers.
+"""ImageNet images read, decoded and cropped per second, by the number of workers.
 
     python -m benchmarks.input
 
-Batches of 256 random crops of 224 pixels from JPEGs of 500 x 375, the mean size of ImageNet's, of
-about 110 kB, which lie in memory. The numbers of workers (data.workers; 0: a thread for each core)
-take turns. "first batch" is how long the first one takes, which starts the workers; the rate counts
-from there on. Medians, and the range in brackets.
+Batches of 256 random crops of 224 pixels come from JPEGs in memory of 500 x 375, the mean size of
+ImageNet's images, and about 110 kB. The numbers of workers (data.workers; 0 is a thread for each
+core) take turns. "first batch" is the time to the first batch, which starts the workers; the rate
+counts from then on. The numbers are medians, with the range in brackets.
 """
 
-import argparse
 import io
 import os
 import statistics
@@ -20,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.worker import spread
+from rezero_jax.command import parser
 from rezero_jax.data import Order, StreamSplit
 from rezero_jax.data.tfds.imagenet import RandomCrop
 from rezero_jax.formatting import markdown_table
@@ -30,7 +30,7 @@ SIZE, BATCH, DISTINCT = 1_281_167, 256, 32
 
 
 class Jpegs:
-    """A stream.DataSource of as many images as ImageNet has, few of which are distinct."""
+    """A stream.DataSource of the size of ImageNet, with few distinct images."""
 
     def __init__(self) -> None:
         rng = np.random.default_rng(0)
@@ -45,7 +45,7 @@ class Jpegs:
 
 
 def _jpeg(rng: np.random.Generator) -> bytes:
-    """Noise of all scales, as photographs have it: halving the scale halves the contrast."""
+    """Noise of all scales whose contrast falls with the scale, as in photographs."""
     pixels = np.full((HEIGHT, WIDTH, 3), 128.0)
     for scale in (128, 64, 32, 16, 8, 4, 2, 1):
         small = rng.normal(size=(-(-HEIGHT // scale), -(-WIDTH // scale), 3))
@@ -57,14 +57,14 @@ def _jpeg(rng: np.random.Generator) -> bytes:
 
 
 def measure(source: Jpegs, workers: int, batches: int) -> tuple[float, float]:
-    """Seconds to the first batch, and images a second in so many after it."""
+    """Seconds to the first batch, and images per second of `batches` after it."""
     order = Order(0, SIZE, BATCH)
     split = StreamSplit(source, os.cpu_count() or 1, 4, RandomCrop(224, 0), workers=workers)
     began = time.perf_counter()
     stream = split.batches(order.indices, 0, 10**6)
     next(stream)
     first = time.perf_counter()
-    for _ in range(4):  # what has been read ahead while the first one was waited for
+    for _ in range(4):  # read ahead during the wait for the first batch
         next(stream)
     started = time.perf_counter()
     for _ in range(batches):
@@ -76,12 +76,10 @@ def measure(source: Jpegs, workers: int, batches: int) -> tuple[float, float]:
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--batches", type=int, default=8)
-    args = parser.parse_args()
+    options = parser("benchmarks.input", __doc__)
+    options.add_argument("--turns", type=int, default=3, help="turns of each number (default: 3)")
+    options.add_argument("--batches", type=int, default=8, help="batches to time (default: 8)")
+    args = options.parse_args()
     source = Jpegs()
     print(f"JPEGs of {source.kilobytes:.0f} kB; {os.cpu_count()} cores")
     found: dict[int, list[tuple[float, float]]] = {workers: [] for workers in WORKERS}

@@ -30,6 +30,7 @@ from benchmarks.worker import PROMPT, serve
 from rehearsal.baseline_step import Baseline
 from rehearsal.estimate import memory_of
 from rehearsal.plan import compile_dispatch
+from rezero_jax.command import parser
 from rezero_jax.config import load_config
 from rezero_jax.data import Dataset, ResidentSplit, Text, TextSplit, load, stand_in
 from rezero_jax.devices import cache_compilations, set_cpu_devices
@@ -186,7 +187,11 @@ PROGRAMS = {"ours": ours, "nnx": baseline, "generation": generation, "product": 
 
 def main(argv: list[str]) -> None:
     """Runs the command line."""
-    program, spec = argv
+    options = parser("benchmarks.jax_worker", __doc__)
+    options.add_argument("program", choices=[*PROGRAMS, "first"])
+    options.add_argument("spec", metavar="SPEC")
+    args = options.parse_args(argv)
+    program, spec = args.program, args.spec
     config = endless(spec)
     if config.mesh.cpu_devices is not None and program != "product":
         set_cpu_devices(config.mesh.cpu_devices)

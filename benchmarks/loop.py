@@ -12,7 +12,6 @@ the checkpoint is being written. "durable" ends when the checkpoint is on disk. 
 medians, with the range in brackets.
 """
 
-import argparse
 import contextlib
 import io
 import statistics
@@ -25,6 +24,7 @@ import jax
 
 from benchmarks.jax_worker import endless, random_data, updates_of
 from benchmarks.worker import spread
+from rezero_jax.command import parser
 from rezero_jax.config import base_config
 from rezero_jax.runs.checkpoint import Checkpoints
 from rezero_jax.runs.metrics import read_metrics
@@ -91,16 +91,14 @@ def saves(trainer: Trainer, count: int, folder: Path) -> dict[str, list[float]]:
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--mlp-depths", type=int, nargs="*", default=[32, 64], help="of the MLPs")
-    parser.add_argument("--turns", type=int, default=3, help="turns of each MLP (default: 3)")
-    parser.add_argument("--depth", type=int, default=16, help="layers of the Transformer")
-    parser.add_argument("--width", type=int, default=1024, help="width of the Transformer")
-    parser.add_argument("--batch", type=int, default=4, help="sequences of 128 bytes")
-    parser.add_argument("--saves", type=int, default=3, help="saves to time; 0 skips them")
-    args = parser.parse_args()
+    options = parser("benchmarks.loop", __doc__)
+    options.add_argument("--mlp-depths", type=int, nargs="*", default=[32, 64], help="of the MLPs")
+    options.add_argument("--turns", type=int, default=3, help="turns of each MLP (default: 3)")
+    options.add_argument("--depth", type=int, default=16, help="layers of the Transformer")
+    options.add_argument("--width", type=int, default=1024, help="width of the Transformer")
+    options.add_argument("--batch", type=int, default=4, help="sequences of 128 bytes")
+    options.add_argument("--saves", type=int, default=3, help="saves to time; 0 skips them")
+    args = options.parse_args()
     if args.mlp_depths:
         print("| MLP | step in the loop / bare step |\n| --- | --- |")
     for depth in args.mlp_depths:

@@ -9,9 +9,8 @@ first update: the program, the data and the state. The loss after three updates 
 of a network compute the same.
 """
 
-import argparse
-
 from benchmarks.worker import alone
+from rezero_jax.command import parser
 
 NETWORKS = {
     "mlp": "configs/mlp.py:depth=1000,width=256,dataset=cifar10 train.batch_size=1000",
@@ -24,9 +23,7 @@ SETTINGS = (("none", 1), ("full", 1), ("none", 4), ("full", 4))
 
 def main() -> None:
     """Runs the command line."""
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
+    parser("benchmarks.memory", __doc__).parse_args()
     print(
         "| 1,000 layers | remat | microbatches | peak, GiB | beyond the state, GiB | a step, s | "
         "loss |\n| --- | --- | --- | --- | --- | --- | --- |"

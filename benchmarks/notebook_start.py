@@ -1,16 +1,15 @@
-"""Where the authors' ResNet notebook starts: its random numbers, drawn again in PyTorch.
+"""The start of the authors' ResNet notebook, with its random numbers drawn again in PyTorch.
 
     python -m benchmarks.notebook_start               the first batch of each of its six nets
-    python -m benchmarks.notebook_start --updates=131 and the first updates of its vanilla
+    python -m benchmarks.notebook_start --updates=131 also the first updates of its vanilla
                                                       ResNet-56, from its own draw and from seed 1
 
-The notebook seeds PyTorch once, with 0; then its nets and loaders draw one after another: initial
-weights, the order of each epoch, a worker's seed for crops and flips. All of it happens on the CPU,
-so that every net's first batch is known without training the nets before it. Needs CIFAR-10 in
-TFDS_DATA_DIR, and PyTorch (benchmarks/requirements.txt) beside requirements.txt.
+The notebook seeds PyTorch once, with 0. Its nets and loaders then draw one after another: initial
+weights, the order of each epoch, and a worker's seed for crops and flips. All draws happen on the
+CPU, so the first batch of every net is known without training the nets before it. Needs CIFAR-10 in
+TFDS_DATA_DIR, and PyTorch (benchmarks/requirements.txt) besides requirements.txt.
 """
 
-import argparse
 import random
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,17 +22,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rezero_jax.command import parser
+
 BATCH, EXAMPLES = 128, 50_000
 MEAN = np.array((0.485, 0.456, 0.406), np.float32)
 STD = np.array((0.229, 0.224, 0.225), np.float32)
 
 
 class Cell(NamedTuple):
-    """A net of the notebook, in its order, and what it printed for the first batch.
+    """A net of the notebook, and the loss and accuracy that it printed for the first batch.
 
     Attributes:
-      epochs: that it is trained.
-      accuracy: %.
+      epochs: number of epochs of its training.
+      loss, accuracy: in nats and %.
     """
 
     depth: int
@@ -54,7 +55,7 @@ CELLS = (
 
 
 class Block(nn.Module):
-    """A block as in the notebook: zeros are added on both sides of the channels."""
+    """The notebook's block; its shortcut adds zeros on both sides of the channels."""
 
     def __init__(self, channels: int, features: int, rezero: bool):
         super().__init__()
@@ -74,7 +75,7 @@ class Block(nn.Module):
 
 
 def make_net(depth: int, rezero: bool) -> nn.Module:
-    """The net; draws PyTorch's default weights and then Kaiming's, module by module."""
+    """Makes a net, which draws PyTorch's default weights and then Kaiming's, by module."""
     widths = [16, *(16 * 2**i for i in range(3) for _ in range((depth - 2) // 6))]
     net = nn.Sequential(
         nn.Conv2d(3, 16, 3, 1, 1, bias=False),
@@ -92,20 +93,20 @@ def make_net(depth: int, rezero: bool) -> nn.Module:
 
 
 def begin_epoch() -> tuple[int, np.ndarray]:
-    """The seed of the worker that augments, and the order of the examples."""
+    """Draws the seed of the worker that augments, and the order of the examples."""
     seed = int(torch.empty((), dtype=torch.int64).random_().item())
     return seed, torch.randperm(EXAMPLES).numpy()
 
 
 def pass_epochs(count: int) -> None:
-    """Draws what so many epochs and their evaluations draw."""
+    """Draws the numbers of `count` epochs and their evaluations."""
     for _ in range(count):
         begin_epoch()
-        torch.empty((), dtype=torch.int64).random_()  # of the evaluation's worker
+        torch.empty((), dtype=torch.int64).random_()  # the seed of the evaluation's worker
 
 
 def batches(data: dict[str, np.ndarray], seed: int, order: np.ndarray) -> Iterator[list[Tensor]]:
-    """Images and labels, augmented as one worker of torchvision 0.5 does: flip, then crop."""
+    """Images and labels, flipped and then cropped as by one worker of torchvision 0.5."""
     worker = random.Random(seed)
     for start in range(0, EXAMPLES, BATCH):
         chosen, images = order[start : start + BATCH], []
@@ -120,13 +121,13 @@ def batches(data: dict[str, np.ndarray], seed: int, order: np.ndarray) -> Iterat
 
 
 def judge(logits: Tensor, labels: Tensor) -> tuple[Tensor, float]:
-    """The loss (nats) and the accuracy (%)."""
+    """Loss (nats) and accuracy (%)."""
     right = (logits.argmax(1) == labels).float().mean().item()
     return functional.cross_entropy(logits, labels), 100 * right
 
 
 def first_updates(net: nn.Module, data: dict[str, np.ndarray], updates: int) -> tuple[float, float]:
-    """Mean training loss and accuracy (%) over the first updates of an epoch that begins now."""
+    """Mean training loss and accuracy (%) over the first updates of a new epoch."""
     sgd = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
     losses, accuracies = [], []
     for images, labels in batches(data, *begin_epoch()):
@@ -147,7 +148,7 @@ def _print_updates(name: str, net: nn.Module, data: dict[str, np.ndarray], updat
 
 
 def read_training_images() -> dict[str, np.ndarray]:
-    """CIFAR-10 in its original order, which the names of TFDS's examples tell."""
+    """CIFAR-10 in its original order, which the names of TFDS's examples contain."""
     images = np.zeros((EXAMPLES, 32, 32, 3), np.uint8)
     labels = np.zeros(EXAMPLES, np.int64)
     for example in tfds.data_source("cifar10", split="train"):
@@ -158,9 +159,9 @@ def read_training_images() -> dict[str, np.ndarray]:
 
 def main(argv: Sequence[str]) -> None:
     """Prints a line for each net."""
-    parser = argparse.ArgumentParser("notebook_start", description=__doc__)
-    parser.add_argument("--updates", type=int, default=0, metavar="N")
-    args = parser.parse_args(argv)
+    options = parser("benchmarks.notebook_start", __doc__)
+    options.add_argument("--updates", type=int, default=0, help="updates to make (default: none)")
+    args = options.parse_args(argv)
     data = read_training_images()
     torch.manual_seed(0)
     for cell in CELLS:

@@ -1,13 +1,12 @@
-"""Training loss by the dtypes of computation and trunk: what a trunk in float32 gains.
+"""Training loss by the dtypes of computation and trunk: what a float32 trunk gains.
 
     python -m benchmarks.precision mlp --dir=DATA     64 layers of width 256 on CIFAR-10
     python -m benchmarks.precision transformer        12 layers of width 128 on Python's sources
 
 Every row trains the same networks from the same numbers on the same batches, one for each seed. The
-loss is the mean over the last updates. A bfloat16 trunk exists for this comparison alone.
+loss is the mean over the last updates. A bfloat16 trunk exists only in this comparison.
 """
 
-import argparse
 import statistics
 import time
 from itertools import islice
@@ -17,6 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rezero_jax import data
+from rezero_jax.command import parser
 from rezero_jax.config import load_config
 from rezero_jax.residual import rule
 from rezero_jax.training.trainer import Trainer
@@ -26,7 +26,7 @@ CONFIGS = {
     "transformer": "configs/transformer_small.py:depth=12",
 }
 ROWS = (("float32", "float32"), ("bfloat16", "bfloat16"), ("bfloat16", "float32"))
-LAST = 50  # updates whose loss is averaged
+LAST = 50  # number of updates whose loss is averaged
 
 
 def final_loss(config: ConfigDict, dataset: data.Dataset | data.Text, trunk: str) -> float:
@@ -43,15 +43,15 @@ def final_loss(config: ConfigDict, dataset: data.Dataset | data.Text, trunk: str
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    options = parser("benchmarks.precision", __doc__)
+    options.add_argument("network", choices=CONFIGS, help="family to train")
+    options.add_argument("--dir", help="folder of the prepared data sets (default: TFDS's)")
+    options.add_argument("--steps", type=int, default=300, help="updates of a run (default: 300)")
+    options.add_argument("--seeds", type=int, default=3, help="runs of each row (default: 3)")
+    options.add_argument(
+        "--fields", nargs="*", default=[], help="further fields of the config, as KEY=VALUE"
     )
-    parser.add_argument("network", choices=CONFIGS)
-    parser.add_argument("--dir", help="folder of the prepared data sets")
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--fields", nargs="*", default=[], help="KEY=VALUE of the config")
-    args = parser.parse_args()
+    args = options.parse_args()
     fields = [
         "train.epochs=None",
         f"train.steps={args.steps}",

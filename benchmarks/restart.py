@@ -12,7 +12,6 @@ The second table starts when JAX is imported and includes construction, initiali
 compilation.
 """
 
-import argparse
 import os
 import re
 import signal
@@ -23,6 +22,7 @@ import time
 from pathlib import Path
 
 from benchmarks.worker import alone
+from rezero_jax.command import parser
 
 ROOT = Path(__file__).parents[1]
 RUNS = {
@@ -71,9 +71,7 @@ def seconds_to_first_update(run: list[str], workdir: Path, cache: Path) -> tuple
 
 def main() -> None:
     """Runs the command line."""
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
+    parser("benchmarks.restart", __doc__).parse_args()
     print("| seconds to the first update | first | again | resumed |")
     print("| --- | --- | --- | --- |")
     for name, run in RUNS.items():

@@ -30,6 +30,7 @@ from collections.abc import Sequence
 
 from benchmarks.jax_worker import endless
 from benchmarks.worker import PROMPT, SHORTEST, milliseconds, spread, take_turns
+from rezero_jax.command import parser
 from rezero_jax.errors import UserError
 from rezero_jax.formatting import number
 
@@ -108,7 +109,7 @@ def rows(spec: str, args: argparse.Namespace) -> list[list[str]]:
                 spec.removeprefix("configs/"),
                 name,
                 milliseconds(seconds),
-                "" if name == "ours" else spread(ratios),
+                "" if name in ("ours", "product") else spread(ratios),
                 milliseconds(bounds) if bounds else "",
                 f"{statistics.median(shares):.1%}" if shares else "",
                 number(cost["memory"] / 1e9, 3) if "memory" in cost else "",
@@ -120,21 +121,19 @@ def rows(spec: str, args: argparse.Namespace) -> list[list[str]]:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line and returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--configs", nargs="+", default=CONFIGS, help="configs to time")
-    parser.add_argument(
+    options = parser("benchmarks.updates", __doc__)
+    options.add_argument("--configs", nargs="+", default=CONFIGS, help="configs to time")
+    options.add_argument(
         "--baselines", nargs="*", default=["nnx"], help="programs to compare with (default: nnx)"
     )
-    parser.add_argument("--torch-python", metavar="FILE", help="a Python that has PyTorch")
-    parser.add_argument("--turns", type=int, default=7, help="turns of each (default: 7)")
-    parser.add_argument(
+    options.add_argument("--torch-python", metavar="FILE", help="a Python that has PyTorch")
+    options.add_argument("--turns", type=int, default=7, help="turns of each (default: 7)")
+    options.add_argument(
         "--steps", type=int, default=10, help="least number of steps in a turn (default: 10)"
     )
-    parser.add_argument("--generate", action="store_true", help="time generation, byte by byte")
-    parser.add_argument("--product", action="store_true", help="also time a matrix product")
-    args = parser.parse_args(argv)
+    options.add_argument("--generate", action="store_true", help="time generation, byte by byte")
+    options.add_argument("--product", action="store_true", help="also time a matrix product")
+    args = options.parse_args(argv)
     print(f"| {' | '.join(HEAD)} |\n|{' --- |' * len(HEAD)}")
     failed = False
     for spec in args.configs:

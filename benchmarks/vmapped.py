@@ -1,13 +1,12 @@
-"""Several nets at once: one program vmapped over them, against a program that trains each in turn.
+"""Training several nets in one program, vmapped over them, against training each in turn.
 
     python -m benchmarks.vmapped
 
-What a search of learning rates could gain. The nets are configs/mlp.py's on its embedded digits,
-each with parameters of its own, all on the same batch. Each turn times both sides, one after the
-other, on one device; start and compilation are left out.
+This is what a search of learning rates could gain. The nets are those of configs/mlp.py on its
+embedded digits, each with its own parameters, all on the same batch and one device. Each turn times
+both programs, one after the other, without start and compilation.
 """
 
-import argparse
 import time
 from collections.abc import Callable
 
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 
 from benchmarks.worker import spread
 from rezero_jax import data
+from rezero_jax.command import parser
 from rezero_jax.config import load_config
 from rezero_jax.training.optim import make_optimizer
 from rezero_jax.training.state import State
@@ -23,11 +23,11 @@ from rezero_jax.training.step import make_train_step
 from rezero_jax.training.trainer import Trainer
 
 SIZES = ((8, 32), (8, 256), (32, 32), (32, 256))  # layers, width
-UPDATES = 20  # of each net in a turn
+UPDATES = 20  # of each net, in a turn
 
 
 def seconds(update: Callable[[State], State], states: list[State]) -> float:
-    """The time of UPDATES updates of all states, one after another."""
+    """Seconds for UPDATES updates of each state, one state after another."""
     began = time.perf_counter()
     for state in states:
         for _ in range(UPDATES):
@@ -37,7 +37,7 @@ def seconds(update: Callable[[State], State], states: list[State]) -> float:
 
 
 def ratios(depth: int, width: int, nets: int, turns: int) -> list[float]:
-    """The time of the nets in turn over that of all at once, of each turn."""
+    """Time of the nets one after another over the time of all at once, turn by turn."""
     config = load_config(f"configs/mlp.py:depth={depth},width={width}", [])
     dataset = data.load(config.data)
     trainer = Trainer(config, dataset, jax.devices()[:1])
@@ -56,12 +56,12 @@ def ratios(depth: int, width: int, nets: int, turns: int) -> list[float]:
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    options = parser("benchmarks.vmapped", __doc__)
+    options.add_argument(
+        "--nets", type=int, nargs="+", default=[4, 16], help="nets (default: 4 and 16)"
     )
-    parser.add_argument("--nets", type=int, nargs="+", default=[4, 16])
-    parser.add_argument("--turns", type=int, default=7)
-    args = parser.parse_args()
+    options.add_argument("--turns", type=int, default=7, help="turns of each size (default: 7)")
+    args = options.parse_args()
     print("| size | nets | in turn / at once: median (range) |\n| --- | --- | --- |")
     for depth, width in SIZES:
         for nets in args.nets:

@@ -3,6 +3,7 @@
     make rehearse                    the table; one row takes from seconds to some minutes
     make rehearse ARGS=--set=ci      small networks, ours alone, in seconds each
     make rehearse ARGS=--set=weak    two networks on ever more chips, with constant work per chip
+    make rehearse ARGS=--set=rules   small networks with every residual rule, in hours
 
 Each command makes the environment that has the TPU's compiler. Nothing is computed, and nothing is
 measured except the time to compile. The times are the TPU compiler's own estimates, the same in
@@ -17,12 +18,12 @@ program is compiled in a process of its own. A program that its compiler refuses
 its row, and the exit status is 1.
 """
 
-import argparse
 import json
 import os
 import subprocess
 import sys
 import time
+from argparse import SUPPRESS
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,12 @@ from rehearsal.chips import chip_of
 from rehearsal.estimate import collectives, estimate
 from rehearsal.plan import compile_dispatch, trainer_for_sizes
 from rehearsal.topologies import devices_of
+from rezero_jax.command import parser
 from rezero_jax.config import load_config
 from rezero_jax.errors import UserError
 from rezero_jax.formatting import markdown_table, number
+from rezero_jax.models.resnet.blocks import RULES as RESNET_RULES
+from rezero_jax.residual import RULES
 from rezero_jax.training.cost import update_flops
 
 ENWIK8 = "configs/transformer_enwik8.py:layers"
@@ -82,6 +86,20 @@ SETS = {
             f"{ENWIK8}=128",
         )
         for topology in ("v4:2x2x1", "v5e:2x4", "v5p:4x4x4", "v6e:2x4", "v5e:16x16", "8xh100")
+    ],
+    # Every residual rule in every family and dtype.
+    "rules": [
+        (f"{config} model.residual={rule} model.dtype={dtype} train.batch_size=16", topology)
+        for config, rules in (
+            ("configs/mlp.py:smoke", set(RULES) - {"sub_norm"}),
+            ("configs/resnet.py:smoke", RESNET_RULES),
+            ("configs/resnet.py:smoke,family=preact", set(RESNET_RULES) - {"zero_gamma"}),
+            ("configs/transformer_enwik8.py:smoke", RULES),
+            ("configs/transformer_small.py:smoke", RULES),
+        )
+        for rule in sorted(rules)
+        for dtype in ("float32", "bfloat16")
+        for topology in ("v5e:2x2", "4xh100")
     ],
     "ci": [
         ("configs/transformer_enwik8.py:smoke model.dtype=bfloat16", "v5e:2x2"),
@@ -219,18 +237,16 @@ def _print_one(spec: str, topology: str, who: str) -> int:
 
 def main(argv: list[str]) -> int:
     """Runs the command line and returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
+    options = parser("rehearsal.table", __doc__)
+    options.add_argument(
         "--set", choices=sorted(SETS), default="table", help="configs (default: table)"
     )
-    parser.add_argument("--configs", nargs="+", help="configs instead of a set, for v5e:2x4")
-    parser.add_argument("--topologies", nargs="+", help="topologies for each of the configs")
-    parser.add_argument("--only-ours", action="store_true", help="leave the baselines out")
-    parser.add_argument("--json", metavar="FILE", help="also write the table as JSON")
-    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
+    options.add_argument("--configs", nargs="+", help="configs instead of a set, for v5e:2x4")
+    options.add_argument("--topologies", nargs="+", help="topologies for each of the configs")
+    options.add_argument("--only-ours", action="store_true", help="leave the baselines out")
+    options.add_argument("--json", metavar="FILE", help="also write the table as JSON")
+    options.add_argument("--one", nargs=3, help=SUPPRESS)
+    args = options.parse_args(argv)
     if args.one:
         return _print_one(*args.one)
     pairs = SETS[args.set]

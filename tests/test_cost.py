@@ -7,14 +7,12 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import pytest
-from flax import nnx
 
 import train
 from rehearsal.plan import WIDTH
 from rezero_jax import data
 from rezero_jax.config import load_config
 from rezero_jax.data import stand_in
-from rezero_jax.models.mlp import MLP
 from rezero_jax.training import cost
 from rezero_jax.training.trainer import Trainer
 
@@ -39,15 +37,12 @@ def shapes(*all_of_them):
 @pytest.mark.parametrize(
     ("function", "args", "expected"),
     [
-        (jnp.matmul, [X, W], 2 * 4 * 5 * 6),
-        (jax.jit(jnp.matmul), [X, W], 2 * 4 * 5 * 6),
+        (lambda x, w: jnp.tanh(x @ w), [X, W], 2 * 4 * 5 * 6),
         (
-            lambda a, b: jnp.einsum("bij,bjk->bik", a, b),
+            jax.jit(lambda a, b: jnp.einsum("bij,bjk->bik", a, b)),
             shapes((3, 4, 5), (3, 5, 6)),
             2 * 3 * 4 * 5 * 6,
         ),
-        (jax.grad(lambda w, x: jnp.tanh(x @ w).sum()), [W, X], 2 * 2 * 4 * 5 * 6),
-        (scanned, shapes((7, 5, 5), (4, 5)), 7 * 2 * 4 * 5 * 5),
         (jax.grad(scanned, argnums=(0, 1)), shapes((7, 5, 5), (4, 5)), 3 * 7 * 2 * 4 * 5 * 5),
         (
             jax.grad(jax.checkpoint(lambda w, x: jnp.tanh(jnp.tanh(x @ w) @ w.T).sum())),
@@ -56,7 +51,6 @@ def shapes(*all_of_them):
             # and one of the hidden layer; the second product need not be rematerialised.
             7 * 2 * 4 * 5 * 6,
         ),
-        (convolved, shapes((2, 8, 8, 3), (3, 3, 3, 7)), 2 * (2 * 8 * 8 * 7) * (3 * 3 * 3)),
         (
             lambda x, kernel: convolved(x, kernel, 3),
             shapes((2, 8, 8, 3), (3, 3, 1, 6)),
@@ -67,7 +61,6 @@ def shapes(*all_of_them):
             [W, X],
             3 * 2 * 4 * 5 * 6,
         ),
-        (jnp.tanh, [X], 0),
     ],
 )
 def test_counts(function, args, expected):
@@ -79,18 +72,6 @@ def test_everything_counts_elementwise_operations_and_reductions_too():
         return jnp.tanh(x @ w).T.sum()
 
     assert cost.flops(function, X, W, everything=True) == 2 * 4 * 5 * 6 + 2 * 4 * 6
-
-
-def test_a_network_costs_two_operations_per_weight_and_example():
-    for scan in (True, False):
-        model = nnx.eval_shape(lambda scan=scan: MLP(6, 5, 9, 4, scan=scan, rngs=nnx.Rngs(0)))
-        graphdef, state = nnx.split(model)
-        found = cost.flops(
-            lambda state, x, graphdef=graphdef: nnx.merge(graphdef, state)(x),
-            state,
-            *shapes((8, 6)),
-        )
-        assert found == 2 * 8 * (6 * 5 + 9 * 5 * 5 + 5 * 4)
 
 
 def rows(capsys, *flags):

@@ -1,7 +1,6 @@
 """Optimised HLO is read correctly: small programs by hand, and one of the TPU's compiler."""
 
 import importlib.util
-import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,16 +8,12 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-import train
 from rehearsal.chips import CHIPS, chip_of
 from rehearsal.estimate import accounts, estimate, group_size
+from rehearsal.plan import WIDTH, render
 from rehearsal.program import Traffic, parse, shape_bytes, trip_count
 from rehearsal.topologies import devices_of
 from rezero_jax.errors import UserError
-
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason='pip install "jax[tpu]" for its compiler'
-)
 
 
 def cycles(count: int) -> str:
@@ -223,23 +218,33 @@ def test_unknown_topologies_and_missing_compilers_are_user_errors(monkeypatch):
         devices_of("v5e:2x4")
 
 
-@needs_libtpu
-def test_a_plan_for_absent_chips(capsys, tmp_path):
-    file = tmp_path / "plan.json"
-    flags = ["--plan=v5e:2x2", f"--plan_json={file}", "--config.data.dir=nowhere"]
-    assert train.main(["--config=configs/mlp.py:depth=4,dataset=cifar10", *flags]) == 0
-    text = capsys.readouterr().out
-    assert "4 x TPU v5 lite (data 4 x model 1" in text
-    assert "by the compiler's estimate" in text
-    account = json.loads(file.read_text())
-    assert 0 < account["bound_by_flops"] < account["estimate"] < 1e-3
-    assert 0 < account["bytes"]["used"] < account["bytes"]["available"]
-    assert {one["kind"] for one in account["collectives"]} == {"all-reduce"}
-
-
-@needs_libtpu
-def test_a_run_that_does_not_fit_names_train_accumulate(capsys):
-    config = "--config=configs/transformer_enwik8.py:layers=12,accumulate=1"
-    assert train.main([config, "--plan=v5e:1x1"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "train.accumulate" in line
+def test_a_plan_for_absent_chips_is_rendered():
+    sizes = {"parameters": 4e9, "optimizer state": 8e9, "data": 1e6, "gradients, activations": 0}
+    account = {
+        "device": "TPU v5 lite",
+        "mesh": {"data": 4, "model": 1},
+        "fully_sharded": False,
+        "parameters": 10**9,
+        "updates": 1000,
+        "updates_per_dispatch": 10,
+        "batch_size": 64,
+        "bytes": sizes | {"used": 12e9, "available": 16e9},
+        "flops": 2e14,
+        "compile_seconds": 3.0,
+        "collectives": [{"kind": "all-reduce", "count": 2, "bytes": 4e9, "devices": 4}],
+        "kernels": {"rng-bit-generator": 8},
+        "bound_by_flops": 0.25,
+        "bound_by_bytes": 0.1,
+        "estimate": 0.5,
+        "kernels_at_least": 0.01,
+        "estimate_of_a_dispatch": 0.02,
+        "operations": {"dot_general": 0.75},
+    }
+    rows = {line[:WIDTH].rstrip(): line[WIDTH:] for line in render(account).splitlines()}
+    assert rows["devices"].startswith("4 x TPU v5 lite (data 4 x model 1")
+    assert rows["bytes of a device"] == "12.0 GB of 16.0 GB"
+    assert rows["an update"] == "500 ms by the compiler's estimate, 50.0% of the peak"
+    assert rows["  dot_general"] == "75.0%"
+    assert rows["the run"].startswith("0:08:22")  # 1,000 updates and 100 dispatches
+    assert rows["all-reduce"] == "2 x 4.0 GB among 4 devices"
+    assert rows["without estimate"] == "rng-bit-generator: at least 10 ms"
