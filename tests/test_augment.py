@@ -90,6 +90,7 @@ def reference(augmentation: Augmentation, image: np.ndarray, draws: Draws) -> np
         Augmentation(crop_padding=4),
         Augmentation(crop_padding=20),  # some crops miss the image
         Augmentation(flip=True),
+        Augmentation(rotation=2.0),
         Augmentation(rotation=40.0),
         Augmentation(crop_padding=3, flip=True, rotation=15.0),
     ],
@@ -132,22 +133,6 @@ def test_jitter_is_pils_but_for_its_rounding(order: tuple[int, ...]) -> None:
         # PIL truncates after each blend (up to 1) and rounds its target (0.5 * 0.25); an earlier
         # error grows at most 1.25 + 0.25 times: 1.125 * (1 + 1.5 + 1.5**2) = 5.3.
         assert np.abs(ours - np.asarray(pil, np.float32)).max() < 5.4
-
-
-@pytest.mark.parametrize(("limit", "size"), [(2.0, 32), (2.0, 64), (45.0, 32)])
-def test_rotation_takes_the_pixels_that_pil_takes(limit: float, size: int) -> None:
-    augmentation = Augmentation(rotation=limit)
-    image = images(200, (size, size, 3))
-    draws = drawn(augmentation, 200)
-    expected = np.stack(
-        [
-            np.asarray(Image.fromarray(one).rotate(float(angle), Image.Resampling.NEAREST))
-            for one, angle in zip(image, draws["angle"], strict=True)
-        ]
-    )
-    moved = (expected != image).any(axis=(1, 2, 3)).sum()
-    assert moved >= 10  # few, where the corners of a small image move by about half a pixel
-    np.testing.assert_array_equal(applied(augmentation, image, draws), expected)
 
 
 def test_rotation_by_any_angle_differs_from_pil_only_at_ties() -> None:

@@ -4,15 +4,12 @@ The archives have the layout of the real ones. Among the images are those that t
 for: grey, CMYK, a PNG with the name of a JPEG, very wide ones, and large ones.
 """
 
-import io
 import json
 import resource
 import shutil
 import sys
-import tarfile
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -22,6 +19,7 @@ from rezero_jax.data.tfds.prepare import allow_open_files, prepared_builder
 from rezero_jax.errors import UserError
 from tests.data import load
 from tests.test_data_crops import encoded
+from tests.test_data_prepare import tar
 
 SIZE = 32
 
@@ -44,16 +42,6 @@ EVAL = {
 }
 # Of the first six images, as published.
 EVAL_NOUNS = ("n01751748", "n09193705", "n02105855", "n04263257", "n03125729", "n01735189")
-
-
-def tar(files: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for name, content in files.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            archive.addfile(entry, io.BytesIO(content))
-    return buffer.getvalue()
 
 
 ARCHIVES = {
@@ -147,17 +135,6 @@ def test_a_batch_holds_the_crops_of_its_step(dataset: Dataset) -> None:
             visited.append(example["file_name"].decode())
     names = sorted(name for files in TRAIN.values() for name in files)
     assert [sorted(visited[i : i + 7]) for i in (0, 7, 14)] == [names] * 3
-
-
-def test_any_step_can_be_first_and_gives_the_same_pixels(data_dir: Path, dataset: Dataset) -> None:
-    order = Order(seed=5, size=7, batch_size=3)
-    whole = list(dataset.train.batches(order.indices, 0, 9))
-    resumed = load("imagenet", str(data_dir), image_size=SIZE, seed=5).train
-    rest = list(resumed.batches(order.indices, 4, 9))
-    jax.tree.map(np.testing.assert_array_equal, whole[4:], rest)
-    for step in (8, 2):
-        one = resumed.fetch(order.indices(step), step)
-        jax.tree.map(np.testing.assert_array_equal, whole[step], one)
 
 
 def test_evaluation_shows_each_image_once(dataset: Dataset) -> None:

@@ -55,14 +55,18 @@ def official_archive() -> bytes:
     return tar_gz("cifar-10-batches-bin", files)
 
 
-def tar_gz(folder: str, files: dict[str, bytes]) -> bytes:
+def tar(files: dict[str, bytes], mode: str = "w") -> bytes:
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+    with tarfile.open(fileobj=buffer, mode=mode) as archive:
         for name, content in files.items():
-            entry = tarfile.TarInfo(f"{folder}/{name}")
+            entry = tarfile.TarInfo(name)
             entry.size = len(content)
-            tar.addfile(entry, io.BytesIO(content))
+            archive.addfile(entry, io.BytesIO(content))
     return buffer.getvalue()
+
+
+def tar_gz(folder: str, files: dict[str, bytes]) -> bytes:
+    return tar({f"{folder}/{name}": content for name, content in files.items()}, "w:gz")
 
 
 ARCHIVE = official_archive()

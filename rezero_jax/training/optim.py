@@ -107,7 +107,7 @@ def _one_group(
 ) -> optax.GradientTransformation:
     """The optimizer of one parameter group, whose `settings` are those of config.optim."""
     if settings.weight_decay < 0:
-        raise UserError(f"optim weight_decay={settings.weight_decay} is negative; give 0 or more")
+        raise UserError(f"optim.weight_decay={settings.weight_decay} is negative; give 0 or more")
     decay = optax.add_decayed_weights(settings.weight_decay)
     match settings.name:
         case "adagrad":
