@@ -6,34 +6,16 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
-from experiments import (
-    alpha_init,
-    alphas,
-    arguments,
-    compare,
-    coordinates,
-    depth,
-    drawing,
-    fc,
-    initialisation,
-    jacobian,
-    notebook_fc,
-    notebook_resnet,
-    resnet,
-    results_page,
-    superconvergence,
-    toy,
-    transformer12,
-    transformer_deep,
-)
+from experiments import arguments, compare, coordinates, drawing, results_page
 from experiments.dry_run import print_costs
-from experiments.experiment import Experiment
+from experiments.experiment import DESCRIPTIONS, Experiment
 from experiments.jobs import Job
 from experiments.report import write_report
 from experiments.results import Made
-from experiments.running import Stopped, execute
+from experiments.running import Stopped, run_all
 from rezero_jax import command, devices
 from rezero_jax.analysis.plots.theme import themed
 from rezero_jax.errors import UserError, choose_from
@@ -41,54 +23,35 @@ from rezero_jax.runs.folder import device, environment
 from rezero_jax.runs.reader import Run
 
 EXPERIMENTS: Mapping[str, Experiment] = {
-    "toy": toy,
-    "fc": fc,
-    "notebook_fc": notebook_fc,
-    "depth": depth,
-    "jacobian": jacobian,
-    "initialisation": initialisation,
-    "resnet": resnet,
-    "notebook_resnet": notebook_resnet,
-    "superconvergence": superconvergence,
-    "transformer12": transformer12,
-    "transformer_deep": transformer_deep,
-    "alpha_init": alpha_init,
-    "alphas": alphas,
+    name: import_module(f"experiments.{name}") for name in DESCRIPTIONS
 }
+COMMANDS = {"compare": compare.main, "coordinates": coordinates.main, "results": results_page.main}
 SCALES = ("paper", "cpu", "smoke")
-EXAMPLES = """\
+EXAMPLES = f"""\
 examples:
-  how long everything would take on two cores, and what is done already:
+  how long everything would take on two cores, and which runs are done already:
     python -m experiments all --dry-run
-  one figure, then all of them, two runs at once:
+  one figure, then all of them, two runs at a time:
     python -m experiments toy
     python -m experiments all --jobs=2 --text=book.txt
-  what the paper's own settings cost:
+  the cost of the paper's own settings:
     python -m experiments all --scale=paper --dry-run
-  residual rules against each other, in any config (has a --help of its own):
+  a comparison of residual rules, in any config (has a --help of its own):
     python -m experiments compare --config=configs/mlp.py --rules=rezero,norm --depths=8,32
-  whether hyperparameters found at one depth or width can serve another (has a --help too):
+  whether hyperparameters found at one depth or width serve another (has a --help too):
     python -m experiments coordinates --config=configs/mlp.py --rules=rezero,norm --depths=8,32
-  the tables of README.md and docs/results.md anew, from the results in docs/paper:
+  the generated tables of README.md and the documentation, from the results in docs/:
     python -m experiments results
 
-exit status: 0 all done; 2 something failed, told in a sentence; 130 or 143 stopped by Ctrl-C or
-SIGTERM with all runs saved, and the same command resumes them.
-"""
+{arguments.EXIT_STATUS}"""
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command line and returns the exit status."""
     try:
-        match argv[:1]:
-            case ["compare"]:
-                return compare.main(argv[1:])
-            case ["coordinates"]:
-                return coordinates.main(argv[1:])
-            case ["results"]:
-                return results_page.main(argv[1:])
-            case _:
-                return _paper(argv)
+        if argv and argv[0] in COMMANDS:
+            return COMMANDS[argv[0]](argv[1:])
+        return _paper(argv)
     except UserError as error:
         print(f"experiments: {error}", file=sys.stderr)
         return 2
@@ -104,48 +67,41 @@ def _paper(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--scale",
         default="cpu",
-        help="paper: as in the paper, for accelerators; cpu (the default): some hours on two "
-        "cores; smoke: a test",
+        help="paper: as in the paper, for accelerators; cpu: some hours on two cores; smoke: a "
+        "test (default: cpu)",
     )
     parser.add_argument(
         "--out",
         default="runs/paper",
         metavar="DIR",
-        help="results go to DIR/SCALE, runs to DIR/SCALE/runs (runs/paper)",
+        help="results go to DIR/SCALE, runs to DIR/SCALE/runs (default: runs/paper)",
     )
     parser.add_argument(
         "--seeds",
         type=int,
         metavar="N",
-        help="runs of each setting, of seeds 0 .. N-1; by default 1, at the paper's scale the "
-        "paper's number",
+        help="runs of each setting, with seeds 0 .. N-1 (default: 1; at the paper's scale the "
+        "paper's number)",
     )
+    arguments.add_count(parser, "jobs", 1, "runs at the same time, on a CPU each on its own cores")
     parser.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="runs at once, on a CPU each on its cores"
-    )
-    parser.add_argument(
-        "--text", metavar="PATH", help="text for Transformers, instead of the standard library's"
+        "--text", metavar="PATH", help="text for Transformers (default: the standard library's)"
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="list the runs with their status and time"
     )
     args = parser.parse_args(argv)
-    # Leaves the accelerators to the runs; nothing here needs one.
-    devices.use_cpu()
-    names = _names(args.names)
+    devices.use_cpu()  # leaves the accelerators to the runs
+    for name in args.names:
+        if name not in ("all", *EXPERIMENTS):
+            raise choose_from("figure or table", name, ("all", *EXPERIMENTS))
     _check(args)
-    jobs = {name: _jobs(EXPERIMENTS[name], args) for name in names}
+    names = [name for name in EXPERIMENTS if "all" in args.names or name in args.names]
+    jobs = {name: _jobs(name, args) for name in names}
     if args.dry_run:
         print_costs(jobs, Path(args.out) / args.scale / "runs")
         return 0
     return _run(jobs, args)
-
-
-def _names(names: Sequence[str]) -> list[str]:
-    for name in names:
-        if name not in ("all", *EXPERIMENTS):
-            raise choose_from("figure or table", name, ("all", *EXPERIMENTS))
-    return [name for name in EXPERIMENTS if "all" in names or name in names]
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -158,11 +114,11 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--text={args.text} does not exist; give a file or folder")
 
 
-def _jobs(experiment: Experiment, args: argparse.Namespace) -> list[Job]:
-    """The runs of an experiment, seed by seed: after each one, every setting has as many runs."""
-    seeds = args.seeds or (experiment.SEEDS if args.scale == "paper" else 1)
+def _jobs(name: str, args: argparse.Namespace) -> list[Job]:
+    """The runs of an experiment, seed by seed, so that an early stop leaves complete seeds."""
+    seeds = args.seeds or (DESCRIPTIONS[name].seeds if args.scale == "paper" else 1)
     jobs = []
-    for job in experiment.runs(args.scale):
+    for job in EXPERIMENTS[name].runs(args.scale):
         if args.text and job.load().data.name == "stdlib":
             overrides = (*job.overrides, "data.name=text", f"data.path={args.text}")
             job = job._replace(overrides=overrides)
@@ -171,7 +127,7 @@ def _jobs(experiment: Experiment, args: argparse.Namespace) -> list[Job]:
 
 
 def _run(jobs: Mapping[str, Sequence[Job]], args: argparse.Namespace) -> int:
-    """Trains what is not trained yet and writes each experiment once its runs are complete."""
+    """Trains missing runs and writes each experiment once its runs are complete."""
     folder = Path(args.out) / args.scale
     runs = folder / "runs"
     every = list({job.name: job for of_one in jobs.values() for job in of_one}.values())
@@ -185,22 +141,22 @@ def _run(jobs: Mapping[str, Sequence[Job]], args: argparse.Namespace) -> int:
             _write(name, waiting.pop(name), folder, args)
 
     write_complete()
-    for job, sentence in execute(every, runs, args.jobs, say=lambda text: print(text, flush=True)):
+    for job, sentence in run_all(every, runs, args.jobs):
         if sentence:
             sentences.append(sentence)
         else:
             ended.add(job.name)
             write_complete()
-    print(f"report: {write_report(folder, args.scale, EXPERIMENTS)}")
+    print(f"report: {write_report(folder, args.scale)}")
     for sentence in dict.fromkeys(sentences):
         print(f"experiments: {sentence}", file=sys.stderr)
     if waiting:
-        print(f"experiments: without all of their runs: {', '.join(waiting)}", file=sys.stderr)
+        print(f"experiments: incomplete, as runs failed: {', '.join(waiting)}", file=sys.stderr)
     return 2 if waiting else 0
 
 
 def _write(name: str, jobs: Sequence[Job], folder: Path, args: argparse.Namespace) -> None:
-    """Writes NAME.json, NAME.csv, NAME.png and NAME.svg of an experiment with complete runs."""
+    """Writes NAME.json, NAME.png and NAME.svg of an experiment with complete runs."""
     experiment = EXPERIMENTS[name]
     runs: dict[str, list[Run]] = {}
     for job in jobs:
@@ -220,12 +176,12 @@ def _write(name: str, jobs: Sequence[Job], folder: Path, args: argparse.Namespac
     results = replace(results, made=made)
     drawing.save(themed(experiment.plot)(results), folder, name)
     results.write(folder)
-    write_report(folder, args.scale, EXPERIMENTS)
-    print(f"{name}: {folder / name}.json, .csv, .png, .svg", flush=True)
+    write_report(folder, args.scale)
+    print(f"{name}: {folder / name}.json, .png, .svg", flush=True)
 
 
 def _shown(name: str, jobs: Sequence[Job], args: argparse.Namespace) -> str:
-    """The command that repeats an experiment, as a reader types it."""
+    """The command that repeats an experiment."""
     command = ["python", "-m", "experiments", name, f"--scale={args.scale}"]
     if args.seeds:
         command.append(f"--seeds={args.seeds}")

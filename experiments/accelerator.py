@@ -1,9 +1,9 @@
-"""What the paper's settings would take on eight chips of a TPU v5e, by its compiler's estimate.
+"""The time of the paper's settings on eight chips of a TPU v5e, as its compiler estimates.
 
     python -m experiments.accelerator docs/paper/v5e-8.json
 
-Needs that compiler, as `make rehearse` installs it, and some minutes. One network is compiled for
-each size, ReZero's where there is one: its rivals are taken to need as long.
+This needs the compiler that `make rehearse` installs, and some minutes. One network is compiled for
+each size, ReZero's where there is one; its baselines are assumed to take the same time.
 """
 
 import sys
@@ -14,18 +14,19 @@ from typing import Any, NamedTuple
 from experiments import compare
 from experiments.__main__ import EXPERIMENTS
 from experiments.dry_run import trainer_of
+from experiments.experiment import DESCRIPTIONS
 from experiments.jobs import Job
 from rehearsal.plan import plan
 from rezero_jax.runs.files import write_json
 
 TOPOLOGY = "v5e:2x4"
-# What decides the time of an update; the residual rule is left out.
+# Fields that decide the time of an update; the residual rule is left out.
 SIZES = ("name", "family", "depth", "width", "length", "max_len")
-# The language models of experiments/protocol.md, E2, as they were first written down.
+# The language models of experiments/protocol.md, E2, as first registered.
 LANGUAGE_MODEL = compare.Plan(
     "configs/transformer_small.py:steps=2000",
     ("optim.warmup_steps=100",),
-    ("rezero", "pre_norm", "layerscale", "post_norm", "deep_norm", "rezero_held"),
+    ("rezero", "pre_norm", "layerscale", "post_norm", "deep_norm", "rezero_frozen"),
     depths=(12,),
     seeds=5,
     rates=5,
@@ -46,10 +47,10 @@ COMPARISONS = {
 
 
 class Cost(NamedTuple):
-    """Of an experiment at the paper's scale, or of a comparison.
+    """The cost of an experiment at the paper's scale, or of a comparison.
 
     Attributes:
-      runs: of all settings and seeds; of an experiment as many as in the paper.
+      runs: of all settings and seeds; of an experiment the paper's number.
       updates, seconds: of all runs; evaluations and checkpoints are left out.
     """
 
@@ -64,11 +65,11 @@ def main(argv: Sequence[str]) -> None:
     per_update: dict[tuple[Any, ...], float] = {}
     costs = []
     planned = {
-        name: [job for job in experiment.runs("paper") for _ in range(experiment.SEEDS)]
+        name: experiment.runs("paper") * DESCRIPTIONS[name].seeds
         for name, experiment in EXPERIMENTS.items()
     }
     for name, chosen in COMPARISONS.items():
-        planned[name] = [job for jobs in compare.certain(chosen).values() for job in jobs]
+        planned[name] = [job for jobs in chosen.certain().values() for job in jobs]
     for name, jobs in planned.items():
         if jobs:
             costs.append(_cost(name, jobs, per_update)._asdict())
@@ -79,7 +80,7 @@ def main(argv: Sequence[str]) -> None:
 def _cost(name: str, jobs: Iterable[Job], per_update: dict[tuple[Any, ...], float]) -> Cost:
     """The cost of an experiment; `per_update` keeps the seconds of an update by size."""
     runs, total, seconds = 0, 0, 0.0
-    # ReZero's nets first, so that they stand for their size.
+    # ReZero's nets first, so that they represent their size.
     for job in sorted(jobs, key=lambda job: job.load().model.residual != "rezero"):
         config = job.load()
         size = (config.train.batch_size, *(config.model.get(key) for key in SIZES))

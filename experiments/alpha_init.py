@@ -8,33 +8,32 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments import drawing
-from experiments.claims import WORDS, Claim, fact, together
+from experiments.claims import WORDS, Claim
 from experiments.jobs import Job
-from experiments.ratios import Decision, Ratio, between, decide, quotients
-from experiments.results import Curve, Results, Row
+from experiments.results import (
+    Curve,
+    Results,
+    Row,
+    find,
+    gates_at_end,
+    times_to,
+    training_curve,
+)
+from experiments.statistics import between, decide, holds, quotients, together
 from rezero_jax.analysis.plots.theme import COLOURS
 from rezero_jax.runs.reader import Run
 
-TITLE = "ReZero networks by their initial alpha"
-SOURCE = "UAI section 5"
-SEEDS = 1
-SETTING = {
-    "paper": "Transformers of 12 layers on enwik8 as in Figure 7, to 1.2 bits per byte.",
-    "cpu": "Reduced, another network: 32 fully connected layers on CIFAR-10 as in Figure 5, to a "
-    "training loss of 1.2, at most 8 epochs.",
-    "smoke": "Reduced: 4 layers of width 8 on scikit-learn's digits, 2 epochs.",
+ALPHAS = {
+    "paper": (0, 0.001, 0.01, 0.03, 0.1, 0.3, 1),
+    "cpu": (0, 0.001, 0.01, 0.03, 0.1, 0.3, 1),
+    "smoke": (0, 0.01, 1),
 }
-
-ALPHAS = {"paper": (0, 0.001, 0.01, 0.03, 0.1, 0.3, 1), "smoke": (0, 0.01, 1)}
-ALPHAS["cpu"] = ALPHAS["paper"]
 RANGE = (0.001, 0.01)  # what "a range of small initial alphas" is taken to be
-ALIKE = 1.1  # times as many epochs, or as few, still behave alike
+ALIKE = 1.1  # up to this factor in the epochs, networks behave alike
 TARGET = 1.2  # nats, of the training loss; at the paper's scale bits per byte
-QUANTITY = {
-    "paper": "iterations to the target",
-    "cpu": f"epochs to {TARGET}",
-    "smoke": f"epochs to {TARGET}",
-}
+TIME = {"paper": "iterations to the target"} | dict.fromkeys(
+    ("cpu", "smoke"), f"epochs to {TARGET}"
+)
 TOP = 2.5  # of the plot of curves
 RATIO = "times those of alpha = 0"
 SHORT = (
@@ -44,29 +43,22 @@ SHORT = (
     "checkpoint.keep=1",
     "log.every_steps=100",
 )
-VERDICTS = {True: "behaves like 0", False: "behaves otherwise", None: "is undecided"}
-NOTES = (
-    "The paper names no values. What behaves alike is decided by part A1 of "
-    "experiments/protocol.md, which is older than the first run. Bars are 95 % intervals of each "
-    "ratio alone; the verdicts are Holm-corrected.",
-)
 
 
 def name(alpha: float) -> str:
-    """What the report calls an initial alpha."""
+    """The setting of an initial alpha."""
     return f"alpha = {alpha:g}"
 
 
 def runs(scale: str) -> list[Job]:
-    """One of each initial alpha."""
+    """One of each initial alpha; at the paper's scale the runs of transformer12."""
     jobs = []
     for alpha in ALPHAS[scale]:
-        if scale == "paper":  # those of transformer12
-            start, suffix = (
-                (f",alpha_init={alpha:g}", f"-alpha_init{alpha:g}") if alpha else ("",) * 2
-            )
+        if scale == "paper":
+            start = f",alpha_init={alpha:g}" if alpha else ""
             config = f"transformer_enwik8.py:layers=12,residual=rezero{start}"
-            jobs.append(Job(name(alpha), f"transformer12-rezero{suffix}", config, test=True))
+            run = f"transformer12-rezero{start.replace(',', '-').replace('=', '')}"
+            jobs.append(Job(name(alpha), run, config, test=True))
             continue
         size = "depth=32,dataset=cifar10,epochs=8" if scale == "cpu" else "smoke,epochs=2"
         overrides = (f"model.alpha_init={alpha:g}", *(SHORT if scale == "cpu" else ()))
@@ -76,79 +68,67 @@ def runs(scale: str) -> list[Job]:
 
 def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
     """The time to the target, also as multiples of that of alpha = 0, and where the gates end."""
-    metric, key = ("bits_per_byte", "eval/bits_per_byte") if scale == "paper" else ("loss", "")
+    metric = "bits_per_byte" if scale == "paper" else "loss"
     make = partial(Row, reduced=scale != "paper")
-    rows, curves, ratios = [], {}, []
-    times = {s: tuple(run.time_to(metric, TARGET) for run in seeds) for s, seeds in runs.items()}
+    rows, curves = [], {}
+    times = {setting: times_to(seeds, metric, TARGET) for setting, seeds in runs.items()}
     for setting, seeds in runs.items():
-        lost = all(run.diverged for run in seeds)
-        word = "diverged" if lost else "not reached"
-        shown = setting in map(name, (0, *RANGE))
-        rows.append(make(setting, QUANTITY[scale], times[setting], shown, missing=word))
+        rows.append(make(setting, TIME[scale], times[setting], setting in map(name, (0, *RANGE))))
         if setting != name(0):
-            caps = [_cap(run, scale) for run in seeds]
-            ratios.append(Ratio.of_pairs(times[setting], times[name(0)], caps))
-            multiples = quotients(times[setting], times[name(0)])
-            rows.append(make(setting, RATIO, multiples, missing=word, is_geometric=True))
+            rows.append(make(setting, RATIO, quotients(times[setting], times[name(0)]), log=True))
         if all(len(run.epoch_losses()) for run in seeds):
             first = tuple(float(run.epoch_losses()[0]) for run in seeds)
             rows.append(make(setting, "training loss of epoch 1", first))
-        if all(run.lines for run in seeds):  # else one diverged before it logged anything
-            ends = tuple(float(np.abs(run.alphas()[1][-1]).mean()) for run in seeds)
-            rows.append(make(setting, "mean |alpha| at the end", ends))
-        if key:
-            curves[setting] = Curve.of_runs([run.series(key) for run in seeds])
-        else:
-            curves[setting] = Curve.by_epoch([run.epoch_losses() for run in seeds])
-    others = [alpha for alpha in ALPHAS[scale] if alpha]
-    decisions = dict(zip(others, decide(ratios, 1 / ALIKE, ALIKE), strict=True))
-    claim = _claim(decisions, len(runs[name(0)]), scale != "paper")
-    remarks = [_remark(*one) for one in zip(others, ratios, decisions.values(), strict=True)]
+        if all(run.lines for run in seeds):  # else a run diverged before it logged anything
+            rows.append(make(setting, "mean |alpha| at the end", gates_at_end(seeds)))
+        curves[setting] = (
+            training_curve(seeds, "eval/bits_per_byte")
+            if scale == "paper"
+            else Curve.by_epoch([run.epoch_losses() for run in seeds])
+        )
+    claim, remarks = conclude(rows, reduced=scale != "paper")
     return Results("alpha_init", scale, rows, [claim], curves, remarks)
 
 
-def _cap(run: Run, scale: str) -> float:
-    """The longest time that a run had, in the unit of its time to the target."""
-    return run.final()["steps"] if scale == "paper" else run.config["train.epochs"]
-
-
-def _claim(decisions: Mapping[float, Decision], n: int, reduced: bool) -> Claim:
-    """The primary outcome: whether both ends of RANGE behave like 0."""
-    ends = [decisions[alpha] for alpha in RANGE if alpha in decisions]
-    holds = together([decision.holds for decision in ends])
-    found = fact(
+def conclude(rows: Sequence[Row], *, reduced: bool) -> tuple[Claim, list[str]]:
+    """The primary outcome, whether both ends of RANGE behave like 0, and a sentence for each."""
+    ratios = [row for row in rows if row.metric == RATIO]
+    decisions = decide(ratios, 1 / ALIKE, ALIKE)
+    ends, remarks = [], []
+    for row, decision in zip(ratios, decisions, strict=True):
+        if row.setting in map(name, RANGE):
+            ends.append(decision)
+        word = "behaves like 0" if decision.verdict == "within" else decision.verdict
+        corrected = f"; Holm-corrected {between(decision.interval)}" if decision.interval else ""
+        remarks.append(f"{row.setting}: {word}; {row.shown} times{corrected}.")
+    holding = together([holds(end.verdict) for end in ends])
+    intervals = [end.interval for end in ends if end.interval]
+    hull = None
+    if len(intervals) == len(RANGE):
+        hull = (min(low for low, _ in intervals), max(high for _, high in intervals))
+    claim = Claim(
         "A range of small initial alphas behaves like 0",
         "UAI 7",
-        holds,
-        f"in this setting {WORDS[holds]}; the interval holds those of the ratios of "
-        f"{' and '.join(map(str, RANGE))}, Holm-corrected",
-        n=n,
-        reduced=reduced,
+        holding,
+        f"{WORDS[holding]} in this setting; the interval spans the Holm-corrected ones of "
+        f"{' and '.join(map(str, RANGE))}",
+        len(find(rows, name(0), rows[0].metric).draws),
+        hull,
+        reduced,
     )
-    intervals = [decision.corrected for decision in ends if decision.corrected]
-    if len(intervals) < len(RANGE):
-        return found
-    low, high = zip(*intervals, strict=True)
-    return found._replace(interval=(min(low), max(high)))
-
-
-def _remark(alpha: float, ratio: Ratio | None, decision: Decision) -> str:
-    shown = "no ratio, as alpha = 0 did not arrive" if ratio is None else f"{ratio.shown} times"
-    corrected = f"; corrected {between(decision.corrected)}" if decision.corrected else ""
-    return f"{name(alpha)} {VERDICTS[decision.holds]}: {shown}{corrected}."
+    return claim, remarks
 
 
 def plot(results: Results) -> Figure:
     """The curves of each initial alpha, and the ratios of their times to that of 0."""
-    setting = SETTING[results.scale]
-    figure, (left, right) = drawing.sheet(TITLE, results.scale, setting, panels=2)
+    figure, (left, right) = drawing.sheet_of(results, panels=2)
     for label, colour in drawing.colours(results.curves).items():
         drawn = results.curves[label]
         if min(drawn.y, default=np.inf) > TOP:  # its band alone would fill the panel
             label, drawn = f"{label} (above {TOP})", Curve([], [])
         drawing.line(left, drawn, label, colour)
     paper = results.scale == "paper"
-    left.axhline(TARGET, color="#888888", lw=0.8, ls=":")
+    drawing.target(left, TARGET)
     left.set(
         xlabel="iteration" if paper else "epoch",
         ylabel="bits per byte, validation" if paper else "training cross entropy (nats)",
@@ -161,12 +141,12 @@ def plot(results: Results) -> Figure:
 
 
 def _plot_ratios(axis: Axes, results: Results) -> None:
-    axis.axhspan(1 / ALIKE, ALIKE, color="#888888", alpha=0.2, lw=0, label="behaves like 0")
-    for row in (row for row in results.rows if row.quantity == RATIO):
+    axis.axhspan(1 / ALIKE, ALIKE, color=drawing.GREY, alpha=0.2, lw=0, label="behaves like 0")
+    for row in (row for row in results.rows if row.metric == RATIO):
         alpha = float(row.setting.split()[-1])
         if row.mean is not None:
             axis.plot(alpha, row.mean, "o", color=COLOURS[0])
-        if row.interval is not None:
-            axis.plot([alpha] * 2, row.interval, color=COLOURS[0], lw=1.5)
-    axis.set(xscale="log", xlabel="initial alpha", ylabel=f"{QUANTITY[results.scale]}, {RATIO}")
+        if interval := row.interval():
+            axis.plot([alpha] * 2, interval, color=COLOURS[0], lw=1.5)
+    axis.set(xscale="log", xlabel="initial alpha", ylabel=f"{TIME[results.scale]}, {RATIO}")
     axis.legend(fontsize=7)

@@ -9,22 +9,21 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from experiments import drawing
-from experiments.comparison import Cell, Comparison
-from experiments.results import Curve
+from experiments.comparison import BROKEN, Cell, Comparison
+from experiments.statistics import NOT_SIGNIFICANT
 from rezero_jax.formatting import number
 
-VERDICTS = {"better": "#0072B2", "worse": "#D55E00", "undecided": "#777777"}  # and their colours
+VERDICTS = {"lower": "#0072B2", "higher": "#D55E00", NOT_SIGNIFICANT: "#777777"}  # their colours
 CONTROL = "#BBBBBB"
 BEYOND = 1.6  # times the control's loss after a tenth of the run, above which none are drawn
-LOST = 10  # times the median rule's best loss: a net that is worse has broken
 
 
 def plot_differences(comparison: Comparison) -> Figure:
-    """A panel for each depth: each rule's final test loss less the control's, with intervals."""
+    """A panel for each depth: each rule's final test loss minus the control's, with intervals."""
     rules = [rule for rule in comparison.rules if rule != comparison.control]
-    figure, axes = drawing.captioned(
-        f"Final test loss less that of {comparison.control}",
-        comparison.command,
+    figure, axes = drawing.sheet(
+        f"Final test loss minus that of {comparison.control}",
+        comparison.results.made.command if comparison.results.made else "",
         len(comparison.depths),
         height=1.5 + 0.19 * len(rules),
         columns=3,
@@ -34,7 +33,7 @@ def plot_differences(comparison: Comparison) -> Figure:
         _draw_differences(axis, comparison, {c.rule: c for c in comparison.at(depth)}, rules)
         axis.set(title=f"{depth} layers", xlabel="nats")
         axis.set_yticks(range(len(rules)), rules if axis is axes[0] else [""] * len(rules))
-        axis.set_ylim(len(rules) - 0.5, -0.5)
+        axis.set_ylim(max(len(rules), 1) - 0.5, -0.5)
     figure.suptitle(figure.get_suptitle(), x=0.01, ha="left", fontsize=10)  # beside the legend
     handles = [Line2D([], [], color=c, marker="o", label=v) for v, c in VERDICTS.items()]
     figure.legend(handles=handles, loc="outside upper right", ncols=3, fontsize=8)
@@ -44,26 +43,35 @@ def plot_differences(comparison: Comparison) -> Figure:
 def _draw_differences(
     axis: Axes, comparison: Comparison, cells: dict[str, Cell], rules: list[str]
 ) -> None:
+    """Intervals of the rules near the control; words for those far worse, or diverged."""
     axis.axvline(0, color="black", lw=0.8)
     if comparison.noise:
         axis.axvspan(-comparison.noise, comparison.noise, color=CONTROL, alpha=0.4, lw=0)
     control = cells[comparison.control].final
+    loss = control.mean if control else None
     found = {rule: comparison.difference(cells[rule]) for rule in rules}
-    near = [d for d in found.values() if d and control and d.mean < control.mean]
-    low, high = min([0.0, *(d.mean for d in near)]), max([0.0, *(d.mean for d in near)])
+    drawn = {
+        rule: (difference.sample.mean or 0.0, difference.sample.interval() or (0.0, 0.0))
+        for rule, difference in found.items()
+        if difference
+    }
+    near = [(mean, ends) for mean, ends in drawn.values() if loss and mean < loss]
+    low, high = (of([0.0, *(mean for mean, _ in near)]) for of in (min, max))
     span = (high - low) or 1.0
-    half = max([d.interval[1] - d.mean for d in near], default=0.0)
+    half = max([ends[1] - mean for mean, ends in near], default=0.0)
     margin = min(max(0.25 * span, 1.1 * half), 0.5 * span)  # intervals of few seeds are wide
     axis.set_xlim(low - margin, high + margin)
     for y, (rule, difference) in enumerate(found.items()):
         if difference is None:
-            text = "diverged" if cells[rule].final is None else "not comparable"
-        elif difference.mean > high:
-            text = f"+{number(difference.mean, 2)}, {difference.verdict}"
+            final = cells[rule].final
+            lost = final is None or None in final.draws
+            text = "diverged" if lost else "not comparable"
+        elif drawn[rule][0] > high:
+            text = f"+{number(drawn[rule][0], 2)}, {difference.verdict}"
         else:
             colour = VERDICTS[difference.verdict]
-            axis.plot(difference.interval, (y, y), color=colour, lw=1.4)
-            axis.plot(difference.mean, y, "o", color=colour, ms=4)
+            axis.plot(drawn[rule][1], (y, y), color=colour, lw=1.4)
+            axis.plot(drawn[rule][0], y, "o", color=colour, ms=4)
             continue
         axis.annotate(text, (0.98, y), xycoords=axis.get_yaxis_transform(), va="center", ha="right")
 
@@ -74,7 +82,7 @@ def plot_rates(comparison: Comparison) -> Figure:
     A cross: training diverged, or the loss lies above what every rule reaches at its best rate.
     """
     best = [loss for c in comparison.cells if math.isfinite(loss := min(c.tuning.values()))]
-    top = 1.1 * max((x for x in best if x <= LOST * np.median(best)), default=math.inf)
+    top = 1.1 * max((x for x in best if x <= BROKEN * np.median(best)), default=math.inf)
 
     def draw(axis: Axes, cell: Cell, colour: str) -> None:
         shown = {rate: loss for rate, loss in cell.tuning.items() if loss <= top}
@@ -117,14 +125,14 @@ def plot_curves(comparison: Comparison) -> Figure:
     axes[0].set_ylim(min(lows, default=None), max(tops, default=None))
     low, high = axes[0].get_ylim()
     for axis in axes:
-        drawing.levels(axis, {n: y for n, y in comparison.levels.items() if low < y < high})
+        drawing.levels(axis, {n: y for n, y in comparison.results.levels.items() if low < y < high})
     figure.supylabel("training loss (nats), by update", fontsize=8)
     return figure
 
 
 def _smoothed(cell: Cell) -> tuple[list[float], np.ndarray]:
     """The updates (lines,) and the smoothed training losses (seeds, lines) of a cell."""
-    curves = [drawing.smoothed(Curve([*one.updates], one.losses)) for one in cell.curves]
+    curves = [drawing.smoothed(curve) for curve in cell.curves]
     length = min(len(curve.x) for curve in curves)
     return curves[0].x[:length], np.array([curve.y[:length] for curve in curves])
 
@@ -133,8 +141,9 @@ def _panels(
     comparison: Comparison, title: str, draw: Callable[[Axes, Cell, str], None]
 ) -> tuple[Figure, list[Axes]]:
     """A panel for each rule, in which each depth has its colour, above the control in grey."""
-    caption = f"Grey: {comparison.control}. {comparison.command}"
-    figure, axes = drawing.captioned(
+    made = comparison.results.made
+    caption = f"Grey: {comparison.control}. {made.command if made else ''}"
+    figure, axes = drawing.sheet(
         title, caption, len(comparison.rules), height=1.6, columns=4, width=1.9, margin=0.9
     )
     colours = drawing.colours(map(str, comparison.depths))

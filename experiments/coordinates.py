@@ -1,15 +1,15 @@
 """The coordinate check: how much activations change with depth or width while training begins.
 
-A coordinate is a number of what the last layer returns, before a final norm. For every rule and
-size the command measures the mean |x| over the coordinates of 16 examples of the evaluation split,
-before the first update and after each of the first, and the mean |x - x_0| from the value before
-them. Where hyperparameters transfer, these change by as much at every size: the slope of log
-|x - x_0| over log size is 0. (arXiv 2505.01618, figure 7, shows |x| by depth for tiny Shakespeare.)
-Seeds differ in the initial weights, and see the same batches.
+For every rule and size the command measures what the last layer returns for 16 examples of the
+evaluation split, before a final norm: the mean |x| over its coordinates before the first update and
+after each update, and the mean |x - x_0| from the value before training. Where hyperparameters
+transfer, the change is the same at every size: the slope of log |x - x_0| over log size is 0.
+(arXiv 2505.01618, figure 7, shows |x| by depth for tiny Shakespeare.) Seeds differ in the initial
+weights, and see the same batches.
 
-Nor should layers come to be linear in their parameters as a net grows. How nonlinear one is, is
+Nor should layers become linear in their parameters as a net grows. The nonlinearity of a layer is
 |x - x_0 - J d| / |J d|, where the last layer is as after the last update and all else as before the
-first, and J d is what the change d of its parameters makes of x to first order. (Figure 6 there has
+first, and J d is the first-order effect on x of the change d of its parameters. (Figure 6 there has
 such a distance for a toy net.)
 
 The plot is DIR/coordinates.png and .svg; the numbers are in DIR/coordinates.json.
@@ -17,7 +17,8 @@ The plot is DIR/coordinates.png and .svg; the numbers are in DIR/coordinates.jso
 
 import argparse
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,20 +34,31 @@ from ml_collections import ConfigDict
 
 from experiments import arguments, drawing
 from experiments.jobs import Job
-from experiments.results import Curve, finite
-from experiments.slopes import FLAT, Coordinates
+from experiments.results import Curve, Made, Results, Row
+from experiments.statistics import NOT_SIGNIFICANT, verdict
 from rezero_jax import command, data
 from rezero_jax.analysis.plots.theme import themed
 from rezero_jax.analysis.probe import Tape, probed
 from rezero_jax.errors import UserError
 from rezero_jax.formatting import path_text
 from rezero_jax.residual import rule_class
-from rezero_jax.runs.files import write_json
+from rezero_jax.runs.folder import device, environment
 from rezero_jax.training.state import ModelSpec, State
 from rezero_jax.training.step import Batch
 from rezero_jax.training.trainer import Trainer
 
 EXAMPLES_SEEN = 16
+ACTIVATION, CHANGE, NONLINEARITY = "mean |x|", "mean |x - x_0|", "nonlinearity"  # metrics
+SLOPE = "slope of the log {} over the log size"
+# How far from 0 a slope may be to be flat: half of the smallest slope that another theory predicts.
+FLAT = {
+    # Branches times depth^-alpha, at a rate that does not fall with depth, change activations by
+    # about depth^(1 - alpha) at first: slopes of 1, 1/2 and 0 for alpha 0, 1/2 and 1 (CompleteP).
+    CHANGE: 1 / 4,
+    # The nonlinearity of a layer in a change d of its weights is about |d| for a smooth activation
+    # and |d|^(1/2) for one with a kink. Under depth_mup d is about depth^(-1/2).
+    NONLINEARITY: 1 / 8,
+}
 EXAMPLES = """\
 examples:
   does pre_norm transfer over depth, and does completep?
@@ -66,57 +78,91 @@ def main(argv: Sequence[str]) -> int:
     """
     args, overrides = arguments.parse(_parser(), argv)
     axis = "depth" if args.depths else "width"
-    sizes = _sizes(axis, args.depths or args.widths)
+    sizes = arguments.sizes(f"{axis}s", args.depths or args.widths, at_least=2)
     arguments.check_positive(args, "steps", "seeds")
     arguments.check_config(args)
-    found = []
+    rows: list[Row] = []
     for rule in args.rules:
-        of_sizes = {size: _config(args.config, overrides, rule, axis, size) for size in sizes}
-        found.append(coordinates(rule, of_sizes, args.steps, args.seeds))
-        for quantity, slope in found[-1].slopes.items():
-            print(f"{rule}: slope of the {quantity} {slope}")
+        configs = {size: _config(args.config, overrides, rule, axis, size) for size in sizes}
+        of_rule = rows_of(rule, configs, args.steps, args.seeds)
+        rows += of_rule
+        for text in _slopes(of_rule):
+            print(text)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     shown = shlex.join(["python", "-m", "experiments", "coordinates", *argv])
-    numbers = {coordinates.rule: coordinates.to_json() for coordinates in found}
-    about = {"command": shown, "axis": axis, "sizes": sizes, "flat": FLAT}
-    write_json(out / "coordinates.json", finite(about | {"rules": numbers}))
-    drawing.save(themed(plot)(found, axis), out, "coordinates")
+    made = Made(shown, device(environment()), 0.0, [])
+    results = Results("coordinates", "", rows, remarks=_slopes(rows), made=made)
+    results.write(out)
+    drawing.save(themed(plot)(results, axis), out, "coordinates")
     print(f"plot: {out / 'coordinates.png'}")
     return 0
 
 
-def coordinates(rule: str, configs: dict[int, ConfigDict], steps: int, seeds: int) -> Coordinates:
-    """Measures a rule at each size, in its config, with seeds 0, 1, ..."""
-    measured, distances = [], []
+def rows_of(rule: str, configs: Mapping[int, ConfigDict], steps: int, seeds: int) -> list[Row]:
+    """Measures a rule at each size, in its config, with seeds 0, 1, ..., and the slopes."""
+    rows = []
+    ends: dict[str, list[np.ndarray]] = {CHANGE: [], NONLINEARITY: []}  # (sizes)(seeds)
     for size, config in configs.items():
-        of_x, distance = measure(config, steps, seeds)
-        x, change = of_x[:, :, -1].mean(axis=1)
+        make = partial(Row, rule, size=size)
+        (activation, change), nonlinearity = measure(config, steps, seeds)
+        for name, values in ((ACTIVATION, activation), (CHANGE, change)):
+            for update, draws in enumerate(values.T):
+                rows.append(make(f"{name} after update {update}", tuple(draws.tolist())))
+        rows.append(make(NONLINEARITY, tuple(nonlinearity.tolist())))
+        ends[CHANGE].append(change[:, -1])
+        ends[NONLINEARITY].append(nonlinearity)
         print(
-            f"{rule}, {size}: |x| {x:.3g}, |x - x_0| {change:.3g}, "
-            f"nonlinearity {distance.mean():.3g}",
+            f"{rule}, {size}: |x| {activation[:, -1].mean():.3g}, |x - x_0| "
+            f"{change[:, -1].mean():.3g}, nonlinearity {nonlinearity.mean():.3g}",
             flush=True,
         )
-        measured.append(of_x)
-        distances.append(distance)
-    activation, change = np.stack(measured, axis=2)
-    return Coordinates(rule, list(configs), activation, change, np.stack(distances, axis=1))
+    for metric, values in ends.items():
+        slopes = slopes_of(list(configs), np.stack(values, axis=1))
+        rows.append(Row(rule, SLOPE.format(metric), tuple(slopes.tolist())))
+    return rows
+
+
+def slopes_of(sizes: Sequence[int], values: np.ndarray) -> np.ndarray:
+    """The least-squares slope of log value over log size in each seed; values (seeds, sizes)."""
+    x = np.log(sizes)
+    with np.errstate(all="ignore"):
+        y = np.log(values)
+    centred = x - x.mean()
+    return y @ centred / (centred @ centred)
+
+
+def _slopes(rows: Sequence[Row]) -> list[str]:
+    """A sentence for each slope: its mean, interval and verdict against FLAT."""
+    sentences = []
+    for row in rows:
+        for metric, flat in FLAT.items():
+            if row.metric == SLOPE.format(metric):
+                low, high = row.interval() or (np.nan, np.nan)
+                mean = np.nan if row.mean is None else row.mean
+                word = verdict((low, high), -flat, flat)
+                where = word if word in ("within", NOT_SIGNIFICANT) else f"{word} than"
+                sentences.append(
+                    f"{row.setting}: {row.metric} {mean:+.2f} ({low:+.2f} to {high:+.2f}), "
+                    f"{where} ±{flat:g}"
+                )
+    return sentences
 
 
 def measure(config: ConfigDict, steps: int, seeds: int) -> tuple[np.ndarray, np.ndarray]:
-    """What training changes.
+    """Trains a config for some updates and watches its last layer.
 
     Returns:
-      Mean |x| and mean |x - x_0| of the last layer, (2, seeds, steps + 1); and how nonlinear it is
-      in the change of its parameters, (seeds,).
+      Mean |x| and mean |x - x_0| of the last layer, (2, seeds, steps + 1); and its nonlinearity in
+      the change of its parameters, (seeds,).
     """
     config = config.copy_and_resolve_references()
     config.train.steps_per_dispatch = 1
     trainer = Trainer(config, data.load(config.data, config.seed), jax.devices()[:1])
     if trainer.intervals.total < steps:
         raise UserError(
-            f"the config ends after {trainer.intervals.total} updates, and --steps={steps} are to "
-            "be measured; raise its train.steps"
+            f"the config ends after {trainer.intervals.total} updates, before --steps={steps}; "
+            "raise its train.steps"
         )
     batch = trainer.examples(EXAMPLES_SEEN)
     leave = rule_class(config.model.residual).leave
@@ -138,7 +184,7 @@ def measure(config: ConfigDict, steps: int, seeds: int) -> tuple[np.ndarray, np.
         def x(params: Any) -> Array:
             return last_layer({**before, "params": params}, batch).astype(jnp.float32)
 
-        # Probes have derivatives backwards alone: J d is the transpose of c -> c J.
+        # Probes have no forward-mode derivative, so J d is the transpose of c -> c J.
         x_0, backwards = jax.vjp(x, before["params"])
         (linear,) = jax.linear_transpose(lambda c: backwards(c)[0], x_0)(change)
         return jnp.linalg.norm(x(moved) - x_0 - linear) / jnp.linalg.norm(linear)
@@ -157,7 +203,7 @@ def measure(config: ConfigDict, steps: int, seeds: int) -> tuple[np.ndarray, np.
 
 
 def _with_layer(spec: ModelSpec, layer: int, before: Any, after: Any) -> Any:
-    """The parameters `before`, but those of a layer (0, 1, ...) as they are `after`."""
+    """The parameters `before`, with those of one layer (0, 1, ...) replaced by `after`."""
 
     def leaf(path: Any, before: Array, after: Array) -> Array:
         text = path_text(path)
@@ -168,68 +214,58 @@ def _with_layer(spec: ModelSpec, layer: int, before: Any, after: Any) -> Any:
     return jax.tree.map_with_path(leaf, before, after)
 
 
-def plot(found: Sequence[Coordinates], axis: str) -> Figure:
+def plot(results: Results, axis: str) -> Figure:
     """For each rule |x| and |x - x_0| by size, a line for each update; the nonlinearity of all."""
-    seeds, _, lines = found[0].change.shape
-    caption = (
-        f"Lines: updates 0 to {lines - 1}, from dark to light; means of {seeds} seeds. "
-        + "; ".join(
-            f"{one.rule}: slope of the {quantity} {slope}"
-            for one in found
-            for quantity, slope in one.slopes.items()
-        )
+    means: dict[str, dict[str, dict[int, float]]] = {}  # by metric, rule and size
+    for row in results.rows:
+        if row.size:
+            mean = np.nan if row.mean is None else row.mean
+            means.setdefault(row.metric, {}).setdefault(row.setting, {})[row.size] = mean
+    rules, seeds = list(means[NONLINEARITY]), len(results.rows[0].draws)
+    sizes = list(means[NONLINEARITY][rules[0]])
+    updates = sum(metric.startswith(CHANGE) for metric in means)
+    caption = f"Lines: updates 0 to {updates - 1}, from dark to light; means of {seeds} seeds. "
+    figure, axes = drawing.sheet(
+        f"The last layer's activations by {axis}",
+        caption + "; ".join(results.remarks),
+        2 * len(rules) + 1,
+        3.0,
     )
-    figure, axes = drawing.captioned(
-        f"The last layer's activations by {axis}", caption, 2 * len(found) + 1, 3.0
-    )
-    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, lines))
-    for quantity, panels in (("activation", axes[:-1:2]), ("change", axes[1:-1:2])):
-        means = {
-            one.rule: getattr(one, quantity).mean(0)[:, quantity == "change" :] for one in found
-        }
-        everything = np.concatenate([*means.values()])
-        shown = everything[np.isfinite(everything) & (everything > 0)]
-        for panel, (rule, of_rule) in zip(panels, means.items(), strict=True):
-            for update, mean in enumerate(of_rule.T, quantity == "change"):
-                label = str(update) if update in (1, lines - 1) else None
-                curve = Curve(list(map(float, found[0].sizes)), mean.tolist())
-                drawing.line(panel, curve, label, to_hex(colours[update]))
-            panel.set(yscale="log", title=rule)
-            panel.set_ylabel("mean |x|" if quantity == "activation" else "mean |x - x$_0$|")
+    colours = [to_hex(c) for c in matplotlib.colormaps["viridis"](np.linspace(0, 0.9, updates))]
+    for first, (name, label) in enumerate(((ACTIVATION, "mean |x|"), (CHANGE, "mean |x - x$_0$|"))):
+        drawn = [means[f"{name} after update {u}"] for u in range(first, updates)]
+        values = np.array([list(one[rule].values()) for one in drawn for rule in rules])
+        shown = values[np.isfinite(values) & (values > 0)]
+        for panel, rule in zip(axes[first:-1:2], rules, strict=True):
+            for update, one in enumerate(drawn, first):
+                text = str(update) if update in (1, updates - 1) else None
+                drawing.line(panel, _by_size(one[rule]), text, colours[update])
+            panel.set(yscale="log", title=rule, ylabel=label)
             panel.set_ylim(0.8 * shown.min(initial=1), 1.25 * shown.max(initial=1))
     axes[0].legend(title="update")
-    of_rules = drawing.colours(one.rule for one in found)
-    for one in found:
-        curve = Curve(list(map(float, one.sizes)), one.nonlinearity.mean(0).tolist())
-        drawing.line(axes[-1], curve, one.rule, of_rules[one.rule])
+    for rule, colour in drawing.colours(rules).items():
+        drawing.line(axes[-1], _by_size(means[NONLINEARITY][rule]), rule, colour)
     axes[-1].set(yscale="log", title="last layer", ylabel="|x - x$_0$ - J d| / |J d|")
     axes[-1].legend()
     for panel in axes:
-        panel.set(xscale="log", xlabel=axis)
-        panel.set_xticks(found[0].sizes, map(str, found[0].sizes))
-        panel.minorticks_off()
+        drawing.size_axis(panel, sizes, axis)
     return figure
+
+
+def _by_size(values: Mapping[int, float]) -> Curve:
+    return Curve([float(size) for size in values], list(values.values()))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = command.parser("python -m experiments coordinates", __doc__, EXAMPLES)
-    arguments.add_rules(parser, "depth= or width=")
+    arguments.add_rules(parser, "depth= or width=", "residual rules")
     sizes = parser.add_mutually_exclusive_group(required=True)
-    sizes.add_argument("--depths", metavar="N,...")
-    sizes.add_argument("--widths", metavar="N,...")
-    parser.add_argument("--steps", type=int, default=10, metavar="N", help="updates (10)")
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="(3)")
-    parser.add_argument(
-        "--out", default="runs/coordinates", metavar="DIR", help="(runs/coordinates)"
-    )
+    sizes.add_argument("--depths", metavar="N,...", help="numbers of layers")
+    sizes.add_argument("--widths", metavar="N,...", help="widths, instead of --depths")
+    arguments.add_count(parser, "steps", 10, "updates")
+    arguments.add_count(parser, "seeds", 3, "seeds of the initial weights")
+    arguments.add_out(parser, "runs/coordinates")
     return parser
-
-
-def _sizes(axis: str, text: str) -> list[int]:
-    sizes = text.split(",")
-    if len(set(sizes)) < 2 or not all(size.isdecimal() and int(size) for size in sizes):
-        raise UserError(f"--{axis}s={text} are not two whole numbers above 0 or more; give 2,8,32")
-    return sorted({int(size) for size in sizes})
 
 
 def _config(config: str, overrides: Sequence[str], rule: str, axis: str, size: int) -> ConfigDict:
@@ -237,7 +273,7 @@ def _config(config: str, overrides: Sequence[str], rule: str, axis: str, size: i
     loaded = Job("", "", named, tuple(overrides)).load()
     if loaded.model[axis] != size:
         raise UserError(
-            f"--config={config} sets the {axis} to {loaded.model[axis]} whatever --{axis}s says; "
-            "leave out what does"
+            f"--config={config} sets the {axis} to {loaded.model[axis]} regardless of --{axis}s; "
+            "leave out the argument that does"
         )
     return loaded

@@ -1,7 +1,7 @@
-"""What the plots share: a sheet that states the setting, a line with its band, crosses."""
+"""What the plots share: a sheet with a caption, a line with its band, crosses, labelled levels."""
 
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -9,18 +9,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.results import Curve
+from experiments.experiment import DESCRIPTIONS
+from experiments.results import Curve, Results
 from rezero_jax.analysis.plots.theme import COLOURS
+
+GREY = "#888888"
 
 
 def sheet(
-    title: str, scale: str, setting: str, panels: int = 1, height: float = 3.8
-) -> tuple[Figure, list[Axes]]:
-    """A figure with panels, two in a row, and the scale and setting written below them."""
-    return captioned(title, f"Scale {scale}. {setting}", panels, height)
-
-
-def captioned(
     title: str,
     caption: str,
     panels: int = 1,
@@ -29,9 +25,12 @@ def captioned(
     width: float = 3.3,
     margin: float = 0.0,
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with panels, so many in a row, of that height and width, and a caption below.
+    """A figure with a caption below its panels.
 
-    Title and caption take their room from the panels, but for a `margin` in height.
+    Args:
+      height, width: of a panel, in inches.
+      columns: panels in a row, at most.
+      margin: additional height for title and caption, which are taken from the panels otherwise.
     """
     columns = min(panels, columns)
     rows = -(-panels // columns)
@@ -41,6 +40,13 @@ def captioned(
     text = textwrap.fill(caption, 40 + int(17 * width * columns))
     figure.supxlabel(text, fontsize=7, color="#444444")
     return figure, axes
+
+
+def sheet_of(results: Results, panels: int = 1, height: float = 3.8) -> tuple[Figure, list[Axes]]:
+    """The figure of an experiment, which states its scale and setting."""
+    described = DESCRIPTIONS[results.experiment]
+    caption = f"Scale {results.scale}. {described.setting[results.scale]}"
+    return sheet(described.title, caption, panels, height)
 
 
 def colours(names: Iterable[str]) -> dict[str, str]:
@@ -80,7 +86,7 @@ def crosses(
 def levels(axis: Axes, values: Mapping[str, float]) -> None:
     """Horizontal lines, each with its label and value right of the panel."""
     for label, value in values.items():
-        axis.axhline(value, color="#888888", lw=0.8, ls="--", zorder=0)
+        axis.axhline(value, color=GREY, lw=0.8, ls="--", zorder=0)
         axis.annotate(
             f"{label}\n{value:.2f}",
             (1.01, value),
@@ -89,6 +95,34 @@ def levels(axis: Axes, values: Mapping[str, float]) -> None:
             fontsize=7,
             color="#555555",
         )
+
+
+def target(axis: Axes, value: float, label: str | None = None) -> None:
+    """A dotted horizontal line."""
+    axis.axhline(value, color=GREY, lw=0.8, ls=":", label=label)
+
+
+def bits_per_byte(
+    axis: Axes, results: Results, unit: str, split: str, also: Sequence[float] = ()
+) -> None:
+    """Labels an axis of drawn curves of bits per byte, with the entropies of the text as levels.
+
+    Args:
+      also: values that need to be visible.
+    """
+    levels(axis, results.levels)
+    drawn = [np.asarray(line.get_ydata(), float) for line in axis.lines]
+    values = np.concatenate([*drawn, list(results.levels.values()), list(also)])
+    axis.set(xlabel=unit, ylabel=f"bits per byte, {split}")
+    axis.set_ylim(np.nanmin(values) - 0.1, min(np.nanmax(values) + 0.1, 8))
+    axis.legend(fontsize=8)
+
+
+def size_axis(axis: Axes, sizes: Sequence[int], label: str) -> None:
+    """A logarithmic x axis with a tick at each size and none between."""
+    axis.set(xscale="log", xlabel=label)
+    axis.set_xticks(sizes, [str(size) for size in sizes])
+    axis.minorticks_off()
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:

@@ -19,16 +19,16 @@ from rezero_jax.training import cost
 from rezero_jax.training.trainer import Trainer
 
 SIZE = 2048  # of the matrices whose product is timed
-USUAL = 0.4  # of that rate is what a training reaches
+USUAL = 0.4  # the share of that rate that training reaches
 
 
 class Cost(NamedTuple):
-    """What a run costs.
+    """The cost of a run.
 
     Attributes:
-      updates: from its beginning to its end.
-      flops: of all of them.
-      seconds: that it will take, or that it took if it is over.
+      updates: from the run's beginning to its end.
+      flops: of all updates.
+      seconds: that the run will take, or that it took if it is over.
     """
 
     updates: int
@@ -65,9 +65,9 @@ def print_costs(jobs: Mapping[str, Sequence[Job]], runs: Path) -> None:
         print(form.format(name, "left", "", "", f"{operations:.2g}", _time(seconds)) + "\n")
     print(f"left: {_time(total)}")
     print(
-        f"Times are those of the updates alone, at {USUAL:.0%} of {rate:.3g} FLOP/s, that of a "
-        "matrix product here; a run that has begun continues at its own rate, and one that is over "
-        "shows the time it took. train.py --plan=TOPOLOGY asks the compiler of an accelerator."
+        f"Times are for the updates alone, at {USUAL:.0%} of {rate:.3g} FLOP/s, the rate of a "
+        "matrix product on this machine. A run that has begun continues at its own rate; one that "
+        "is over shows the time it took. train.py --plan=TOPOLOGY asks an accelerator's compiler."
     )
 
 
@@ -99,7 +99,7 @@ def update_flops(config: ConfigDict) -> tuple[int, int]:
 
 
 def trainer_of(config: ConfigDict) -> Trainer:
-    """What computes a run, without its data where they can be stood in for."""
+    """The trainer of a run, on stand-in data where possible."""
     with config.unlocked():
         config.mesh.data = config.mesh.model = 1  # the cost is the same on any mesh
     dataset = stand_in(config.data)
@@ -107,7 +107,7 @@ def trainer_of(config: ConfigDict) -> Trainer:
 
 
 def _seconds_left(cost: Cost, done: Status, folder: Path) -> float:
-    """Seconds that are left of a run on this machine, or that it took if it is over."""
+    """Seconds left of a run on this machine, or that it took if it is over."""
     if done.is_over:
         return Run.read(folder).final()["seconds"]
     left = cost.updates - done.step

@@ -15,7 +15,7 @@ def of_run(run: Run) -> dict[str, float]:
     """Unigram, bigram and trigram entropy (bits per byte) of the run's training text.
 
     Raises:
-      UserError: the text is no longer there.
+      UserError: the text no longer exists.
     """
     return _of_folder(run.folder)
 
@@ -26,5 +26,5 @@ def _of_folder(folder: epath.Path) -> dict[str, float]:
 
 
 def of_data(config: ConfigDict) -> dict[str, float]:
-    """The same of a config's `data`; empty where that is no text."""
+    """The entropies for a config's `data`; empty if the data set is not a text."""
     return ngram_entropies(read_text(config)[0]) if config.name in TEXT_NAMES else {}

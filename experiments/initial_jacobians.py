@@ -1,6 +1,6 @@
 """Jacobians of many networks and layers at initialisation, as vmapped programs.
 
-Every draw has a key of its own, so that the i-th is the same however many are made.
+Every draw has a key of its own, so that draw i does not depend on the number of draws.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,14 +17,14 @@ from rezero_jax.models.transformer.attention import Attention
 from rezero_jax.models.transformer.config import TransformerConfig
 
 TOKENS, WIDTH, HEADS = 4, 16, 4  # of the authors' notebook
-TOGETHER = 50  # draws computed at once
+TOGETHER = 50  # draws in one batch
 
 
 def mean_squares(rule: str, depth: int, count: int) -> Float[np.ndarray, " count"]:
     """The mean squared singular value of each of `count` encoders with its normal input.
 
-    Net i is that of `spectra.at_initialisation` with seed i. The sum of squares of a matrix's
-    singular values is that of its entries, so that none is decomposed.
+    Net i is that of `spectra.at_initialisation` with seed i. A matrix's squared singular values
+    and its squared entries have the same sum, so that no matrix is decomposed.
 
     Args:
       rule: a key of spectra.RULES.
@@ -45,10 +45,10 @@ def layer_norm(count: int) -> Float[np.ndarray, "count values"]:
 
 
 def attention(count: int, *, uniform: bool) -> Float[np.ndarray, "count values"]:
-    """Those of self-attention with new Xavier-uniform weights for each input.
+    """Singular values of self-attention with new Xavier-uniform weights for each input.
 
     Args:
-      uniform: sets queries and keys to 0, so that each token attends to all of them alike.
+      uniform: sets queries and keys to 0, so that each token attends to all tokens equally.
     """
 
     def one(key: Array) -> Array:
@@ -61,7 +61,7 @@ def attention(count: int, *, uniform: bool) -> Float[np.ndarray, "count values"]
 
 
 def _jacobian(model: nnx.Module, key: Array) -> Float[Array, "outputs inputs"]:
-    """Of a module from tokens to tokens, at a normal input."""
+    """The Jacobian of a module from tokens to tokens, at a normal input."""
     graph, state = nnx.split(model)
 
     def flat(x: Array) -> Array:

@@ -8,41 +8,24 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments import drawing, initial_jacobians
-from experiments.claims import Claim, fact
+from experiments.claims import INFORMATIVE, Claim, all_or_none
 from experiments.initial_jacobians import TOKENS, WIDTH, means_of_ten
 from experiments.jobs import Job
 from experiments.published import published
 from experiments.results import Curve, Results, Row
 from experiments.stable_rate import largest_stable_rate
+from experiments.statistics import LEVEL
 from rezero_jax.analysis.plots.theme import COLOURS
 from rezero_jax.formatting import number
 from rezero_jax.runs.reader import Run
 
-TITLE = "Networks at initialisation, and the stable rates of the toy net"
-SOURCE = "the authors' Transformer notebook, SUP Appendix A, UAI equation 7"
-SEEDS = 1
 COUNT = {"paper": 1000, "cpu": 1000, "smoke": 20}
-_SETTING = (
-    "{:,} Transformers of the notebook's size for each rule and depth; LayerNorm and attention of "
-    "4 tokens of width 16 at as many inputs; the toy net of Figure 2 with the cost ln cosh."
-)
-SETTING = {
-    scale: "Reduced: " * (scale == "smoke") + _SETTING.format(count)
-    for scale, count in COUNT.items()
-}
 
 NETS = [(rule, depth) for depth in (12, 128) for rule in ("post-norm", "pre-norm", "ReZero")]
 SQUARES = "mean squared singular value"
-LEVEL = 0.05
 ROUNDS_TO_ZERO = 0.0005  # below it a number prints as 0.000
 LAYERS = range(10, 41, 5)  # of the toy net
 LAYER_NORM, UNIFORM, XAVIER = "LayerNorm", "uniform attention", "attention at initialisation"
-NOTES = (
-    "What is replicated or contradicted is decided by part E4 of experiments/protocol.md, which is "
-    "older than the first run. The bars in the first panel hold 95 % of the means over ten nets, "
-    "the dots are means over all; the notebook printed one mean over ten. The bands of the second "
-    "panel hold 95 % of the draws. Values below 1e-7 of the largest are rounding.",
-)
 
 
 def runs(scale: str) -> list[Job]:
@@ -52,7 +35,7 @@ def runs(scale: str) -> list[Job]:
 
 def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
     """Parts A, B and C of E4."""
-    count, reduced = COUNT[scale], scale == "smoke"
+    count, make = COUNT[scale], partial(Row, reduced=scale == "smoke")
     rows: list[Row] = []
     claims: list[Claim] = []
     curves: dict[str, Curve] = {}
@@ -60,13 +43,13 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
         setting = f"{rule}, {depth} layers"
         values = initial_jacobians.mean_squares(rule, depth, count)
         rows += [
-            Row(setting, SQUARES, tuple(values.tolist()), depth == 12, reduced),
-            Row(setting, f"median of the {SQUARES}", (float(np.median(values)),), reduced=reduced),
+            make(setting, SQUARES, tuple(values.tolist()), depth == 12),
+            make(setting, f"median of the {SQUARES}", (float(np.median(values)),)),
         ]
         means = means_of_ten(values)
-        ends = np.quantile(means, [LEVEL / 2, 1 - LEVEL / 2]).tolist()
-        curves[setting] = Curve([0, 1, 2], [ends[0], float(values.mean()), ends[1]])
-        claims.append(_notebook(setting, means, count, reduced))
+        claims.append(_notebook(setting, means, count))
+        low, high = claims[-1].interval or (np.nan, np.nan)
+        curves[setting] = Curve([0, 1, 2], [low, float(values.mean()), high])
     spectra = {
         LAYER_NORM: initial_jacobians.layer_norm(count),
         UNIFORM: initial_jacobians.attention(count, uniform=True),
@@ -77,9 +60,11 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
         for mark, quantile in (("", 0.5), (", low", 0.025), (", high", 0.975)):
             curves[name + mark] = Curve(indices, np.quantile(values, quantile, axis=0).tolist())
     top = (spectra[XAVIER][:, :WIDTH] ** 2).sum(1) / (spectra[XAVIER] ** 2).sum(1)
-    quantity = f"share of the {WIDTH} largest in the sum of squares"
-    rows.append(Row(XAVIER, quantity, tuple(top.tolist()), reduced=reduced))
-    claims += _appendix(spectra, reduced)
+    metric = f"share of the {WIDTH} largest in the sum of squares"
+    rows.append(make(XAVIER, metric, tuple(top.tolist())))
+    claims += _appendix(spectra)
+    if scale == "smoke":
+        claims = [claim._replace(reduced=True) for claim in claims]
     for name, gated in (("residual", False), ("ReZero", True)):
         rates = [largest_stable_rate(layers, gated=gated) for layers in LAYERS]
         curves[name] = Curve(list(LAYERS), rates)
@@ -91,28 +76,27 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
     return Results("initialisation", scale, rows, claims, curves)
 
 
-def _notebook(setting: str, means: np.ndarray, count: int, reduced: bool) -> Claim:
+def _notebook(setting: str, means: np.ndarray, count: int) -> Claim:
     """Whether a number of the notebook is one of the means of ten nets, by E4 A."""
     theirs = published("initialisation")[setting, SQUARES].value or 0.0
     if theirs:
         tail = 2 * min((means <= theirs).mean(), (means >= theirs).mean())
     else:
         tail = 2 * (means < ROUNDS_TO_ZERO).mean()
-    holds = True if tail >= LEVEL else False if tail < LEVEL / len(NETS) else None
     low, high = np.quantile(means, [LEVEL / 2, 1 - LEVEL / 2])
-    found = fact(
+    return Claim(
         f"{setting}: the notebook's mean squared singular value over ten nets, {theirs}",
         "NB-TX",
-        holds,
-        f"the interval holds 95 % of our means over ten nets, of which {min(tail, 1):.0%} are as "
-        "far out as theirs, on both sides",
-        n=count,
-        reduced=reduced,
+        True if tail >= LEVEL else False if tail < LEVEL / len(NETS) else None,
+        f"two-sided p = {min(tail, 1):.2f} among our means over ten nets, of which the interval "
+        "holds 95 %",
+        count,
+        (float(low), float(high)),
+        weak=bool(high > INFORMATIVE * low),
     )
-    return found._replace(interval=(float(low), float(high)))
 
 
-def _appendix(spectra: Mapping[str, np.ndarray], reduced: bool) -> list[Claim]:
+def _appendix(spectra: Mapping[str, np.ndarray]) -> list[Claim]:
     """E4 B."""
     vanishing = (spectra[LAYER_NORM] < 1e-3).sum(1)
     rank = (spectra[UNIFORM] > 1e-5).sum(1)
@@ -120,17 +104,12 @@ def _appendix(spectra: Mapping[str, np.ndarray], reduced: bool) -> list[Claim]:
         ("LayerNorm has two vanishing singular values for each token", vanishing, 2 * TOKENS),
         ("Uniform attention leaves only d of n d singular values", rank, WIDTH),
     )
-    return [
-        fact(
-            text,
-            "SUP 1",
-            True if (found == expected).all() else None if (found == expected).any() else False,
-            f"{expected} of {TOKENS * WIDTH} in {(found == expected).sum()} of {len(found)} draws",
-            n=len(found),
-            reduced=reduced,
-        )
-        for text, found, expected in cases
-    ]
+    claims = []
+    for text, found, expected in cases:
+        count, n = int((found == expected).sum()), len(found)
+        evidence = f"{expected} of {TOKENS * WIDTH} in {count} of {n} draws"
+        claims.append(Claim(text, "SUP 1", all_or_none(count, n), evidence, n))
+    return claims
 
 
 def _equation_7(residual: np.ndarray, rezero: np.ndarray) -> list[Claim]:
@@ -139,7 +118,7 @@ def _equation_7(residual: np.ndarray, rezero: np.ndarray) -> list[Claim]:
     slope = np.polyfit(layers - 1, np.log(layers * residual), 1)[0]
     power = np.polyfit(np.log(layers), np.log(rezero), 1)[0]
     gap = rezero[-1] / residual[-1]
-    make = partial(fact, source="UAI 4, equation 7", n=len(layers))
+    make = partial(Claim, source="UAI 4, equation 7", n=len(layers))
     return [
         make(
             "Without gates the largest learning rate falls as 2^-(L-1) / L",
@@ -147,7 +126,7 @@ def _equation_7(residual: np.ndarray, rezero: np.ndarray) -> list[Claim]:
             evidence=f"slope of ln(L rate) over L - 1 is {number(slope)}, -ln 2 is -0.6931; exact",
         ),
         make(
-            "With ReZero it does not fall exponentially",
+            "With ReZero the largest learning rate does not fall exponentially",
             holds=bool(gap > 1e6 and -3 < power < -1),
             evidence=f"it falls as L to the {number(power)}, and is {number(gap)} times that of "
             f"the residual net at {layers[-1]} layers; exact",
@@ -157,8 +136,7 @@ def _equation_7(residual: np.ndarray, rezero: np.ndarray) -> list[Claim]:
 
 def plot(results: Results) -> Figure:
     """A panel for each part."""
-    setting = SETTING[results.scale]
-    figure, axes = drawing.sheet(TITLE, results.scale, setting, panels=3, height=3.6)
+    figure, axes = drawing.sheet_of(results, panels=3, height=3.6)
     _plot_nets(axes[0], results)
     for name, colour in drawing.colours((LAYER_NORM, UNIFORM, XAVIER)).items():
         middle, low, high = (results.curves[name + mark] for mark in ("", ", low", ", high"))
@@ -173,7 +151,7 @@ def plot(results: Results) -> Figure:
         axes[2].lines[-1].set(marker="o", ls="")
     layers = np.array(residual.x)
     bound = residual.y[0] * layers[0] / layers * 2.0 ** (layers[0] - layers)
-    axes[2].plot(layers, bound, "--", color="#888888", lw=1, label="2^-(L-1) / L, to the first")
+    axes[2].plot(layers, bound, "--", color=drawing.GREY, lw=1, label="2^-(L-1) / L, to the first")
     axes[2].set(yscale="log", xlabel="layers L", ylabel="largest stable rate", title="toy net")
     axes[2].legend(fontsize=7)
     return figure

@@ -12,10 +12,10 @@ from rezero_jax.config import load_config
 from rezero_jax.runs.folder import check_config, read_final, saved_steps
 
 ROOT = Path(rezero_jax.__file__).parents[1]  # the repository, with train.py and configs/
-# The control of every claim that a deep net learns: with every gate held at 0 the blocks do
-# nothing, so that the net is what lies before and after them, whatever the depth.
-HELD = ("optim.alpha.learning_rate=0.0",)
-CONTROL = "alpha held at 0"  # what reports call it
+# The control of every claim that a deep net learns: with every gate frozen at 0 the blocks do
+# nothing, so that the net is its first and last layer at any depth.
+FROZEN = ("optim.alpha.learning_rate=0.0",)
+CONTROL = "alpha frozen at 0"  # its setting
 TEST = "test.json"  # in the run folder: the evaluation of the test split
 
 
@@ -23,8 +23,8 @@ class Job(NamedTuple):
     """A run, as a command of train.py.
 
     Attributes:
-      setting: what the paper calls it; the runs of a setting differ in the seed alone.
-      name: of its folder.
+      setting: the paper's name for it; the runs of a setting differ in the seed alone.
+      name: of the run's folder.
       config: a file of configs/ and its arguments, such as "mlp.py:residual=plain".
       overrides: texts "a.b=value".
       test: whether to evaluate the test split at the end; for texts only.
@@ -37,7 +37,7 @@ class Job(NamedTuple):
     test: bool = False
 
     def with_seed(self, seed: int) -> "Job":
-        """The same with another seed, in a folder of its own."""
+        """The same run with another seed, in a folder of its own."""
         return self._replace(
             name=f"{self.name}-{seed}", overrides=(*self.overrides, f"seed={seed}")
         )
@@ -46,12 +46,12 @@ class Job(NamedTuple):
         """The config.
 
         Raises:
-          UserError: the file or a field of it does not exist.
+          UserError: the file or one of its fields does not exist.
         """
         return load_config(f"{ROOT / 'configs'}/{self.config}", self.overrides)
 
     def command(self, workdir: Path) -> list[str]:
-        """The command that runs it."""
+        """The command that executes the run."""
         return [sys.executable, *self._arguments(f"{ROOT}/", workdir)]
 
     @property
@@ -81,7 +81,7 @@ class Status(NamedTuple):
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing is left to do; a run that diverged would do so again."""
+        """Whether nothing is left to do; a run that diverged would diverge again."""
         return self.kind in ("done", "diverged")
 
 
@@ -89,7 +89,7 @@ def status(job: Job, folder: Path) -> Status:
     """The progress of the run in `folder`.
 
     Raises:
-      UserError: it is the run of another config.
+      UserError: the folder holds a run of another config.
     """
     check_config(folder, job.load(), advice="choose another --out, or delete that folder")
     final = read_final(folder)

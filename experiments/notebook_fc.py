@@ -1,35 +1,18 @@
 """The authors' fully connected notebook: ten epochs of 64 layers in four architectures."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from matplotlib.figure import Figure
 
 from experiments import drawing, spectra
+from experiments.claims import lies_in, one_more_run
 from experiments.jobs import Job
-from experiments.notebooks import lies_in, one_more_run
 from experiments.published import curve, published
-from experiments.ratios import between
 from experiments.results import Curve, Results, Row
+from experiments.statistics import between
 from rezero_jax.analysis.plots.theme import plain_ticks
 from rezero_jax.runs.reader import Run
-
-TITLE = "Fully connected networks, beside the authors' notebook"
-SOURCE = "the authors' fully connected notebook"
-SEEDS = 1
-_SETTING = (
-    "64 layers of width 256 on CIFAR-10, batches of 100, Adagrad 0.01, ten epochs. Bars hold 95 % "
-    "of the runs to expect, by Student's prediction interval of the logarithm."
-)
-SETTING = {
-    "paper": _SETTING,
-    "cpu": _SETTING,
-    "smoke": "Reduced: 4 layers of width 8 on scikit-learn's digits, 2 epochs.",
-}
-NOTES = (
-    "The notebook has one run of each net and prints the mean training loss of each epoch. Its "
-    "LayerNorm net shares one LayerNorm among all layers, ours has one in each. Singular values "
-    "are those of the input-output Jacobian, of 30 normal inputs; the notebook has 100.",
-)
 
 RULES = {
     "Vanilla, 64 layers": "plain",
@@ -52,18 +35,19 @@ def runs(scale: str) -> list[Job]:
 
 
 def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
-    """The loss of each epoch, and whether the notebook's could be that of one more run of ours."""
-    reduced = scale == "smoke"
+    """The loss of each epoch, and whether the notebook's could be those of one more run of ours."""
+    make = partial(Row, reduced=scale == "smoke", log=True)
     losses = {setting: [run.epoch_losses() for run in seeds] for setting, seeds in runs.items()}
     rows = []
     for setting, seeds in losses.items():
-        for epoch in EPOCHS[:2] if reduced else EPOCHS:
+        for epoch in EPOCHS[:2] if scale == "smoke" else EPOCHS:
             draws = tuple(float(loss[epoch - 1]) if epoch <= len(loss) else None for loss in seeds)
-            last = epoch == EPOCHS[-1]
-            quantity = f"loss of epoch {epoch}"
-            rows.append(Row(setting, quantity, draws, last, reduced, "diverged", is_geometric=True))
-        squares = tuple(None if run.diverged else _mean_square(run) for run in runs[setting])
-        rows.append(Row(setting, SQUARES, squares, False, reduced, "diverged", is_geometric=True))
+            rows.append(make(setting, f"loss of epoch {epoch}", draws, epoch == EPOCHS[-1]))
+        squares = tuple(
+            None if run.diverged else float((spectra.after(run, run.final()["steps"]) ** 2).mean())
+            for run in runs[setting]
+        )
+        rows.append(make(setting, SQUARES, squares))
     curves = {setting: Curve.by_epoch(seeds) for setting, seeds in losses.items()}
     claims = [
         one_more_run(
@@ -71,42 +55,38 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
             "notebook_fc",
             [row for row in rows if _is_loss(row, setting)],
             len(JUDGED) * len(EPOCHS),
-            reduced,
+            reduced=scale == "smoke",
         )
         for setting in JUDGED
     ]
-    remarks = [_remark(row) for row in rows if row.quantity == SQUARES and not reduced]
-    return Results("notebook_fc", scale, rows, claims, curves, remarks)
+    return Results("notebook_fc", scale, rows, claims, curves, secondary(rows))
 
 
-def _mean_square(run: Run) -> float:
-    return float((spectra.after(run, run.final()["steps"]) ** 2).mean())
+def secondary(rows: Sequence[Row]) -> list[str]:
+    """Where the notebook's mean squared singular values lie."""
+    sentences = []
+    for row in rows:
+        if row.metric == SQUARES and (interval := row.prediction()):
+            inside = lies_in(interval, published("notebook_fc")[row.setting, row.metric])
+            sentences.append(
+                f"{row.setting}, {SQUARES}: the notebook's lies {'in' if inside else 'out'}side "
+                f"our 95 % prediction interval, {between(interval)}."
+            )
+    return sentences
 
 
 def _is_loss(row: Row, setting: str) -> bool:
-    return row.setting == setting and row.quantity != SQUARES
-
-
-def _remark(row: Row) -> str:
-    """Where the notebook's mean squared singular value lies; it decides nothing."""
-    if (interval := row.prediction()) is None:
-        return f"{row.setting}, {SQUARES}: no interval."
-    inside = lies_in(interval, published("notebook_fc")[row.setting, row.quantity])
-    lies = "inside" if inside else "outside"
-    return (
-        f"{row.setting}, {SQUARES}: the notebook's lies {lies} of the interval for one more run of "
-        f"ours, {between(interval)}."
-    )
+    return row.setting == setting and row.metric != SQUARES
 
 
 def plot(results: Results) -> Figure:
-    """The losses by epoch with the intervals that decide; the notebook's as crosses."""
-    figure, (axis,) = drawing.sheet(TITLE, results.scale, SETTING[results.scale])
+    """The losses by epoch with prediction intervals; crosses show the notebook's."""
+    figure, (axis,) = drawing.sheet_of(results)
     for setting, colour in drawing.colours(results.curves).items():
         drawing.line(axis, results.curves[setting]._replace(half=None), setting, colour)
         for row in results.rows:
             if _is_loss(row, setting) and (interval := row.prediction()):
-                axis.plot([float(row.quantity.split()[-1])] * 2, interval, color=colour, lw=1)
+                axis.plot([float(row.metric.split()[-1])] * 2, interval, color=colour, lw=1)
         if results.scale != "smoke":
             drawing.crosses(axis, curve("notebook_fc", setting, "loss of epoch"), colour)
     axis.set(xlabel="epoch", ylabel="training cross entropy (nats)", yscale="log")

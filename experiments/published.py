@@ -20,9 +20,7 @@ SOURCES = {
     "NB-SC": "the authors' log (github.com/tbachlechner/ReZero-Superconvergence)",
     "FIX": "the authors' log of the baseline (github.com/tbachlechner/Fixup)",
 }
-
-
-MARKS = {  # of what the paper does not print; "DIG" stands after a "derived" as well
+MARKS = {  # of what the paper does not print; "DIG" may follow "derived"
     "DIG": "digitised",
     "derived": "derived",
     "NB-FC": "notebook",
@@ -42,7 +40,7 @@ class Published(NamedTuple):
     Attributes:
       value: None where the paper has a word, such as "diverged".
       text: as written in published.csv.
-      error: standard error, if it is given; of what was read off a histogram, half of a bin.
+      error: the standard error, if given; half of a bin for a number read off a histogram.
       source: a key of SOURCES and a place, after "derived" perhaps a second one.
     """
 
@@ -56,18 +54,13 @@ class Published(NamedTuple):
         """The number as "31 ± 1 (notebook)", or the word; unmarked if the paper prints it."""
         error = f" ± {number(self.error, 2)}" if self.error is not None else ""
         text = self.text if self.value is None else number(self.value) + error
-        return f"{text} ({self.mark})" if self.mark else text
-
-    @property
-    def mark(self) -> str:
-        """Where it is from, in a word; empty if the paper prints it."""
-        marks = [MARKS[word] for word in self.source.split() if word in MARKS]
-        return ", ".join(marks)
+        marks = ", ".join(MARKS[word] for word in self.source.split() if word in MARKS)
+        return f"{text} ({marks})" if marks else text
 
 
 @cache
 def published(experiment: str) -> dict[tuple[str, str], Published]:
-    """(setting, quantity) -> number, of one experiment, in the paper's order."""
+    """(setting, metric) -> number, of one experiment, in the paper's order."""
     text = Path(__file__).with_name("published.csv").read_text()
     return {
         (row["setting"], row["quantity"]): Published(
@@ -86,12 +79,12 @@ def _float(text: str) -> float | None:
 
 
 def curve(experiment: str, setting: str, prefix: str) -> list[tuple[float, float]]:
-    """The values of a setting whose quantity is `prefix` followed by a number x, as (x, value).
+    """The values of a setting whose metric is `prefix` followed by a number x, as (x, value).
 
     For example, curve("fc", "FC", "loss of epoch") is [(50, 0.76), (100, 0.25), (150, 0.096)].
     """
     points = []
-    for (of, quantity), paper in published(experiment).items():
-        if of == setting and quantity.startswith(prefix) and paper.value is not None:
-            points.append((float(quantity.removeprefix(prefix).split()[0]), paper.value))
+    for (of, metric), paper in published(experiment).items():
+        if of == setting and metric.startswith(prefix) and paper.value is not None:
+            points.append((float(metric.removeprefix(prefix).split()[0]), paper.value))
     return sorted(points)

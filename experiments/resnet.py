@@ -1,31 +1,21 @@
-"""Table 2 of the supplement and Figure 6: ResNets on CIFAR-10 under five residual schemes."""
+"""Table 2 of the supplement and Figure 6: ResNets on CIFAR-10 under five residual rules."""
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from functools import partial
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import drawing
-from experiments.claims import Claim, bounded, paired
+from experiments.claims import Claim, bounded
 from experiments.jobs import Job
 from experiments.published import curve
-from experiments.results import Curve, Results, Row, find
+from experiments.results import Curve, Results, Row, find, times_to
+from experiments.statistics import Censored, Draw, paired, quotients
 from rezero_jax.analysis.plots.theme import plain_ticks
 from rezero_jax.runs.reader import Run
 
-TITLE = "ResNets under five residual schemes"
-SOURCE = "SUP Table 2, UAI Figure 6"
-SEEDS = 3
-SETTING = {
-    "paper": "CIFAR-10, 200 epochs of batches of 128, SGD 0.1, a tenth at epochs 100 and 150; "
-    "probably 3 runs in the paper, which does not say.",
-    "cpu": "Reduced: ResNet-20 on CIFAR-10 and 10 epochs, with the milestones at the same "
-    "fractions.",
-    "smoke": "Reduced: 8 layers of width 4 on scikit-learn's digits, an epoch.",
-}
-
-SCHEMES = {
+RULES = {
     "": "residual",
     " + Gated": "gated",
     " + zero gamma": "zero_gamma",
@@ -42,34 +32,23 @@ LOWER = {  # whether ReZero's final error is lower than the vanilla net's in the
 TARGETS = (80, 85)  # % accuracy
 FIGURE_6 = "ResNet-110"
 CURVE = (1, 2, 5, 10, 20, 50, 101, 150, 151)  # epochs of Figure 6
-NOTES = (
-    "The error is that of the last epoch, on the test set, as the authors' code evaluates; the "
-    "paper does not say whether it reports the last epoch or the best. Epochs to 80 % are the "
-    "first epoch that ends at an accuracy of 80 % or more. Of Figure 6 the epochs are the numbers "
-    "of the curve's vertices.",
-)
 
 
 def runs(scale: str) -> list[Job]:
     """A run for each row of the table."""
 
-    def job(net: str, scheme: str, rule: str, arguments: str) -> Job:
+    def job(net: str, suffix: str, rule: str, arguments: str) -> Job:
         short = net.lower().replace("-resnet-", "").replace("-", "")
-        return Job(net + scheme, f"{short}-{rule}", f"resnet.py:residual={rule},{arguments}")
+        return Job(net + suffix, f"{short}-{rule}", f"resnet.py:residual={rule},{arguments}")
 
     if scale == "smoke":
-        chosen = ("residual", "rezero")
-        return [
-            job("ResNet-8", scheme, rule, "smoke,epochs=1")
-            for scheme, rule in SCHEMES.items()
-            if rule in chosen
-        ]
+        return [job("ResNet-8", *item, "smoke,epochs=1") for item in PREACT.items()]
     if scale == "cpu":
-        return [job("ResNet-20", *item, "depth=20,epochs=10") for item in SCHEMES.items()]
+        return [job("ResNet-20", *item, "depth=20,epochs=10") for item in RULES.items()]
     jobs = [
         job(f"ResNet-{depth}", *item, f"depth={depth}")
         for depth in (56, 110)
-        for item in SCHEMES.items()
+        for item in RULES.items()
     ]
     return jobs + [
         job(f"PreAct-ResNet-{depth}", *item, f"family=preact,depth={depth}")
@@ -78,107 +57,87 @@ def runs(scale: str) -> list[Job]:
     ]
 
 
-def _errors(run: Run) -> dict[int, float]:
-    """Epoch -> test error (%) after it."""
-    accuracies = run.evaluations("eval/accuracy")
-    return {epoch: 100 * (1 - accuracy) for epoch, accuracy in accuracies.items()}
-
-
 def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
     """The columns of the table, and the errors of Figure 6."""
     rows: list[Row] = []
     curves = {}
-    make = partial(Row, reduced=scale != "paper", missing="diverged")
+    make = partial(Row, reduced=scale != "paper")
     for setting, seeds in runs.items():
-        net, _, scheme = setting.partition(" + ")
-        found = [_errors(run) for run in seeds]
-        headline = scheme in ("", "ReZero")
-        ends = [None if run.diverged else e[max(e)] for run, e in zip(seeds, found, strict=True)]
+        net, _, rule = setting.partition(" + ")
+        accuracies = [run.evaluations("eval/accuracy") for run in seeds]
+        errors = [{epoch: 100 * (1 - a) for epoch, a in one.items()} for one in accuracies]
+        ends: tuple[Draw, ...] = tuple(
+            None if run.diverged else e[max(e)] for run, e in zip(seeds, errors, strict=True)
+        )
         losses = [None if run.diverged else 1000 * run.epoch_losses()[-1].item() for run in seeds]
-        rows += [
-            make(setting, "error %", tuple(ends), headline),
-            *(
-                make(setting, f"epochs to {percent} %", times, missing="not reached")
-                for percent in TARGETS
-                for times in [tuple(run.time_to("accuracy", percent / 100) for run in seeds)]
-            ),
-            make(setting, "training loss x 1000", tuple(losses)),
-        ]
-        if scheme:
-            change = paired(ends, find(rows, net, "error %").ours)
+        rows.append(make(setting, "error %", ends, rule in ("", "ReZero")))
+        for percent in TARGETS:
+            times = times_to(seeds, "accuracy", percent / 100)
+            rows.append(make(setting, f"epochs to {percent} %", times))
+        rows.append(make(setting, "training loss x 1000", tuple(losses)))
+        if rule:
+            change = paired(ends, find(rows, net, "error %").draws)
             rows.append(make(setting, "change of error %", change))
-        if scheme == "ReZero":
-            rows += [_fewer(rows, make, net, percent) for percent in TARGETS]
+        if rule == "ReZero":
+            rows += [_fewer(rows, net, f"epochs to {percent} %") for percent in TARGETS]
         if net in (FIGURE_6, "ResNet-20"):
             for epoch in CURVE:
-                if all(epoch in e for e in found):
-                    after = tuple(e[epoch] for e in found)
+                if all(epoch in e for e in errors):
+                    after = tuple(e[epoch] for e in errors)
                     rows.append(make(setting, f"error % after epoch {epoch}", after))
-            if all(200 in e for e in found):
-                late = tuple(sum(e[i] for i in range(191, 201)) / 10 for e in found)
+            if all(200 in e for e in errors):
+                late = tuple(sum(e[i] for i in range(191, 201)) / 10 for e in errors)
                 rows.append(make(setting, "error %, mean of epochs 191 to 200", late))
-        curves[setting] = Curve.of_runs([(list(e), list(e.values())) for e in found])
+        curves[setting] = Curve.of_runs([(list(e), list(e.values())) for e in errors])
     claims = []
     for net in dict.fromkeys(setting.partition(" + ")[0] for setting in runs):
         claims += _claims(net, rows, scale != "paper")
     return Results("resnet", scale, rows, claims, curves)
 
 
-def _fewer(rows: Sequence[Row], make: Callable[..., Row], net: str, percent: int) -> Row:
-    """How many fewer epochs ReZero takes, in percent of the vanilla net's, of each pair."""
-    quantity = f"epochs to {percent} %"
-    names = (net, f"{net} + ReZero")
-    pairs = zip(*(find(rows, name, quantity).ours for name in names), strict=True)
-    fewer = tuple(100 * (a - b) / a if a and b else None for a, b in pairs)
-    return make(f"{net} + ReZero", f"fewer {quantity}, in %", fewer, missing="not reached")
+def _fewer(rows: Sequence[Row], net: str, metric: str) -> Row:
+    """By how many percent of the vanilla net's epochs ReZero takes fewer, in each pair."""
+    vanilla, ours = (find(rows, name, metric) for name in (net, f"{net} + ReZero"))
+    shares = quotients(ours.draws, vanilla.draws)
+    fewer = tuple(
+        math.nan if share is None or isinstance(share, Censored) else 100 * (1 - share)
+        for share in shares
+    )
+    return Row(ours.setting, f"fewer {metric}, in %", fewer, reduced=ours.reduced)
 
 
 def _claims(net: str, rows: Sequence[Row], reduced: bool) -> list[Claim]:
-    """What the paper finds of ReZero against the vanilla net, by differences of pairs."""
-    judged = partial(bounded, reduced=reduced, seeds=SEEDS)
+    """The paper's claims on ReZero and the vanilla net, by differences of pairs."""
 
-    def differences(quantity: str) -> tuple[float | None, ...]:
-        one, other = (find(rows, name, quantity).ours for name in (f"{net} + ReZero", net))
-        return paired(one, other)
+    def differences(metric: str) -> tuple[Draw, ...]:
+        return paired(*(find(rows, name, metric).draws for name in (f"{net} + ReZero", net)))
 
-    claims = [
-        judged(
-            f"ReZero reaches 80 % accuracy in fewer epochs than {net}",
-            "SUP 3, UAI 2",
-            "epochs less the vanilla net's",
-            differences("epochs to 80 %"),
-            high=0,
-        )
-    ]
+    text = f"ReZero reaches 80 % accuracy in fewer epochs than {net}"
+    epochs = differences("epochs to 80 %")
+    quantity = "epochs minus the vanilla net's"
+    claims = [bounded(text, "SUP 3, UAI 2", quantity, epochs, high=0, reduced=reduced)]
     if net in LOWER:
-        side = "lower" if LOWER[net] else "higher"
-        claims.append(
-            judged(
-                f"ReZero ends with a {side} error than {net}",
-                "SUP 3",
-                "error (%) less the vanilla net's",
-                differences("error %"),
-                low=-np.inf if LOWER[net] else 0,
-                high=0 if LOWER[net] else np.inf,
-            )
-        )
+        text = f"ReZero ends with a {'lower' if LOWER[net] else 'higher'} error than {net}"
+        low, high = (-math.inf, 0) if LOWER[net] else (0, math.inf)
+        quantity, errors = "error (%) minus the vanilla net's", differences("error %")
+        claims.append(bounded(text, "SUP 3", quantity, errors, low, high, reduced=reduced))
     return claims
 
 
 def plot(results: Results) -> Figure:
     """The error by epoch, and Figure 6 as crosses."""
     nets = list(dict.fromkeys(setting.partition(" + ")[0] for setting in results.curves))
-    figure, axes = drawing.sheet(TITLE, results.scale, SETTING[results.scale], panels=len(nets))
-    colours = drawing.colours(list(SCHEMES))
+    figure, axes = drawing.sheet_of(results, panels=len(nets))
+    colours = drawing.colours(RULES)
     for net, axis in zip(nets, axes, strict=True):
         last, crossed = 0.0, False
-        for scheme, colour in colours.items():
-            if net + scheme in results.curves:
-                drawn = results.curves[net + scheme]
+        for suffix, colour in colours.items():
+            if net + suffix in results.curves:
+                drawn = results.curves[net + suffix]
                 last = max([last, *drawn.x])
-                drawing.line(axis, drawn, scheme.removeprefix(" + ") or "vanilla", colour)
+                drawing.line(axis, drawn, suffix.removeprefix(" + ") or "vanilla", colour)
             if net == FIGURE_6:
-                figure_6 = curve("resnet", f"ResNet-110{scheme}", "error % after epoch")
+                figure_6 = curve("resnet", f"ResNet-110{suffix}", "error % after epoch")
                 crossed |= drawing.crosses(axis, figure_6, colour, until=last)
         axis.set(title=net, xlabel="epoch", ylabel="test error (%)", yscale="log")
         plain_ticks(axis)

@@ -1,92 +1,51 @@
-"""The results of an experiment: its numbers beside the paper's, and the evidence for each claim."""
+"""The results of an experiment: one table of records, the claims on it, and the curves to plot."""
 
-import csv
 import dataclasses
-import io
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.claims import LEVEL, Claim
+from experiments.claims import Claim
 from experiments.published import Published, published
-from experiments.ratios import between
+from experiments.statistics import Censored, Draw, Draws
 from rezero_jax.analysis.statistics import Estimate
-from rezero_jax.formatting import number
-from rezero_jax.runs.files import write_json
+from rezero_jax.runs.files import replace_file
+from rezero_jax.runs.reader import Run
 
-COLUMNS = (  # of the CSV files; the ends are those of 95 % intervals
-    *("experiment", "scale", "setting", "quantity", "ours", "ours_low", "ours_high", "runs"),
-    *("runs_with_the_number", "reduced", "paper", "paper_standard_error", "source"),
-)
+COLUMNS = ("setting", "size", "rate", "metric", "seed", "value", "status")  # of a record
+FLAGS = ("headline", "reduced", "log")  # of a row; a file lists the rows that have each
+CENSORED, DIVERGED, UNDEFINED = "right-censored", "diverged", "undefined"  # "" where all is well
 
 
-class Row(NamedTuple):
-    """A number, or one that was never reached.
+@dataclasses.dataclass(frozen=True)
+class Row(Draws):
+    """The records of one metric in one setting, a draw for each seed.
 
     Attributes:
-      setting, quantity: as in published.csv, where the paper has it.
-      ours: of each run; None where there is none.
-      headline: whether it stands in the summary.
-      reduced: whether ours is from a smaller experiment than the paper's, beside which no number
-        of the paper stands.
-      missing: what None means.
-      is_geometric: whether its mean is geometric and its interval that of the logarithms.
+      setting, metric: as in published.csv, where the paper has the number; of a comparison the
+        setting is the residual rule.
+      headline: whether the row is part of the summary.
+      reduced: whether ours is from a smaller experiment than the paper's, so that no number of the
+        paper is shown beside it.
+      size: the depth or width, where an experiment varies one.
+      rate: the learning rate, where it is tuned.
+      seed: of the first draw; the others follow.
     """
 
     setting: str
-    quantity: str
-    ours: tuple[float | None, ...]
+    metric: str
+    draws: tuple[Draw, ...]
     headline: bool = False
     reduced: bool = False
-    missing: str = "not reached"
-    is_geometric: bool = False
-
-    @property
-    def mean(self) -> float | None:
-        """Over the runs; None unless all have the number."""
-        estimate = self._estimate
-        return None if estimate is None else self._back(estimate.mean)
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """Student's 95 % interval of the mean; None of a single run, or where one has none."""
-        return self._ends(Estimate.interval, LEVEL)
-
-    def prediction(self, level: float = LEVEL) -> tuple[float, float] | None:
-        """Student's interval for one more run, of confidence 1 - level; None as `interval` is."""
-        return self._ends(Estimate.prediction, level)
-
-    @property
-    def shown(self) -> str:
-        """The mean and its interval as "31 (28 to 34)", or `missing` and in how many runs."""
-        if self.mean is None:
-            count = self.ours.count(None)
-            some = f" in {count} of {len(self.ours)}" if count < len(self.ours) else ""
-            return self.missing + some
-        return number(self.mean) + (f" ({between(self.interval)})" if self.interval else "")
-
-    @property
-    def _estimate(self) -> Estimate | None:
-        if not self.is_geometric:
-            return Estimate.of_all(self.ours)
-        return Estimate.of_all([None if x is None else math.log(x) for x in self.ours])
-
-    def _ends(
-        self, of: Callable[[Estimate, float], tuple[float, float]], level: float
-    ) -> tuple[float, float] | None:
-        """The interval `of` the runs, of confidence 1 - level; None where there is none."""
-        estimate = self._estimate
-        if estimate is None or estimate.count < 2:
-            return None
-        low, high = of(estimate, 1 - level)
-        return self._back(low), self._back(high)
-
-    def _back(self, value: float) -> float:
-        return math.exp(value) if self.is_geometric else value
+    log: bool = False
+    size: int | None = None
+    rate: float | None = None
+    seed: int = 0
 
 
 class Curve(NamedTuple):
@@ -98,7 +57,7 @@ class Curve(NamedTuple):
 
     @classmethod
     def of_runs(cls, curves: Sequence[tuple[Iterable[float], Iterable[float]]]) -> "Curve":
-        """The mean of several (x, y), as far as all of them go, with Student's interval."""
+        """The mean of several (x, y) up to the end of the shortest, with Student's interval."""
         listed = [(list(map(float, x)), list(map(float, y))) for x, y in curves]
         length = min(len(x) for x, _ in listed)
         values = np.array([y[:length] for _, y in listed])
@@ -135,7 +94,8 @@ class Results:
     """All that an experiment found at a scale.
 
     Attributes:
-      remarks: sentences on what decides nothing, such as secondary outcomes.
+      scale: "paper", "cpu" or "smoke"; "" for a command that has none.
+      remarks: sentences on secondary outcomes.
       levels: horizontal lines of the plot by their label, such as the entropies of a text.
     """
 
@@ -150,47 +110,105 @@ class Results:
 
     def paper(self, row: Row) -> Published | None:
         """The paper's number for a row; None if it has none or ours is reduced."""
-        found = published(self.experiment).get((row.setting, row.quantity))
+        found = published(self.experiment).get((row.setting, row.metric))
         return None if row.reduced else found
 
-    def write(self, folder: Path) -> None:
-        """Writes NAME.json with everything and NAME.csv with the rows."""
-        write_json(folder / f"{self.experiment}.json", finite(dataclasses.asdict(self)))
-        (folder / f"{self.experiment}.csv").write_text(self.csv())
+    def write(self, folder: Path) -> Path:
+        """Writes NAME.json, in which each record and each curve has a line; returns its path."""
+        head: dict[str, Any] = {
+            "experiment": self.experiment,
+            "scale": self.scale,
+            "made": self.made and self.made._asdict(),
+            "levels": self.levels,
+            "remarks": self.remarks,
+            "claims": [claim._asdict() for claim in self.claims],
+        }
+        for flag in FLAGS:
+            marked = (row for row in self.rows if getattr(row, flag))
+            head[flag] = list(dict.fromkeys((row.setting, row.metric) for row in marked))
+        head["columns"] = COLUMNS
+        curves = [(name, *curve) for name, curve in self.curves.items()]
+        parts = [f'"{key}": {json.dumps(finite(value))}' for key, value in head.items()]
+        for key, lines in (("curves", curves), ("records", _records(self.rows))):
+            text = ",\n".join(json.dumps(finite(line)) for line in lines)
+            parts.append(f'"{key}": [\n{text}\n]')
+        path = folder / f"{self.experiment}.json"
+        replace_file(path, "{" + ",\n".join(parts) + "}\n")
+        return path
 
     @classmethod
     def read(cls, path: Path) -> "Results":
-        """What `write` wrote to NAME.json."""
+        """The results that `write` wrote."""
         content = json.loads(path.read_text())
+        marked: Any = {flag: {tuple(key) for key in content[flag]} for flag in FLAGS}
+        rows = [
+            dataclasses.replace(row, **{flag: key in marked[flag] for flag in FLAGS})
+            for row in _rows(content["records"])
+            for key in [(row.setting, row.metric)]
+        ]
         return cls(
             content["experiment"],
             content["scale"],
-            [Row(*row)._replace(ours=tuple(row[2])) for row in content["rows"]],
-            [Claim(*c)._replace(interval=tuple(c[5]) if c[5] else None) for c in content["claims"]],
-            {name: Curve(*curve) for name, curve in content["curves"].items()},
+            rows,
+            [Claim.of_json(fields) for fields in content["claims"]],
+            {name: Curve(*curve) for name, *curve in content["curves"]},
             content["remarks"],
             content["levels"],
-            Made(*made) if (made := content.get("made")) else None,
+            Made(**made) if (made := content["made"]) else None,
         )
 
-    def csv(self) -> str:
-        """The rows as CSV; unknown values are empty."""
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for row in self.rows:
-            paper = self.paper(row)
-            ours = (row.mean, *(row.interval or (None, None)))
-            counts = (len(row.ours), len(row.ours) - row.ours.count(None))
-            theirs = (paper.text, paper.error, paper.source) if paper else (None,) * 3
-            head = (self.experiment, self.scale, row.setting, row.quantity)
-            writer.writerow((*head, *ours, *counts, row.reduced, *theirs))
-        return out.getvalue()
+
+def _records(rows: Iterable[Row]) -> Iterable[tuple]:
+    """The rows as records of COLUMNS."""
+    for row in rows:
+        for seed, draw in enumerate(row.draws, row.seed):
+            status = ""
+            if draw is None or not math.isfinite(draw):
+                status = DIVERGED if draw is None else UNDEFINED
+            elif isinstance(draw, Censored):
+                status = CENSORED
+            yield row.setting, row.size, row.rate, row.metric, seed, draw, status
 
 
-def find(rows: Iterable[Row], setting: str, quantity: str) -> Row:
-    """The row of a setting and a quantity."""
-    return next(row for row in rows if (row.setting, row.quantity) == (setting, quantity))
+def _rows(records: Iterable[Sequence[Any]]) -> Iterable[Row]:
+    """The rows of records: those that differ in consecutive seeds alone are one row."""
+
+    def key(pair: tuple[int, Sequence[Any]]) -> tuple[Sequence[Any], int]:
+        place, record = pair
+        return record[:4], record[4] - place
+
+    for ((setting, size, rate, metric), _), group in groupby(enumerate(records), key):
+        seeds, values, statuses = zip(*(record[4:] for _, record in group), strict=True)
+        draws = tuple(map(_draw, values, statuses))
+        yield Row(setting, metric, draws, size=size, rate=rate, seed=seeds[0])
+
+
+def _draw(value: float | None, status: str) -> Draw:
+    if value is None:
+        return math.nan if status == UNDEFINED else None
+    return Censored(value) if status == CENSORED else value
+
+
+def find(rows: Iterable[Row], setting: str, metric: str) -> Row:
+    """The row of a setting and a metric."""
+    return next(row for row in rows if (row.setting, row.metric) == (setting, metric))
+
+
+def times_to(runs: Sequence[Run], metric: str, target: float) -> tuple[float, ...]:
+    """When each run reached a target, see `Run.time_to`; right-censored at the end of the run."""
+    times = (run.time_to(metric, target) for run in runs)
+    unit = "epoch" if metric != "bits_per_byte" else "step"
+    return tuple(
+        Censored(_end(run, unit)) if time is None else time
+        for run, time in zip(runs, times, strict=True)
+    )
+
+
+def _end(run: Run, unit: str) -> float:
+    """The time that a run was given, so that one which diverged early is censored at the end."""
+    if unit == "epoch" and run.config["train.epochs"]:
+        return run.config["train.epochs"]
+    return run.lines[-1][unit] if run.lines else run.final()["steps"]
 
 
 def finite(tree: Any) -> Any:
@@ -202,6 +220,11 @@ def finite(tree: Any) -> Any:
     return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
-def quoted(values: Iterable[float | None]) -> str:
-    """The numbers, separated by commas."""
-    return ", ".join("none" if value is None else number(value) for value in values)
+def gates_at_end(runs: Sequence[Run]) -> tuple[float, ...]:
+    """The mean |alpha| over the layers of each run in its last logged line."""
+    return tuple(float(np.abs(run.alphas()[1][-1]).mean()) for run in runs)
+
+
+def training_curve(runs: Sequence[Run], key: str = "train/loss", x: str = "step") -> Curve:
+    """The mean of a logged metric over runs."""
+    return Curve.of_runs([run.series(key, x) for run in runs])

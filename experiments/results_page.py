@@ -1,29 +1,29 @@
-"""Writes the tables of README.md, docs/results.md and docs/schemes.md.
+"""Writes the generated tables of README.md and the documentation.
 
     python -m experiments results
 
-They come from the results in docs/paper and docs/comparisons, and from the rules. A table stands
-between <!-- NAME --> and <!-- end -->; all else in the pages is written by hand.
+The tables come from the results in docs/paper and docs/comparisons, and from the residual rules. A
+table is between <!-- NAME --> and <!-- end -->; all else in the pages is written by hand.
 """
 
 import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
-from experiments import compare_report, rules_table
-from experiments.claims import WORDS, bounded, fact, inside, together
+from experiments import report, rules_table
+from experiments.claims import WORDS, Claim, bounded
 from experiments.comparison import NO_LAYERS, Cell, Comparison
 from experiments.jobs import ROOT
-from experiments.ratios import Ratio
-from experiments.report import claims_table, number_tables
-from experiments.results import Made, Results, Row
+from experiments.results import Results, Row
+from experiments.statistics import Sample, paired, quotients, together
 from rezero_jax.errors import UserError
 from rezero_jax.formatting import markdown_table, number
 
 FOLDER = ROOT / "docs" / "paper"
-COMPARISONS = ROOT / "docs" / "comparisons"  # what `python -m experiments compare` wrote
+COMPARISONS = ROOT / "docs" / "comparisons"  # written by `python -m experiments compare`
 PAGES = ("README.md", "docs/results.md", "docs/schemes.md")
 COSTS = FOLDER / "v5e-8.json"  # written by experiments.accelerator
 FOREMOST = {  # the claims of README.md, by the experiment and their beginning
@@ -34,38 +34,33 @@ FOREMOST = {  # the claims of README.md, by the experiment and their beginning
     "notebook_resnet": "ResNet-20 with",
     "language": "12-layer",
 }
-# The comparisons of part E2 of protocol.md: a claim, its source, and what every rival of ReZero
-# must be found for it to hold.
+# Comparisons of part E2 of protocol.md: a claim, and the verdict that it needs on each baseline.
 LANGUAGE_MODELS = {
     "language": (
-        "12-layer language models end with fewer bits with ReZero than with its rivals, each at "
-        "its own best rate",
-        "UAI 7",
-        "worse",
+        "12-layer language models end with fewer bits with ReZero than with its baselines, each "
+        "at its own best rate",
+        "higher",
     ),
     "language_lamb": (
         "With LAMB and a warm-up, 12-layer language models end with fewer bits with ReZero than "
-        "with its rivals, each at its own best rate",
-        "UAI 7",
-        "worse",
+        "with its baselines, each at its own best rate",
+        "higher",
     ),
     "language_lamb_no_warmup": (
         "With LAMB and no warm-up, 12-layer language models end with fewer bits with ReZero than "
         "with pre-norm, each at its own best rate",
-        "UAI 7",
-        "worse",
+        "higher",
     ),
     "language_norm": (
         "ReZero is behind for want of a norm: with one in every branch and one before the head "
         "(rezero_norm) it ends with fewer bits",
-        "protocol.md, E2",
-        "better",
+        "lower",
     ),
 }
 
 
 class Pair(NamedTuple):
-    """A rule of one comparison less a rule of another, in pairs of seeds.
+    """A rule of one comparison minus a rule of another, in pairs of seeds.
 
     Attributes:
       one, other: the comparison and the rule.
@@ -98,10 +93,10 @@ def main(argv: Sequence[str]) -> int:
     """Writes all pages and the reports of comparisons with their plots; returns the exit status.
 
     Raises:
-      UserError: there are arguments, or a page lacks the place of a table.
+      UserError: there are arguments, or a page has no place for a table.
     """
     if argv:
-        raise UserError(f"{argv[0]} means nothing here; `python -m experiments results` is all")
+        raise UserError(f"`python -m experiments results` takes no arguments; leave out {argv[0]}")
     compared = comparisons()
     tables = committed_tables(compared)
     for page in PAGES:
@@ -109,142 +104,112 @@ def main(argv: Sequence[str]) -> int:
         path.write_text(rewritten(path.read_text(), tables))
         print(path)
     for name, comparison in compared.items():
-        print(compare_report.write_markdown(comparison, COMPARISONS / name))
+        print(report.write_comparison(comparison, COMPARISONS / name))
     return 0
 
 
 def read_all() -> list[Results]:
-    """All committed results, by name."""
+    """All committed results of the paper's experiments, by name."""
     files = sorted(set(FOLDER.glob("*.json")) - {COSTS})
     return [Results.read(path) for path in files]
 
 
 def comparisons() -> dict[str, Comparison]:
     """All committed comparisons, by name."""
-    return {path.parent.name: Comparison.read(path.parent) for path in COMPARISONS.glob("*/*.json")}
+    files = sorted(COMPARISONS.glob("*/comparison.json"))
+    return {path.parent.name: Comparison(Results.read(path)) for path in files}
 
 
 def committed_tables(compared: Mapping[str, Comparison]) -> dict[str, str]:
-    """The tables of the pages as they should stand: of results, comparisons and rules."""
-    found = read_all()
-    found += [language_models(name, compared[name]) for name in LANGUAGE_MODELS]
-    found += [claim_across(pair, compared) for pair in ACROSS if pair.claim]
-    tables = all_tables(found) | {"schemes": rules_table.table(), "across": across(compared)}
+    """The current tables of the pages: of results, comparisons and rules."""
+    judged = []
+    for name in LANGUAGE_MODELS:
+        claims = [language_claim(name, compared[name])]
+        claims += [claim_across(p, compared) for p in ACROSS if p.claim and p.one[0] == name]
+        judged.append(replace(compared[name].results, experiment=name, rows=[], claims=claims))
+    tables = all_tables([*read_all(), *judged])
+    tables |= {"schemes": rules_table.table(), "across": across(compared)}
     for name, comparison in compared.items():
-        tables[f"compared_{name}"] = compare_report.summary(comparison)
-        if comparison.target is not None:
-            tables[f"raced_{name}"] = compare_report.race(comparison)
+        tables[f"compared_{name}"] = report.comparison_summary(comparison)
+        if comparison.target:
+            tables[f"target_{name}"] = report.target_table(comparison)
     return tables
 
 
 def all_tables(found: Sequence[Results]) -> dict[str, str]:
     """The name and the Markdown of each table of results."""
-    full, reduced = number_tables(found)
+    full, reduced = report.number_tables(found)
     costs = json.loads(COSTS.read_text())["costs"]
     whole = {results.experiment for results in found if results.scale == "paper"}
     chosen = []
     for results in found:
         start = FOREMOST.get(results.experiment)
         claims = [claim for claim in results.claims if start and claim.text.startswith(start)]
-        chosen.append(Results(results.experiment, results.scale, [], claims, made=results.made))
+        chosen.append(replace(results, claims=claims))
     tables = {
-        "claims": claims_table(found),
-        "foremost": claims_table(chosen),
+        "claims": report.claims_table(found),
+        "foremost": report.claims_table(chosen),
         "numbers": full,
         "reduced": reduced,
+        "commands": report.commands_table(found),
         "costs": costs_table([cost for cost in costs if cost["experiment"] not in whole]),
     }
-    return tables | {results.experiment: settings_table(results) for results in found}
+    return tables | {results.experiment: report.settings_table(results) for results in found}
 
 
-def language_models(name: str, comparison: Comparison) -> Results:
-    """The claim of one of LANGUAGE_MODELS, undecided of the paper, as all is smaller than there."""
-    text, source, wanted = LANGUAGE_MODELS[name]
-    rivals = [c for c in comparison.cells if c.rule not in (comparison.control, NO_LAYERS)]
-    differences = [comparison.difference(cell) for cell in rivals]
-    words = {"undecided": None} | {word: word == wanted for word in ("better", "worse")}
-    holds = together([words[d.verdict] if d else None for d in differences])
-    shown = [f"{cell.rule} {compare_report.in_short(comparison, cell)}" for cell in rivals]
-    evidence = (
-        f"in this setting {WORDS[holds]}; final test loss (nats), and less ReZero's: "
-        f"{'; '.join(shown)}"
-    )
-    claim = fact(text, source, holds, evidence, n=len(rivals[0].losses), reduced=True)
-    return Results(name, "cpu", [], [claim], made=_made(comparison))
+def language_claim(name: str, comparison: Comparison) -> Claim:
+    """The claim of one of LANGUAGE_MODELS, which are smaller than the paper's."""
+    text, wanted = LANGUAGE_MODELS[name]
+    cells = [c for c in comparison.cells if c.rule not in (comparison.control, NO_LAYERS)]
+    words = {wanted: True, "higher" if wanted == "lower" else "lower": False}
+    parts = [words.get(d.verdict) if (d := comparison.difference(c)) else None for c in cells]
+    shown = [f"{cell.rule} {report.loss_and_difference(comparison, cell)}" for cell in cells]
+    holds = together(parts)
+    evidence = f"final test loss (nats), and minus ReZero's: {'; '.join(shown)}"
+    n = len(cells[0].final.draws) if cells[0].final else 0
+    source = "UAI 7" if wanted == "higher" else "protocol.md, E2"
+    return Claim(text, source, holds, f"{WORDS[holds]} in this setting; {evidence}", n, None, True)
 
 
-def bits_across(pair: Pair, compared: Mapping[str, Comparison]) -> Row:
-    """Bits per byte of the one less those of the other, of each seed that both have."""
-    pairs = zip(*(side.losses for side in _sides(pair, compared)), strict=False)
-    bits = tuple((ours - theirs) / math.log(2) for ours, theirs in pairs)
-    return Row(" of ".join(pair.one[::-1]), "bits per byte less the other's", bits, reduced=True)
+def _sides(pair: Pair, compared: Mapping[str, Comparison]) -> list[Cell]:
+    """The one and the other cell; each comparison has a single depth."""
+    return [cell for name, rule in (pair.one, pair.other) for cell in compared[name].of(rule)]
+
+
+def _shared(*rows: Row | None) -> list[tuple]:
+    """The draws of two rows for the seeds that both have."""
+    draws = [row.draws if row else () for row in rows]
+    return [one[: min(map(len, draws))] for one in draws]
+
+
+def bits_across(pair: Pair, compared: Mapping[str, Comparison]) -> Sample:
+    """Bits per byte of the one minus those of the other, for each seed that both have."""
+    one, other = _shared(*(cell.final for cell in _sides(pair, compared)))
+    return Sample([x if x is None else x / math.log(2) for x in paired(one, other)])
 
 
 def across(compared: Mapping[str, Comparison]) -> str:
     """A line for each of ACROSS."""
-    head = ("one", "other", "bits per byte of the one less the other's", "n")
+    head = ("one", "other", "bits per byte of the one minus the other's", "n")
     lines: list[Sequence[str]] = [(*head, "updates to the target, the other's over the one's")]
     for pair in ACROSS:
         bits = bits_across(pair, compared)
         names = (f"`{rule}` of `{name}`" for name, rule in (pair.one, pair.other))
-        one, other = _sides(pair, compared)
-        n = len(bits.ours)
-        ratio = Ratio.of_pairs(other.to_target[:n], one.to_target[:n], [other.updates] * n)
-        times = ratio.shown if ratio else "the one does not reach it"
-        lines.append((*names, bits.shown, str(n), times))
+        one, other = _shared(*(cell.to_target for cell in _sides(pair, compared)))
+        times = Sample(quotients(other, one), log=True).shown
+        lines.append((*names, bits.shown, str(len(bits.draws)), times))
     return markdown_table(lines)
 
 
-def _sides(pair: Pair, compared: Mapping[str, Comparison]) -> list[Cell]:
-    """The one and the other, which each have a single depth."""
-    return [cell for name, rule in (pair.one, pair.other) for cell in compared[name].of(rule)]
-
-
-def claim_across(pair: Pair, compared: Mapping[str, Comparison]) -> Results:
-    """The claim of a pair, undecided of the paper, as all is smaller than there."""
-    bits = bits_across(pair, compared)
-    word = WORDS[inside(bits.interval, -math.inf, 0) if bits.interval else None]
-    quantity = f"in this setting {word}; {bits.quantity}"
-    claim = bounded(pair.claim, "protocol.md, E2", quantity, bits.ours, high=0, reduced=True)
-    return Results(pair.one[0], "cpu", [], [claim], made=_made(compared[pair.one[0]]))
-
-
-def _made(comparison: Comparison) -> Made:
-    return Made(comparison.command, comparison.cells[0].device, comparison.seconds, [])
-
-
-def settings_table(results: Results) -> str:
-    """Every number of an experiment by setting and quantity, beside the paper's; its remarks.
-
-    Settings that have a quantity in common share a table. The more numerous have the lines.
-    """
-    cells: dict[str, dict[str, str]] = {}
-    for row in results.rows:
-        paper = results.paper(row)
-        shown = f"{row.shown}; paper {paper.shown}" if paper else row.shown
-        cells.setdefault(row.setting, {})[row.quantity] = shown
-    tables: list[dict[str, dict[str, str]]] = []
-    for setting, numbers in cells.items():
-        shared = (table for table in tables for one in table.values() if one.keys() & numbers)
-        if (table := next(shared, None)) is None:
-            tables.append(table := {})
-        table[setting] = numbers
-    parts = [_crossed(table) for table in tables]
-    if results.remarks:
-        parts.append("\n".join(f"- {text}" for text in results.remarks))
-    return "\n\n".join(parts)
-
-
-def _crossed(numbers: Mapping[str, Mapping[str, str]]) -> str:
-    """A table of texts by setting and quantity."""
-    quantities = list(dict.fromkeys(name for one in numbers.values() for name in one))
-    lines = [(name, *(one.get(q, "") for q in quantities)) for name, one in numbers.items()]
-    table = [("", *quantities), *lines]
-    return markdown_table(zip(*table, strict=True) if len(quantities) > len(numbers) else table)
+def claim_across(pair: Pair, compared: Mapping[str, Comparison]) -> Claim:
+    """The claim of a pair, in a setting smaller than the paper's."""
+    draws = bits_across(pair, compared).draws
+    source, quantity = "protocol.md, E2", "bits per byte minus the other's"
+    return bounded(pair.claim, source, quantity, draws, high=0, reduced=True)
 
 
 def costs_table(costs: Sequence[Mapping[str, str | int | float]]) -> str:
-    """What experiments and comparisons take on a TPU, in hours."""
+    """The hours that experiments and comparisons take on a TPU."""
     lines = [("experiment", "runs", "updates of all runs", "hours")]
     for cost in costs:
         name = str(cost["experiment"])
@@ -255,10 +220,10 @@ def costs_table(costs: Sequence[Mapping[str, str | int | float]]) -> str:
 
 
 def rewritten(text: str, tables: Mapping[str, str]) -> str:
-    """The page with each of its tables as it is now.
+    """The page with the current version of each of its tables.
 
     Raises:
-      UserError: a table has no end, or a name that there is no table for.
+      UserError: a table has no end, or an unknown name.
     """
 
     def table(place: re.Match[str]) -> str:

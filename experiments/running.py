@@ -1,7 +1,7 @@
 """Runs jobs, several at once. A stopped command saves them, and the next call resumes them.
 
-Each job is a process of its own: a process fixes its number of CPU devices once, several jobs share
-a machine without sharing an interpreter, and a run that dies takes nothing with it.
+Each job is a process of its own, because a process fixes its number of CPU devices once, and a run
+that dies must not take others with it.
 """
 
 import json
@@ -29,6 +29,11 @@ class Stopped(Exception):
         self.signum = signum
 
 
+def run_all(jobs: Sequence[Job], folder: Path, slots: int) -> Iterator[tuple[Job, str | None]]:
+    """`execute`, with its progress printed."""
+    return execute(jobs, folder, slots, say=lambda text: print(text, flush=True))
+
+
 def execute(
     jobs: Sequence[Job], folder: Path, slots: int, say: Callable[[str], None]
 ) -> Iterator[tuple[Job, str | None]]:
@@ -40,14 +45,14 @@ def execute(
       say: called with each line to report.
 
     Yields:
-      Each job as it ends, with None or a sentence that says why it failed.
+      Each job as it ends, with None or a sentence on why it failed.
 
     Raises:
-      UserError: a run folder holds another run, or there is no train.py in this checkout.
+      UserError: a run folder holds another run, or this is not a checkout with train.py.
       Stopped: on SIGINT or SIGTERM.
     """
     if not (ROOT / "train.py").is_file():
-        raise UserError(f"there is no train.py in {ROOT}; run this in a checkout of the project")
+        raise UserError(f"{ROOT} has no train.py; run this command in a checkout of the project")
     folder.mkdir(parents=True, exist_ok=True)
     waiting = []
     for job in jobs:
@@ -81,7 +86,7 @@ def execute(
 
 
 class _Process:
-    """A running job: its training, then its evaluation if it has one."""
+    """A running job: its training, then its evaluation, if any."""
 
     def __init__(self, job: Job, folder: Path, cores: frozenset[int], supervised: Supervisor):
         self.job, self.cores, self._supervised = job, cores, supervised
@@ -93,7 +98,7 @@ class _Process:
         self._process = supervised.add(start(job.command(self._workdir), cores, self._log))
 
     def has_ended(self) -> bool:
-        """Whether it is over; starts the evaluation if that remains, unless a signal came."""
+        """Whether the job is over; starts a remaining evaluation unless a signal came."""
         status = self._process.poll()
         if status is None:
             return False
@@ -112,17 +117,17 @@ class _Process:
         return True
 
     def lacks_the_data_of(self, job: Job) -> bool:
-        """Whether it failed because a data set is missing that this job reads as well."""
+        """Whether this job failed because a data set is missing that `job` reads as well."""
         return f'data set "{job.load().data.name}"' in (self.sentence or "")
 
     def last_line(self) -> str:
-        """The newest line that it printed."""
+        """The newest line that the process printed."""
         lines = self._log.read_text(errors="replace").strip().splitlines()
         return lines[-1].removeprefix("train.py: ") if lines else "starting"
 
 
 def start(command: Sequence[str], cores: frozenset[int], log: Path) -> subprocess.Popen[bytes]:
-    """A process on these cores that appends its output to a file, and shares a GPU with others."""
+    """Starts a process on these cores that appends its output to a file and may share a GPU."""
     env = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | os.environ
     with log.open("ab") as file:
         return supervisor.start(command, cores, stdout=file, stderr=subprocess.STDOUT, env=env)

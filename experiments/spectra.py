@@ -1,4 +1,4 @@
-"""Singular values of the networks that Figure 4 and the authors' Transformer notebook show."""
+"""Singular values of the networks in Figure 4 and in the authors' Transformer notebook."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -40,7 +40,7 @@ def at_initialisation(scale: str) -> dict[str, list[np.ndarray]]:
 
 
 def encoder(residual: str, depth: int, key: Array) -> Encoder:
-    """The notebook's network: copies of one layer with new weights, but the biases of the first."""
+    """The notebook's network: copies of one layer with new weights but the first layer's biases."""
     options: dict[str, Any] = {"feedforward": 64, "residual": residual, "alpha_init": 0.1}
     encoder = Encoder(16, heads=4, depth=depth, **options, rngs=nnx.Rngs(key))
     blocks: Any = encoder.layers.blocks
@@ -50,12 +50,12 @@ def encoder(residual: str, depth: int, key: Array) -> Encoder:
 
 
 def after(run: Run, step: int) -> np.ndarray:
-    """Singular values of a run's network after so many updates, (inputs, values)."""
+    """Singular values of a run's network after `step` updates, (inputs, values)."""
     return _values(run, load_model(run.folder, step)[0])
 
 
 def untrained(run: Run, seeds: Iterable[int]) -> list[np.ndarray]:
-    """Those of a run's network before any update, as each of the seeds draws it."""
+    """Singular values of a run's network before any update, initialised from each of the seeds."""
     trainer = load_model(run.folder, 0)[2]
     states = (trainer.init(seed) for seed in seeds)
     models = (trainer.spec.model(state["params"], state["stats"]) for state in states)
@@ -63,7 +63,7 @@ def untrained(run: Run, seeds: Iterable[int]) -> list[np.ndarray]:
 
 
 def _values(run: Run, model: nnx.Module) -> np.ndarray:
-    """The singular values of a network of the run at normal inputs, in evaluation mode."""
+    """Singular values of a network of the run at normal inputs, in evaluation mode."""
     model.eval()
     key = jax.random.key(0)
     if isinstance(model, Transformer):
@@ -88,3 +88,10 @@ def mode(log10: np.ndarray) -> float:
     """The centre of the fullest bin, the bins centred on multiples of BIN."""
     bins, counts = np.unique(np.round(log10 / BIN), return_counts=True)
     return float(bins[counts.argmax()] * BIN + 0.0)  # turns -0 into 0
+
+
+def histogram(found: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The centres of the bins of log10, and the share of all networks' values in each."""
+    log10 = np.concatenate([logs(values) for values in found])
+    edges = BIN * np.arange(np.round(log10.min() / BIN) - 1, np.round(log10.max() / BIN) + 3)
+    return edges[:-1], np.histogram(log10, edges - BIN / 2)[0] / len(log10)

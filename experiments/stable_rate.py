@@ -9,7 +9,7 @@ import numpy as np
 from experiments.toy import FACTOR, INPUTS
 
 UPDATES = 100
-LOWEST, HIGHEST = 1e-20, 1e2  # between which the rate is looked for
+LOWEST, HIGHEST = 1e-20, 1e2  # bounds of the search
 PRECISION = 0.01  # of its logarithm
 
 
@@ -28,10 +28,10 @@ def gradient(alpha: float, w: float, layers: int) -> tuple[float, float]:
 
 
 def is_stable(rate: float, layers: int, *, gated: bool) -> bool:
-    """Whether none of the first updates leads to a cost that is not finite or above the start's.
+    """Whether the cost stays finite and at or below its start for the first UPDATES updates.
 
     Args:
-      gated: alpha starts at 0 and is trained as well; else it is 1 for good. w starts at 1.
+      gated: whether alpha starts at 0 and is trained; otherwise alpha stays 1. w starts at 1.
     """
     alpha, w = (0.0 if gated else 1.0), 1.0
     start = cost(alpha, w, layers)
@@ -45,7 +45,7 @@ def is_stable(rate: float, layers: int, *, gated: bool) -> bool:
 
 
 def largest_stable_rate(layers: int, *, gated: bool) -> float:
-    """By bisection of the logarithm."""
+    """The largest stable learning rate, by bisection of its logarithm."""
     low, high = np.log(LOWEST), np.log(HIGHEST)
     while high - low > PRECISION:
         middle = (low + high) / 2

@@ -1,7 +1,7 @@
 """Figure 2: paths of gradient descent in a net of five layers with one weight and one gate.
 
-The net is x_L = (1 + alpha w)^L x_0 with L = 5 (equation 5); it learns x_L = 50 x_0 from nine
-inputs by plain gradient descent on the mean of (x_L - 50 x_0)^2. It is computed here, without runs.
+The net is x_L = (1 + alpha w)^L x_0 with L = 5 (equation 5). It learns x_L = 50 x_0 from nine
+inputs by plain gradient descent on the mean of (x_L - 50 x_0)^2, computed here without runs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,42 +10,26 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import drawing
-from experiments.claims import fact
+from experiments.claims import Claim, quoted
 from experiments.jobs import Job
-from experiments.results import Curve, Results, Row, quoted
+from experiments.results import Curve, Results, Row
 from rezero_jax.runs.reader import Run
-
-TITLE = "Toy model: the gradient's norm and five paths of descent"
-SOURCE = "UAI Figure 2, section 3"
-SEEDS = 1
-_SETTING = (
-    "The paper's setting: L = 5, nine inputs 1.0 .. 1.8, five starts at alpha = 0. Not printed, "
-    "and so inferred: the mean squared error and a learning rate of 1e-6."
-)
-SETTING = {"paper": _SETTING, "cpu": _SETTING, "smoke": _SETTING}
 
 LAYERS, FACTOR = 5, 50.0
 INPUTS = np.linspace(1.0, 1.8, 9)
 STARTS = (0.5, 1.5, 2.5, 3.5, 4.5)
 RATE = 1e-6
 SOLUTION = FACTOR ** (1 / LAYERS) - 1  # alpha w of all solutions
-CLOSE = 0.01  # relative distance from the solution at which a path counts as arrived
-NOTES = (
-    f"Updates are counted until alpha w is within {CLOSE:.0%} of the solution; the paper's are "
-    "the vertices of its drawn paths, a few of them merged. The paper does not print where its "
-    "paths end.",
-    "In the limit of small steps w^2 - alpha^2 is constant along a path, which so ends where "
-    "w^2 = (w0^2 + sqrt(w0^4 + 4 s^2)) / 2, with s the solution.",
-)
+CLOSE = 0.01  # relative distance from the solution at which the updates are counted
 
 
 def cost(alpha: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """Mean over the inputs of (x_L - 50 x_0)^2, of the shape of alpha and w together."""
+    """Mean over the inputs of (x_L - 50 x_0)^2, in the broadcast shape of alpha and w."""
     return ((1 + alpha * w) ** LAYERS - FACTOR) ** 2 * np.mean(INPUTS**2)
 
 
 def gradient(alpha: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The derivatives of `cost` by alpha and by w (equations 6 and 8), of its shape."""
+    """Derivatives of `cost` by alpha and by w (equations 6 and 8), in the shape of the cost."""
     gain = 1 + alpha * w
     outer = 2 * np.mean(INPUTS**2) * (gain**LAYERS - FACTOR) * LAYERS * gain ** (LAYERS - 1)
     return outer * w, outer * alpha
@@ -68,7 +52,7 @@ def runs(scale: str) -> list[Job]:
 
 
 def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
-    """Where the paths end, and after how many updates they arrive."""
+    """Where the paths end, and after how many updates they reach the solution."""
     rows = [Row("solutions", "alpha w", (SOLUTION,), headline=True)]
     curves, ends = {}, []
     for start in STARTS:
@@ -83,22 +67,19 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
         ]
         ends.append(alpha * w)
         curves[name] = Curve(path[:, 0].tolist(), path[:, 1].tolist())
-    worst = max(abs(end / SOLUTION - 1) for end in ends)
-    claims = [
-        fact(
-            "From alpha = 0 gradient descent finds a solution, alpha w ~ 1.2",
-            "UAI 4",
-            worst < 1e-9,
-            f"alpha w at the five ends is {quoted(ends)}, the solution {SOLUTION:.6f}; exact",
-            n=len(STARTS),
-        ),
-    ]
-    return Results("toy", scale, rows, claims, curves)
+    claim = Claim(
+        "From alpha = 0 gradient descent finds a solution, alpha w ~ 1.2",
+        "UAI 4",
+        max(abs(end / SOLUTION - 1) for end in ends) < 1e-9,
+        f"alpha w at the five ends is {quoted(ends)}, the solution {SOLUTION:.6f}; exact",
+        n=len(STARTS),
+    )
+    return Results("toy", scale, rows, [claim], curves)
 
 
 def plot(results: Results) -> Figure:
     """The contour of ln ||dC||, lines 4 apart as in the figure, with the paths on it."""
-    figure, (axis,) = drawing.sheet(TITLE, results.scale, SETTING[results.scale], height=5)
+    figure, (axis,) = drawing.sheet_of(results, height=5)
     alpha, w = np.meshgrid(np.linspace(0, 1.1, 300), np.linspace(-1.5, 5.3, 300))
     with np.errstate(divide="ignore"):
         height = np.log(np.hypot(*gradient(alpha, w)))

@@ -1,4 +1,4 @@
-"""Table 3: Transformers of 64 and 128 layers, beside one whose gates stay at 0."""
+"""Table 3: Transformers of 64 and 128 layers, beside one whose gates are frozen at 0."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,22 +7,11 @@ from functools import partial
 from matplotlib.figure import Figure
 
 from experiments import drawing, entropies, transformer12
-from experiments.claims import Claim, bounded, fact, paired
-from experiments.jobs import CONTROL, HELD, TEST, Job
-from experiments.results import Curve, Results, Row, find
+from experiments.claims import Claim, all_or_none, bounded
+from experiments.jobs import CONTROL, FROZEN, TEST, Job
+from experiments.results import Results, Row, find, training_curve
+from experiments.statistics import paired
 from rezero_jax.runs.reader import Run
-
-TITLE = "Deep Transformers"
-SOURCE = "UAI Table 3"
-SEEDS = 1
-SETTING = {
-    "paper": "enwik8, width 256, 512 bytes, batches of 304 (64 layers) and 144 (128), LAMB 0.0005"
-    " sqrt(batch), 100 epochs; bits per byte on the test split.",
-    "cpu": "Reduced: 64 and 128 layers of the authors' notebook (width 128, 50 times 35 bytes, "
-    "Adagrad 0.01), 200 updates, another text; bits per byte on the first 17,500 bytes of the "
-    "test split.",
-    "smoke": "Reduced: 2 layers of width 16, 20 updates.",
-}
 
 WARMUP, OPEN = ("optim.warmup_steps=100",), ("model.alpha_init=1.0",)
 DEEP: dict[str, tuple[int, str, tuple[str, ...]]] = {
@@ -32,25 +21,20 @@ DEEP: dict[str, tuple[int, str, tuple[str, ...]]] = {
     "ReZero alpha = 0, 64 layers": (64, "rezero", ()),
     "Pre-Norm, 64 layers": (64, "pre_norm", ()),
     "ReZero alpha = 0, 128 layers": (128, "rezero", ()),
-    CONTROL: (64, "rezero", (*HELD, "model.depth=1")),
+    CONTROL: (64, "rezero", (*FROZEN, "model.depth=1")),
 }
 NOT_IN_THE_PAPER = "Pre-Norm, 64 layers"
-RIVALS = tuple(DEEP)[:3]  # all of which diverged
+BASELINES = tuple(DEEP)[:3]  # all of which diverged
 OURS, DEEPEST = "ReZero alpha = 0, 64 layers", tuple(DEEP)[-2]
 SHALLOW = ("Post-Norm + warm-up", "ReZero alpha = 1", "ReZero alpha = 0")
 SMOKE = ("eval.examples=16", "eval.batch_size=16")
 BITS = "bits per byte"
-NOTES = (
-    "With every alpha held at 0 the net is embedding and head, a model of pairs of bytes, whatever "
-    "the depth; the control has one layer. A net learns if it is better than the control.",
-    "The paper stops runs after 100 epochs at most and calls three of them diverged.",
-)
 
 
 def job(setting: str, scale: str) -> Job:
     """The run of one of DEEP."""
     layers, rule, overrides = DEEP[setting]
-    mark = {WARMUP: "-warmup100", OPEN: "-alpha1", DEEP[CONTROL][2]: "-held"}.get(overrides, "")
+    mark = {WARMUP: "-warmup100", OPEN: "-alpha1", DEEP[CONTROL][2]: "-frozen"}.get(overrides, "")
     name = f"transformer{layers}-{rule}{mark}"
     if scale == "paper":
         config = f"transformer_enwik8.py:layers={layers},residual={rule}"
@@ -64,9 +48,9 @@ def job(setting: str, scale: str) -> Job:
 
 
 def runs(scale: str) -> list[Job]:
-    """The rows of the table; those of 12 layers are transformer12's and at the paper's scale only.
+    """The rows of the table; those of 12 layers are transformer12's, at the paper's scale only.
 
-    In a smoke test the ReZero net alone, as each takes long to compile.
+    A smoke test has the ReZero net alone, to save compilation.
     """
     if scale == "smoke":
         return [job(OURS, scale)]
@@ -79,8 +63,8 @@ def runs(scale: str) -> list[Job]:
 
 def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
     """Bits per byte on the test split and during training."""
-    make = partial(Row, reduced=scale != "paper", missing="diverged")
-    rows, curves = [], {}
+    make = partial(Row, reduced=scale != "paper")
+    rows = []
     for setting, seeds in runs.items():
         tests = tuple(None if run.diverged else _test(run) for run in seeds)
         sizes = tuple(run.final()["parameters"] / 1e6 for run in seeds)
@@ -88,33 +72,32 @@ def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
             make(setting, BITS, tests, "alpha = 0" in setting or setting == CONTROL),
             make(setting, "million parameters", sizes),
         ]
-        curves[setting] = Curve.of_runs([run.series("train/bits_per_byte") for run in seeds])
     claims = _claims(rows, runs, scale != "paper") if CONTROL in runs else []
+    curves = {name: training_curve(seeds, "train/bits_per_byte") for name, seeds in runs.items()}
     levels = entropies.of_run(runs[OURS][0])
     return Results("transformer_deep", scale, rows, claims, curves, levels=levels)
 
 
 def _claims(rows: Sequence[Row], runs: Mapping[str, Sequence[Run]], reduced: bool) -> list[Claim]:
     """Which nets learn, that is, are better than the control."""
-    bits = {setting: find(rows, setting, BITS).ours for setting in runs}
-    less = f"{BITS} less those of the net with {CONTROL}"
-    judged = partial(bounded, reduced=reduced, seeds=SEEDS)
+    gaps = {
+        setting: paired(*(find(rows, name, BITS).draws for name in (setting, CONTROL)))
+        for setting in runs
+    }
+    quantity = f"{BITS} minus those of the net with {CONTROL}"
+    judged = partial(bounded, source="UAI 8", quantity=quantity, reduced=reduced)
     claims = [
-        judged(f"ReZero trains at {layers} layers", "UAI 8", less, gap, high=0)
+        judged(f"ReZero trains at {layers} layers", draws=gaps[setting], high=0)
         for layers, setting in ((64, OURS), (128, DEEPEST))
-        for gap in [paired(bits[setting], bits[CONTROL])]
     ]
-    for setting in RIVALS:
+    for setting in BASELINES:
         text = f"{setting.partition(',')[0]} does not train at 64 layers"
-        lost = sum(run.diverged for run in runs[setting])
+        n, lost = len(runs[setting]), sum(run.diverged for run in runs[setting])
         if lost:
-            n = len(runs[setting])
             evidence = f"{lost} of {n} runs diverged"
-            holds = True if lost == n else None
-            claims.append(fact(text, "UAI 8", holds, evidence, n=n, reduced=reduced))
+            claims.append(Claim(text, "UAI 8", all_or_none(lost, n), evidence, n, reduced=reduced))
         else:
-            gap = paired(bits[setting], bits[CONTROL])
-            claims.append(judged(text, "UAI 8", less, gap, low=0))
+            claims.append(judged(text, draws=gaps[setting], low=0))
     return claims
 
 
@@ -125,17 +108,10 @@ def _test(run: Run) -> float:
 
 def plot(results: Results) -> Figure:
     """Bits per byte of the training batches, smoothed."""
-    figure, (axis,) = drawing.sheet(TITLE, results.scale, SETTING[results.scale])
-    lowest = []
-    for setting, colour in drawing.colours(list(results.curves)).items():
+    figure, (axis,) = drawing.sheet_of(results)
+    for setting, colour in drawing.colours(results.curves).items():
         drawn = drawing.smoothed(results.curves[setting])
         label = setting.partition(",")[0] if results.scale == "smoke" else setting
-        label = label if drawn.x else f"{label} (diverged at once)"
-        drawing.line(axis, drawn, label, colour)
-        lowest += [y for y in drawn.y if y is not None]
-    drawing.levels(axis, results.levels)
-    lowest += results.levels.values()
-    axis.set(xlabel="update", ylabel="bits per byte, training")
-    axis.set_ylim(min(lowest) - 0.1, min(max(lowest) + 0.1, 8))
-    axis.legend(fontsize=8)
+        drawing.line(axis, drawn, label if drawn.x else f"{label} (diverged at once)", colour)
+    drawing.bits_per_byte(axis, results, "update", "training")
     return figure

@@ -1,4 +1,4 @@
-"""The learning rate of each side of a comparison: the best of a grid that grows at its edges."""
+"""The learning rate of a rule in a comparison: the best of a grid that grows at its edges."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ class Grid(NamedTuple):
     Attributes:
       middle: the rate of k = 0.
       factor: between two neighbours, above 1.
-      first: the k that are tried first.
+      first: the initial k.
     """
 
     middle: float
@@ -21,11 +21,11 @@ class Grid(NamedTuple):
     first: Sequence[int]
 
     def rate(self, k: int) -> float:
-        """The learning rate of k, to four digits, so that commands show it as it is."""
+        """The learning rate of k, rounded to four digits so that commands show it exactly."""
         return float(f"{self.middle * self.factor**k:.4g}")
 
     def untried(self, losses: Mapping[int, float]) -> list[int]:
-        """What to try next; empty once the best k has a worse neighbour on both sides.
+        """The k to try next; empty once the best k has a worse neighbour on both sides.
 
         Args:
           losses: final loss by k; not finite where training diverged.
@@ -40,11 +40,6 @@ class Grid(NamedTuple):
         return [k for k in beyond if abs(k) <= FARTHEST]
 
     def best(self, losses: Mapping[int, float]) -> int | None:
-        """The k of the lowest loss, the smaller one of two equal; None if all diverged."""
+        """The k of the lowest loss, the smaller of two equal ones; None if all diverged."""
         finite = {k: loss for k, loss in losses.items() if math.isfinite(loss)}
         return min(finite, key=lambda k: (finite[k], k), default=None)
-
-    def is_settled(self, losses: Mapping[int, float]) -> bool:
-        """Whether the best k is known, and not at the edge of what was tried."""
-        best = self.best(losses)
-        return best is not None and {best - 1, best + 1} <= losses.keys()

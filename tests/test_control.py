@@ -1,9 +1,9 @@
-"""The control of deep nets: with every alpha held at 0 their depth makes no difference."""
+"""The control of deep nets: with every alpha frozen at 0 their depth makes no difference."""
 
 import numpy as np
 import pytest
 
-from experiments.jobs import HELD
+from experiments.jobs import FROZEN
 from rezero_jax.config import load_config
 from rezero_jax.training.trainer import Trainer
 
@@ -23,7 +23,7 @@ def losses(depth, overrides=()):
 @pytest.mark.slow
 def test_a_held_net_is_the_same_at_any_depth():
     """So the control of 10,000 layers may have one: same start, same batches, same losses."""
-    held = losses(1, HELD)
-    np.testing.assert_array_equal(losses(3, HELD), held)
+    held = losses(1, FROZEN)
+    np.testing.assert_array_equal(losses(3, FROZEN), held)
     assert (losses(3)[2:] != held[2:]).all()
     assert held[-1] < held[0]

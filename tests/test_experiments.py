@@ -1,4 +1,4 @@
-"""The paper by command: numbers that are known, runs that are stand-ins, a report that is HTML."""
+"""The paper by command: known numbers, result files, and runs, of which most are stand-ins."""
 
 import csv
 import json
@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import time
-from html.parser import HTMLParser
 from pathlib import Path
 
 import jax
@@ -28,9 +27,10 @@ from experiments import (
 )
 from experiments.__main__ import EXPERIMENTS, main
 from experiments.claims import STATUSES, Claim
+from experiments.experiment import DESCRIPTIONS
 from experiments.published import MARKS, ONLY_THEIRS, SOURCES, curve, published
-from experiments.report import summary
-from experiments.results import Curve, Made, Results, Row
+from experiments.results import COLUMNS, Curve, Made, Results, Row, find
+from experiments.statistics import Censored
 from launch import supervisor
 from rezero_jax.config import load_config
 from rezero_jax.errors import UserError
@@ -52,28 +52,22 @@ def test_the_toy_gradient_is_that_of_its_cost():
             np.testing.assert_allclose(toy.cost(alpha, w), learned, rtol=1e-12)
 
 
-def test_the_first_step_moves_the_gate_alone():
-    path = toy.descend(2.5)
-    gap = 2 * np.mean(toy.INPUTS**2) * (1 - 50)
-    np.testing.assert_allclose(path[1], [-1e-6 * gap * 5 * 2.5, 2.5], rtol=1e-14)
-
-
-@pytest.mark.parametrize("start", toy.STARTS)
-def test_toy_paths_end_on_the_solution_where_the_flow_does(start):
+def test_toy_paths_end_on_the_solution_where_the_flow_does():
     solution = 50**0.2 - 1
-    # Of the flow w^2 - alpha^2 is constant; the error of descent is of the order of its rate.
-    w = math.sqrt((start**2 + math.sqrt(start**4 + 4 * solution**2)) / 2)
-    ends = [toy.descend(start, rate)[-1] for rate in (1e-6, 0.5e-6)]
-    for alpha_end, w_end in ends:
-        assert alpha_end * w_end == pytest.approx(solution, rel=1e-12)
-    errors = [abs(end[1] - w) for end in ends]
-    assert errors[0] < 2e-3
-    assert errors[0] / errors[1] == pytest.approx(2, rel=0.1)
+    for start in toy.STARTS:
+        # w^2 - alpha^2 is constant in the flow; the error of descent is of the order of its rate.
+        w = math.sqrt((start**2 + math.sqrt(start**4 + 4 * solution**2)) / 2)
+        ends = [toy.descend(start, rate)[-1] for rate in (1e-6, 0.5e-6)]
+        for alpha_end, w_end in ends:
+            assert alpha_end * w_end == pytest.approx(solution, rel=1e-12)
+        errors = [abs(end[1] - w) for end in ends]
+        assert errors[0] < 2e-3
+        assert errors[0] / errors[1] == pytest.approx(2, rel=0.1)
 
 
 def test_the_toy_results_are_the_papers():
     results = toy.measure("paper", {})
-    rows = {(row.setting, row.quantity): row.mean for row in results.rows}
+    rows = {(row.setting, row.metric): row.mean for row in results.rows}
     for start, w in ((0.5, 1.15), (1.5, 1.66)):
         assert round(rows[f"w0 = {start}", "w at the end"], 2) == w
     assert round(rows["solutions", "alpha w"], 1) == 1.2
@@ -90,122 +84,73 @@ def test_the_papers_numbers_agree_with_each_other():
         rows = list(csv.DictReader(file))
     keys = [(row["experiment"], row["setting"], row["quantity"]) for row in rows]
     assert len(set(keys)) == len(keys)
-    notebooks = {"notebook_transformer"}
-    assert {row["experiment"] for row in rows} == set(EXPERIMENTS) | notebooks
+    assert {row["experiment"] for row in rows} == {*EXPERIMENTS, "notebook_transformer"}
     assert {row["source"].split()[0] for row in rows} == set(SOURCES)
     for row in rows:
         marks = [word for word in row["source"].split() if word in MARKS]
         shown = published(row["experiment"])[row["setting"], row["quantity"]].shown
         assert shown.endswith(")") == bool(marks), shown
-    assert published("fc")["FC", "epochs to 1.2"].shown == "29.5 (digitised)"
     assert published("fc")["FC", "times ReZero's epochs to 1.2"].shown == "7.8 (derived, digitised)"
     assert published("resnet")["ResNet-56", "error %"].shown == "6.27 ± 0.06"
+    assert curve("fc", "FC", "loss of epoch") == [(50, 0.76), (100, 0.25), (150, 0.096)]
 
     table = published("transformer12")
     for baseline in ("Post-Norm + warm-up", "Pre-Norm"):
         reference = table[baseline, "iterations to the target"].value
-        for (setting, quantity), number in table.items():
-            if quantity == f"speed-up over {baseline}":
+        for (setting, metric), number in table.items():
+            if metric == f"speed-up over {baseline}":
                 steps = table[setting, "iterations to the target"].value
                 assert reference / steps == pytest.approx(number.value, abs=0.006)
-    for (setting, quantity), number in published("resnet").items():
-        if quantity == "change of error %":
-            of = [
-                published("resnet")[name, "error %"].value
-                for name in (setting, setting.split(" ")[0])
-            ]
-            assert of[0] - of[1] == pytest.approx(number.value, abs=0.011)
-    for (setting, quantity), number in published("fc").items():
-        if quantity.startswith("times ReZero's "):
-            epochs = quantity.removeprefix("times ReZero's ")
+    table = published("resnet")
+    for (setting, metric), number in table.items():
+        if metric == "change of error %":
+            one, other = (table[name, "error %"].value for name in (setting, setting.split()[0]))
+            assert one - other == pytest.approx(number.value, abs=0.011)
+    for (setting, metric), number in published("fc").items():
+        if metric.startswith("times ReZero's "):
+            epochs = metric.removeprefix("times ReZero's ")
             of = [published("fc")[name, epochs].value for name in (setting, "FC + ReZero")]
             assert of[0] / of[1] == pytest.approx(number.value, rel=0.02)
-    epochs = [published("resnet")[f"ResNet-110{s}", "epochs to 80 %"] for s in ("", " + ReZero")]
-    fewer = published("resnet")["ResNet-110 + ReZero", "fewer epochs to 80 %, in %"].value
-    assert round(100 * (epochs[0].value - epochs[1].value) / epochs[0].value) == fewer == 39
-    for layers in (12, 64):
-        of = {
-            q: published("alphas")[f"alpha = 0, {layers} layers", q]
-            for q in ("mean |alpha| at the end", "times L")
-        }
-        assert layers * of["mean |alpha| at the end"].value == pytest.approx(
-            of["times L"].value, abs=0.005
-        )
 
 
-def test_a_curve_of_the_paper():
-    assert curve("fc", "FC", "loss of epoch") == [(50, 0.76), (100, 0.25), (150, 0.096)]
-
-
-# ---- Means, errors, files
-
-
-def test_rows():
-    row = Row("a", "b", (1.0, 2.0, 6.0))
-    assert row.mean == 3
-    half = 4.302653 * math.sqrt(7 / 3)  # t of two degrees of freedom
-    assert row.interval == pytest.approx((3 - half, 3 + half))
-    assert Row("a", "b", (1.0, None)).mean is None
-    assert Row("a", "b", (1.0,)).interval is None
-    ratio = Row("a", "b", (2.0, 8.0), is_geometric=True)
-    assert ratio.mean == pytest.approx(4)
-    spread = math.exp(12.7062 * math.log(2))
-    assert ratio.interval == pytest.approx((4 / spread, 4 * spread), rel=1e-4)
+# ---- Result files
 
 
 def test_results_come_back_from_their_file(tmp_path):
     spread = Curve.of_runs([([1, 2, 3], [1.0, 2.0, 3.0]), ([1, 2], [3.0, 6.0])])
     assert (spread.x, spread.y) == ([1, 2], [2, 4])
     assert spread.half == pytest.approx([12.7062, 2 * 12.7062], rel=1e-5)  # t, one degree
-    rows = [Row("FC", "epochs to 1.2", (30.0, 32.0), True), Row("FC", "none", (None, 1.0))]
-    assert rows[1].shown == "not reached in 1 of 2"
-    assert Row("FC", "none", (None, None), missing="diverged").shown == "diverged"
-    claims = [
-        Claim("it is so", "UAI 1", "undecided", "nobody knows", 1),
-        Claim("so is this", "UAI 1", "replicated", "seen", 5, (1.0, 2.0)),
+    rows = [
+        Row("FC", "epochs to 1.2", (30.0, Censored(32.0)), headline=True),
+        Row("FC", "loss", (None, 1.0), reduced=True, log=True, seed=1),
+        Row("rezero", "test loss", (1.5,), size=8, rate=0.01, seed=100),
+        Row("rezero", "test loss", (1.6, 1.7), size=8, rate=0.01),
     ]
+    claim = Claim("so is this", "UAI 1", True, "seen", 5, (1.0, 2.0), weak=True)
     made = Made("python -m experiments fc", "8 x TPU v5 lite", 3700.4, ["run"])
-    results = Results(
-        "fc",
-        "cpu",
-        rows,
-        claims,
-        {"FC": spread, "x": Curve([1.0], [math.nan])},
-        ["a remark"],
-        {"unigram": 4.5},
-        made,
-    )
-    results.write(tmp_path)
-    back = Results.read(tmp_path / "fc.json")
+    curves = {"FC": spread, "x": Curve([1.0], [math.nan])}
+    results = Results("fc", "cpu", rows, [claim], curves, ["a remark"], {"unigram": 4.5}, made)
+    back = Results.read(results.write(tmp_path))
     assert back.curves.pop("x").y == [None]  # JSON has no NaN
     results.curves.pop("x")
     assert back == results
-    (first, second) = csv.DictReader((tmp_path / "fc.csv").read_text().splitlines())
-    ends = [float(first[key]) for key in ("ours_low", "ours", "ours_high")]
-    assert ends == pytest.approx([31 - 12.7062, 31, 31 + 12.7062])
-    assert (first["paper"], first["source"]) == ("29.5", "DIG Fig 5")
-    assert (second["ours"], second["paper"], second["runs_with_the_number"]) == ("", "", "1")
-    results.rows.append(Row("FC", "|a| at the end", (1.0,), headline=True))
-    results.rows.append(Row("FC", "epochs to 0.8", (40.0,), headline=True, reduced=True))
-    claimed, full, reduced = (table.splitlines() for table in summary([results]).split("\n\n"))
-    assert claimed[2:] == [  # decided ones first
-        "| so is this | replicated | 5 | 1 to 2 | seen | `python -m experiments fc` | 1:01:40 |",
-        "| it is so | undecided | 1 | none | nobody knows | `python -m experiments fc` | 1:01:40 |",
-    ]
-    assert full[2] == (
-        "| FC, epochs to 1.2 | 31 (18.29 to 43.71) | 29.5 (digitised) | 2 | 8 x TPU v5 lite "
-        "| 1:01:40 | `python -m experiments fc` |"
+    assert [type(draw) for draw in back.rows[0].draws] == [float, Censored]
+    assert math.isnan(
+        Results.read(Results("fc", "cpu", [Row("FC", "ratio", (math.nan,))]).write(tmp_path))
+        .rows[0]
+        .draws[0]
     )
-    assert full[3].startswith(r"| FC, \|a\| at the end | 1 | not given | 1 |")
-    assert reduced[2].startswith("| FC, epochs to 0.8 | 40 | 1 | 8 x TPU v5 lite |")  # no "47.8"
+    # A data frame needs nothing but columns and records.
+    content = json.loads(results.write(tmp_path).read_text())
+    assert tuple(content["columns"]) == COLUMNS
+    assert content["records"][1] == ["FC", None, None, "epochs to 1.2", 1, 32.0, "right-censored"]
+    assert content["records"][2][-2:] == [None, "diverged"]
 
 
-def test_no_number_of_the_paper_stands_beside_a_reduced_one():
-    row = Row("ResNet-56", "error %", (6.0, 7.0))
-    results = Results("resnet", "cpu", [row, row._replace(reduced=True)])
-    assert [paper and paper.text for paper in map(results.paper, results.rows)] == ["6.27", None]
-    full, reduced = csv.DictReader(results.csv().splitlines())
-    assert (full["paper"], reduced["paper"], reduced["source"]) == ("6.27", "", "")
+def test_no_number_of_the_paper_is_shown_beside_a_reduced_one():
+    rows = [Row("ResNet-56", "error %", (6.0, 7.0), reduced=reduced) for reduced in (False, True)]
+    results = Results("resnet", "cpu", rows)
+    assert [paper and paper.text for paper in map(results.paper, rows)] == ["6.27", None]
 
 
 # ---- Every experiment, on stand-ins for its runs
@@ -224,7 +169,7 @@ class Ended:
         pass
 
 
-SPEED = {"rezero": 8.0, "norm": 1.5, "plain": 1.0, "residual": 0.7, "held": 0.5}
+SPEED = {"rezero": 8.0, "norm": 1.5, "plain": 1.0, "residual": 0.7, "frozen": 0.5}
 
 
 def stand_in(command, cores, log):
@@ -242,8 +187,8 @@ def stand_in(command, cores, log):
     write_json(folder / "config.json", json.loads(config.to_json()))
     write_json(folder / "environment.json", {"device": "TPU v5 lite", "devices": 8})
     rule = config.model.residual
-    speed = SPEED.get("held" if config.optim.alpha.learning_rate == 0 else rule, 1.2)
-    depth = 8 if config.model.name == "resnet" else config.model.depth
+    speed = SPEED.get("frozen" if config.optim.alpha.learning_rate == 0 else rule, 1.2)
+    layers = 8 if config.model.name == "resnet" else config.model.depth
     epochs = int(config.train.epochs or 0)
     lines = []
     for i in range(1, epochs + 1 if epochs else 21):
@@ -252,10 +197,10 @@ def stand_in(command, cores, log):
         line = {"step": step, "epoch": float(i), "train/loss": loss, "train/epoch_loss": loss}
         line |= {"train/accuracy": 1 - loss / 4, "eval/loss": loss, "eval/accuracy": 1 - loss / 4}
         line |= {"train/bits_per_byte": 1 + loss, "eval/bits_per_byte": 1 + loss}
-        for layer in range(depth if rule == "rezero" else 0):
-            # Layer l peaks at line depth - l, at twice what it has at the end, 1 / depth.
-            late = max(i - (depth - layer), 0)
-            line[f"alpha/{layer}"] = (1 + math.exp(-late)) / depth if late else 0.1 / depth
+        for layer in range(layers if rule == "rezero" else 0):
+            # Layer l peaks at line layers - l, at twice what it has at the end, 1 / layers.
+            late = max(i - (layers - layer), 0)
+            line[f"alpha/{layer}"] = (1 + math.exp(-late)) / layers if late else 0.1 / layers
         lines.append(line)
         if loss <= (config.train.until_loss or 0):
             break
@@ -285,10 +230,10 @@ def stand_ins(monkeypatch):
 
 
 def measured(name, scale, folder):
-    """The results of an experiment on runs made by `running.execute`."""
+    """The results of an experiment on two stand-ins for each run."""
     experiment = EXPERIMENTS[name]
     todo = [job.with_seed(seed) for job in experiment.runs(scale) for seed in (0, 1)]
-    done = list(running.execute(todo, folder, 8, say=lambda text: None))
+    done = list(running.run_all(todo, folder, 8))
     assert sorted(job.name for job, _ in done) == sorted(job.name for job in todo)
     assert all(sentence is None for _, sentence in done)
     runs = {}
@@ -297,164 +242,112 @@ def measured(name, scale, folder):
     return experiment.measure(scale, runs)
 
 
+@pytest.mark.slow
 def test_every_number_of_the_paper_has_ours_beside_it(stand_ins, monkeypatch, tmp_path):
-    ones = {
-        f"{rule}, {depth} layers": [np.ones((1, 64))]
-        for rule in spectra.RULES
-        for depth in (12, 128)
-    }
-    ones |= {f"post-norm, {depth} layers": [np.ones((1, 64))] for depth in spectra.FIGURE}
+    names = [f"{rule}, {layers} layers" for rule in spectra.RULES for layers in (12, 128)]
+    names += [f"post-norm, {layers} layers" for layers in spectra.FIGURE]
+    ones = {name: [np.ones((1, 64))] for name in names}
     monkeypatch.setattr(spectra, "at_initialisation", lambda scale: ones)
     for name in EXPERIMENTS:
         results = measured(name, "paper", tmp_path)
-        ours = {(row.setting, row.quantity) for row in results.rows}
+        rows = {(row.setting, row.metric): row.mean for row in results.rows}
+        statuses = [claim.status for claim in results.claims]
         theirs = {key for key in published(name) if not key[0].startswith(ONLY_THEIRS)}
-        assert theirs <= ours, name
-        assert {claim.status for claim in results.claims} <= set(STATUSES)
+        assert theirs <= rows.keys(), name
+        assert set(statuses) <= set(STATUSES)
         assert not any(row.reduced for row in results.rows) or name == "jacobian"
         if name == "fc":
-            slower = {
-                row.setting: row.mean for row in results.rows if row.quantity.startswith("times")
-            }
             for setting, rule in (("FC", "plain"), ("FC + Norm", "norm"), ("FC + Res", "residual")):
-                assert slower[setting] == pytest.approx(8 / SPEED[rule])
-            # 8, 5.3 and 11.4 times in both pairs, of the paper's five.
-            assert [claim.status for claim in results.claims] == [
-                *("contradicted", "consistent", "contradicted", "consistent"),
-                *("consistent", "consistent"),
+                ratio = rows[setting, "times ReZero's epochs to 0.1"]
+                assert ratio == pytest.approx(8 / SPEED[rule])
+            # 8, 5.3 and 11.4 times in both pairs.
+            assert statuses == [
+                *("contradicted", "replicated", "contradicted"),
+                *["replicated"] * 3,
             ]
             # The control has 3 exp(-0.025 / 2 * 20) in ReZero's 20th and last epoch.
             assert "over ReZero: 3.75" in results.claims[-1].evidence
             assert len(results.remarks) == len(fc.TARGETS)
-            assert results.remarks[0] == (
-                "Ratios to 1.2, inside or outside 7 to 15: FC inside, FC + Norm outside, FC + Res "
-                "inside, alpha held at 0 has >= 10.91; the figure's ratio lies in our interval for "
-                "none."
-            )
-        if name == "notebook_fc":
-            # Both stand-ins are the same run, so that one more can only be as they are.
-            assert [claim.status for claim in results.claims] == ["contradicted"] * 3
         if name == "notebook_resnet":
             # ReZero's accuracy is ahead by 3 / 4 (exp(-0.0175) - exp(-0.2)) in both pairs.
-            assert results.claims[0].status == "replicated"
             assert results.claims[0].evidence == "points that ReZero is ahead: 12.29"
         if name == "alphas":
-            rows = {(row.setting, row.quantity): row.mean for row in results.rows}
             assert rows["alpha = 0, 12 layers", "times L"] == pytest.approx(1)
             found = [claim for claim in results.claims if claim.text.startswith("64 layers")]
             assert [claim.status for claim in found[2:]] == ["replicated"] * 4
         if name == "transformer12":
             # 1 + 3 exp(-0.2 i) <= 1.2 from i = 14 on, an evaluation every 1,200 steps.
-            rows = {(row.setting, row.quantity): row.mean for row in results.rows}
-            assert rows["ReZero alpha = 0", "iterations to the target"] == 1200 * math.ceil(
-                5 * math.log(15)
-            )
+            steps = rows["ReZero alpha = 0", "iterations to the target"]
+            assert steps == 1200 * math.ceil(5 * math.log(15))
         if name == "resnet":
             # 1 - 3 exp(-0.2 i) / 4 >= 0.8 from i = 7 on.
-            rows = {(row.setting, row.quantity): row.mean for row in results.rows}
-            assert rows["ResNet-110 + ReZero", "epochs to 80 %"] == math.ceil(5 * math.log(15 / 4))
+            epochs = rows["ResNet-110 + ReZero", "epochs to 80 %"]
+            assert epochs == math.ceil(5 * math.log(15 / 4))
 
 
-class Page(HTMLParser):
-    """What is in a page, and whether its tags close as they open."""
-
-    VOID = ("meta", "img", "br")
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.tags, self.links, self.ids = [], [], [], set()
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        attrs = dict(attrs)
-        self.links += [attrs[key] for key in ("src", "href") if key in attrs]
-        self.ids |= {attrs["id"]} if "id" in attrs else set()
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-
+@pytest.mark.slow
 def test_all_at_smoke_scale_on_stand_ins(stand_ins, monkeypatch, tmp_path, capsys):
     argv = ["all", "--scale=smoke", f"--out={tmp_path}", "--jobs=4"]
     assert main(argv) == 0
     folder = tmp_path / "smoke"
-    assert capsys.readouterr().out.splitlines()[-1] == f"report: {folder / 'report.html'}"
+    assert capsys.readouterr().out.splitlines()[-1] == f"report: {folder / 'report.md'}"
+    text = (folder / "report.md").read_text()
     for name in EXPERIMENTS:
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert "<svg" in (folder / f"{name}.svg").read_text()
-        assert json.loads((folder / f"{name}.json").read_text())["scale"] == "smoke"
-        rows = list(csv.DictReader((folder / f"{name}.csv").read_text().splitlines()))
-        assert {row["scale"] for row in rows} == {"smoke"}
-    text = (folder / "report.html").read_text()
-    page = Page(text)
-    assert page.ids == set(EXPERIMENTS)
-    assert all(link.startswith(("data:image/svg+xml;base64,", "#")) for link in page.links)
-    assert page.tags.index("table") < page.tags.index("section")  # the summary is first
-    for name in EXPERIMENTS:
-        found = Results.read(folder / f"{name}.json").claims
+        assert f"]({name}.png)" in text
+        results = Results.read(folder / f"{name}.json")
+        assert results.scale == "smoke"
         # Algebra is exact at any scale.
-        found = [claim for claim in found if not claim.source.startswith("UAI 4")]
-        assert {claim.status for claim in found} <= {"undecided"}, name
-    assert text.count("Scale smoke") == len(EXPERIMENTS)
+        claims = [claim for claim in results.claims if not claim.source.startswith("UAI 4")]
+        assert {claim.status for claim in claims} <= {"not tested"}, name
     assert "transformer_notebook.py:smoke" in text  # how to make it again
-    assert "Made on 8 x TPU v5 lite, in 0:00:05." in text  # fc: five runs of a second
-    table = (folder / "summary.md").read_text()
-    assert table.count("`python -m experiments fc --scale=smoke`") == 5 + 6  # rows and claims
+    assert "`python -m experiments fc --scale=smoke` | 8 x TPU v5 lite | 0:00:05 |" in text
 
-    # It is done: a second call starts nothing, and writes the same page.
+    # Everything is done: a second call starts nothing, and writes the same page.
     monkeypatch.setattr(running, "start", None)
     assert main(["fc", *argv[1:]]) == 0
-    assert (folder / "report.html").read_text() == text
+    assert (folder / "report.md").read_text() == text
     capsys.readouterr()
     assert main(["fc", "--dry-run", *argv[1:3]]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [line[2] for line in lines if line[:1] == ["fc"]] == ["done"] * 5 + ["0"]
 
 
+@pytest.mark.slow
 def test_plots_promise_only_what_was_run(stand_ins, tmp_path):
-    """No title tells the paper's sizes; crosses are promised where there are some."""
-    for name, experiment in EXPERIMENTS.items():
-        assert not set("0123456789") & set(experiment.TITLE), name
-        assert "CIFAR" not in experiment.TITLE, name
+    """No title has the paper's sizes; crosses are promised where there are some."""
+    for described in DESCRIPTIONS.values():
+        assert not set("0123456789") & set(described.title)
     for scale, crossed in (("smoke", False), ("cpu", True)):
         (axis,) = fc.plot(measured("fc", scale, tmp_path / scale)).axes
         assert any(line.get_marker() == "x" for line in axis.lines) is crossed
         assert ("crosses" in axis.get_legend().get_title().get_text()) is crossed
+    for name in ("transformer12", "transformer_deep"):
+        (axis,) = EXPERIMENTS[name].plot(measured(name, "smoke", tmp_path / name)).axes
+        assert [text.get_text() for text in axis.texts] == ["unigram\n4.50", "bigram\n3.50"]
+        heights = [line.get_ydata()[0] for line in axis.lines]
+        low, high = axis.get_ylim()
+        assert all(value in heights and low < value < high for value in (4.5, 3.5))
 
 
-@pytest.mark.parametrize("name", ["transformer12", "transformer_deep"])
-def test_entropies_are_labelled_lines_in_plots_of_bits_per_byte(name, stand_ins, tmp_path):
-    (axis,) = EXPERIMENTS[name].plot(measured(name, "smoke", tmp_path)).axes
-    assert [text.get_text() for text in axis.texts] == ["unigram\n4.50", "bigram\n3.50"]
-    heights = [line.get_ydata()[0] for line in axis.lines]
-    low, high = axis.get_ylim()
-    assert all(value in heights and low < value < high for value in (4.5, 3.5))
-
-
-def test_the_control_is_the_shallowest_net_with_its_gates_held():
-    for name, scale in (("depth", "cpu"), ("transformer_deep", "cpu")):
-        control = next(j for j in EXPERIMENTS[name].runs(scale) if "held" in j.setting).load()
+def test_the_control_is_the_shallowest_net_with_its_gates_frozen():
+    for name in ("depth", "transformer_deep"):
+        control = next(j for j in EXPERIMENTS[name].runs("cpu") if "frozen" in j.setting).load()
         assert control.optim.alpha.learning_rate == 0.0
         assert control.model.residual == "rezero"
         assert not control.model.alpha_init  # 0, or None for the rule's own
         assert control.model.depth == 1
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("fc", "resnet", "superconvergence", "transformer12", "transformer_deep", "alphas"),
-        *("alpha_init", "notebook_fc", "notebook_resnet"),
-    ],
-)
-def test_rivals_that_diverge_at_once_are_results(name, stand_ins, monkeypatch, tmp_path):
-    ours = ("ReZero", "ReZero alpha = 0", "alpha = 0")
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if EXPERIMENTS[name].runs("cpu")])
+def test_baselines_that_diverge_at_once_are_results(name, stand_ins, monkeypatch, tmp_path):
+    if name in ("depth", "jacobian"):
+        pytest.skip("has no baselines")
 
     def is_ours(setting):
+        ours = ("ReZero", "ReZero alpha = 0", "alpha = 0")
         return setting.split(" + ")[-1].split(",")[0] in ours
 
     settings = {job.with_seed(0).name: job.setting for job in EXPERIMENTS[name].runs("cpu")}
@@ -471,13 +364,12 @@ def test_rivals_that_diverge_at_once_are_results(name, stand_ins, monkeypatch, t
 
     monkeypatch.setattr(running, "start", diverging)
     assert main([name, f"--out={tmp_path}"]) == 0
-    Page((tmp_path / "cpu/report.html").read_text())
-    numbers = {}
+    reached = {True: 0, False: 0}
     for row in Results.read(tmp_path / f"cpu/{name}.json").rows:
-        if row.quantity != "million parameters":
-            numbers.setdefault(is_ours(row.setting), []).extend(row.ours)
-    assert set(numbers[False]) == {None}
-    assert any(number is not None for number in numbers[True])
+        if row.metric != "million parameters":
+            reached[is_ours(row.setting)] += row.reached
+    assert reached[False] == 0
+    assert reached[True] > 0
 
 
 # ---- Running
@@ -485,6 +377,16 @@ def test_rivals_that_diverge_at_once_are_results(name, stand_ins, monkeypatch, t
 
 def smoke(name, folder, *flags):
     return [name, "--scale=smoke", f"--out={folder}", *flags]
+
+
+def test_one_experiment_from_beginning_to_end(tmp_path, monkeypatch):
+    monkeypatch.setitem(depth.DEPTHS, "smoke", (8,))
+    assert main(smoke("depth", tmp_path)) == 0
+    results = Results.read(tmp_path / "smoke/depth.json")
+    sizes = find(results.rows, "8 layers", "parameters").draws
+    assert sizes == (64 * 8 + 8 + 8 * (8 * 8 + 8 + 1) + 8 * 10 + 10,)
+    assert all(row.reached == 1 for row in results.rows)
+    assert "## The depth of" in (tmp_path / "smoke/report.md").read_text()
 
 
 @pytest.mark.slow
@@ -520,15 +422,13 @@ def test_a_stopped_command_resumes(monkeypatch, tmp_path, capsys):
     assert f"resuming after step {stopped.step:,}" in (runs / f"{folders[0].name}.log").read_text()
     for job, folder in zip(todo, folders, strict=True):
         assert jobs.status(job.with_seed(0), folder) == jobs.Status("done", 4000)
-    rows = {
-        (row.setting, row.quantity): row for row in Results.read(tmp_path / "smoke/depth.json").rows
-    }
-    assert rows["1 layer", "parameters"].mean == 64 * 8 + 8 + (8 * 8 + 8 + 1) + 8 * 10 + 10
+    results = Results.read(tmp_path / "smoke/depth.json")
     steps, losses = Run.read(folders[0]).series("train/loss")
-    assert rows["1 layer", "training loss at the end"].mean == losses[steps > 3600].mean()
+    end = find(results.rows, "1 layer", "training loss at the end")
+    assert end.mean == losses[steps > 3600].mean()
 
 
-def test_data_that_is_missing_is_told_once(monkeypatch, tmp_path, capsys):
+def test_missing_data_are_reported_once(monkeypatch, tmp_path, capsys):
     sentence = 'data set "digits" is not prepared; set TFDS_DATA_DIR'
     started = []
 
@@ -538,13 +438,15 @@ def test_data_that_is_missing_is_told_once(monkeypatch, tmp_path, capsys):
         return Ended(2)
 
     monkeypatch.setattr(running, "start", start)
-    assert main(["fc", "toy", *smoke("depth", tmp_path)]) == 2
+    assert main(["fc", *smoke("depth", tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert error == f"experiments: {sentence}\nexperiments: without all of their runs: fc, depth\n"
+    assert error.count(sentence) == 1
+    assert error.endswith("fc, depth\n")
     assert len(started) == 1
-    assert (tmp_path / "smoke/report.html").exists()  # of what could be done
+    assert (tmp_path / "smoke/report.md").exists()
 
 
+@pytest.mark.slow
 def test_a_network_at_the_moments_that_the_jacobian_looks_at(tmp_path):
     job = depth.runs("smoke")[1].with_seed(3)
     fields = ("train.epochs=None", "train.steps=4", "checkpoint.every_steps=2", "mesh.data=1")
@@ -564,109 +466,97 @@ def test_a_network_at_the_moments_that_the_jacobian_looks_at(tmp_path):
     same, other = spectra.untrained(run, (3, 4))
     np.testing.assert_array_equal(same, spectra.after(run, 0))
     assert not np.array_equal(same, other)
-    with pytest.raises(UserError, match="holds no checkpoint 3; train anew with"):
+    with pytest.raises(UserError, match="no checkpoint 3"):
         load_model(tmp_path, 3)
 
 
-def test_a_run_that_diverged_is_over(monkeypatch, tmp_path):
-    job = EXPERIMENTS["depth"].runs("smoke")[0].with_seed(0)
-    stand_in(job.command(tmp_path / job.name), frozenset(), tmp_path / "log")
-    assert jobs.status(job, tmp_path / job.name).is_over
-    final = tmp_path / job.name / "final.json"
-    write_json(final, json.loads(final.read_text()) | {"status": "diverged"})
-    assert jobs.status(job, tmp_path / job.name).kind == "diverged"
+def test_a_run_that_diverged_is_over_and_one_of_another_config_is_refused(
+    stand_ins, tmp_path, monkeypatch, capsys
+):
+    job = depth.runs("smoke")[0].with_seed(0)
+    folder = tmp_path / "smoke/runs" / job.name
+    stand_in(job.command(folder), frozenset(), tmp_path / "log")
+    final = json.loads((folder / "final.json").read_text())
+    write_json(folder / "final.json", final | {"status": "diverged"})
+    assert jobs.status(job, folder).kind == "diverged"
     monkeypatch.setattr(running, "start", None)
-    assert list(running.execute([job], tmp_path, 1, say=print)) == [(job, None)]
-
-
-def test_a_folder_of_another_run_is_told(stand_ins, tmp_path, capsys):
-    assert main(smoke("depth", tmp_path)) == 0
-    config = tmp_path / "smoke/runs/fc1-0/config.json"
-    changed = json.loads(config.read_text())
+    assert list(running.run_all([job], folder.parent, 1)) == [(job, None)]
+    changed = json.loads((folder / "config.json").read_text())
     changed["optim"]["learning_rate"] = 0.5
-    write_json(config, changed)
+    write_json(folder / "config.json", changed)
     assert main(smoke("depth", tmp_path)) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith(
-        "fc1-0 holds a run of another config (optim.learning_rate: 0.5 -> 0.01); choose another "
-        "--out, or delete that folder"
-    )
+    error = capsys.readouterr().err
+    assert "optim.learning_rate" in error
+    assert "--out" in error
 
 
-def test_cores_are_shared_out(monkeypatch):
-    monkeypatch.setattr(
-        supervisor.os, "sched_getaffinity", lambda pid: {3, 4, 5, 6, 7}, raising=False
-    )
+def test_cores_are_shared_out_and_a_process_is_pinned_to_its_own(monkeypatch, tmp_path):
+    core, log = min(os.sched_getaffinity(0)), tmp_path / "log"
+    command = [sys.executable, "-c", "import os; print(os.sched_getaffinity(0))"]
+    assert running.start(command, frozenset({core}), log).wait() == 0
+    assert log.read_text().strip() == str({core})
+    monkeypatch.setattr(supervisor.os, "sched_getaffinity", lambda pid: {3, 4, 5, 6, 7})
     assert supervisor.core_shares(1) == [{3, 4, 5, 6, 7}]
     assert supervisor.core_shares(2) == [{3, 4}, {5, 6, 7}]
     assert supervisor.core_shares(7) == [set()] * 7  # each may use all of them
 
 
-def test_a_process_is_pinned_to_its_cores(tmp_path):
-    core, log = min(os.sched_getaffinity(0)), tmp_path / "log"
-    command = [sys.executable, "-c", "import os; print(os.sched_getaffinity(0))"]
-    assert running.start(command, frozenset({core}), log).wait() == 0
-    assert log.read_text().strip() == str({core})
-
-
 def test_seeds_and_text_go_into_the_runs(stand_ins, tmp_path):
     text = tmp_path / "book.txt"
     text.write_bytes(bytes(range(1, 200)) * 100)
-    argv = smoke("transformer_deep", tmp_path, "--seeds=2", f"--text={text}")
-    assert main(argv) == 0
+    assert main(smoke("transformer_deep", tmp_path, "--seeds=2", f"--text={text}")) == 0
     folders = sorted((tmp_path / "smoke/runs").glob("*/config.json"))
     configs = [json.loads(path.read_text()) for path in folders]
     assert [config["seed"] for config in configs] == [0, 1]
-    table = (tmp_path / "smoke/summary.md").read_text()
-    assert "experiments transformer_deep --scale=smoke --seeds=2 --text=book.txt`" in table
     assert all(config["data"]["path"] == str(text) for config in configs)
-    rows = Results.read(tmp_path / "smoke/transformer_deep.json").rows
-    assert [row.ours for row in rows if row.quantity == "bits per byte"] == [(1.25, 1.25)]
+    results = Results.read(tmp_path / "smoke/transformer_deep.json")
+    assert results.made.command.endswith("--scale=smoke --seeds=2 --text=book.txt")
+    assert [row.draws for row in results.rows if row.metric == "bits per byte"] == [(1.25, 1.25)]
 
 
-def test_after_each_seed_every_setting_has_as_many_runs(monkeypatch, tmp_path):
+def test_after_each_seed_every_setting_has_the_same_number_of_runs(monkeypatch, tmp_path):
     started = []
 
-    def execute(jobs, *args, say):
+    def run_all(jobs, *args):
         started.extend(job.name for job in jobs)
         return iter(())
 
-    monkeypatch.setattr("experiments.__main__.execute", execute)
+    monkeypatch.setattr("experiments.__main__.run_all", run_all)
     main(["fc", "--scale=smoke", "--seeds=2", f"--out={tmp_path}"])
-    names = ("fc32-plain", "fc32-norm", "fc32-residual", "fc32-rezero", "fc32-held")
+    names = ("fc32-plain", "fc32-norm", "fc32-residual", "fc32-rezero", "fc32-frozen")
     assert started == [f"{name}-{seed}" for seed in (0, 1) for name in names]
 
 
+@pytest.mark.slow
 def test_costs_at_the_papers_scale(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(dry_run, "_matmul_rate", lambda: 1e14)
     argv = ["fc", "--scale=paper", "--seeds=1", f"--out={tmp_path}", "--dry-run"]
     assert main(argv) == 0
     out = capsys.readouterr().out
     # Forward, and backward but for the gradient of the images.
-    deep, held = (
+    deep, frozen = (
         100 * 2 * (3 * (3072 * 256 + depth * 256**2 + 256 * 10) - 3072 * 256) for depth in (32, 1)
     )
     lines = [line.split() for line in out.splitlines() if line.startswith("fc") and "new" in line]
     *rules, control = lines
     assert [line[2:4] for line in lines] == [["new", "150,000"]] * 4 + [["new", "25,000"]]
     assert all(float(line[4]) == pytest.approx(150_000 * deep, rel=0.06) for line in rules)
-    assert float(control[4]) == pytest.approx(25_000 * held, rel=0.06)
-    assert f"left: 0:00:{round((4 * 150_000 * deep + 25_000 * held) / 0.4e14):02}" in out
+    assert float(control[4]) == pytest.approx(25_000 * frozen, rel=0.06)
+    assert f"left: 0:00:{round((4 * 150_000 * deep + 25_000 * frozen) / 0.4e14):02}" in out
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
-        (["tyo"], 'unknown figure or table "tyo"; did you mean "toy"?'),
-        (["toy", "--scale=cpus"], 'unknown scale "cpus"; did you mean "cpu"?'),
-        (["toy", "--seeds=0"], "--seeds=0 is not positive; give at least 1"),
-        (["toy", "--jobs=-1"], "--jobs=-1 is not positive"),
-        (["toy", "--scale=paper", "--text=x"], "at the paper's scale the text is enwik8"),
-        (["toy", "--text=nowhere"], "--text=nowhere does not exist; give a file or folder"),
+        (["tyo"], 'did you mean "toy"?'),
+        (["toy", "--scale=cpus"], 'did you mean "cpu"?'),
+        (["toy", "--seeds=0"], "--seeds=0"),
+        (["toy", "--scale=paper", "--text=x"], "leave out --text"),
+        (["toy", "--text=nowhere"], "--text=nowhere"),
     ],
 )
-def test_mistakes_are_told(argv, sentence, capsys, tmp_path):
+def test_mistakes_are_reported_before_anything_is_written(argv, sentence, capsys, tmp_path):
     assert main([*argv, f"--out={tmp_path}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert sentence in line
@@ -677,7 +567,4 @@ def test_mistakes_are_told(argv, sentence, capsys, tmp_path):
 def test_all_at_smoke_scale(tmp_path):
     assert main(["all", "--scale=smoke", f"--out={tmp_path}", "--jobs=2"]) == 0
     for name in EXPERIMENTS:
-        results = Results.read(tmp_path / f"smoke/{name}.json")
-        assert all(
-            math.isfinite(value) for row in results.rows for value in row.ours if value is not None
-        )
+        assert Results.read(tmp_path / f"smoke/{name}.json").rows
