@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from experiments import initial_jacobians, initialisation, spectra, stable_rate
-from experiments.claims import Claim
 from rezero_jax.analysis.singular_values import singular_values
 
 
@@ -57,7 +56,7 @@ def test_without_a_gate_the_first_update_sets_the_largest_rate():
 
 
 def claim(setting, means):
-    return initialisation._notebook(setting, np.sort(np.array(means)), 1000, reduced=False)
+    return initialisation._notebook(setting, np.sort(np.array(means)), 1000)
 
 
 def test_a_number_of_the_notebook_is_judged_by_the_share_of_means_beyond_it():
@@ -68,11 +67,11 @@ def test_a_number_of_the_notebook_is_judged_by_the_share_of_means_beyond_it():
 
     name = "ReZero, 12 layers"
     assert [claim(name, beyond(m)).status for m in (500, 25)] == ["replicated"] * 2
-    assert [claim(name, beyond(m)).status for m in (24, 5)] == ["undecided"] * 2
+    assert [claim(name, beyond(m)).status for m in (24, 5)] == ["not significant"] * 2
     assert [claim(name, beyond(m)).status for m in (4, 0)] == ["contradicted"] * 2
     zero = [claim("post-norm, 128 layers", [0.0] * m + [0.3] * (1000 - m)) for m in (0, 10, 25)]
-    assert [found.status for found in zero] == ["contradicted", "undecided", "replicated"]
-    assert isinstance(zero[0], Claim)
+    # An interval from 0 to 0.3 hardly tests anything.
+    assert [found.status for found in zero] == ["contradicted", "not significant", "compatible"]
 
 
 def test_equation_7_is_judged_by_slopes():
