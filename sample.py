@@ -2,99 +2,87 @@
 
 import codecs
 import itertools
-import signal
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from launch.interrupt import end_on_interrupt
+from rezero_jax import command
+from rezero_jax.errors import UserError
 
 if TYPE_CHECKING:
     from rezero_jax.models.transformer.model import Transformer
 
 EXAMPLES = """\
 examples:
-  train a small model on the sources of Python's standard library, and let it write:
+  train a small model on the sources of Python's standard library, and sample from it:
     python train.py --config=configs/transformer_small.py --workdir=runs/stdlib
     python sample.py --workdir=runs/stdlib --prompt="def main("
-  the likeliest bytes, one after another:
+  always the likeliest byte:
     python sample.py --workdir=runs/stdlib --prompt="import " --temperature=0
   fewer surprises:
     python sample.py --workdir=runs/stdlib --prompt="class " --temperature=0.7 --top_p=0.9
 
-exit status: 0 done; 2 a mistake in the command or the workdir; 130 stopped by Ctrl-C.
+exit status: 0 done; 2 an error in the command or the run folder; 4 storage was unavailable, try
+again; 130 stopped by Ctrl-C.
 """
 
 
 def main(argv: list[str]) -> int:
     """Runs the command line and returns the exit status."""
-    import argparse
-
-    parser = argparse.ArgumentParser(
-        description="Writes text with the newest checkpoint of a run, byte by byte.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder")
-    parser.add_argument("--prompt", default="\n", help="what to continue; default: a new line")
-    parser.add_argument("--bytes", type=int, default=500, help="how many to write; default 500")
+    summary = "Writes text with the newest checkpoint of a run, byte by byte."
+    parser = command.parser("sample.py", summary, EXAMPLES)
     parser.add_argument(
-        "--temperature", type=float, default=0.8, help="0: always the likeliest byte; default 0.8"
+        "--workdir", required=True, type=command.workdir, metavar="DIR", help="the run's folder"
     )
-    parser.add_argument("--top_k", type=int, help="choose among this many of the likeliest bytes")
-    parser.add_argument(
-        "--top_p", type=float, help="choose among the likeliest that together have this probability"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the random choices; default 0")
+    for name, kind, default, text in (
+        ("prompt", str, "\n", "text to continue (default: a new line)"),
+        ("bytes", int, 500, "number of bytes to write (default: 500)"),
+        ("temperature", float, 0.8, "randomness; 0 picks the likeliest byte (default: 0.8)"),
+        ("top_k", int, None, "number of likeliest bytes to choose from (default: all)"),
+        ("top_p", float, None, "probability of the likeliest bytes to choose from (default: 1)"),
+        ("seed", int, 0, "seed of the random choices (default: 0)"),
+    ):
+        parser.add_argument(f"--{name}", type=kind, default=default, help=text)
     args = parser.parse_args(argv)
-    if not args.workdir:
-        parser.error("--workdir= is empty (an unset variable?); name the run's folder")
+    return command.exit_status("sample.py", lambda: sample(**vars(args)))
 
+
+def sample(workdir: str, prompt: str, bytes: int, seed: int, **options: Any) -> None:
+    """Prints the prompt and `bytes` more bytes; the options are those of `Transformer.generate`.
+
+    Raises:
+      UserError: an option is invalid, or there is no run of a Transformer with a good checkpoint.
+    """
     from flax import nnx
 
     from rezero_jax.devices import cache_compilations
-    from rezero_jax.errors import UserError
     from rezero_jax.training.load import load_language_model
 
+    if not prompt:
+        raise UserError("--prompt is empty; give at least one character to continue from")
+    if bytes < 1:
+        raise UserError(f"--bytes={bytes} asks for nothing; give at least 1")
+    cache_compilations()
+    model, step = load_language_model(workdir)
+    typed = prompt.encode(errors="surrogateescape")  # the bytes on the command line
+    written = write(model, typed, bytes, rngs=nnx.Rngs(seed), **options)
+    first = next(written)  # raises for an invalid option, before anything is printed
+    print(f"{workdir} after {step:,} updates:\n", file=sys.stderr)
+    # A character may have several bytes, and a model may write bytes that are not UTF-8.
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
     try:
-        if not args.prompt:
-            raise UserError("--prompt is empty; give at least one character to continue from")
-        if args.bytes < 1:
-            raise UserError(f"--bytes={args.bytes} asks for nothing; give at least 1")
-        cache_compilations()
-        model, step = load_language_model(args.workdir)
-        prompt = args.prompt.encode(errors="surrogateescape")  # the bytes that were typed
-        written = write(
-            model,
-            prompt,
-            args.bytes,
-            temperature=args.temperature,
-            top_k=args.top_k,
-            top_p=args.top_p,
-            rngs=nnx.Rngs(args.seed),
-        )
-        # A character may take several bytes, and a young model writes bytes that are none.
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        first = next(written)  # here a wrong option shows, before anything is said
-        print(f"{args.workdir} after {step:,} updates:\n", file=sys.stderr)
-        for some in itertools.chain([prompt + first], written):
-            print(decoder.decode(some), end="", flush=True)
+        for chunk in itertools.chain([typed + first], written):
+            print(decoder.decode(chunk), end="", flush=True)
+    finally:
         print(decoder.decode(b"", final=True))
-    except UserError as error:
-        print(f"sample.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print()
-        return 128 + signal.SIGINT
-    return 0
 
 
 def write(model: "Transformer", prompt: bytes, count: int, **options: Any) -> Iterator[bytes]:
-    """`count` bytes that continue the prompt, some at a time.
+    """Yields `count` bytes that continue the prompt, in chunks.
 
-    Where max_len has no room for all, it continues from the last max_len / 2 bytes, repeatedly.
-    The options are those of `Transformer.generate`.
+    If max_len has no room for all bytes, continues from the last max_len / 2 bytes, repeatedly. The
+    options are those of `Transformer.generate`.
     """
     from rezero_jax.models.transformer.generate import stream
 
@@ -103,10 +91,10 @@ def write(model: "Transformer", prompt: bytes, count: int, **options: Any) -> It
         known = text if len(text) + count <= model.max_len else text[-half:]
         room = min(count, model.max_len - len(known))
         for tokens in stream(model, [list(known)], room, **options):
-            some = bytes(tokens[0].tolist())
-            text += some
-            count -= len(some)
-            yield some
+            chunk = bytes(tokens[0].tolist())
+            text += chunk
+            count -= len(chunk)
+            yield chunk
 
 
 if __name__ == "__main__":
