@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
 
 from rezero_jax.config import base_config
 from rezero_jax.data import standardise
@@ -58,8 +57,8 @@ def start(make, optimizer):
     return jax.jit(partial(init_state, make, optimizer))(jax.random.key(1))
 
 
-def adagrad(bones):
-    return make_optimizer(base_config().optim, 100, bones)[0]
+def adagrad(spec):
+    return make_optimizer(base_config().optim, 100, spec)[0]
 
 
 @cache
@@ -88,23 +87,23 @@ def assert_same_bits(one, other):
 def rezero():
     """(spec, train_step, state) of a ReZero net with Adagrad."""
     make = make_model()
-    bones = model_spec(make)
-    optimizer = adagrad(bones)
+    spec = model_spec(make)
+    optimizer = adagrad(spec)
     state = start(make, optimizer)
-    return bones, jax.jit(make_train_step(bones, OBJECTIVE, optimizer, 1, seed=0)), state
+    return spec, jax.jit(make_train_step(spec, OBJECTIVE, optimizer, 1, seed=0)), state
 
 
 @pytest.fixture(scope="module")
 def steps(rezero):
     """A dispatch under jit, whose batches are fetched whole."""
-    bones, train_step, _ = rezero
+    spec, train_step, _ = rezero
     schedules = {"base": lambda step: 0.5 * step}
-    return jax.jit(make_dispatch(train_step, lambda _, fetched: fetched, bones, schedules))
+    return jax.jit(make_dispatch(train_step, lambda _, fetched: fetched, spec, schedules))
 
 
 def test_the_loss_falls_and_step_counts_the_updates(rezero):
-    bones, _, state = rezero
-    train_step = make_train_step(bones, OBJECTIVE, adagrad(bones), 1, seed=0)  # without jit
+    spec, _, state = rezero
+    train_step = make_train_step(spec, OBJECTIVE, adagrad(spec), 1, seed=0)  # without jit
     batch = first(batches(1))
     losses = []
     for update in range(3):
@@ -116,10 +115,10 @@ def test_the_loss_falls_and_step_counts_the_updates(rezero):
 
 
 def test_metrics_belong_to_the_parameters_before_the_update(rezero):
-    bones, train_step, state = rezero
+    spec, train_step, state = rezero
     batch = first(batches(1))
     _, metrics = train_step(state, batch)
-    model = bones.model(state["params"], state["stats"])
+    model = spec.model(state["params"], state["stats"])
     logits = np.asarray(model(batch["image"].reshape(BATCH, 16) / 127.5 - 1), np.float64)
     label = np.asarray(batch["label"])
     own = np.log(np.exp(logits).sum(1)) - logits[np.arange(BATCH), label]
@@ -131,18 +130,18 @@ def test_metrics_belong_to_the_parameters_before_the_update(rezero):
 
 
 @pytest.mark.guarantee("step")
-@pytest.mark.parametrize("accumulate", [2, 4])
+@pytest.mark.parametrize("accumulate", [4])
 def test_accumulated_gradients_are_those_of_the_whole_batch(accumulate, rezero):
     _, train_step, state = rezero
     params = train_step(state, first(batches(1)))[0]["params"]  # where no gradient is zero
     whole, whole_metrics = gradients(make_model(), params)
-    parts, parts_metrics = gradients(make_model(), params, accumulate)
+    averaged, averaged_metrics = gradients(make_model(), params, accumulate)
     for path, grad in whole.items():
         # A sum over 16 examples in another order: errors of some eps of the largest term.
-        np.testing.assert_allclose(parts[path], grad, rtol=0, atol=16 * EPS * np.abs(grad).max())
+        np.testing.assert_allclose(averaged[path], grad, rtol=0, atol=16 * EPS * np.abs(grad).max())
         assert np.abs(grad).max() > 0
     for name, value in whole_metrics.items():
-        np.testing.assert_allclose(parts_metrics[name], value, rtol=16 * EPS)
+        np.testing.assert_allclose(averaged_metrics[name], value, rtol=16 * EPS)
 
 
 @pytest.mark.guarantee("step")
@@ -177,10 +176,10 @@ def test_slots_beyond_the_count_do_not_matter(rezero, steps):
 
 
 def test_the_report_ends_with_the_state_after_the_last_update(rezero, steps):
-    bones, _, begin = rezero
+    spec, _, begin = rezero
     state, report = steps(begin, {}, batches(3), jnp.int32(2), jnp.array([0, 15, 2], jnp.int32))
     assert report["stop"] == 15  # the largest of the devices
-    np.testing.assert_array_equal(report["alphas"], bones.alphas(state["params"]))
+    np.testing.assert_array_equal(report["alphas"], spec.alphas(state["params"]))
     leaves = jax.tree.leaves(state["params"])
     norm = np.sqrt(sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in leaves))
     np.testing.assert_allclose(report["param_norm"], norm, rtol=1e-6)
@@ -188,15 +187,15 @@ def test_the_report_ends_with_the_state_after_the_last_update(rezero, steps):
 
 
 def test_one_trace_serves_every_count(rezero):
-    bones, _, begin = rezero
+    spec, _, begin = rezero
     traces = []
 
     def counting(model, batch, key):
         traces.append(batch["image"].shape)
         return OBJECTIVE(model, batch, key)
 
-    train_step = make_train_step(bones, counting, adagrad(bones), 1, seed=0)
-    steps = jax.jit(make_dispatch(train_step, lambda _, fetched: fetched, bones, {}))
+    train_step = make_train_step(spec, counting, adagrad(spec), 1, seed=0)
+    steps = jax.jit(make_dispatch(train_step, lambda _, fetched: fetched, spec, {}))
     steps(begin, {}, batches(3), jnp.int32(3), GO)
     after_first = len(traces)
     assert after_first > 0
@@ -207,14 +206,14 @@ def test_one_trace_serves_every_count(rezero):
 
 
 def test_randomness_is_a_function_of_seed_and_step(rezero):
-    bones, _, begin = rezero
+    spec, _, begin = rezero
 
     def random_loss(model, batch, key):
         return OBJECTIVE(model, batch, key) | {"draw": jax.random.uniform(key, (BATCH,))}
 
     @cache
     def seeded(seed):
-        return jax.jit(make_train_step(bones, random_loss, adagrad(bones), 1, seed))
+        return jax.jit(make_train_step(spec, random_loss, adagrad(spec), 1, seed))
 
     def draws(seed):
         step = seeded(seed)
@@ -231,57 +230,45 @@ def test_randomness_is_a_function_of_seed_and_step(rezero):
 
 
 @pytest.mark.parametrize("scan", [True, False])
-def test_alphas_come_in_the_order_of_the_layers(scan):
+def test_alphas_are_in_the_order_of_layers_and_sublayers(scan):
     depth = 12  # more than ten: "10" sorts before "2"
-    make = make_model(depth=depth, scan=scan)
-    model = make(nnx.Rngs(0))
-    values = jnp.arange(depth, dtype=jnp.float32) + 0.5
-    if scan:
-        model.trunk.blocks.rule.alpha[...] = values
-    else:
-        for block, value in zip(model.trunk.blocks, values, strict=True):
-            block.rule.alpha[...] = value
-    params = nnx.to_pure_dict(nnx.split(model, nnx.Param, ...)[1])
-    np.testing.assert_array_equal(model_spec(make).alphas(params), values)
+    values = jnp.arange(2 * depth, dtype=jnp.float32).reshape(depth, 2) + 0.5
+
+    def make_encoder(rngs):
+        return Encoder(8, 2, depth, feedforward=8, alpha_per="sublayer", scan=scan, rngs=rngs)
+
+    for make, expected in (
+        (make_model(depth=depth, scan=scan), values[:, 0]),
+        (make_encoder, values.reshape(-1)),
+    ):
+        spec = model_spec(make)
+
+        def fill(path, leaf):
+            text = path_text(path)
+            if "alpha" not in text:
+                return jnp.zeros(leaf.shape)
+            sublayer = 1 if "rules/1" in text else 0
+            return values[:, sublayer] if scan else values[int(text.split("/")[2]), sublayer]
+
+        params = jax.tree.map_with_path(fill, spec.shapes)
+        np.testing.assert_array_equal(spec.alphas(params), expected)
 
 
-@pytest.mark.parametrize("scan", [True, False])
-def test_gates_of_the_sublayers_of_a_layer_stand_together(scan):
-    def make(rngs):
-        return Encoder(8, 2, DEPTH, feedforward=8, alpha_per="sublayer", scan=scan, rngs=rngs)
-
-    model = make(nnx.Rngs(0))
-    values = jnp.arange(2 * DEPTH, dtype=jnp.float32).reshape(DEPTH, 2)
-    for sublayer in range(2):
-        if scan:
-            model.layers.blocks.rules[sublayer].alpha[...] = values[:, sublayer]
-        else:
-            for layer in range(DEPTH):
-                model.layers.blocks[layer].rules[sublayer].alpha[...] = values[layer, sublayer]
-    params = nnx.to_pure_dict(nnx.split(model, nnx.Param, ...)[1])
-    np.testing.assert_array_equal(model_spec(make).alphas(params), values.reshape(-1))
-
-
-def test_a_gate_per_channel_is_told_by_its_mean_size():
-    make = make_model("rezero_channel")
-    model = make(nnx.Rngs(0))
-    gates = np.random.default_rng(0).normal(size=(DEPTH, 8)).astype(np.float32)
-    model.trunk.blocks.rule.alpha[...] = jnp.asarray(gates)
-    params = nnx.to_pure_dict(nnx.split(model, nnx.Param, ...)[1])
-    np.testing.assert_allclose(model_spec(make).alphas(params), np.abs(gates).mean(1), rtol=4 * EPS)
-
-
-def test_a_rule_without_gates_has_no_alphas():
-    make = make_model("residual")
-    params = start(make, REMEMBER)["params"]
-    assert model_spec(make).alphas(params).shape == (0,)
+def test_a_gate_per_channel_is_reported_by_its_mean_size_and_no_gate_by_nothing():
+    spec = model_spec(make_model("rezero_channel"))
+    gates = jnp.asarray(np.random.default_rng(0).normal(size=(DEPTH, 8)), jnp.float32)
+    params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), spec.shapes)
+    params["trunk"]["blocks"]["rule"]["alpha"] = gates
+    np.testing.assert_allclose(spec.alphas(params), np.abs(gates).mean(1), rtol=4 * EPS)
+    none = model_spec(make_model("residual"))
+    assert none.alphas(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), none.shapes)).shape == (0,)
 
 
 def test_the_gradient_of_a_gate_is_its_derivative():
     """dL/dalpha of every layer against central differences of the loss."""
     make = make_model()
     grads, _ = gradients(make)
-    bones = model_spec(make)
+    spec = model_spec(make)
     state = start(make, REMEMBER)
 
     @jax.jit
@@ -289,7 +276,7 @@ def test_the_gradient_of_a_gate_is_its_derivative():
         params = jax.tree.map(jnp.copy, state["params"])
         rule = params["trunk"]["blocks"]["rule"]
         rule["alpha"] = rule["alpha"].at[layer].set(value)
-        model = bones.model(params, state["stats"])
+        model = spec.model(params, state["stats"])
         return OBJECTIVE(model, first(batches(1)), jax.random.key(0))["loss"]
 
     def loss(layer, value):
@@ -305,17 +292,17 @@ def test_the_gradient_of_a_gate_is_its_derivative():
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_the_state_in_float32():
     make = make_model(dtype=jnp.bfloat16)
-    bones = model_spec(make)
-    optimizer = adagrad(bones)
+    spec = model_spec(make)
+    optimizer = adagrad(spec)
     state = start(make, optimizer)
-    step = jax.jit(make_train_step(bones, OBJECTIVE, optimizer, 1, seed=0))
+    step = jax.jit(make_train_step(spec, OBJECTIVE, optimizer, 1, seed=0))
     batch = first(batches(1))
     jaxpr = str(jax.make_jaxpr(step)(state, batch))
     assert "bf16[16,8] = dot_general" in jaxpr
     new, metrics = step(state, batch)
     for leaf in jax.tree.leaves(new["params"]):
         assert leaf.dtype == jnp.float32
-    logits = bones.model(state["params"], state["stats"])(jnp.ones((2, 16)))
+    logits = spec.model(state["params"], state["stats"])(jnp.ones((2, 16)))
     assert logits.dtype == jnp.float32
     _, exact = gradients(make_model())
     assert metrics["loss"].dtype == jnp.float32
@@ -323,27 +310,27 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_the_state_in_float32():
     np.testing.assert_allclose(metrics["loss"], exact["loss"], rtol=2.0**-8)  # bfloat16's eps
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 5, 10, 16])
+@pytest.mark.parametrize("batch_size", [3, 16])
 def test_evaluation_counts_every_example_once(batch_size):
     size = 10
     make = make_model()
-    bones = model_spec(make)
+    spec = model_spec(make)
     state = start(make, REMEMBER)
     examples = jax.tree.map(lambda leaf: leaf[:size], first(batches(1)))
 
     def gather(resident, fetched):
         return jax.tree.map(lambda leaf: leaf[fetched["index"]], resident)
 
-    evaluate = jax.jit(make_eval_step(bones, OBJECTIVE, gather))
+    evaluate = jax.jit(make_eval_step(spec, OBJECTIVE, gather))
     sums = {"loss": 0.0, "accuracy": 0.0, "weight": 0.0}
     for low in range(0, size, batch_size):
         positions = np.arange(low, low + batch_size)
         mask = positions < size
         fetched = {"index": jnp.asarray(np.where(mask, positions, 0))}
-        part = evaluate(state, examples, fetched, jnp.asarray(mask))
-        sums = {name: sums[name] + float(part[name]) for name in sums}
+        one = evaluate(state, examples, fetched, jnp.asarray(mask))
+        sums = {name: sums[name] + float(one[name]) for name in sums}
 
-    model = bones.model(state["params"], state["stats"])
+    model = spec.model(state["params"], state["stats"])
     logits = np.asarray(model(examples["image"].reshape(size, 16) / 127.5 - 1), np.float64)
     label = np.asarray(examples["label"])
     losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(size), label]
