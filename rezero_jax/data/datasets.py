@@ -2,7 +2,8 @@
 
 import dataclasses
 import io
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from rezero_jax.data.split import Dataset, ResidentSplit, Split
 from rezero_jax.data.stream import StreamSplit
 from rezero_jax.data.text import TEXT_NAMES, Text, load_text
 from rezero_jax.data.text_files import ENWIK8_BYTES
-from rezero_jax.data.tfds.imagenet import imagenet2012
+from rezero_jax.data.tfds.imagenet import MEAN, STD, CentralCrop, RandomCrop
 from rezero_jax.data.tfds.prepare import prepared_builder
 from rezero_jax.data.tfds.source import TfdsSource, cached_arrays, fingerprint
 from rezero_jax.errors import UserError, choose_from
@@ -48,13 +49,7 @@ def load(config: ConfigDict, seed: int = 0) -> Dataset | Text:
     _check(config)
     if config.name in TEXT_NAMES:
         return load_text(config, seed)
-    if config.name == "digits":
-        dataset = digits()
-    elif config.name == "imagenet":
-        dataset = imagenet2012(config, seed)
-    else:
-        dataset = tfds_images(config)
-    return _with_statistics(dataset, config)
+    return digits(config) if config.name == "digits" else tfds_images(config, seed)
 
 
 def stand_in(config: ConfigDict) -> Dataset | Text | None:
@@ -81,13 +76,10 @@ def stand_in(config: ConfigDict) -> Dataset | Text | None:
         image, label = np.broadcast_to(np.uint8(0), (size, *shape)), np.zeros(size, np.int32)
         return ResidentSplit({"image": image, "label": label})
 
-    half = (0.5,) * shape[-1]
-    train, held = map(split, sizes)
-    dataset = Dataset(config.name, train, held, shape, num_classes, half, half)
-    return _with_statistics(dataset, config)
+    return _dataset(config, *map(split, sizes), shape, num_classes)
 
 
-def digits() -> Dataset:
+def digits(config: ConfigDict) -> Dataset:
     """scikit-learn's 1,797 handwritten digits, 8x8x1: 1,437 train, every fifth of a class eval.
 
     Pixels 0 .. 16 are scaled to uint8 0 .. 255.
@@ -103,35 +95,39 @@ def digits() -> Dataset:
         ResidentSplit({"image": image[part], "label": label[part]})
         for part in (~held_out, held_out)
     )
-    return Dataset("digits", train, held, (8, 8, 1), 10, mean=(0.5,), std=(0.5,))
+    return _dataset(config, train, held, (8, 8, 1), 10)
 
 
-def tfds_images(config: ConfigDict) -> Dataset:
-    """Loads the image data set that config.data names from TFDS: "train", and "test" as eval.
+def tfds_images(config: ConfigDict, seed: int) -> Dataset:
+    """Loads the image data set that config.data names from TFDS.
 
     The images are decoded once, cached on disk and kept on the device; with config.stream they are
-    decoded anew for each batch. The mean and std are 0.5. Raises UserError as `load` does.
+    decoded anew for each batch. The images of "imagenet" are always streamed, as random crops for
+    training and central crops for evaluation, and none is flipped.
+
+    Raises:
+      UserError: the data set, or one of its splits, is missing and cannot be downloaded.
     """
-    name = config.name
-    builder = prepared_builder(name, config.dir)
+    name, imagenet = config.name, config.name == "imagenet"
+    builder = prepared_builder("imagenet2012" if imagenet else name, config.dir)
     _, shape, num_classes = IMAGES[name]
 
-    def split(part: str, workers: int = 0) -> Split:
-        streamed = StreamSplit(
-            TfdsSource(builder, part),
-            pixels=decode,
-            name=name,
-            num_classes=num_classes,
-            workers=workers,
-        )
-        if config.stream:
+    def split(part: str, pixels: Callable[[Any, int, int], np.ndarray], workers: int = 0) -> Split:
+        source = TfdsSource(builder, part)
+        threads = min(16 if imagenet else 8, os.cpu_count() or 1)
+        streamed = StreamSplit(source, threads, 16, pixels, name, num_classes, workers)
+        if config.stream or imagenet:
             return streamed
         key = f"{name}/{builder.info.version}-{fingerprint(builder.data_path)}/{part}"
         return ResidentSplit(cached_arrays(key, streamed))
 
-    half = (0.5,) * shape[-1]
-    train = split("train", config.workers)
-    return Dataset(name, train, split("test"), shape, num_classes, half, half)
+    if imagenet:
+        shape = (config.image_size, config.image_size, 3)
+        train = split("train", RandomCrop(config.image_size, seed), config.workers)
+        held = split("validation", CentralCrop(config.image_size))
+    else:
+        train, held = split("train", decode, config.workers), split("test", decode)
+    return _dataset(config, train, held, shape, num_classes)
 
 
 def decode(encoded: bytes, step: int = 0, position: int = 0) -> np.ndarray:
@@ -155,10 +151,14 @@ def _check(config: ConfigDict) -> None:
         )
 
 
-def _with_statistics(dataset: Dataset, config: ConfigDict) -> Dataset:
-    """The data set with config.mean and config.std in place of its own, where they are set."""
-    mean, std = config.mean or dataset.mean, config.std or dataset.std
-    return dataclasses.replace(dataset, mean=tuple(mean), std=tuple(std))
+def _dataset(
+    config: ConfigDict, train: Split, held: Split, shape: tuple[int, ...], num_classes: int
+) -> Dataset:
+    """The data set with config.mean and config.std, or else ImageNet's numbers or 0.5."""
+    half = (0.5,) * shape[-1]
+    own_mean, own_std = (MEAN, STD) if config.name == "imagenet" else (half, half)
+    mean, std = tuple(config.mean or own_mean), tuple(config.std or own_std)
+    return Dataset(config.name, train, held, shape, num_classes, mean, std)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,58 +1,18 @@
-"""ImageNet (ILSVRC 2012): random crops for training and central crops for evaluation, from JPEGs.
-
-ImageNet is always streamed, because its 1.28 million images do not fit a device.
-"""
+"""Crops of ImageNet's JPEGs (ILSVRC 2012): random ones for training, central for evaluation."""
 
 import dataclasses
 import io
 import math
-import os
-from collections.abc import Callable
 
 import numpy as np
-from ml_collections import ConfigDict
 from PIL import Image
 
 from rezero_jax.data.order import SplitMix64
-from rezero_jax.data.split import Dataset
-from rezero_jax.data.stream import StreamSplit
-from rezero_jax.data.tfds.prepare import prepared_builder
-from rezero_jax.data.tfds.source import TfdsSource
-from rezero_jax.errors import UserError
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the whole image
 
 MEAN = (0.485, 0.456, 0.406)  # of the training images, per channel: the customary numbers
 STD = (0.229, 0.224, 0.225)
-
-
-def imagenet2012(config: ConfigDict, seed: int = 0) -> Dataset:
-    """TFDS's imagenet2012: "train" under RandomCrop, and "validation" under CentralCrop as eval.
-
-    Images are uint8 (image_size, image_size, 3); none is flipped. See datasets.load.
-
-    Raises:
-      UserError: the data set is missing and so are its archives in <dir>/downloads/manual, or it
-        lacks a split.
-    """
-    builder = prepared_builder("imagenet2012", config.dir)
-    size, num_classes = config.image_size, builder.info.features["label"].num_classes
-
-    def split(
-        part: str, pixels: Callable[[bytes, int, int], np.ndarray], workers: int = 0
-    ) -> StreamSplit:
-        if part not in builder.info.splits:
-            raise UserError(
-                f'data set "imagenet2012" in {builder.data_dir} has no {part} split; delete that '
-                "folder to have the data set prepared again from both archives"
-            )
-        threads = min(16, os.cpu_count() or 1)  # at most the number of batches read ahead
-        source = TfdsSource(builder, part)
-        return StreamSplit(source, threads, 16, pixels, "imagenet", num_classes, workers)
-
-    train = split("train", RandomCrop(size, seed), config.workers)
-    held = split("validation", CentralCrop(size))
-    return Dataset("imagenet", train, held, (size, size, 3), num_classes, MEAN, STD)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -70,20 +70,15 @@ def data_folder(data_dir: str | None) -> Path:
     """The folder of downloaded data: `data_dir`, $TFDS_DATA_DIR or ~/tensorflow_datasets.
 
     Raises:
-      UserError: the folder is missing and its name looks like a slip.
+      UserError: the folder was given and is missing, perhaps because of a slip.
     """
     given = data_dir or os.environ.get("TFDS_DATA_DIR")
     folder = Path(given or "~/tensorflow_datasets").expanduser()
-    missing = next((path for path in [*folder.parents][::-1] if not path.is_dir()), folder)
-    if not given or missing.is_dir():
-        return folder
-    close = closest_beside(missing)
-    # The closest is the folder itself where another process has just made it.
-    if missing != folder or close not in (None, folder):
-        hint = f"did you mean {close}? To" if close else "to"
+    if given and not folder.is_dir():
+        close = closest_beside(folder)
         raise UserError(
-            f"there is no folder {missing} ({'data.dir' if data_dir else 'TFDS_DATA_DIR'}={given})"
-            f"; {hint} have the data set prepared in a new folder, create that first"
+            f"there is no folder {folder} ({'data.dir' if data_dir else 'TFDS_DATA_DIR'}={given}); "
+            + (f"did you mean {close}?" if close else "create it, or name another one")
         )
     return folder
 

@@ -29,6 +29,11 @@ class TfdsSource:
     def __init__(self, builder: Any, split: str) -> None:
         import tensorflow_datasets as tfds
 
+        if split not in builder.info.splits:
+            raise UserError(
+                f'data set "{builder.name}" in {builder.data_dir} has no {split} split; delete '
+                "that folder to have the data set prepared again"
+            )
         self._source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
 
     def __len__(self) -> int:
