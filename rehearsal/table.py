@@ -11,7 +11,7 @@ every run of one version, so that a change can be judged by them; rehearsal/esti
 they leave out. "kernels" is what the estimates leave out of ours, Pallas kernels and random bits,
 at the chip's best. "bound" is the FLOPs of our update at the peak rate of the chips; "share" is the
 bound over estimate and kernels. For a GPU there is memory alone. The baselines are the networks of
-rehearsal/baseline.py.
+rehearsal/baseline.py; where a cell has two numbers, the second is the baseline's.
 
 A config is as in --config of train.py, with fields after it: "FILE:ARG model.dtype=bfloat16". Each
 program is compiled in a process of its own. A program that its compiler refuses has the reason in
@@ -32,8 +32,8 @@ import jax
 
 from rehearsal.baseline_step import Baseline
 from rehearsal.chips import chip_of
-from rehearsal.estimate import collectives, estimate
-from rehearsal.plan import compile_dispatch, trainer_for_sizes
+from rehearsal.estimate import estimate
+from rehearsal.plan import plan, trainer_for_sizes
 from rehearsal.topologies import devices_of
 from rezero_jax.command import parser
 from rezero_jax.config import load_config
@@ -41,7 +41,6 @@ from rezero_jax.errors import UserError
 from rezero_jax.formatting import markdown_table, number
 from rezero_jax.models.resnet.blocks import RULES as RESNET_RULES
 from rezero_jax.residual import RULES
-from rezero_jax.training.cost import update_flops
 
 ENWIK8 = "configs/transformer_enwik8.py:layers"
 BILLION = (
@@ -117,14 +116,14 @@ HEAD = (
     "baseline / ours",
     "bound, ms",
     "share",
-    "memory, GB (baseline)",
+    "memory, GB",
     "collectives of an update",
-    "compiled in, s (baseline)",
+    "compiled in, s",
 )
 
 
 def account(spec: str, topology: str, who: str) -> dict[str, Any]:
-    """What one device needs for an update; times in seconds, None for GPUs.
+    """The `plan` of a config, or the part of it that concerns the baseline's update.
 
     Args:
       spec: the config and its fields, see above.
@@ -137,25 +136,19 @@ def account(spec: str, topology: str, who: str) -> dict[str, Any]:
       jax.errors.JaxRuntimeError: the compiler refuses the program.
     """
     name, *fields = spec.split()
-    trainer = trainer_for_sizes(load_config(name, fields), devices_of(topology))
-    mesh = trainer.mesh
-    chip = chip_of(mesh.devices.flat[0])
+    config = load_config(name, fields)
+    if who == "ours":
+        return plan(config, topology)
+    trainer = trainer_for_sizes(config, devices_of(topology))
+    devices, dataset = list(trainer.mesh.devices.flat), trainer.dataset
+    shape, classes = getattr(dataset, "example_shape", ()), getattr(dataset, "num_classes", 0)
     started = time.perf_counter()
-    if who == "baseline":
-        shape = getattr(trainer.dataset, "example_shape", ())
-        classes = getattr(trainer.dataset, "num_classes", 0)
-        compiled = Baseline(trainer.config, list(mesh.devices.flat), shape, classes).compile()
-    else:
-        compiled = compile_dispatch(trainer)
+    compiled = Baseline(trainer.config, devices, shape, classes).compile()
     seconds = time.perf_counter() - started
-    found = estimate(compiled)
+    found, chip = estimate(compiled), chip_of(devices[0])
     return {
-        "update": chip and found.update.seconds(chip),
-        "dispatch": chip and found.dispatch.seconds(chip),
-        "bound": chip and update_flops(trainer) / (mesh.size * chip.flops),
-        "memory": found.memory,
-        "kernels": chip and found.update.kernel_seconds(chip),
-        "collectives": collectives(found.update, mesh.size),
+        "estimate": chip and found.update.seconds(chip),
+        "bytes": {"used": found.memory},
         "compile_seconds": seconds,
     }
 
@@ -178,32 +171,24 @@ def table_row(row: dict[str, Any]) -> list[str]:
     spec = row["config"].removeprefix("configs/")
     if "error" in ours:
         return [spec, row["topology"], ours["error"], *[""] * (len(HEAD) - 3)]
-    update, bound = ours["update"], ours["bound"]
-    whole = update and update + ours["kernels"]
-    ratio = baseline["update"] / whole if whole and baseline.get("update") else None
+    update, kernels, bound = map(ours.get, ("estimate", "kernels_at_least", "bound_by_flops"))
+    whole, other = update and update + kernels, baseline.get("estimate")
+    memory = [f"{who['bytes']['used'] / 1e9:.3g}" for who in (ours, baseline) if "bytes" in who]
+    compiled = [f"{who['compile_seconds']:.3g}" for who in (ours, baseline) if "bytes" in who]
     return [
         spec,
         row["topology"],
         _milliseconds(update),
-        _milliseconds(ours["kernels"]),
-        _milliseconds(ours["dispatch"]),
-        baseline.get("error") or _milliseconds(baseline.get("update")),
-        "-" if ratio is None else f"{ratio:.2f}",
+        _milliseconds(kernels),
+        _milliseconds(ours.get("estimate_of_a_dispatch")),
+        baseline.get("error") or _milliseconds(other),
+        f"{other / whole:.2f}" if other and whole else "-",
         _milliseconds(bound),
         f"{bound / whole:.1%}" if whole else "-",
-        _both(row, "memory", 1e-9),
+        " / ".join(memory),
         _sums(ours["collectives"]),
-        _both(row, "compile_seconds", 1),
+        " / ".join(compiled),
     ]
-
-
-def _both(row: dict[str, Any], key: str, scale: float) -> str:
-    """The scaled numbers of both programs of a row: "2 (4)"; "2" if there is no baseline."""
-    own, other = (
-        number(who[key] * scale, 3) if who and key in who else ""
-        for who in (row["ours"], row["baseline"])
-    )
-    return f"{own} ({other})" if other else own
 
 
 def _sums(collectives: list[dict[str, Any]]) -> str:

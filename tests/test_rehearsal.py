@@ -100,18 +100,19 @@ def test_a_program_that_fails_is_a_row_and_the_exit_status(capsys, tmp_path):
 
 
 def test_a_row_compares_ours_with_the_baseline():
-    one = {"update": 0.09, "kernels": 0.01, "dispatch": 0.0, "bound": 0.05, "memory": 2e9}
+    one = {"estimate": 0.09, "kernels_at_least": 0.01, "estimate_of_a_dispatch": 0.0}
+    one |= {"bound_by_flops": 0.05, "bytes": {"used": 2e9}}
     one |= {"compile_seconds": 3.0, "collectives": []}
     for size, devices in ((3_000_000, 4), (1_500_000, 2), (400, 4)):
         gradients = {"kind": "all-reduce", "bytes": size, "count": 2, "devices": devices}
         one["collectives"].append(gradients | {"groups": "{}"})
     row = {"config": "configs/mlp.py", "topology": "v5e:2x2", "ours": one}
-    row["baseline"] = one | {"update": 0.15, "memory": 4e9}
+    row["baseline"] = {"estimate": 0.15, "bytes": {"used": 4e9}, "compile_seconds": 5.0}
     found = dict(zip(table.HEAD, table.table_row(row), strict=True))
     assert found["ours: update, ms"] == "90"
     assert found["baseline / ours"] == "1.50"
     assert found["share"] == "50.0%"
-    assert found["memory, GB (baseline)"] == "2 (4)"
+    assert found["memory, GB"] == "2 / 4"
     sums = "all-reduce 6 MB among 4, all-reduce 3 MB among 2"
     assert found["collectives of an update"] == sums
     assert len(table.table_row(row | {"baseline": None})) == len(table.HEAD)
