@@ -5,6 +5,9 @@
 """
 
 import dataclasses
+import functools
+import json
+import math
 import subprocess
 import sys
 import time
@@ -141,6 +144,27 @@ def assert_trees_close(ours: Any, theirs: Any, rtol: float, atol: float = 0.0) -
     assert ours.keys() == theirs.keys()
     for path, expected in theirs.items():
         np.testing.assert_allclose(ours[path], expected, rtol=rtol, atol=atol, err_msg=path)
+
+
+@functools.cache
+def stored(name: str) -> dict[str, np.ndarray]:
+    """The arrays that PyTorch computed once; tests/reference/make_NAME.py makes them."""
+    with np.load(ROOT / "tests/reference" / f"{name}.npz", allow_pickle=False) as file:
+        arrays = dict(file)
+    if "layout" not in arrays:
+        return arrays
+    values = np.ascontiguousarray(arrays["values"].T).view("<f4").ravel()  # see make_resnet.py
+    found, start = {}, 0
+    for key, dtype, shape in json.loads(arrays["layout"].item()):
+        end = start + math.prod(shape)
+        found[key] = values[start:end].reshape(shape).astype(dtype)
+        start = end
+    return found
+
+
+def under(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays whose names begin with `prefix`, under the rest of their names."""
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
 
 # ---- Training in this process

@@ -3,7 +3,6 @@
 import functools
 import math
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +24,7 @@ from rezero_jax.models.transformer.layer import (
 from rezero_jax.models.weights import from_torch, to_torch
 from rezero_jax.residual import RULES, Alpha
 from rezero_jax.training.state import model_spec
+from tests.families import stored, under
 
 SIZES = (16, 4, 32)  # width, heads, feed-forward of the references
 MAKE = {
@@ -89,11 +89,6 @@ def call(module, *args, seed=None, **options):
     return module(*args, **options, **({} if seed is None else {"rngs": rngs(seed)}))
 
 
-@functools.cache
-def stored():
-    return dict(np.load(Path(__file__).parent / "reference" / "transformer.npz"))
-
-
 @partial(jit, static_argnames="is_causal")
 def run(module, inputs, masks, cotangent, is_causal):
     """The output, and the gradients of sum(out * cotangent) of parameters and inputs."""
@@ -127,7 +122,7 @@ def test_same_outputs_and_gradients_as_pytorch(case, is_causal):
     """The causal ones by is_causal, and some by a mask as PyTorch has it."""
     module = nnx.eval_shape(lambda: MAKE[case](rngs=nnx.Rngs(0)))
     prefix = f"{case.removesuffix('_unrolled')}/"
-    arrays = {k.removeprefix(prefix): v for k, v in stored().items() if k.startswith(prefix)}
+    arrays = under(prefix, stored("transformer"))
     state = {k: v for k, v in arrays.items() if k.startswith("state/")}
     from_torch(module, state, prefix="state/")
     again = to_torch(module, prefix="state/")
@@ -153,17 +148,6 @@ def test_same_outputs_and_gradients_as_pytorch(case, is_causal):
     ours |= dict(zip(("grad_x", "grad_memory"), input_grads, strict=False))
     for name, grad in ours.items():
         assert_close(grad, arrays[name], name)
-
-
-def test_the_stored_numbers_are_what_the_script_makes():
-    pytest.importorskip("torch", reason="PyTorch is not installed")
-    pytest.importorskip("rezero", reason="rezero is not installed")
-    from tests.reference.make_transformer import all_references
-
-    fresh, kept = all_references(), stored()
-    assert fresh.keys() == kept.keys()
-    for name, value in fresh.items():
-        np.testing.assert_allclose(value, kept[name], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize(

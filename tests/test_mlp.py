@@ -1,7 +1,5 @@
 """The fully connected network: parity with PyTorch, initial distributions, identity, counts."""
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,30 +13,11 @@ from rezero_jax.errors import UserError
 from rezero_jax.residual import RULES
 from rezero_jax.training.optim import make_optimizer
 from rezero_jax.training.state import model_spec
+from tests.families import stored, under
 
 GATES = [name for name, rule in RULES.items() if rule.shares_gate]
 OURS = [rule for rule in RULES if rule != "sub_norm"]
 RULES_IN_PAPER = ("plain", "residual", "norm", "rezero")
-
-
-def stored():
-    return dict(np.load(Path(__file__).parent / "reference" / "mlp.npz", allow_pickle=False))
-
-
-@pytest.fixture(scope="module", params=["stored", "live"])
-def references(request):
-    """What PyTorch computes: from the file, and anew where PyTorch is installed."""
-    if request.param == "stored":
-        return stored()
-    pytest.importorskip("torch", reason="PyTorch is not installed; the stored numbers are tested")
-    from tests.reference.make_mlp import all_references
-
-    return all_references()
-
-
-def nested(arrays, prefix):
-    flat = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
-    return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def flat(tree):
@@ -47,8 +26,9 @@ def flat(tree):
 
 @pytest.mark.guarantee("PyTorch parity")
 @pytest.mark.parametrize("rule", RULES_IN_PAPER)
-def test_same_logits_gradients_and_updates_as_pytorch(rule, references):
-    arrays = nested(references, f"{rule}/")
+def test_same_logits_gradients_and_updates_as_pytorch(rule):
+    arrays = under(f"{rule}/", stored("mlp"))
+    arrays = traverse_util.unflatten_dict(arrays, sep="/")
 
     def make(rngs):
         return MLP(12, 6, 5, 4, rule, rngs=rngs)
@@ -80,16 +60,6 @@ def test_same_logits_gradients_and_updates_as_pytorch(rule, references):
         np.testing.assert_allclose(
             flat(params)[name], expected, rtol=0, atol=0.01 * 0.01, err_msg=name
         )
-
-
-def test_the_stored_numbers_are_what_the_script_makes():
-    pytest.importorskip("torch", reason="PyTorch is not installed")
-    from tests.reference.make_mlp import all_references
-
-    fresh, kept = all_references(), stored()
-    assert fresh.keys() == kept.keys()
-    for name, value in fresh.items():
-        np.testing.assert_allclose(value, kept[name], rtol=1e-4, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize(

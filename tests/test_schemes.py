@@ -1,7 +1,5 @@
 """The rivals of ReZero in whole networks: parity with their reference code, places, optimizers."""
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,24 +13,9 @@ from rezero_jax.residual import RULES, Place
 from rezero_jax.stack import unstacked
 from rezero_jax.training.optim import make_optimizer
 from rezero_jax.training.state import model_spec
+from tests.families import stored, under
 
 TOKENS = jnp.arange(12).reshape(2, 6) % 11
-
-
-def stored():
-    return dict(np.load(Path(__file__).parent / "reference" / "schemes.npz", allow_pickle=False))
-
-
-@pytest.fixture(scope="module", params=["stored", "live"])
-def references(request):
-    """What the reference code computes: from the file, and anew where it is installed."""
-    if request.param == "stored":
-        return stored()
-    for package in ("torchscale", "timm"):
-        pytest.importorskip(package, reason="not installed; the stored numbers are tested")
-    from tests.reference.make_schemes import all_references
-
-    return all_references()
 
 
 def drawn(make):
@@ -46,13 +29,9 @@ def drawn(make):
 
 @pytest.mark.parametrize("scan", [True, False])
 @pytest.mark.parametrize("case", ["deep_norm", "sub_norm", "layerscale"])
-def test_same_outputs_and_gradients_as_the_reference_code(case, scan, references):
+def test_same_outputs_and_gradients_as_the_reference_code(case, scan):
     """torchscale's DeepNorm and Sub-LN, timm's LayerScale; two layers, unrolled and scanned."""
-    arrays = {
-        name.removeprefix(f"{case}/"): value
-        for name, value in references.items()
-        if name.startswith(f"{case}/")
-    }
+    arrays = under(f"{case}/", stored("schemes"))
     model = Encoder(
         8, 2, 2, feedforward=12, residual=case, activation="gelu", scan=scan, rngs=nnx.Rngs(0)
     )
@@ -82,22 +61,11 @@ def test_same_outputs_and_gradients_as_the_reference_code(case, scan, references
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=3e-5 * scale, err_msg=str(name))
 
 
-def test_the_stored_numbers_are_what_the_script_makes():
-    for package in ("torchscale", "timm"):
-        pytest.importorskip(package)
-    from tests.reference.make_schemes import all_references
-
-    fresh, kept = all_references(), stored()
-    assert fresh.keys() == kept.keys()
-    for name, value in fresh.items():
-        np.testing.assert_allclose(value, kept[name], rtol=1e-4, atol=1e-6, err_msg=name)
-
-
 @pytest.mark.parametrize("case", ["deep_norm", "sub_norm"])
 @pytest.mark.parametrize("make", [EncoderLayer, DecoderLayer])
 def test_initial_weights_are_scaled_as_by_torchscale(case, make, monkeypatch):
     prefix = f"init/{case}/" + ("decoder/" if make is DecoderLayer else "")
-    gains = {k.removeprefix(prefix): v for k, v in stored().items() if k.startswith(prefix)}
+    gains = under(prefix, stored("schemes"))
     scaled = make(8, 2, residual=case, place=Place(1, 3), rngs=nnx.Rngs(0))
     monkeypatch.setattr(RULES[case], "branch_gain", staticmethod(lambda place: 1.0))
     plain = make(8, 2, residual=case, place=Place(1, 3), rngs=nnx.Rngs(0))

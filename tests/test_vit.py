@@ -1,7 +1,6 @@
 """The vision Transformer: parity with timm, the identity at the start, scans, parameter counts."""
 
 from functools import partial
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,17 +11,12 @@ from rezero_jax import ViT
 from rezero_jax.errors import UserError
 from rezero_jax.models.weights import from_torch, to_torch
 from rezero_jax.training.state import model_spec
+from tests.families import stored, under
 
-REFERENCE = dict(np.load(Path(__file__).with_name("reference") / "vit.npz"))
+REFERENCE = stored("vit")
 SMALL = partial(ViT, 6, 2, 12, 2, 3, 5, feedforward=24)
 POOLS = ("token", "mean")
 IMAGES = jnp.asarray(REFERENCE["token/images"])
-
-
-def part(of):
-    """The arrays of the reference file under this name."""
-    names = (name for name in REFERENCE if name.startswith(f"{of}/"))
-    return {name.removeprefix(f"{of}/"): REFERENCE[name] for name in names}
 
 
 @pytest.mark.guarantee("PyTorch parity")
@@ -31,8 +25,8 @@ def test_logits_and_gradients_are_timms(pool, scan):
     model = nnx.eval_shape(
         lambda: SMALL(residual="pre_norm", pool=pool, scan=scan, rngs=nnx.Rngs(0))
     )
-    from_torch(model, part(f"{pool}/state"))
-    given = part(pool)
+    from_torch(model, under(f"{pool}/state/", REFERENCE))
+    given = under(f"{pool}/", REFERENCE)
 
     def loss(model, images):
         logits = model(images)
@@ -42,7 +36,7 @@ def test_logits_and_gradients_are_timms(pool, scan):
     (_, logits), (grads, grad_images) = nnx.jit(value_and_grad)(model, jnp.asarray(given["images"]))
     np.testing.assert_allclose(logits, given["logits"], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(grad_images, given["grad_images"], rtol=1e-5, atol=1e-5)
-    theirs = part(f"{pool}/grad")
+    theirs = under(f"{pool}/grad/", REFERENCE)
     ours = nnx.clone(model)
     nnx.update(ours, grads)
     assert to_torch(ours).keys() == theirs.keys()
@@ -55,10 +49,10 @@ def test_logits_and_gradients_are_timms(pool, scan):
 @pytest.mark.parametrize("pool", POOLS)
 def test_weights_go_back_to_timm_as_they_came(pool):
     model = nnx.eval_shape(lambda: SMALL(residual="pre_norm", pool=pool, rngs=nnx.Rngs(0)))
-    from_torch(model, part(f"{pool}/state"))
+    from_torch(model, under(f"{pool}/state/", REFERENCE))
     again = to_torch(model)
-    assert again.keys() == part(f"{pool}/state").keys()
-    for name, value in part(f"{pool}/state").items():
+    assert again.keys() == under(f"{pool}/state/", REFERENCE).keys()
+    for name, value in under(f"{pool}/state/", REFERENCE).items():
         np.testing.assert_array_equal(again[name], value)
 
 
