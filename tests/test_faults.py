@@ -113,7 +113,7 @@ def test_a_trace_begins_with_the_dispatch_of_its_first_update(
     monkeypatch.setattr("jax.profiler.start_trace", lambda *_, **__: None)
     monkeypatch.setattr("jax.profiler.stop_trace", lambda: None)
     said = []
-    profile = loop.Profile(tmp_path, (10, 20), 0, said.append)
+    profile = loop.Profile(tmp_path, (10, 20), said.append)
     profile.begin(now, last)
     profile.end(last, None)
     assert bool(said) == (expected and last >= 20)

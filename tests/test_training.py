@@ -13,6 +13,7 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
+from experiments.jobs import FROZEN
 from rezero_jax import Transformer
 from rezero_jax.data import Dataset, ResidentSplit, Text, TextSplit
 from rezero_jax.data.augment import Augmentation
@@ -457,6 +458,21 @@ def test_a_vits_final_norm_follows_the_rule_however_it_is_set():
     for residual, has_norm in (("rezero", False), ("pre_norm", True)):
         for settings in (vit(f"smoke,residual={residual}"), vit(**{"model.residual": residual})):
             assert ("norm" in spec_of(settings, (8, 8, 1)).shapes) is has_norm
+
+
+@pytest.mark.slow
+def test_a_network_with_frozen_gates_is_the_same_at_any_depth():
+    """So the control of 10,000 layers may have one: same start, same batches, same losses."""
+    short = {"train.epochs": None, "train.steps": 4, "mesh.data": 1}
+
+    def losses(depth, overrides=()):
+        fields = dict(text.split("=") for text in overrides) | {"model.depth": depth} | short
+        return train(Trainer.from_config(config("mlp.py:smoke", **fields)))[0]
+
+    frozen = losses(1, FROZEN)
+    np.testing.assert_array_equal(losses(3, FROZEN), frozen)
+    assert (losses(3)[2:] != frozen[2:]).all()
+    assert frozen[-1] < frozen[0]
 
 
 # ---- Mistakes

@@ -125,7 +125,9 @@ def _train(
         f"{intervals.batch_size} examples on {trainer.mesh.size} device(s), in {folder}"
         + (f"\nresuming after step {now:,}" if now else "")
     )
-    tracing = Profile(folder / "profile", profile, now, progress.say)
+    tracing = Profile(folder / "profile", profile, progress.say)
+    if profile is not None and profile[1] <= now:
+        progress.say(f"no trace: the updates {profile[0]} to {profile[1]} were made before")
     try:
         batches = trainer.batches(now)
         pending: tuple[int, int, dict[str, jax.Array]] | None = None
@@ -204,44 +206,32 @@ class Profile:
     Args:
       folder: the folder of the trace.
       steps: (first, last), counted from 1; None traces nothing.
-      now: updates made before this start of the run.
       say: prints a line.
     """
 
-    def __init__(
-        self,
-        folder: AnyPath,
-        steps: tuple[int, int] | None,
-        now: int,
-        say: Callable[[str], None],
-    ):
+    def __init__(self, folder: AnyPath, steps: tuple[int, int] | None, say: Callable[[str], None]):
         self._folder, self._say = folder, say
-        self._steps = steps if processes.is_first() else None
-        self._is_running = False
-        if self._steps is not None and self._steps[1] <= now:
-            say("no trace: the updates {} to {} were made before".format(*self._steps))
+        self._first, self._last = steps if steps and processes.is_first() else (0, 0)
+        self._upload: Upload | None = None
 
     def begin(self, now: int, last: int) -> None:
         """Starts the trace if the dispatch of the updates now + 1 .. last belongs to it."""
-        if self._steps is None or self._is_running:
-            return
-        if last >= self._steps[0] and now < self._steps[1]:
+        if self._upload is None and now < self._last and last >= self._first:
             self._upload = Upload(self._folder)
             jax.profiler.start_trace(str(self._upload.folder), create_perfetto_trace=True)
-            self._is_running = True
 
     def end(self, now: int, report: Any) -> None:
-        """Writes the trace if it runs and has all its updates, once `report` is computed."""
-        if self._is_running and self._steps is not None and now >= self._steps[1]:
+        """Writes the trace if it runs and `report` is that of its last update."""
+        if self._upload is not None and now >= self._last:
             jax.block_until_ready(report)
             self.close()
 
     def close(self) -> None:
         """Writes the trace if it runs, and prints where it is."""
-        if not self._is_running:
+        if self._upload is None:
             return
         jax.profiler.stop_trace()
         self._upload.close()
-        self._is_running, self._steps = False, None
+        self._upload = None
         tools = "tensorboard --logdir, or its .json.gz in ui.perfetto.dev"
         self._say(f"trace: {self._folder} ({tools})")

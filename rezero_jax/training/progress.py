@@ -161,53 +161,46 @@ class Progress:
         )
 
     def write(self, step: int, line: Line) -> None:
-        """Writes the line of `step`; prints it after an evaluation or after a long silence."""
-        rates = self._rates()
+        """Writes the line of `step`; prints it after an evaluation or after a long silence.
+
+        The line also gets examples per second; seconds per update, which include the wait for data
+        but neither evaluations nor saves; seconds by kind since the last line; and "seconds", the
+        wall time of the run over all its starts.
+        """
+        spent, rate = self.clock.lap(), self.clock.rate
+        times = {"examples_per_second": rate}
+        if updates := rate / self._intervals.batch_size:
+            times["time/step"] = 1 / updates
+            if self._peak_rate:
+                times["mfu"] = updates / self._peak_rate
+        times |= {f"time/{kind}": seconds for kind, seconds in spent.items()}
         if self._writer is not None:
-            self._writer.write(step, line | rates)
-        best = self._sums["best"]
-        for name, value in line.items():
-            if name.startswith("eval/") and not math.isnan(value):
+            self._writer.write(step, line | times | {"seconds": self.clock.wall})
+
+        last, best = self._sums["last"], self._sums["best"]
+        last |= {k: v for k, v in line.items() if k.startswith(("train/", "eval/", "epoch"))}
+        evaluation = {k: v for k, v in line.items() if k.startswith("eval/")}
+        for name, value in evaluation.items():
+            if not math.isnan(value):
                 pick = max if name.endswith("accuracy") else min
                 best[f"best/{name}"] = pick(best.get(f"best/{name}", value), value)
-        self._sums["last"] |= {
-            k: v for k, v in line.items() if k.startswith(("train/", "eval/", "epoch"))
-        }
-        shown = {k: v for k, v in line.items() if k == "train/epoch_loss" or k.startswith("eval/")}
-        if "eval/loss" in line or time.perf_counter() - self._spoke >= SILENCE:
-            self._spoke = time.perf_counter()
-            self._say_progress(step, line["epoch"], shown or {"train/loss": line["train/loss"]})
+        if not evaluation and time.perf_counter() - self._spoke < SILENCE:
+            return
+        self._spoke = time.perf_counter()
+        total, done = self._intervals.total, step - self._first_step
+        left = round(self.clock.elapsed * (total - step) / done) if done else 0
+        shown = {k: v for k, v in line.items() if k == "train/epoch_loss" or k in evaluation}
+        numbers = shown or {"train/loss": line["train/loss"]}
+        self.say(
+            f"step {step:,}/{total:,} ({step / total:.0%}), epoch {line['epoch']:.2f}: "
+            + ", ".join(f"{name} {value:.4f}" for name, value in numbers.items())
+            + f", {rate:,.0f} examples/s, {datetime.timedelta(seconds=left)} left"
+        )
 
     def flush(self) -> None:
         """Returns when the workdir, even in a bucket, has all lines so far."""
         if self._writer is not None:
             self._writer.flush()
-
-    def _rates(self) -> Line:
-        """Seconds by kind since the last line, seconds of an update, and examples per second.
-
-        An update's time includes the wait for its data, but neither evaluations nor saves.
-        "seconds" is the wall time of the run, over all its starts.
-        """
-        spent = self.clock.lap()
-        rates = {"examples_per_second": self.clock.rate}
-        updates = self.clock.rate / self._intervals.batch_size
-        if updates:
-            rates["time/step"] = 1 / updates
-            if self._peak_rate:
-                rates["mfu"] = updates / self._peak_rate
-        rates |= {f"time/{kind}": seconds for kind, seconds in spent.items()}
-        return rates | {"seconds": self.clock.wall}
-
-    def _say_progress(self, step: int, epoch: float, numbers: Line) -> None:
-        total = self._intervals.total
-        done = step - self._first_step
-        left = round(self.clock.elapsed * (total - step) / done) if done else 0
-        self.say(
-            f"step {step:,}/{total:,} ({step / total:.0%}), epoch {epoch:.2f}: "
-            + ", ".join(f"{name} {value:.4f}" for name, value in numbers.items())
-            + f", {self.clock.rate:,.0f} examples/s, {datetime.timedelta(seconds=left)} left"
-        )
 
     def snapshot(self) -> dict[str, Any]:
         """Plain JSON data to save with a checkpoint."""
