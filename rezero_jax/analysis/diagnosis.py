@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax import Array
 from jaxtyping import Bool
 
 from rezero_jax.analysis.gates import open_from
@@ -141,7 +142,7 @@ def diagnose(
     )
 
 
-def _growth(values: np.ndarray) -> str:
+def _growth(values: Array | np.ndarray) -> str:
     first, last, layers = float(values[0]), float(values[-1]), len(values) - 1
     with np.errstate(all="ignore"):
         factor = np.float64(last) / first

@@ -116,10 +116,11 @@ def table(
     shown = METRICS[metric]
     head = ["run", "seeds", *map(shown.after.format, after), *map(shown.until.format, targets)]
     speedup = metric == "bits_per_byte" and bool(targets)
-    rows, first = [], None
+    rows: list[list[object]] = []
+    first: Estimate | None = None
     for label, seeds in by_label(runs).items():
         values = [shown.values(run) for run in seeds]
-        row = [label, len(seeds)]
+        row: list[object] = [label, len(seeds)]
         row += [_cell([found.get(x) for found in values], confidence) for x in after]
         times: list[float | None] = []
         for target in targets:

@@ -11,6 +11,7 @@ from cycler import cycler
 from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from rezero_jax.errors import UserError, choose_from
 from rezero_jax.runs.files import AnyPath
@@ -52,7 +53,7 @@ def line_styles(count: int) -> list[dict[str, Any]]:
     return list(islice(STYLES(), count))
 
 
-def plot_line(axis: Axes, x: np.ndarray, y: np.ndarray, **style: Any) -> None:
+def plot_line(axis: Axes, x: np.ndarray, y: ArrayLike, **style: Any) -> None:
     """Calls Axes.plot with about ten markers, whatever the number of points."""
     axis.plot(x, y, markevery=max(len(x) // 10, 1), **style)
 

@@ -1,4 +1,4 @@
-"""Batch normalisation with PyTorch's semantics and few passes over memory."""
+"""Batch normalisation with PyTorch's semantics in few passes over memory."""
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,13 @@ from jaxtyping import Float
 class BatchNorm(nnx.Module):
     """y = scale (x - mean) / sqrt(var + 1e-5) + bias, per channel.
 
-    In training, mean and (biased) variance are those of the batch, over every axis but the last;
-    the running statistics move a tenth of the way to the batch's mean and unbiased variance, as in
-    `torch.nn.BatchNorm2d`. After `model.eval()` the running statistics are used instead.
+    In training, mean and (biased) variance are statistics of the batch, over every axis except the
+    last. The running statistics move a tenth of the way to the batch's mean and unbiased variance,
+    as in `torch.nn.BatchNorm2d`. After `model.eval()` the running statistics are used instead.
 
-    Under jit the batch is the whole batch, however many devices share it. With gradient
-    accumulation each part is normalised by its own statistics and moves the running ones once, as
-    in a PyTorch loop that accumulates.
+    Under jit the statistics cover the whole batch, on any number of devices. With gradient
+    accumulation, each microbatch is normalised by its own statistics and moves the running
+    statistics once, as in a PyTorch loop that accumulates.
 
     Args:
       features: number of channels, the size of the last axis.
@@ -35,10 +35,10 @@ class BatchNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch features"]:
         """Returns y in the dtype of x; statistics are computed in float32."""
-        # Sums of squares are taken around the running mean, which keeps them exact where the mean
-        # is large against the spread, and lets one pass over x find both moments. The output is
-        # written as centred * a + b because its automatic gradient then is the closed form: two
-        # sums over the batch in one pass, and one pass to write dx.
+        # Sums of squares around the running mean stay exact if the mean is large against the
+        # spread, and one pass over x finds both moments. The output is centred * a + b because its
+        # automatic gradient is then the closed form: two sums over the batch in one pass, and one
+        # pass to write dx.
         shift = self.mean[...]
         centred = x.astype(jnp.float32) - _per_channel(shift, x)
         if self.use_running_average:
@@ -55,7 +55,7 @@ class BatchNorm(nnx.Module):
     def _update(self, moments: tuple[Array, Array], count: int) -> None:
         mean, var = moments
         unbiased = var * (count / max(count - 1, 1))
-        self.mean[...] += self.momentum * mean  # `mean` is measured from the running one
+        self.mean[...] += self.momentum * mean  # `mean` is relative to the running mean
         self.var[...] += self.momentum * (unbiased - self.var[...])
 
 

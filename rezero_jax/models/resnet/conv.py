@@ -13,7 +13,7 @@ from jaxtyping import Float
 from rezero_jax.errors import UserError
 from rezero_jax.models import init
 
-Images = Float[Array, "batch _height _width _channels"]  # of one batch size, otherwise of any shape
+Images = Float[Array, "batch _height _width _channels"]  # any shape; functions keep the batch size
 Input = Float[Array, "batch height width in_channels"]
 Output = Float[Array, "batch rows columns out_channels"]
 Kernel = Float[Array, "side side in_channels out_channels"]
@@ -22,16 +22,16 @@ Kernel = Float[Array, "side side in_channels out_channels"]
 class Conv(nnx.Module):
     """A square convolution with PyTorch's padding (kernel // 2 zeros on each side).
 
-    Its gradient is custom: `jax.vjp` and the linear transpose of a vjp work, but forward-mode
+    The gradient is custom: `jax.vjp` and the linear transpose of a vjp work, but forward-mode
     differentiation (jax.jvp, jax.jacfwd) does not.
 
     Args:
-      in_channels, out_channels: sizes of the last axes.
+      in_channels, out_channels: sizes of the last axes of input and output.
       kernel: side of the kernel, odd.
       stride: pixels between outputs.
-      bias: whether there is one; a BatchNorm after the convolution makes it redundant.
-      kernel_init: by default PyTorch's, U(-1/sqrt(fan_in), 1/sqrt(fan_in)); the bias always has
-        that distribution.
+      bias: whether to add a bias; a BatchNorm after the convolution makes it redundant.
+      kernel_init: initial distribution of the kernel; None is PyTorch's, U(-1/sqrt(fan_in),
+        1/sqrt(fan_in)), which the bias always has.
       dtype: dtype of the computation; parameters are float32.
 
     Raises:
@@ -52,8 +52,8 @@ class Conv(nnx.Module):
     ):
         if min(in_channels, out_channels) < 1 or kernel % 2 == 0:
             raise UserError(
-                f"a convolution of {kernel}x{kernel} pixels from {in_channels} to {out_channels} "
-                "channels is impossible; give at least 1 channel (width, in_channels) and an odd "
+                f"no convolution has a {kernel}x{kernel} kernel from {in_channels} to "
+                f"{out_channels} channels; give a width and in_channels of at least 1 and an odd "
                 "kernel"
             )
         uniform = init.torch_uniform(in_channels * kernel**2)
@@ -78,10 +78,10 @@ def convolve(x: Input, kernel: Kernel, stride: int = 1) -> Output:
     return _convolve(x, kernel, stride)
 
 
-# XLA's CPU backend has a fast kernel for one form of convolution, with 32 output channels or more
-# (jax 0.10.2). It brings the two convolutions of a gradient into that form, except inside a loop,
-# where they run twenty times slower. So on a CPU all three are written in that form here; other
-# platforms get the plain convolution and what jax.grad makes of it.
+# XLA's CPU backend has a fast kernel for one form of convolution with 32 output channels or more
+# (jax 0.10.2). XLA rewrites the two convolutions of a gradient into that form, but not inside a
+# loop, where they run twenty times slower. On a CPU, all three convolutions are therefore written
+# in that form here; other platforms use the plain convolution and its automatic gradient.
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _convolve(x: Input, kernel: Kernel, stride: int) -> Output:
     plain = partial(_plain, stride=stride)
@@ -117,9 +117,9 @@ def _has_pairs(x: Input, kernel: Kernel, stride: int) -> bool:
 
 
 def _by_pairs(x: Input, kernel: Kernel) -> Output:
-    """The same for 16 output channels: two neighbouring pixels at once as 32 channels.
+    """The convolution to 16 channels, as one to 32 channels of two neighbouring pixels.
 
-    A quarter of the products are with zeros; it is still faster.
+    A quarter of the products have a zero factor; the fast kernel saves more time.
     """
     pad = kernel.shape[0] // 2
     left = jnp.pad(kernel, ((0, 0), (0, 1), (0, 0), (0, 0)))
@@ -130,31 +130,31 @@ def _by_pairs(x: Input, kernel: Kernel) -> Output:
 
 
 def _to_input(shape: tuple[int, ...], kernel: Kernel, dy: Output, stride: int) -> Input:
-    """dL/dx: dy, spread to the pixels it came from, convolved with the kernel turned around."""
-    turned = kernel[::-1, ::-1].swapaxes(2, 3)
-    if _has_pairs(dy, turned, stride):
-        return _by_pairs(dy, turned)
+    """dL/dx: dy, spread to the pixels it came from, convolved with the flipped kernel."""
+    flipped = kernel[::-1, ::-1].swapaxes(2, 3)
+    if _has_pairs(dy, flipped, stride):
+        return _by_pairs(dy, flipped)
     side = kernel.shape[0]
     before = side - 1 - side // 2
     padding = tuple((before, n + side - 1 - before - _spread(n, stride)) for n in shape[1:3])
-    return _conv(dy, turned, padding=padding, lhs_dilation=(stride, stride))
+    return _conv(dy, flipped, padding=padding, lhs_dilation=(stride, stride))
 
 
 def _to_kernel(x: Input, shape: tuple[int, ...], dy: Output, stride: int) -> Kernel:
-    """dL/dkernel: x convolved with dy, where the batch takes the part of the channels."""
+    """dL/dkernel: x convolved with dy, with the batch axis in the role of the channels."""
     side = shape[0]
     padding = tuple(
         (side // 2, side - 1 - side // 2 - n + _spread(n, stride)) for n in x.shape[1:3]
     )
-    # Row by row, in a loop: a transpose of the whole would write through the cache in the wrong
-    # order, and XLA would fuse it with, and compute again, all that x was made of.
+    # A loop transposes one row at a time: a transpose of all rows would write to memory in the
+    # wrong order, and XLA would fuse it with the operations that made x and recompute these.
     rows = jax.lax.map(lambda row: row.transpose(2, 1, 0), x.swapaxes(0, 1))  # H C W B
     x, dy = rows.swapaxes(0, 1), dy.transpose(1, 2, 0, 3)
     return _conv(x, dy, padding=padding, rhs_dilation=(stride, stride)).transpose(1, 2, 0, 3)
 
 
 def _spread(size: int, stride: int) -> int:
-    """Pixels from the first to the last one at which a strided convolution is evaluated."""
+    """Pixels from the first to the last pixel at which a strided convolution is evaluated."""
     return (size - 1) // stride * stride + 1
 
 
