@@ -10,7 +10,7 @@ import errno
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
-from typing import Any, Self
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -70,7 +70,7 @@ class Checkpoints:
         }
         return ocp.CheckpointManager(self._folder, options=self._options, item_handlers=handlers)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
