@@ -20,7 +20,6 @@ READ_BY_ALL = (
     "train.py",
     "launch/flags.py",
     "rezero_jax/config.py",
-    "rezero_jax/fields.py",
     "rezero_jax/training/loop.py",
     "rezero_jax/training/intervals.py",
     "rezero_jax/training/trainer.py",

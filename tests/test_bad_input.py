@@ -11,9 +11,8 @@ import pytest
 
 import train
 from rezero_jax import data, devices
-from rezero_jax.config import load_config
+from rezero_jax.config import flatten, load_config
 from rezero_jax.errors import UserError
-from rezero_jax.fields import flatten
 from rezero_jax.runs.folder import Workdir
 from rezero_jax.runs.metrics import read_metrics
 from rezero_jax.training.trainer import Trainer

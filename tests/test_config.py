@@ -2,9 +2,8 @@
 
 import pytest
 
-from rezero_jax.config import base_config, load_config, optim_group, parse_arg
+from rezero_jax.config import base_config, differences, flatten, load_config, optim_group, parse_arg
 from rezero_jax.errors import UserError
-from rezero_jax.fields import differences, flatten
 from rezero_jax.training.trainer import Trainer
 from tests.families import ROOT, config
 

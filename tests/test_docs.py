@@ -21,8 +21,7 @@ from packaging.requirements import Requirement
 
 import rezero_jax
 from experiments.claims import STATUSES
-from rezero_jax.config import base_config, load_config
-from rezero_jax.fields import flatten
+from rezero_jax.config import base_config, flatten, load_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]

@@ -12,8 +12,6 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("rezero_jax.errors", "rezero_jax.formatting"),
     ("rezero_jax.command",),
-    ("rezero_jax.fields",),
-    ("rezero_jax.ranges",),
     ("rezero_jax.config", "rezero_jax.devices", "rezero_jax.processes", "rezero_jax.residual"),
     ("rezero_jax.stack",),
     ("rezero_jax.models", "rezero_jax.data", "rezero_jax.runs"),

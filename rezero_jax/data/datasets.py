@@ -76,7 +76,8 @@ def stand_in(config: ConfigDict) -> Dataset | Text | None:
         image, label = np.broadcast_to(np.uint8(0), (size, *shape)), np.zeros(size, np.int32)
         return ResidentSplit({"image": image, "label": label})
 
-    return _dataset(config, *map(split, sizes), shape, num_classes)
+    train, held = map(split, sizes)
+    return _dataset(config, train, held, shape, num_classes)
 
 
 def digits(config: ConfigDict) -> Dataset:

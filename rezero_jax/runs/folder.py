@@ -25,8 +25,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from rezero_jax import devices, processes
+from rezero_jax.config import differences
 from rezero_jax.errors import UserError
-from rezero_jax.fields import differences
 from rezero_jax.runs.files import (
     AnyPath,
     bucket_error,

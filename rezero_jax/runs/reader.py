@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 import numpy as np
 from etils import epath
 
+from rezero_jax.config import flatten
 from rezero_jax.errors import UserError, choose_from
-from rezero_jax.fields import flatten
 from rezero_jax.runs.files import AnyPath, folder_of, read_json
 from rezero_jax.runs.folder import device, read_config, read_final
 from rezero_jax.runs.metrics import read_metrics

@@ -5,8 +5,8 @@ import math
 
 from ml_collections import ConfigDict
 
+from rezero_jax.config import LARGEST, LENGTHS
 from rezero_jax.errors import UserError
-from rezero_jax.fields import LARGEST, LENGTHS
 
 MOST_PER_DISPATCH = 10_000  # steps
 LOWEST = {
