@@ -1,4 +1,4 @@
-"""The fingerprint of a checkpoint: the sum of all bits, wherever they lie."""
+"""The fingerprint of a checkpoint: the sum of all bits, on any devices."""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def numbers():
 
 
 def bit_sum(array):
-    """In Python's integers."""
+    """The sum in Python's integers."""
     bits = np.atleast_1d(array).view(f"uint{8 * array.dtype.itemsize}")
     return sum(map(int, bits.ravel())) % 2**32
 
@@ -48,7 +48,7 @@ def state():
     }
 
 
-def test_it_is_the_sum_of_all_bits_however_the_arrays_are_cut(state):
+def test_it_is_the_sum_of_all_bits_however_the_arrays_are_sharded(state):
     expected = {name: bit_sum(array) for name, array in numbers().items()}
     assert fingerprint(state) == expected
     assert fingerprint(jax.tree.map(jnp.asarray, numbers())) == expected
@@ -66,7 +66,7 @@ def test_any_flipped_bit_changes_it(name, state):
 
 
 def test_arrays_are_saved_without_compressing_them(tmp_path):
-    """Zeros would leave next to nothing."""
+    """Compressed zeros would take almost no space."""
     array = jnp.zeros((64, 1024))
     checkpoints = Checkpoints(tmp_path / "checkpoints", base_config().checkpoint)
     checkpoints.save(1, {"w": array}, {}, None)

@@ -1,4 +1,4 @@
-"""The server that stands for Cloud Storage keeps its rules, on which a lease and a save rely."""
+"""The server that stands for Cloud Storage follows its rules, on which saves rely."""
 
 import json
 import urllib.error

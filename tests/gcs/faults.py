@@ -1,4 +1,4 @@
-"""What goes wrong between a client and its storage."""
+"""Faults between a client and its storage."""
 
 import random
 import threading
@@ -6,15 +6,15 @@ import time
 
 
 class Faults:
-    """What a bad network does to requests, at random.
+    """Random faults of a bad network.
 
     One fault in 100 begins an outage, in which every connection is cut for a while.
 
     Args:
-      rate: the share of requests that meet a fault.
-      seed: of what is drawn.
-      stall: the longest wait (s) for an answer that comes late; one in 30 takes up to ten times as
-        long, as does an outage.
+      rate: share of requests that meet a fault.
+      seed: seed of the random numbers.
+      stall: the longest delay (s) of a late answer; one in 30, and every outage, is up to ten times
+        as long.
     """
 
     KINDS = ("refuse", "busy", "cut the request", "lose the answer", "cut the answer", "stall")

@@ -1,6 +1,5 @@
-"""The server: `python -m tests.gcs.server --buckets=runs` prints its address; or as a context."""
+"""The HTTP server, in threads of the process that uses it."""
 
-import argparse
 import contextlib
 import json
 import socket
@@ -47,12 +46,12 @@ class _Handler(BaseHTTPRequestHandler):
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
             return self.rfile.read(int(self.headers.get("Content-Length", "0")))
-        parts = []
+        chunks = []
         while size := int(self.rfile.readline().split(b";")[0], 16):
-            parts.append(self.rfile.read(size))
+            chunks.append(self.rfile.read(size))
             self.rfile.readline()
         self.rfile.readline()
-        return b"".join(parts)
+        return b"".join(chunks)
 
     def _reset(self) -> None:
         """Closes the connection as a broken network does, by RST."""
@@ -110,9 +109,6 @@ class _Handler(BaseHTTPRequestHandler):
             case "DELETE", ["b", bucket, "o", name]:
                 store.delete(bucket, name, expected)
                 return 204, b"", {}
-            case "POST", ["b", bucket, "o", name, "rewriteTo", "b", to, "o", new]:
-                made = store.put(to, new, store.get(bucket, name).content, expected)
-                return _json({"done": True, "resource": made.resource()})
             case "POST" | "PUT", ["b", bucket, "o"] if is_upload:
                 return self._upload(bucket, query, body)
         raise Refused(501, f"{self.command} {self.path} is not implemented")
@@ -166,26 +162,31 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `store` at `address`, each connection in a thread."""
+    """Serves the buckets in `store`, each connection in a thread.
+
+    Attributes:
+      faults: faults that requests meet.
+      refusals: for a method, such as "GET", the status of every answer.
+    """
 
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, buckets: Sequence[str], faults: Faults | None = None, port: int = 0):
-        super().__init__(("localhost", port), _Handler)
+    def __init__(self, buckets: Sequence[str], faults: Faults | None = None):
+        super().__init__(("localhost", 0), _Handler)
         self.store = Store(list(buckets))
         self.faults = faults or Faults(0.0)
-        self.refusals: dict[str, int] = {}  # by method, the status of every answer
+        self.refusals: dict[str, int] = {}
         self.uploads: dict[str, tuple[str, bytearray, str | None]] = {}
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Says nothing of clients that are gone."""
+        """Ignores clients that are gone."""
         if not isinstance(sys.exception(), OSError | ValueError):
             super().handle_error(request, client_address)
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables by which programs use this server for gs://, without credentials."""
+        """Variables by which programs use this server for gs://, without credentials."""
         address = f"http://localhost:{self.server_address[1]}"
         return {
             "STORAGE_EMULATOR_HOST": address,  # gcsfs, google.cloud.storage
@@ -224,23 +225,5 @@ def _ranged(content: bytes, wanted: str | None) -> tuple[int, bytes, dict[str, s
     end = min(int(last) + 1, len(content)) if first and last else len(content)
     if start >= len(content):
         raise Refused(416, "The requested range cannot be satisfied.")
-    told = {"Content-Range": f"bytes {start}-{end - 1}/{len(content)}"}
-    return 206, content[start:end], told
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Serves until it is killed."""
-    parser = argparse.ArgumentParser(prog="python -m tests.gcs.server", description=__doc__)
-    parser.add_argument("--buckets", nargs="+", default=["runs"], metavar="NAME")
-    parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--faults", type=float, default=0.0, help="share of requests that fail")
-    parser.add_argument("--seed", type=int, default=0, help="of the faults")
-    args = parser.parse_args(argv)
-    server = Server(args.buckets, Faults(args.faults, args.seed), args.port)
-    for name, value in server.environment.items():
-        print(f"export {name}={value}", flush=True)
-    server.serve_forever()
-
-
-if __name__ == "__main__":
-    main()
+    headers = {"Content-Range": f"bytes {start}-{end - 1}/{len(content)}"}
+    return 206, content[start:end], headers

@@ -19,8 +19,8 @@ class Object:
     written: float  # seconds since the epoch
 
     def resource(self) -> dict[str, Any]:
-        """What the API tells of it."""
-        told = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(self.written))
+        """The metadata that the API returns."""
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(self.written))
         return {
             "kind": "storage#object",
             "bucket": self.bucket,
@@ -30,8 +30,8 @@ class Object:
             "metageneration": "1",
             "contentType": "application/octet-stream",
             "md5Hash": base64.b64encode(hashlib.md5(self.content).digest()).decode(),
-            "timeCreated": told,
-            "updated": told,
+            "timeCreated": moment,
+            "updated": moment,
         }
 
 
@@ -44,10 +44,10 @@ class Refused(Exception):
 
 
 class Store:
-    """The buckets, used by one thread at a time.
+    """The buckets, for several threads.
 
     Args:
-      buckets: their names; there is no way to make others.
+      buckets: names of the buckets.
     """
 
     def __init__(self, buckets: list[str]):
@@ -69,7 +69,7 @@ class Store:
         return found
 
     def put(self, bucket: str, name: str, content: bytes, if_generation: str | None) -> Object:
-        """Writes an object; raises Refused (412) if it has not the generation given, 0: none."""
+        """Writes an object; raises Refused (412) if its generation differs (0: no object)."""
         with self._lock:
             self._check(bucket, name, if_generation)
             self._generation += 1
