@@ -2,11 +2,15 @@
 
 import errno
 import fcntl
+import logging
 import os
 import re
 import shutil
 import signal
+import sys
+import threading
 
+import fsspec
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -287,11 +291,26 @@ def test_without_a_good_checkpoint_the_run_starts_anew(copy_of, shapes):
     assert saved_steps(workdir) == []
 
 
+def process_state():
+    """The state of the process that a library must leave alone."""
+    loggers = [logging.getLogger(name) for name in ("", "absl", "asyncio", "gcsfs", "jax")]
+    return {
+        "hooks": (sys.excepthook, sys.unraisablehook, threading.excepthook),
+        "signals": [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGABRT)],
+        "loggers": [(logger.level, logger.filters, logger.handlers) for logger in loggers],
+        "gs": fsspec.get_filesystem_class("gs"),
+        "fsspec": dict(fsspec.config.conf),
+        "environment": dict(os.environ),
+    }
+
+
 def test_a_run_with_damaged_checkpoints_ends_with_the_same_bits(copy_of, trained, capsys):
     workdir = copy_of("mlp", 6)
     truncate(workdir / "checkpoints" / "6")
     other_numbers(workdir / "checkpoints" / "4")
+    before = process_state()
     loop.train(CONFIG, workdir)
+    assert process_state() == before
     said = capsys.readouterr()
     for step in (6, 4):
         assert f"warning: checkpoint {step} is damaged" in said.err

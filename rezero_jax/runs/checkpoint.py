@@ -74,10 +74,9 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if not isinstance(
-            error, processes.Lost
-        ):  # A lost process never finishes its part of a save.
-            self.close()
+        is_lost = jax.process_count() > 1 and isinstance(error, JaxRuntimeError)
+        if not is_lost and not isinstance(error, processes.Lost):
+            self.close()  # which would wait for the save of a lost process
 
     def save(
         self, step: int, state: Any, progress: dict[str, Any], metrics: dict[str, float] | None
