@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -140,11 +140,9 @@ class Results:
     def read(cls, path: Path) -> "Results":
         """The results that `write` wrote."""
         content = json.loads(path.read_text())
-        marked: Any = {flag: {tuple(key) for key in content[flag]} for flag in FLAGS}
+        marked = {flag: {tuple(key) for key in content[flag]} for flag in FLAGS}
         rows = [
-            dataclasses.replace(row, **{flag: key in marked[flag] for flag in FLAGS})
-            for row in _rows(content["records"])
-            for key in [(row.setting, row.metric)]
+            dataclasses.replace(row, **_flags(marked, row)) for row in _rows(content["records"])
         ]
         return cls(
             content["experiment"],
@@ -156,6 +154,10 @@ class Results:
             content["levels"],
             Made(**made) if (made := content["made"]) else None,
         )
+
+
+def _flags(marked: Mapping[str, set[tuple[str, str]]], row: Row) -> dict[str, Any]:
+    return {flag: (row.setting, row.metric) in keys for flag, keys in marked.items()}
 
 
 def _records(rows: Iterable[Row]) -> Iterable[tuple]:

@@ -9,16 +9,17 @@ table is between <!-- NAME --> and <!-- end -->; all else in the pages is writte
 import json
 import math
 import re
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from experiments import report, rules_table
-from experiments.claims import WORDS, Claim, bounded
+from experiments.claims import Claim, bounded
 from experiments.comparison import NO_LAYERS, Cell, Comparison
 from experiments.jobs import ROOT
 from experiments.results import Results, Row
-from experiments.statistics import Sample, paired, quotients, together
+from experiments.statistics import NOT_SIGNIFICANT, Sample, paired, quotients, together
 from rezero_jax.errors import UserError
 from rezero_jax.formatting import markdown_table, number
 
@@ -26,37 +27,16 @@ FOLDER = ROOT / "docs" / "paper"
 COMPARISONS = ROOT / "docs" / "comparisons"  # written by `python -m experiments compare`
 PAGES = ("README.md", "docs/results.md", "docs/schemes.md")
 COSTS = FOLDER / "v5e-8.json"  # written by experiments.accelerator
-FOREMOST = {  # the claims of README.md, by the experiment and their beginning
-    "notebook_fc": "ReZero, 64 layers",
-    "fc": "ReZero fits",
-    "initialisation": "ReZero, 12 layers",
-    "depth": "ReZero nets of up",
-    "notebook_resnet": "ResNet-20 with",
-    "language": "12-layer",
-}
-# Comparisons of part E2 of protocol.md: a claim, and the verdict that it needs on each baseline.
-LANGUAGE_MODELS = {
-    "language": (
-        "12-layer language models end with fewer bits with ReZero than with its baselines, each "
-        "at its own best rate",
-        "higher",
-    ),
-    "language_lamb": (
-        "With LAMB and a warm-up, 12-layer language models end with fewer bits with ReZero than "
-        "with its baselines, each at its own best rate",
-        "higher",
-    ),
-    "language_lamb_no_warmup": (
-        "With LAMB and no warm-up, 12-layer language models end with fewer bits with ReZero than "
-        "with pre-norm, each at its own best rate",
-        "higher",
-    ),
-    "language_norm": (
-        "ReZero is behind for want of a norm: with one in every branch and one before the head "
-        "(rezero_norm) it ends with fewer bits",
-        "lower",
-    ),
-}
+CLAIMS = tomllib.loads((COMPARISONS / "claims.toml").read_text())
+
+
+class Within(NamedTuple):
+    """A claim on the rules of one comparison, and the verdict that it needs on each baseline."""
+
+    comparison: str
+    claim: str
+    source: str
+    needs: str
 
 
 class Pair(NamedTuple):
@@ -72,21 +52,12 @@ class Pair(NamedTuple):
     claim: str = ""
 
 
-ACROSS = (
-    Pair(("language_norm", "rezero_norm"), ("language", "pre_norm")),
-    Pair(
-        ("language_lamb_no_warmup", "rezero"),
-        ("language_lamb", "rezero"),
-        "A warm-up is what holds ReZero back with LAMB: without one it ends with fewer bits",
-    ),
-    Pair(
-        ("language_lamb_no_warmup", "rezero"),
-        ("language_lamb", "post_norm"),
-        "With LAMB, ReZero without a warm-up ends with fewer bits than post-norm with one",
-    ),
-    Pair(("language_lamb_no_warmup", "pre_norm"), ("language_lamb", "pre_norm")),
-    Pair(("language_lamb_no_warmup", "rezero"), ("language", "rezero")),
-)
+FOREMOST: Mapping[str, str] = CLAIMS["foremost"]  # experiment -> the beginning of a claim
+WITHIN = [Within(**fields) for fields in CLAIMS["within"]]
+ACROSS = [
+    Pair(tuple(fields["one"]), tuple(fields["other"]), fields.get("claim", ""))
+    for fields in CLAIMS["across"]
+]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -123,8 +94,9 @@ def comparisons() -> dict[str, Comparison]:
 def committed_tables(compared: Mapping[str, Comparison]) -> dict[str, str]:
     """The current tables of the pages: of results, comparisons and rules."""
     judged = []
-    for name in LANGUAGE_MODELS:
-        claims = [language_claim(name, compared[name])]
+    for within in WITHIN:
+        name = within.comparison
+        claims = [claim_within(within, compared[name])]
         claims += [claim_across(p, compared) for p in ACROSS if p.claim and p.one[0] == name]
         judged.append(replace(compared[name].results, experiment=name, rows=[], claims=claims))
     tables = all_tables([*read_all(), *judged])
@@ -157,18 +129,20 @@ def all_tables(found: Sequence[Results]) -> dict[str, str]:
     return tables | {results.experiment: report.settings_table(results) for results in found}
 
 
-def language_claim(name: str, comparison: Comparison) -> Claim:
-    """The claim of one of LANGUAGE_MODELS, which are smaller than the paper's."""
-    text, wanted = LANGUAGE_MODELS[name]
+def claim_within(within: Within, comparison: Comparison) -> Claim:
+    """A claim on the baselines of ReZero, in a setting smaller than the paper's."""
     cells = [c for c in comparison.cells if c.rule not in (comparison.control, NO_LAYERS)]
-    words = {wanted: True, "higher" if wanted == "lower" else "lower": False}
-    parts = [words.get(d.verdict) if (d := comparison.difference(c)) else None for c in cells]
+    differences = [comparison.difference(cell) for cell in cells]
+    holds = together(
+        [
+            None if d is None or d.verdict == NOT_SIGNIFICANT else d.verdict == within.needs
+            for d in differences
+        ]
+    )
     shown = [f"{cell.rule} {report.loss_and_difference(comparison, cell)}" for cell in cells]
-    holds = together(parts)
     evidence = f"final test loss (nats), and minus ReZero's: {'; '.join(shown)}"
     n = len(cells[0].final.draws) if cells[0].final else 0
-    source = "UAI 7" if wanted == "higher" else "protocol.md, E2"
-    return Claim(text, source, holds, f"{WORDS[holds]} in this setting; {evidence}", n, None, True)
+    return Claim(within.claim, within.source, holds, evidence, n, reduced=True)
 
 
 def _sides(pair: Pair, compared: Mapping[str, Comparison]) -> list[Cell]:
