@@ -29,13 +29,7 @@ from rezero_jax.models.transformer.config import TransformerConfig
 def get_config(arg: str = "") -> ConfigDict:
     """The config for `arg`, such as "depth=12,residual=pre_norm"."""
     args = parse_arg(
-        arg,
-        residual="rezero",
-        depth=6,
-        dataset="cifar10",
-        lr=0.001,
-        epochs=100.0,
-        smoke=False,
+        arg, residual="rezero", depth=6, dataset="cifar10", lr=0.001, epochs=100.0, smoke=False
     )
     config = base_config()
     config.data.name = "digits" if args.smoke else args.dataset

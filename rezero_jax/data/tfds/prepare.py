@@ -28,11 +28,18 @@ from rezero_jax.errors import UserError, closest_beside
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Hides TFDS's guesses and retries from the log: a failure that remains is raised."""
-    with contextlib.ExitStack() as restored:
-        for logger in map(logging.getLogger, ("absl", "urllib3")):
-            restored.callback(logger.setLevel, logger.level)
-            logger.setLevel(logging.ERROR)
+
+    def is_error(record: logging.LogRecord) -> bool:  # a new one for each of several threads
+        return record.levelno >= logging.ERROR
+
+    loggers = [logging.getLogger(name) for name in ("absl", "urllib3.connectionpool")]
+    for logger in loggers:
+        logger.addFilter(is_error)
+    try:
         yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(is_error)
 
 
 @_quiet()
