@@ -26,6 +26,7 @@ READ_BY_ALL = (
     "rezero_jax/training/step.py",
     "rezero_jax/training/state.py",
     "rezero_jax/training/optim.py",
+    "rezero_jax/training/schedule.py",
     "rezero_jax/training/sharding.py",
     "rezero_jax/data/order.py",
     "rezero_jax/data/split.py",

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
+import train
 from rezero_jax.runs.folder import Workdir
 from rezero_jax.runs.metrics import MetricsWriter, read_metrics
 from rezero_jax.training import loop
@@ -109,3 +110,14 @@ def test_starts_killed_before_a_new_checkpoint_are_lost_time(step, trained, tmp_
     kept = kept_time(folder, step - 2) if step > 2 else 0.0
     np.testing.assert_allclose(final["time/lost"], wall - kept)
     assert final["time/lost"] > 0
+
+
+def test_a_plot_that_cannot_be_drawn_is_a_warning(trained, monkeypatch, capsys):
+    def fail(*_):
+        raise OSError("no font")
+
+    monkeypatch.setattr("rezero_jax.analysis.plots.curves.write_plot", fail)
+    final = json.loads((trained("mlp") / "final.json").read_text())
+    lines = list(train._summary(final, str(trained("mlp"))))
+    assert lines[0].startswith("finished 8 steps: eval/accuracy")
+    assert "no font" in capsys.readouterr().err

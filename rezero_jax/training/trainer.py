@@ -40,7 +40,7 @@ class Trainer:
 
     Args:
       config: see rezero_jax.config.base_config.
-      dataset: the data; only the order and the augmentation of config.data are read.
+      dataset: the data; of config.data only the augmentation is read.
       devices: the devices of the mesh; by default all that JAX sees.
 
     Raises:
