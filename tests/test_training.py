@@ -16,14 +16,14 @@ from ml_collections import ConfigDict
 from experiments.jobs import FROZEN
 from rezero_jax import Transformer
 from rezero_jax.data import Dataset, ResidentSplit, Text, TextSplit
-from rezero_jax.data.augment import Augmentation
+from rezero_jax.data.augment import Augmentation, augment
 from rezero_jax.errors import UserError
 from rezero_jax.formatting import path_text
 from rezero_jax.models.build import make_language_model, make_model
 from rezero_jax.training.optim import _labels, make_optimizer
 from rezero_jax.training.state import init_state, model_spec
 from rezero_jax.training.step import language_modelling, make_train_step
-from rezero_jax.training.trainer import Trainer, augment
+from rezero_jax.training.trainer import Trainer
 from tests.families import assert_trees_close, config, flat, tokens, train
 
 RNG = np.random.default_rng(0)

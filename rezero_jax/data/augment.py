@@ -2,11 +2,13 @@
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from ml_collections import ConfigDict
 
 from rezero_jax.errors import UserError
 
@@ -101,6 +103,14 @@ class Augmentation:
             column = jnp.where(mirrored, image.shape[2] - 1 - column, column)
             image = jnp.take_along_axis(image, column, axis=2, mode="promise_in_bounds")
         return image
+
+
+def augment(config: ConfigDict) -> Callable[[dict[str, Array], Array], dict[str, Array]] | None:
+    """The augmentation of config.data as a function (batch, key) -> batch; None if all is off."""
+    augmentation = Augmentation(config.crop_padding, config.flip, config.jitter, config.rotation)
+    if augmentation == Augmentation():
+        return None
+    return lambda batch, key: batch | {"image": augmentation(batch["image"], key)}
 
 
 def _sample(image: Array, row: Array, column: Array) -> Array:

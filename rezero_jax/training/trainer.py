@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rezero_jax import data, processes
-from rezero_jax.data.augment import Augmentation
+from rezero_jax.data.augment import augment
 from rezero_jax.data.order import Order, eval_batches
 from rezero_jax.data.split import Dataset, HostBatch, standardise
 from rezero_jax.data.text import Text
@@ -214,16 +214,3 @@ def _task(model: ConfigDict, dataset: Dataset | Text) -> tuple[MakeModel, step.O
     make, input_shape = make_model(model, dataset.example_shape, dataset.num_classes)
     pixels = partial(standardise, mean=dataset.mean, std=dataset.std)
     return make, step.classification(pixels, input_shape)
-
-
-def augment(config: ConfigDict) -> step.Augment | None:
-    """The augmentation of config.data; None if all of it is off."""
-    augmentation = Augmentation(
-        crop_padding=config.crop_padding,
-        flip=config.flip,
-        jitter=config.jitter,
-        rotation=config.rotation,
-    )
-    if augmentation == Augmentation():
-        return None
-    return lambda batch, key: batch | {"image": augmentation(batch["image"], key)}
