@@ -1,7 +1,9 @@
 """Transformer layers: parity with PyTorch, masks, heads, dropout, identity, counts, precision."""
 
 import functools
+import inspect
 import math
+from dataclasses import fields
 from functools import partial
 
 import jax
@@ -22,7 +24,7 @@ from rezero_jax.models.transformer.layer import (
     FeedForward,
 )
 from rezero_jax.models.weights import from_torch, to_torch
-from rezero_jax.residual import RULES, Alpha
+from rezero_jax.residual import RULES, Alpha, RuleConfig
 from rezero_jax.training.state import model_spec
 from tests.families import stored, under
 
@@ -115,8 +117,19 @@ def assert_close(actual, expected, name="", relative=1e-5):
 @pytest.mark.guarantee("PyTorch parity")
 @pytest.mark.parametrize(
     ("case", "is_causal"),
-    [(case, case not in NOT_CAUSAL) for case in MAKE]
-    + [("encoder_causal", False), ("encoder_padded", False), ("decoder", False)],
+    [
+        ("encoder_padded", False),
+        ("encoder_12", True),
+        ("decoder", True),
+        ("decoder", False),
+        ("pre_norm", True),
+        ("post_norm_decoder", True),
+        *(
+            pytest.param(case, case not in NOT_CAUSAL, marks=pytest.mark.slow)
+            for case in MAKE.keys() - {"encoder_12", "decoder", "pre_norm", "post_norm_decoder"}
+        ),
+        pytest.param("encoder_causal", False, marks=pytest.mark.slow),
+    ],
 )
 def test_same_outputs_and_gradients_as_pytorch(case, is_causal):
     """The causal ones by is_causal, and some by a mask as PyTorch has it."""
@@ -405,7 +418,8 @@ def test_materialised_weights_give_the_same(is_causal):
 @pytest.mark.cpu
 @pytest.mark.parametrize(
     ("length", "dtype"),
-    [(length, jnp.float32) for length in (1, 63, 64, 65, 200, 600)] + [(100, jnp.bfloat16)],
+    [(1, jnp.float32), (65, jnp.float32), (200, jnp.float32), (100, jnp.bfloat16)]
+    + [pytest.param(length, jnp.float32, marks=pytest.mark.slow) for length in (63, 64, 600)],
 )
 def test_blocks_of_causal_attention_equal_the_whole(length, dtype):
     q, k, v, g = (
@@ -562,7 +576,13 @@ def test_scan_and_remat_change_nothing_about_a_stack_with_dropout():
         assert_close(grad, twin)
 
 
-@pytest.mark.parametrize("residual", RULES)
+@pytest.mark.parametrize(
+    "residual",
+    [
+        rule if rule in ("rezero", "mhc") else pytest.param(rule, marks=pytest.mark.slow)
+        for rule in RULES
+    ],
+)
 def test_bfloat16_keeps_float32_parameters_and_the_trunks_dtype(residual):
     """Of a scanned stack, whose trunk may not change its dtype; parameters' gradients are float32.
 
@@ -607,28 +627,37 @@ def test_bfloat16_scores_and_softmax_are_float32():
         np.testing.assert_allclose(weights, expected, rtol=2.0**-7, err_msg=str(options))
 
 
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        ({"width": 0}, "width is 0; a layer needs a width of at least 1"),
-        ({"heads": 0}, "heads is 0; a layer needs a heads of at least 1"),
-        ({"kv_heads": 0}, "kv_heads is 0; a layer needs a kv_heads of at least 1"),
-        ({"heads": 3}, "heads=3 does not divide width=16; choose 1, 2, 4, 8 or 16 heads"),
-        ({"kv_heads": 3}, "kv_heads=3 does not divide heads=4; choose 1, 2 or 4"),
-        ({"feedforward": 0}, "feedforward is 0; a layer needs a feedforward of at least 1"),
-        ({"dropout": 1.0}, "dropout=1.0 is not a fraction; give 0 or more, below 1"),
-        ({"dropout": -0.1}, "dropout=-0.1 is not a fraction"),
-        ({"activation": "gulu"}, 'unknown activation "gulu"; did you mean "gelu"?'),
-        ({"residual": "rezer"}, 'unknown residual rule "rezer"; did you mean "rezero"?'),
-        ({"alpha_per": "layers"}, 'unknown alpha_per "layers"; did you mean "layer"?'),
-        ({"heads": 16, "rotary": True}, "a head has the odd size 1; choose other heads or pos"),
-    ],
-)
-def test_wrong_options_are_user_errors(options, sentence):
-    for layer in (EncoderLayer, DecoderLayer):
-        with pytest.raises(UserError) as error:
-            new(layer, **{"width": 16, "heads": 4} | options)
-        assert sentence in str(error.value)
+def test_wrong_options_are_user_errors():
+    for options, text in (
+        ({"width": 0}, "width is 0"),
+        ({"heads": 0}, "heads is 0"),
+        ({"kv_heads": 0}, "kv_heads is 0"),
+        ({"heads": 3}, "heads=3 .* 1, 2, 4, 8 or 16 heads"),
+        ({"kv_heads": 3}, "kv_heads=3 .* 1, 2 or 4 heads"),
+        ({"feedforward": 0}, "feedforward is 0"),
+        ({"dropout": 1.0}, "dropout=1.0"),
+        ({"dropout": -0.1}, "dropout=-0.1"),
+        ({"activation": "gulu"}, 'activation "gulu".*"gelu"'),
+        ({"attention": "flash"}, 'attention "flash"'),
+        ({"residual": "rezer"}, 'residual rule "rezer".*"rezero"'),
+        ({"alpha_per": "layers"}, 'alpha_per "layers".*"layer"'),
+        ({"heads": 16, "rotary": True}, "rotary"),
+    ):
+        with pytest.raises(UserError, match=text):
+            new(EncoderLayer, **{"width": 16, "heads": 4} | options)
+
+
+def test_a_config_is_the_same_as_its_fields_as_arguments():
+    config = TransformerConfig(residual="gated", feedforward=24, kv_heads=2)
+    one = new(EncoderLayer, 16, 4, config=config, kv_heads=1)
+    other = new(EncoderLayer, 16, 4, 24, residual="gated", kv_heads=1)
+    assert nnx.graphdef(one) == nnx.graphdef(other)
+    signature = inspect.signature(Encoder)
+    assert {field.name for field in fields(TransformerConfig)} <= signature.parameters.keys()
+    assert signature.parameters["dropout"].default == 0.0
+    assert "kv_heads: number of heads" in (Encoder.__init__.__doc__ or "")
+    with pytest.raises(UserError, match="give a TransformerConfig"):
+        new(EncoderLayer, 16, 4, config=RuleConfig())
 
 
 @pytest.mark.usefixtures("unchecked")
