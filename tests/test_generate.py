@@ -23,6 +23,13 @@ CASES = {
 }
 GREEDY = SamplingConfig(temperature=0)
 RNG = np.random.default_rng(0)
+
+
+def fast(name):
+    """The cases, of which all but one are slow."""
+    return [c if c == name else pytest.param(c, marks=pytest.mark.slow) for c in CASES]
+
+
 # About the multiple of 32 to which prompts are padded, and up to max_len with what is added.
 PROMPTS = [RNG.integers(0, VOCAB, length).tolist() for length in (1, 5, 31, 32, 33, MAX_LEN - NEW)]
 
@@ -356,9 +363,10 @@ def test_mistakes_are_user_errors():
         ([1, 2], 2, {}, "integer tokens.*int64"),
         ([b"ab"], 2, {}, "integer tokens.*S2"),
     ):
-        for call in (
-            made("sinusoidal").generate,
-            lambda *a, **k: next(stream(made("sinusoidal"), *a, **k)),
-        ):
+        for call in (made("sinusoidal").generate, first_chunk):
             with pytest.raises(UserError, match=text):
                 call(prompts, count, **{"temperature": 0} | options)
+
+
+def first_chunk(*args, **options):
+    return next(stream(made("sinusoidal"), *args, **options))
