@@ -1,7 +1,7 @@
 """Makes notebooks from their .py files and executes them: `python notebooks/execute.py [NAME ...]`.
 
-Without a name it does so with all. What would differ from one execution to the next for no reason
-(identifiers of cells, times) is left out.
+Without a name it executes all of them. Identifiers of cells are numbers and times are left out, so
+that two executions differ only in their results.
 """
 
 import argparse
@@ -12,6 +12,10 @@ import nbformat
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).resolve().parent
+METADATA = {
+    "jupytext": {"formats": "ipynb,py:percent"},
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+}
 NAMES = (
     "rezero_in_ten_minutes",
     "from_a_config_to_a_result",
@@ -27,6 +31,7 @@ def execute(name: str, folder: Path) -> None:
       nbclient.exceptions.CellExecutionError: a cell failed; nothing is written.
     """
     notebook = jupytext.read(FOLDER / f"{name}.py")
+    notebook.metadata |= METADATA
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"
     NotebookClient(
@@ -34,7 +39,7 @@ def execute(name: str, folder: Path) -> None:
         kernel_name="python3",
         record_timing=False,
         coalesce_streams=True,
-        resources={"metadata": {"path": FOLDER.parent}},  # where the project is importable
+        resources={"metadata": {"path": FOLDER.parent}},  # from which the project can be imported
     ).execute()
     nbformat.write(notebook, folder / f"{name}.ipynb")
 

@@ -1,42 +1,19 @@
-# ---
-# jupyter:
-#   jupytext:
-#     formats: ipynb,py:percent
-#   kernelspec:
-#     display_name: Python 3
-#     language: python
-#     name: python3
-# ---
-
 # %% [markdown]
 # # From a config to a result
 #
 # `train.py` turns a config into a run folder, and that folder is the whole record of the run: what
 # was run, every number on the way, checkpoints. Here you launch a run, interrupt it and let it go
 # on, read its folder, and compare two runs in a plot and a table.
-
-# %%
-# In Colab this clones the project and installs what Colab lacks. Elsewhere it does nothing.
-import os
-import subprocess
-import sys
-
-REPOSITORY = ""  # the address of the project's git repository: fill it in for Colab
-
-if "google.colab" in sys.modules and not os.path.exists("notebooks/colab.py"):
-    if not REPOSITORY:
-        raise SystemExit("fill in REPOSITORY, the address from which to clone the project")
-    if not os.path.exists("project"):
-        subprocess.run(["git", "clone", "--quiet", "--depth=1", REPOSITORY, "project"], check=True)
-    os.chdir("project")
-    sys.path.insert(0, os.getcwd())
-    subprocess.run([sys.executable, "notebooks/colab.py"], check=True)
+#
+# In Colab, first run `!git clone --depth=1 ADDRESS project`, `%cd project` and
+# `!python notebooks/colab.py` with the address of the project's repository.
 
 # %%
 # %matplotlib inline
 import json
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path

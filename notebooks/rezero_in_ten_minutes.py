@@ -1,13 +1,3 @@
-# ---
-# jupyter:
-#   jupytext:
-#     formats: ipynb,py:percent
-#   kernelspec:
-#     display_name: Python 3
-#     language: python
-#     name: python3
-# ---
-
 # %% [markdown]
 # # ReZero in ten minutes
 #
@@ -21,23 +11,9 @@
 # So the network begins as the identity at any depth, and learns how much of each layer it wants.
 # Here you wrap a module of your own, see which parameters learn first, compare three ways to join a
 # branch to its trunk, and train 1,000 layers.
-
-# %%
-# In Colab this clones the project and installs what Colab lacks. Elsewhere it does nothing.
-import os
-import subprocess
-import sys
-
-REPOSITORY = ""  # the address of the project's git repository: fill it in for Colab
-
-if "google.colab" in sys.modules and not os.path.exists("notebooks/colab.py"):
-    if not REPOSITORY:
-        raise SystemExit("fill in REPOSITORY, the address from which to clone the project")
-    if not os.path.exists("project"):
-        subprocess.run(["git", "clone", "--quiet", "--depth=1", REPOSITORY, "project"], check=True)
-    os.chdir("project")
-    sys.path.insert(0, os.getcwd())
-    subprocess.run([sys.executable, "notebooks/colab.py"], check=True)
+#
+# In Colab, first run `!git clone --depth=1 ADDRESS project`, `%cd project` and
+# `!python notebooks/colab.py` with the address of the project's repository.
 
 # %%
 # %matplotlib inline

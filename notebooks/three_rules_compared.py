@@ -1,13 +1,3 @@
-# ---
-# jupyter:
-#   jupytext:
-#     formats: ipynb,py:percent
-#   kernelspec:
-#     display_name: Python 3
-#     language: python
-#     name: python3
-# ---
-
 # %% [markdown]
 # # Three rules, compared
 #
@@ -16,28 +6,15 @@
 # tunes each rule on a grid of its own, and only then holds them against each other, with several
 # seeds. Here it compares three rules in 32 layers on scikit-learn's handwritten digits; you then
 # read its table and its two plots, and compute one number by hand.
-
-# %%
-# In Colab this clones the project and installs what Colab lacks. Elsewhere it does nothing.
-import os
-import subprocess
-import sys
-
-REPOSITORY = ""  # the address of the project's git repository: fill it in for Colab
-
-if "google.colab" in sys.modules and not os.path.exists("notebooks/colab.py"):
-    if not REPOSITORY:
-        raise SystemExit("fill in REPOSITORY, the address from which to clone the project")
-    if not os.path.exists("project"):
-        subprocess.run(["git", "clone", "--quiet", "--depth=1", REPOSITORY, "project"], check=True)
-    os.chdir("project")
-    sys.path.insert(0, os.getcwd())
-    subprocess.run([sys.executable, "notebooks/colab.py"], check=True)
+#
+# In Colab, first run `!git clone --depth=1 ADDRESS project`, `%cd project` and
+# `!python notebooks/colab.py` with the address of the project's repository.
 
 # %%
 import json
 import os
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 

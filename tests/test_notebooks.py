@@ -1,10 +1,9 @@
-"""The notebooks: each .ipynb is its .py with outputs that are whole, small and of no machine."""
+"""The notebooks: each .ipynb is its .py with outputs that are complete and name no machine."""
 
 import re
 import runpy
 import subprocess
 import sys
-import types
 from importlib.metadata import version
 from pathlib import Path
 
@@ -67,49 +66,12 @@ def test_saved_notebook(name):
     assert not re.findall(paths, text_of(cells) + "".join(cell.source for cell in cells))
 
 
-def first_cells():
-    return [read(PROJECT / "notebooks" / f"{name}.ipynb")[1].source for name in TRUE]
-
-
-@pytest.fixture
-def commands(monkeypatch):
-    """The commands that the code under test would have run."""
-    ran = []
-    monkeypatch.setattr(subprocess, "run", lambda command, check: ran.append(command))
-    return ran
-
-
-def test_first_cell_prepares_colab_and_does_nothing_elsewhere(commands, monkeypatch, tmp_path):
-    source, *others = first_cells()
-    assert others == [source] * 3
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", sys.path.copy())
-    exec(source, {})
-    assert commands == []
-    monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
-    with pytest.raises(SystemExit, match="REPOSITORY"):
-        exec(source, {})
-    clone = ["git", "clone", "--quiet", "--depth=1", "address", "project"]
-    monkeypatch.setattr(
-        subprocess, "run", lambda command, check: commands.append(command) or make_project(tmp_path)
-    )
-    exec(source.replace('REPOSITORY = ""', 'REPOSITORY = "address"'), {})
-    assert Path.cwd() == tmp_path / "project"
-    assert sys.path[0] == str(tmp_path / "project")
-    assert commands == [clone, [sys.executable, "notebooks/colab.py"]]
-    exec(source, {})  # again: all is there
-    assert len(commands) == 2
-
-
-def make_project(folder):
-    (folder / "project" / "notebooks").mkdir(parents=True, exist_ok=True)
-    (folder / "project" / "notebooks" / "colab.py").touch()
-
-
-def test_colab_keeps_its_jax(commands, monkeypatch, tmp_path):
+def test_colab_keeps_its_jax(monkeypatch, tmp_path):
     needs = ["jax>=99", "numpy>=1", "scikit-learn>=99", "not_there>=1,<2", "ml-collections>=1"]
     (tmp_path / "requirements.txt").write_text("\n".join(needs) + "\n")
     monkeypatch.chdir(tmp_path)
+    commands = []
+    monkeypatch.setattr(subprocess, "run", lambda command, check: commands.append(command))
     runpy.run_path(str(PROJECT / "notebooks" / "colab.py"), run_name="__main__")
     kept = [f"{name}=={version(name)}" for name in ("jax", "jaxlib")]
     pip = [sys.executable, "-m", "pip", "install", "--quiet"]
