@@ -381,10 +381,10 @@ def test_weights_are_fetched_under_full_sharding_alone(runs):
         ("resnet", {"mesh.model": 2}, r"mesh\.model=2 finds nothing to shard"),
         ("mlp", {"mesh.model": 3}, r"mesh\.model=3 .* 8 device\(s\)"),
         ("mlp", {"mesh.model": 0}, r"mesh\.model=0"),
-        ("mlp", {"mesh.model": 4, "mesh.data": 3}, r"mesh\.data=3 .* 2 device\(s\)"),
-        ("mlp", {"mesh.data": 9}, r"mesh\.data=9 .* 8 device\(s\)"),
+        ("mlp", {"mesh.model": 4, "mesh.data": 3}, r"mesh\.data=3 .* 1 to 2 devices"),
+        ("mlp", {"mesh.data": 9}, r"mesh\.data=9 .* 1 to 8 devices"),
         ("mlp", {"mesh.data": 0}, r"mesh\.data=0"),
-        ("mlp", {"mesh.data": 8, "train.batch_size": 50}, r"train\.batch_size=50 .* 8 devices"),
+        ("mlp", {"mesh.data": 8, "train.batch_size": 50}, r"mesh\.data=8 .* train\.batch_size=50"),
         ("transformer", {"mesh.model": 8}, r"mesh\.model=8 does not divide the 4 of axis -3 of"),
     ],
 )
@@ -407,7 +407,7 @@ def test_the_mesh_has_the_most_devices_among_which_the_batch_divides(capsys):
     assert mesh_for(devices, 12, model=2).shape == {"data": 4, "model": 2}
     assert mesh_for(devices, 12).shape == {"data": 6, "model": 1}
     (warning,) = capsys.readouterr().err.splitlines()
-    assert re.search(r"train\.batch_size=12 leaves 2 of the 8 devices idle", warning)
+    assert re.search(r"train\.batch_size=12 .* leaves 2 of the 8 devices idle", warning)
     assert mesh_for(devices, 12, data=3).size == 3
     assert capsys.readouterr().err == ""  # the user asked for it
 
@@ -436,9 +436,8 @@ def slices(count, side=4, **fields):
     return devices
 
 
-def test_several_processes_leave_no_device_idle(monkeypatch, unchecked, capsys):
+def test_several_processes_leave_no_device_idle(monkeypatch, unchecked):
     assert mesh_for(slices(1), 12).size == 12  # a plan for absent devices
-    assert "as a run of several processes must" in capsys.readouterr().err
     monkeypatch.setattr("jax.process_count", lambda: 2)
     for size, data in ((12, -1), (64, 8)):
         with pytest.raises(UserError, match=r"of the 16 devices idle.*several processes"):

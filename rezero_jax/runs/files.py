@@ -90,6 +90,20 @@ def is_of_storage(error: Exception) -> bool:
     return isinstance(error, OSError) or type(error).__module__.split(".")[0] in libraries
 
 
+def write_error(folder: AnyPath, error: Exception) -> UserError:
+    """The error for a workdir that failed with `error` while a run was writing there."""
+    why = getattr(error, "strerror", None) or first_line(error)
+    if is_outage(folder, error):
+        return Unavailable(
+            f"the bucket of {folder} does not answer ({why}); the same command resumes from the "
+            "newest checkpoint"
+        )
+    return UserError(
+        f"cannot write to the workdir {folder} any more ({why}); make room or repair it, and the "
+        "same command resumes from the newest checkpoint"
+    )
+
+
 def is_outage(path: AnyPath, error: BaseException | None) -> bool:
     """Whether `error` means that the bucket of `path` did not answer, now or for a moment.
 

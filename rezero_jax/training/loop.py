@@ -13,9 +13,9 @@ from ml_collections import ConfigDict
 
 from rezero_jax import processes
 from rezero_jax.data import Dataset, Text
-from rezero_jax.errors import Unavailable, UserError, first_line
+from rezero_jax.errors import UserError
 from rezero_jax.runs.checkpoint import Checkpoints
-from rezero_jax.runs.files import AnyPath, is_of_storage, is_outage
+from rezero_jax.runs.files import AnyPath, is_of_storage, write_error
 from rezero_jax.runs.folder import EVALUATION, TOPOLOGY, Workdir, check_config, continued
 from rezero_jax.runs.upload import Upload
 from rezero_jax.training.cost import check_memory
@@ -87,16 +87,7 @@ def train(
     except Exception as error:
         if not is_of_storage(error):
             raise
-        why = getattr(error, "strerror", None) or first_line(error)
-        if is_outage(home.folder, error):
-            raise Unavailable(
-                f"the bucket of {home.folder} does not answer ({why}); the same command resumes "
-                "from the newest checkpoint"
-            ) from error
-        raise UserError(
-            f"cannot write to the workdir {home.folder} any more ({why}); "
-            "make room or repair it, and the same command resumes from the newest checkpoint"
-        ) from error
+        raise write_error(home.folder, error) from error
     finally:
         home.release()
 

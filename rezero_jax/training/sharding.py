@@ -32,8 +32,8 @@ def make_mesh(config: ConfigDict, available: Sequence[jax.Device], key: str, siz
       size: the batch size, which the axes `replica` and `data` together must divide.
 
     Raises:
-      UserError: the devices are too few, the batch does not divide among mesh.data of them, the
-        mesh does not divide among the slices, or one of several processes has idle devices.
+      UserError: there are too few devices, the batch does not divide among mesh.data of them, the
+        mesh does not divide among the slices, or devices of several processes are idle.
     """
     count, model = len(available), config.model
     if model < 1 or count % model:
@@ -43,30 +43,20 @@ def make_mesh(config: ConfigDict, available: Sequence[jax.Device], key: str, siz
     most, data = count // model, config.data
     if data == -1:
         data = max(n for n in range(1, most + 1) if size % n == 0)
-    elif not 1 <= data <= most:
-        each = f" for each of mesh.model={model}" if model > 1 else ""
+    elif not 1 <= data <= most or size % data:
         raise UserError(
-            f"mesh.data={data} is out of range, as there are {most} device(s){each}; set it to 1 "
-            f"to {most}, or to -1 for the most that divide the batch"
+            f"mesh.data={data} is not one of 1 to {most} devices that divide {key}={size}; set it "
+            "to such a number, or to -1 for the largest"
         )
-    elif size % data:
-        raise UserError(
-            f"{key}={size} does not divide among {data} devices; make it a multiple of {data}, or "
-            "set mesh.data to a divisor or to -1"
+    if data * model < count:
+        sentence = (
+            f"{key}={size} among mesh.data={data} leaves {count - data * model} of the {count} "
+            f"devices idle; make it a multiple of {most}, as a run of several processes must"
         )
-    if idle := count - data * model:
-        why = f"{key}={size} leaves" if config.data == -1 else f"mesh.data={data} leaves"
-        sentence = f"{why} {idle} of the {count} devices idle"
         if jax.process_count() > 1:
-            raise UserError(
-                f"{sentence}, and several processes must use all: make {key} a multiple of {most}, "
-                "set mesh.data to -1, or start fewer processes"
-            )
+            raise UserError(sentence)
         if config.data == -1:
-            # The devices may be absent, in a plan for a run of several processes.
-            several = len({device.process_index for device in available}) > 1
-            must = ", as a run of several processes must" if several else ""
-            warn(f"{sentence}; make it a multiple of {most} to use all{must}")
+            warn(sentence)
     return place_devices(available, data, model)
 
 
