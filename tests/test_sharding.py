@@ -64,7 +64,11 @@ MESHES = {  # data, model, fully_sharded
     "model 2": (1, 2, False),
     "data 4 x model 2": (4, 2, False),
 }
-FAST = {("mlp", "data 4"), ("transformer", "full 4 x model 2")}  # all: see test_guarantees
+FAST = {
+    *product(FAMILIES, ["data 4"]),
+    ("resnet", "full 4"),  # convolutions are not sharded over channels
+    *product(["mlp", "transformer"], ["full 4 x model 2"]),
+}
 CASES = [
     pytest.param(family, mesh, marks=[] if (family, mesh) in FAST else [pytest.mark.slow])
     for family, mesh in product(FAMILIES, MESHES)
@@ -93,6 +97,7 @@ def runs():
     return get
 
 
+@pytest.mark.guarantee("sharding")
 @pytest.mark.parametrize(("family", "mesh"), CASES)
 def test_every_mesh_trains_the_same(family, mesh, runs):
     one, one_state, one_losses, one_evaluation = runs(family, "one")

@@ -38,7 +38,10 @@ GUARANTEES = {
     "one start": ("second", "newest"),
     "bucket": ("bits", "older", "commit"),
     "PyTorch parity": ("test_mlp", "test_resnet", "test_layers", "test_vit"),
-    "sharding": ("[mlp]", "[resnet]", "[transformer]"),
+    "sharding": (
+        *("mlp-data 4", "mlp-full 4 x model 2", "resnet-data 4", "resnet-full 4"),
+        *("transformer-data 4", "transformer-full 4 x model 2"),
+    ),
     "identity at init": ("[mlp]", "[resnet]", "[transformer]", "[vit]"),
     "gradient contract": ("[mlp]", "[resnet]", "[transformer]", "[vit]"),
     "causality": ("",),
