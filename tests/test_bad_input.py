@@ -243,32 +243,6 @@ def test_an_empty_workdir(flags, tmp_path, capsys, monkeypatch):
     assert listing(tmp_path) == {}
 
 
-GROUPS = """
-from configs import mlp
-from rezero_jax.config import optim_group
-
-def get_config(arg=""):
-    config = mlp.get_config("smoke")
-    for number, path in enumerate(arg.split("+")):
-        config.optim.groups[f"group{number}"] = optim_group(path=path)
-    return config
-"""
-
-
-@pytest.mark.parametrize(
-    ("paths", "words"),
-    [
-        ("nothing", "optim.groups.group0.path='nothing' matches no parameter"),
-        ("bias+head", "head/bias .* groups group0 and group1"),
-        ("(", "optim.groups.group0.path='.' is not a regular expression"),
-    ],
-)
-def test_optimizer_groups_that_do_not_fit(paths, words, tmp_path):
-    (tmp_path / "groups.py").write_text(GROUPS)
-    with pytest.raises(UserError, match=words):
-        Trainer(load_config(f"{tmp_path}/groups.py:{paths}"), data_of(MLP))
-
-
 def test_a_workdir_that_cannot_be_written(tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
     assert "cannot write to the workdir" in refusal(argv(tmp_path / "file" / "run"), capsys)

@@ -109,15 +109,6 @@ def test_every_example_is_at_every_place_equally_often(kind: str) -> None:
     chi_squared(pairs, count / 132)
 
 
-def test_epochs_and_seeds_are_independent() -> None:
-    size = 2000
-    orders = [Order(seed, size, size).indices(epoch) for seed in range(5) for epoch in range(5)]
-    correlations = np.corrcoef(orders) - np.eye(25)
-    assert np.abs(correlations).max() < 5 / np.sqrt(size)
-    same = [(a == b).sum() for i, a in enumerate(orders) for b in orders[:i]]
-    assert np.mean(same) == pytest.approx(1, abs=5 / np.sqrt(len(same)))  # as of any two
-
-
 @pytest.mark.parametrize(
     ("seed", "batch_size", "words"),
     [

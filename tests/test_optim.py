@@ -196,6 +196,9 @@ def test_a_path_that_matches_nothing_and_one_matched_twice_are_errors():
     with pytest.raises(UserError, match="matches no parameter"):
         make_optimizer(config, 1, MODEL)
     config = settings()
+    config.groups.a = optim_group(path="(")
+    with pytest.raises(UserError, match="is not a regular expression"):
+        make_optimizer(config, 1, MODEL)
     config.groups.a = optim_group(path="bias")
     config.groups.b = optim_group(path="head")
     with pytest.raises(UserError, match="head/bias belongs to the optimizer groups a and b"):

@@ -65,8 +65,8 @@ class Order:
 
     Epoch e is a permutation drawn from (seed, e). The epochs follow each other without a gap, and
     update t takes the positions from t * batch_size on. Each epoch therefore visits every example
-    exactly once: where batch_size does not divide size, one batch holds the end of an epoch and the
-    start of the next. There is no state, so any update can be asked for at any time.
+    exactly once: where batch_size does not divide size, one batch has the end of an epoch and the
+    start of the next. There is no state, so the batch of any update is available at any time.
 
     Raises:
       UserError: the seed is not in 0 .. 2**32 - 1, or the batch is empty or larger than the data

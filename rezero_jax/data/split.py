@@ -17,7 +17,7 @@ Batch = dict[str, jax.Array]
 
 
 class Split(abc.ABC):
-    """One part (train or eval) of a data set, read by example index.
+    """The training or the evaluation examples of a data set, read by index.
 
     A training loop puts `resident` on the device once, moves there what `batches` yields for each
     step, and calls `gather` inside its jitted step.

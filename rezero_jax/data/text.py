@@ -134,7 +134,7 @@ class Text:
 
 
 def read_text(config: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
-    """The bytes to train on and those of config.eval_split, uint8 (N,) each.
+    """The bytes of the training split and of config.eval_split, uint8 (N,) each.
 
     "enwik8" is the Hutter Prize's 100 MB of Wikipedia, "text" the file or folder that config.path
     names. Of both, the first 90 % of the bytes are for training, the next 5 % for validation and
