@@ -154,19 +154,20 @@ LAMB = {"model.bias": False, "optim.name": "lamb", "optim.learning_rate": 0.02}
 @pytest.mark.slow
 @pytest.mark.devices(8)
 @pytest.mark.parametrize(
-    ("family", "mesh", "fields"),
+    ("family", "mesh", "fields", "atol"),
     [
-        ("resnet", DATA, {}),
-        ("transformer", DATA, LAMB),
-        ("vit", FULL, {}),
-        ("vit", FULL, {"optim.name": "muon"}),
+        ("resnet", DATA, {}, 5e-6),
+        ("transformer", DATA, LAMB, 1e-6),
+        ("vit", FULL, {}, 2e-6),
+        ("vit", FULL, {"optim.name": "muon"}, 5e-6),
     ],
 )
-def test_augmentation_dropout_and_optimizers_do_not_depend_on_the_mesh(family, mesh, fields):
+def test_augmentation_dropout_and_optimizers_do_not_depend_on_the_mesh(family, mesh, fields, atol):
     one, many = (FAMILIES[family].trainer(**(fields | m)) for m in ({}, mesh))
     (losses, state), (other_losses, other) = train(one), train(many)
-    np.testing.assert_allclose(other_losses, losses, rtol=2e-5)
-    assert_trees_close(other["params"], state["params"], rtol=1e-4, atol=5e-6)
+    rtol = 2e-5 if family == "resnet" else 1e-5
+    np.testing.assert_allclose(other_losses, losses, rtol=rtol)
+    assert_trees_close(other["params"], state["params"], rtol=1e-4, atol=atol)
     assert_trees_close(other["stats"], state["stats"], rtol=1e-4, atol=1e-5)
 
 
