@@ -145,32 +145,6 @@ def test_a_resumed_run_ends_with_the_same_bits(family, trained, copy_of):
     assert differences(folder, trained(family)) == []
 
 
-DATA = {"mesh.data": 4}
-FULL = {"mesh.data": 4, "mesh.model": 2, "mesh.fully_sharded": True}
-# The keys' bias has no gradient except rounding, which LAMB would amplify.
-LAMB = {"model.bias": False, "optim.name": "lamb", "optim.learning_rate": 0.02}
-
-
-@pytest.mark.slow
-@pytest.mark.devices(8)
-@pytest.mark.parametrize(
-    ("family", "mesh", "fields", "atol"),
-    [
-        ("resnet", DATA, {}, 5e-6),
-        ("transformer", DATA, LAMB, 1e-6),
-        ("vit", FULL, {}, 2e-6),
-        ("vit", FULL, {"optim.name": "muon"}, 5e-6),
-    ],
-)
-def test_augmentation_dropout_and_optimizers_do_not_depend_on_the_mesh(family, mesh, fields, atol):
-    one, many = (FAMILIES[family].trainer(**(fields | m)) for m in ({}, mesh))
-    (losses, state), (other_losses, other) = train(one), train(many)
-    rtol = 2e-5 if family == "resnet" else 1e-5
-    np.testing.assert_allclose(other_losses, losses, rtol=rtol)
-    assert_trees_close(other["params"], state["params"], rtol=1e-4, atol=atol)
-    assert_trees_close(other["stats"], state["stats"], rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.guarantee("optimised")
 @pytest.mark.optimised
 @every_family
