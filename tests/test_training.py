@@ -105,14 +105,15 @@ LAMB = {  # Without biases: the keys' bias has only rounding as its gradient, wh
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "fields", "mesh"),
     [
-        pytest.param(vit, {}, {"mesh.data": 8}, id="vit_adamw", marks=pytest.mark.slow),
+        pytest.param(vit, {}, {"mesh.data": 8}, id="vit_adamw"),
         pytest.param(language, LAMB, {"mesh.data": 4}, id="transformer_dropout_lamb"),
-        pytest.param(resnet, {}, {"mesh.data": 4}, id="resnet_batch_norm", marks=pytest.mark.slow),
-        pytest.param(vit, {}, FULL, id="vit_full", marks=pytest.mark.slow),
-        pytest.param(vit, {"optim.name": "muon"}, FULL, id="vit_muon_full", marks=pytest.mark.slow),
+        pytest.param(resnet, {}, {"mesh.data": 4}, id="resnet_batch_norm"),
+        pytest.param(vit, {}, FULL, id="vit_full"),
+        pytest.param(vit, {"optim.name": "muon"}, FULL, id="vit_muon_full"),
     ],
 )
 def test_everything_random_and_every_optimizer_is_the_same_on_any_mesh(make, fields, mesh):
