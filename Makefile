@@ -17,9 +17,10 @@ test-typed: setup-dev  ## run the fast tests and check the annotations of every 
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(TYPED) $(ARGS)
 
 test-slow: setup-dev  ## run the exhaustive tests
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow and not campaign" $(ARGS)
 
-campaign: setup-dev  ## kill and damage runs at random moments, and resume them, in an hour
+campaign: setup-dev  ## run the longest tests, and kill and damage runs at random moments: an hour
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m campaign
 	$(BIN)/python -m tests.faults.campaign --out=runs/faults $(ARGS)
 
 lint: setup-dev  ## check format, style and types

@@ -182,6 +182,7 @@ def test_what_a_restart_may_not_do(newest, text, expected):
     assert kill.check_resumed([struck(newest)], Said(text)) == [expected]
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_a_small_campaign(tmp_path):
     assert main(["--kills=3", "--damages=3", f"--out={tmp_path / 'out'}"]) == 0

@@ -285,6 +285,7 @@ def test_every_number_of_the_paper_has_ours_beside_it(stand_ins, monkeypatch, tm
             assert epochs == math.ceil(5 * math.log(15 / 4))
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_all_at_smoke_scale_on_stand_ins(stand_ins, monkeypatch, tmp_path, capsys):
     argv = ["all", "--scale=smoke", f"--out={tmp_path}", "--jobs=4"]
@@ -389,6 +390,7 @@ def test_one_experiment_from_beginning_to_end(tmp_path, monkeypatch):
     assert "## The depth of" in (tmp_path / "smoke/report.md").read_text()
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_a_stopped_command_resumes(monkeypatch, tmp_path, capsys):
     """SIGTERM comes while the first of two runs trains: it saves, and the second never starts."""
@@ -563,6 +565,7 @@ def test_mistakes_are_reported_before_anything_is_written(argv, sentence, capsys
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_all_at_smoke_scale(tmp_path):
     assert main(["all", "--scale=smoke", f"--out={tmp_path}", "--jobs=2"]) == 0

@@ -78,6 +78,7 @@ def test_colab_keeps_its_jax(monkeypatch, tmp_path):
     assert commands == [[*pip, *kept, "scikit-learn>=99", "not_there<2,>=1"]]
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TRUE)
 def test_executes_from_top_to_bottom(name, tmp_path):

@@ -59,6 +59,7 @@ def installed(tmp_path_factory):
     return python, wheel
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_the_wheel_has_the_package_alone(installed):
     names = zipfile.ZipFile(installed[1]).namelist()
@@ -68,6 +69,7 @@ def test_the_wheel_has_the_package_alone(installed):
     assert any(name.endswith("LICENSE") for name in names)
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_the_core_installation_is_enough_for_the_models(installed, tmp_path):
     code = USE + "print(block(jnp.ones((2, 4))).shape, model(jnp.ones((2, 4))).shape)"
@@ -78,6 +80,7 @@ def test_the_core_installation_is_enough_for_the_models(installed, tmp_path):
     assert "No module named" in output
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_the_analysis_extra_is_enough_for_plots_and_tables(installed, tmp_path):
     python, wheel = installed
@@ -87,6 +90,7 @@ def test_the_analysis_extra_is_enough_for_plots_and_tables(installed, tmp_path):
     assert run(python, "-c", code, cwd=tmp_path) == (0, "")
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_type_checkers_of_others_see_the_types(installed, tmp_path):
     (tmp_path / "right.py").write_text(USE)
