@@ -125,8 +125,9 @@ def size_axis(axis: Axes, sizes: Sequence[int], label: str) -> None:
     axis.minorticks_off()
 
 
-def save(figure: Figure, folder: Path, name: str) -> None:
+def save(figure: Figure, folder: Path, name: str, *, svg: bool = True) -> None:
     """Writes NAME.png and NAME.svg, the same bytes for the same numbers, with letters as shapes."""
-    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}):
-        figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    if svg:
+        with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}):
+            figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
     figure.savefig(folder / f"{name}.png")

@@ -134,11 +134,11 @@ def _section(results: Results) -> str:
 # ---- Comparisons
 
 
-def write_comparison(comparison: Comparison, folder: Path) -> Path:
+def write_comparison(comparison: Comparison, folder: Path, *, svg: bool = True) -> Path:
     """Writes report.md and its plots; returns the former's path."""
     for name in PLOTS:
         plot = themed(getattr(compare_plots, f"plot_{name}"))
-        drawing.save(plot(comparison), folder, name)
+        drawing.save(plot(comparison), folder, name, svg=svg)
     path = folder / "report.md"
     path.write_text(comparison_report(comparison))
     return path

@@ -12,14 +12,16 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib import import_module
 from typing import NamedTuple
 
-from experiments import report, rules_table
+from experiments import drawing, report, rules_table
 from experiments.claims import Claim, bounded
 from experiments.comparison import NO_LAYERS, Cell, Comparison
 from experiments.jobs import ROOT
 from experiments.results import Results, Row
 from experiments.statistics import NOT_SIGNIFICANT, Sample, paired, quotients, together
+from rezero_jax.analysis.plots.theme import themed
 from rezero_jax.errors import UserError
 from rezero_jax.formatting import markdown_table, number
 
@@ -61,7 +63,7 @@ ACROSS = [
 
 
 def main(argv: Sequence[str]) -> int:
-    """Writes all pages and the reports of comparisons with their plots; returns the exit status.
+    """Writes all pages, the reports of comparisons and all plots; returns the exit status.
 
     Raises:
       UserError: there are arguments, or a page has no place for a table.
@@ -75,7 +77,10 @@ def main(argv: Sequence[str]) -> int:
         path.write_text(rewritten(path.read_text(), tables))
         print(path)
     for name, comparison in compared.items():
-        print(report.write_comparison(comparison, COMPARISONS / name))
+        print(report.write_comparison(comparison, COMPARISONS / name, svg=False))
+    for results in read_all():
+        plot = themed(import_module(f"experiments.{results.experiment}").plot)
+        drawing.save(plot(results), FOLDER, results.experiment, svg=False)
     return 0
 
 
