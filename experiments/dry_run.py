@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.jobs import Job, Status, status
-from rezero_jax.data import stand_in
+from rehearsal.plan import trainer_for_sizes
 from rezero_jax.formatting import duration
 from rezero_jax.runs.reader import Run
 from rezero_jax.training import cost
@@ -102,8 +102,7 @@ def trainer_of(config: ConfigDict) -> Trainer:
     """The trainer of a run, on stand-in data where possible."""
     with config.unlocked():
         config.mesh.data = config.mesh.model = 1  # the cost is the same on any mesh
-    dataset = stand_in(config.data)
-    return Trainer(config, dataset) if dataset else Trainer.from_config(config)
+    return trainer_for_sizes(config)
 
 
 def _seconds_left(cost: Cost, done: Status, folder: Path) -> float:
