@@ -157,12 +157,13 @@ def compile_dispatch(trainer: Trainer) -> jax.stages.Compiled:
     mesh, whole = trainer.mesh, sharding.replicated(trainer.mesh)
     resident, batch = first_batch(trainer)
     steps = trainer.config.train.steps_per_dispatch
-    fetched = {name: jax.ShapeDtypeStruct((steps, *x.shape), x.dtype) for name, x in batch.items()}
+    shape = jax.ShapeDtypeStruct
+    rows = sharding.batched(mesh, axis=1)
     args = (
-        sharding.shapes(resident, whole),
-        sharding.shapes(fetched, sharding.batched(mesh, axis=1)),
-        jax.ShapeDtypeStruct((), jnp.int32, sharding=whole),
-        jax.ShapeDtypeStruct((mesh.size,), jnp.int32, sharding=sharding.each(mesh)),
+        {name: shape(x.shape, x.dtype, sharding=whole) for name, x in resident.items()},
+        {name: shape((steps, *x.shape), x.dtype, sharding=rows) for name, x in batch.items()},
+        shape((), jnp.int32, sharding=whole),
+        shape((mesh.size,), jnp.int32, sharding=sharding.each(mesh)),
     )
     with jax.set_mesh(mesh):
         return trainer.jitted_dispatch.lower(trainer.shapes, *args).compile()

@@ -123,14 +123,13 @@ def state_shardings(shapes: Any, mesh: Mesh, spec: ModelSpec, fully_sharded: boo
       UserError: an axis does not divide among the devices along `model`, or no parameter can be
         sharded along it.
     """
-    params = {path_text(path) for path, _ in jax.tree.leaves_with_path(shapes["params"])}
     data, model = mesh.shape["data"], mesh.shape["model"]
 
     def place(path: Any, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         # The path of a moment ends in the path of its parameter.
         keys, shape = path_text(path).split("/"), leaf.shape
         tails = ("/".join(keys[i:]) for i in range(1, len(keys)))
-        name = next((tail for tail in tails if tail in params), None)
+        name = next((tail for tail in tails if tail in spec.parameters), None)
         if name is None or not shape:  # an optimizer may keep one scalar for a parameter
             return replicated(mesh)
         axes: list[str | None] = [None] * leaf.ndim
@@ -186,7 +185,7 @@ def own_rows(mesh: Mesh, size: int) -> np.ndarray:
 
 
 def put(tree: Any, sharding: NamedSharding) -> Any:
-    """Puts host arrays, which every process has whole, on the devices."""
+    """Puts host arrays on the devices; a process reads only the shards of its own devices."""
 
     def place(leaf: Any) -> jax.Array:
         whole = np.asarray(leaf)
@@ -210,17 +209,3 @@ def put_rows(tree: Any, sharding: NamedSharding, axis: int, size: int) -> Any:
 def each(mesh: Mesh) -> NamedSharding:
     """One element of an array (devices,) on each device."""
     return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-
-
-def shapes(tree: Any, sharding: NamedSharding) -> Any:
-    """Shapes of a tree of arrays with this sharding."""
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
-    )
-
-
-def put_from_each(value: int, mesh: Mesh) -> jax.Array:
-    """Each process's own number on each of its devices: int32 (devices,)."""
-    own = np.full(1, value, np.int32)
-    with jax.transfer_guard_host_to_device("allow"):
-        return jax.make_array_from_callback((mesh.size,), each(mesh), lambda _: own)

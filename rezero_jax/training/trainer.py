@@ -138,7 +138,8 @@ class Trainer:
             fetched, sharding.batched(self.mesh, axis=1), 1, self.config.train.batch_size
         )
         count = sharding.put(np.int32(len(batches)), self._whole)
-        stops = sharding.put_from_each(stop, self.mesh)
+        stops = np.full(self.mesh.size, stop, np.int32)  # other processes put their own numbers
+        stops = sharding.put(stops, sharding.each(self.mesh))
         with jax.set_mesh(self.mesh):
             return self.jitted_dispatch(state, self._resident[0], fetched, count, stops)
 
