@@ -26,6 +26,7 @@ def main(argv: list[str]) -> int:
     # Imported here so that --help and a wrong flag are answered at once.
     from jax.errors import JaxRuntimeError
 
+    from launch.connect import connect
     from rezero_jax import devices, processes
     from rezero_jax.config import load_config
     from rezero_jax.errors import UserError
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> int:
         if args.plan not in (None, "here"):
             devices.use_cpu()
         devices.cache_compilations()
-        processes.initialize(args.coordinator, args.process_id, args.num_processes)
+        connect(args.coordinator, args.process_id, args.num_processes)
         try:
             if args.plan is not None:
                 from rehearsal.plan import plan, render

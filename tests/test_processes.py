@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 
+from launch.connect import connect
 from launch.local import free_port
 from rezero_jax import processes
 from rezero_jax.data.split import ResidentSplit
@@ -184,8 +185,8 @@ def test_four_processes_train_as_one(file, fields, tmp_path):
 
 def test_a_missing_process_is_reported_in_time():
     code = (
-        "import os\nfrom rezero_jax import processes\n"
-        "try: processes.initialize('localhost:1', 1, 2, wait=2)\n"
+        "import os\nfrom launch.connect import connect\nfrom rezero_jax import processes\n"
+        "try: connect('localhost:1', 1, 2, wait=2)\n"
         "except processes.Lost as error: print(error, flush=True); os._exit(error.status)"
     )
     result = run([sys.executable, "-c", code], cwd=ROOT)
@@ -204,11 +205,11 @@ def test_a_missing_process_is_reported_in_time():
 )
 def test_flags_that_contradict_each_other_are_refused(flags, sentence):
     with pytest.raises(UserError, match=f"^{sentence}"):
-        processes.initialize(*flags)
+        connect(*flags)
 
 
 def test_one_process_looks_for_no_others():
-    processes.initialize(num_processes=1)
+    connect(num_processes=1)
     assert processes.is_first()
     assert processes.on_first(lambda: {"a": 1}) == {"a": 1}
     assert processes.agree(True)
