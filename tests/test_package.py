@@ -39,6 +39,20 @@ def test_importing_the_package_imports_nothing_that_only_training_needs(tmp_path
     assert run(sys.executable, "-c", code, cwd=tmp_path) == (0, "[]\n")
 
 
+def test_importing_the_rules_loads_no_other_part_of_the_package(tmp_path):
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import rezero_jax.residual;"
+        "print(len([name for name in sys.modules if name.startswith('rezero_jax')]));"
+        "import rezero_jax; from rezero_jax import *;"
+        "print(set(rezero_jax.__all__) <= set(dir(rezero_jax)) & set(globals()))"
+    )
+    status, output = run(sys.executable, "-c", code, cwd=tmp_path)
+    assert status == 0, output
+    files, complete = output.split()
+    assert int(files) <= 8
+    assert complete == "True"
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
     """The Python of a new environment that has the wheel and what it needs, and the wheel."""

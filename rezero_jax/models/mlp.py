@@ -85,13 +85,14 @@ class MLP(Module):
         width: int,
         depth: int,
         out_features: int,
-        *,
+        *args: Any,
         weight_variance: float | None = None,
         scan: bool = True,
         remat: str = "none",
         dtype: Any = jnp.float32,
         config: RuleConfig = RuleConfig(),
         rngs: nnx.Rngs,
+        **options: Any,
     ):
         sizes = {"in_features": in_features, "width": width, "out_features": out_features}
         for name, size in sizes.items():

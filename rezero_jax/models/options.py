@@ -4,28 +4,30 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import fields, replace
-from typing import Any, TypeVar
+from typing import ParamSpec, TypeVar
 
 from flax import nnx
 
 from rezero_jax.errors import UserError
 
+P = ParamSpec("P")
 T = TypeVar("T")
 KEYWORD, EITHER = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 
-def takes_options(*positional: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
+def takes_options(*positional: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Decorates a function of a keyword `config` to take the config's fields as keywords too.
 
     The default of `config` is a dataclass, whose fields have the defaults of the new arguments. An
     argument that a caller gives overrides the field of the `config` that the caller gives. The
-    decorated function has a signature with all arguments, and a docstring that describes them.
+    decorated function has a signature with all arguments, and a docstring that describes them. The
+    function declares `**options`, and `*args` if options are positional, for type checkers alone.
 
     Args:
       *positional: fields that may be given by position, after the function's positional arguments.
     """
 
-    def decorate(function: Callable[..., T]) -> Callable[..., T]:
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
         own = inspect.signature(function).parameters.values()
         default = inspect.signature(function).parameters["config"].default
         names = [field.name for field in fields(default)]
@@ -54,14 +56,14 @@ def takes_options(*positional: str) -> Callable[[Callable[..., T]], Callable[...
         )
 
         @functools.wraps(function)
-        def decorated(*args: Any, **kwargs: Any) -> T:
+        def decorated(*args: P.args, **kwargs: P.kwargs) -> T:
             arguments = signature.bind(*args, **kwargs).arguments
             given = {name: arguments.pop(name) for name in names if name in arguments}
             config = arguments.pop("config", None) or default
             if not isinstance(config, type(default)):
                 wanted = type(default).__name__
                 raise UserError(f"config is a {type(config).__name__}; give a {wanted}")
-            return function(**arguments, config=replace(config, **given))
+            return function(**arguments, config=replace(config, **given))  # type: ignore[call-arg]
 
         decorated.__signature__ = signature  # type: ignore[attr-defined]
         decorated.__doc__ = _documented(function.__doc__, type(default))

@@ -1,5 +1,7 @@
 """The vision Transformer (ViT, arXiv 2010.11929): an image as a sequence of its patches."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -55,7 +57,7 @@ class ViT(Module):
         depth: int,
         heads: int,
         num_classes: int,
-        *,
+        *args: Any,
         in_channels: int = 3,
         pool: str = "token",
         final_norm: bool | None = None,
@@ -63,6 +65,7 @@ class ViT(Module):
         remat: str = "none",
         config: TransformerConfig = TransformerConfig(activation="gelu"),
         rngs: nnx.Rngs,
+        **options: Any,
     ):
         check_sizes(patch=patch, width=width, num_classes=num_classes, in_channels=in_channels)
         if image_size < patch or image_size % patch:

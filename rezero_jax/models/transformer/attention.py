@@ -158,7 +158,7 @@ class Attention(nnx.Module):
         return self.out(self.norm(heads.reshape(*heads.shape[:2], -1)))
 
 
-def combine_masks(mask: Array | None, key_mask: KeyMask | None) -> Mask | None:
+def joint_mask(mask: Array | None, key_mask: KeyMask | None) -> Mask | None:
     """A layer's two masks as one mask (batch, heads, queries, keys) with axes of size 1.
 
     Raises:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -132,6 +132,7 @@ def generate(
     *,
     config: SamplingConfig = SamplingConfig(),
     rngs: nnx.Rngs | None = None,
+    **options: Any,
 ) -> Int[Array, "batch max_new_tokens"]:
     """Continues the prompts token by token, without dropout; compiled once for similar sizes.
 
@@ -157,6 +158,7 @@ def stream(
     *,
     config: SamplingConfig = SamplingConfig(),
     rngs: nnx.Rngs | None = None,
+    **options: Any,
 ) -> Iterator[np.ndarray]:
     """Yields the tokens of `generate` as they are picked; the other arguments are those of it.
 

@@ -21,13 +21,7 @@ from rezero_jax.errors import UserError
 from rezero_jax.models import init
 from rezero_jax.models.dropout import Dropout
 from rezero_jax.models.options import Module, takes_options
-from rezero_jax.models.transformer.attention import (
-    Attention,
-    Cache,
-    Hidden,
-    KeyMask,
-    combine_masks,
-)
+from rezero_jax.models.transformer.attention import Attention, Cache, Hidden, KeyMask, joint_mask
 from rezero_jax.models.transformer.config import ACTIVATIONS, TransformerConfig
 from rezero_jax.residual import Branch, Place, make_rule
 from rezero_jax.stack import Stack
@@ -102,10 +96,11 @@ class TransformerLayer(Module):
         self,
         width: int,
         heads: int,
-        *,
+        *args: Any,
         place: Place | None = None,
         config: TransformerConfig = TransformerConfig(),
         rngs: nnx.Rngs,
+        **options: Any,
     ):
         """Makes one layer.
 
@@ -190,7 +185,7 @@ class EncoderLayer(TransformerLayer):
           UserError: x has another shape, a mask is not bool, or dropout lacks its `rngs`.
         """
         self.check(x, rngs)
-        seen = combine_masks(mask, key_mask)
+        seen = joint_mask(mask, key_mask)
         attention = partial(self.attention, mask=seen, is_causal=is_causal, rngs=rngs)
         x = self.join(0, x, attention, rngs)
         return self.join(1, x, partial(self.feedforward, rngs=rngs), rngs)
@@ -233,10 +228,10 @@ class DecoderLayer(TransformerLayer):
                 f"this layer takes a memory ({x.shape[0]}, length, {x.shape[-1]}), not "
                 f"{memory.shape}; reshape memory"
             )
-        seen = combine_masks(mask, key_mask)
+        seen = joint_mask(mask, key_mask)
         attention = partial(self.attention, mask=seen, is_causal=is_causal, rngs=rngs)
         x = self.join(0, x, attention, rngs)
-        seen = combine_masks(memory_mask, memory_key_mask)
+        seen = joint_mask(memory_mask, memory_key_mask)
         cross = partial(self.cross_attention, memory=memory, mask=seen, rngs=rngs)
         x = self.join(1, x, cross, rngs)
         return self.join(2, x, partial(self.feedforward, rngs=rngs), rngs)
@@ -259,11 +254,12 @@ class LayerStack(Module):
         remat: str = "none",
         config: TransformerConfig = TransformerConfig(),
         rngs: nnx.Rngs,
+        **options: Any,
     ):
         """Makes the stack.
 
         Args:
-          width, heads: see `TransformerLayer`.
+          width, heads: as in `TransformerLayer`.
           depth: number of layers.
           final_norm: whether a norm follows the last layer; ReZero needs none.
           scan, remat: see `rezero_jax.stack.Stack`.

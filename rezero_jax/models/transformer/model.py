@@ -1,6 +1,7 @@
 """The decoder-only language model of the paper's section 5, for bytes or any other tokens."""
 
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +63,7 @@ class Transformer(Module):
         depth: int,
         heads: int,
         max_len: int,
-        *,
+        *args: Any,
         positions: str = "sinusoidal",
         tied: bool = False,
         final_norm: bool = False,
@@ -70,6 +71,7 @@ class Transformer(Module):
         remat: str = "none",
         config: TransformerConfig = TransformerConfig(activation="gelu"),
         rngs: nnx.Rngs,
+        **options: Any,
     ):
         check_sizes(vocab_size=vocab_size, max_len=max_len)
         if positions not in POSITIONS:
