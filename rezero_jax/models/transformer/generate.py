@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,31 +14,12 @@ from jaxtyping import Bool, Float, Int
 
 from rezero_jax.errors import UserError
 from rezero_jax.models.options import takes_options
-from rezero_jax.models.transformer.attention import Cache, Hidden
+from rezero_jax.models.transformer.attention import Cache
 
 Prompts = Sequence[Sequence[int]] | Array | np.ndarray
 
 LENGTH_MULTIPLE = 32  # prompts and caches are padded to a multiple: few lengths are compiled
-
-
-@runtime_checkable
-class LanguageModel(Protocol):
-    """The methods of a model that generation calls; see `Transformer`."""
-
-    vocab_size: int
-    max_len: int
-
-    def check(self, tokens: np.ndarray) -> None: ...
-
-    def for_decoding(self) -> "LanguageModel": ...
-
-    def init_cache(self, batch_size: int, length: int) -> list[Cache]: ...
-
-    def decode(
-        self, tokens: Array, cache: list[Cache], positions: Array
-    ) -> tuple[Hidden, list[Cache]]: ...
-
-    def logits(self, hidden: Array) -> Array: ...
+LanguageModel = Any  # a `Transformer`, whose file imports this one
 
 
 @dataclass(frozen=True)
