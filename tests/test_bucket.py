@@ -60,6 +60,23 @@ def test_it_resumes_although_a_save_was_killed_and_requests_fail(
     assert differences(copied, trained("mlp")) == []
 
 
+@pytest.mark.slow
+def test_an_outage_ends_the_run_and_the_same_call_resumes(copied, trained, server, monkeypatch):
+    def stop():
+        monkeypatch.setattr(server, "faults", Faults(1.0))
+        monkeypatch.setattr(server.faults, "KINDS", ("cut the request",))
+        return 0
+
+    began = time.monotonic()
+    with pytest.raises(Unavailable, match=r"does not answer .* the same command resumes") as info:
+        loop.train(CONFIG, copied, stop=stop)
+    assert info.value.status == 4
+    assert time.monotonic() - began < 300
+    monkeypatch.setattr(server, "faults", Faults(0.0))
+    loop.train(CONFIG, copied)
+    assert differences(copied, trained("mlp")) == []
+
+
 # ---- The newest start wins
 
 

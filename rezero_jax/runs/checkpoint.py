@@ -21,12 +21,12 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from rezero_jax import processes
 from rezero_jax.errors import UserError, first_line
-from rezero_jax.runs.files import AnyPath, is_bucket, move_folder
+from rezero_jax.runs.files import AnyPath, is_bucket, is_outage, move_folder
 from rezero_jax.runs.restore import checksum, fingerprint, read_manifest, read_newest
 
 
 class Checkpoints:
-    """Checkpoints of one run; used as a context, at whose end all saves are on disk.
+    """Checkpoints of one run; used as a context, which waits for the last save at its end.
 
     Args:
       folder: absolute path of the folder, made by the first save.
@@ -75,8 +75,9 @@ class Checkpoints:
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         is_lost = jax.process_count() > 1 and isinstance(error, JaxRuntimeError)
-        if not is_lost and not isinstance(error, processes.Lost):
-            self.close()  # which would wait for the save of a lost process
+        is_lost = is_lost or isinstance(error, processes.Lost) or is_outage(self._folder, error)
+        if not is_lost:  # Otherwise a save would wait for the lost process or bucket.
+            self.close()
 
     def save(
         self, step: int, state: Any, progress: dict[str, Any], metrics: dict[str, float] | None
