@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from benchmarks import size
 
 ROOT = Path(__file__).parents[1]
@@ -88,6 +90,17 @@ def test_imports_point_one_way():
 def test_no_file_is_too_long_to_read_in_one_sitting():
     lengths = {str(path.relative_to(ROOT)): size.lines_of(path) for path in SOURCES}
     assert {path: lines for path, lines in lengths.items() if lines > 330} == {}
+
+
+def test_few_files_are_short_and_the_residual_rules_load_few():
+    assert len(size.short(size.tracked("rezero_jax"))) <= 10
+    assert len(size.loaded_by("rezero_jax.residual")) <= 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "most"), [("MLP", 9), ("Transformer", 12)])
+def test_few_frames_are_between_the_step_and_the_residual_add(family, most):
+    assert len(size.frames(family)) <= most
 
 
 def test_read_paths_list_files_that_exist():
