@@ -15,72 +15,13 @@ from rehearsal.program import Traffic, parse, shape_bytes, trip_count
 from rehearsal.topologies import devices_of
 from rezero_jax.errors import UserError
 
-
-def cycles(count: int) -> str:
-    return f'backend_config={{"window_config":{{"estimated_cycles":"{count}"}}}}'
-
-
+HLO = Path(__file__).parent / "reference" / "hlo"
 # A dispatch: 5 cycles outside; each update 7, two layers of 11, and the costlier branch, 30.
-BY_HAND = f"""HloModule dispatch
-
-%inner_condition (p: (s32[], f32[4,8])) -> pred[] {{
-  %limit = s32[] constant(2)
-  %p = (s32[], f32[4,8]) parameter(0)
-  %i = s32[] get-tuple-element(%p), index=0
-  ROOT %less = pred[] compare(%i, %limit), direction=LT
-}}
-
-%inner_body (p.1: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {{
-  %p.1 = (s32[], f32[4,8]) parameter(0)
-  %x = f32[4,8] get-tuple-element(%p.1), index=1
-  %sum = f32[4,8] all-reduce(%x), replica_groups=[2,4]<=[8], to_apply=%add
-  %y = f32[4,8] add(%sum, %sum), metadata={{op_name="jit(f)/while/body/add"}}, {cycles(11)}
-  %i.1 = s32[] get-tuple-element(%p.1), index=0
-  ROOT %t = (s32[], f32[4,8]) tuple(%i.1, %y)
-}}
-
-%cheap (a: f32[4,8]) -> f32[4,8] {{
-  ROOT %a.1 = f32[4,8] negate(%a), {cycles(3)}
-}}
-
-%costly (b: f32[4,8]) -> f32[4,8] {{
-  ROOT %b.1 = f32[4,8] tanh(%b), {cycles(30)}
-}}
-
-%outer_condition (q: (s32[], f32[4,8], s32[])) -> pred[] {{
-  %q = (s32[], f32[4,8], s32[]) parameter(0)
-  %j = s32[] get-tuple-element(%q), index=0
-  %count = s32[] get-tuple-element(%q), index=2
-  ROOT %less.1 = pred[] compare(%j, %count), direction=LT
-}}
-
-%outer_body (q.1: (s32[], f32[4,8], s32[])) -> (s32[], f32[4,8], s32[]) {{
-  %q.1 = (s32[], f32[4,8], s32[]) parameter(0)
-  %z = f32[4,8] get-tuple-element(%q.1), index=1
-  %u = f32[4,8] multiply(%z, %z), metadata={{op_name="jit(f)/while/body/mul"}}, {cycles(7)}
-  %start = (s32[], f32[4,8]) tuple(%z, %u)
-  %layers = (s32[], f32[4,8]) while(%start), condition=%inner_condition, body=%inner_body
-  %v = f32[4,8] get-tuple-element(%layers), index=1
-  %w = f32[4,8] conditional(%z, %v, %v), branch_computations={{%cheap, %costly}}
-  %j.1 = s32[] get-tuple-element(%q.1), index=0
-  %count.1 = s32[] get-tuple-element(%q.1), index=2
-  ROOT %t.1 = (s32[], f32[4,8], s32[]) tuple(%j.1, %w, %count.1)
-}}
-
-ENTRY %main (x.1: f32[4,8], n: s32[]) -> f32[4,8] {{
-  %x.1 = f32[4,8] parameter(0)
-  %n = s32[] parameter(1)
-  %zero = s32[] constant(0)
-  %twice = f32[4,8] add(%x.1, %x.1), {cycles(5)}
-  %start.1 = (s32[], f32[4,8], s32[]) tuple(%zero, %twice, %n)
-  %updates = (s32[], f32[4,8], s32[]) while(%start.1), condition=%outer_condition, body=%outer_body
-  ROOT %result = f32[4,8] get-tuple-element(%updates), index=1
-}}
-"""
+LOOPS = (HLO / "loops.txt").read_text()
 
 
 def test_loops_count_by_their_trip_counts_and_branches_by_the_costliest():
-    update, dispatch = accounts(BY_HAND)
+    update, dispatch = accounts(LOOPS)
     assert +update.cycles == {"mul": 7, "add": 2 * 11, "tanh": 30}
     assert dispatch.cycles.total() == 5
     (one,) = update.collectives
@@ -89,14 +30,14 @@ def test_loops_count_by_their_trip_counts_and_branches_by_the_costliest():
 
 
 def test_without_a_loop_of_unknown_trip_count_the_program_is_the_update():
-    entry = BY_HAND.replace("get-tuple-element(%q), index=2", "constant(3)")
+    entry = LOOPS.replace("get-tuple-element(%q), index=2", "constant(3)")
     update, dispatch = accounts(entry)
     assert update.cycles.total() == 5 + 3 * (7 + 2 * 11 + 30)
     assert dispatch.cycles.total() == 0
 
 
 def test_the_compilers_own_trip_count_wins():
-    computations, _ = parse(BY_HAND)
+    computations, _ = parse(LOOPS)
     loop = next(one for one in computations["outer_body"] if one.opcode == "while")
     assert trip_count(loop, computations) == 2
     known = loop._replace(rest=loop.rest + ', backend_config={"known_trip_count":{"n":"9"}}')
@@ -124,34 +65,8 @@ def test_sizes_of_shapes_and_groups():
         assert group_size(groups) == size, groups
 
 
-TRAFFIC = """
-%sliced (p0: f32[10,100], p1: s32[]) -> f32[1,100] {
-  %p0 = f32[10,100] parameter(0)
-  %p1 = s32[] parameter(1)
-  %view = f32[10,100] bitcast(%p0)
-  ROOT %slice = f32[1,100] dynamic-slice(%view, %p1), dynamic_slice_sizes={1,100}
-}
-
-%updated (s0: f32[10,100], s1: f32[1,100], s2: s32[]) -> f32[10,100] {
-  %s0 = f32[10,100] parameter(0)
-  %s1 = f32[1,100] parameter(1)
-  %s2 = s32[] parameter(2)
-  ROOT %update = f32[10,100] dynamic-update-slice(%s0, %s1, %s2)
-}
-
-ENTRY %main (a: f32[10,100], b: f32[10,100]{1,0:S(1)}, i: s32[]) -> f32[10,100] {
-  %a = f32[10,100]{1,0:T(8,128)} parameter(0)
-  %b = f32[10,100]{1,0:T(8,128)S(1)} parameter(1)
-  %i = s32[] parameter(2)
-  %layer = f32[1,100]{1,0} fusion(%a, %i), kind=kLoop, calls=%sliced
-  %sum = f32[10,100]{1,0} add(%a, %b)
-  ROOT %out = f32[10,100]{1,0} fusion(%a, %layer, %i), kind=kLoop, calls=%updated
-}
-"""
-
-
 def test_slices_and_fast_memory_are_cheap():
-    computations, entry = parse(TRAFFIC)
+    computations, entry = parse((HLO / "traffic.txt").read_text())
     found = {one.name: Traffic(computations).of(one, entry) for one in computations[entry]}
     assert found["layer"] == 400 + 400 + 4  # one row of a, read and written; the index
     assert found["sum"] == 4000 + 0 + 4000  # b is in fast memory
@@ -159,29 +74,15 @@ def test_slices_and_fast_memory_are_cheap():
     assert found["a"] == 0
 
 
-BETWEEN_SLICES = """
-ENTRY %main (a: f32[8,128]) -> f32[8,128] {
-  %a = f32[8,128]{1,0:T(8,128)} parameter(0)
-  %token = token[] after-all()
-  %send = (f32[8,128]{1,0:T(8,128)}, u32[], token[]) send(%a, %token), channel_id=2, \
-is_host_transfer=true, frontend_attributes={_xla_megascale_reduce_operation="SUM",\
-_xla_megascale_target="{1,2}x{0:7}",_xla_megascale_transfer_type="ALL_REDUCE"}
-  ROOT %recv = (f32[8,128]{1,0:T(8,128)}, u32[], token[]) recv(%send), channel_id=3, \
-is_host_transfer=true, frontend_attributes={_xla_megascale_target="{1,2}x{0:7}",\
-_xla_megascale_transfer_type="ALL_REDUCE"}
-}
-"""
-
-
 def test_transfers_between_slices_are_collectives():
-    (one,) = accounts(BETWEEN_SLICES)[0].collectives
+    (one,) = accounts((HLO / "slices.txt").read_text())[0].collectives
     assert (one.kind, one.size, one.trips) == ("all-reduce between slices", 8 * 128 * 4, 1)
     assert group_size(one.groups) == 2
 
 
 def test_what_the_tpu_compiler_wrote():
     """Six layers x = tanh(x w) of width 2048 on 4 x 1024 rows, forward and backward, on v5e:2x2."""
-    hlo = Path("tests/reference/hlo/dispatch.txt").read_text()
+    hlo = (HLO / "dispatch.txt").read_text()
     update, dispatch = accounts(hlo)
     assert update.cycles.total() / CHIPS["v5e"].hertz == pytest.approx(2.82e-3, rel=1e-3)
     assert dispatch.cycles.total() / CHIPS["v5e"].hertz == pytest.approx(0.309e-3, rel=1e-2)
