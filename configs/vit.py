@@ -38,6 +38,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.flip = config.data.name.startswith("cifar")  # a mirrored digit is not a digit
 
     config.model = option_fields(TransformerConfig(activation="gelu"))
+    del config.model.dropout  # image classifiers train without dropout
     config.model.name = "vit"
     config.model.patch = 2 if digits else 4
     config.model.width = 16 if args.smoke else 192

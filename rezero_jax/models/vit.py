@@ -103,13 +103,19 @@ class ViT(Module):
             if isinstance(module, nnx.LayerNorm):
                 module.epsilon = EPSILON
 
-    def __call__(self, images: Images) -> Float[Array, "batch classes"]:
+    def __call__(
+        self, images: Images, *, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "batch classes"]:
         """Returns float32 logits.
 
+        Args:
+          images: of the size and channels for which the model was made.
+          rngs: source of the layers' dropout, in training.
+
         Raises:
-          UserError: the images have another size or number of channels.
+          UserError: the images have another shape, or dropout lacks its `rngs`.
         """
-        x = self.trunk(self.embed(images))
+        x = self.trunk(self.embed(images), rngs=rngs)
         pooled = x.mean(axis=1) if self.token is None else x[:, 0]
         return self.head(self.norm(pooled.astype(jnp.float32)))
 
