@@ -32,7 +32,7 @@ def run(*command, cwd):
 
 def test_importing_the_package_imports_nothing_that_only_training_needs(tmp_path):
     code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import rezero_jax;"
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from rezero_jax import *;"
         "import rezero_jax.models.weights;"
         f"print([name for name in {OPTIONAL!r}.split() if name in sys.modules])"
     )

@@ -6,9 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from ml_collections import ConfigDict
 
-from rezero_jax.config import option_fields
 from rezero_jax.devices import compute_dtype
 from rezero_jax.errors import UserError, choose_from
 from rezero_jax.models.mlp import MLP
@@ -23,8 +21,10 @@ DTYPES = ("auto", "bfloat16", "float32")
 LARGEST = 10_000_000  # of every size in config.model
 
 
-def transformer_model() -> ConfigDict:
+def transformer_model() -> Any:
     """config.model of a byte-level language model, except depth, width, heads and max_len."""
+    from rezero_jax.config import option_fields  # ml_collections, which models do without
+
     model = option_fields(TransformerConfig(activation="gelu"))
     model.name = "transformer"
     model.vocab_size = 256
