@@ -39,7 +39,7 @@ from rezero_jax.command import parser
 from rezero_jax.config import load_config
 from rezero_jax.errors import UserError
 from rezero_jax.formatting import markdown_table, number
-from rezero_jax.models.resnet.blocks import RULES as RESNET_RULES
+from rezero_jax.models.resnet.config import RULES as RESNET_RULES
 from rezero_jax.residual import RULES
 
 ENWIK8 = "configs/transformer_enwik8.py:layers"

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from rezero_jax import MLP, ResNet, Transformer, ViT
-from rezero_jax.models.resnet import blocks
+from rezero_jax.models.resnet import config as resnet
 from rezero_jax.residual import RULES, Alpha
 
 TOKENS = jnp.arange(12).reshape(2, 6) % 11
@@ -25,7 +25,7 @@ MLP_RULES = ("plain", "residual", "norm", "pre_norm", "post_norm", "rezero", "ga
 CASES = [("vit", "rezero")] + [
     (family, rule)
     for family in FAMILIES
-    for rule in {"mlp": MLP_RULES, "transformer": RULES}.get(family, blocks.RULES)
+    for rule in {"mlp": MLP_RULES, "transformer": RULES}.get(family, resnet.RULES)
     if family != "vit" and (family, rule) != ("preact", "zero_gamma")
 ]
 

@@ -307,7 +307,7 @@ def test_signatures_have_the_options():
     for make, own in ((ResNet.cifar, "variant"), (ResNet.preact, "stem")):
         parameters = inspect.signature(make).parameters
         assert list(parameters)[:3] == ["depth", "residual", "num_classes"]
-        assert set(parameters) == {"depth", "residual", "num_classes", own, *shared}
+        assert set(parameters) == {"depth", "residual", "num_classes", "config", own, *shared}
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ def test_signatures_have_the_options():
         (partial(ResNet.cifar, 20, variant="notebok"), 'did you mean "notebook"'),
         (partial(ResNet.preact, 18, stem="image"), 'did you mean "imagenet"'),
         (partial(ResNet.preact, 18, "zero_gamma"), "zero_gamma needs a BatchNorm"),
-        (partial(ResNet.cifar, 20, "zero_gamma", batch_norm=False), "zero_gamma needs a BatchNorm"),
+        (partial(ResNet.cifar, 20, "zero_gamma", batch_norm=False), "batch_norm=True"),
         (partial(ResNet.cifar, 20, num_classes=0), "num_classes is 0"),
         (partial(ResNet.cifar, 20, width=0), "width"),
     ],

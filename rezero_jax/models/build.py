@@ -10,7 +10,6 @@ from flax import nnx
 from rezero_jax.devices import compute_dtype
 from rezero_jax.errors import UserError, choose_from
 from rezero_jax.models.mlp import MLP
-from rezero_jax.models.resnet.blocks import ResNetConfig
 from rezero_jax.models.resnet.model import ResNet
 from rezero_jax.models.transformer.config import TransformerConfig
 from rezero_jax.models.transformer.model import Transformer
@@ -63,8 +62,13 @@ def make_model(
     *sides, channels = example_shape
     options |= {"in_channels": channels, "num_classes": num_classes}
     if config["name"] == "resnet":
-        resnet = ResNetConfig(**options)
-        return lambda rngs: ResNet(resnet, rngs=rngs), example_shape
+        families = {"cifar": (ResNet.cifar, "stem"), "preact": (ResNet.preact, "variant")}
+        family = options.pop("family")
+        if family not in families:
+            raise choose_from("model.family", family, families)
+        make, other_option = families[family]
+        del options[other_option]  # an option of the other family
+        return lambda rngs: make(**options, rngs=rngs), example_shape
     height, width = sides
     if height != width:
         raise UserError(

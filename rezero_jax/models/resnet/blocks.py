@@ -1,4 +1,4 @@
-"""Blocks of residual networks on images, and the options they are made from.
+"""Blocks of residual networks on images.
 
 This table has the equation of a block under each residual rule. s(x) is the shortcut: x itself,
 or, where a block changes the shape of its input, the output of `Shortcut` or of a 1x1 convolution.
@@ -21,139 +21,17 @@ paper discusses `skipinit` (arXiv 2002.10444) without numbers. Fixup is by Zhang
 1901.09321; the paper's table uses their code for CIFAR-10.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array
 from jax.nn.initializers import Initializer
 
-from rezero_jax.errors import UserError, choose_from
 from rezero_jax.models import init
-from rezero_jax.models.resnet.batch_norm import BatchNorm
-from rezero_jax.models.resnet.conv import Conv, Images
-from rezero_jax.residual import Rule, RuleConfig, make_rule
+from rezero_jax.models.resnet.config import CifarConfig, ResNetConfig
+from rezero_jax.models.resnet.conv import Images
 
-RULES = ("residual", "zero_gamma", "gated", "fixup", "skipinit", "rezero", "rezero_channel")
-PREACT_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 ZEROS = nnx.initializers.zeros_init()
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResNetConfig:
-    """Options of a residual network, passed whole to its stages and blocks.
-
-    Attributes:
-      family: "cifar" (three stages of post-activation blocks) or "preact" (four stages of
-        pre-activation blocks).
-      depth: cifar: 6n + 2 for n blocks in each stage, such as 20, 32, 44, 56 or 110; preact: 18 or
-        34 (two 3x3 convolutions in each block), or 50 (bottleneck blocks).
-      residual: one of RULES; there is no `zero_gamma` in the preact family.
-      num_classes: number of logits.
-      width: channels of the first stage; each later stage has twice as many.
-      in_channels: 3 for colour images, 1 for grey images.
-      variant: of the cifar family. "paper", the code behind the paper's table, has a BatchNorm in
-        each shortcut that subsamples, and Kaiming normal convolutions by fan out (PyTorch's default
-        for `gated` and for the stem of `fixup`). "notebook", the authors' notebook, has no such
-        BatchNorm, and Kaiming normal weights by fan in, including the head's.
-      stem: of the preact family, whose weights have PyTorch's default distribution. "cifar" keeps
-        the resolution; "imagenet" divides it by four, for large images.
-      batch_norm: False removes every BatchNorm, as `fixup` and `skipinit` always do; convolutions
-        then have biases.
-      alpha_init: initial gate, where the rule has one; None is 0.
-      scan, remat: how the equal blocks of a stage run, see `rezero_jax.stack.Stack`. Scanned stages
-        compile faster at great depth; a step takes the same time (ResNet-20 on a CPU). A 3x3
-        convolution is not a matrix product, so remat="dots" recomputes it.
-      dtype: dtype of the computation; parameters, trunk and logits are float32.
-
-    Raises:
-      UserError: an unknown depth, rule, variant or stem, or a combination that cannot learn.
-    """
-
-    family: str
-    depth: int
-    residual: str
-    num_classes: int
-    width: int
-    in_channels: int
-    variant: str = "paper"
-    stem: str = "cifar"
-    batch_norm: bool
-    alpha_init: float | None
-    scan: bool
-    remat: str
-    dtype: Any
-
-    def __post_init__(self) -> None:
-        for what, name, valid in (
-            ("model.family", self.family, ("cifar", "preact")),
-            ("residual rule", self.residual, RULES),
-            ("variant", self.variant, ("paper", "notebook")),
-            ("stem", self.stem, ("cifar", "imagenet")),
-        ):
-            if name not in valid:
-                raise choose_from(what, name, valid)
-        if self.num_classes < 1:
-            raise UserError(f"num_classes is {self.num_classes}; give at least 1")
-        if not self.is_post and self.depth not in PREACT_BLOCKS:
-            raise choose_from("depth", self.depth, map(str, PREACT_BLOCKS))
-        if self.is_post and (self.depth < 8 or (self.depth - 2) % 6):
-            below = max(self.depth - (self.depth - 2) % 6, 8)
-            raise UserError(
-                f"depth={self.depth} is not 6n + 2; the closest depths are {below} and {below + 6}"
-            )
-        if self.residual == "zero_gamma" and not (self.batch_norm and self.is_post):
-            raise UserError(
-                "zero_gamma needs a BatchNorm at the end of each branch, which only ResNet.cifar "
-                "with batch_norm=True has; change these or use rezero"
-            )
-
-    @property
-    def is_post(self) -> bool:
-        """Whether the network has post-activation blocks."""
-        return self.family == "cifar"
-
-    @property
-    def stages(self) -> tuple[int, ...]:
-        """Number of blocks in each stage."""
-        return ((self.depth - 2) // 6,) * 3 if self.is_post else PREACT_BLOCKS[self.depth]
-
-    @property
-    def expansion(self) -> int:
-        """Channels of the trunk over the inner channels of a block: 4 in bottleneck blocks."""
-        return 4 if not self.is_post and self.depth == 50 else 1
-
-    @property
-    def has_norm(self) -> bool:
-        """Whether the network has any BatchNorm."""
-        return self.batch_norm and self.residual not in ("fixup", "skipinit")
-
-    @property
-    def kernel_init(self) -> Initializer | None:
-        """Initial distribution of the convolutions, except in Fixup's branches; None: PyTorch's."""
-        if not self.is_post:
-            return None
-        if self.variant == "notebook":
-            return init.kaiming_normal("fan_in")
-        return None if self.residual in ("gated", "fixup") else init.kaiming_normal("fan_out")
-
-    def conv(self, cin: int, cout: int, kernel: int, stride: int = 1, **options: Any) -> Conv:
-        """A convolution, with a bias where neither a BatchNorm nor Fixup's scalars provide one."""
-        bias = not self.has_norm and self.residual != "fixup"
-        options = {"kernel_init": self.kernel_init} | options
-        return Conv(cin, cout, kernel, stride=stride, bias=bias, dtype=self.dtype, **options)
-
-    def norm(self, features: int, scale_init: float = 1.0) -> Callable[[Array], Array]:
-        """A BatchNorm, or the identity in a network without BatchNorm."""
-        return BatchNorm(features, scale_init=scale_init) if self.has_norm else nnx.identity
-
-    def rule(self, features: int, rngs: nnx.Rngs) -> Rule:
-        """The rule that joins branch and shortcut, in every block without Fixup."""
-        name = {"zero_gamma": "residual", "skipinit": "rezero"}.get(self.residual, self.residual)
-        return make_rule(RuleConfig(name, self.alpha_init), features, rngs=rngs)
 
 
 class Shortcut(nnx.Module):
@@ -162,7 +40,7 @@ class Shortcut(nnx.Module):
     The paper's variant normalises the subsampled pixels.
     """
 
-    def __init__(self, config: ResNetConfig, cin: int, cout: int, stride: int):
+    def __init__(self, config: CifarConfig, cin: int, cout: int, stride: int):
         self.norm = config.norm(cin) if config.variant == "paper" else nnx.identity
         self.stride, self.added = stride, cout - cin
 
@@ -175,7 +53,7 @@ class PostBlock(nnx.Module):
     """F(x) = bn conv relu bn conv x with 3x3 convolutions, joined to s(x) as in the table above."""
 
     def __init__(
-        self, config: ResNetConfig, cin: int, channels: int, stride: int, *, rngs: nnx.Rngs
+        self, config: CifarConfig, cin: int, channels: int, stride: int, *, rngs: nnx.Rngs
     ):
         self.conv1 = config.conv(cin, channels, 3, stride, rngs=rngs)
         self.norm1 = config.norm(channels)
@@ -239,7 +117,7 @@ class PostFixup(nnx.Module):
     """
 
     def __init__(
-        self, config: ResNetConfig, cin: int, channels: int, stride: int, *, rngs: nnx.Rngs
+        self, config: CifarConfig, cin: int, channels: int, stride: int, *, rngs: nnx.Rngs
     ):
         conv = partial(config.conv, rngs=rngs)
         self.conv1 = conv(cin, channels, 3, stride, kernel_init=fixup_init(config, 2))
@@ -310,5 +188,7 @@ def make_block(
     config: ResNetConfig, cin: int, channels: int, stride: int, *, rngs: nnx.Rngs
 ) -> nnx.Module:
     """The network's kind of block, from `cin` to `channels * config.expansion` channels."""
-    kinds = (PostFixup, PreFixup) if config.residual == "fixup" else (PostBlock, PreBlock)
-    return kinds[0 if config.is_post else 1](config, cin, channels, stride, rngs=rngs)
+    fixup = config.residual == "fixup"
+    if isinstance(config, CifarConfig):
+        return (PostFixup if fixup else PostBlock)(config, cin, channels, stride, rngs=rngs)
+    return (PreFixup if fixup else PreBlock)(config, cin, channels, stride, rngs=rngs)

@@ -1,7 +1,5 @@
 """Residual networks on images: the paper's CIFAR networks and pre-activation networks."""
 
-from typing import Any
-
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -9,7 +7,9 @@ from jaxtyping import Float
 
 from rezero_jax.errors import UserError
 from rezero_jax.models import init
-from rezero_jax.models.resnet.blocks import ResNetConfig, make_block, scalar
+from rezero_jax.models.options import takes_options
+from rezero_jax.models.resnet.blocks import make_block, scalar
+from rezero_jax.models.resnet.config import CifarConfig, PreactConfig, ResNetConfig
 from rezero_jax.models.resnet.conv import Images
 from rezero_jax.residual import trunk_dtype
 from rezero_jax.stack import Stack
@@ -67,12 +67,13 @@ class Stem(nnx.Module):
     """
 
     def __init__(self, config: ResNetConfig, *, rngs: nnx.Rngs):
-        kernel, stride = (3, 1) if config.stem == "cifar" else (7, 2)
+        large = isinstance(config, PreactConfig) and config.stem == "imagenet"
+        kernel, stride = (7, 2) if large else (3, 1)
         self.conv = config.conv(config.in_channels, config.width, kernel, stride, rngs=rngs)
-        self.activate = config.is_post
+        self.activate = isinstance(config, CifarConfig)
         self.norm = config.norm(config.width) if self.activate else nnx.identity
         self.bias = scalar(0.0) if self.activate and config.residual == "fixup" else None
-        self.pool = config.stem == "imagenet"
+        self.pool = large
 
     def __call__(self, x: Images) -> Images:
         x = self.norm(self.conv(x))
@@ -106,12 +107,12 @@ class ResNet(nnx.Module):
         self.stages = nnx.List(stages)
         fixup = config.residual == "fixup"
         start = nnx.initializers.zeros_init() if fixup else init.torch_uniform(cin)
-        notebook = config.variant == "notebook" and not fixup
+        notebook = isinstance(config, CifarConfig) and config.variant == "notebook"
         self.head_bias = scalar(0.0) if fixup else None
         self.head = nnx.Linear(
             cin,
             config.num_classes,
-            kernel_init=init.kaiming_normal("fan_in") if notebook else start,
+            kernel_init=init.kaiming_normal("fan_in") if notebook and not fixup else start,
             bias_init=start,
             rngs=rngs,
         )
@@ -134,69 +135,29 @@ class ResNet(nnx.Module):
         return self.head(x if self.head_bias is None else x + self.head_bias)
 
     @classmethod
-    def cifar(
-        cls,
-        depth: int,
-        residual: str = "rezero",
-        num_classes: int = 10,
-        *,
-        width: int = 16,
-        in_channels: int = 3,
-        variant: str = "paper",
-        batch_norm: bool = True,
-        alpha_init: float | None = None,
-        scan: bool = False,
-        remat: str = "none",
-        dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
-    ) -> "ResNet":
-        """The network of He et al. for CIFAR-10; see `ResNetConfig` for arguments and errors."""
-        config = ResNetConfig(
-            family="cifar",
-            depth=depth,
-            residual=residual,
-            num_classes=num_classes,
-            width=width,
-            in_channels=in_channels,
-            variant=variant,
-            batch_norm=batch_norm,
-            alpha_init=alpha_init,
-            scan=scan,
-            remat=remat,
-            dtype=dtype,
-        )
+    @takes_options("depth", "residual", "num_classes")
+    def cifar(cls, *, config: CifarConfig = CifarConfig(), rngs: nnx.Rngs) -> "ResNet":
+        """The network of He et al. for CIFAR-10: three stages of post-activation blocks.
+
+        Args:
+          config: options of the network; each option is an argument, too.
+          rngs: source of the initial parameters.
+
+        Raises:
+          UserError: see `ResNetConfig`.
+        """
         return cls(config, rngs=rngs)
 
     @classmethod
-    def preact(
-        cls,
-        depth: int,
-        residual: str = "rezero",
-        num_classes: int = 10,
-        *,
-        width: int = 64,
-        in_channels: int = 3,
-        stem: str = "cifar",
-        batch_norm: bool = True,
-        alpha_init: float | None = None,
-        scan: bool = False,
-        remat: str = "none",
-        dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
-    ) -> "ResNet":
-        """The paper's pre-activation network; see `ResNetConfig` for arguments and errors."""
-        config = ResNetConfig(
-            family="preact",
-            depth=depth,
-            residual=residual,
-            num_classes=num_classes,
-            width=width,
-            in_channels=in_channels,
-            stem=stem,
-            batch_norm=batch_norm,
-            alpha_init=alpha_init,
-            scan=scan,
-            remat=remat,
-            dtype=dtype,
-        )
+    @takes_options("depth", "residual", "num_classes")
+    def preact(cls, *, config: PreactConfig = PreactConfig(), rngs: nnx.Rngs) -> "ResNet":
+        """The paper's pre-activation network: four stages, with PyTorch's default weights.
+
+        Args:
+          config: options of the network; each option is an argument, too.
+          rngs: source of the initial parameters.
+
+        Raises:
+          UserError: see `ResNetConfig`.
+        """
         return cls(config, rngs=rngs)

@@ -1,0 +1,165 @@
+"""The options of residual networks on images, and the layers that depend on them alone."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.nn.initializers import Initializer
+
+from rezero_jax.errors import UserError, choose_from
+from rezero_jax.models import init
+from rezero_jax.models.resnet.batch_norm import BatchNorm
+from rezero_jax.models.resnet.conv import Conv
+from rezero_jax.residual import Rule, RuleConfig, make_rule
+
+RULES = ("residual", "zero_gamma", "gated", "fixup", "skipinit", "rezero", "rezero_channel")
+PREACT_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNetConfig:
+    """Options of a residual network, passed whole to its stages and blocks.
+
+    Attributes:
+      residual: one of `rezero_jax.models.resnet.config.RULES`; there is no `zero_gamma` in
+        `ResNet.preact`.
+      num_classes: number of logits.
+      width: channels of the first stage; each later stage has twice as many.
+      in_channels: 3 for colour images, 1 for grey images.
+      batch_norm: False removes every BatchNorm, as `fixup` and `skipinit` always do; convolutions
+        then have biases.
+      alpha_init: initial gate, where the rule has one; None is 0.
+      scan, remat: how the equal blocks of a stage run, see `rezero_jax.stack.Stack`. Scanned stages
+        compile faster at great depth; a step takes the same time (ResNet-20 on a CPU). A 3x3
+        convolution is not a matrix product, so remat="dots" recomputes it.
+      dtype: dtype of the computation; parameters, trunk and logits are float32.
+
+    Raises:
+      UserError: an unknown name or depth, a size below 1, or a combination that cannot learn.
+    """
+
+    depth: int = 20
+    residual: str = "rezero"
+    num_classes: int = 10
+    width: int = 16
+    in_channels: int = 3
+    batch_norm: bool = True
+    alpha_init: float | None = None
+    scan: bool = False
+    remat: str = "none"
+    dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        if self.residual not in RULES:
+            raise choose_from("residual rule", self.residual, RULES)
+        if self.num_classes < 1:
+            raise UserError(f"num_classes is {self.num_classes}; give at least 1")
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """Number of blocks in each stage."""
+        raise NotImplementedError
+
+    @property
+    def expansion(self) -> int:
+        """Channels of the trunk over the inner channels of a block: 4 in bottleneck blocks."""
+        return 1
+
+    @property
+    def kernel_init(self) -> Initializer | None:
+        """Initial distribution of convolutions outside of Fixup's branches; None is PyTorch's."""
+        return None
+
+    @property
+    def has_norm(self) -> bool:
+        """Whether the network has any BatchNorm."""
+        return self.batch_norm and self.residual not in ("fixup", "skipinit")
+
+    def conv(self, cin: int, cout: int, kernel: int, stride: int = 1, **options: Any) -> Conv:
+        """A convolution, with a bias where neither a BatchNorm nor Fixup's scalars provide one."""
+        bias = not self.has_norm and self.residual != "fixup"
+        options = {"kernel_init": self.kernel_init} | options
+        return Conv(cin, cout, kernel, stride=stride, bias=bias, dtype=self.dtype, **options)
+
+    def norm(self, features: int, scale_init: float = 1.0) -> Callable[[Array], Array]:
+        """A BatchNorm, or the identity in a network without BatchNorm."""
+        return BatchNorm(features, scale_init=scale_init) if self.has_norm else nnx.identity
+
+    def rule(self, features: int, rngs: nnx.Rngs) -> Rule:
+        """The rule that joins branch and shortcut, in every block without Fixup."""
+        name = {"zero_gamma": "residual", "skipinit": "rezero"}.get(self.residual, self.residual)
+        return make_rule(RuleConfig(name, self.alpha_init), features, rngs=rngs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CifarConfig(ResNetConfig):
+    """Options of `ResNet.cifar`: three stages of post-activation blocks.
+
+    Attributes:
+      depth: 6n + 2 for n blocks in each stage, such as 20, 32, 44, 56 or 110.
+      variant: "paper", the code behind the paper's table, has a BatchNorm in each shortcut that
+        subsamples, and Kaiming normal convolutions by fan out (PyTorch's default for `gated` and
+        for the stem of `fixup`). "notebook", the authors' notebook, has no such BatchNorm, and
+        Kaiming normal weights by fan in, including the head's.
+    """
+
+    variant: str = "paper"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.variant not in ("paper", "notebook"):
+            raise choose_from("variant", self.variant, ("paper", "notebook"))
+        if self.depth < 8 or (self.depth - 2) % 6:
+            below = max(self.depth - (self.depth - 2) % 6, 8)
+            raise UserError(
+                f"depth={self.depth} is not 6n + 2; the closest depths are {below} and {below + 6}"
+            )
+        if self.residual == "zero_gamma" and not self.batch_norm:
+            raise UserError("zero_gamma is the initial scale of a BatchNorm; set batch_norm=True")
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        return ((self.depth - 2) // 6,) * 3
+
+    @property
+    def kernel_init(self) -> Initializer | None:
+        if self.variant == "notebook":
+            return init.kaiming_normal("fan_in")
+        return None if self.residual in ("gated", "fixup") else init.kaiming_normal("fan_out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreactConfig(ResNetConfig):
+    """Options of `ResNet.preact`: four stages of pre-activation blocks, with PyTorch's weights.
+
+    Attributes:
+      depth: 18 or 34 (two 3x3 convolutions in each block), or 50 (bottleneck blocks).
+      stem: "cifar" keeps the resolution; "imagenet" divides it by four, for large images.
+    """
+
+    depth: int = 18
+    width: int = 64
+    stem: str = "cifar"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stem not in ("cifar", "imagenet"):
+            raise choose_from("stem", self.stem, ("cifar", "imagenet"))
+        if self.depth not in PREACT_BLOCKS:
+            raise choose_from("depth", self.depth, map(str, PREACT_BLOCKS))
+        if self.residual == "zero_gamma":
+            raise UserError(
+                "zero_gamma needs a BatchNorm at the end of each branch, which a pre-activation "
+                "block does not have; use rezero"
+            )
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        return PREACT_BLOCKS[self.depth]
+
+    @property
+    def expansion(self) -> int:
+        return 4 if self.depth == 50 else 1
