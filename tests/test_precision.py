@@ -22,11 +22,14 @@ FAMILIES = {  # how a network is made, and its input
     "preact": (partial(ResNet.preact, 18, width=2, scan=True), IMAGES),
 }
 MLP_RULES = ("plain", "residual", "norm", "pre_norm", "post_norm", "rezero", "gated", "x0_scalars")
-CASES = [("vit", "rezero")] + [
-    (family, rule)
+FAST = [("mlp", "norm"), ("transformer", "rezero"), ("transformer", "mhc"), ("cifar", "rezero")]
+CASES = [
+    pytest.param(family, rule, marks=[] if (family, rule) in FAST else [pytest.mark.slow])
     for family in FAMILIES
-    for rule in {"mlp": MLP_RULES, "transformer": RULES}.get(family, resnet.RULES)
-    if family != "vit" and (family, rule) != ("preact", "zero_gamma")
+    for rule in {"mlp": MLP_RULES, "transformer": RULES, "vit": ["rezero"]}.get(
+        family, resnet.RULES
+    )
+    if (family, rule) != ("preact", "zero_gamma")
 ]
 
 
@@ -62,13 +65,19 @@ def test_every_rule_trains_in_both_dtypes(family, rule):
 
 
 def end(family, model, x):
-    """What the trunk ends in, or float32 logits of it."""
+    """The final state of the trunk, or its float32 logits."""
     return model.hidden(x) if family == "transformer" else model(x)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(name, marks=[] if name in ("mlp", "transformer") else [pytest.mark.slow])
+        for name in FAMILIES
+    ],
+)
 def test_a_trunk_keeps_what_small_gates_add_to_it(family):
-    """A part in 10,000 of it would be lost in eight bits."""
+    """A change of one part in 10,000 would be lost in eight bits."""
     make, x = FAMILIES[family]
 
     @jax.jit
