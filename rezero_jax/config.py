@@ -114,7 +114,7 @@ def base_config() -> ConfigDict:
     config.log.every_steps = 50
 
     config.mesh = ConfigDict()
-    config.mesh.data = -1  # devices that share a batch; -1: all available, divided by mesh.model
+    config.mesh.data = -1  # devices that share a batch; -1: the most among which it divides
     config.mesh.model = 1  # devices that share each weight matrix of a Transformer or MLP
     config.mesh.fully_sharded = False  # shard parameters and optimizer state over mesh.data as well
     # The number of devices that the CPU poses as; unset: 1. train.py reads it before JAX starts.

@@ -165,7 +165,7 @@ class Trainer:
         return {f"eval/{name}": total / count for name, total in totals.items()}
 
     def examples(self, count: int) -> step.Batch:
-        """The first `count` examples of the evaluation split, or all if they are fewer, a batch."""
+        """A batch of the first `count` examples of the evaluation split, or of all if fewer."""
         split = self.dataset.eval
         fetched = sharding.put(split.fetch(np.arange(min(count, split.size))), self._whole)
         return split.gather(self._resident[1], fetched)
@@ -188,10 +188,9 @@ def _mesh(config: ConfigDict, spec: ModelSpec, devices: Sequence[jax.Device]) ->
 
 
 def microbatches(accumulate: int, batch_size: int, devices: int) -> int:
-    """Microbatches per batch on `devices`, for `accumulate` microbatches on a single device.
+    """The fewest microbatches of a batch on `devices` devices.
 
-    No device computes more examples at once than the single device; the microbatches are the fewest
-    for which that is so.
+    No device computes more examples at once than a single device with `accumulate` microbatches.
     """
     rows = batch_size // devices
     return next(n for n in range(1, rows + 1) if rows % n == 0 and n * devices >= accumulate)
