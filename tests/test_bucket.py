@@ -68,7 +68,7 @@ def test_an_outage_ends_the_run_and_the_same_call_resumes(copied, trained, serve
         return 0
 
     began = time.monotonic()
-    with pytest.raises(Unavailable, match=r"does not answer .* the same command resumes") as info:
+    with pytest.raises(Unavailable, match="gs://runs does not answer") as info:
         loop.train(CONFIG, copied, stop=stop)
     assert info.value.status == 4
     assert time.monotonic() - began < 300
@@ -146,7 +146,7 @@ def test_a_bucket_that_cannot_be_reached_is_reported_within_ten_seconds(monkeypa
     monkeypatch.setattr(files, "PATIENCE", 1.0)
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://localhost:9")
     began = time.monotonic()
-    with pytest.raises(Unavailable, match="cannot use gs://runs: it does not answer") as info:
+    with pytest.raises(Unavailable, match="gs://runs does not answer") as info:
         loop.train(CONFIG, "gs://runs/run")
     assert time.monotonic() - began < 5
     assert info.value.status == 4
@@ -178,7 +178,7 @@ def test_a_bucket_lost_on_the_way_is_one_sentence(server, monkeypatch):
         monkeypatch.setattr(server, "refusals", refusals)
         return 0
 
-    with pytest.raises(UserError, match="cannot write to the workdir gs://runs/lost any more"):
+    with pytest.raises(UserError, match="cannot use gs://runs: no permission"):
         loop.train(CONFIG, "gs://runs/lost", stop=stop)
 
 

@@ -35,7 +35,7 @@ def test_a_full_disk_is_reported_and_the_same_command_resumes(tmp_path):
     assert result.returncode == 2
     (said,) = (line for line in result.stderr.splitlines() if line.startswith("train.py:"))
     assert "cannot write to the workdir" in said
-    assert said.endswith("and the same command resumes from the newest checkpoint")
+    assert "the same command resumes" in said
     assert [path.name for path in (full / "checkpoints").iterdir() if path.name.isdigit()] == ["20"]
     assert not (full / "final.json").exists()
     assert run(argv).returncode == 0

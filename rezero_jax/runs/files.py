@@ -60,7 +60,7 @@ def _check_bucket(path: AnyPath) -> None:
     thread.start()
     thread.join(PATIENCE)
     if errors:
-        raise bucket_error(path, errors[0]) from errors[0]
+        raise storage_error(path, errors[0]) from errors[0]
 
 
 def _bucket_of(path: AnyPath) -> epath.Path:
@@ -68,40 +68,34 @@ def _bucket_of(path: AnyPath) -> epath.Path:
     return epath.Path(f"{scheme}://{rest.split('/')[0]}")
 
 
-def bucket_error(path: AnyPath, error: Exception) -> UserError:
-    """The error for a bucket that failed with `error`: an outage, or a mistake of the user."""
-    kind, text = UserError, str(error)
-    if is_outage(path, error):
-        kind, advice = Unavailable, f"it does not answer ({first_line(error)}); try again later"
-    elif isinstance(error, FileNotFoundError):
+def storage_error(folder: AnyPath, error: Exception) -> UserError:
+    """The error for a workdir whose storage failed with `error`, at the start or later."""
+    text, why = str(error), getattr(error, "strerror", None) or first_line(error)
+    if not is_bucket(folder):
+        return UserError(
+            f"cannot write to the workdir {folder} ({why}); make room or repair it, and the same "
+            "command resumes, or choose another --workdir"
+        )
+    bucket = _bucket_of(folder)
+    if is_outage(folder, error):
+        return Unavailable(
+            f"{bucket} does not answer ({why}); the same command starts or resumes the run later"
+        )
+    if isinstance(error, FileNotFoundError):
         advice = "there is no such bucket; make it, or choose another --workdir"
     elif "Forbidden" in text or "403" in text:
         advice = "no permission; give this account roles/storage.admin on the bucket"
     elif any(word in text for word in ("401", "Credentials", "credentials")):
         advice = "no valid credentials; run `gcloud auth application-default login`"
     else:
-        advice = f"{first_line(error)}; check its name and your access"
-    return kind(f"cannot use {_bucket_of(path)}: {advice}")
+        advice = f"{why}; check its name and your access"
+    return UserError(f"cannot use {bucket}: {advice}")
 
 
 def is_of_storage(error: Exception) -> bool:
     """Whether a disk or a bucket failed: each library for buckets has errors of its own."""
     libraries = ("aiohttp", "botocore", "gcsfs", "google")
     return isinstance(error, OSError) or type(error).__module__.split(".")[0] in libraries
-
-
-def write_error(folder: AnyPath, error: Exception) -> UserError:
-    """The error for a workdir that failed with `error` while a run was writing there."""
-    why = getattr(error, "strerror", None) or first_line(error)
-    if is_outage(folder, error):
-        return Unavailable(
-            f"the bucket of {folder} does not answer ({why}); the same command resumes from the "
-            "newest checkpoint"
-        )
-    return UserError(
-        f"cannot write to the workdir {folder} any more ({why}); make room or repair it, and the "
-        "same command resumes from the newest checkpoint"
-    )
 
 
 def is_outage(path: AnyPath, error: BaseException | None) -> bool:

@@ -29,11 +29,11 @@ from rezero_jax.config import differences
 from rezero_jax.errors import UserError
 from rezero_jax.runs.files import (
     AnyPath,
-    bucket_error,
     folder_of,
     is_bucket,
     is_of_storage,
     read_json,
+    storage_error,
     write_json,
 )
 from rezero_jax.runs.metrics import read_metrics
@@ -117,12 +117,7 @@ class Workdir:
         except Exception as error:
             if isinstance(error, UserError) or not is_of_storage(error):
                 raise
-            if is_bucket(folder):
-                raise bucket_error(folder, error) from error
-            why = getattr(error, "strerror", error)
-            raise UserError(
-                f"cannot write to the workdir {folder} ({why}); choose another --workdir"
-            ) from None
+            raise storage_error(folder, error) from error
         return identifier, None
 
     def check(self) -> None:

@@ -15,7 +15,7 @@ from rezero_jax import processes
 from rezero_jax.data import Dataset, Text
 from rezero_jax.errors import UserError
 from rezero_jax.runs.checkpoint import Checkpoints
-from rezero_jax.runs.files import AnyPath, is_of_storage, write_error
+from rezero_jax.runs.files import AnyPath, is_of_storage, storage_error
 from rezero_jax.runs.folder import EVALUATION, TOPOLOGY, Workdir, check_config, continued
 from rezero_jax.runs.upload import Upload
 from rezero_jax.training.cost import check_memory
@@ -87,7 +87,7 @@ def train(
     except Exception as error:
         if not is_of_storage(error):
             raise
-        raise write_error(home.folder, error) from error
+        raise storage_error(home.folder, error) from error
     finally:
         home.release()
 
