@@ -62,7 +62,10 @@ def make_model(
     *sides, channels = example_shape
     options |= {"in_channels": channels, "num_classes": num_classes}
     if config["name"] == "resnet":
-        families = {"cifar": (ResNet.cifar, "stem"), "preact": (ResNet.preact, "variant")}
+        families: dict[str, tuple[Callable[..., ResNet], str]] = {
+            "cifar": (ResNet.cifar, "stem"),
+            "preact": (ResNet.preact, "variant"),
+        }
         family = options.pop("family")
         if family not in families:
             raise choose_from("model.family", family, families)
