@@ -54,9 +54,8 @@ def test_the_trunk_of_a_baseline_is_the_identity_at_init():
         assert jnp.array_equal(block(x), x)
 
 
-@pytest.mark.parametrize(
-    "family", ["transformer", *(pytest.param(f, marks=pytest.mark.slow) for f in ("mlp", "resnet"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_loss_of_a_baseline_falls(family):
     config = load_config(FAMILIES[family][0])
     config.train.accumulate = 2
@@ -76,6 +75,7 @@ def test_the_loss_of_a_baseline_falls(family):
     assert losses[-1] < 0.8 * losses[0]
 
 
+@pytest.mark.slow
 def test_a_fully_sharded_baseline_compiles_with_remat_in_bfloat16():
     fields = ["mesh.fully_sharded=True", "model.remat=full", "model.dtype=bfloat16"]
     config = load_config("configs/transformer_enwik8.py:smoke", fields)
