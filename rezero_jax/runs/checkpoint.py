@@ -21,7 +21,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from rezero_jax import processes
 from rezero_jax.errors import UserError, first_line
-from rezero_jax.runs.files import AnyPath, is_bucket, is_outage, move_folder
+from rezero_jax.runs.files import AnyPath, is_bucket, is_of_storage, is_outage, move_folder
 from rezero_jax.runs.restore import checksum, fingerprint, read_manifest, read_newest
 
 
@@ -225,10 +225,13 @@ class _Best(policies.PreservationPolicy):
 
 @contextlib.contextmanager
 def _write_errors() -> Iterator[None]:
-    """Raises what Orbax raises as an OSError, unless the storage is not to blame."""
+    """Raises errors of the storage under Orbax as OSErrors."""
     try:
         yield
     except (UserError, JaxRuntimeError):  # `check` failed; another process is lost, or no memory
         raise
-    except Exception as error:  # Orbax raises whatever its storage layers raise.
-        raise OSError(first_line(error)) from error
+    except Exception as error:
+        # TensorStore raises ValueErrors, and Orbax RuntimeErrors from its threads.
+        if isinstance(error, ValueError | RuntimeError) or is_of_storage(error):
+            raise OSError(first_line(error)) from error
+        raise
