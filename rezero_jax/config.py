@@ -274,7 +274,7 @@ def override(config: ConfigDict, texts: Iterable[str]) -> None:
             raise UserError(f"--config.{key} has no value; write --config.{key}=VALUE")
         section, _, last = key.rpartition(".")
         if key not in keys:
-            siblings = [k for k in keys if k.startswith(f"{section}.")]
+            siblings = [k for k in keys if section and k.rpartition(".")[0] == section]
             raise choose_from("config key", key, siblings or keys)
         parent = functools.reduce(ConfigDict.get, section.split(".") if section else (), config)
         assign(parent, last, value, shown=f"config.{key}")
