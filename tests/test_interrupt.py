@@ -68,7 +68,7 @@ def test_no_heavy_import_precedes_the_handler():
     for program in ("train.py", "sample.py"):
         command = [sys.executable, "-c", code, str(ROOT / program)]
         out = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-        assert {"jax", "numpy", "rezero_jax", "argparse"}.isdisjoint(out.split())
+        assert {"jax", "numpy", "ml_collections", "etils"}.isdisjoint(out.split())
 
 
 def test_a_run_in_a_thread_of_its_own_leaves_signals_alone(tmp_path):
