@@ -114,18 +114,18 @@ def test_a_row_does_not_depend_on_the_others():
 
 def test_what_is_in_the_padding_does_not_matter_to_the_bit():
     model = made("sinusoidal")
-    request = generate._request(model, PROMPTS, NEW, GREEDY, None)
-    padding = np.arange(request.tokens.shape[1])[None] >= np.asarray(request.lengths)[:, None]
+    tokens, lengths = generate._padded(model, PROMPTS, NEW)
+    padding = np.arange(tokens.shape[1])[None] >= np.asarray(lengths)[:, None]
     junk = jnp.asarray(RNG.integers(0, VOCAB, padding.shape), jnp.int32)
     assert padding.sum() > 100
-    other = request._replace(tokens=jnp.where(padding, junk, request.tokens))
-    logits = [
-        generate._read_prompts(model, r.tokens, r.lengths, r.keys, r.cache_length).logits
-        for r in (request, other)
+    keys = jax.random.split(jax.random.key(0), len(tokens))
+    carries = [
+        generate._read_prompts(model, each, lengths, keys, MAX_LEN)
+        for each in (tokens, jnp.where(padding, junk, tokens))
     ]
-    np.testing.assert_array_equal(*logits)
-    *arrays, filtered, cache_length = other
-    new = generate._generate(model, *arrays, NEW, filtered, cache_length)
+    np.testing.assert_array_equal(*(carry.logits for carry in carries))
+    sampling = Sampling(0.0, VOCAB, 1.0, -1)
+    _, new = generate._next_chunk(model, carries[1], sampling, NEW, False)
     np.testing.assert_array_equal(new, likeliest("sinusoidal"))
 
 
@@ -147,9 +147,12 @@ def test_a_model_with_dropout_generates_without_and_stays_as_it_is():
 def lines_of_program(depth):
     """Of the program that generates, as the compiler gets it."""
     structure = structure_of(max_len=MAX_LEN, depth=depth)
-    *arrays, filtered, length = generate._request(made("sinusoidal"), [[1]], 2, GREEDY, None)
     model = structure.model(structure.shapes, {})
-    lowered = generate._generate.lower(model, *arrays, 2, filtered, length)
+    tokens, lengths = generate._padded(made("sinusoidal"), [[1]], 2)
+    arguments = model, tokens, lengths, jax.random.split(jax.random.key(0), 1)
+    carry = generate._read_prompts.eval_shape(*arguments, 32)
+    sampling = Sampling(0.0, VOCAB, 1.0, -1)
+    lowered = generate._next_chunk.lower(model, carry, sampling, 2, False)
     return len(lowered.as_text().splitlines())
 
 
@@ -327,7 +330,7 @@ def test_other_settings_and_prompts_of_like_length_compile_nothing():
     model = made("sinusoidal")
     model.generate(PROMPTS, NEW, temperature=0)
     model.generate(PROMPTS, NEW, top_k=3, rngs=nnx.Rngs(0))
-    compiled = generate._generate._cache_size()
+    compiled = generate._next_chunk._cache_size()
     prompts = [[1] * length for length in (2, 3, 38, 1, 1, 1)]
     for temperature in (0, 0.0, 1, 0.7, np.float32(1.3)):
         model.generate(prompts, NEW, temperature=temperature, rngs=nnx.Rngs(1))
@@ -335,7 +338,7 @@ def test_other_settings_and_prompts_of_like_length_compile_nothing():
     model.generate(jnp.full((6, 40), 2), NEW, temperature=0, stop_token=3)
     for options in ({"top_k": 2}, {"top_k": 99, "top_p": 1}, {"top_p": 0.5, "temperature": 2}):
         model.generate(prompts, NEW, rngs=nnx.Rngs(1), **options)
-    assert generate._generate._cache_size() == compiled
+    assert generate._next_chunk._cache_size() == compiled
 
 
 # ---- Mistakes

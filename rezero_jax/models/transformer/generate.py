@@ -85,26 +85,6 @@ class DecodingCarry(NamedTuple):
     key: Array
 
 
-class Request(NamedTuple):
-    """Checked arguments of `generate`.
-
-    Attributes:
-      tokens: the prompts, padded to one length.
-      lengths: lengths of the prompts without padding.
-      keys: a random key for each prompt.
-      sampling: how tokens are picked.
-      filtered: whether top_k or top_p is set.
-      cache_length: positions that the cache holds.
-    """
-
-    tokens: Int[Array, "batch padded"]
-    lengths: Int[Array, " batch"]
-    keys: Array
-    sampling: Sampling
-    filtered: bool
-    cache_length: int
-
-
 @takes_options()
 def generate(
     model: LanguageModel,
@@ -126,8 +106,8 @@ def generate(
     Raises:
       UserError: an argument is invalid.
     """
-    *arrays, filtered, cache_length = _request(model, prompts, max_new_tokens, config, rngs)
-    return _generate(model, *arrays, max_new_tokens, filtered, cache_length)
+    pieces = stream(model, prompts, max_new_tokens, max_new_tokens, config=config, rngs=rngs)
+    return jnp.asarray(next(pieces))
 
 
 @takes_options()
@@ -146,26 +126,7 @@ def stream(
     The arrays are int32 (batch, `chunk`), and the last one has fewer columns. The stream ends early
     when every sequence has had its stop token.
     """
-    request = _request(model, prompts, max_new_tokens, config, rngs)
-    carry = _read_prompts(
-        model, request.tokens, request.lengths, request.keys, request.cache_length
-    )
-    for start in range(0, max_new_tokens, chunk):
-        carry, new = _next_chunk(model, carry, request.sampling, chunk, request.filtered)
-        yield np.asarray(new)[:, : max_new_tokens - start]
-        if bool(carry.done.all()):
-            return
-
-
-def _request(
-    model: LanguageModel,
-    prompts: Prompts,
-    max_new_tokens: int,
-    config: SamplingConfig,
-    rngs: nnx.Rngs | None,
-) -> Request:
-    if max_new_tokens < 1:
-        raise UserError(f"max_new_tokens={max_new_tokens} asks for nothing; give at least 1")
+    tokens, lengths = _padded(model, prompts, max_new_tokens)
     if config.stop_token is not None and not 0 <= config.stop_token < model.vocab_size:
         raise UserError(
             f"stop_token={config.stop_token} is not in the vocabulary; give one of 0 .. "
@@ -173,6 +134,29 @@ def _request(
         )
     if config.temperature > 0 and rngs is None:
         raise UserError("sampling needs rngs=nnx.Rngs(seed); give it, or temperature=0")
+    keys = jax.random.split(jax.random.key(0) if rngs is None else rngs.sample(), len(tokens))
+    sampling = Sampling(
+        float(config.temperature),  # an int would compile again
+        min(int(config.top_k or model.vocab_size), model.vocab_size),
+        float(config.top_p or 1),
+        -1 if config.stop_token is None else int(config.stop_token),
+    )
+    filtered = config.top_k is not None or config.top_p is not None
+    cache_length = min(_round_up(tokens.shape[1] + max_new_tokens), model.max_len)
+    carry = _read_prompts(model, tokens, lengths, keys, cache_length)
+    for start in range(0, max_new_tokens, chunk):
+        carry, new = _next_chunk(model, carry, sampling, chunk, filtered)
+        yield np.asarray(new)[:, : max_new_tokens - start]
+        if bool(carry.done.all()):
+            return
+
+
+def _padded(
+    model: LanguageModel, prompts: Prompts, max_new_tokens: int
+) -> tuple[Int[Array, "batch padded"], Int[Array, " batch"]]:
+    """The prompts, padded to one length, and their lengths."""
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens={max_new_tokens} asks for nothing; give at least 1")
     rows = [np.asarray(prompt) for prompt in prompts]
     if not rows or any(not row.size for row in rows):
         raise UserError("a prompt is empty; give at least one token to continue")
@@ -194,43 +178,31 @@ def _request(
     for row, padded_row in zip(rows, tokens, strict=True):
         padded_row[: len(row)] = row
     model.check(tokens)
-    key = jax.random.key(0) if rngs is None else rngs.sample()
-    sampling = Sampling(
-        float(config.temperature),  # an int would compile again
-        min(int(config.top_k or model.vocab_size), model.vocab_size),
-        float(config.top_p or 1),
-        -1 if config.stop_token is None else int(config.stop_token),
-    )
-    return Request(
-        jnp.asarray(tokens, jnp.int32),
-        jnp.asarray(lengths),
-        jax.random.split(key, len(rows)),
-        sampling,
-        config.top_k is not None or config.top_p is not None,
-        min(_round_up(padded + max_new_tokens), model.max_len),
-    )
+    return jnp.asarray(tokens, jnp.int32), jnp.asarray(lengths)
 
 
 def _round_up(length: int) -> int:
     return -(-length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
 
 
-def _prefill(
+@partial(jax.jit, static_argnames="cache_length")
+def _read_prompts(
     model: LanguageModel, tokens: Array, lengths: Array, keys: Array, cache_length: int
 ) -> DecodingCarry:
     """Reads the prompts. Padding is cached, and overwritten before a query may attend to it."""
-    batch, length = tokens.shape
+    model, (batch, length) = model.for_decoding(), tokens.shape
     positions = jnp.broadcast_to(jnp.arange(length)[None], tokens.shape)
     hidden, cache = model.decode(tokens, model.init_cache(batch, cache_length), positions)
     last = hidden[jnp.arange(batch), lengths - 1]
     return DecodingCarry(cache, model.logits(last), lengths, jnp.zeros(batch, bool), keys)
 
 
-def _continue(
+@partial(jax.jit, static_argnames=("count", "filtered"), donate_argnames="carry")
+def _next_chunk(
     model: LanguageModel, carry: DecodingCarry, sampling: Sampling, count: int, filtered: bool
 ) -> tuple[DecodingCarry, Array]:
     """Up to `count` more tokens (batch, count); the stop token fills the rest of a row."""
-    batch = carry.position.shape[0]
+    model, batch = model.for_decoding(), carry.position.shape[0]
     tokens = jnp.full((batch, count), jnp.maximum(sampling.stop_token, 0), jnp.int32)
 
     def unfinished(loop: tuple[Array, DecodingCarry, Array]) -> Array:
@@ -268,33 +240,3 @@ def pick(
         scaled = jnp.where(scaled >= least, scaled, -jnp.inf)
     sampled = jax.vmap(jax.random.categorical)(keys, scaled)
     return jnp.where(sampling.temperature > 0, sampled, likeliest).astype(jnp.int32)
-
-
-@partial(jax.jit, static_argnames=("count", "filtered", "cache_length"))
-def _generate(
-    model: LanguageModel,
-    tokens: Array,
-    lengths: Array,
-    keys: Array,
-    sampling: Sampling,
-    count: int,
-    filtered: bool,
-    cache_length: int,
-) -> Array:
-    model = model.for_decoding()
-    carry = _prefill(model, tokens, lengths, keys, cache_length)
-    return _continue(model, carry, sampling, count, filtered)[1]
-
-
-@partial(jax.jit, static_argnames="cache_length")
-def _read_prompts(
-    model: LanguageModel, tokens: Array, lengths: Array, keys: Array, cache_length: int
-) -> DecodingCarry:
-    return _prefill(model.for_decoding(), tokens, lengths, keys, cache_length)
-
-
-@partial(jax.jit, static_argnames=("count", "filtered"), donate_argnames="carry")
-def _next_chunk(
-    model: LanguageModel, carry: DecodingCarry, sampling: Sampling, count: int, filtered: bool
-) -> tuple[DecodingCarry, Array]:
-    return _continue(model.for_decoding(), carry, sampling, count, filtered)
