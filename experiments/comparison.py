@@ -186,6 +186,15 @@ class Comparison:
         sample = Sample(quotients(cell.to_target.draws, control.to_target.draws), log=True)
         return Difference(sample, verdict(sample.interval(LEVEL / self.count), 1))
 
+    @cached_property
+    def dunnett(self) -> dict[tuple[int, str], str]:
+        """(depth, rule) -> the verdict of Dunnett's test; see `many_against_one`."""
+        return {
+            (depth, rule): word
+            for depth in self.depths
+            for rule, word in self.many_against_one(depth).items()
+        }
+
     def many_against_one(self, depth: int) -> dict[str, str]:
         """Verdicts on the log of the final test loss at a depth by Dunnett's test.
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from experiments import compare_plots, drawing
@@ -24,7 +25,6 @@ PLOTS = {
     "or the loss is above the panel.",
     "curves": "Training loss by update, mean and deviation over the seeds, smoothed.",
 }
-COSTS = ("flops", "seconds")  # of a cell
 
 
 # ---- The paper's experiments
@@ -163,108 +163,101 @@ def comparison_report(comparison: Comparison) -> str:
         "and p is that of Fisher's exact test on the number of runs that reach the target.",
         "A learning rate with * was not bracketed: it is at the edge of the rates tried.",
     ]
-    parts = [
-        "# Comparison of residual rules",
-        *([f"`{made.command}`", f"On {made.device}."] if made else []),
-        *(f"## {d} layers\n\n{markdown_table(_table(comparison, d))}" for d in comparison.depths),
-        *notes,
-        *(f"![{text}]({name}.png)" for name, text in PLOTS.items()),
+    parts = ["# Comparison of residual rules"]
+    parts += [f"`{made.command}`", f"On {made.device}."] if made else []
+    parts += [
+        f"## {title}\n\n{by_depth(comparison, shown)}"
+        for title, shown in TABLES.items()
+        if comparison.target or shown is not to_target
     ]
+    parts += [*notes, *(f"![{text}]({name}.png)" for name, text in PLOTS.items())]
     return "\n\n".join(parts) + "\n"
 
 
-def _table(comparison: Comparison, depth: int) -> list[Sequence[str]]:
-    """A row for each rule at a depth, below a head."""
-    head = ["rule", "best learning rate", "final test loss", "minus the control's", "verdict"]
-    head += ["Dunnett's test", "FLOPs", "time", "training loss at equal FLOPs", "at equal time"]
-    if comparison.target:
-        head += [comparison.target, "over the control's"]
-    dunnett = comparison.many_against_one(depth)
-    return [head, *(_row(comparison, cell, dunnett, len(head)) for cell in comparison.at(depth))]
-
-
-def _row(
-    comparison: Comparison, cell: Cell, dunnett: Mapping[str, str], columns: int
-) -> Sequence[str]:
-    control, difference = comparison.control_of(cell), comparison.difference(cell)
-    low, high = min(cell.tuning), max(cell.tuning)
-    if cell.final is None:
-        return [cell.rule, f"none of {low:g} to {high:g}", "diverged", *[""] * (columns - 3)]
-    missing = "control" if cell is control else "not significant"
-    row = [
-        cell.rule,
-        f"{cell.final.rate:g}{'' if cell.is_bracketed else '*'} ({low:g} to {high:g})",
-        cell.final.shown,
-        _rounded(difference.sample) if difference else "",
-        difference.verdict if difference else missing,
-        dunnett.get(cell.rule, ""),
-        *(_ratio(getattr(cell, cost), getattr(control, cost)) for cost in COSTS),
-        *(number(x) if (x := comparison.equal(cell, cost)) is not None else "" for cost in COSTS),
-    ]
-    if comparison.target:
-        row += [_to_target(cell), _times(comparison, cell)]
-    return row
-
-
-def comparison_summary(comparison: Comparison) -> str:
-    """A line for each rule: final test loss at each depth, minus the control's, the verdict.
-
-    FLOPs and time are those of an update of the deepest net.
-    """
-    head, *rows = _by_depth(comparison, loss_and_difference)
-    for rule, row in zip(comparison.rules, rows, strict=True):
-        deepest = comparison.of(rule)[-1]
-        control = comparison.control_of(deepest)
-        row += [_ratio(getattr(deepest, cost), getattr(control, cost)) for cost in COSTS]
-    return markdown_table([[*head, "FLOPs", "time"], *rows])
-
-
-def target_table(comparison: Comparison) -> str:
-    """A line for each rule: updates to the target at each depth, over the control's, verdict."""
-    return markdown_table(_by_depth(comparison, _both))
-
-
-def _by_depth(comparison: Comparison, shown: Callable[[Comparison, Cell], str]) -> list[list[str]]:
-    """A row for each rule and a column for each depth, below a head."""
-    head = ["rule", *(f"{depth} layers" for depth in comparison.depths)]
-    return [
-        head,
-        *([f"`{r}`", *(shown(comparison, c) for c in comparison.of(r))] for r in comparison.rules),
-    ]
+def by_depth(comparison: Comparison, shown: Callable[[Comparison, Cell], str]) -> str:
+    """A line for each rule and a column for each depth, in Markdown."""
+    lines = [["rule", *(f"{depth} layers" for depth in comparison.depths)]]
+    for rule in comparison.rules:
+        lines.append([f"`{rule}`", *(shown(comparison, cell) for cell in comparison.of(rule))])
+    return markdown_table(lines)
 
 
 def loss_and_difference(comparison: Comparison, cell: Cell) -> str:
     """The final test loss of a cell, the difference from the control, and the verdict."""
     if cell.final is None or cell.final.mean is None:
-        return "diverged"
+        return cell.final.shown if cell.final else "diverged"
     difference = comparison.difference(cell)
     if difference is None:
         return number(cell.final.mean)
     return f"{number(cell.final.mean)}: {_rounded(difference.sample)}, {difference.verdict}"
 
 
-def _both(comparison: Comparison, cell: Cell) -> str:
-    return ": ".join(filter(None, (_to_target(cell), _times(comparison, cell))))
+def to_target(comparison: Comparison, cell: Cell) -> str:
+    """The updates of a cell to the target, over the control's, and the verdict.
 
-
-def _to_target(cell: Cell) -> str:
-    """The updates of a cell to the target, or how many runs reach it."""
-    row = cell.to_target
+    Where runs are censored, p is that of Fisher's exact test.
+    """
+    row, ours = cell.to_target, comparison.control_of(cell).to_target
     if row is None:
         return ""
-    if row.reached == len(row.draws):
-        return row.shown
-    return f"reached in {row.reached} of {len(row.draws)} runs" if row.reached else "not reached"
+    censored = row.reached < len(row.draws)
+    text = f"reached in {row.reached} of {len(row.draws)} runs" if row.reached else "not reached"
+    text = text if censored else row.shown
+    if (times := comparison.times(cell)) and ours:
+        text += f": {times.sample.shown}, {times.verdict}"
+        text += f", p = {number(fisher(row, ours), 2)}" if censored else ""
+    return text
 
 
-def _times(comparison: Comparison, cell: Cell) -> str:
-    """The updates over the control's, with a verdict; Fisher's test where runs are censored."""
-    times, ours = comparison.times(cell), comparison.control_of(cell).to_target
-    if times is None or cell.to_target is None or ours is None:
-        return ""
-    text = f"{times.sample.shown}, {times.verdict}"
-    censored = cell.to_target.reached < len(cell.to_target.draws)
-    return f"{text}, p = {number(fisher(cell.to_target, ours), 2)}" if censored else text
+def _rate(comparison: Comparison, cell: Cell) -> str:
+    """The best learning rate, with a star if it was not bracketed, and the rates tried."""
+    tried = f"{min(cell.tuning):g} to {max(cell.tuning):g}"
+    if cell.final is None:
+        return f"none of {tried}"
+    return f"{cell.final.rate:g}{'' if cell.is_bracketed else '*'} ({tried})"
+
+
+def _mean(comparison: Comparison, cell: Cell) -> str:
+    """The final test loss with its interval."""
+    return cell.final.shown if cell.final else "diverged"
+
+
+def _dunnett(comparison: Comparison, cell: Cell) -> str:
+    return comparison.dunnett.get((cell.depth, cell.rule), "")
+
+
+def _equal(comparison: Comparison, cell: Cell, what: str) -> str:
+    """The training loss at equal cost."""
+    loss = comparison.equal(cell, what)
+    return "" if loss is None else number(loss)
+
+
+def _costs(comparison: Comparison, cell: Cell) -> str:
+    """FLOPs and time of an update over the control's; empty if unknown, that is 0 or not finite."""
+    control = comparison.control_of(cell)
+    pairs = ((getattr(cell, what), getattr(control, what)) for what in ("flops", "seconds"))
+    ratios = [one / other if one and other else math.nan for one, other in pairs]
+    return ", ".join(f"{ratio:.2f}x" for ratio in ratios if math.isfinite(ratio))
+
+
+TABLES: Mapping[str, Callable[[Comparison, Cell], str]] = {
+    "Final test loss, minus the control's": loss_and_difference,
+    "Verdicts of Dunnett's test": _dunnett,
+    "Updates to the target, over the control's": to_target,
+    "Final test loss": _mean,
+    "Best learning rate": _rate,
+    "FLOPs and time of an update, over the control's": _costs,
+    "Training loss at equal FLOPs": partial(_equal, what="flops"),
+    "Training loss at equal time": partial(_equal, what="seconds"),
+}
+
+
+def comparison_summary(comparison: Comparison) -> str:
+    """The final test loss at each depth, and the costs of an update of the deepest net."""
+    lines = by_depth(comparison, loss_and_difference).splitlines()
+    costs = [_costs(comparison, comparison.of(rule)[-1]) for rule in comparison.rules]
+    ends = ["FLOPs and time", "---", *costs]
+    return "\n".join(f"{line} {end} |" for line, end in zip(lines, ends, strict=True))
 
 
 def _rounded(sample: Draws) -> str:
@@ -274,8 +267,3 @@ def _rounded(sample: Draws) -> str:
         return sample.shown
     low, high = (number(end, 2) for end in interval)
     return f"{number(sample.mean, 2)} ({low} to {high})"
-
-
-def _ratio(one: float, other: float) -> str:
-    """The ratio of two costs; empty if one is unknown, that is 0 or not finite."""
-    return f"{one / other:.2f}x" if one and other and math.isfinite(one / other) else ""

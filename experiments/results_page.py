@@ -109,7 +109,7 @@ def committed_tables(compared: Mapping[str, Comparison]) -> dict[str, str]:
     for name, comparison in compared.items():
         tables[f"compared_{name}"] = report.comparison_summary(comparison)
         if comparison.target:
-            tables[f"target_{name}"] = report.target_table(comparison)
+            tables[f"target_{name}"] = report.by_depth(comparison, report.to_target)
     return tables
 
 
