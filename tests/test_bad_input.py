@@ -132,7 +132,7 @@ def test_a_value_out_of_its_range(key):
         (MLP, {"train.steps": None, "train.epochs": 1e30}, "more than 2147483647 updates"),
         (MLP, {"eval.every_epochs": 1.0}, "eval.every_steps and eval.every_epochs"),
         pytest.param(MLP, {"mesh.data": 9}, "mesh.data=9", marks=EIGHT),
-        pytest.param(MLP, {"mesh.data": 3}, "3 devices", marks=EIGHT),
+        pytest.param(MLP, {"mesh.data": 3}, "mesh.data=3", marks=EIGHT),
         pytest.param(MLP, {"mesh.model": 3}, "mesh.model=3", marks=EIGHT),
         (RESNET, {"optim.momentum_points": "((0.0, 1.5),)"}, "optim.momentum_points"),
         (RESNET, {"data.crop_padding": -1}, "data.crop_padding=-1"),
