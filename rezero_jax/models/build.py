@@ -70,7 +70,7 @@ def make_model(
         if family not in families:
             raise choose_from("model.family", family, families)
         make, other_option = families[family]
-        del options[other_option]  # an option of the other family
+        options.pop(other_option, None)  # an option of the other family
         return lambda rngs: make(**options, rngs=rngs), example_shape
     height, width = sides
     if height != width:
