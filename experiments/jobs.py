@@ -93,7 +93,7 @@ def status(job: Job, folder: Path) -> Status:
     """
     check_config(folder, job.load(), advice="choose another --out, or delete that folder")
     final = read_final(folder)
-    if final is None:
+    if not final:
         begun = (folder / "config.json").exists()
         return Status("begun" if begun else "new", max(saved_steps(folder), default=0))
     if final["status"] == "diverged":

@@ -20,15 +20,10 @@ MOST_CPU_DEVICES = 1024  # starting more takes minutes
 
 
 class Target(NamedTuple):
-    """The devices for which a computation is traced.
+    """The devices for which a computation is traced."""
 
-    Attributes:
-      platform: "cpu", "gpu" or "tpu".
-      kind: JAX's `device_kind`, such as "NVIDIA H100 80GB HBM3" or "TPU v5 lite".
-    """
-
-    platform: str
-    kind: str
+    platform: str  # cpu, gpu, tpu
+    kind: str  # JAX's `device_kind`, such as "NVIDIA H100 80GB HBM3" or "TPU v5 lite"
 
 
 def target() -> Target:
@@ -77,9 +72,8 @@ def cache_folder() -> Path:
 def cache_compilations() -> None:
     """Makes JAX keep compiled programs, so that a restart compiles nothing.
 
-    By default each host has a folder of its own in the cache folder, because hosts with different
-    processors may share a home. $JAX_COMPILATION_CACHE_DIR names another folder, perhaps in a
-    bucket that all hosts share; empty, it disables the cache.
+    $JAX_COMPILATION_CACHE_DIR names the folder, perhaps in a bucket; empty, it disables the cache.
+    By default each host has its own folder, as hosts with different processors may share a home.
     """
     folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     if folder is None:
@@ -93,14 +87,13 @@ def cache_compilations() -> None:
 def default_cpu_devices() -> int:
     """Number of CPU devices for convolutions, each of which uses only one core of a device.
 
-    The largest power of two up to the number of cores and 4 divides the usual batches and leaves
-    enough images to each device.
+    A power of two divides the usual batches; at most 4 leaves enough images to each device.
     """
     return 2 ** min(cores().bit_length() - 1, 2)
 
 
 def set_cpu_devices(count: int) -> None:
-    """Makes JAX see the CPU as `count` devices; accelerators are unaffected.
+    """Makes JAX see the CPU as `count` devices.
 
     Raises:
       UserError: the count is out of range, or JAX has already started its devices.
@@ -117,12 +110,9 @@ def set_cpu_devices(count: int) -> None:
 
 
 def compute_dtype(name: str, platform: str | None = None) -> str:
-    """The dtype in which a model computes: `name`, or for "auto" the dtype that suits a platform.
+    """The dtype in which a model computes: `name`, or for "auto" the fastest on a platform.
 
-    Accelerators multiply bfloat16 at their full rate; CPUs multiply bfloat16 slowly.
-
-    Args:
-      platform: "cpu", "gpu", "tpu"; by default the platform of `target`.
+    The platform is "cpu", "gpu" or "tpu", by default that of `target`.
     """
     if name != "auto":
         return name
@@ -132,8 +122,8 @@ def compute_dtype(name: str, platform: str | None = None) -> str:
 def generator(platform: str) -> str:
     """Implementation of the random keys for training on a "cpu", "tpu" or "gpu".
 
-    Drawing the bits of dropout by "threefry2x32" would take an accelerator longer than all matrix
-    products of a deep Transformer (docs/accelerators.md).
+    On an accelerator, "threefry2x32" would draw the bits of dropout for longer than all matrix
+    products of a deep Transformer take (docs/accelerators.md).
     """
     return "threefry2x32" if platform == "cpu" else "rbg"
 

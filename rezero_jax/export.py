@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import safetensors.numpy
 from etils import epath
 from flax import nnx
-from safetensors import SafetensorError
 
 from rezero_jax import command
 from rezero_jax.errors import UserError, first_line
@@ -26,14 +26,14 @@ from rezero_jax.models.weights import row_major
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
 CARD_TEXT = """\
-# {name}, {residual}, {data}
+# {model[name]}, {model[residual]}, {config.data.name}
 
-A {name} ({sizes}) with the residual rule `{residual}`, trained by rezero_jax (ReZero in JAX and \
-Flax NNX).
+A {model[name]} ({sizes}) with the residual rule `{model[residual]}`, trained by rezero_jax \
+(ReZero in JAX and Flax NNX).
 
-- Data: `{data}`
-- Training: {steps:,} updates of batches of {batch_size}, {optimizer}, learning rate \
-{learning_rate}, seed {seed}
+- Data: `{config.data.name}`
+- Training: {steps:,} updates of batches of {config.train.batch_size}, {config.optim.name}, \
+learning rate {config.optim.learning_rate}, seed {config.seed}
 - Written by rezero_jax {version}; config.json has all sizes
 
 {metrics}
@@ -48,16 +48,16 @@ from flax import nnx
 
 model = rezero_jax.load("{folder}")
 prompts = [list(b"a")]  # the bytes to continue
-new = model.generate(prompts, max_new_tokens={new}, rngs=nnx.Rngs(0))"""
+new = model.generate(prompts, max_new_tokens={count}, rngs=nnx.Rngs(0))"""
 IMAGE_USAGE = """\
 import jax.numpy as jnp
 import numpy as np
 import rezero_jax
 
 model = rezero_jax.load("{folder}")
-pixels = np.zeros((1, {shape}), np.uint8)  # replace them with your images
+pixels = np.zeros({shape}, np.uint8)  # replace them with your images
 images = (pixels / 255 - np.array({mean})) / np.array({std})
-logits = model(jnp.asarray(images{flat}, jnp.float32))  # (1, {classes})"""
+logits = model(jnp.asarray(images{flat}, jnp.float32))  # (1, {data[num_classes]})"""
 
 
 def load(folder: str | os.PathLike[str]) -> nnx.Module:
@@ -88,14 +88,9 @@ def load(folder: str | os.PathLike[str]) -> nnx.Module:
             f"({type(error).__name__}: {first_line(error)}); export the run again"
         ) from None
     content = (path / WEIGHTS).read_bytes()
-    damaged = UserError(f"{path / WEIGHTS} is damaged; export the run again")
-    if _digest(content) != digest:
-        raise damaged
-    try:
-        arrays = safetensors.numpy.load(content)
-    except (SafetensorError, KeyError) as error:
-        raise damaged from error
-    variables = _variables(model)
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise UserError(f"{path / WEIGHTS} is damaged; export the run again")
+    arrays, variables = safetensors.numpy.load(content), _variables(model)
     shapes = {name: variable.shape for name, variable in variables.items()}
     if {name: array.shape for name, array in arrays.items()} != shapes:
         raise UserError(
@@ -105,26 +100,6 @@ def load(folder: str | os.PathLike[str]) -> nnx.Module:
         variable.set_value(jnp.asarray(arrays[name], variable.dtype))
     model.eval()
     return model
-
-
-def save(model: nnx.Module, description: Mapping[str, Any], folder: str | os.PathLike[str]) -> None:
-    """Writes a model with the description from which `constructor` makes it.
-
-    Raises:
-      UserError: the folder cannot be written.
-    """
-    arrays = row_major({name: leaf[...] for name, leaf in _variables(model).items()})
-    content = safetensors.numpy.save(arrays)
-    described = {**description, "sha256": _digest(content)}
-    path = epath.Path(folder).expanduser()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        (path / WEIGHTS).write_bytes(content)
-        (path / CONFIG).write_text(json.dumps(described, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written ({error.strerror}); choose another folder"
-        ) from None
 
 
 def constructor(description: Mapping[str, Any]) -> Callable[[nnx.Rngs], nnx.Module]:
@@ -152,13 +127,21 @@ def export(workdir: str, out: str) -> None:
     from rezero_jax.runs.folder import read_config, read_final
     from rezero_jax.training.load import restored
 
-    config, folder = read_config(workdir), folder_of(out).expanduser()
+    config, folder = read_config(workdir), folder_of(out)
     description = {"rezero_jax": __version__, "model": config.model.to_dict()} | _data(config)
-    model, description["steps"] = restored(workdir, config, constructor(description))
-    save(model, description, out)
-    card = _card(config, description, read_final(workdir) or {}, folder.name)
-    (folder / CARD).write_text(card)
-    steps = description["steps"]
+    model, steps = restored(workdir, config, constructor(description))
+    arrays = row_major({name: leaf[...] for name, leaf in _variables(model).items()})
+    content = safetensors.numpy.save(arrays)
+    description |= {"steps": steps, "sha256": hashlib.sha256(content).hexdigest()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / WEIGHTS).write_bytes(content)
+        (folder / CONFIG).write_text(json.dumps(description, indent=2) + "\n")
+        (folder / CARD).write_text(_card(config, description, read_final(workdir), folder.name))
+    except OSError as error:
+        raise UserError(
+            f"{out} cannot be written ({error.strerror}); choose another folder"
+        ) from None
     print(f"wrote the model after {steps:,} updates to {out}; load it by rezero_jax.load({out!r})")
 
 
@@ -177,45 +160,33 @@ def _card(
     config: Any, description: Mapping[str, Any], final: Mapping[str, Any], folder: str
 ) -> str:
     """The model card, Markdown."""
-    model, steps = description["model"], description["steps"]
+    model, data, steps = description["model"], description.get("data"), description["steps"]
     metrics = "The run had not ended after these updates, so there are no final metrics."
     if final.get("steps") == steps:
         numbers = {key: value for key, value in final.items() if isinstance(value, int | float)}
         rows = [f"| {key} | {value:.6g} |" for key, value in numbers.items()]
         metrics = "\n".join(["| at the end of the run | |", "| --- | --- |", *rows])
-    if "data" in description:
-        data = description["data"]
-        mean, std = ([round(float(x), 6) for x in data[key]] for key in ("mean", "std"))
+    if data is None:
+        usage = TEXT_USAGE.format(folder=folder, count=min(100, model["max_len"] - 1))
+    else:
         usage = IMAGE_USAGE.format(
             folder=folder,
-            shape=", ".join(map(str, data["example_shape"])),
-            mean=mean,
-            std=std,
+            data=data,
+            shape=(1, *data["example_shape"]),
+            mean=np.round(data["mean"], 6).tolist(),
+            std=np.round(data["std"], 6).tolist(),
             flat=".reshape(len(pixels), -1)" if model["name"] == "mlp" else "",
-            classes=data["num_classes"],
         )
-    else:
-        usage = TEXT_USAGE.format(folder=folder, new=min(100, model["max_len"] - 1))
+    sizes = (f"{key} {model[key]}" for key in ("depth", "width", "heads") if key in model)
     return CARD_TEXT.format(
-        name=model["name"],
-        residual=model["residual"],
-        sizes=", ".join(
-            f"{key} {model[key]}" for key in ("depth", "width", "heads") if key in model
-        ),
-        data=config.data.name,
+        model=model,
+        config=config,
+        sizes=", ".join(sizes),
         steps=steps,
-        batch_size=config.train.batch_size,
-        optimizer=config.optim.name,
-        learning_rate=config.optim.learning_rate,
-        seed=config.seed,
         version=description["rezero_jax"],
         metrics=metrics,
         usage=usage,
     )
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def _variables(model: nnx.Module) -> dict[str, nnx.Variable]:

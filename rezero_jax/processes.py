@@ -1,7 +1,7 @@
 """Processes of one run: how they agree, and notice that one of them is lost.
 
-All processes run the same program and the devices of all of them form one mesh, so most of the
-code need not know. Code that touches files or the terminal asks `is_first`.
+All processes run the same program on one mesh of all their devices, so that only code that touches
+files or the terminal needs this module.
 """
 
 import json
@@ -16,9 +16,6 @@ from jax.experimental import multihost_utils
 from rezero_jax.errors import Unavailable, UserError, first_line
 
 T = TypeVar("T")
-
-# How XLA and CUDA's libraries report that a device has no more memory.
-OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "OUT_OF_MEMORY", "ALLOC_FAILED")
 
 
 class Lost(Unavailable):
@@ -44,27 +41,23 @@ def on_first(work: Callable[[], Any]) -> Any:
     """
     if jax.process_count() == 1:
         return work()
-    answer: dict[str, Any] = {}
+    result, error, passes = None, None, False
     if is_first():
         try:
-            answer = {"result": work()}
-        except UserError as error:
-            answer = {"error": str(error), "passes": isinstance(error, Unavailable)}
-    text = np.frombuffer(json.dumps(answer).encode(), np.uint8)
+            result = work()
+        except UserError as raised:
+            error, passes = str(raised), isinstance(raised, Unavailable)
+    text = np.frombuffer(json.dumps((result, error, passes)).encode(), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
     text = multihost_utils.broadcast_one_to_all(text if is_first() else np.zeros(size, np.uint8))
-    answer = json.loads(np.asarray(text, np.uint8).tobytes())
-    if "error" in answer:
-        raise (Unavailable if answer["passes"] else UserError)(answer["error"])
-    return answer["result"]
+    result, error, passes = json.loads(np.asarray(text, np.uint8).tobytes())
+    if error is not None:
+        raise (Unavailable if passes else UserError)(error)
+    return result
 
 
 def on_first_then_others(work: Callable[[], T]) -> T:
-    """Runs `work` in process 0, then in the others: for files that they may or may not share.
-
-    Raises:
-      UserError: `work` raised it in process 0, or here.
-    """
+    """Runs `work` in process 0, then in the others: for files that they may or may not share."""
     done: list[T] = []
     on_first(lambda: done.append(work()))
     return done[0] if done else work()
@@ -85,7 +78,8 @@ def shutdown() -> None:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error of JAX means that a device has no more memory."""
-    return any(word in str(error) for word in OUT_OF_MEMORY)
+    words = ("RESOURCE_EXHAUSTED", "OUT_OF_MEMORY", "ALLOC_FAILED")  # of XLA and CUDA's libraries
+    return any(word in str(error) for word in words)
 
 
 def raise_cause(error: Exception) -> NoReturn:
@@ -93,8 +87,8 @@ def raise_cause(error: Exception) -> NoReturn:
 
     Raises:
       UserError: the memory of a device is exhausted.
-      Lost: an error of JAX in a run of several processes. Closing anything properly would wait for
-        the lost process, so this one should end at once.
+      Lost: an error of JAX in a run of several processes. The process should end at once: closing
+        anything properly would wait for the lost process.
     """
     if is_out_of_memory(error):
         raise UserError(

@@ -1,8 +1,7 @@
 """Checkpoints of a run that trains, with Orbax: written in the background, and few of them kept.
 
-Each of several processes writes its own shards, in one folder that all processes share.
-Checkpoint k is the state after k updates, with the manifest that rezero_jax.runs.restore verifies
-and that holds the loop's running sums.
+Checkpoint k is the state after k updates, with the manifest that rezero_jax.runs.restore verifies.
+Each process writes its own shards, in one folder that all processes share.
 """
 
 import contextlib
@@ -28,6 +27,8 @@ from rezero_jax.runs.restore import checksum, fingerprint, read_manifest, read_n
 class Checkpoints:
     """Checkpoints of one run; used as a context, which waits for the last save at its end.
 
+    All methods that save or wait raise an OSError if a checkpoint cannot be written.
+
     Args:
       folder: absolute path of the folder, made by the first save.
       config: config.checkpoint.
@@ -45,11 +46,12 @@ class Checkpoints:
             kept.append(policies.EveryNSteps(config.keep_every_steps))
         if config.keep_best:
             kept.append(_Best(folder, config.keep_best))
-        atomicity = ocp.options.AtomicityMode  # AUTO would rename in buckets other than Google's.
-        mode = atomicity.COMMIT_FILE if is_bucket(folder) else atomicity.ATOMIC_RENAME
-        atomicity_options = ocp.options.AtomicityOptions(mode=mode)
+        modes = ocp.options.AtomicityMode  # AUTO would rename in buckets other than Google's.
+        atomicity = ocp.options.AtomicityOptions(
+            mode=modes.COMMIT_FILE if is_bucket(folder) else modes.ATOMIC_RENAME
+        )
         self._options = ocp.CheckpointManagerOptions(
-            atomicity_options=atomicity_options,
+            atomicity_options=atomicity,
             preservation_policy=policies.AnyPreservationPolicy(kept),
             save_decision_policy=policies.FixedIntervalPolicy(1),
             async_options=ocp.AsyncOptions(
@@ -59,16 +61,13 @@ class Checkpoints:
                 post_finalization_callback=check,
             ),
         )
-        processes.on_first(lambda: _remove_unfinished(folder, atomicity_options))
-        self._manager = self._open()
-
-    def _open(self) -> ocp.CheckpointManager:
+        processes.on_first(lambda: _remove_unfinished(folder, atomicity))
         handlers = {
             # Compressing takes four times as long as writing, and saves 8 % of the size.
             "state": ocp.PyTreeCheckpointHandler(use_compression=False),
             "record": ocp.JsonCheckpointHandler(),
         }
-        return ocp.CheckpointManager(self._folder, options=self._options, item_handlers=handlers)
+        self._manager = ocp.CheckpointManager(folder, options=self._options, item_handlers=handlers)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -89,10 +88,6 @@ class Checkpoints:
           state: the training state.
           progress: plain JSON data, returned by `restore`.
           metrics: the evaluation after this very step, if there was one.
-
-        Raises:
-          OSError: there is not enough room, or this or the previous checkpoint cannot be written.
-          UserError: `check` raised it.
         """
         self._check_room(sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
         processes.on_first(self._check)
@@ -125,11 +120,7 @@ class Checkpoints:
     ) -> tuple[Any, dict[str, Any]] | None:
         """The newest good state and its progress, or None; moves damaged checkpoints away.
 
-        Args:
-          shapes, warn: see `read_newest`.
-
-        Raises:
-          UserError: the newest good checkpoint is of a model of another structure.
+        Arguments and errors are those of `read_newest`.
         """
         found = read_newest(self._folder, shapes, warn, self._set_aside)
         if found is not None:
@@ -140,10 +131,9 @@ class Checkpoints:
         return None
 
     def _set_aside(self, step: int) -> epath.Path:
-        self._manager.close()
         target = self._folder.parent / "damaged" / str(step)
         processes.on_first(lambda: move_folder(self._folder / str(step), target))
-        self._manager = self._open()
+        self._manager.reload()
         return target
 
     def finish(self) -> None:
@@ -151,9 +141,6 @@ class Checkpoints:
 
         Each save deletes the checkpoints that it replaces once it is written, so a process killed
         in between leaves one too many.
-
-        Raises:
-          OSError: the last save cannot be written.
         """
         self.wait()
         for step in processes.on_first(self._left_over):
@@ -167,41 +154,30 @@ class Checkpoints:
         return [info.step for info, is_kept in zip(found, kept, strict=True) if not is_kept]
 
     def wait(self) -> None:
-        """Returns when every save is on disk.
-
-        Raises:
-          OSError: the last save cannot be written.
-          UserError: see `save`.
-        """
+        """Returns when every save is on disk."""
         with _write_errors():
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for the last save, and ends the threads of Orbax.
-
-        Raises:
-          OSError: the last save cannot be written.
-          UserError: see `save`.
-        """
+        """Waits for the last save, and ends the threads of Orbax."""
         with _write_errors():
             self._manager.close()
 
 
 def _remove_unfinished(folder: epath.Path, options: ocp.options.AtomicityOptions) -> None:
-    """Deletes the checkpoints of runs that were killed while they saved.
+    """Deletes the checkpoints of starts that were killed while they saved.
 
-    Orbax would do so in the background, and in a bucket it would mistake a checkpoint that is being
-    moved away for an unfinished one, and delete its successor of the same name.
+    Orbax would do so in the background, and in a bucket it would delete the successor of a
+    checkpoint that is being moved away.
     """
     for path in ocp.path.step.all_temporary_paths(folder, atomicity_options=options):
         path.get().rmtree()
 
 
 class _Best(policies.PreservationPolicy):
-    """Keeps the `count` checkpoints of lowest eval/loss.
+    """Keeps the `count` checkpoints of lowest eval/loss, also those of earlier starts.
 
-    Orbax's BestN knows the evaluations of this process alone, and would delete the best checkpoints
-    of earlier starts.
+    Orbax's BestN knows the evaluations of this process alone.
     """
 
     def __init__(self, folder: epath.Path, count: int):

@@ -1,14 +1,15 @@
 """Files of a run, on a disk or in a bucket: each file is whole or absent.
 
-A path with a scheme, such as gs://bucket/run, is in a bucket and is accessed through etils.epath
-and fsspec. Objects in a bucket are written whole and never grow; a bucket has no folders, no
-renames and no locks.
+A path with a scheme, such as gs://bucket/run, is in a bucket, which has no folders, renames or
+locks, and whose objects are written whole and never grow.
 """
 
 import json
 import os
-import shutil
+import tempfile
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from rezero_jax.errors import Unavailable, UserError, first_line
 AnyPath = str | os.PathLike[str]
 
 PATIENCE = 6.0  # seconds in which a bucket must answer when a run starts
+PERIOD = 1.0  # seconds between two copies; Cloud Storage takes one write a second of an object
+SHARE = 0.05  # of the time, at most, that copying at log lines takes
 
 
 def is_bucket(path: AnyPath) -> bool:
@@ -40,7 +43,6 @@ def folder_of(path: AnyPath) -> epath.Path:
 
 
 def _check_bucket(path: AnyPath) -> None:
-    """Raises the error for a bucket that cannot be used, after PATIENCE seconds at most."""
     errors: list[Exception] = [TimeoutError(f"no answer within {PATIENCE:.0f} s")]
 
     def ask() -> None:
@@ -99,10 +101,9 @@ def is_of_storage(error: Exception) -> bool:
 
 
 def is_outage(path: AnyPath, error: BaseException | None) -> bool:
-    """Whether `error` means that the bucket of `path` did not answer, now or for a moment.
+    """Whether `error`, or an error from which it was raised, is an outage of the bucket of `path`.
 
-    Such an error says nothing about the content of the bucket. An error that was raised from an
-    outage is one too.
+    Such an error says nothing about the content of the bucket.
     """
     if not is_bucket(path):
         return False
@@ -162,7 +163,7 @@ def move_folder(source: epath.Path, target: epath.Path) -> None:
         copy_folder(source, target)
         source.rmtree()
     else:
-        shutil.move(source, target)
+        source.rename(target)
 
 
 def copy_folder(source: epath.Path, target: epath.Path) -> None:
@@ -173,3 +174,58 @@ def copy_folder(source: epath.Path, target: epath.Path) -> None:
         else:
             target.mkdir(parents=True, exist_ok=True)
             (target / path.name).write_bytes(path.read_bytes())
+
+
+class Upload:
+    """For files that grow: a local folder that is copied to a bucket; on a disk, `home` itself.
+
+    Attributes:
+      folder: where to write.
+      is_copied: whether `folder` is not `home`.
+
+    Args:
+      home: a folder of the run.
+      check: called before each copy; raises an error if this start may no longer write.
+    """
+
+    def __init__(self, home: AnyPath, check: Callable[[], None] = lambda: None):
+        self._home, self._check = epath.Path(home), check
+        self.is_copied = is_bucket(home)
+        self.folder = Path(home)
+        self._copied: dict[Path, tuple[int, int]] = {}  # size and time of what the bucket has
+        self._next = 0.0
+        if self.is_copied:
+            self._local = tempfile.TemporaryDirectory(prefix="rezero_jax-run-")
+            self.folder = Path(self._local.name)
+
+    def is_due(self) -> bool:
+        """Whether the bucket can take another copy now."""
+        return self.is_copied and time.monotonic() >= self._next
+
+    def flush(self) -> None:
+        """Copies the files that have changed.
+
+        Raises:
+          OSError: the bucket does not take them; libraries also raise errors of their own.
+        """
+        if not self.is_copied:
+            return
+        started = time.monotonic()
+        self._check()
+        for path in sorted(self.folder.rglob("*")):
+            status = path.stat()
+            now = (status.st_size, status.st_mtime_ns)
+            if path.is_file() and self._copied.get(path) != now:
+                target = self._home / path.relative_to(self.folder).as_posix()
+                target.write_bytes(path.read_bytes())
+                self._copied[path] = now
+        ended = time.monotonic()
+        self._next = ended + max(PERIOD, (ended - started) / SHARE)
+
+    def close(self) -> None:
+        """Does `flush`, and removes the local folder."""
+        try:
+            self.flush()
+        finally:
+            if self.is_copied:
+                self._local.cleanup()

@@ -1,4 +1,4 @@
-"""The workdir of a run: everything that plots or compares reads these files.
+"""The workdir of a run: its files, and who may write them.
 
 .lock              the identifier of the newest start
 config.json        the config, with model.dtype resolved
@@ -48,13 +48,11 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 class Workdir:
-    """The folder of one run, written by one start of the run at a time.
+    """The folder of one run, written by the first process of one start of the run at a time.
 
     On a disk, a lock of the operating system refuses a second start while the first one runs. Where
     there is no such lock, as in a bucket, the newest start wins: it writes its identifier into
     .lock, and an older start finds it with its next `check` and stops.
-
-    The first of several processes writes the folder; the others must be able to read it.
 
     Attributes:
       folder: its absolute path.
@@ -65,9 +63,8 @@ class Workdir:
       config: the config of the run.
 
     Raises:
-      UserError: the folder cannot be written or has a path that Orbax cannot read, belongs to
-        another config, lacks files of a finished run, is in use, or is not on storage that all
-        processes share. Every process raises it.
+      UserError: the folder cannot be written, has a path that Orbax cannot read, belongs to another
+        config, lacks files of a finished run, is in use, or is not shared by all processes.
     """
 
     def __init__(self, folder: AnyPath, config: ConfigDict):
@@ -95,12 +92,12 @@ class Workdir:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not is_bucket(folder):
                 self._lock = _locked(self.folder / LOCK)
-            if not is_begun(self.folder) and (self.folder / "environment.json").exists():
+            if not _is_begun(self.folder) and (self.folder / "environment.json").exists():
                 # Left by a start that ended before its first update.
                 (self.folder / "config.json").unlink(missing_ok=True)
             check_config(self.folder, config)
             final = read_final(self.folder)
-            if final is not None and final.get("status") == "finished":
+            if final.get("status") == "finished":
                 names = ("config.json", "checkpoints")
                 if missing := [name for name in names if not (self.folder / name).exists()]:
                     raise UserError(
@@ -110,7 +107,7 @@ class Workdir:
                 return identifier, final
             (self.folder / LOCK).write_text(identifier)  # in place, as the lock is on this file
             write_json(self.folder / "config.json", json.loads(config.to_json()))
-            seconds = {"seconds": recorded_seconds(self.folder)}
+            seconds = {"seconds": _recorded_seconds(self.folder)}
             write_json(self.folder / "environment.json", environment() | seconds)
         except BlockingIOError:
             raise UserError(f"another process is training in {folder}; wait or stop it") from None
@@ -121,11 +118,7 @@ class Workdir:
         return identifier, None
 
     def check(self) -> None:
-        """Checks that no newer start has claimed the folder; to be called before each write.
-
-        Raises:
-          UserError: a newer start has claimed it.
-        """
+        """Raises a UserError if a newer start has claimed the folder; called before each write."""
         lock = self.folder / LOCK
         if lock.exists() and lock.read_text() != self._id:
             raise UserError(
@@ -156,7 +149,7 @@ def _locked(path: epath.Path) -> TextIO:
     return file
 
 
-def is_begun(folder: epath.Path) -> bool:
+def _is_begun(folder: epath.Path) -> bool:
     """Whether a run in the folder has made updates, and left something to keep."""
     lines = folder / "metrics.jsonl"
     has_lines = lines.exists() and bool(lines.read_text())
@@ -170,11 +163,11 @@ def check_config(
     free: tuple[str, ...] = TOPOLOGY,
     advice: str = "choose another --workdir or the old settings",
 ) -> None:
-    """Checks that the run in a folder, if there is one, has this config.
+    """Checks that the run in a folder, if there is one, has this config, see `continued`.
 
     Args:
       folder: a workdir.
-      config: the config; model.dtype="auto" stands for the dtype of the run.
+      config: the config.
       free: prefixes of the fields that may differ.
       advice: what the user should do.
 
@@ -217,8 +210,8 @@ def continued(folder: AnyPath, config: ConfigDict) -> ConfigDict:
     return config
 
 
-def recorded_seconds(folder: epath.Path) -> float:
-    """Wall time of the earlier starts of a run, as far as their last start and lines say."""
+def _recorded_seconds(folder: epath.Path) -> float:
+    """Wall time of the earlier starts of a run, as far as it is recorded."""
     found = [0.0]
     if (folder / "environment.json").exists():
         found.append(read_json(folder / "environment.json").get("seconds", 0.0))
@@ -238,14 +231,14 @@ def saved_steps(folder: AnyPath) -> list[int]:
     return sorted(int(path.name) for path in found)
 
 
-def read_final(folder: AnyPath) -> dict[str, Any] | None:
-    """final.json of a run that finished or diverged, or None.
+def read_final(folder: AnyPath) -> dict[str, Any]:
+    """final.json of a run that finished or diverged; empty while the run has not ended.
 
     Raises:
       UserError: final.json is broken.
     """
     path = epath.Path(folder) / "final.json"
-    return read_json(path) if path.exists() else None
+    return read_json(path) if path.exists() else {}
 
 
 def environment() -> dict[str, Any]:

@@ -8,11 +8,10 @@ from etils import epath
 from tensorboardX import SummaryWriter
 
 from rezero_jax.errors import UserError
-from rezero_jax.runs.files import AnyPath, replace_file
-from rezero_jax.runs.upload import Upload
+from rezero_jax.runs.files import AnyPath, Upload, replace_file
 
-# TensorBoard's file is written in blocks, so that a kill loses its last lines: the number of lines
-# that a resumed run writes there again.
+# Lines that a resumed run writes to TensorBoard again, whose file is written in blocks: a kill loses
+# the last lines.
 AGAIN = 200
 
 
@@ -21,8 +20,8 @@ class MetricsWriter:
 
     Args:
       folder: the workdir.
-      step: updates applied so far; lines beyond this step are dropped, because a resumed run makes
-        these updates again.
+      step: updates applied so far; later lines are dropped, because a resumed run makes these
+        updates again.
       check: see `Upload`.
     """
 
@@ -42,10 +41,7 @@ class MetricsWriter:
             self._show(int(line["step"]), {k: v for k, v in line.items() if k != "step"})
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Writes one line, the metrics after `step` updates.
-
-        In a bucket, the line arrives with the next copy of the file: at most about once a second.
-        """
+        """Writes the metrics after `step` updates; in a bucket, they arrive with the next copy."""
         self._lines.write(json.dumps({"step": step} | metrics) + "\n")
         self._lines.flush()
         self._show(step, metrics)
@@ -57,21 +53,13 @@ class MetricsWriter:
             self._events.add_scalar(name, value, step)
 
     def flush(self) -> None:
-        """Returns when the workdir has all lines.
-
-        Raises:
-          OSError: the workdir cannot be written.
-        """
+        """Returns when the workdir has all lines; raises an OSError if it cannot be written."""
         if self._upload.is_copied:
             self._events.flush()
             self._upload.flush()
 
     def close(self) -> None:
-        """Flushes and closes the files.
-
-        Raises:
-          OSError: the workdir cannot be written.
-        """
+        """Closes the files; raises an OSError if the workdir cannot be written."""
         self._lines.close()
         self._events.close()
         self._upload.close()

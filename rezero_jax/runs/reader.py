@@ -90,7 +90,7 @@ class Run:
 
     def final(self) -> dict[str, Any]:
         """final.json; empty while the run has not ended."""
-        return read_final(self.folder) or {}
+        return read_final(self.folder)
 
     @property
     def device(self) -> str:

@@ -1,9 +1,8 @@
-"""Reads checkpoints, for training and for everything else that loads a model, and verifies them.
+"""Reads and verifies checkpoints, for training and for everything else that loads a model.
 
-A checkpoint has a small JSON manifest beside its arrays (the item "record"), with a fingerprint of
-each array and a checksum of the manifest. A checkpoint that does not match them is damaged. Only
-training moves damaged checkpoints away; all other readers warn and leave them. A sound checkpoint
-of another model is refused and stays.
+A checkpoint has a small JSON manifest beside its arrays (the item "record"), with the running sums
+of the loop, a fingerprint of each array and a checksum of the manifest. A checkpoint that does not
+match them is damaged. Training moves damaged checkpoints away; other readers warn and leave them.
 """
 
 import contextlib
@@ -73,16 +72,12 @@ def read_newest(
     warn: Callable[[str], None] = processes.warn,
     set_aside: Callable[[int], epath.Path] | None = None,
 ) -> tuple[Any, dict[str, Any]] | None:
-    """The state and manifest of the newest good checkpoint, or None if there is none.
+    """The state and manifest of the newest good checkpoint, or None if there is none; see `read`.
 
     Args:
-      folder: the checkpoints of a run.
-      shapes: see `read`.
+      folder, shapes: see `read`.
       warn: called with a sentence on each damaged checkpoint.
       set_aside: moves a damaged checkpoint away and returns its new path; None leaves it.
-
-    Raises:
-      UserError: see `read`.
     """
     for step in processes.on_first(lambda: saved_steps(folder.parent)[::-1]):
         try:
@@ -99,12 +94,7 @@ def read_newest(
 
 
 def _load(folder: epath.Path, shapes: Any) -> tuple[Any, dict[str, Any]]:
-    """State and manifest as they are in the files.
-
-    Raises:
-      UserError: the files are sound, but of a model of another structure.
-      Exception: whatever Orbax raises for files that cannot be read.
-    """
+    """State and manifest as they are in the files; raises whatever Orbax raises, or a UserError."""
     manifest = read_manifest(folder)
     # Each process reads for itself, as one that finds damage must not leave others waiting.
     own = ocp.options.MultiprocessingOptions(
@@ -180,7 +170,7 @@ def fingerprint(state: Any) -> dict[str, int]:
 
 @partial(jax.jit, static_argnums=1)
 def _bit_sums(leaves: list[Array], rows: tuple[int, ...]) -> Array:
-    """Sums of the bits, uint32 (leaves,); `rows` of each leaf are added at a time."""
+    """Sums of the bits, uint32 (leaves,); adds `rows` rows of a leaf at a time."""
 
     def bit_sum(leaf: Array, rows: int) -> Array:
         uint = f"uint{8 * leaf.dtype.itemsize}"

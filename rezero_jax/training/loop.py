@@ -15,9 +15,8 @@ from rezero_jax import processes
 from rezero_jax.data import Dataset, Text
 from rezero_jax.errors import UserError
 from rezero_jax.runs.checkpoint import Checkpoints
-from rezero_jax.runs.files import AnyPath, is_of_storage, storage_error
+from rezero_jax.runs.files import AnyPath, Upload, is_of_storage, storage_error
 from rezero_jax.runs.folder import EVALUATION, TOPOLOGY, Workdir, check_config, continued
-from rezero_jax.runs.upload import Upload
 from rezero_jax.training.cost import check_memory
 from rezero_jax.training.load import check_saved, load_state
 from rezero_jax.training.progress import Diverged, Progress
