@@ -2,7 +2,7 @@
 
 import ast
 import functools
-import importlib.util
+import runpy
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,8 +21,7 @@ LENGTHS = {
 }
 LARGEST = 2**31 - 1  # of int32
 LARGEST_FLOAT = 3.4e38  # of float32, rounded down
-# The fields of a parameter group of the optimizer.
-GROUP = {
+GROUP = {  # the fields of a parameter group of the optimizer
     "path": str,  # regular expression searched for in a parameter's path, such as "head/bias"
     "name": str,
     "learning_rate": float,
@@ -34,10 +33,7 @@ GROUP = {
 
 
 def base_config() -> ConfigDict:
-    """Every field that a run can have, with its default; a file in configs/ fills in an experiment.
-
-    A placeholder is a field that is unset; it may be set to None again.
-    """
+    """Every field that a run can have, with its default; a placeholder is unset, None."""
     config = ConfigDict()
     config.seed = 0  # of the initial parameters, the order of examples, augmentation and dropout
 
@@ -45,15 +41,14 @@ def base_config() -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.name = "digits"  # a name of rezero_jax.data.NAMES
-    # The folder of downloaded data sets; unset: $TFDS_DATA_DIR or ~/tensorflow_datasets.
-    config.data.dir = config_dict.placeholder(str)
+    config.data.dir = config_dict.placeholder(str)  # unset: $TFDS_DATA_DIR, ~/tensorflow_datasets
     config.data.stream = False  # read images from disk while training, instead of once into memory
     config.data.workers = 0  # processes that decode streamed training images; 0: threads
     # Per channel, of pixels scaled to 0 .. 1; unset: those of the data set.
     config.data.mean = config_dict.placeholder(tuple)
     config.data.std = config_dict.placeholder(tuple)
     config.data.image_size = 224  # imagenet: height and width of the crops, in pixels
-    # Random changes to training images, see rezero_jax.data.augment; 0 and False: none.
+    # Random changes to training images, see data.augment; 0 and False: none.
     config.data.crop_padding = 0  # pixels added on each side before a random crop
     config.data.flip = False  # mirror left to right with probability 1/2
     config.data.jitter = 0.0  # largest relative change of brightness, contrast and saturation
@@ -125,8 +120,7 @@ def base_config() -> ConfigDict:
 def option_fields(options: Any) -> ConfigDict:
     """The fields of an options dataclass as fields of config.model, with the same defaults.
 
-    A field whose default is None is unset. A field that a config cannot hold, such as a dtype, is
-    left out.
+    A field that a config cannot hold, such as a dtype, is left out.
     """
     section = ConfigDict()
     for name, kind in get_type_hints(type(options)).items():
@@ -138,11 +132,7 @@ def option_fields(options: Any) -> ConfigDict:
 
 
 def optim_group(**settings: Any) -> ConfigDict:
-    """Settings of a parameter group, fields of GROUP; an unset field is as in config.optim.
-
-    Raises:
-      UserError: a field is not in GROUP.
-    """
+    """Settings of a parameter group, fields of GROUP; an unset field is as in config.optim."""
     for key in settings.keys() - GROUP.keys():
         raise choose_from("field of a parameter group", key, GROUP)
     group = ConfigDict({key: config_dict.placeholder(kind) for key, kind in GROUP.items()})
@@ -155,8 +145,7 @@ def parse_arg(arg: str, **defaults: Any) -> ConfigDict:
 
     Args:
       arg: the text; a key alone sets a bool to True.
-      **defaults: every valid key with its default, whose type the value must have. A default that
-        is a type means an unset value of this type.
+      **defaults: every valid key with its default, or with its type if it is unset.
 
     Raises:
       UserError: an unknown key or a value of another type.
@@ -186,7 +175,7 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
     path, _, arg = spec.partition(":")
     if Path(path).is_dir():
         raise UserError(f"{path} is a folder; name one of the config files in it")
-    if not Path(path).is_file():
+    if not Path(path).exists():
         close = closest_beside(Path(path))
         hint = f"did you mean {close}? The" if close else "the"
         raise UserError(f"there is no config file {path}; {hint} project's own are in configs/")
@@ -198,31 +187,23 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
 
 def _get_config(path: str, arg: str) -> ConfigDict:
     """What `get_config(arg)` in a Python file returns; raises UserError for whatever fails."""
-    module_spec = importlib.util.spec_from_file_location("config_file", path)
-    if module_spec is None or module_spec.loader is None:
-        raise UserError(f"{path} is not a Python file; a config file ends in .py")
-    module = importlib.util.module_from_spec(module_spec)
     try:
-        module_spec.loader.exec_module(module)
-        if not hasattr(module, "get_config"):
+        variables = runpy.run_path(path)
+        if "get_config" not in variables:
             raise UserError(f"{path} is not a config file; it must define get_config(arg)")
-        config = module.get_config(arg)
+        config = variables["get_config"](arg)
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        if isinstance(error, SyntaxError):
-            place = f"{error.filename}, line {error.lineno},"
-        else:  # the last line of the file that took part
-            frames = traceback.extract_tb(error.__traceback__)
-            own = [frame for frame in frames if Path(frame.filename) == Path(path).absolute()]
-            place = f"{path}, line {own[-1].lineno}," if own else path
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == path]
+        place = f", line {lines[-1]}," if lines else ""  # a SyntaxError states its own
         raise UserError(
-            f"the config file {place} failed ({type(error).__name__}: {error}); correct it"
+            f"the config file {path}{place} failed ({type(error).__name__}: {error}); correct it"
         ) from error
     if not isinstance(config, ConfigDict):
         raise UserError(
-            f"get_config in {path} returned a {type(config).__name__}; it must return a "
-            "ConfigDict, such as that of rezero_jax.config.base_config"
+            f"get_config in {path} returned a {type(config).__name__}; it must return a ConfigDict"
         )
     return config
 
@@ -243,12 +224,9 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def check_numbers(config: ConfigDict) -> None:
-    """Checks that every number of a config is finite and fits JAX's default dtypes.
+    """Raises UserError for a number that is not finite or too large for JAX's default dtypes.
 
-    Other bounds are checked where the field is used. The seed may be larger, see data.Order.
-
-    Raises:
-      UserError: a number is not, or a tuple contains something else than numbers.
+    Other bounds are checked where the field is used, those of the seed by data.Order.
     """
     for key, value in flatten(config.to_dict()).items():
         for number in jax.tree.leaves(value):
@@ -260,12 +238,9 @@ def check_numbers(config: ConfigDict) -> None:
 
 
 def override(config: ConfigDict, texts: Iterable[str]) -> None:
-    """Sets fields of a config from texts "a.b=value".
+    """Sets fields of a config from texts "a.b=value"; raises UserError like `load_config`.
 
     A length unsets the same length in other units, unless `texts` sets these as well.
-
-    Raises:
-      UserError: an unknown key (the sentence names the closest) or a value of another type.
     """
     keys, given = flatten(config.to_dict()), {}
     for text in texts:
@@ -287,14 +262,7 @@ def override(config: ConfigDict, texts: Iterable[str]) -> None:
 
 
 def assign(section: ConfigDict, key: str, text: str, shown: str) -> None:
-    """Sets a field from text, which must be of the field's type, or None for an optional field.
-
-    Args:
-      shown: what the user calls the field.
-
-    Raises:
-      UserError: the text is of another type.
-    """
+    """Sets a field from text of the field's type, or None for a placeholder; `shown` in errors."""
     wanted = section.get_type(key)
     values = dict(section.items(preserve_field_references=True))
     may_be_unset = isinstance(values[key], config_dict.FieldReference)

@@ -78,27 +78,20 @@ def triangle(length: int, start: float, end: float) -> np.ndarray:
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-# By (step, position), from an image of 500 x 400 with seed 5; see test_data_order.FIRST.
-BOXES = {
-    (0, 0): (313, 123, 479, 260),
-    (7, 3): (269, 177, 438, 355),
-    (2**33, 1): (48, 2, 423, 345),
-}
-
-
-def test_crops_never_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    boxes = []
-    resized = imagenet._resized
-
-    def spy(image: Image.Image, box: imagenet.Box, size: int) -> np.ndarray:
-        boxes.append(box)
-        return resized(image, box, size)
-
-    monkeypatch.setattr(imagenet, "_resized", spy)
-    content = encoded(500, 400, noise=0)
-    for place in BOXES:
-        RandomCrop(SIZE, 5)(content, *place)
-    assert boxes == list(BOXES.values())
+def test_boxes_never_change() -> None:
+    for key, box in (  # seed, step, position; see test_data_order.FIRST
+        ((5, 0, 0), (313, 123, 479, 260)),
+        ((5, 7, 3), (269, 177, 438, 355)),
+        ((5, 2**33, 1), (48, 2, 423, 345)),
+    ):
+        assert random_box(SplitMix64(*key), 500, 400) == box
+    for width, height, box in (  # where no box fits
+        (3000, 10, (1493, 0, 1506, 10)),
+        (10, 3000, (0, 1493, 10, 1506)),
+        (1, 1, (0, 0, 1, 1)),
+    ):
+        assert random_box(SplitMix64(1), width, height) == box
+        assert torchvision_box(SplitMix64(1), width, height) == box
 
 
 @pytest.mark.parametrize("name", list(FILES))
@@ -112,16 +105,6 @@ def test_a_crop_is_that_of_a_reference_with_the_same_random_numbers(name: str) -
         actual = RandomCrop(SIZE, seed=5)(content, step, 3)
         assert (actual.shape, actual.dtype) == ((SIZE, SIZE, 3), np.uint8)
         np.testing.assert_allclose(actual, resized(content, box), atol=tolerance)
-
-
-def test_where_no_box_fits_the_central_one_is_taken() -> None:
-    for width, height, box in (
-        (3000, 10, (1493, 0, 1506, 10)),
-        (10, 3000, (0, 1493, 10, 1506)),
-        (1, 1, (0, 0, 1, 1)),
-    ):
-        assert random_box(SplitMix64(1), width, height) == box
-        assert torchvision_box(SplitMix64(1), width, height) == box
 
 
 @pytest.mark.parametrize("name", list(FILES))
@@ -139,15 +122,8 @@ def test_a_central_crop_is_cut_from_the_resized_image(name: str) -> None:
     np.testing.assert_array_equal(CentralCrop(SIZE)(FILES[name], 7, 2), actual)
 
 
-@pytest.mark.parametrize(
-    ("crop", "side", "scale"),
-    [
-        *((RandomCrop(64, 0), *pair) for pair in [(40, 1), (127, 1), (128, 2), (511, 4), (512, 8)]),
-        *((CentralCrop(64), *pair) for pair in [(40, 1), (145, 1), (146, 2), (583, 4), (584, 8)]),
-    ],
-)
 def test_a_jpeg_is_decoded_small_only_where_every_needed_pixel_is_left(
-    crop: RandomCrop | CentralCrop, side: int, scale: int, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     decoded = []
     resize = Image.Image.resize
@@ -158,7 +134,12 @@ def test_a_jpeg_is_decoded_small_only_where_every_needed_pixel_is_left(
 
     monkeypatch.setattr(Image.Image, "resize", spy)
     monkeypatch.setattr(imagenet, "random_box", lambda rng, w, h: (0, 0, w, h))
-    assert crop(encoded(side, side), 0, 0).shape == (64, 64, 3)
-    (((width, height), (left, top, right, bottom)),) = decoded
-    assert width == height == math.ceil(side / scale)
-    assert scale == 1 or min(right - left, bottom - top) >= 64
+    for crop, sides in (
+        (RandomCrop(64, 0), {40: 1, 127: 1, 128: 2, 511: 4, 512: 8}),
+        (CentralCrop(64), {40: 1, 145: 1, 146: 2, 583: 4, 584: 8}),
+    ):
+        for side, scale in sides.items():
+            assert crop(encoded(side, side), 0, 0).shape == (64, 64, 3)
+            size, (left, top, right, bottom) = decoded.pop()
+            assert size == (math.ceil(side / scale),) * 2
+            assert scale == 1 or min(right - left, bottom - top) >= 64

@@ -13,16 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rezero_jax.data import (
-    NAMES,
-    Dataset,
-    Order,
-    ResidentSplit,
-    StreamSplit,
-    Text,
-    stand_in,
-    standardise,
-)
+from rezero_jax.data import NAMES, Dataset, Order, ResidentSplit, Text, stand_in, standardise
 from rezero_jax.data.datasets import IMAGES
 from rezero_jax.errors import UserError
 from tests.data import load, section
@@ -31,15 +22,13 @@ from tests.data import load, section
 def test_digits_are_the_scikit_learn_images_and_every_fifth_of_a_class_is_held_out() -> None:
     from sklearn.datasets import load_digits
 
-    dataset, again = load("digits"), load("digits")
+    dataset = load("digits")
     train, held = dataset.train.arrays, dataset.eval.arrays
     assert (dataset.train.size, dataset.eval.size) == (1437, 360)
     assert (dataset.example_shape, dataset.num_classes) == ((8, 8, 1), 10)
-    for split, other in ((train, again.train.arrays), (held, again.eval.arrays)):
+    for split in (train, held):
         assert (split["image"].dtype, split["label"].dtype) == (np.uint8, np.int32)
-        assert split["image"].shape[1:] == (8, 8, 1)
         assert (split["image"].min(), split["image"].max()) == (0, 255)
-        np.testing.assert_array_equal(split["image"], other["image"])
     both = np.concatenate([train["image"], held["image"]])[..., 0]
     rows = np.rint(both * (16 / 255)).reshape(1797, 64)
     original = load_digits().data
@@ -56,8 +45,6 @@ def test_standardise_is_the_formula_for_any_leading_axes() -> None:
     actual = jax.jit(standardise, static_argnums=(1, 2))(image, mean, std)
     assert actual.dtype == jnp.float32
     np.testing.assert_allclose(actual, expected, atol=1e-6)
-    pixel = standardise(jnp.asarray(image[0, 0, 0, 0]), mean, std)
-    np.testing.assert_allclose(pixel, expected[0, 0, 0, 0], atol=1e-6)
     black_white = jnp.array([[0], [255]], jnp.uint8)
     np.testing.assert_array_equal(standardise(black_white, (0.5,), (0.5,)), [[-1.0], [1.0]])
 
@@ -71,28 +58,19 @@ def test_mean_and_std_can_be_given() -> None:
             load("digits", **{field: values})
 
 
-@pytest.mark.parametrize(
-    ("image", "label", "words"),
-    [
-        (np.zeros((3, 8, 8, 1), np.float32), 0, "has images of float32"),
-        (np.zeros((3, 8, 9, 1), np.uint8), 0, "has images of shape (8, 9, 1)"),
-        (np.zeros((3, 8, 8), np.uint8), 0, "has images of shape (8, 8)"),
-        (np.zeros((3, 8, 8, 1), np.uint8), 10, "has the label 10"),
-        (np.zeros((3, 8, 8, 1), np.uint8), -1, "has the label -1"),
-        (np.zeros((3, 8, 8, 1), np.uint8), 9, None),
-    ],
-)
-def test_resident_examples_that_cannot_be_are_refused(
-    image: np.ndarray, label: int, words: str | None
-) -> None:
-    for split in ("train", "eval"):
-        fields: dict[str, Any] = vars(load("digits")) | {"name": "mine"}
-        fields[split] = ResidentSplit({"image": image, "label": np.array([0, label, 0], np.int32)})
-        if words is None:
-            assert Dataset(**fields).name == "mine"
-        else:
-            with pytest.raises(UserError, match=re.escape(f'data set "mine" {words}')):
-                Dataset(**fields)
+def test_resident_examples_that_cannot_be_are_refused() -> None:
+    digits: dict[str, Any] = vars(load("digits")) | {"name": "mine"}
+    for image, label, words in (
+        (np.zeros((3, 8, 8, 1), np.float32), 0, "images of float32"),
+        (np.zeros((3, 8, 9, 1), np.uint8), 0, "images of uint8 (8, 9, 1)"),
+        (np.zeros((3, 8, 8), np.uint8), 0, "images of uint8 (8, 8)"),
+        (np.zeros((3, 8, 8, 1), np.uint8), 10, "the label 10"),
+        (np.zeros((3, 8, 8, 1), np.uint8), -1, "the label -1"),
+    ):
+        split = ResidentSplit({"image": image, "label": np.array([0, label, 0], np.int32)})
+        for name in ("train", "eval"):
+            with pytest.raises(UserError, match=re.escape(f'data set "mine" has {words}')):
+                Dataset(**(digits | {name: split}))
 
 
 CIFAR10 = Path(os.environ.get("TFDS_DATA_DIR", ""), "cifar10", "3.0.2", "dataset_info.json")
@@ -154,7 +132,7 @@ def test_a_stand_in_needs_no_data_and_makes_nothing(tmp_path: Path) -> None:
 def test_stand_ins_have_the_sizes_that_tfds_publishes() -> None:
     import tensorflow_datasets as tfds
 
-    for name in IMAGES.keys() - {"imagenet"}:
+    for name in IMAGES.keys() - {"digits", "imagenet"}:
         features = tfds.builder(name).info.features
         dataset = stand_in(section(name))
         assert isinstance(dataset, Dataset)
@@ -162,11 +140,7 @@ def test_stand_ins_have_the_sizes_that_tfds_publishes() -> None:
         assert dataset.num_classes == features["label"].num_classes
         published = {"cifar": (50_000, 10_000), "svhn_": (73_257, 26_032)}.get(name[:5])
         assert (dataset.train.size, dataset.eval.size) == (published or (60_000, 10_000))
-        for split in (dataset.train, dataset.eval):
-            assert isinstance(split, ResidentSplit)
-            assert split.arrays["image"].shape == (split.size, *dataset.example_shape)
-            dtypes = {key: values.dtype for key, values in split.arrays.items()}
-            assert dtypes == {"image": np.uint8, "label": np.int32}
+        assert isinstance(dataset.train, ResidentSplit)
     assert "tensorflow" not in sys.modules
 
 
@@ -174,7 +148,7 @@ def test_stand_ins_have_the_sizes_that_tfds_publishes() -> None:
 def test_stand_ins_have_the_fields_of_the_config() -> None:
     dataset = stand_in(section("cifar10", stream=True, mean=(0.1, 0.2, 0.3)))
     assert isinstance(dataset, Dataset)
-    assert isinstance(dataset.train, StreamSplit)
+    assert dataset.train.resident == {}
     assert dataset.train.fetch(np.arange(2))["image"].shape == (2, 32, 32, 3)
     assert dataset.mean == (0.1, 0.2, 0.3)
     dataset = stand_in(section("imagenet", image_size=96))

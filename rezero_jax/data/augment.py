@@ -22,23 +22,22 @@ class Augmentation:
     """Random changes to images, in this order: crop, colour jitter, rotation, flip.
 
     crop_padding=4, jitter=0.25, rotation=2.0 and flip=True match ReZero supplement E.2 and the
-    authors' superconvergence code: torchvision's RandomCrop, ColorJitter, RandomRotation and
-    RandomHorizontalFlip on PIL images. Rotation takes the same pixels as PIL.Image.rotate, so at 2
-    degrees and 32x32 it leaves 9 in 10 images unchanged. torchvision's ColorJitter truncates to
-    whole levels after each change and rounds the mean grey; here everything stays float32,
-    unrounded, which makes pixels brighter by one or two levels of 255.
+    authors' code: torchvision's RandomCrop, ColorJitter, RandomRotation and RandomHorizontalFlip on
+    PIL images. Rotation takes the same pixels as PIL.Image.rotate, so at 2 degrees and 32x32 it
+    leaves 9 in 10 images unchanged. Jitter stays float32, where torchvision truncates to whole
+    levels after each change; pixels are brighter by one or two levels of 255.
 
     Attributes:
-      crop_padding: black pixels added on each side before a random crop to the original size.
+      crop_padding: black pixels added on each side before a random crop to the original size,
+        0 .. 10,000.
       flip: mirror left to right with probability 1/2.
       jitter: brightness, contrast and saturation change, in a random order per image, each by a
-        factor from U(max(0, 1 - jitter), 1 + jitter).
-      rotation: degrees; the angle is from U(-rotation, rotation), counter-clockwise about the
-        centre, nearest neighbour, black outside the image.
+        factor from U(max(0, 1 - jitter), 1 + jitter); 0 .. 10.
+      rotation: degrees, 0 .. 360; the angle is from U(-rotation, rotation), counter-clockwise about
+        the centre, nearest neighbour, black outside the image.
 
     Raises:
-      UserError: a value is out of its range: crop_padding 0 .. 10,000, jitter 0 .. 10,
-        rotation 0 .. 360.
+      UserError: a value is out of its range.
     """
 
     crop_padding: int = 0
@@ -84,14 +83,16 @@ class Augmentation:
     def apply(self, image: Array, draws: dict[str, Array]) -> Array:
         """Changes images, uint8 (B, H, W, C) with sides below 16384, by what `draw` returned.
 
-        Returns:
-          (B, H, W, C), uint8, or float32 within 0 .. 255 if jitter is on.
+        Returns (B, H, W, C), uint8, or float32 within 0 .. 255 if jitter is on.
 
         Raises:
           UserError: jitter is on and the images have neither 1 nor 3 channels.
         """
         if self.crop_padding:
-            image = _crop(image, draws["crop"] - self.crop_padding)
+            row, column = (draws["crop"] - self.crop_padding).T[..., None, None]
+            rows = row + jnp.arange(image.shape[1]).reshape(1, -1, 1)
+            columns = column + jnp.arange(image.shape[2]).reshape(1, 1, -1)
+            image = _sample(image, rows, columns)
         if self.jitter:
             image = _jitter(image, draws["factors"], draws["order"])
         if self.rotation:
@@ -121,13 +122,6 @@ def _sample(image: Array, row: Array, column: Array) -> Array:
     pixels = image.reshape(batch, height * width, channels)
     taken = jnp.take_along_axis(pixels, index, axis=1, mode="promise_in_bounds")
     return jnp.where(inside[..., None], taken.reshape(image.shape), 0)
-
-
-def _crop(image: Array, corner: Array) -> Array:
-    """The window of the image's size whose corner, int32 (B, 2), may be outside the image."""
-    row = corner[:, 0].reshape(-1, 1, 1) + jnp.arange(image.shape[1]).reshape(1, -1, 1)
-    column = corner[:, 1].reshape(-1, 1, 1) + jnp.arange(image.shape[2]).reshape(1, 1, -1)
-    return _sample(image, row, column)
 
 
 def _jitter(image: Array, factors: Array, order: Array) -> Array:

@@ -18,8 +18,9 @@ from rezero_jax.data.tfds.prepare import prepared_builder
 from rezero_jax.data.tfds.source import TfdsSource, cached_arrays, fingerprint
 from rezero_jax.errors import UserError, choose_from
 
-# Data sets of TFDS: examples to train on and to evaluate on, shape of an image, classes.
+# Image data sets: examples to train on and to evaluate on, shape of an image, classes.
 IMAGES = {
+    "digits": ((1_437, 360), (8, 8, 1), 10),
     "cifar10": ((50_000, 10_000), (32, 32, 3), 10),
     "cifar100": ((50_000, 10_000), (32, 32, 3), 100),
     "fashion_mnist": ((60_000, 10_000), (28, 28, 1), 10),
@@ -27,7 +28,7 @@ IMAGES = {
     "svhn_cropped": ((73_257, 26_032), (32, 32, 3), 10),
     "imagenet": ((1_281_167, 50_000), (224, 224, 3), 1000),  # in the usual size
 }
-NAMES = ("digits", *IMAGES, *TEXT_NAMES)
+NAMES = (*IMAGES, *TEXT_NAMES)
 
 
 def load(config: ConfigDict, seed: int = 0) -> Dataset | Text:
@@ -35,16 +36,13 @@ def load(config: ConfigDict, seed: int = 0) -> Dataset | Text:
 
     "digits" and "stdlib" come with Python packages, "text" is the user's own, and the others are
     downloaded on first use. "enwik8", "stdlib" and "text" are text, the others images.
-    config.stream decodes images batch by batch instead of keeping them on the device; the batches
-    are the same. "digits" is always resident and "imagenet" always streamed.
 
     Args:
       config: config.data, see config.base_config; the augmentation is not read.
       seed: decides, with the number of the update, random crops ("imagenet") and windows (text).
 
     Raises:
-      UserError: a field is invalid or does not fit the data set, or the data set cannot be read or
-        downloaded.
+      UserError: a field is invalid, or the data set cannot be read or downloaded.
     """
     _check(config)
     if config.name in TEXT_NAMES:
@@ -55,20 +53,18 @@ def load(config: ConfigDict, seed: int = 0) -> Dataset | Text:
 def stand_in(config: ConfigDict) -> Dataset | Text | None:
     """Zeros in the sizes of the data set that config.data names, for plans.
 
-    Nothing is read, downloaded or written, and hardly any memory is taken. Returns None for
-    "digits", "stdlib" and "text", which need no download.
+    Nothing is read or downloaded, and hardly any memory is taken. Returns None for "digits",
+    "stdlib" and "text", which need no download.
 
     Raises:
-      UserError: a field is invalid or does not fit the data set.
+      UserError: a field is invalid.
     """
     _check(config)
     if config.name == "enwik8":
         return load_text(config, text=np.broadcast_to(np.uint8(0), ENWIK8_BYTES))
-    if config.name not in IMAGES:
+    if config.name in ("digits", *TEXT_NAMES):
         return None
-    sizes, shape, num_classes = IMAGES[config.name]
-    if config.name == "imagenet":
-        shape = (config.image_size, config.image_size, 3)
+    shape = _example_shape(config)
 
     def split(size: int) -> Split:
         if config.stream or config.name == "imagenet":
@@ -76,19 +72,15 @@ def stand_in(config: ConfigDict) -> Dataset | Text | None:
         image, label = np.broadcast_to(np.uint8(0), (size, *shape)), np.zeros(size, np.int32)
         return ResidentSplit({"image": image, "label": label})
 
-    train, held = map(split, sizes)
-    return _dataset(config, train, held, shape, num_classes)
+    return _dataset(config, *map(split, IMAGES[config.name][0]))
 
 
 def digits(config: ConfigDict) -> Dataset:
-    """scikit-learn's 1,797 handwritten digits, 8x8x1: 1,437 train, every fifth of a class eval.
-
-    Pixels 0 .. 16 are scaled to uint8 0 .. 255.
-    """
+    """scikit-learn's 1,797 handwritten digits: every fifth of a class is for evaluation."""
     from sklearn.datasets import load_digits
 
     loaded = load_digits()
-    image = np.rint(loaded.images * (255 / 16)).astype(np.uint8)[..., None]
+    image = np.rint(loaded.images * (255 / 16)).astype(np.uint8)[..., None]  # from 0 .. 16
     label = loaded.target.astype(np.int32)
     held_out = np.zeros(len(label), bool)
     held_out[np.argsort(label, kind="stable")[::5]] = True
@@ -96,39 +88,34 @@ def digits(config: ConfigDict) -> Dataset:
         ResidentSplit({"image": image[part], "label": label[part]})
         for part in (~held_out, held_out)
     )
-    return _dataset(config, train, held, (8, 8, 1), 10)
+    return _dataset(config, train, held)
 
 
 def tfds_images(config: ConfigDict, seed: int) -> Dataset:
     """Loads the image data set that config.data names from TFDS.
 
     The images are decoded once, cached on disk and kept on the device; with config.stream they are
-    decoded anew for each batch. The images of "imagenet" are always streamed, as random crops for
-    training and central crops for evaluation, and none is flipped.
-
-    Raises:
-      UserError: the data set, or one of its splits, is missing and cannot be downloaded.
+    decoded anew for each batch, and the batches are the same. The images of "imagenet" are always
+    streamed, as random crops for training and central crops for evaluation.
     """
     name, imagenet = config.name, config.name == "imagenet"
     builder = prepared_builder("imagenet2012" if imagenet else name, config.dir)
-    _, shape, num_classes = IMAGES[name]
+    threads = min(16 if imagenet else 8, os.cpu_count() or 1)
 
     def split(part: str, pixels: Callable[[Any, int, int], np.ndarray], workers: int = 0) -> Split:
-        source = TfdsSource(builder, part)
-        threads = min(16 if imagenet else 8, os.cpu_count() or 1)
-        streamed = StreamSplit(source, threads, 16, pixels, name, num_classes, workers)
+        source, classes = TfdsSource(builder, part), IMAGES[name][2]
+        streamed = StreamSplit(source, threads, 16, pixels, name, classes, workers)
         if config.stream or imagenet:
             return streamed
         key = f"{name}/{builder.info.version}-{fingerprint(builder.data_path)}/{part}"
         return ResidentSplit(cached_arrays(key, streamed))
 
     if imagenet:
-        shape = (config.image_size, config.image_size, 3)
         train = split("train", RandomCrop(config.image_size, seed), config.workers)
         held = split("validation", CentralCrop(config.image_size))
     else:
         train, held = split("train", decode, config.workers), split("test", decode)
-    return _dataset(config, train, held, shape, num_classes)
+    return _dataset(config, train, held)
 
 
 def decode(encoded: bytes, step: int = 0, position: int = 0) -> np.ndarray:
@@ -136,36 +123,34 @@ def decode(encoded: bytes, step: int = 0, position: int = 0) -> np.ndarray:
     from PIL import Image
 
     with Image.open(io.BytesIO(encoded)) as image:
-        pixels = np.asarray(image)
-    return pixels[..., None] if pixels.ndim == 2 else pixels
+        return np.atleast_3d(np.asarray(image))
 
 
 def _check(config: ConfigDict) -> None:
-    """Raises UserError for a field that is invalid for every data set."""
     if config.name not in NAMES:
         raise choose_from("data set", config.name, NAMES)
-    if not 0 <= config.workers <= 1024:
-        raise UserError(f"data.workers={config.workers} is out of range; set it to 0 .. 1024")
-    if not 1 <= config.image_size <= 10_000:
-        raise UserError(
-            f"data.image_size={config.image_size} is out of range; set it to 1 .. 10000"
-        )
+    for field, low, high in (("workers", 0, 1024), ("image_size", 1, 10_000)):
+        value = config[field]
+        if not low <= value <= high:
+            raise UserError(f"data.{field}={value} is out of range; set it to {low} .. {high}")
 
 
-def _dataset(
-    config: ConfigDict, train: Split, held: Split, shape: tuple[int, ...], num_classes: int
-) -> Dataset:
+def _example_shape(config: ConfigDict) -> tuple[int, ...]:
+    size = config.image_size
+    return (size, size, 3) if config.name == "imagenet" else IMAGES[config.name][1]
+
+
+def _dataset(config: ConfigDict, train: Split, held: Split) -> Dataset:
     """The data set with config.mean and config.std, or else ImageNet's numbers or 0.5."""
+    shape, name = _example_shape(config), config.name
     half = (0.5,) * shape[-1]
-    own_mean, own_std = (MEAN, STD) if config.name == "imagenet" else (half, half)
+    own_mean, own_std = (MEAN, STD) if name == "imagenet" else (half, half)
     mean, std = tuple(config.mean or own_mean), tuple(config.std or own_std)
-    return Dataset(config.name, train, held, shape, num_classes, mean, std)
+    return Dataset(name, train, held, shape, IMAGES[name][2], mean, std)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Zeros:
-    """A stream.DataSource of black images of this shape."""
-
     size: int
     shape: tuple[int, ...]
 

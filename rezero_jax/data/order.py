@@ -13,8 +13,8 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 class SplitMix64:
     """Random numbers by SplitMix64 (Steele, Lea and Flood 2014), started at a hash of a key.
 
-    The numbers depend on the key alone. np.random.Generator has the same methods, but its numbers
-    may change with NumPy's version, and a resumed run would then see other batches.
+    The numbers of np.random.Generator may change with NumPy's version, and a resumed run would then
+    see other batches.
 
     Args:
       key: integers in 0 .. 2**64 - 1, such as a seed and the number of an epoch.
@@ -30,10 +30,6 @@ class SplitMix64:
         states = self._state + _GAMMA * np.arange(1, count + 1, dtype=np.uint64)
         self._state = states[-1:]
         return _mix(states)
-
-    def permutation(self, size: int) -> np.ndarray:
-        """0 .. size - 1 in random order, int64 (size,)."""
-        return np.argsort(self.bits(size), kind="stable")
 
     def integers(self, high: int, size: int) -> np.ndarray:
         """Uniform in 0 .. high - 1, to within high / 2**64; int64 (size,)."""
@@ -53,10 +49,8 @@ def _mix(state: np.ndarray) -> np.ndarray:
 
 @functools.lru_cache(maxsize=2)  # a batch may straddle two epochs
 def _permutation(seed: int, size: int, epoch: int) -> np.ndarray:
-    """The order of the examples in one epoch, int32 (size,), read-only."""
-    order = SplitMix64(seed, epoch).permutation(size).astype(np.int32)
-    order.flags.writeable = False
-    return order
+    """The order of the examples in one epoch, int32 (size,); callers must not change it."""
+    return np.argsort(SplitMix64(seed, epoch).bits(size), kind="stable").astype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +59,8 @@ class Order:
 
     Epoch e is a permutation drawn from (seed, e). The epochs follow each other without a gap, and
     update t takes the positions from t * batch_size on. Each epoch therefore visits every example
-    exactly once: where batch_size does not divide size, one batch has the end of an epoch and the
-    start of the next. There is no state, so the batch of any update is available at any time.
+    exactly once, and a batch may have the end of an epoch and the start of the next. There is no
+    state, so the batch of any update is available at any time.
 
     Raises:
       UserError: the seed is not in 0 .. 2**32 - 1, or the batch is empty or larger than the data
@@ -80,12 +74,10 @@ class Order:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:  # JAX makes the same key of a larger seed and a smaller one
             raise UserError(f"seed={self.seed} is out of range; set it to 0 .. {2**32 - 1}")
-        if self.batch_size < 1:
-            raise UserError(f"train.batch_size={self.batch_size} is empty; set it to at least 1")
-        if self.batch_size > self.size:
+        if not 1 <= self.batch_size <= self.size:
             raise UserError(
-                f"train.batch_size={self.batch_size} is larger than the {self.size} training "
-                f"examples; lower it to at most {self.size}"
+                f"train.batch_size={self.batch_size} is empty or larger than the {self.size} "
+                f"training examples; set it to 1 .. {self.size}"
             )
 
     def indices(self, step: int) -> np.ndarray:

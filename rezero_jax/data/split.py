@@ -1,4 +1,4 @@
-"""What every data set offers: batches by the indices of their examples."""
+"""The interface of every data set: batches by the indices of their examples."""
 
 import abc
 import dataclasses
@@ -103,9 +103,9 @@ class Dataset:
     scaled to 0 .. 1.
 
     Raises:
-      UserError: resident images are not uint8 of example_shape, a resident label is not in
-        0 .. num_classes - 1, or mean or std has the wrong number of values, an std that is not
-        positive among them. Streamed examples are checked as they are fetched.
+      UserError: mean or std does not fit the channels, an std is not positive, resident images are
+        not uint8 of example_shape, or a resident label is not in 0 .. num_classes - 1. Streamed
+        examples are checked as they are fetched.
     """
 
     name: str
@@ -127,18 +127,14 @@ class Dataset:
         if not all(value > 0 for value in self.std):
             raise UserError(f"data.std={self.std} must be positive; divide by numbers above 0")
         for split in (self.train, self.eval):
-            if not isinstance(split, ResidentSplit):
-                continue
-            image, label = split.arrays["image"], split.arrays["label"]
-            images, given = f'data set "{self.name}" has images of', tuple(self.example_shape)
-            if image.dtype != np.uint8:
-                raise UserError(f"{images} {image.dtype}; convert them to uint8, 0 .. 255")
-            if image.shape[1:] != given:
-                raise UserError(
-                    f"{images} shape {image.shape[1:]}, but its example_shape is {given}; make the "
-                    "two agree"
-                )
-            check_labels(self.name, label, self.num_classes)
+            if isinstance(split, ResidentSplit):
+                image, shape = split.arrays["image"], tuple(self.example_shape)
+                if (image.dtype, image.shape[1:]) != (np.uint8, shape):
+                    raise UserError(
+                        f'data set "{self.name}" has images of {image.dtype} {image.shape[1:]}; '
+                        f"make them uint8, 0 .. 255, of its example_shape {shape}"
+                    )
+                check_labels(self.name, split.arrays["label"], self.num_classes)
 
 
 def check_range(indices: np.ndarray, size: int) -> None:

@@ -1,14 +1,14 @@
 """A split read from disk batch by batch, decoded ahead by threads or worker processes of Grain."""
 
-import contextlib
 import dataclasses
+import functools
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import connection, resource_tracker
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -17,7 +17,6 @@ from rezero_jax.data.split import ALL, Batch, HostBatch, Rows, Split, check_labe
 from rezero_jax.errors import UserError
 
 
-@runtime_checkable
 class DataSource(Protocol):
     """Random access to encoded examples, from several threads at once (as in Grain)."""
 
@@ -36,7 +35,6 @@ class StreamSplit(Split):
     batches decoded beyond the one in use. The batches are the same.
 
     Attributes:
-      source: where the examples come from.
       pixels: a pure, thread-safe function (encoded image, step, position in the batch) -> uint8
         (H, W, C); by default the image is returned as it is.
       name, num_classes: of the data set, for errors; None leaves labels unchecked.
@@ -71,12 +69,11 @@ class StreamSplit(Split):
             self.pixels(example["image"], step, position)
             for position, example in zip(positions, examples, strict=True)
         ]
-        for image in images:
-            if image.shape != images[0].shape:
-                raise UserError(
-                    f'data set "{self.name}" has images of shapes {images[0].shape} and '
-                    f"{image.shape}, which make no batch; crop or resize them to one shape"
-                )
+        if len(shapes := sorted({image.shape for image in images})) > 1:
+            raise UserError(
+                f'data set "{self.name}" has images of shapes {shapes[0]} and {shapes[1]}, which '
+                "make no batch; crop or resize them to one shape"
+            )
         return {"image": np.stack(images), "label": label}
 
     def batches(
@@ -86,7 +83,8 @@ class StreamSplit(Split):
         import grain
         from absl import flags
 
-        steps = grain.MapDataset.range(first, max(first, last)).map(_Read(self, indices, rows))
+        read = functools.partial(self._read, indices, rows)
+        steps = grain.MapDataset.range(first, max(first, last)).map(read)
         if not self.workers:
             options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=self.ahead)
             iterator = iter(steps.to_iter_dataset(options))
@@ -100,8 +98,7 @@ class StreamSplit(Split):
             dataset = steps.to_iter_dataset(own).mp_prefetch(workers, worker_init_fn=_start_worker)
             iterator = iter(dataset)
         try:
-            with _signals_for_this_process():
-                batch = next(iterator, None)  # starts the workers
+            batch = _without_signals(lambda: next(iterator, None))  # starts the workers
             while batch is not None:
                 yield batch
                 batch = next(iterator, None)
@@ -110,25 +107,15 @@ class StreamSplit(Split):
         finally:
             iterator.close()
 
+    def _read(self, indices: Callable[[int], np.ndarray], rows: Rows, step: int) -> HostBatch:
+        return self.fetch(indices(step), step, rows)
+
     def gather(self, resident: Mapping[str, jax.Array], fetched: Mapping[str, jax.Array]) -> Batch:
         return dict(fetched)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Read:
-    """Fetches the batch of a step; a callable that can be sent to worker processes."""
-
-    split: StreamSplit
-    indices: Callable[[int], np.ndarray]
-    rows: Rows
-
-    def __call__(self, step: int) -> HostBatch:
-        return self.split.fetch(self.indices(step), step, self.rows)
-
-
-@contextlib.contextmanager
-def _signals_for_this_process() -> Iterator[None]:
-    """Processes that start in this context ignore SIGINT and SIGTERM.
+def _without_signals(call: Callable[[], Any]) -> Any:
+    """Calls a function; processes that it starts ignore SIGINT and SIGTERM.
 
     A terminal or a job sends these signals to all processes of a run. A new process inherits the
     signals that this thread blocks; other threads receive them meanwhile.
@@ -136,7 +123,7 @@ def _signals_for_this_process() -> Iterator[None]:
     resource_tracker.ensure_running()  # starting it later would end the blocking
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
-        yield
+        return call()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

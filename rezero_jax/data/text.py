@@ -13,7 +13,7 @@ from rezero_jax.data.split import ALL, Batch, HostBatch, Rows, Split, check_rang
 from rezero_jax.data.text_files import enwik8_text, stdlib_text, user_text
 from rezero_jax.errors import UserError, choose_from
 
-SPLITS = ("train", "validation", "test")
+EVAL_SPLITS = ("validation", "test")
 TEXT_NAMES = ("enwik8", "stdlib", "text")
 WINDOWS = ("segments", "random")
 
@@ -25,32 +25,27 @@ _STREAM = 0x7E87  # separates the random numbers of windows from those that shuf
 class TextSplit(Split):
     """Windows of T = `length` bytes of a text of N bytes; the whole text is on the device.
 
-    A byte 0, the start, precedes the text. The target at position p of the text is byte p and the
-    input there is the byte before it, so every byte can be predicted.
+    The target at position p is byte p of the text and the input is the byte before it, or 0.
 
     For training (`whole` is False), the examples are the N // T full segments: example i has the
     targets i T .. (i+1) T - 1. With `random`, an example is instead a window that starts anywhere,
     drawn from (seed, step) whatever the example's index.
 
     For evaluation (`whole` is True), example i scores the S = T - context targets
-    i S .. (i+1) S - 1, or up to the end of the text. The window starts `context` targets earlier,
+    i S .. (i+1) S - 1, or up to the end of the text. Its window starts `context` targets earlier,
     moved to be within the text. Each byte is thus scored once, and sees at least `context` bytes
     before it, or all that precede it.
 
-    Attributes:
-      text: uint8 (N,).
-      length: T, at most N.
-      context: bytes of a window that precede the scored ones, 0 .. T - 1.
-      name: of the text, for errors.
+    `name` is the name of the text in errors.
 
     Raises:
       UserError: length or context is out of its range, or the text is shorter than a window or
         longer than 2,147,483,646 bytes.
     """
 
-    text: np.ndarray
-    length: int
-    context: int = 0
+    text: np.ndarray  # uint8 (N,)
+    length: int  # 1 .. N
+    context: int = 0  # 0 .. T - 1
     random: bool = False
     seed: int = 0
     whole: bool = False
@@ -58,17 +53,14 @@ class TextSplit(Split):
 
     def __post_init__(self) -> None:
         _check_window(self.length, self.context)
-        if len(self.text) < self.length:
+        if not self.length <= len(self.text) <= _LONGEST:
             raise UserError(
-                f"{self.name} has {len(self.text)} bytes, fewer than data.length={self.length}; "
-                "lower it or take a longer text"
+                f"{self.name} has {len(self.text)} bytes; take a text of data.length={self.length} "
+                f"to {_LONGEST} bytes"
             )
-        if len(self.text) > _LONGEST:
-            raise UserError(f"{self.name} has {len(self.text)} bytes; take at most {_LONGEST}")
 
     @property
     def size(self) -> int:
-        """The number of examples: N // T for training, ceil(N / (T - context)) for evaluation."""
         if self.whole:
             return -(-len(self.text) // (self.length - self.context))
         return len(self.text) // self.length
@@ -115,30 +107,22 @@ class TextSplit(Split):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Text:
-    """A text data set: its two splits and the number of values that a byte can have."""
+    """A text data set: its two splits, with windows of one length."""
 
     name: str
     train: TextSplit
     eval: TextSplit
-    vocab_size: int = 256
 
     @property
     def largest(self) -> int:
         """The largest byte value in the two splits."""
         return int(max(self.train.text.max(), self.eval.text.max()))
 
-    @property
-    def length(self) -> int:
-        """T, the bytes in a window."""
-        return self.train.length
-
 
 def read_text(config: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
-    """The bytes of the training split and of config.eval_split, uint8 (N,) each.
+    """The bytes of the training split and of config.eval_split, uint8 (N,) each; see text_files.
 
-    "enwik8" is the Hutter Prize's 100 MB of Wikipedia, "text" the file or folder that config.path
-    names. Of both, the first 90 % of the bytes are for training, the next 5 % for validation and
-    the rest for testing. "stdlib" needs no files: see text_files.stdlib_files.
+    "enwik8" and "text" are divided into 90 % training, 5 % validation and 5 % test.
     """
     if config.name == "stdlib":
         return stdlib_text("train"), stdlib_text(config.eval_split)
@@ -149,52 +133,31 @@ def read_text(config: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
 def load_text(config: ConfigDict, seed: int = 0, text: np.ndarray | None = None) -> Text:
     """The text that config.data names, one of TEXT_NAMES.
 
-    Args:
-      config: config.data.
-      seed: decides, with the number of the update, where random windows start.
-      text: uint8 (N,), used instead of the bytes that `read_text` reads.
-
-    Raises:
-      UserError: a field is invalid, the text cannot be read or downloaded, or a split of it is
-        shorter than a window.
+    `text`, uint8 (N,), is used instead of the bytes that `read_text` reads.
     """
     if config.windows not in WINDOWS:
         raise choose_from("data.windows", config.windows, WINDOWS)
-    if config.eval_split not in SPLITS[1:]:
-        raise choose_from("data.eval_split", config.eval_split, SPLITS[1:])
+    if config.eval_split not in EVAL_SPLITS:
+        raise choose_from("data.eval_split", config.eval_split, EVAL_SPLITS)
     _check_window(config.length, config.context)  # before anything is downloaded
     train, held = read_text(config) if text is None else _divided(text, config.eval_split)
+    length, random = config.length, config.windows == "random"
+    names = [f"the {split} split of {config.name}" for split in ("train", config.eval_split)]
     return Text(
         config.name,
-        TextSplit(
-            train,
-            config.length,
-            random=config.windows == "random",
-            seed=seed,
-            name=f"the train split of {config.name}",
-        ),
-        TextSplit(
-            held,
-            config.length,
-            config.context,
-            whole=True,
-            name=f"the {config.eval_split} split of {config.name}",
-        ),
+        TextSplit(train, length, random=random, seed=seed, name=names[0]),
+        TextSplit(held, length, config.context, whole=True, name=names[1]),
     )
 
 
 def _divided(text: np.ndarray, eval_split: str) -> tuple[np.ndarray, np.ndarray]:
     """The first 90 % of a text, and the next 5 % (validation) or the last 5 % (test)."""
-    ends = [len(text) * percent // 100 for percent in (90, 95)]
-    splits = dict(zip(SPLITS, np.split(text, ends), strict=True))
-    return splits["train"], splits[eval_split]
+    train, validation, test = np.split(text, [len(text) * percent // 100 for percent in (90, 95)])
+    return train, validation if eval_split == "validation" else test
 
 
 def _check_window(length: int, context: int) -> None:
     if length < 1:
         raise UserError(f"data.length={length} is not positive; set it to at least 1")
     if not 0 <= context < length:
-        raise UserError(
-            f"data.context={context} is not in 0 .. {length - 1}; set it to 0 or more and below "
-            f"data.length={length}, so that a window has bytes to score"
-        )
+        raise UserError(f"data.context={context} is out of range; set it to 0 .. {length - 1}")

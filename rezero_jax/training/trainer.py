@@ -200,9 +200,10 @@ def _task(model: ConfigDict, dataset: Dataset | Text) -> tuple[MakeModel, step.O
     """The constructor of the model, and its objective on the data."""
     if isinstance(dataset, Text):
         make: MakeModel = make_language_model(model)
-        if dataset.length > model.max_len:
+        length = dataset.train.length
+        if length > model.max_len:
             raise UserError(
-                f"data.length={dataset.length} is more than model.max_len={model.max_len}; lower "
+                f"data.length={length} is more than model.max_len={model.max_len}; lower "
                 "it, or raise model.max_len"
             )
         if dataset.largest >= model.vocab_size:

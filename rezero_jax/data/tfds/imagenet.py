@@ -45,9 +45,8 @@ class CentralCrop:
 def random_box(rng: SplitMix64, width: int, height: int) -> Box:
     """The box that torchvision's RandomResizedCrop draws from an image of width x height pixels.
 
-    Draws a share of the area, uniform in 0.08 .. 1, and an aspect ratio, log-uniform in 3/4 .. 4/3,
-    until the box fits. After ten misses, takes the largest central box whose ratio is in that
-    range.
+    The share of the area is uniform in 0.08 .. 1, and the aspect ratio log-uniform in 3/4 .. 4/3.
+    After ten misses, takes the largest central box whose ratio is in that range.
     """
     low, high = 3 / 4, 4 / 3
     for _ in range(10):
@@ -64,10 +63,9 @@ def random_box(rng: SplitMix64, width: int, height: int) -> Box:
 
 
 def central_box(size: int, width: int, height: int) -> Box:
-    """The box of the central size x size pixels after a resize of the short side.
+    """The central size x size pixels after a resize of the short side to size * 256 / 224, rounded.
 
-    The short side becomes size * 256 / 224, rounded. The box is in pixels of the image before that
-    resize, which is width x height.
+    The box is in pixels of the image before that resize, which is width x height.
     """
     short = round(size * 256 / 224)
     w, h = (short * side // min(width, height) for side in (width, height))

@@ -1,8 +1,8 @@
 """Prepares a TFDS data set as array_record files, without TensorFlow.
 
-TFDS's own builder downloads, verifies checksums, splits and shuffles. Only two of its steps need
-TensorFlow and are replaced here: plain file access (`tf.io.gfile`) and encoding images. Pixels are
-encoded as PNG; images that come as files (ImageNet's JPEGs) stay byte for byte.
+TFDS's own builder downloads, verifies checksums, splits and shuffles. Its two steps that need
+TensorFlow are replaced: file access (`tf.io.gfile`) and encoding images. Pixels are encoded as PNG;
+images that come as files (ImageNet's JPEGs) stay byte for byte.
 """
 
 import contextlib
@@ -32,33 +32,27 @@ def _quiet() -> Iterator[None]:
     def is_error(record: logging.LogRecord) -> bool:  # a new one for each of several threads
         return record.levelno >= logging.ERROR
 
-    loggers = [logging.getLogger(name) for name in ("absl", "urllib3.connectionpool")]
-    for logger in loggers:
-        logger.addFilter(is_error)
-    try:
+    with contextlib.ExitStack() as stack:
+        for logger in map(logging.getLogger, ("absl", "urllib3.connectionpool")):
+            logger.addFilter(is_error)
+            stack.callback(logger.removeFilter, is_error)
         yield
-    finally:
-        for logger in loggers:
-            logger.removeFilter(is_error)
 
 
 @_quiet()
 def prepared_builder(name: str, data_dir: str | None = None) -> Any:
     """The TFDS builder of `name`, its data ready to be read with `as_data_source`.
 
-    Missing data is downloaded and prepared, or prepared from archives in downloads/manual where
-    TFDS cannot download them (imagenet2012). TFDS writes to a temporary folder and renames it at
-    the end, so an interrupted preparation leaves nothing that could be mistaken for the data set;
-    other processes that need the data set wait. A split of more than 1 GB goes through temporary
-    files of its size; memory stays below about 1 GB plus 1/256 of the split.
-
-    Args:
-      name: a TFDS name; the only feature that is ever encoded here is "image".
-      data_dir: see `data_folder`.
+    Missing data is downloaded and prepared in `data_folder`, or prepared from archives in
+    downloads/manual where TFDS cannot download them (imagenet2012). TFDS writes to a temporary
+    folder and renames it at the end; other processes that need the data set wait. A split of more
+    than 1 GB goes through temporary files of its size; memory stays below about 1 GB plus 1/256 of
+    the split.
 
     Raises:
       UserError: there is no such folder, the data set could not be downloaded, an archive that only
-        the user can get is missing, or the data is damaged or in another format.
+        the user can get is missing, the data is damaged or in another format, or the system allows
+        too few open files.
     """
     data_folder(data_dir)
     builder = _builder(name, data_dir)
@@ -69,7 +63,14 @@ def prepared_builder(name: str, data_dir: str | None = None) -> Any:
             builder = _builder(name, data_dir)  # another process may have prepared it meanwhile
             if not builder.is_prepared():
                 _prepare(builder)
-    _check_files(builder)
+    file_format = builder.info.file_format.value
+    if file_format != "array_record":
+        raise UserError(
+            f'data set "{builder.name}" in {builder.data_dir} is in {file_format} form, which only '
+            "TensorFlow reads; set TFDS_DATA_DIR or --config.data.dir to another folder, where it "
+            "can be prepared as array_record"
+        )
+    allow_open_files(sum(len(split.filepaths) for split in builder.info.splits.values()))
     return builder
 
 
@@ -77,16 +78,15 @@ def data_folder(data_dir: str | None) -> Path:
     """The folder of downloaded data: `data_dir`, $TFDS_DATA_DIR or ~/tensorflow_datasets.
 
     Raises:
-      UserError: the folder was given and is missing, perhaps because of a slip.
+      UserError: the folder was given and is missing.
     """
     given = data_dir or os.environ.get("TFDS_DATA_DIR")
     folder = Path(given or "~/tensorflow_datasets").expanduser()
     if given and not folder.is_dir():
         close = closest_beside(folder)
-        raise UserError(
-            f"there is no folder {folder} ({'data.dir' if data_dir else 'TFDS_DATA_DIR'}={given}); "
-            + (f"did you mean {close}?" if close else "create it, or name another one")
-        )
+        hint = f"did you mean {close}?" if close else "create it, or name another one"
+        field = "data.dir" if data_dir else "TFDS_DATA_DIR"
+        raise UserError(f"there is no folder {folder} ({field}={given}); {hint}")
     return folder
 
 
@@ -97,10 +97,9 @@ def _builder(name: str, data_dir: str | None) -> Any:
     try:
         return tfds.builder(name, data_dir=data_dir)
     except ParseError as error:
-        folder = f"{data_dir or tfds.core.constants.DATA_DIR}/{name}"
         raise UserError(
-            f'data set "{name}": dataset_info.json in {folder} cannot be read; delete that folder '
-            "to have the data set prepared again"
+            f"dataset_info.json in {data_folder(data_dir) / name} cannot be read; delete that "
+            "folder to have the data set prepared again"
         ) from error
 
 
@@ -117,9 +116,8 @@ def _alone(builder: Any) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            logging.getLogger(__name__).warning(
-                "another process prepares data in %s; waiting for it", root
-            )
+            log = logging.getLogger(__name__)
+            log.warning("another process prepares data in %s; waiting for it", root)
             fcntl.flock(lock, fcntl.LOCK_EX)
         before = set(root.rglob("*"))
         try:
@@ -160,8 +158,7 @@ def _prepare(builder: Any) -> None:
                     replaced.enter_context(patch.object(module, "tf", _file_access()))
             # Many systems allow fewer than a thousand open files. The order is the same.
             replaced.enter_context(patch.object(shuffle, "BUCKETS_NUMBER", 256))
-            # Ten retries, each after twice the wait, would be three silent minutes if the network
-            # is down.
+            # Ten retries, each after twice the wait, are three silent minutes without a network.
             replaced.enter_context(patch.object(downloader, "MAX_RETRIES", 4))
             builder.download_and_prepare(
                 file_format="array_record",
@@ -206,40 +203,22 @@ def _check_archives(builder: Any) -> None:
             )
 
 
-def _check_files(builder: Any) -> None:
-    """Checks that the files of a prepared data set can be read, all open at once.
-
-    Raises:
-      UserError: the files are in another format, or the system allows too few open files.
-    """
-    file_format = builder.info.file_format.value
-    if file_format != "array_record":
-        raise UserError(
-            f'data set "{builder.name}" in {builder.data_dir} is in {file_format} form, which only '
-            "TensorFlow reads; set TFDS_DATA_DIR or --config.data.dir to another folder, where it "
-            "can be prepared as array_record"
-        )
-    allow_open_files(sum(len(split.filepaths) for split in builder.info.splits.values()))
-
-
 def allow_open_files(count: int) -> None:
     """Raises this process's limit so that array_record's readers can open `count` files at once.
 
     ImageNet has 1,088 files, and most systems allow a process 1,024 unless it asks for more.
-
-    Raises:
-      UserError: the system's hard limit is too low.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count + 256
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return
-    if hard != resource.RLIM_INFINITY and hard < wanted:
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except ValueError as error:
         raise UserError(
             f"the data set needs {wanted} open files and the system allows {hard}; raise the hard "
             f"limit (ulimit -Hn) to at least {wanted}"
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        ) from error
 
 
 def encode_png(image: np.ndarray) -> bytes:
@@ -247,21 +226,15 @@ def encode_png(image: np.ndarray) -> bytes:
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, format="PNG")
+    Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def _file_access() -> types.SimpleNamespace:
     """The functions of `tf` that TFDS calls while it prepares a data set."""
-    from etils import epath
-
-    gfile = types.SimpleNamespace(
-        GFile=lambda path, mode="r": epath.Path(path).open(mode),
-        exists=os.path.exists,
-        remove=os.remove,
-    )
-    return types.SimpleNamespace(
-        io=types.SimpleNamespace(gfile=gfile),
-        compat=types.SimpleNamespace(as_text=os.fsdecode),
-        errors=types.SimpleNamespace(ResourceExhaustedError=()),  # `except ()` catches nothing
+    space = types.SimpleNamespace
+    return space(
+        io=space(gfile=space(GFile=open, exists=os.path.exists, remove=os.remove)),
+        compat=space(as_text=os.fsdecode),
+        errors=space(ResourceExhaustedError=()),  # `except ()` catches nothing
     )

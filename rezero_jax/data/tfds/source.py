@@ -22,8 +22,7 @@ _CHUNK = 500  # examples decoded by one worker at a time
 class TfdsSource:
     """The examples of a split; see stream.DataSource. Reading damaged files raises UserError.
 
-    Images stay PNG or JPEG bytes: Pillow decodes them on every machine, whatever else is installed,
-    so that the pixels are the same everywhere.
+    Images stay PNG or JPEG bytes, which Pillow decodes to the same pixels on every machine.
     """
 
     def __init__(self, builder: Any, split: str) -> None:
@@ -53,11 +52,8 @@ class TfdsSource:
 def cached_arrays(key: str, split: StreamSplit) -> dict[str, np.ndarray]:
     """All examples of `split`: {"image": uint8 (N, H, W, C), "label": int32 (N,)}.
 
-    The arrays are read from `$XDG_CACHE_HOME/rezero_jax/<key>.npz` (~/.cache where that is not
-    set), or decoded and written there. A damaged file is written again.
-
-    Args:
-      key: a name for these arrays and no others.
+    The arrays are read from <key>.npz in devices.cache_folder, or decoded and written there. A
+    damaged file is written again.
     """
     path = cache_folder() / f"{key}.npz"
     warn = logging.getLogger(__name__).warning
@@ -69,7 +65,13 @@ def cached_arrays(key: str, split: StreamSplit) -> dict[str, np.ndarray]:
         pass
     except Exception as error:  # a damaged zip file raises errors of many kinds
         warn("%s is damaged (%s); the images are decoded again", path, error)
-    arrays = _decode(key, split)
+    starts = range(0, split.size, _CHUNK)
+    chunks = split.batches(
+        lambda i: np.arange(starts[i], min(starts[i] + _CHUNK, split.size)), 0, len(starts)
+    )
+    label, unit = f"decoding {key}", " images"
+    decoded = list(tqdm(chunks, label, len(starts), unit_scale=_CHUNK, unit=unit, delay=1))
+    arrays = {name: np.concatenate([chunk[name] for chunk in decoded]) for name in decoded[0]}
     try:
         with whole_file(path) as file:
             np.savez(file, image=arrays["image"], label=arrays["label"])
@@ -84,17 +86,6 @@ def fingerprint(folder: Any) -> str:
     for path in sorted(folder.glob("*.array_record*")):
         digest.update(f"{path.name} {path.stat().length}\n".encode())
     return digest.hexdigest()[:12]
-
-
-def _decode(key: str, split: StreamSplit) -> dict[str, np.ndarray]:
-    starts = range(0, split.size, _CHUNK)
-    count = len(starts)
-    chunks = split.batches(
-        lambda i: np.arange(starts[i], min(starts[i] + _CHUNK, split.size)), 0, count
-    )
-    bar = tqdm(chunks, f"decoding {key}", count, unit_scale=_CHUNK, unit=" images", delay=1)
-    decoded = list(bar)
-    return {name: np.concatenate([chunk[name] for chunk in decoded]) for name in decoded[0]}
 
 
 @contextlib.contextmanager
