@@ -21,7 +21,7 @@ from PIL import Image
 from benchmarks.worker import spread
 from rezero_jax.command import parser
 from rezero_jax.data import Order, StreamSplit
-from rezero_jax.data.tfds.imagenet import RandomCrop
+from rezero_jax.data.tfds.imagenet import Crop
 from rezero_jax.formatting import markdown_table
 
 WORKERS = (0, 1, 2, 4)
@@ -59,7 +59,7 @@ def _jpeg(rng: np.random.Generator) -> bytes:
 def measure(source: Jpegs, workers: int, batches: int) -> tuple[float, float]:
     """Seconds to the first batch, and images per second of `batches` after it."""
     order = Order(0, SIZE, BATCH)
-    split = StreamSplit(source, os.cpu_count() or 1, 4, RandomCrop(224, 0), workers=workers)
+    split = StreamSplit(source, os.cpu_count() or 1, 4, Crop(224, 0), workers=workers)
     began = time.perf_counter()
     stream = split.batches(order.indices, 0, 10**6)
     next(stream)

@@ -1,1 +1,4 @@
-"""Experiments, one file each: `get_config(arg)` returns the config of `--config=FILE:ARG`."""
+"""Experiments, one file each: `get_config(arg)` returns the config of `--config=FILE:ARG`.
+
+FILE:smoke is a tiny version of each, which tests the installation within a minute.
+"""

@@ -13,15 +13,12 @@
     python train.py --config=configs/mlp.py:depth=10000,width=150,lr=0.003,dataset=cifar10 ...
         the 10,000-layer network of the paper's section 4
 
-    python train.py --config=configs/mlp.py:smoke --workdir=...
-        4 layers of width 8 on digits for 2 epochs: a test of the installation, in seconds
-
 Two runs of a comparison differ only in `model.residual` and, with it, in the variance of the hidden
 weights: 0.25 / width for `residual`, 2 / width for every other rule (paper, section 4).
 
-Three settings are from the authors' notebook, because the paper does not state them: batches of
-100, pixels scaled to -1 .. 1, and no augmentation. Unlike in the notebook, the layers of `norm` do
-not share one LayerNorm.
+Batches of 100, pixels scaled to -1 .. 1 and no augmentation are from the authors' notebook, because
+the paper does not state them. Unlike in the notebook, the layers of `norm` do not share one
+LayerNorm.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -59,8 +56,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.train.epochs = args.epochs or (2.0 if args.smoke else 20.0 if digits else 10.0)
     config.train.batch_size = 50 if digits else 100
-    # The steps of a dispatch share their temporary memory, which saves allocating it for each step;
-    # but a Ctrl-C has to wait for the end of a dispatch.
+    # The steps of a dispatch share temporary memory, but a Ctrl-C waits for the end of a dispatch.
     depth = config.model.depth
     config.train.steps_per_dispatch = 20 if depth < 500 else 5
 

@@ -13,9 +13,6 @@
     python train.py --config=configs/resnet.py:depth=20,epochs=10 ...
         the paper's recipe on a twentieth of its schedule: the milestones are fractions of the run
 
-    python train.py --config=configs/resnet.py:smoke ...
-        8 layers of width 4 on digits for an epoch: a test of the installation, within a minute
-
 Two runs of a comparison differ only in `model.residual` and, as in the authors' code, in what
 belongs to the rule: the initial weights of `gated` and `fixup`, and the learning rate of Fixup's
 multipliers. batch_norm=False removes every BatchNorm. lr= sets the learning rate of every group.
@@ -78,7 +75,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.flip = config.data.name.startswith("cifar")  # a mirrored digit is not a digit
 
     config.train.epochs = args.epochs or (1.0 if args.smoke else 200.0 if paper else 2.0)
-    config.train.batch_size = 128
     config.train.steps_per_dispatch = 10
 
     config.optim.name = "sgd"

@@ -4,9 +4,6 @@
         90 epochs of the usual recipe: SGD with 0.1 for batches of 256, a tenth of that after 30, 60
         and 80 epochs, random resized crops of 224 pixels and flips. We have no result yet
 
-    python train.py --config=configs/resnet_imagenet.py:smoke --workdir=...
-        18 layers of width 2 on digits for an epoch: a test of the installation, within a minute
-
 The data set is read from disk while training; docs/data.md says where its archives belong.
 """
 
@@ -48,5 +45,4 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.eval.every_epochs = 1.0
     config.eval.batch_size = 256
-    config.checkpoint.every_steps = 1000
     return config

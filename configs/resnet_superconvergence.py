@@ -6,18 +6,14 @@
     python train.py --config=configs/resnet_superconvergence.py:residual=residual --workdir=...
         the baseline, which reaches 94 % at epoch 60: 65 epochs, a longer rise, no gates
 
-    python train.py --config=configs/resnet_superconvergence.py:smoke --workdir=...
-        width 2 on digits for an epoch: a test of the installation, within a minute
-
 The learning rate rises to 1.2 and falls again while momentum does the opposite. The gates do not
 take part: they have an Adagrad of their own with the constant learning rate 0.1 and no decay,
 because gates under the cycled SGD became NaN for the authors.
 
-One difference from the authors' run: the last batch of an epoch is completed from the next epoch,
-so that 45 epochs are 4,395 updates of 512 examples, where the authors have 4,410 with a smaller
-last batch in each epoch. Two assumptions about the baseline, which the authors' log does not
-state: its learning rate rises and falls for the same time (39 % of the run each), and its momentum
-mirrors the learning rate between 0.95 and 0.85.
+Batches continue into the next epoch, so that 45 epochs are 4,395 updates of 512 examples, where the
+authors have 4,410 with a smaller last batch in each epoch. The authors' log does not state two
+choices for the baseline: its learning rate rises and falls for 39 % of the run each, and its
+momentum mirrors the learning rate between 0.95 and 0.85.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -61,12 +57,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optim.weight_decay = 2e-4
     config.optim.schedule = "piecewise"
     if rezero:
-        config.optim.points = (
-            (0.0, 0.032 / 1.2),
-            (0.1, 1.0),
-            (0.9, 0.032 / 1.2),
-            (1.0, 0.001 / 1.2),
-        )
+        low, end = 0.032 / 1.2, 0.001 / 1.2
+        config.optim.points = ((0.0, low), (0.1, 1.0), (0.9, low), (1.0, end))
         config.optim.momentum_points = ((0.0, 0.95), (0.1, 0.85), (0.9, 0.95))
     else:
         config.optim.points = ((0.0, 0.04), (0.39, 1.0), (0.78, 0.04), (1.0, 0.0004))

@@ -14,22 +14,16 @@
     python train.py --mode=eval --config=... --workdir=... --config.data.eval_split=test
         the bits per byte on the test split
 
-    python train.py --config=configs/transformer_enwik8.py:smoke --workdir=...
-        2 layers of width 16 on the sources of Python's standard library, 50 updates: a test of the
-        installation, within a minute
-
 The models have width 512 (256 from 64 layers on), 2 heads, 512 bytes, GELU and dropout 0.2. LAMB
 has a constant learning rate: 0.016 for the batch of 1,080, and 0.0005 sqrt(batch) for the batches
 of 304 and 144. The paper used eight GPUs. Here one device computes a batch in `accumulate`
-microbatches, whose size should fit an accelerator with 80 GB (not tried); eight devices need an
-eighth of that number.
+microbatches, for an accelerator with 80 GB (not tried); eight devices need an eighth of them.
 
 The paper does not state these choices: a feed-forward of 4 times the width (which gives its
 parameter counts, except the 34 million of its 12-layer ReZero networks), 2 heads at width 256 too,
 sinusoidal positions and the embedding's distribution (both from the authors' notebook), dropout
 after the embedding, no final norm for any rule, LAMB with Adam's bias correction and without a
-limit on the norm of the weights, a constant learning rate right after the warm-up, and 130 epochs
-at 12 layers (the time that its slowest rule took).
+limit on the norm of the weights, and 130 epochs at 12 layers (which its slowest rule took).
 """
 
 from ml_collections import ConfigDict
@@ -76,7 +70,6 @@ def get_config(arg: str = "") -> ConfigDict:
         config.train.epochs, config.train.steps = None, 50
     config.train.batch_size = 16 if args.smoke else batch
     config.train.accumulate = args.accumulate or (2 if args.smoke else ACCUMULATE[args.layers])
-
     config.train.steps_per_dispatch = 5
 
     config.optim.name = "lamb"

@@ -10,15 +10,10 @@
     ...:path=book.txt
         on a text of your own, a file or a folder
 
-    ...:smoke
-        2 layers of width 16, 50 updates: a test of the installation, within a minute
-
-The models have width 128, feed-forward 256, 8 heads, ReLU, dropout 0.1 and sinusoidal positions;
-batches have 50 rows of 35 bytes. Adagrad starts at 0.01 and loses a tenth of its rate after each of
-3 epochs; gradients are clipped to a norm of 0.5. The notebook trains on words of WikiText-2, so its
+Batches have 50 rows of 35 bytes. Adagrad starts at 0.01 and loses a tenth of its rate after each of
+3 epochs, or each third of steps=N updates. The notebook trains on words of WikiText-2, so its
 perplexities cannot be compared. As in the notebook, pre_norm has no final norm. Unlike in the
-notebook, the two LayerNorms of a layer are not shared. With steps=N the run has N updates and the
-rate falls after each third of them.
+notebook, the two LayerNorms of a layer are not shared.
 """
 
 from ml_collections import ConfigDict

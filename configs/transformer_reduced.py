@@ -4,9 +4,6 @@
         RULE is rezero, post_norm, pre_norm or gpt2_norm. rezero,alpha_init=1 starts with open
         gates; post_norm,warmup=100 has a warm-up
 
-    python train.py --config=configs/transformer_reduced.py:smoke --workdir=...
-        2 layers of width 16, 50 updates: a test of the installation, within a minute
-
 As in the paper, all rules have the same optimizer settings: LAMB at a constant learning rate. The
 models have 12 layers as in the paper, but width 128, feed-forward 256 and 8 heads where the paper
 has 512, 2048 and 2. An update sees 2,048 bytes instead of 552,960, and dropout is 0 instead of 0.2.

@@ -11,9 +11,6 @@ python train.py --config=configs/transformer_small.py:path=book.txt --workdir=ru
 
 python train.py --config=configs/transformer_small.py:residual=pre_norm --workdir=runs/pre_norm
     a baseline: post_norm, pre_norm or gpt2_norm; rezero,alpha_init=1 starts with open gates
-
-python train.py --config=configs/transformer_small.py:smoke --workdir=runs/smoke
-    2 layers of width 16, 50 updates: a test of the installation, within a minute
 """
 
 from ml_collections import ConfigDict

@@ -5,14 +5,8 @@
         residual=pre_norm is the published ViT; post_norm, gpt2_norm, layerscale and the other rules
         work too. We have no result at full length yet
 
-    python train.py --config=configs/vit.py:depth=12,epochs=300 --workdir=...
-        deeper and longer
-
     python train.py --config=configs/vit.py:dataset=digits,epochs=30 --workdir=...
         scikit-learn's digits, patches of 2 x 2: minutes on 2 cores
-
-    python train.py --config=configs/vit.py:smoke --workdir=...
-        2 layers of width 16 on digits for an epoch: a test of the installation, within a minute
 
 Images are padded, cropped and flipped. The head sees the mean over the patches, because a class
 token would see no pixel while all gates are 0. Two runs of a comparison differ only in
@@ -54,7 +48,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.dtype = "auto"
 
     config.train.epochs = 1.0 if args.smoke else args.epochs
-    config.train.batch_size = 128
     config.train.steps_per_dispatch = 10
 
     config.optim.name = "adamw"

@@ -10,7 +10,7 @@ from PIL import Image
 
 from rezero_jax.data.order import SplitMix64
 from rezero_jax.data.tfds import imagenet
-from rezero_jax.data.tfds.imagenet import CentralCrop, RandomCrop, random_box
+from rezero_jax.data.tfds.imagenet import Crop, random_box
 
 SIZE = 32
 
@@ -102,7 +102,7 @@ def test_a_crop_is_that_of_a_reference_with_the_same_random_numbers(name: str) -
     for step in range(8):
         with Image.open(io.BytesIO(content)) as image:
             box = torchvision_box(SplitMix64(5, step, 3), *image.size)
-        actual = RandomCrop(SIZE, seed=5)(content, step, 3)
+        actual = Crop(SIZE, seed=5)(content, step, 3)
         assert (actual.shape, actual.dtype) == ((SIZE, SIZE, 3), np.uint8)
         np.testing.assert_allclose(actual, resized(content, box), atol=tolerance)
 
@@ -116,10 +116,10 @@ def test_a_central_crop_is_cut_from_the_resized_image(name: str) -> None:
         left, top = round((w - SIZE) / 2), round((h - SIZE) / 2)
         whole = image.convert("RGB").resize((w, h), Image.Resampling.BILINEAR)
     expected = np.asarray(whole.crop((left, top, left + SIZE, top + SIZE)), int)
-    actual = CentralCrop(SIZE)(FILES[name])
+    actual = Crop(SIZE)(FILES[name])
     assert (actual.shape, actual.dtype) == ((SIZE, SIZE, 3), np.uint8)
     assert np.abs(actual - expected).max() <= (3 if name == "large" else 1)
-    np.testing.assert_array_equal(CentralCrop(SIZE)(FILES[name], 7, 2), actual)
+    np.testing.assert_array_equal(Crop(SIZE)(FILES[name], 7, 2), actual)
 
 
 def test_a_jpeg_is_decoded_small_only_where_every_needed_pixel_is_left(
@@ -135,8 +135,8 @@ def test_a_jpeg_is_decoded_small_only_where_every_needed_pixel_is_left(
     monkeypatch.setattr(Image.Image, "resize", spy)
     monkeypatch.setattr(imagenet, "random_box", lambda rng, w, h: (0, 0, w, h))
     for crop, sides in (
-        (RandomCrop(64, 0), {40: 1, 127: 1, 128: 2, 511: 4, 512: 8}),
-        (CentralCrop(64), {40: 1, 145: 1, 146: 2, 583: 4, 584: 8}),
+        (Crop(64, 0), {40: 1, 127: 1, 128: 2, 511: 4, 512: 8}),
+        (Crop(64), {40: 1, 145: 1, 146: 2, 583: 4, 584: 8}),
     ):
         for side, scale in sides.items():
             assert crop(encoded(side, side), 0, 0).shape == (64, 64, 3)

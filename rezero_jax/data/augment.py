@@ -23,9 +23,8 @@ class Augmentation:
 
     crop_padding=4, jitter=0.25, rotation=2.0 and flip=True match ReZero supplement E.2 and the
     authors' code: torchvision's RandomCrop, ColorJitter, RandomRotation and RandomHorizontalFlip on
-    PIL images. Rotation takes the same pixels as PIL.Image.rotate, so at 2 degrees and 32x32 it
-    leaves 9 in 10 images unchanged. Jitter stays float32, where torchvision truncates to whole
-    levels after each change; pixels are brighter by one or two levels of 255.
+    PIL images. Rotation takes the same pixels as PIL.Image.rotate. Jitter stays float32, where
+    torchvision truncates to whole levels after each change: pixels are brighter by one or two.
 
     Attributes:
       crop_padding: black pixels added on each side before a random crop to the original size,
@@ -61,8 +60,7 @@ class Augmentation:
         Returns:
           For each change that is on: "crop" int32 (batch, 2), row and column of the crop's corner
           in the padded image; "factors" float32 (batch, 3), of brightness, contrast and saturation;
-          "order" int32 (batch, 3), which of these (0, 1, 2) comes first, second and third; "angle"
-          float32 (batch,), degrees; "flip" bool (batch,).
+          "order" int32 (batch, 3) of the three; "angle" float32 (batch,); "flip" bool (batch,).
         """
         # One call, because each call takes a third of a second to compile. A float32 has 23 random
         # bits, so n options are equally likely to within n / 2**23.
@@ -83,10 +81,8 @@ class Augmentation:
     def apply(self, image: Array, draws: dict[str, Array]) -> Array:
         """Changes images, uint8 (B, H, W, C) with sides below 16384, by what `draw` returned.
 
-        Returns (B, H, W, C), uint8, or float32 within 0 .. 255 if jitter is on.
-
-        Raises:
-          UserError: jitter is on and the images have neither 1 nor 3 channels.
+        With jitter, the result is float32 within 0 .. 255. Jitter of images that have neither 1 nor
+        3 channels raises UserError.
         """
         if self.crop_padding:
             row, column = (draws["crop"] - self.crop_padding).T[..., None, None]

@@ -13,7 +13,7 @@ from rezero_jax.data.split import Dataset, ResidentSplit, Split
 from rezero_jax.data.stream import StreamSplit
 from rezero_jax.data.text import TEXT_NAMES, Text, load_text
 from rezero_jax.data.text_files import ENWIK8_BYTES
-from rezero_jax.data.tfds.imagenet import MEAN, STD, CentralCrop, RandomCrop
+from rezero_jax.data.tfds.imagenet import MEAN, STD, Crop
 from rezero_jax.data.tfds.prepare import prepared_builder
 from rezero_jax.data.tfds.source import TfdsSource, cached_arrays, fingerprint
 from rezero_jax.errors import UserError, choose_from
@@ -32,14 +32,10 @@ NAMES = (*IMAGES, *TEXT_NAMES)
 
 
 def load(config: ConfigDict, seed: int = 0) -> Dataset | Text:
-    """The data set that a config names.
+    """The data set that config.data names, downloaded on first use; the augmentation is not read.
 
-    "digits" and "stdlib" come with Python packages, "text" is the user's own, and the others are
-    downloaded on first use. "enwik8", "stdlib" and "text" are text, the others images.
-
-    Args:
-      config: config.data, see config.base_config; the augmentation is not read.
-      seed: decides, with the number of the update, random crops ("imagenet") and windows (text).
+    "digits" and "stdlib" come with Python packages, "text" is the user's own. With the number of
+    the update, `seed` decides random crops ("imagenet") and windows (text).
 
     Raises:
       UserError: a field is invalid, or the data set cannot be read or downloaded.
@@ -111,8 +107,8 @@ def tfds_images(config: ConfigDict, seed: int) -> Dataset:
         return ResidentSplit(cached_arrays(key, streamed))
 
     if imagenet:
-        train = split("train", RandomCrop(config.image_size, seed), config.workers)
-        held = split("validation", CentralCrop(config.image_size))
+        train = split("train", Crop(config.image_size, seed), config.workers)
+        held = split("validation", Crop(config.image_size))
     else:
         train, held = split("train", decode, config.workers), split("test", decode)
     return _dataset(config, train, held)

@@ -13,11 +13,8 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 class SplitMix64:
     """Random numbers by SplitMix64 (Steele, Lea and Flood 2014), started at a hash of a key.
 
-    The numbers of np.random.Generator may change with NumPy's version, and a resumed run would then
-    see other batches.
-
-    Args:
-      key: integers in 0 .. 2**64 - 1, such as a seed and the number of an epoch.
+    np.random.Generator may change with NumPy's version, and a resumed run would then see other
+    batches. The key is integers in 0 .. 2**64 - 1, such as a seed and the number of an epoch.
     """
 
     def __init__(self, *key: int):
@@ -57,10 +54,9 @@ def _permutation(seed: int, size: int, epoch: int) -> np.ndarray:
 class Order:
     """The endless stream of shuffled epochs, divided into batches.
 
-    Epoch e is a permutation drawn from (seed, e). The epochs follow each other without a gap, and
-    update t takes the positions from t * batch_size on. Each epoch therefore visits every example
-    exactly once, and a batch may have the end of an epoch and the start of the next. There is no
-    state, so the batch of any update is available at any time.
+    Epoch e is a permutation drawn from (seed, e), so it visits every example exactly once. The
+    epochs follow each other without a gap, also within a batch. There is no state, so the batch of
+    any update is available at any time.
 
     Raises:
       UserError: the seed is not in 0 .. 2**32 - 1, or the batch is empty or larger than the data
@@ -97,8 +93,8 @@ def eval_batches(
     """Every example once, or the first `examples` of them, in order, in batches of one shape.
 
     Returns:
-      indices, int32 (batches, batch_size), and mask, bool of the same shape. The mask is False
-      where the last batch is padded; the padding has index 0.
+      indices, int32 (batches, batch_size), and mask, bool of the same shape, False where the last
+      batch is padded by index 0.
 
     Raises:
       UserError: batch_size is not in 1 .. 1,000,000, or examples is below 1.

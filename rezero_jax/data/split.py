@@ -65,12 +65,9 @@ class Split(abc.ABC):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ResidentSplit(Split):
-    """A split small enough to live on the device: only indices travel.
+    """A split small enough to live on the device: only indices travel."""
 
-    `arrays` maps each name to an array whose leading axis is the example.
-    """
-
-    arrays: Mapping[str, np.ndarray]
+    arrays: Mapping[str, np.ndarray]  # the leading axis is the example
 
     @property
     def size(self) -> int:
@@ -80,8 +77,7 @@ class ResidentSplit(Split):
     def resident(self) -> Mapping[str, np.ndarray]:
         """`arrays`, with one axis for everything that an example contains.
 
-        A TPU gathers rows of such arrays in place. It would copy an array of images in every
-        dispatch, into a layout that has the examples last.
+        A TPU gathers their rows in place, but would copy an array of images in every dispatch.
         """
         return {name: x.reshape(len(x), -1) if x.ndim > 1 else x for name, x in self.arrays.items()}
 
@@ -99,9 +95,6 @@ class ResidentSplit(Split):
 class Dataset:
     """A labelled image data set: its two splits and what a model must know about it.
 
-    `example_shape` is (H, W, C) of the uint8 images. `mean` and `std` are per channel, for pixels
-    scaled to 0 .. 1.
-
     Raises:
       UserError: mean or std does not fit the channels, an std is not positive, resident images are
         not uint8 of example_shape, or a resident label is not in 0 .. num_classes - 1. Streamed
@@ -111,10 +104,10 @@ class Dataset:
     name: str
     train: Split
     eval: Split
-    example_shape: tuple[int, ...]
+    example_shape: tuple[int, ...]  # (H, W, C)
     num_classes: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, ...]  # (C,), of pixels scaled to 0 .. 1
+    std: tuple[float, ...]  # (C,)
 
     def __post_init__(self) -> None:
         channels = self.example_shape[-1]

@@ -34,10 +34,8 @@ class StreamSplit(Split):
     `threads` of this process, or `workers` processes with one thread each, keep up to `ahead`
     batches decoded beyond the one in use. The batches are the same.
 
-    Attributes:
-      pixels: a pure, thread-safe function (encoded image, step, position in the batch) -> uint8
-        (H, W, C); by default the image is returned as it is.
-      name, num_classes: of the data set, for errors; None leaves labels unchecked.
+    `pixels` is a pure, thread-safe function (encoded image, step, position in the batch) -> uint8
+    (H, W, C). `name` and `num_classes` are for errors; None leaves labels unchecked.
     """
 
     source: DataSource
@@ -117,7 +115,7 @@ class StreamSplit(Split):
 def _without_signals(call: Callable[[], Any]) -> Any:
     """Calls a function; processes that it starts ignore SIGINT and SIGTERM.
 
-    A terminal or a job sends these signals to all processes of a run. A new process inherits the
+    A terminal or a job sends these signals to all processes of a run. New processes inherit the
     signals that this thread blocks; other threads receive them meanwhile.
     """
     resource_tracker.ensure_running()  # starting it later would end the blocking

@@ -16,30 +16,33 @@ STD = (0.229, 0.224, 0.225)
 
 
 @dataclasses.dataclass(frozen=True)
-class RandomCrop:
-    """A random_box of a JPEG, resized to uint8 (size, size, 3).
+class Crop:
+    """A box of a JPEG, resized to uint8 (size, size, 3): bilinear, antialiased where it shrinks.
 
-    A pure function of (seed, step, position in the batch).
+    With a seed, the box is a `random_box` of (seed, step, position in the batch), otherwise the
+    `central_box`.
     """
 
     size: int
-    seed: int
-
-    def __call__(self, encoded: bytes, step: int, position: int) -> np.ndarray:
-        draws = SplitMix64(self.seed, step, position)
-        with Image.open(io.BytesIO(encoded)) as image:
-            return _resized(image, random_box(draws, *image.size), self.size)
-
-
-@dataclasses.dataclass(frozen=True)
-class CentralCrop:
-    """The central_box of a JPEG, resized to uint8 (size, size, 3)."""
-
-    size: int
+    seed: int | None = None
 
     def __call__(self, encoded: bytes, step: int = 0, position: int = 0) -> np.ndarray:
+        size = self.size
         with Image.open(io.BytesIO(encoded)) as image:
-            return _resized(image, central_box(self.size, *image.size), self.size)
+            width, height = image.size
+            if self.seed is None:
+                box = central_box(size, width, height)
+            else:
+                box = random_box(SplitMix64(self.seed, step, position), width, height)
+            left, top, right, bottom = box
+            # The decoder can shrink a JPEG by a power of two at a fraction of the work, which is
+            # allowed as long as the box keeps the pixels that the result needs.
+            shrink = next((s for s in (8, 4, 2) if s * size <= min(right - left, bottom - top)), 1)
+            if image.draft(None, (width // shrink, height // shrink)) is None:
+                shrink = 1
+            scaled = left / shrink, top / shrink, right / shrink, bottom / shrink
+            rgb = image.convert("RGB")  # a few images are grey or CMYK, and one is a PNG
+            return np.asarray(rgb.resize((size, size), Image.Resampling.BILINEAR, box=scaled))
 
 
 def random_box(rng: SplitMix64, width: int, height: int) -> Box:
@@ -72,17 +75,3 @@ def central_box(size: int, width: int, height: int) -> Box:
     left, top = round((w - size) / 2), round((h - size) / 2)
     right, bottom = left + size, top + size
     return left * width / w, top * height / h, right * width / w, bottom * height / h
-
-
-def _resized(image: Image.Image, box: Box, size: int) -> np.ndarray:
-    """The box as uint8 (size, size, 3): bilinear, and antialiased where it shrinks."""
-    left, top, right, bottom = box
-    # The decoder can shrink a JPEG by a power of two at a fraction of the work, which is allowed
-    # as long as the box keeps the pixels that the result needs.
-    shrink = next((s for s in (8, 4, 2) if s * size <= min(right - left, bottom - top)), 1)
-    width, height = image.size
-    if image.draft(None, (width // shrink, height // shrink)) is None:
-        shrink = 1
-    scaled = left / shrink, top / shrink, right / shrink, bottom / shrink
-    rgb = image.convert("RGB")  # a few images are grey or CMYK, and one is a PNG
-    return np.asarray(rgb.resize((size, size), Image.Resampling.BILINEAR, box=scaled))

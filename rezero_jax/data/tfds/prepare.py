@@ -44,10 +44,8 @@ def prepared_builder(name: str, data_dir: str | None = None) -> Any:
     """The TFDS builder of `name`, its data ready to be read with `as_data_source`.
 
     Missing data is downloaded and prepared in `data_folder`, or prepared from archives in
-    downloads/manual where TFDS cannot download them (imagenet2012). TFDS writes to a temporary
-    folder and renames it at the end; other processes that need the data set wait. A split of more
-    than 1 GB goes through temporary files of its size; memory stays below about 1 GB plus 1/256 of
-    the split.
+    downloads/manual where TFDS cannot download them (imagenet2012); other processes that need it
+    wait. Memory stays below about 1 GB plus 1/256 of a split.
 
     Raises:
       UserError: there is no such folder, the data set could not be downloaded, an archive that only
@@ -188,19 +186,18 @@ def _unavailable(builder: Any, reason: object) -> UserError:
 def _check_archives(builder: Any) -> None:
     """Raises UserError unless the user has put every archive where the builder looks for it."""
     folder = Path(builder.data_dir_root) / "downloads" / "manual"
-    sizes = {url.rpartition("/")[2]: int(info.size) for url, info in builder.url_infos.items()}
-    if missing := [name for name in sizes if not (folder / name).exists()]:
+    wrong = []
+    for url, info in builder.url_infos.items():
+        path = folder / url.rpartition("/")[2]
+        if not path.exists() or path.stat().st_size != info.size:
+            wrong.append(f"{path.name} ({int(info.size)} bytes)")
+    if wrong:
         raise UserError(
             f'data set "{builder.name}" is not prepared in {builder.data_dir_root} and cannot be '
             f"downloaded without an account; register at {builder.info.homepage} and put "
-            f"{' and '.join(missing)} into {folder}, or set TFDS_DATA_DIR or --config.data.dir to "
+            f"{' and '.join(wrong)} into {folder}, or set TFDS_DATA_DIR or --config.data.dir to "
             "a folder that has the prepared data set"
         )
-    for name, size in sizes.items():
-        if (found := (folder / name).stat().st_size) != size:
-            raise UserError(
-                f"{folder / name} has {found} bytes and should have {size}; download it again"
-            )
 
 
 def allow_open_files(count: int) -> None:
