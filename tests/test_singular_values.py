@@ -16,7 +16,7 @@ from rezero_jax.analysis.singular_values import (
 )
 from rezero_jax.errors import UserError
 from rezero_jax.models.resnet.batch_norm import BatchNorm
-from rezero_jax.models.resnet.conv import Conv
+from rezero_jax.models.resnet.config import CifarConfig
 
 KEY = jax.random.key(0)
 
@@ -62,7 +62,7 @@ def test_the_jacobian_of_a_deep_linear_network_is_the_product_of_its_matrices(sh
 
 @pytest.mark.parametrize("cout", [1, 16])  # fewer outputs than inputs: rows; more: columns
 def test_a_convolution_with_a_custom_gradient_has_rows_and_columns(cout):
-    conv = Conv(2, cout, 3, stride=2, rngs=nnx.Rngs(0))
+    conv = CifarConfig().conv(2, cout, 3, 2, rngs=nnx.Rngs(0))
     kernel = conv.kernel[...]
 
     def plain(x):
@@ -121,7 +121,8 @@ def test_a_model_is_not_written_to_and_a_second_one_compiles_nothing():
     from rezero_jax.analysis.singular_values import _jacobian
 
     x = normal(2, 3, 3, 2)
-    models = [nnx.Sequential(Conv(2, 1, 3, rngs=nnx.Rngs(seed)), BatchNorm(1)) for seed in (0, 1)]
+    convs = [CifarConfig().conv(2, 1, 3, rngs=nnx.Rngs(seed)) for seed in (0, 1)]
+    models = [nnx.Sequential(conv, BatchNorm(1)) for conv in convs]
     before = [np.array(leaf) for leaf in jax.tree.leaves(models[0])]  # in training mode, too
     values = [singular_values(models[0], x)]
     size = _jacobian._cache_size()

@@ -1,8 +1,6 @@
 """Weights from PyTorch and back: round trips, files, errors, and PyTorch's own outputs."""
 
-import functools
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +14,6 @@ from rezero_jax.errors import UserError
 from rezero_jax.models.weights import from_torch, load_tensors, save_tensors, to_torch
 from tests.families import stored, under
 
-REFERENCE = Path(__file__).parent / "reference"
 LAYER = partial(EncoderLayer, 8, 2, 12)
 MODULES = {
     "encoder_layer": LAYER,
@@ -81,22 +78,15 @@ def test_round_trip_is_exact(name, tmp_path):
 
 
 def test_names_and_shapes_are_pytorchs():
+    attention = {"in_proj_weight": (24, 8), "in_proj_bias": (24,)}
+    attention |= {"out_proj.weight": (8, 8), "out_proj.bias": (8,)}
+    expected = {
+        f"{a}.{k}": v for a in ("self_attn", "multihead_attn") for k, v in attention.items()
+    }
+    expected |= {"linear1.weight": (12, 8), "linear1.bias": (12,)}
+    expected |= {"linear2.weight": (8, 12), "linear2.bias": (8,), "resweight": (1,)}
     tensors = to_torch(new(MODULES["decoder_layer"]))
-    attention = {
-        "in_proj_weight": (24, 8),
-        "in_proj_bias": (24,),
-        "out_proj.weight": (8, 8),
-        "out_proj.bias": (8,),
-    }
-    assert {name: tensor.shape for name, tensor in tensors.items()} == {
-        "resweight": (1,),
-        **{f"self_attn.{name}": shape for name, shape in attention.items()},
-        **{f"multihead_attn.{name}": shape for name, shape in attention.items()},
-        "linear1.weight": (12, 8),
-        "linear1.bias": (12,),
-        "linear2.weight": (8, 12),
-        "linear2.bias": (8,),
-    }
+    assert {name: tensor.shape for name, tensor in tensors.items()} == expected
 
 
 def test_scanned_and_unrolled_stacks_and_their_layers_share_tensors():
@@ -136,25 +126,18 @@ def test_files_keep_the_entries_of_arrays_in_any_order_in_memory(tmp_path):
 def sentence(f, *args, **kwargs):
     with pytest.raises(UserError) as error:
         f(*args, **kwargs)
-    assert "\n" not in str(error.value)
     return str(error.value)
 
 
-def test_files_that_cannot_be_read_or_written(tmp_path):
-    for name in ("weights.pt", "weights.npz", "weights"):
-        for f in (load_tensors, partial(save_tensors, tensors={})):
-            assert "is not a .safetensors file; write one" in sentence(f, tmp_path / name)
+def test_files_that_cannot_be_read(tmp_path):
     path = tmp_path / "weights.safetensors"
-    assert "there is no file" in sentence(load_tensors, path)
-    assert "cannot be written" in sentence(save_tensors, tmp_path / "no" / path.name, {})
     save_tensors(path, {"a": normal(0, 1000)})
     whole = path.read_bytes()
-    for content in (b"", b"no such file" * 10, whole[:-20], whole[: len(whole) // 2], whole[:7]):
-        path.write_bytes(content)
-        assert "is damaged" in sentence(load_tensors, path)
     header = b'{"a":{"dtype":"F8_E4M3","shape":[2],"data_offsets":[0,2]}}'
-    path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0")
-    assert "numbers that NumPy lacks" in sentence(load_tensors, path)
+    eight_bits = len(header).to_bytes(8, "little") + header + b"\0\0"
+    for content in (b"", b"no such file" * 10, whole[:-20], whole[:500], whole[:7], eight_bits):
+        path.write_bytes(content)
+        assert "weights.safetensors is damaged" in sentence(load_tensors, path)
 
 
 def test_wrong_names_shapes_and_numbers_change_nothing():
@@ -177,12 +160,8 @@ def test_wrong_names_shapes_and_numbers_change_nothing():
         assert text in sentence(from_torch, layer, given)
         assert_equal(leaves(layer), before)
     assert 'lacks "encoder.resweight"' in sentence(from_torch, layer, tensors, prefix="encoder.")
-
-
-@pytest.mark.parametrize("scan", [True, False])
-def test_stacks_of_another_depth(scan):
     three = to_torch(new(MODULES["encoder"]))
-    two, four = (abstract(partial(Encoder, 8, 2, n, feedforward=12, scan=scan)) for n in (2, 4))
+    two, four = (abstract(partial(Encoder, 8, 2, n, feedforward=12)) for n in (2, 4))
     assert 'lacks "layers.3.resweight"' in sentence(from_torch, four, three)
     assert 'has "layers.2.resweight", which this' in sentence(from_torch, two, three)
 
@@ -210,8 +189,7 @@ def test_modules_that_pytorch_lacks(name):
 def assert_output(module, arrays):
     """Rounding in float32 is relative to the largest of the numbers summed."""
     inputs = [arrays[name] for name in INPUTS if name in arrays]
-    causal = "mask" in arrays
-    options = {"is_causal": True} if causal else {}
+    options = {"is_causal": True} if "mask" in arrays else {}
     out = jax.jit(lambda module, inputs: module(*inputs, **options))(module, inputs)
     bound = 1e-5 * np.abs(arrays["out"]).max()
     np.testing.assert_allclose(out, arrays["out"], rtol=0, atol=bound)
@@ -239,21 +217,16 @@ def test_stored_layers_of_pytorch_compute_the_same_here_and_return_to_the_bit(fi
     assert_equal(to_torch(module), under("state/", arrays))
 
 
-@functools.cache
-def pytorch():
-    """The script that makes the stored numbers, with its models."""
-    pytest.importorskip("torch", reason="PyTorch is not installed; the stored numbers are tested")
-    pytest.importorskip("rezero", reason="rezero is not installed; the stored numbers are tested")
-    from tests.reference import make_torch_layers
-
-    return make_torch_layers
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in MODULES if name != "without_bias"])
 def test_pytorch_reads_our_files_and_we_read_pytorchs(name, tmp_path):
-    model = pytorch().MODELS[name.removesuffix("_unrolled")]()
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("rezero")
     from safetensors.torch import load_file, save_file
+
+    from tests.reference import make_torch_layers as pytorch
+
+    model = pytorch.MODELS[name.removesuffix("_unrolled")]()
 
     module, path = new(MODULES[name]), tmp_path / "weights.safetensors"
     shapes = {k: v for k, v in INPUTS.items() if k == "x" or "decoder" in name}
@@ -261,15 +234,13 @@ def test_pytorch_reads_our_files_and_we_read_pytorchs(name, tmp_path):
 
     save_tensors(path, to_torch(module))
     model.load_state_dict(load_file(path), strict=True)
-    assert_output(module, inputs | {"out": pytorch().output(model, *inputs.values())})
+    assert_output(module, inputs | {"out": pytorch.output(model, *inputs.values())})
 
     save_file(model.state_dict(), path)
     for given in (load_tensors(path), model.state_dict()):
         again = abstract(MODULES[name])
         from_torch(again, given)
         assert_equal(leaves(again), leaves(module))
-
-    import torch
 
     for dtype in (torch.bfloat16, torch.float16):
         state = model.to(dtype).state_dict()

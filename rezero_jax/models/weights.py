@@ -4,20 +4,13 @@ Supported are the layers of the authors' package `rezero` 0.1.0 (RZTXEncoderLaye
 RZTXDecoderLayer) and of torch.nn (TransformerEncoderLayer, TransformerDecoderLayer: rules
 "post_norm" and "pre_norm"), alone or in stacks whose names start with layers.0., layers.1., ...;
 and timm's VisionTransformer (rule "pre_norm"), with global_pool "token", or "avg" and no class
-token. PyTorch writes the file by
+token. In PyTorch, `save_file` and `load_file` of `safetensors.torch` write and read the files:
 
-    from safetensors.torch import save_file
-
-    save_file(model.state_dict(), "rezero.safetensors")
-
-and a module here reads it by
-
-    layer = EncoderLayer(256, 4, 1024, rngs=nnx.Rngs(0))
+    save_file(model.state_dict(), "rezero.safetensors")                    # in PyTorch
+    layer = EncoderLayer(256, 4, 1024, rngs=nnx.Rngs(0))                   # here
     from_torch(layer, load_tensors("rezero.safetensors"))
-
-Back, `save_tensors("ours.safetensors", to_torch(layer))` writes a file that PyTorch reads by
-
-    model.load_state_dict(load_file("ours.safetensors"))  # of safetensors.torch
+    save_tensors("ours.safetensors", to_torch(layer))
+    model.load_state_dict(load_file("ours.safetensors"))                   # in PyTorch
 
 Weights do not determine the number of heads, the activation (PyTorch's default is "relu"), or
 whether a layer is post-norm or pre-norm: make the module with the PyTorch model's options. Modules
@@ -27,8 +20,8 @@ here take (batch, length, width), and their masks are True where PyTorch's are F
 import difflib
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, islice
 from pathlib import Path
-from types import EllipsisType
 from typing import Any, NamedTuple
 
 import jax
@@ -44,29 +37,33 @@ from rezero_jax.models.vit import ViT
 from rezero_jax.residual import DyT
 from rezero_jax.residual.rules import PostNorm, PreNorm, ReZeroRule
 
-# PyTorch's name of a tensor, our name, and the order in which PyTorch has our axes. Our qkv is
-# (width, heads, query key value, head size); PyTorch has all queries before all keys and values.
-NAMES: dict[str, tuple[str, tuple[int, ...]]] = {
-    "resweight": ("rules.0.alpha", ()),
-    "self_attn.in_proj_weight": ("attention.qkv", (2, 1, 3, 0)),
-    "self_attn.in_proj_bias": ("attention.qkv_bias", (1, 0, 2)),
-    "self_attn.out_proj.weight": ("attention.out.kernel", (1, 0)),
-    "self_attn.out_proj.bias": ("attention.out.bias", (0,)),
-    "multihead_attn.in_proj_weight": ("cross_attention.qkv", (2, 1, 3, 0)),
-    "multihead_attn.in_proj_bias": ("cross_attention.qkv_bias", (1, 0, 2)),
-    "multihead_attn.out_proj.weight": ("cross_attention.out.kernel", (1, 0)),
-    "multihead_attn.out_proj.bias": ("cross_attention.out.bias", (0,)),
-    "linear1.weight": ("feedforward.up.kernel", (1, 0)),
-    "linear1.bias": ("feedforward.up.bias", (0,)),
-    "linear2.weight": ("feedforward.down.kernel", (1, 0)),
-    "linear2.bias": ("feedforward.down.bias", (0,)),
-    "norm1.weight": ("rules.0.norm.scale", (0,)),
-    "norm1.bias": ("rules.0.norm.bias", (0,)),
-    "norm2.weight": ("rules.1.norm.scale", (0,)),
-    "norm2.bias": ("rules.1.norm.bias", (0,)),
-    "norm3.weight": ("rules.2.norm.scale", (0,)),
-    "norm3.bias": ("rules.2.norm.bias", (0,)),
+# Our axes in each axis of PyTorch. Our qkv is (width, heads, query key value, head size); PyTorch
+# has all queries before all keys and values.
+Axes = tuple[tuple[int, ...], ...]
+SCALAR: Axes = ((),)
+VECTOR: Axes = ((0,),)
+MATRIX: Axes = ((1,), (0,))
+QKV: Axes = ((2, 1, 3), (0,))
+QKV_BIAS: Axes = ((1, 0, 2),)
+# PyTorch's name of a tensor, our name and axes.
+NAMES: dict[str, tuple[str, Axes]] = {
+    "resweight": ("rules.0.alpha", SCALAR),
+    "self_attn.in_proj_weight": ("attention.qkv", QKV),
+    "self_attn.in_proj_bias": ("attention.qkv_bias", QKV_BIAS),
+    "self_attn.out_proj.weight": ("attention.out.kernel", MATRIX),
+    "self_attn.out_proj.bias": ("attention.out.bias", VECTOR),
+    "multihead_attn.in_proj_weight": ("cross_attention.qkv", QKV),
+    "multihead_attn.in_proj_bias": ("cross_attention.qkv_bias", QKV_BIAS),
+    "multihead_attn.out_proj.weight": ("cross_attention.out.kernel", MATRIX),
+    "multihead_attn.out_proj.bias": ("cross_attention.out.bias", VECTOR),
+    "linear1.weight": ("feedforward.up.kernel", MATRIX),
+    "linear1.bias": ("feedforward.up.bias", VECTOR),
+    "linear2.weight": ("feedforward.down.kernel", MATRIX),
+    "linear2.bias": ("feedforward.down.bias", VECTOR),
 }
+for i in range(3):
+    NAMES[f"norm{i + 1}.weight"] = (f"rules.{i}.norm.scale", VECTOR)
+    NAMES[f"norm{i + 1}.bias"] = (f"rules.{i}.norm.bias", VECTOR)
 # timm's names, where they differ from PyTorch's.
 TIMM = (
     ("self_attn.in_proj_", "attn.qkv."),
@@ -79,13 +76,12 @@ TIMM = (
 def from_torch(module: nnx.Module, tensors: Mapping[str, Any], prefix: str = "") -> None:
     """Copies a PyTorch state dict into a module, in place, as `nnx.update` does.
 
-    Every parameter of the module is replaced, and keeps its dtype (float32) and device. An error in
-    a name or shape leaves the module unchanged.
+    Every parameter of the module is replaced, and keeps its dtype (float32) and device. After an
+    error the module is unchanged.
 
     Args:
       module: an EncoderLayer, DecoderLayer, Encoder, Decoder or ViT.
-      tensors: arrays by PyTorch's names, as `load_tensors` returns them, or a float32 state dict
-        on the CPU.
+      tensors: the result of `load_tensors`, or a float32 state dict on the CPU.
       prefix: prefix of the layers' names in the PyTorch model, such as "encoder."; other names are
         ignored.
 
@@ -107,14 +103,13 @@ def from_torch(module: nnx.Module, tensors: Mapping[str, Any], prefix: str = "")
         param = place.param
         if id(param) not in filled:
             filled[id(param)] = param, np.empty(param.shape, param.dtype)
-        array, value = filled[id(param)][1], _at_least_float32(tensors[name])
+        array, value = filled[id(param)][1], np.asarray(tensors[name])
         if not jnp.issubdtype(value.dtype, jnp.floating):
             raise UserError(f'"{name}" is {value.dtype}; a parameter needs floating point numbers')
-        shape = place.shape(array)
-        if value.shape != shape:
+        if value.shape != place.shape(array):
             raise UserError(
-                f'"{name}" is {value.shape} in the state dict and {shape} in this module; '
-                "make the module with the sizes of the PyTorch model"
+                f'"{name}" is {value.shape} in the state dict and {place.shape(array)} in this '
+                "module; make the module with the sizes of the PyTorch model"
             )
         ours = place.permuted(array)
         ours[...] = value.reshape(ours.shape)
@@ -145,38 +140,24 @@ def load_tensors(path: str | Path) -> dict[str, np.ndarray]:
     """The tensors of a .safetensors file; float16 and bfloat16 become float32.
 
     Raises:
-      UserError: the file is missing, of another kind, unreadable or damaged.
+      UserError: the file is damaged or of another kind.
+      OSError: the file is missing or unreadable.
     """
-    path = _checked(path)
-    if not path.is_file():
-        raise UserError(f"there is no file {path}; write it in PyTorch by save_file(...)")
+    path = Path(path).expanduser()
     try:
         tensors = safetensors.numpy.load_file(path)
-    except (SafetensorError, KeyError) as error:
-        raise UserError(f"{path} is damaged or not a safetensors file; write it again") from error
-    except (AttributeError, TypeError) as error:  # safetensors, for numbers of 8 bits
+    except (SafetensorError, KeyError, AttributeError, TypeError) as error:
         raise UserError(
-            f"{path} has numbers that NumPy lacks; write it from model.float().state_dict()"
+            f"{path} is damaged, not a safetensors file, or has numbers that NumPy lacks; write it "
+            "in PyTorch by safetensors.torch.save_file(model.float().state_dict(), path)"
         ) from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); make it readable") from error
     return {name: _at_least_float32(value) for name, value in tensors.items()}
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Any]) -> None:
-    """Writes tensors to a .safetensors file; float16 and bfloat16 become float32.
-
-    Raises:
-      UserError: the file has another ending or cannot be written.
-    """
-    path = _checked(path)
+    """Writes tensors to a .safetensors file; float16 and bfloat16 become float32."""
     arrays = {name: _at_least_float32(value) for name, value in tensors.items()}
-    try:
-        path.write_bytes(safetensors.numpy.save(row_major(arrays)))
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}); give a path in a folder that exists"
-        ) from error
+    Path(path).expanduser().write_bytes(safetensors.numpy.save(row_major(arrays)))
 
 
 def row_major(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -190,53 +171,37 @@ def _at_least_float32(value: Any) -> np.ndarray:
     return array.astype(np.float32) if short else array
 
 
-def _checked(path: str | Path) -> Path:
-    path = Path(path).expanduser()
-    if path.suffix != ".safetensors":
-        raise UserError(
-            f"{path} is not a .safetensors file; write one in PyTorch by `from safetensors.torch "
-            'import save_file` and `save_file(model.state_dict(), "rezero.safetensors")`'
-        )
-    return path
-
-
 class _Place(NamedTuple):
     """Where one PyTorch tensor is stored: in a parameter, or in one layer of a stacked parameter.
 
     Attributes:
       param: the parameter.
-      axes: order of its axes in PyTorch.
+      axes: the parameter's axes in each axis of PyTorch.
       layer: index on the parameter's layer axis, if it is stacked.
       split: shape that our array is reshaped to first, if PyTorch has more axes.
     """
 
     param: nnx.Param
-    axes: tuple[int, ...]
-    layer: int | EllipsisType = ...
+    axes: Axes
+    layer: tuple[int, ...] = ()
     split: tuple[int, ...] | None = None
 
     def permuted(self, array: np.ndarray) -> np.ndarray:
         """A view of the tensor in the parameter's array, with PyTorch's order of the axes."""
-        layer = array if self.layer is ... else array[self.layer, ...]
-        return (layer if self.split is None else layer.reshape(self.split)).transpose(self.axes)
+        index: tuple[Any, ...] = (*self.layer, ...)  # a view, even of an array without axes
+        layer = array[index].reshape(self.split or array[index].shape)
+        return layer.transpose(tuple(chain(*self.axes)))
 
     def shape(self, array: np.ndarray) -> tuple[int, ...]:
-        """The tensor's shape in PyTorch.
-
-        Without `split`, PyTorch merges our axes into one, or into two for a matrix: our matrices
-        have 2 or 4 axes, of which the last in PyTorch's order stays.
-        """
-        shape = self.permuted(array).shape
-        if self.split is not None:
-            return shape
-        last = shape[-1:] if len(shape) % 2 == 0 else ()
-        return (math.prod(shape) // math.prod(last), *last)
+        """The tensor's shape in PyTorch, which merges some of our axes."""
+        sizes = iter(self.permuted(array).shape)
+        return tuple(math.prod(islice(sizes, len(merged))) for merged in self.axes)
 
 
 def _places(module: nnx.Module) -> Iterator[tuple[str, _Place]]:
     """PyTorch's name and the place of each tensor of a module."""
     if isinstance(module, TransformerLayer):
-        yield from _layer(module, ...)
+        yield from _layer(module, ())
     elif isinstance(module, LayerStack):
         yield from _stack(module, "layers")
         yield from _vectors("norm", module.norm)
@@ -260,25 +225,26 @@ def _vit(model: ViT) -> Iterator[tuple[str, _Place]]:
             'residual="pre_norm" and its final norm'
         )
     patch = (model.patch, model.patch, -1, embedding.out_features)
-    yield "patch_embed.proj.weight", _Place(embedding.kernel, (3, 2, 0, 1), split=patch)
-    yield "patch_embed.proj.bias", _Place(embedding.bias, (0,))
-    yield "pos_embed", _Place(model.position, (0, 1, 2), split=(1, *model.position.shape))
+    axes = ((3,), (2,), (0,), (1,))
+    yield "patch_embed.proj.weight", _Place(embedding.kernel, axes, split=patch)
+    yield "patch_embed.proj.bias", _Place(embedding.bias, VECTOR)
+    yield "pos_embed", _Place(model.position, ((), (0,), (1,)))
     if model.token is not None:
-        yield "cls_token", _Place(model.token, (0, 1, 2), split=(1, 1, *model.token.shape))
+        yield "cls_token", _Place(model.token, ((), (), (0,)))
     for name, place in _stack(model.trunk, "blocks"):
         for theirs, timms in TIMM:
             name = name.replace(theirs, timms)
         yield name, place
     yield from _vectors("fc_norm" if model.token is None else "norm", model.norm)
-    yield "head.weight", _Place(head.kernel, (1, 0))
-    yield "head.bias", _Place(head.bias, (0,))
+    yield "head.weight", _Place(head.kernel, MATRIX)
+    yield "head.bias", _Place(head.bias, VECTOR)
 
 
 def _stack(module: LayerStack, name: str) -> Iterator[tuple[str, _Place]]:
     blocks: Any = module.layers.blocks
+    unrolled = isinstance(blocks, nnx.List)
     for i in range(module.layers.depth):
-        unrolled = isinstance(blocks, nnx.List)
-        places = _layer(blocks[i], ...) if unrolled else _layer(blocks, i)
+        places = _layer(blocks[i], ()) if unrolled else _layer(blocks, (i,))
         yield from ((f"{name}.{i}.{theirs}", place) for theirs, place in places)
 
 
@@ -286,11 +252,11 @@ def _vectors(name: str, norm: Any) -> Iterator[tuple[str, _Place]]:
     if isinstance(norm, DyT):
         raise UserError('PyTorch\'s layers have no DyT; make the module with norm="layer_norm"')
     if norm is not nnx.identity:
-        yield f"{name}.weight", _Place(norm.scale, (0,))
-        yield f"{name}.bias", _Place(norm.bias, (0,))
+        yield f"{name}.weight", _Place(norm.scale, VECTOR)
+        yield f"{name}.bias", _Place(norm.bias, VECTOR)
 
 
-def _layer(layer: TransformerLayer, index: int | EllipsisType) -> Iterator[tuple[str, _Place]]:
+def _layer(layer: TransformerLayer, index: tuple[int, ...]) -> Iterator[tuple[str, _Place]]:
     rule: Any = layer.rules[0]
     gated = type(rule) is ReZeroRule
     normed = type(rule) in (PreNorm, PostNorm)

@@ -47,16 +47,13 @@ class BatchNorm(nnx.Module):
             axes = tuple(range(x.ndim - 1))
             mean = centred.mean(axes)
             var = jnp.maximum(jnp.square(centred).mean(axes) - jnp.square(mean), 0.0)
-            self._update(jax.lax.stop_gradient((mean, var)), x.size // x.shape[-1])
+            count = x.size // x.shape[-1]
+            unbiased = jax.lax.stop_gradient(var) * (count / max(count - 1, 1))
+            self.mean[...] += self.momentum * jax.lax.stop_gradient(mean)  # relative to `shift`
+            self.var[...] += self.momentum * (unbiased - self.var[...])
         a = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
         b = self.bias[...] - mean * a
         return (centred * _per_channel(a, x) + _per_channel(b, x)).astype(x.dtype)
-
-    def _update(self, moments: tuple[Array, Array], count: int) -> None:
-        mean, var = moments
-        unbiased = var * (count / max(count - 1, 1))
-        self.mean[...] += self.momentum * mean  # `mean` is relative to the running mean
-        self.var[...] += self.momentum * (unbiased - self.var[...])
 
 
 def _per_channel(values: Array, x: Array) -> Array:

@@ -16,19 +16,20 @@ convolutions, a pre-activation block (arXiv 1603.05027) before them.
     fixup        scalar biases and a multiplier instead of bn: see `PostFixup` and `PreFixup`
 
 The gate a is a scalar that starts at 0. The paper's table has `residual` and `rezero` of both
-columns, and `zero_gamma`, `gated` and `fixup` of the first, computed as in the code behind it. The
-paper discusses `skipinit` (arXiv 2002.10444) without numbers. Fixup is by Zhang et al., arXiv
-1901.09321; the paper's table uses their code for CIFAR-10.
+columns, and `zero_gamma`, `gated` and `fixup` (Zhang et al., arXiv 1901.09321) of the first,
+computed as in the code behind it. It discusses `skipinit` (arXiv 2002.10444) without numbers.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import Initializer
 
 from rezero_jax.models import init
-from rezero_jax.models.resnet.config import CifarConfig, ResNetConfig
+from rezero_jax.models.resnet.config import ResNetConfig
 from rezero_jax.models.resnet.conv import Images
 
 ZEROS = nnx.initializers.zeros_init()
@@ -40,7 +41,7 @@ class Shortcut(nnx.Module):
     The paper's variant normalises the subsampled pixels.
     """
 
-    def __init__(self, config: CifarConfig, cin: int, cout: int, stride: int):
+    def __init__(self, config: ResNetConfig, cin: int, cout: int, stride: int):
         self.norm = config.norm(cin) if config.variant == "paper" else nnx.identity
         self.stride, self.added = stride, cout - cin
 
@@ -52,14 +53,12 @@ class Shortcut(nnx.Module):
 class PostBlock(nnx.Module):
     """F(x) = bn conv relu bn conv x with 3x3 convolutions, joined to s(x) as in the table above."""
 
-    def __init__(
-        self, config: CifarConfig, cin: int, channels: int, stride: int, *, rngs: nnx.Rngs
-    ):
+    def __init__(self, config: ResNetConfig, cin: int, channels: int, stride: int, rngs: nnx.Rngs):
         self.conv1 = config.conv(cin, channels, 3, stride, rngs=rngs)
         self.norm1 = config.norm(channels)
         self.conv2 = config.conv(channels, channels, 3, rngs=rngs)
         self.norm2 = config.norm(channels, 0.0 if config.residual == "zero_gamma" else 1.0)
-        changes = stride != 1 or cin != channels
+        changes = config.changes_shape(cin, channels, stride)
         self.shortcut = Shortcut(config, cin, channels, stride) if changes else nnx.identity
         self.rule = config.rule(channels, rngs)
         self.relu_in_branch = config.residual in ("rezero", "rezero_channel", "gated")
@@ -82,16 +81,13 @@ class PreBlock(nnx.Module):
     shape changes, s(x) is a 1x1 convolution of u.
     """
 
-    def __init__(
-        self, config: ResNetConfig, cin: int, channels: int, stride: int, *, rngs: nnx.Rngs
-    ):
+    def __init__(self, config: ResNetConfig, cin: int, channels: int, stride: int, rngs: nnx.Rngs):
         conv, out = partial(config.conv, rngs=rngs), channels * config.expansion
         bottleneck = config.expansion > 1
         self.norm1 = config.norm(cin)
-        changes = stride != 1 or cin != out
+        changes = config.changes_shape(cin, channels, stride)
         self.shortcut = conv(cin, out, 1, stride) if changes else None
-        first = (1, 1) if bottleneck else (3, stride)
-        self.conv1 = conv(cin, channels, *first)
+        self.conv1 = conv(cin, channels, 1) if bottleneck else conv(cin, channels, 3, stride)
         self.norm2 = config.norm(channels)
         self.conv2 = conv(channels, channels, 3, stride if bottleneck else 1)
         self.norm3 = config.norm(channels) if bottleneck else nnx.identity
@@ -116,13 +112,11 @@ class PostFixup(nnx.Module):
     at zero. A shortcut that subsamples takes x + b1a.
     """
 
-    def __init__(
-        self, config: CifarConfig, cin: int, channels: int, stride: int, *, rngs: nnx.Rngs
-    ):
-        conv = partial(config.conv, rngs=rngs)
-        self.conv1 = conv(cin, channels, 3, stride, kernel_init=fixup_init(config, 2))
-        self.conv2 = conv(channels, channels, 3, kernel_init=ZEROS)
-        changes = stride != 1 or cin != channels
+    def __init__(self, config: ResNetConfig, cin: int, channels: int, stride: int, rngs: nnx.Rngs):
+        first = fixup_init(config, 2)
+        self.conv1 = config.conv(cin, channels, 3, stride, kernel_init=first, rngs=rngs)
+        self.conv2 = config.conv(channels, channels, 3, kernel_init=ZEROS, rngs=rngs)
+        changes = config.changes_shape(cin, channels, stride)
         self.shortcut = Shortcut(config, cin, channels, stride) if changes else None
         self.bias1a, self.bias1b, self.bias2a, self.bias2b = (scalar(0.0) for _ in range(4))
         self.scale = scalar(1.0)
@@ -143,32 +137,29 @@ class PreFixup(nnx.Module):
     scaled by blocks^(-1/4).
     """
 
-    def __init__(
-        self, config: ResNetConfig, cin: int, channels: int, stride: int, *, rngs: nnx.Rngs
-    ):
+    def __init__(self, config: ResNetConfig, cin: int, channels: int, stride: int, rngs: nnx.Rngs):
         conv, out = partial(config.conv, rngs=rngs), channels * config.expansion
-        bottleneck = config.expansion > 1
-        small = fixup_init(config, 3 if bottleneck else 2)
-        first = (1, 1) if bottleneck else (3, stride)
-        self.conv1 = conv(cin, channels, *first, kernel_init=small)
-        if bottleneck:
+        if config.expansion > 1:
+            small = fixup_init(config, 3)
+            self.conv1 = conv(cin, channels, 1, kernel_init=small)
             self.conv2 = conv(channels, channels, 3, stride, kernel_init=small)
-            self.conv3 = conv(channels, out, 1, kernel_init=ZEROS)
+            self.conv3: nnx.Conv | None = conv(channels, out, 1, kernel_init=ZEROS)
             self.bias3a, self.bias3b, self.bias3c = (scalar(0.0) for _ in range(3))
         else:
+            self.conv1 = conv(cin, channels, 3, stride, kernel_init=fixup_init(config, 2))
             self.conv2 = conv(channels, channels, 3, kernel_init=ZEROS)
+            self.conv3 = None
             self.bias2c = scalar(0.0)
-        changes = stride != 1 or cin != out
+        changes = config.changes_shape(cin, channels, stride)
         self.shortcut = conv(cin, out, 1, stride) if changes else None
         self.bias1a, self.bias1b, self.bias2a, self.bias2b = (scalar(0.0) for _ in range(4))
         self.scale = scalar(1.0)
-        self.bottleneck = bottleneck
 
     def __call__(self, x: Images) -> Images:
         u = nnx.relu(x + self.bias1a) + self.bias1b
         s = x if self.shortcut is None else self.shortcut(u)
         f = self.conv2(nnx.relu(self.conv1(u) + self.bias2a) + self.bias2b)
-        if not self.bottleneck:
+        if self.conv3 is None:
             return s + (f * self.scale + self.bias2c)
         f = self.conv3(nnx.relu(f + self.bias3a) + self.bias3b)
         return s + (f * self.scale + self.bias3c)
@@ -184,11 +175,7 @@ def scalar(value: float) -> nnx.Param:
     return nnx.Param(jnp.full((), value, jnp.float32))
 
 
-def make_block(
-    config: ResNetConfig, cin: int, channels: int, stride: int, *, rngs: nnx.Rngs
-) -> nnx.Module:
-    """The network's kind of block, from `cin` to `channels * config.expansion` channels."""
-    fixup = config.residual == "fixup"
-    if isinstance(config, CifarConfig):
-        return (PostFixup if fixup else PostBlock)(config, cin, channels, stride, rngs=rngs)
-    return (PreFixup if fixup else PreBlock)(config, cin, channels, stride, rngs=rngs)
+BLOCKS: dict[str, tuple[Callable[..., Any], ...]] = {  # by family: without Fixup, with Fixup
+    "cifar": (PostBlock, PostFixup),
+    "preact": (PreBlock, PreFixup),
+}

@@ -12,7 +12,7 @@ from jax.nn.initializers import Initializer
 from rezero_jax.errors import UserError, choose_from
 from rezero_jax.models import init
 from rezero_jax.models.resnet.batch_norm import BatchNorm
-from rezero_jax.models.resnet.conv import Conv
+from rezero_jax.models.resnet.conv import as_general
 from rezero_jax.residual import Rule, RuleConfig, make_rule
 
 RULES = ("residual", "zero_gamma", "gated", "fixup", "skipinit", "rezero", "rezero_channel")
@@ -24,8 +24,7 @@ class ResNetConfig:
     """Options of a residual network, passed whole to its stages and blocks.
 
     Attributes:
-      residual: one of `rezero_jax.models.resnet.config.RULES`; there is no `zero_gamma` in
-        `ResNet.preact`.
+      residual: one of `rezero_jax.models.resnet.config.RULES`; `preact` has no `zero_gamma`.
       num_classes: number of logits.
       width: channels of the first stage; each later stage has twice as many.
       in_channels: 3 for colour images, 1 for grey images.
@@ -33,8 +32,7 @@ class ResNetConfig:
         then have biases.
       alpha_init: initial gate, where the rule has one; None is 0.
       scan, remat: how the equal blocks of a stage run, see `rezero_jax.stack.Stack`. Scanned stages
-        compile faster at great depth; a step takes the same time (ResNet-20 on a CPU). A 3x3
-        convolution is not a matrix product, so remat="dots" recomputes it.
+        compile faster; remat="dots" recomputes 3x3 convolutions, which are not matrix products.
       dtype: dtype of the computation; parameters, trunk and logits are float32.
 
     Raises:
@@ -52,37 +50,94 @@ class ResNetConfig:
     remat: str = "none"
     dtype: Any = jnp.float32
 
+    # Options of one family, with a constant value in the other.
+    family = "cifar"
+    variant = "paper"
+    stem = "cifar"
+
     def __post_init__(self) -> None:
-        if self.residual not in RULES:
-            raise choose_from("residual rule", self.residual, RULES)
-        if self.num_classes < 1:
-            raise UserError(f"num_classes is {self.num_classes}; give at least 1")
+        for what, name, valid in (
+            ("residual rule", self.residual, RULES),
+            ("variant", self.variant, ("paper", "notebook")),
+            ("stem", self.stem, ("cifar", "imagenet")),
+        ):
+            if name not in valid:
+                raise choose_from(what, name, valid)
+        for option in ("num_classes", "width", "in_channels"):
+            if getattr(self, option) < 1:
+                raise UserError(f"{option} is {getattr(self, option)}; give at least 1")
+        if self.family == "preact" and self.depth not in PREACT_BLOCKS:
+            raise choose_from("depth", self.depth, map(str, PREACT_BLOCKS))
+        if self.family == "cifar" and (self.depth < 8 or (self.depth - 2) % 6):
+            below = max(self.depth - (self.depth - 2) % 6, 8)
+            raise UserError(
+                f"depth={self.depth} is not 6n + 2; the closest depths are {below} and {below + 6}"
+            )
+        if self.residual == "zero_gamma" and (self.family == "preact" or not self.batch_norm):
+            raise UserError(
+                "zero_gamma needs a BatchNorm at the end of each branch; use ResNet.cifar with "
+                "batch_norm=True, or rezero"
+            )
 
     @property
     def stages(self) -> tuple[int, ...]:
         """Number of blocks in each stage."""
-        raise NotImplementedError
+        return (
+            PREACT_BLOCKS[self.depth] if self.family == "preact" else ((self.depth - 2) // 6,) * 3
+        )
 
     @property
     def expansion(self) -> int:
         """Channels of the trunk over the inner channels of a block: 4 in bottleneck blocks."""
-        return 1
+        return 4 if self.family == "preact" and self.depth == 50 else 1
 
     @property
     def kernel_init(self) -> Initializer | None:
         """Initial distribution of convolutions outside of Fixup's branches; None is PyTorch's."""
-        return None
+        if self.variant == "notebook":
+            return init.kaiming_normal("fan_in")
+        if self.family == "preact" or self.residual in ("gated", "fixup"):
+            return None
+        return init.kaiming_normal("fan_out")
 
     @property
     def has_norm(self) -> bool:
         """Whether the network has any BatchNorm."""
         return self.batch_norm and self.residual not in ("fixup", "skipinit")
 
-    def conv(self, cin: int, cout: int, kernel: int, stride: int = 1, **options: Any) -> Conv:
-        """A convolution, with a bias where neither a BatchNorm nor Fixup's scalars provide one."""
-        bias = not self.has_norm and self.residual != "fixup"
-        options = {"kernel_init": self.kernel_init} | options
-        return Conv(cin, cout, kernel, stride=stride, bias=bias, dtype=self.dtype, **options)
+    def changes_shape(self, cin: int, channels: int, stride: int) -> bool:
+        """Whether the output of a block with these inner channels has another shape."""
+        return stride != 1 or cin != channels * self.expansion
+
+    def conv(
+        self,
+        cin: int,
+        cout: int,
+        side: int,
+        stride: int = 1,
+        *,
+        kernel_init: Initializer | None = None,
+        rngs: nnx.Rngs,
+    ) -> nnx.Conv:
+        """A side x side convolution with PyTorch's padding; side is odd.
+
+        The convolution has a bias where neither a BatchNorm nor Fixup's scalars provide one.
+        """
+        uniform = init.torch_uniform(cin * side**2)
+        return nnx.Conv(
+            cin,
+            cout,
+            (side, side),
+            stride,
+            padding=side // 2,
+            use_bias=not self.has_norm and self.residual != "fixup",
+            kernel_init=kernel_init or self.kernel_init or uniform,
+            bias_init=uniform,
+            kernel_metadata={"matrix_axes": ((-4, -3, -2), (-1,))},
+            dtype=self.dtype,
+            conv_general_dilated=as_general,
+            rngs=rngs,
+        )
 
     def norm(self, features: int, scale_init: float = 1.0) -> Callable[[Array], Array]:
         """A BatchNorm, or the identity in a network without BatchNorm."""
@@ -108,28 +163,6 @@ class CifarConfig(ResNetConfig):
 
     variant: str = "paper"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.variant not in ("paper", "notebook"):
-            raise choose_from("variant", self.variant, ("paper", "notebook"))
-        if self.depth < 8 or (self.depth - 2) % 6:
-            below = max(self.depth - (self.depth - 2) % 6, 8)
-            raise UserError(
-                f"depth={self.depth} is not 6n + 2; the closest depths are {below} and {below + 6}"
-            )
-        if self.residual == "zero_gamma" and not self.batch_norm:
-            raise UserError("zero_gamma is the initial scale of a BatchNorm; set batch_norm=True")
-
-    @property
-    def stages(self) -> tuple[int, ...]:
-        return ((self.depth - 2) // 6,) * 3
-
-    @property
-    def kernel_init(self) -> Initializer | None:
-        if self.variant == "notebook":
-            return init.kaiming_normal("fan_in")
-        return None if self.residual in ("gated", "fixup") else init.kaiming_normal("fan_out")
-
 
 @dataclass(frozen=True, kw_only=True)
 class PreactConfig(ResNetConfig):
@@ -143,23 +176,4 @@ class PreactConfig(ResNetConfig):
     depth: int = 18
     width: int = 64
     stem: str = "cifar"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.stem not in ("cifar", "imagenet"):
-            raise choose_from("stem", self.stem, ("cifar", "imagenet"))
-        if self.depth not in PREACT_BLOCKS:
-            raise choose_from("depth", self.depth, map(str, PREACT_BLOCKS))
-        if self.residual == "zero_gamma":
-            raise UserError(
-                "zero_gamma needs a BatchNorm at the end of each branch, which a pre-activation "
-                "block does not have; use rezero"
-            )
-
-    @property
-    def stages(self) -> tuple[int, ...]:
-        return PREACT_BLOCKS[self.depth]
-
-    @property
-    def expansion(self) -> int:
-        return 4 if self.depth == 50 else 1
+    family = "preact"

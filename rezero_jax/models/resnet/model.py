@@ -1,5 +1,7 @@
 """Residual networks on images: the paper's CIFAR networks and pre-activation networks."""
 
+from functools import partial
+
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -8,7 +10,7 @@ from jaxtyping import Float
 from rezero_jax.errors import UserError
 from rezero_jax.models import init
 from rezero_jax.models.options import takes_options
-from rezero_jax.models.resnet.blocks import make_block, scalar
+from rezero_jax.models.resnet.blocks import BLOCKS, ZEROS, scalar
 from rezero_jax.models.resnet.config import CifarConfig, PreactConfig, ResNetConfig
 from rezero_jax.models.resnet.conv import Images
 from rezero_jax.residual import trunk_dtype
@@ -16,14 +18,9 @@ from rezero_jax.stack import Stack
 
 
 class Stage(nnx.Module):
-    """Blocks at one resolution: `entry`, if the first block changes the shape, and equal `rest`.
+    """`blocks` blocks at one resolution: `entry`, if the first changes the shape, and equal `rest`.
 
-    Args:
-      config: options of the network.
-      cin: channels of the input.
-      channels: inner channels of the blocks; the output has `channels * config.expansion`.
-      stride: stride of the first block.
-      blocks: number of blocks.
+    The first block has the stride; all have `channels` inner channels.
     """
 
     def __init__(
@@ -33,24 +30,16 @@ class Stage(nnx.Module):
         channels: int,
         stride: int,
         blocks: int,
-        *,
         rngs: nnx.Rngs,
     ):
-        out = channels * config.expansion
-        changes = stride != 1 or cin != out
-        self.entry = make_block(config, cin, channels, stride, rngs=rngs) if changes else None
-        equal = blocks - 1 if changes else blocks
-        self.rest = (
-            Stack(
-                lambda rngs: make_block(config, out, channels, 1, rngs=rngs),
-                equal,
-                scan=config.scan,
-                remat=config.remat,
-                rngs=rngs,
-            )
-            if equal
-            else None
-        )
+        make = partial(BLOCKS[config.family][config.residual == "fixup"], config)
+        changes = config.changes_shape(cin, channels, stride)
+        self.entry = make(cin, channels, stride, rngs) if changes else None
+        rest = None
+        if equal := blocks - changes:
+            make_equal = partial(make, channels * config.expansion, channels, 1)
+            rest = Stack(make_equal, equal, scan=config.scan, remat=config.remat, rngs=rngs)
+        self.rest = rest
 
     def __call__(self, x: Images) -> Images:
         if self.entry is not None:
@@ -59,21 +48,18 @@ class Stage(nnx.Module):
 
 
 class Stem(nnx.Module):
-    """Maps the image to the trunk.
+    """Maps the image to the trunk by a 3x3 convolution, or 7x7 with stride 2 and then a max-pool.
 
-    The stem "cifar" is a 3x3 convolution; "imagenet" is a 7x7 convolution with stride 2 that ends
-    with a 3x3 max-pool with stride 2. In the cifar family BatchNorm (or Fixup's bias) and a ReLU
-    follow the convolution.
+    In the cifar family BatchNorm (or Fixup's bias) and a ReLU follow the convolution.
     """
 
     def __init__(self, config: ResNetConfig, *, rngs: nnx.Rngs):
-        large = isinstance(config, PreactConfig) and config.stem == "imagenet"
-        kernel, stride = (7, 2) if large else (3, 1)
+        self.pool = config.stem == "imagenet"
+        kernel, stride = (7, 2) if self.pool else (3, 1)
         self.conv = config.conv(config.in_channels, config.width, kernel, stride, rngs=rngs)
-        self.activate = isinstance(config, CifarConfig)
+        self.activate = config.family == "cifar"
         self.norm = config.norm(config.width) if self.activate else nnx.identity
         self.bias = scalar(0.0) if self.activate and config.residual == "fixup" else None
-        self.pool = large
 
     def __call__(self, x: Images) -> Images:
         x = self.norm(self.conv(x))
@@ -90,10 +76,8 @@ class ResNet(nnx.Module):
     """A stem, stages of residual blocks, the mean over all pixels, and a linear head.
 
     Make one with `ResNet.cifar` or `ResNet.preact`. The network has running statistics: call
-    `model.eval()` before inference and `model.train()` before training.
-
-    Raises:
-      UserError: a size below 1; see also `ResNetConfig`.
+    `model.eval()` before inference and `model.train()` before training. A size below 1 raises
+    UserError, and so do the cases that `ResNetConfig` names.
     """
 
     def __init__(self, config: ResNetConfig, *, rngs: nnx.Rngs):
@@ -102,19 +86,17 @@ class ResNet(nnx.Module):
         stages, cin = [], config.width
         for i, blocks in enumerate(config.stages):
             channels, stride = config.width * 2**i, 1 if i == 0 else 2
-            stages.append(Stage(config, cin, channels, stride, blocks, rngs=rngs))
+            stages.append(Stage(config, cin, channels, stride, blocks, rngs))
             cin = channels * config.expansion
         self.stages = nnx.List(stages)
         fixup = config.residual == "fixup"
-        start = nnx.initializers.zeros_init() if fixup else init.torch_uniform(cin)
-        notebook = isinstance(config, CifarConfig) and config.variant == "notebook"
+        bias_init = ZEROS if fixup else init.torch_uniform(cin)
+        kernel_init = bias_init
+        if config.variant == "notebook" and not fixup:
+            kernel_init = init.kaiming_normal("fan_in")
         self.head_bias = scalar(0.0) if fixup else None
         self.head = nnx.Linear(
-            cin,
-            config.num_classes,
-            kernel_init=init.kaiming_normal("fan_in") if notebook and not fixup else start,
-            bias_init=start,
-            rngs=rngs,
+            cin, config.num_classes, kernel_init=kernel_init, bias_init=bias_init, rngs=rngs
         )
 
     def __call__(self, x: Array) -> Float[Array, "batch classes"]:
@@ -142,9 +124,6 @@ class ResNet(nnx.Module):
         Args:
           config: options of the network; each option is an argument, too.
           rngs: source of the initial parameters.
-
-        Raises:
-          UserError: see `ResNetConfig`.
         """
         return cls(config, rngs=rngs)
 
@@ -156,8 +135,5 @@ class ResNet(nnx.Module):
         Args:
           config: options of the network; each option is an argument, too.
           rngs: source of the initial parameters.
-
-        Raises:
-          UserError: see `ResNetConfig`.
         """
         return cls(config, rngs=rngs)
