@@ -87,7 +87,7 @@ def _summary(final: dict[str, Any], workdir: str) -> Iterator[str]:
     yield f"time:            {seconds:,.1f} s in all starts: {', '.join(shares)}"
     yield f"run folder:      {workdir}"
     try:
-        from rezero_jax.analysis.plots.curves import write_plot  # Matplotlib is slow to import
+        from rezero_jax.analysis.plots import write_plot  # Matplotlib is slow to import
 
         yield f"learning curves: {write_plot([workdir])}"
     except Exception as error:

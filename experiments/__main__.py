@@ -17,7 +17,7 @@ from experiments.report import write_report
 from experiments.results import Made
 from experiments.running import Stopped, run_all
 from rezero_jax import command, devices
-from rezero_jax.analysis.plots.theme import themed
+from rezero_jax.analysis.theme import themed
 from rezero_jax.errors import UserError, choose_from
 from rezero_jax.runs.folder import device, environment
 from rezero_jax.runs.reader import Run

@@ -20,7 +20,7 @@ from experiments.results import (
     training_curve,
 )
 from experiments.statistics import between, decide, holds, quotients, together
-from rezero_jax.analysis.plots.theme import COLOURS
+from rezero_jax.analysis.theme import COLOURS
 from rezero_jax.runs.reader import Run
 
 ALPHAS = {

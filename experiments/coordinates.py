@@ -37,8 +37,8 @@ from experiments.jobs import Job
 from experiments.results import Curve, Made, Results, Row
 from experiments.statistics import NOT_SIGNIFICANT, verdict
 from rezero_jax import command, data
-from rezero_jax.analysis.plots.theme import themed
-from rezero_jax.analysis.probe import Tape, probed
+from rezero_jax.analysis.propagation import trunk_ends
+from rezero_jax.analysis.theme import themed
 from rezero_jax.errors import UserError
 from rezero_jax.formatting import path_text
 from rezero_jax.residual import rule_class
@@ -171,10 +171,10 @@ def measure(config: ConfigDict, steps: int, seeds: int) -> tuple[np.ndarray, np.
     def last_layer(state: State, batch: Batch) -> Array:
         model = trainer.spec.model(state["params"], state["stats"])
         model.eval()
-        tape = Tape()
-        trainer.objective(probed(model, tape)[0], batch, jax.random.key(0))
-        assert tape.left is not None
-        return leave(tape.left)
+        _, left = trunk_ends(
+            model, batch, lambda model, batch: trainer.objective(model, batch, jax.random.key(0))
+        )
+        return leave(left)
 
     @jax.jit
     def nonlinearity(before: State, after: State, batch: Batch) -> Array:

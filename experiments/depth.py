@@ -12,7 +12,7 @@ from experiments.claims import bounded
 from experiments.jobs import CONTROL, FROZEN, Job
 from experiments.results import Results, Row, find, gates_at_end, training_curve
 from experiments.statistics import paired
-from rezero_jax.analysis.plots.theme import COLOURS
+from rezero_jax.analysis.theme import COLOURS
 from rezero_jax.runs.reader import Run
 
 DEPTHS = {"paper": (1, 10, 100, 1000, 10000), "cpu": (1, 10, 100, 1000, 10000), "smoke": (1, 8)}

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from experiments.experiment import DESCRIPTIONS
 from experiments.results import Curve, Results
-from rezero_jax.analysis.plots.theme import COLOURS
+from rezero_jax.analysis.theme import COLOURS
 
 GREY = "#888888"
 

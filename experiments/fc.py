@@ -21,7 +21,7 @@ from experiments.statistics import (
     together,
     verdict,
 )
-from rezero_jax.analysis.plots.theme import plain_ticks
+from rezero_jax.analysis.theme import plain_ticks
 from rezero_jax.runs.reader import Run
 
 RULES = {"FC": "plain", "FC + Norm": "norm", "FC + Res": "residual", "FC + ReZero": "rezero"}

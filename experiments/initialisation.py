@@ -15,7 +15,7 @@ from experiments.published import published
 from experiments.results import Curve, Results, Row
 from experiments.stable_rate import largest_stable_rate
 from experiments.statistics import LEVEL
-from rezero_jax.analysis.plots.theme import COLOURS
+from rezero_jax.analysis.theme import COLOURS
 from rezero_jax.formatting import number
 from rezero_jax.runs.reader import Run
 

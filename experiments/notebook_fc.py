@@ -11,7 +11,7 @@ from experiments.jobs import Job
 from experiments.published import curve, published
 from experiments.results import Curve, Results, Row
 from experiments.statistics import between
-from rezero_jax.analysis.plots.theme import plain_ticks
+from rezero_jax.analysis.theme import plain_ticks
 from rezero_jax.runs.reader import Run
 
 RULES = {

@@ -10,7 +10,7 @@ from experiments.claims import bounded, one_more_run
 from experiments.jobs import Job
 from experiments.results import Results, Row, find, times_to
 from experiments.statistics import paired, quotients
-from rezero_jax.analysis.plots.theme import COLOURS
+from rezero_jax.analysis.theme import COLOURS
 from rezero_jax.runs.reader import Run
 
 DEPTHS = {"paper": (20, 56, 110), "cpu": (20, 56), "smoke": (20,)}

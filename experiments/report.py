@@ -12,7 +12,7 @@ from experiments.experiment import DESCRIPTIONS
 from experiments.published import SOURCES
 from experiments.results import Results
 from experiments.statistics import LEVEL, Draws, between, fisher
-from rezero_jax.analysis.plots.theme import themed
+from rezero_jax.analysis.theme import themed
 from rezero_jax.formatting import duration, markdown_table, number
 
 CLAIMS = ("claim", "status", "n", "95 % interval", "evidence", "from")

@@ -12,7 +12,7 @@ from experiments.jobs import Job
 from experiments.published import curve
 from experiments.results import Curve, Results, Row, find, times_to
 from experiments.statistics import Censored, Draw, paired, quotients
-from rezero_jax.analysis.plots.theme import plain_ticks
+from rezero_jax.analysis.theme import plain_ticks
 from rezero_jax.runs.reader import Run
 
 RULES = {

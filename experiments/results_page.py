@@ -21,7 +21,7 @@ from experiments.comparison import NO_LAYERS, Cell, Comparison
 from experiments.jobs import ROOT
 from experiments.results import Results, Row
 from experiments.statistics import NOT_SIGNIFICANT, Sample, paired, quotients, together
-from rezero_jax.analysis.plots.theme import themed
+from rezero_jax.analysis.theme import themed
 from rezero_jax.errors import UserError
 from rezero_jax.formatting import markdown_table, number
 

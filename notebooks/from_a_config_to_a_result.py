@@ -21,7 +21,7 @@ from pathlib import Path
 from IPython.display import Markdown
 
 import rezero_jax
-from rezero_jax.analysis.plots.curves import plot_comparison, plot_run
+from rezero_jax.analysis.plots import plot_comparison, plot_run
 from rezero_jax.analysis.table import accuracies, table
 from rezero_jax.config import load_config
 from rezero_jax.errors import UserError

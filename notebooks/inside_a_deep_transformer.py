@@ -22,13 +22,13 @@ from matplotlib import rcParams
 
 from rezero_jax import Alpha, Encoder, Transformer
 from rezero_jax.analysis.diagnosis import diagnose
-from rezero_jax.analysis.gates import Gates
-from rezero_jax.analysis.plots.figures import (
+from rezero_jax.analysis.figures import (
     plot_diagnosis,
     plot_gates,
     plot_propagation,
     plot_spectra,
 )
+from rezero_jax.analysis.gates import Gates
 from rezero_jax.analysis.propagation import propagate
 from rezero_jax.analysis.singular_values import singular_values
 from rezero_jax.data.text_files import stdlib_text

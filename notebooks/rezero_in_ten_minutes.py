@@ -29,9 +29,9 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from rezero_jax import Alpha, ReZero, Stack
+from rezero_jax.analysis.figures import plot_gates
 from rezero_jax.analysis.gates import Gates
-from rezero_jax.analysis.plots.figures import plot_gates
-from rezero_jax.analysis.plots.theme import line_styles, plot_line, themed
+from rezero_jax.analysis.theme import line_styles, plot_line, themed
 
 print(f"jax {jax.__version__} on {jax.devices()[0].platform}")
 

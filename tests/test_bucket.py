@@ -10,7 +10,7 @@ from etils import epath
 from gcsfs.retry import HttpError
 from google.auth.exceptions import RefreshError, TransportError
 
-from rezero_jax.analysis.plots.curves import write_plot
+from rezero_jax.analysis.plots import write_plot
 from rezero_jax.config import base_config
 from rezero_jax.errors import Unavailable, UserError, first_line
 from rezero_jax.runs import files, restore

@@ -13,8 +13,8 @@ from flax import nnx
 from rezero_jax import ReZero, Stack
 from rezero_jax.analysis import __main__ as analysis
 from rezero_jax.analysis.diagnosis import diagnose
+from rezero_jax.analysis.figures import plot_diagnosis, plot_propagation
 from rezero_jax.analysis.gates import Gates
-from rezero_jax.analysis.plots.figures import plot_diagnosis, plot_propagation
 from rezero_jax.runs.reader import Run
 from rezero_jax.training.load import load_model
 from tests.families import STEPS

@@ -116,7 +116,7 @@ def test_a_plot_that_cannot_be_drawn_is_a_warning(trained, monkeypatch, capsys):
     def fail(*_):
         raise OSError("no font")
 
-    monkeypatch.setattr("rezero_jax.analysis.plots.curves.write_plot", fail)
+    monkeypatch.setattr("rezero_jax.analysis.plots.write_plot", fail)
     final = json.loads((trained("mlp") / "final.json").read_text())
     lines = list(train._summary(final, str(trained("mlp"))))
     assert lines[0].startswith("finished 8 steps: eval/accuracy")

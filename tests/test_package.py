@@ -100,7 +100,7 @@ def test_the_analysis_extra_is_enough_for_plots_and_tables(installed, tmp_path):
     python, wheel = installed
     status, output = run(python, "-m", "pip", "install", "-q", f"{wheel}[analysis]", cwd=tmp_path)
     assert status == 0, output
-    code = "import rezero_jax.analysis.plots.__main__, rezero_jax.analysis.table"
+    code = "import rezero_jax.analysis.plots, rezero_jax.analysis.table"
     assert run(python, "-c", code, cwd=tmp_path) == (0, "")
 
 

@@ -6,15 +6,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from rezero_jax import MLP, Encoder
+from rezero_jax import Encoder
 from rezero_jax.analysis.singular_values import (
     jacobian,
     mean_squared_singular_value,
     safe_norms,
     singular_values,
-    top_singular_values,
 )
-from rezero_jax.errors import UserError
 from rezero_jax.models.resnet.batch_norm import BatchNorm
 from rezero_jax.models.resnet.config import CifarConfig
 
@@ -88,33 +86,12 @@ def test_orthogonal_weights_have_singular_values_of_one():
 
 
 def test_float64_resolves_what_float32_cannot():
-    matrix = with_values([1, 1e-5, 1e-12], 3, 3)
+    values = [1, 1e-5, 1e-12]
+    matrix = with_values(values, 3, 3)
     assert singular_values(Linear(np.float32(matrix)), normal(1, 3))[0, 2] > 1e-10
-
-    class Halves(nnx.Module):
-        """Products of float32 numbers that are exact in float64: diag(1, e) R diag(1, e)."""
-
-        def __init__(self):
-            self.scale = nnx.Linear(2, 2, use_bias=False, dtype=jnp.float32, rngs=nnx.Rngs(0))
-            self.scale.kernel[...] = jnp.diag(jnp.array([1, 2.0**-20]))
-            self.turn = Linear(np.float32([[1, 1], [1, -1]]))
-
-        def __call__(self, x):
-            return self.scale(self.turn(self.scale(x)))
-
-    e = 2.0**-20
-    expected = np.linalg.svd(np.array([[1, e], [e, -(e**2)]]), compute_uv=False)
-    (values,) = singular_values(Halves(), normal(1, 2), float64=True)
-    np.testing.assert_allclose(values, expected, rtol=1e-3)
-    assert Halves().scale.kernel.dtype == jnp.float32
-
-
-def test_float64_of_a_model_agrees_with_float32():
-    model, x = MLP(5, 4, 3, 4, "norm", rngs=nnx.Rngs(0)), normal(1, 5)
-    single, double = (singular_values(model, x, float64=wide) for wide in (False, True))
-    np.testing.assert_allclose(single, double, rtol=1e-4, atol=1e-6)
-    assert (single != double).all()
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(model))
+    with jax.enable_x64(True):
+        (found,) = singular_values(Linear(matrix), np.ones((1, 3)))
+    np.testing.assert_allclose(found, values, rtol=1e-3)
 
 
 def test_a_model_is_not_written_to_and_a_second_one_compiles_nothing():
@@ -146,44 +123,6 @@ def test_probes_have_the_mean_and_the_variance_of_the_closed_form(shape):
     variance = 2 * (m * (squares**2).sum() - squares.sum() ** 2) / (m + 2)
     assert found.standard_error == pytest.approx(np.sqrt(variance / 4000) / 6, rel=0.05)
     assert abs(found.mean - squares.mean()) < 3 * found.standard_error
-
-
-def test_the_largest_values_are_within_their_errors():
-    values = 1 / np.arange(1, 31) ** 2
-    model, x = Linear(np.float32(with_values(values, 30, 40))), normal(2, 40)
-    top = top_singular_values(model, x, 5, key=KEY)
-    assert top.values.shape == top.errors.shape == (2, 5)
-    for found, errors in zip(top.values, top.errors, strict=True):
-        np.testing.assert_allclose(found, values[:5], rtol=1e-4)
-        assert (np.abs(found - values[:5]) <= errors + 1e-6).all()
-
-
-def test_errors_hold_where_the_iteration_has_not_converged():
-    model, x = MLP(40, 40, 6, 40, alpha_init=0.3, rngs=nnx.Rngs(0)), normal(2, 40)
-    exact = singular_values(model, x)
-    top = top_singular_values(model, x, 4, iterations=1, key=KEY)
-    distances = np.abs(top.values[:, :, None] - exact[:, None, :]).min(axis=2)
-    assert (distances <= top.errors).all()
-    assert top.errors.max() > 1e-3  # it has not converged: the test has something to show
-    whole = top_singular_values(model, x, 40, key=KEY)
-    np.testing.assert_allclose(whole.values, exact, rtol=1e-4, atol=1e-6)
-
-
-def test_errors_are_the_bound_of_the_theorem():
-    """With two singular values, a and b, a value tells the residual |J v - s u| of its vectors."""
-    values = np.repeat([1.1, 1.0], 100)
-    model = Linear(np.float32(with_values(values, 200, 200)))
-    top = top_singular_values(model, normal(1, 200), 8, iterations=0, key=KEY)
-    squares, part = top.values**2, (top.values**2 - 1) / (1.1**2 - 1)  # s^2 = p a^2 + (1 - p) b^2
-    residuals = np.sqrt(part * (1 - part) / squares) * (1.1**2 - 1)
-    np.testing.assert_allclose(top.errors, residuals / np.sqrt(2), rtol=1e-3)
-    assert (np.minimum(np.abs(top.values - 1.1), np.abs(top.values - 1)) <= top.errors).all()
-
-
-def test_k_is_at_most_the_number_of_values():
-    for k in (0, 4):
-        with pytest.raises(UserError, match=rf"k={k} .* choose 1 to 3"):
-            top_singular_values(Linear(normal(3, 5)), normal(1, 5), k, key=KEY)
 
 
 def test_norms_neither_overflow_nor_underflow():

@@ -7,7 +7,7 @@ import pytest
 from etils import epath
 
 from experiments import entropies
-from rezero_jax.analysis.statistics import Estimate, ngram_entropies, ngram_entropy
+from rezero_jax.analysis.statistics import Estimate
 from rezero_jax.errors import UserError
 from rezero_jax.runs.files import write_json
 from rezero_jax.runs.reader import Run
@@ -45,31 +45,18 @@ def test_mistakes():
             Estimate.of([1.0, 2.0]).interval(confidence)
     with pytest.raises(UserError, match="give at least one"):
         Estimate.of([])
-    for n, sentence in ((4, "n=4 is not 1, 2 or 3"), (2, "has no 2 in a row")):
-        with pytest.raises(UserError, match=sentence):
-            ngram_entropy(text("a"), n)
 
 
 # ---- Entropies
 
 
-def text(string):
-    return np.frombuffer(string.encode(), np.uint8)
-
-
 def test_entropies_by_hand():
     # a b a a: singles 3/4, 1/4; pairs ab, ba, aa; triples aba, baa.
-    found = ngram_entropies(text("abaa"))
+    found = entropies.of_text(np.frombuffer(b"abaa", np.uint8))
     assert found["unigram"] == pytest.approx(0.75 * math.log2(4 / 3) + 0.25 * 2)
     # Of the pairs' first bytes, a b a, two are a.
     assert found["bigram"] == pytest.approx(math.log2(3) - (math.log2(3) - 2 / 3))
     assert found["trigram"] == pytest.approx(1 - 1)
-
-
-def test_random_bytes_have_eight_bits_whatever_the_context():
-    random = np.random.default_rng(0).integers(0, 256, 1_000_000, dtype=np.uint8)
-    assert ngram_entropy(random, 1) == pytest.approx(8, abs=1e-3)
-    assert ngram_entropy(random, 2) == pytest.approx(8, abs=0.06)
 
 
 def test_entropies_are_the_loss_of_the_table_of_frequencies():
@@ -78,7 +65,7 @@ def test_entropies_are_the_loss_of_the_table_of_frequencies():
     np.add.at(counts, (letters[:-1], letters[1:]), 1)
     model = counts / counts.sum(1, keepdims=True)
     loss = -np.log2(model[letters[:-1], letters[1:]]).mean()
-    assert ngram_entropy(letters, 2) == pytest.approx(loss)
+    assert entropies.of_text(letters)["bigram"] == pytest.approx(loss)
 
 
 def test_entropies_of_a_run_are_of_its_training_text(tmp_path):

@@ -18,11 +18,8 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command line and returns the exit status."""
     parser = command.parser("python -m rezero_jax.analysis", __doc__)
     parser.add_argument("workdir", type=command.workdir, metavar="WORKDIR", help="the run's folder")
-    parser.add_argument(
-        "--out",
-        metavar="FILE",
-        help="picture, a PNG, SVG or PDF file (default: diagnosis.png in the run folder)",
-    )
+    text = "picture, a PNG, SVG or PDF file (default: diagnosis.png in the run folder)"
+    parser.add_argument("--out", metavar="FILE", help=text)
     args = parser.parse_args(argv)
     return command.exit_status("analysis", lambda: _diagnose(args.workdir, args.out))
 
@@ -32,9 +29,9 @@ def _diagnose(workdir: str, out: str | None) -> None:
     from etils import epath
 
     from rezero_jax.analysis.diagnosis import diagnose
+    from rezero_jax.analysis.figures import plot_diagnosis
     from rezero_jax.analysis.gates import Gates
-    from rezero_jax.analysis.plots.figures import plot_diagnosis
-    from rezero_jax.analysis.plots.theme import check_ending, save
+    from rezero_jax.analysis.theme import check_ending, save
     from rezero_jax.devices import cache_compilations
     from rezero_jax.runs.files import folder_of
     from rezero_jax.runs.reader import Run

@@ -11,13 +11,7 @@ from jax import Array
 from jaxtyping import Bool
 
 from rezero_jax.analysis.gates import open_from
-from rezero_jax.analysis.propagation import (
-    Loss,
-    Propagation,
-    propagate,
-    random_projection,
-    trunk,
-)
+from rezero_jax.analysis.propagation import Loss, Propagation, propagate, random_projection, trunk
 from rezero_jax.analysis.singular_values import mean_squared_singular_value
 from rezero_jax.analysis.statistics import Estimate
 
@@ -46,14 +40,9 @@ class Diagnosis:
         """Whether each layer has a gate."""
         return ~np.isnan(self.propagation.alpha)
 
-    @property
-    def open(self) -> Bool[np.ndarray, " layers"]:
-        """Whether each layer's gate is open; see `rezero_jax.analysis.gates.open_from`."""
-        return np.abs(self.propagation.alpha) >= open_from(max(int(self.is_gated.sum()), 1))
-
     def __str__(self) -> str:
         found = self.propagation
-        before, after = (_number(value) for value in found.cosine[np.array([0, -1])])
+        before, after = _number(found.cosine[0]), _number(found.cosine[-1])
         mean, error = _number(self.jacobian.mean), _number(self.jacobian.standard_error)
         entries = {
             "layers": str(len(found.names)),
@@ -71,22 +60,19 @@ class Diagnosis:
         return "\n".join([self.subject, "", *lines, "", *self._table()])
 
     def _gates(self) -> str:
-        gated = self.is_gated
-        if not gated.any():
+        gated, sizes = self.is_gated, np.abs(self.propagation.alpha)
+        count = int(gated.sum())
+        if not count:
             return "none"
-        sizes = np.abs(self.propagation.alpha[gated])
-        return (
-            f"{self.open.sum()} of {len(sizes)} open (|alpha| >= 0.1 / {len(sizes)}), mean |alpha| "
-            f"{_number(sizes.mean())}, largest {_number(sizes.max())}"
-            + self._named("; shut", gated & ~self.open)
-        )
+        is_open = sizes >= open_from(count)
+        mean, largest = _number(sizes[gated].mean()), _number(sizes[gated].max())
+        summary = f"{is_open.sum()} of {count} open (|alpha| >= 0.1 / {count}), mean |alpha| {mean}"
+        return f"{summary}, largest {largest}" + self._named("; shut", gated & ~is_open)
 
     def _idle(self) -> str:
         found, layers = self.propagation, len(self.propagation.names)
-        return (
-            f"{found.idle.sum()} of {layers} layers move x by less than 0.1 / {layers} of |x|"
-            + self._named("", found.idle)
-        )
+        summary = f"{found.idle.sum()} of {layers} layers move x by less than 0.1 / {layers} of |x|"
+        return summary + self._named("", found.idle)
 
     def _named(self, what: str, chosen: Bool[np.ndarray, " layers"]) -> str:
         """`what` and the names of the chosen layers, neighbours as a range; empty without any."""
@@ -135,21 +121,15 @@ def diagnose(
     found = propagate(model, x, loss)
     f, entered = trunk(model, x, loss)
     jacobian = mean_squared_singular_value(f, entered, probes=PROBES, key=jax.random.key(0))
-    return Diagnosis(
-        found,
-        jacobian,
-        subject or f"{type(model).__name__}, means over {len(entered)} examples",
-    )
+    subject = subject or f"{type(model).__name__}, means over {len(entered)} examples"
+    return Diagnosis(found, jacobian, subject)
 
 
 def _growth(values: Array | np.ndarray) -> str:
-    first, last, layers = float(values[0]), float(values[-1]), len(values) - 1
+    first, last, layers = np.float64(values[0]), np.float64(values[-1]), len(values) - 1
     with np.errstate(all="ignore"):
-        factor = np.float64(last) / first
-        return (
-            f"{_number(first)} -> {_number(last)}, x {_number(factor)}, "
-            f"x {_number(factor ** (1 / layers), 5)} a layer"
-        )
+        factor, each = last / first, (last / first) ** (1 / layers)
+    return f"{_number(first)} -> {_number(last)}, x {_number(factor)}, x {_number(each, 5)} a layer"
 
 
 def _number(value: float | np.floating, digits: int = 3) -> str:

@@ -3,7 +3,7 @@
 import dataclasses
 
 import numpy as np
-from jaxtyping import Bool, Float, Real
+from jaxtyping import Float, Real
 
 from rezero_jax.errors import UserError
 from rezero_jax.runs.reader import Run
@@ -47,11 +47,6 @@ class Gates:
     def mean_abs(self) -> Float[np.ndarray, " lines"]:
         """Mean |alpha| over the layers; the paper ends at 0.0898 (12 layers) and 0.0185 (64)."""
         return np.abs(self.alphas).mean(axis=1)
-
-    @property
-    def opened(self) -> Bool[np.ndarray, " layers"]:
-        """Whether each gate is open at the last line; see `open_from`."""
-        return np.abs(self.alphas[-1]) >= open_from(self.alphas.shape[1])
 
     @property
     def opening_steps(self) -> Float[np.ndarray, " layers"]:

@@ -2,14 +2,17 @@
 
 A signal that vanishes or explodes with depth takes the gradient with it (paper, section 2). If the
 angles between signals close with depth, the network forgets its input. `propagate` measures all of
-this in one forward and backward pass of any model with a `Stack` or with gated layers, scanned or
-not, trained or not.
+this in one forward and backward pass of any model with layers, trained or not.
+
+A layer is a block of a `Stack`, the entry of a ResNet's stage, or, outside of these, a `ReZero` or
+a module with a rule of `rezero_jax.residual`. A probe takes the layer's place, so a scanned stack
+is still scanned, and keeps a few float32 numbers but no activations.
 """
 
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +22,19 @@ from jax import Array
 from jax.tree_util import Partial
 from jaxtyping import Bool, Float
 
-from rezero_jax.analysis.probe import Measured, Slot, Tape, path_name, probed
+from rezero_jax.analysis.singular_values import safe_norms
+from rezero_jax.errors import UserError
+from rezero_jax.models.resnet.model import Stage
+from rezero_jax.residual import Alpha, ReZero, Rule
+from rezero_jax.stack import Stack
+from rezero_jax.training.state import one_per_layer
 
 Loss = Callable[[Any, Any], Array]
-ARRAYS = ("signal", "gradient", "cosine", "share", "alpha")
+ModulePath = tuple[Any, ...]
+M = TypeVar("M", bound=nnx.Module)
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=ARRAYS, meta_fields=("names",))
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Propagation:
     """Measurements of the signals between layers, float32 means over the examples of a batch.
@@ -44,7 +53,7 @@ class Propagation:
       alpha: each layer's gate; the mean |alpha| of a layer with several, NaN for a layer without.
     """
 
-    names: tuple[str, ...]
+    names: tuple[str, ...] = dataclasses.field(metadata={"static": True})
     signal: Float[Array | np.ndarray, " points"]
     gradient: Float[Array | np.ndarray, " points"]
     cosine: Float[Array | np.ndarray, " points"]
@@ -91,22 +100,23 @@ def propagate(model: nnx.Module, x: Any, loss: Loss = random_projection) -> Prop
 
 @partial(jax.jit, static_argnums=0)
 def _propagate(loss: Loss, model: nnx.Module, x: Any) -> Propagation:
-    tape = Tape()
-    twin, segments = probed(model, tape)
+    tape = _Tape()
+    twin = _probed(model, tape)
 
     def objective(slots: nnx.State) -> tuple[Array, nnx.State]:
         copy = nnx.clone(twin)
         nnx.update(copy, slots)
-        return loss(copy, x).sum(), nnx.state(copy, Measured)
+        return loss(copy, x).sum(), nnx.state(copy, _Measured)
 
-    gradients, measured = jax.grad(objective, has_aux=True)(nnx.state(twin, Slot))
+    gradients, measured = jax.grad(objective, has_aux=True)(nnx.state(twin, _Slot))
     nnx.update(twin, gradients, measured)
+    segments = {segment.path: segment for segment in _modules(twin, _Segment)}
     names, probes = [], []
-    for path in tape.order:
-        probes += segments[path].probes
-        layers = sum(probe.slot.size // 2 for probe in segments[path].probes)
-        name = path_name(path)
-        names += [name] if layers == 1 else [f"{name}.{layer}" for layer in range(layers)]
+    for path in tape.runs:
+        own = _modules(segments[path], _Probe)
+        layers = sum(probe.slot.size // 2 for probe in own)
+        names += [_name(path)] if layers == 1 else [f"{_name(path)}.{i}" for i in range(layers)]
+        probes += own
     gradient = jnp.concatenate([probe.slot[...].reshape(-1, 2) for probe in probes])
     seen = jnp.concatenate([probe.measured[...].reshape(-1, 3, 2) for probe in probes])
 
@@ -135,18 +145,181 @@ def trunk(
       The function, for batches of x's size, and the first layer's input for x. These are arguments
       for the functions in `rezero_jax.analysis.singular_values`, also for models that read tokens.
     """
-    return Partial(partial(_through, loss), model, x), _entered(loss, model, x)
-
-
-@partial(jax.jit, static_argnums=0)
-def _entered(loss: Loss, model: nnx.Module, x: Any) -> Array:
-    return _run(loss, model, x, Tape()).entered
+    entered = jax.jit(lambda model, x: trunk_ends(model, x, loss)[0])(model, x)
+    return Partial(partial(_through, loss), model, x), entered
 
 
 def _through(loss: Loss, model: nnx.Module, x: Any, entered: Array) -> Array:
-    return _run(loss, model, x, Tape(entered)).left
+    return trunk_ends(model, x, loss, entered)[1]
 
 
-def _run(loss: Loss, model: nnx.Module, x: Any, tape: Tape) -> Any:
-    loss(probed(model, tape)[0], x)
-    return tape
+def trunk_ends(
+    model: nnx.Module, x: Any, loss: Callable[[Any, Any], Any], entered: Array | None = None
+) -> tuple[Array, Array]:
+    """The first layer's input, replaced by `entered` if given, and the last layer's output."""
+    tape = _Tape(entered)
+    loss(_probed(model, tape), x)
+    runs = list(tape.runs.values())
+    return runs[0][0], runs[-1][1]
+
+
+# ---- Probes
+
+
+class _Measured(nnx.Variable):
+    """A probe's measurements in the last pass, (3, 2); see `_Probe`."""
+
+
+class _Slot(nnx.Variable):
+    """Zeros (2,), whose gradient is the mean norm of the loss's gradient before and after."""
+
+
+class _Probe(nnx.Module):
+    """Measures a layer's input x and output x', as means over the examples of the batch.
+
+        |x|                                         |x'|
+        cosine of two neighbouring examples' x      the same of x'
+        NaN                                         |x' - x| / |x|
+
+    `depth` is () for one layer, or (layers,) for the stacked layers of a scanned stack.
+    """
+
+    def __init__(self, layer: nnx.Module, depth: tuple[int, ...] = ()):
+        self.layer = layer
+        self.measured = _Measured(jnp.zeros((*depth, 3, 2), jnp.float32))
+        self.slot = _Slot(jnp.zeros((*depth, 2), jnp.float32))
+
+    def __call__(self, x: Array, *args: Any, **kwargs: Any) -> Array:
+        before, after = self.slot[...]
+        x = _pass(x, before)
+        y = _pass(self.layer(x, *args, **kwargs), after)  # type: ignore[operator]
+        self.measured[...] = _measure(*map(jax.lax.stop_gradient, (x, y)))
+        return y
+
+    @property
+    def alphas(self) -> Float[Array, " layers"]:
+        """Each layer's gate; see `Propagation.alpha`."""
+        layers = self.slot.size // 2
+        gates = jax.tree.leaves(nnx.state(self, Alpha))
+        if not gates:
+            return jnp.full((layers,), jnp.nan)
+        flat = [gate.reshape(layers, -1) for gate in gates]
+        return one_per_layer(jnp.concatenate(flat, axis=1))
+
+
+@jax.custom_vjp
+def _pass(x: Array, slot: Array) -> Array:
+    """x; the slot's gradient is the mean norm of the gradient with respect to x."""
+    return x
+
+
+def _pass_back(_: None, gradient: Array) -> tuple[Array, Array]:
+    return gradient, safe_norms(gradient).mean().astype(jnp.float32)
+
+
+_pass.defvjp(lambda x, slot: (x, None), _pass_back)
+
+
+def _measure(x: Array, y: Array) -> Float[Array, "3 2"]:
+    before, after = safe_norms(x), safe_norms(y)
+    share: Array | float = jnp.nan
+    if x.shape == y.shape:
+        changes = safe_norms(y.astype(jnp.float32) - x.astype(jnp.float32))
+        share = (changes / before).mean()
+    return jnp.array(
+        [[before.mean(), after.mean()], [_cosine(x), _cosine(y)], [jnp.nan, share]], jnp.float32
+    )
+
+
+def _cosine(x: Array) -> Array:
+    if len(x) == 1:
+        return jnp.array(jnp.nan)
+    flat = x.reshape(len(x), -1).astype(jnp.float32)
+    unit = flat / safe_norms(x)[:, None]
+    return (unit * jnp.roll(unit, -1, axis=0)).sum(axis=1).mean()
+
+
+@dataclasses.dataclass(eq=False)  # hashed by identity, as a static part of the modules
+class _Tape:
+    """Notes of one pass over a probed model.
+
+    Attributes:
+      given: replaces the first segment's input, if it is set.
+      runs: input and output of each segment by its path, in the order in which they ran.
+    """
+
+    given: Array | None = None
+    runs: dict[ModulePath, tuple[Array, Array]] = dataclasses.field(default_factory=dict)
+
+
+class _Segment(nnx.Module):
+    """A stack or a single layer in its place in a model, with probes; notes its runs on a tape."""
+
+    def __init__(self, module: nnx.Module, path: ModulePath, tape: _Tape):
+        self.path, self.tape = nnx.static(path), nnx.static(tape)
+        self.module: nnx.Module = module
+        if not isinstance(module, Stack):
+            self.module = _Probe(module)
+        elif isinstance(module.blocks, nnx.List):
+            module.blocks = nnx.List([_Probe(block) for block in module.blocks])
+        else:
+            module.blocks = _Probe(module.blocks, (module.depth,))
+
+    def __call__(self, x: Array, *args: Any, **kwargs: Any) -> Array:
+        tape = self.tape
+        if self.path in tape.runs:
+            raise UserError(
+                f"the layers {_name(self.path)} run more than once in a pass, so their signals "
+                "are not distinct; study a model that does not share layers"
+            )
+        if tape.given is not None and not tape.runs:
+            x = tape.given
+        y = self.module(x, *args, **kwargs)  # type: ignore[operator]
+        tape.runs[self.path] = x, y
+        return y
+
+
+def _probed(model: nnx.Module, tape: _Tape) -> nnx.Module:
+    """A copy of the model with its layers in segments."""
+    paths = _segment_paths(model)
+    if not paths:
+        raise UserError(
+            f"no layers were found in the {type(model).__name__}; put its blocks into a Stack, or "
+            "wrap their branches in ReZero or another rule of rezero_jax.residual"
+        )
+
+    def segment(path: ModulePath, node: Any) -> Any:
+        return _Segment(node, path, tape) if path in paths else node
+
+    return nnx.recursive_map(segment, nnx.clone(model))
+
+
+def _modules(model: nnx.Module, kind: type[M]) -> list[M]:
+    return [module for _, module in nnx.iter_modules(model) if isinstance(module, kind)]
+
+
+def _name(path: ModulePath) -> str:
+    """A path as "trunk.layers"; the model's own path is "model"."""
+    return ".".join(map(str, path)) or "model"
+
+
+def _segment_paths(model: nnx.Module) -> list[ModulePath]:
+    if isinstance(model, Stack):
+        return [()]
+    found = []
+    for path, module in nnx.iter_modules(model):
+        if isinstance(module, (Stack, ReZero)) or _has_rule(module):
+            found.append(path)
+        if isinstance(module, Stage) and module.entry is not None:
+            found.append((*path, "entry"))
+    # A layer within a layer is part of the outer one, but a model with layers is not a layer.
+    inner = [path for path in dict.fromkeys(found) if path]
+    outer = [p for p in inner if not any(p[:i] in inner for i in range(1, len(p)))]
+    return outer or found
+
+
+def _has_rule(module: nnx.Module) -> bool:
+    """Whether a rule is an attribute of the module or in a list that is its attribute."""
+    parts = list(vars(module).values())
+    parts += [part for some in parts if isinstance(some, nnx.List) for part in some]
+    return any(isinstance(part, Rule) for part in parts) and not isinstance(module, nnx.List)

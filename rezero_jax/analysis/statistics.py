@@ -1,15 +1,12 @@
-"""Statistics of small samples and of text: means with Student's intervals, n-gram entropies."""
+"""Means of small samples, with Student's intervals and tests."""
 
 import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import UInt8
 from scipy import stats
 
 from rezero_jax.errors import UserError
-
-NGRAMS = {1: "unigram", 2: "bigram", 3: "trigram"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +28,7 @@ class Estimate:
 
     @classmethod
     def of(cls, draws: Sequence[float] | np.ndarray) -> "Estimate":
-        """The estimate from at least one draw.
-
-        Raises:
-          UserError: there are no draws.
-        """
+        """The estimate from at least one draw; otherwise a UserError."""
         values = np.asarray(draws, float)
         if not values.size:
             raise UserError("a mean of no values is undefined; give at least one")
@@ -58,11 +51,7 @@ class Estimate:
         return self._around_mean(self.standard_error, confidence)
 
     def prediction(self, confidence: float = 0.95) -> tuple[float, float]:
-        """Student's interval for one more draw from a normal population.
-
-        Raises:
-          UserError: the confidence is not between 0 and 1.
-        """
+        """Student's interval for one more draw from a normal population; see `interval`."""
         return self._around_mean(self.standard_error * float(np.sqrt(self.count + 1)), confidence)
 
     def _around_mean(self, scale: float, confidence: float) -> tuple[float, float]:
@@ -84,38 +73,3 @@ class Estimate:
         if not self.standard_error:
             return float(gap == 0)
         return float(2 * stats.t.sf(gap / self.standard_error, self.count - 1))
-
-
-def ngram_entropy(text: UInt8[np.ndarray, " bytes"], n: int) -> float:
-    """Bits per byte of a byte given the n - 1 bytes before it, by frequencies in this text.
-
-    The entropy is H(n bytes) - H(n - 1 bytes), over the windows of n bytes: the loss of a table of
-    these frequencies on this text. The table's loss on another text is higher, the more so for
-    large n and short texts.
-
-    Args:
-      text: the bytes.
-      n: 1, 2 or 3.
-
-    Raises:
-      UserError: n is another number, or the text is shorter than n bytes.
-    """
-    if n not in NGRAMS:
-        raise UserError(f"n={n} is not 1, 2 or 3; choose one of them")
-    windows = len(text) - n + 1
-    if windows < 1:
-        raise UserError(f"a text of {len(text)} bytes has no {n} in a row; give a longer one")
-    codes = np.zeros(windows, np.int32)
-    for offset in range(n):
-        codes = (codes << 8) | text[offset : offset + windows]
-    return _entropy(codes) - (_entropy(codes >> 8) if n > 1 else 0.0)
-
-
-def ngram_entropies(text: UInt8[np.ndarray, " bytes"]) -> dict[str, float]:
-    """`ngram_entropy` of one, two and three bytes: "unigram" -> bits per byte, ..."""
-    return {name: ngram_entropy(text, n) for n, name in NGRAMS.items()}
-
-
-def _entropy(codes: np.ndarray) -> float:
-    """Bits of the empirical distribution of integers."""
-    return float(stats.entropy(np.unique(codes, return_counts=True)[1], base=2))

@@ -7,9 +7,8 @@ bits per byte by step. A row is a setting: mean and range over the runs that dif
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +17,13 @@ from rezero_jax.analysis.statistics import Estimate
 from rezero_jax.formatting import markdown_table, number
 from rezero_jax.runs.folder import TOPOLOGY
 from rezero_jax.runs.reader import Run
+
+# Heads of the columns of values and of times to a target, by metric.
+HEADS = {
+    "loss": ("epoch {}", "epochs to {}"),
+    "accuracy": ("epoch {}", "first at {:.0%}"),
+    "bits_per_byte": ("step {:,}", "steps to {}"),
+}
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
@@ -52,47 +58,6 @@ def by_label(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return settings
 
 
-def times_to(runs: Sequence[Run], metric: str, target: float) -> dict[str, list[float | None]]:
-    """`Run.time_to` of each run, by label."""
-    return {
-        label: [run.time_to(metric, target) for run in seeds]
-        for label, seeds in by_label(runs).items()
-    }
-
-
-class _Metric(NamedTuple):
-    """How the table shows a metric of `Run.time_to`.
-
-    Attributes:
-      values: the metric of a run by epoch or step.
-      after: head of the column of values after an epoch or step.
-      until: head of the column of times to a target.
-      digits: digits of these times after the point.
-    """
-
-    values: Callable[[Run], Mapping[Any, float]]
-    after: str
-    until: str
-    digits: int = 0
-
-
-METRICS = {
-    "loss": _Metric(
-        lambda run: dict(enumerate(run.epoch_losses(), 1)), "epoch {}", "epochs to {}", digits=2
-    ),
-    "accuracy": _Metric(
-        lambda run: {epoch: 100 * a for epoch, a in run.evaluations("eval/accuracy").items()},
-        "epoch {}",
-        "first at {:.0%}",
-    ),
-    "bits_per_byte": _Metric(
-        lambda run: dict(zip(*run.series("eval/bits_per_byte"), strict=True)),
-        "step {:,}",
-        "steps to {}",
-    ),
-}
-
-
 def table(
     runs: Sequence[Run],
     after: Sequence[int],
@@ -113,36 +78,43 @@ def table(
         step. The last column of bits per byte is the speed-up of the paper's table (supplement B):
         the first setting's mean steps to the last target over the row's.
     """
-    shown = METRICS[metric]
-    head = ["run", "seeds", *map(shown.after.format, after), *map(shown.until.format, targets)]
+    value_head, time_head = HEADS[metric]
     speedup = metric == "bits_per_byte" and bool(targets)
-    rows: list[list[object]] = []
+    head = ["run", "seeds", *map(value_head.format, after), *map(time_head.format, targets)]
+    rows: list[list[object]] = [head + ["speed-up"] * speedup]
     first: Estimate | None = None
     for label, seeds in by_label(runs).items():
-        values = [shown.values(run) for run in seeds]
-        row: list[object] = [label, len(seeds)]
-        row += [_cell([found.get(x) for found in values], confidence) for x in after]
+        values = [_values(run, metric) for run in seeds]
+        row = [_cell([found.get(x) for found in values], confidence) for x in after]
         times: list[float | None] = []
         for target in targets:
             times = [run.time_to(metric, target) for run in seeds]
-            row.append(_cell(times, confidence, shown.digits))
+            row.append(_cell(times, confidence, digits=2 if metric == "loss" else 0))
         if speedup:
             mean = Estimate.of_all(times)
-            first = first if rows else mean
+            first = mean if len(rows) == 1 else first
             row.append(f"{first.mean / mean.mean:.2f}" if first and mean else "")
-        rows.append(row)
-    return markdown_table([head + ["speed-up"] * speedup, *rows])
+        rows.append([label, len(seeds), *row])
+    return markdown_table(rows)
 
 
 accuracies = partial(table, metric="accuracy")
 
 
-def _cell(
-    values: Sequence[float | int | None], confidence: float | None = None, digits: int = 2
-) -> str:
+def _values(run: Run, metric: str) -> Mapping[int, float]:
+    """The metric by epoch, or the bits per byte by step, as the table shows them."""
+    match metric:
+        case "loss":
+            return dict(enumerate(run.epoch_losses(), 1))
+        case "accuracy":
+            return {epoch: 100 * a for epoch, a in run.evaluations("eval/accuracy").items()}
+    return dict(zip(*run.series("eval/bits_per_byte"), strict=True))
+
+
+def _cell(values: Sequence[float | None], confidence: float | None, digits: int = 2) -> str:
     """The mean of a setting's runs with its range or interval, to `digits` after the point."""
 
-    def text(value: float | int) -> str:
+    def text(value: float) -> str:
         # Losses of a network that fits its data need more digits: 0.0021 is not 0.00.
         return number(value, 2) if digits and abs(value) < 0.1 else f"{value:.{digits}f}"
 
@@ -167,33 +139,28 @@ def main(argv: Sequence[str]) -> int:
         ("steps", int, [], "steps whose bits per byte are shown"),
         ("targets", float, [], "values whose times of reaching are shown"),
     ):
-        what = f"{text} (default: {' '.join(map(str, default)) or 'none'})"
+        text += f" (default: {' '.join(map(str, default)) or 'none'})"
         metavar = name[0].upper()
         parser.add_argument(
-            f"--{name}", nargs="*", type=kind, default=default, metavar=metavar, help=what
+            f"--{name}", nargs="*", type=kind, default=default, metavar=metavar, help=text
         )
-    parser.add_argument(
-        "--confidence",
-        type=float,
-        metavar="P",
-        help="confidence of Student's interval for the mean over seeds, such as 0.95 (default: the "
-        "range over seeds)",
-    )
-    kinds = parser.add_mutually_exclusive_group()
+    text = "confidence of Student's interval for the mean over seeds (default: show their range)"
+    parser.add_argument("--confidence", type=float, metavar="P", help=text)
+    metrics = parser.add_mutually_exclusive_group()
     for metric, text in (
         ("accuracy", "show test accuracies; targets are fractions, such as 0.7"),
         ("bits_per_byte", "show bits per byte after --steps, and speed-ups over the first run"),
     ):
-        kinds.add_argument(
+        metrics.add_argument(
             f"--{metric}", action="store_const", const=metric, dest="metric", help=text
         )
-    parser.set_defaults(metric="loss")
     args = parser.parse_args(argv)
+    metric = args.metric or "loss"
+    after = args.steps if metric == "bits_per_byte" else args.epochs
 
     def work() -> None:
         runs = [Run.read(folder) for folder in args.workdirs]
-        after = args.steps if args.metric == "bits_per_byte" else args.epochs
-        print(table(runs, after, args.targets, args.confidence, args.metric))
+        print(table(runs, after, args.targets, args.confidence, metric))
 
     return command.exit_status("table", work)
 

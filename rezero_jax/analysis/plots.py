@@ -1,15 +1,22 @@
-"""Learning curves of one run or of several, and when each run reached a target."""
+"""Plots of runs: `python -m rezero_jax.analysis.plots WORKDIR [WORKDIR ...] [--target=VALUE]`.
 
+Of one workdir, plots learning curves and gates by layer and step. Of several, plots their epoch
+losses (language models: their evaluations by step) in one panel; runs that differ only in the seed
+share a curve of their mean, with their range.
+"""
+
+import sys
 from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from rezero_jax.analysis.plots.figures import draw_gates, plot_times
-from rezero_jax.analysis.plots.theme import (
+from rezero_jax import command
+from rezero_jax.analysis.figures import draw_gates, plot_times
+from rezero_jax.analysis.table import by_label
+from rezero_jax.analysis.theme import (
     COLOURS,
     legend,
     line_styles,
@@ -18,7 +25,6 @@ from rezero_jax.analysis.plots.theme import (
     save,
     themed,
 )
-from rezero_jax.analysis.table import by_label, times_to
 from rezero_jax.errors import UserError
 from rezero_jax.runs.files import AnyPath
 from rezero_jax.runs.reader import Run
@@ -63,7 +69,7 @@ def plot_run(run: Run) -> Figure:
 
 @themed
 def plot_comparison(runs: Sequence[Run]) -> Figure:
-    """One curve for each setting: the mean of its seeds, and their range.
+    """One curve for each setting: the mean of its seeds, and their range, while all of them last.
 
     Language models are compared by the bits per byte of their evaluations, other runs by their
     epoch losses. If some run has neither, all are compared by the loss of training batches.
@@ -76,7 +82,15 @@ def plot_comparison(runs: Sequence[Run]) -> Figure:
         key, x, ylabel = "train/loss", "step", "training loss (nats), of batches"
     figure = Figure(figsize=(5.5, 3.4))
     axis = figure.subplots()
-    _draw(axis, runs, key, x)
+    settings = by_label(runs)
+    for style, (name, seeds) in zip(line_styles(len(settings)), settings.items(), strict=True):
+        series = [run.series(key, x) for run in seeds]
+        shortest = min(len(steps) for steps, _ in series)
+        steps, values = series[0][0][:shortest], np.stack([y[:shortest] for _, y in series])
+        count = f" ({len(seeds)} seeds)" if len(seeds) > 1 else ""
+        plot_line(axis, steps, values.mean(0), **style, label=name + count)
+        colour = style["color"]
+        axis.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.2, lw=0)
     axis.set(xlabel=x, ylabel=ylabel)
     # A run that diverges may leave the panel at the top, so that the other curves stay visible.
     curves = [run.series(key)[1] for run in runs]
@@ -103,19 +117,6 @@ def _is_text(run: Run) -> bool:
     return len(run.series("train/bits_per_byte")[0]) > 0
 
 
-def _draw(axis: Axes, runs: Sequence[Run], key: str, x: str) -> None:
-    """A line for each setting: mean and range of its seeds, up to the end of the shortest."""
-    settings = by_label(runs)
-    for style, (name, seeds) in zip(line_styles(len(settings)), settings.items(), strict=True):
-        series = [run.series(key, x) for run in seeds]
-        shortest = min(len(steps) for steps, _ in series)
-        steps, values = series[0][0][:shortest], np.stack([y[:shortest] for _, y in series])
-        count = f" ({len(seeds)} seeds)" if len(seeds) > 1 else ""
-        plot_line(axis, steps, values.mean(0), **style, label=name + count)
-        colour = style["color"]
-        axis.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.2, lw=0)
-
-
 def write_plot(
     workdirs: Sequence[AnyPath], out: AnyPath | None = None, target: float | None = None
 ) -> epath.Path:
@@ -134,11 +135,38 @@ def write_plot(
     for run in runs:
         if not run.lines:
             raise UserError(f"the run in {run.folder} has logged nothing yet; plot it later")
-    path = epath.Path(out) if out else runs[0].folder / "curves.png"
     if target is not None:
-        metric = "bits_per_byte" if all(map(_is_text, runs)) else "loss"
-        what = "steps to bits per byte" if metric == "bits_per_byte" else "epochs to a loss"
-        figure = plot_times(times_to(runs, metric, target), f"{what} of {target:g}")
+        text = all(map(_is_text, runs))
+        metric = "bits_per_byte" if text else "loss"
+        what = "steps to bits per byte" if text else "epochs to a loss"
+        times = {
+            label: [run.time_to(metric, target) for run in seeds]
+            for label, seeds in by_label(runs).items()
+        }
+        figure = plot_times(times, f"{what} of {target:g}")
     else:
         figure = plot_run(runs[0]) if len(runs) == 1 else plot_comparison(runs)
-    return save(figure, path)
+    return save(figure, out or runs[0].folder / "curves.png")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command line and returns the exit status."""
+    parser = command.parser("python -m rezero_jax.analysis.plots", __doc__)
+    parser.add_argument("workdirs", type=command.workdir, nargs="+", metavar="WORKDIR")
+    parser.add_argument(
+        "--target",
+        type=float,
+        metavar="VALUE",
+        help="training loss, or bits per byte of language models: plot when each setting reached "
+        "it, with 95 %% intervals over seeds (default: plot curves)",
+    )
+    text = "picture, a PNG, SVG or PDF file (default: curves.png in the first workdir)"
+    parser.add_argument("--out", metavar="FILE", help=text)
+    args = parser.parse_args(argv)
+    return command.exit_status(
+        "plots", lambda: print(f"wrote {write_plot(args.workdirs, args.out, args.target)}")
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

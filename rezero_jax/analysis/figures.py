@@ -1,5 +1,6 @@
 """Figures of spectra, signals by depth, gates, and times to a target."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,17 +11,16 @@ from matplotlib.ticker import MaxNLocator
 
 from rezero_jax.analysis.diagnosis import Diagnosis
 from rezero_jax.analysis.gates import Gates
-from rezero_jax.analysis.plots.theme import (
+from rezero_jax.analysis.propagation import Propagation
+from rezero_jax.analysis.statistics import Estimate
+from rezero_jax.analysis.theme import (
     COLOURS,
     legend,
     line_styles,
     plain_ticks,
     plot_line,
     themed,
-    wrap,
 )
-from rezero_jax.analysis.propagation import Propagation
-from rezero_jax.analysis.statistics import Estimate
 
 FLOOR = 1e-16  # smaller singular values are rounding, and are drawn at this value
 
@@ -55,15 +55,13 @@ def plot_propagation(networks: Mapping[str, Propagation]) -> Figure:
     """Signals, gradients, angles and the layers' shares by depth, one line for each network."""
     figure = Figure(figsize=(7, 5))
     axes = list(figure.subplots(2, 2).flat)
-    draw_propagation(axes, networks)
+    _draw_propagation(axes, networks)
     if len(networks) > 1:
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 3))
+        legend(figure, axes[0])
     return figure
 
 
-def draw_propagation(axes: Sequence[Axes], networks: Mapping[str, Propagation]) -> None:
-    """The panels of `plot_propagation`, on four axes."""
+def _draw_propagation(axes: Sequence[Axes], networks: Mapping[str, Propagation]) -> None:
     signal, gradient, cosine, share = axes
     for style, (label, network) in zip(line_styles(len(networks)), networks.items(), strict=True):
         points = np.arange(len(network.signal))
@@ -95,7 +93,7 @@ def plot_diagnosis(diagnosis: Diagnosis, gates: Gates | None = None) -> Figure:
     columns = 2 + gated
     figure = Figure(figsize=(3.5 * columns, 5))
     axes = figure.subplots(2, columns)
-    draw_propagation(list(axes[:, :2].flat), {"": diagnosis.propagation})
+    _draw_propagation(list(axes[:, :2].flat), {"": diagnosis.propagation})
     if gated:
         alpha = diagnosis.propagation.alpha
         layers = np.arange(len(alpha))
@@ -111,7 +109,7 @@ def plot_diagnosis(diagnosis: Diagnosis, gates: Gates | None = None) -> Figure:
             draw_gates(axes[1, 2], gates.steps, gates.alphas)
     jacobian = diagnosis.jacobian.mean
     title = f"{diagnosis.subject}; mean squared singular value {jacobian:.3g}"
-    figure.suptitle(wrap(title, int(12 * figure.get_figwidth())))
+    figure.suptitle(textwrap.fill(title, int(12 * figure.get_figwidth())))
     return figure
 
 
@@ -158,10 +156,10 @@ def plot_times(times: Mapping[str, Sequence[float | None]], xlabel: str) -> Figu
     and no mean is drawn.
 
     Args:
-      times: see `rezero_jax.analysis.table.times_to`.
+      times: time of each seed, None if it did not reach the target, by setting.
       xlabel: label of the axis, such as "epochs to a loss of 0.8".
     """
-    names = [wrap(label) for label in times]
+    names = [textwrap.fill(label, 32) for label in times]
     lines = sum(1.5 + name.count("\n") for name in names)
     figure = Figure(figsize=(5.5, 0.9 + 0.2 * lines))
     axis = figure.subplots()

@@ -26,7 +26,6 @@ STYLES = cycler(
 )
 
 FORMATS = (".png", ".svg", ".pdf")
-
 RC_PARAMS: dict[str, Any] = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -58,17 +57,12 @@ def plot_line(axis: Axes, x: np.ndarray, y: ArrayLike, **style: Any) -> None:
     axis.plot(x, y, markevery=max(len(x) // 10, 1), **style)
 
 
-def wrap(label: str, width: int = 32) -> str:
-    """Breaks a label at spaces into lines of at most `width` characters."""
-    return textwrap.fill(label, width)
-
-
 def legend(figure: Figure, axis: Axes) -> None:
     """Puts an axis's legend below all axes, so that it covers no curve; enlarges the figure."""
     handles, labels = axis.get_legend_handles_labels()
     width = int(12 * figure.get_figwidth())  # characters that fit on a line
     columns = max(min(width // (max(map(len, labels), default=0) + 8), len(labels), 3), 1)
-    labels = [wrap(label, width) for label in labels]
+    labels = [textwrap.fill(label, width) for label in labels]
     lines = sum(1.5 + label.count("\n") for label in labels[::columns])
     figure.set_figheight(figure.get_figheight() + 0.16 * lines)
     figure.legend(handles, labels, loc="outside lower center", ncols=columns)
@@ -96,7 +90,7 @@ def check_ending(path: AnyPath) -> None:
 
 @themed
 def save(figure: Figure, path: AnyPath) -> epath.Path:
-    """Writes the figure in the format of the path's ending, one of FORMATS.
+    """Writes the figure in the format of the path's ending, one of FORMATS, and returns the path.
 
     Raises:
       UserError: the path has another ending, or the file cannot be written.
@@ -107,7 +101,6 @@ def save(figure: Figure, path: AnyPath) -> epath.Path:
     try:
         file.write_bytes(content.getvalue())
     except OSError as error:
-        raise UserError(
-            f"cannot write {path} ({error.strerror or error}); name another file with --out"
-        ) from error
+        why = error.strerror or error
+        raise UserError(f"cannot write {path} ({why}); name another file with --out") from error
     return file

@@ -1,1 +1,0 @@
-"""Figures of runs and of what is measured in networks."""
