@@ -22,7 +22,7 @@ from IPython.display import Markdown
 
 import rezero_jax
 from rezero_jax.analysis.plots import plot_comparison, plot_run
-from rezero_jax.analysis.table import accuracies, table
+from rezero_jax.analysis.table import table
 from rezero_jax.config import load_config
 from rezero_jax.errors import UserError
 from rezero_jax.runs.reader import Run
@@ -179,7 +179,7 @@ plot_comparison(runs)
 Markdown(table(runs, after=[1, 5, 20], targets=[0.5, 0.1]))
 
 # %%
-Markdown(accuracies(runs, after=[5, 10, 20], targets=[0.9]))
+Markdown(table(runs, after=[5, 10, 20], targets=[0.9], metric="accuracy"))
 
 # %% [markdown]
 # One seed each is an anecdote: start both with `--config.seed=1`, `2`, ... in folders of their own

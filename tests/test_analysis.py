@@ -151,7 +151,7 @@ def test_accuracies_after_epochs_and_the_first_epoch_at_a_target(tmp_path):
         lines = [a | {"eval/accuracy": v} for a, v in zip(run.lines, values, strict=True)]
         lines.append({"step": 25, "epoch": 2.5, "eval/accuracy": 0.9})  # ends no epoch
         runs.append(write(run.folder, lines))
-    assert table.accuracies(runs, [1, 2, 3], [0.6, 0.7, 0.8]).splitlines()[2:] == [
+    assert table.table(runs, [1, 2, 3], [0.6, 0.7, 0.8], metric="accuracy").splitlines()[2:] == [
         "| rezero | 2 | 57.50 (50.00-65.00) | 65.00 (60.00-70.00) | not reached "
         "| 2 (1-2) | 1 of 2 reached | not reached |"
     ]

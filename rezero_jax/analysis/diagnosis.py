@@ -42,7 +42,7 @@ class Diagnosis:
 
     def __str__(self) -> str:
         found = self.propagation
-        before, after = _number(found.cosine[0]), _number(found.cosine[-1])
+        before, after = (_number(float(found.cosine[point])) for point in (0, -1))
         mean, error = _number(self.jacobian.mean), _number(self.jacobian.standard_error)
         entries = {
             "layers": str(len(found.names)),
@@ -108,15 +108,11 @@ def diagnose(
     """Diagnoses a model: `print(diagnose(model, x))`.
 
     Args:
-      model: a module with a `Stack`, or with layers joined by a rule of `rezero_jax.residual`; call
-        `model.eval()` first if it has dropout.
-      x: a batch of two examples or more.
-      loss: (model, x) -> losses (batch,), whose gradients are measured. By default <v, model(x)>
-        with one random v, which needs no labels.
+      model, x, loss: see `propagate`; call `model.eval()` first if the model has dropout.
       subject: first line of the page; by default the model's class and the number of examples.
 
     Raises:
-      UserError: the model has no such layers, or a layer runs more than once in a pass.
+      UserError: see `propagate`.
     """
     found = propagate(model, x, loss)
     f, entered = trunk(model, x, loss)

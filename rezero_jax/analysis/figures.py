@@ -13,14 +13,7 @@ from rezero_jax.analysis.diagnosis import Diagnosis
 from rezero_jax.analysis.gates import Gates
 from rezero_jax.analysis.propagation import Propagation
 from rezero_jax.analysis.statistics import Estimate
-from rezero_jax.analysis.theme import (
-    COLOURS,
-    legend,
-    line_styles,
-    plain_ticks,
-    plot_line,
-    themed,
-)
+from rezero_jax.analysis.theme import COLOURS, legend, line_styles, plain_ticks, plot_line, themed
 
 FLOOR = 1e-16  # smaller singular values are rounding, and are drawn at this value
 

@@ -1,8 +1,8 @@
 """Plots of runs: `python -m rezero_jax.analysis.plots WORKDIR [WORKDIR ...] [--target=VALUE]`.
 
 Of one workdir, plots learning curves and gates by layer and step. Of several, plots their epoch
-losses (language models: their evaluations by step) in one panel; runs that differ only in the seed
-share a curve of their mean, with their range.
+losses (language models: their evaluations by step), as mean and range of the runs that differ only
+in the seed.
 """
 
 import sys
@@ -105,9 +105,9 @@ def plot_comparison(runs: Sequence[Run]) -> Figure:
     axis.grid(True, which="both")
     legend(figure, axis)
     shared = [
-        name + str(values.pop())
+        f"{name}{runs[0].config.get(key)}"
         for key, name in FIELDS.items()
-        if len(values := {run.config.get(key) for run in runs}) == 1
+        if len({run.config.get(key) for run in runs}) == 1
     ]
     axis.set_title(", ".join(shared))
     return figure
@@ -124,7 +124,7 @@ def write_plot(
 
     Args:
       workdirs: the runs' folders.
-      out: the file, in the format of its ending; by default curves.png in the first workdir.
+      out: a PNG, SVG or PDF file; by default curves.png in the first workdir.
       target: training loss (nats), or bits per byte if all runs are of language models; the figure
         then shows when each setting reached the target, instead of the curves.
 

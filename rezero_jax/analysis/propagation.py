@@ -12,7 +12,7 @@ is still scanned, and keeps a few float32 numbers but no activations.
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,6 @@ from rezero_jax.training.state import one_per_layer
 
 Loss = Callable[[Any, Any], Array]
 ModulePath = tuple[Any, ...]
-M = TypeVar("M", bound=nnx.Module)
 
 
 @jax.tree_util.register_dataclass
@@ -39,9 +38,8 @@ M = TypeVar("M", bound=nnx.Module)
 class Propagation:
     """Measurements of the signals between layers, float32 means over the examples of a batch.
 
-    Arrays have one entry per layer, or per point between layers: point 0 is the input of the first
-    layer, point i + 1 the output of layer i. A norm covers a whole example, with all positions and
-    channels.
+    Point 0 is the input of the first layer, point i + 1 the output of layer i. A norm covers a
+    whole example, with all positions and channels.
 
     Attributes:
       names: names of the layers, in the order in which they ran.
@@ -110,27 +108,19 @@ def _propagate(loss: Loss, model: nnx.Module, x: Any) -> Propagation:
 
     gradients, measured = jax.grad(objective, has_aux=True)(nnx.state(twin, _Slot))
     nnx.update(twin, gradients, measured)
-    segments = {segment.path: segment for segment in _modules(twin, _Segment)}
+    segments = {m.path: m for _, m in nnx.iter_modules(twin) if isinstance(m, _Segment)}
     names, probes = [], []
     for path in tape.runs:
-        own = _modules(segments[path], _Probe)
-        layers = sum(probe.slot.size // 2 for probe in own)
-        names += [_name(path)] if layers == 1 else [f"{_name(path)}.{i}" for i in range(layers)]
+        own = [m for _, m in nnx.iter_modules(segments[path]) if isinstance(m, _Probe)]
+        count = sum(probe.slot.size // 2 for probe in own)
+        names += [_name(path)] if count == 1 else [f"{_name(path)}.{i}" for i in range(count)]
         probes += own
-    gradient = jnp.concatenate([probe.slot[...].reshape(-1, 2) for probe in probes])
+    slots = jnp.concatenate([probe.slot[...].reshape(-1, 1, 2) for probe in probes])
     seen = jnp.concatenate([probe.measured[...].reshape(-1, 3, 2) for probe in probes])
-
-    def points(values: Float[Array, "layers 2"]) -> Float[Array, " points"]:
-        return jnp.append(values[:1, 0], values[:, 1])
-
-    return Propagation(
-        names=tuple(names),
-        signal=points(seen[:, 0]),
-        gradient=points(gradient),
-        cosine=points(seen[:, 1]),
-        share=seen[:, 2, 1],
-        alpha=jnp.concatenate([probe.alphas for probe in probes]),
-    )
+    layers = jnp.concatenate([slots, seen], axis=1)
+    gradient, signal, cosine, share = jnp.append(layers[:1, :, 0], layers[:, :, 1], axis=0).T
+    alpha = jnp.concatenate([probe.alphas for probe in probes])
+    return Propagation(tuple(names), signal, gradient, cosine, share[1:], alpha)
 
 
 def trunk(
@@ -200,11 +190,8 @@ class _Probe(nnx.Module):
     def alphas(self) -> Float[Array, " layers"]:
         """Each layer's gate; see `Propagation.alpha`."""
         layers = self.slot.size // 2
-        gates = jax.tree.leaves(nnx.state(self, Alpha))
-        if not gates:
-            return jnp.full((layers,), jnp.nan)
-        flat = [gate.reshape(layers, -1) for gate in gates]
-        return one_per_layer(jnp.concatenate(flat, axis=1))
+        gates = [gate.reshape(layers, -1) for gate in jax.tree.leaves(nnx.state(self, Alpha))]
+        return one_per_layer(jnp.concatenate(gates or [jnp.full((layers, 1), jnp.nan)], axis=1))
 
 
 @jax.custom_vjp
@@ -231,12 +218,10 @@ def _measure(x: Array, y: Array) -> Float[Array, "3 2"]:
     )
 
 
-def _cosine(x: Array) -> Array:
-    if len(x) == 1:
-        return jnp.array(jnp.nan)
+def _cosine(x: Array) -> Array | float:
     flat = x.reshape(len(x), -1).astype(jnp.float32)
     unit = flat / safe_norms(x)[:, None]
-    return (unit * jnp.roll(unit, -1, axis=0)).sum(axis=1).mean()
+    return (unit * jnp.roll(unit, -1, axis=0)).sum(axis=1).mean() if len(x) > 1 else jnp.nan
 
 
 @dataclasses.dataclass(eq=False)  # hashed by identity, as a static part of the modules
@@ -292,10 +277,6 @@ def _probed(model: nnx.Module, tape: _Tape) -> nnx.Module:
         return _Segment(node, path, tape) if path in paths else node
 
     return nnx.recursive_map(segment, nnx.clone(model))
-
-
-def _modules(model: nnx.Module, kind: type[M]) -> list[M]:
-    return [module for _, module in nnx.iter_modules(model) if isinstance(module, kind)]
 
 
 def _name(path: ModulePath) -> str:

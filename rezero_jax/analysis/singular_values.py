@@ -8,12 +8,8 @@ model has BatchNorm. The paper's figures and the authors' notebooks show
     np.log10(values), (values**2).mean()        # the histogram, the "mean squared singular value"
 
 If J is too large, `mean_squared_singular_value` estimates the mean of squares with its error.
-
 A module is an argument of the compiled functions, so a second module of the same structure compiles
-nothing. With a compiled constructor too, the notebook's Transformers at initialisation are
-
-    make = jax.jit(lambda key: Encoder(16, 4, 128, feedforward=64, rngs=nnx.Rngs(key), ...))
-    [singular_values(make(key), jax.random.normal(key, (1, 4, 16))) for key in keys]
+nothing.
 """
 
 from collections.abc import Callable

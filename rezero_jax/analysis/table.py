@@ -1,14 +1,13 @@
 """A Markdown table that compares runs: `python -m rezero_jax.analysis.table WORKDIR [WORKDIR ...]`.
 
-The table has the mean training loss of chosen epochs and the epochs until chosen losses are
-reached. With --accuracy it has test accuracies instead, and with --bits_per_byte a language model's
-bits per byte by step. A row is a setting: mean and range over the runs that differ only in seed.
+The table has mean training losses of epochs and the epochs until chosen losses are reached; or test
+accuracies (--accuracy), or bits per byte by step (--bits_per_byte). A row is a setting, with mean
+and range over the runs that differ only in seed.
 """
 
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import numpy as np
 
@@ -71,8 +70,7 @@ def table(
       runs: the runs.
       after: epochs; for bits per byte, steps.
       targets: values of the metric, for columns with the `Run.time_to` of each.
-      confidence: confidence of the intervals beside the means of several seeds, such as 0.95 (see
-        `Estimate.interval`); None shows the range instead.
+      confidence: shows `Estimate.interval` beside the mean over seeds; None shows the range.
       metric: "loss", the mean training loss (nats) of an epoch; "accuracy", of the evaluation after
         an epoch, in percent, with targets as fractions; "bits_per_byte", of the evaluation after a
         step. The last column of bits per byte is the speed-up of the paper's table (supplement B):
@@ -81,7 +79,7 @@ def table(
     value_head, time_head = HEADS[metric]
     speedup = metric == "bits_per_byte" and bool(targets)
     head = ["run", "seeds", *map(value_head.format, after), *map(time_head.format, targets)]
-    rows: list[list[object]] = [head + ["speed-up"] * speedup]
+    rows: list[Sequence[object]] = [head + ["speed-up"] * speedup]
     first: Estimate | None = None
     for label, seeds in by_label(runs).items():
         values = [_values(run, metric) for run in seeds]
@@ -96,9 +94,6 @@ def table(
             row.append(f"{first.mean / mean.mean:.2f}" if first and mean else "")
         rows.append([label, len(seeds), *row])
     return markdown_table(rows)
-
-
-accuracies = partial(table, metric="accuracy")
 
 
 def _values(run: Run, metric: str) -> Mapping[int, float]:
@@ -140,23 +135,17 @@ def main(argv: Sequence[str]) -> int:
         ("targets", float, [], "values whose times of reaching are shown"),
     ):
         text += f" (default: {' '.join(map(str, default)) or 'none'})"
-        metavar = name[0].upper()
-        parser.add_argument(
-            f"--{name}", nargs="*", type=kind, default=default, metavar=metavar, help=text
-        )
+        parser.add_argument(f"--{name}", nargs="*", type=kind, default=default, help=text)
     text = "confidence of Student's interval for the mean over seeds (default: show their range)"
     parser.add_argument("--confidence", type=float, metavar="P", help=text)
     metrics = parser.add_mutually_exclusive_group()
-    for metric, text in (
-        ("accuracy", "show test accuracies; targets are fractions, such as 0.7"),
-        ("bits_per_byte", "show bits per byte after --steps, and speed-ups over the first run"),
-    ):
-        metrics.add_argument(
-            f"--{metric}", action="store_const", const=metric, dest="metric", help=text
-        )
+    text = "show test accuracies; targets are fractions, such as 0.7"
+    metrics.add_argument("--accuracy", action="store_true", help=text)
+    text = "show bits per byte after --steps, and speed-ups over the first run"
+    metrics.add_argument("--bits_per_byte", action="store_true", help=text)
     args = parser.parse_args(argv)
-    metric = args.metric or "loss"
-    after = args.steps if metric == "bits_per_byte" else args.epochs
+    metric = "accuracy" if args.accuracy else "bits_per_byte" if args.bits_per_byte else "loss"
+    after = args.steps if args.bits_per_byte else args.epochs
 
     def work() -> None:
         runs = [Run.read(folder) for folder in args.workdirs]
