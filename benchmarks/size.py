@@ -26,7 +26,6 @@ READ_BY_ALL = (
     "rezero_jax/training/step.py",
     "rezero_jax/training/state.py",
     "rezero_jax/training/optim.py",
-    "rezero_jax/training/schedule.py",
     "rezero_jax/training/sharding.py",
     "rezero_jax/data/order.py",
     "rezero_jax/data/split.py",
@@ -99,7 +98,7 @@ def frames(family: str, root: Path = ROOT) -> list[str]:
             if starts and rules[0] - starts[-1] >= len(longest):
                 longest[:] = [name for name, _ in own[starts[-1] : rules[0] + 1]]
 
-    trainer = Trainer.from_config(load_config(str(root / CONFIGS[family])))
+    trainer = Trainer(load_config(str(root / CONFIGS[family])))
     state, batches = trainer.init(), list(islice(trainer.batches(0), 1))
     sys.setprofile(profile)
     try:

@@ -17,7 +17,6 @@ from rezero_jax.data import stand_in
 from rezero_jax.errors import UserError
 from rezero_jax.formatting import duration
 from rezero_jax.processes import is_out_of_memory
-from rezero_jax.training import sharding
 from rezero_jax.training.cost import first_batch, update_flops
 from rezero_jax.training.sharding import device_bytes
 from rezero_jax.training.trainer import Trainer
@@ -146,24 +145,20 @@ def trainer_for_sizes(config: ConfigDict, devices: list[jax.Device] | None = Non
     Raises:
       UserError: anything in the config is invalid.
     """
-    dataset = stand_in(config.data)
-    if dataset is None:
-        return Trainer.from_config(config, devices)
-    return Trainer(config, dataset, devices)
+    return Trainer(config, stand_in(config.data), devices)
 
 
 def compile_dispatch(trainer: Trainer) -> jax.stages.Compiled:
     """The updates of one dispatch, compiled for the trainer's devices, which may be absent."""
-    mesh, whole = trainer.mesh, sharding.replicated(trainer.mesh)
+    mesh, (rows, whole, each) = trainer.mesh, trainer.placement
     resident, batch = first_batch(trainer)
     steps = trainer.config.train.steps_per_dispatch
     shape = jax.ShapeDtypeStruct
-    rows = sharding.batched(mesh, axis=1)
     args = (
         {name: shape(x.shape, x.dtype, sharding=whole) for name, x in resident.items()},
         {name: shape((steps, *x.shape), x.dtype, sharding=rows) for name, x in batch.items()},
         shape((), jnp.int32, sharding=whole),
-        shape((mesh.size,), jnp.int32, sharding=sharding.each(mesh)),
+        shape((mesh.size,), jnp.int32, sharding=each),
     )
     with jax.set_mesh(mesh):
         return trainer.jitted_dispatch.lower(trainer.shapes, *args).compile()

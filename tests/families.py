@@ -78,7 +78,7 @@ class Family:
 
     def trainer(self, **fields: Any) -> Trainer:
         """The trainer of this config on its data set."""
-        return Trainer.from_config(self.load_config(**fields))
+        return Trainer(self.load_config(**fields))
 
 
 def _mlp(residual: str = "rezero", depth: int = 5, *, rngs: nnx.Rngs, **options: Any) -> MLP:

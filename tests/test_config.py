@@ -154,7 +154,7 @@ def test_every_config_has_the_base_fields_and_a_docstring_with_its_command():
 def test_every_config_trains_when_small(file):
     devices = 1 if file.stem == "mlp" else 4  # the batch of the MLPs is 50
     fields = {"train.epochs": None, "train.steps": 2, "mesh.data": devices}
-    trainer = Trainer.from_config(config(f"{file.name}:smoke", **fields))
+    trainer = Trainer(config(f"{file.name}:smoke", **fields))
     state, losses = trainer.init(), []
     for batch in trainer.batches(0):
         state, report = trainer.dispatch(state, [batch])

@@ -82,7 +82,7 @@ def test_a_batch_is_a_function_of_seed_and_step_alone() -> None:
         np.testing.assert_array_equal(Order(5, 17, 6).indices(step), forward[step])
         order.indices(step)[:] = 0  # a batch may be overwritten
     assert Order(seed=0, size=50_000, batch_size=128).indices(10**12).shape == (128,)
-    trainer = Trainer.from_config(config("mlp.py:smoke", **{"mesh.data": 1, "seed": 3}))
+    trainer = Trainer(config("mlp.py:smoke", **{"mesh.data": 1, "seed": 3}))
     np.testing.assert_array_equal(next(trainer.batches(5))["index"], Order(3, 1437, 50).indices(5))
 
 

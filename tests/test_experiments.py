@@ -454,7 +454,7 @@ def test_a_network_at_the_moments_that_the_jacobian_looks_at(tmp_path):
     fields = ("train.epochs=None", "train.steps=4", "checkpoint.every_steps=2", "mesh.data=1")
     config = job._replace(overrides=(*job.overrides, *fields)).load()
     loop.train(config, tmp_path)
-    trainer = Trainer.from_config(config)
+    trainer = Trainer(config)
     state, batches = trainer.init(), trainer.batches(0)
     for step in range(3):
         if step in (0, 2):

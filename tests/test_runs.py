@@ -79,7 +79,7 @@ def test_every_step_has_its_line_and_every_line_its_keys(lines):
 
 
 def test_numbers_are_those_of_the_program(config, lines):
-    program = Trainer.from_config(config)
+    program = Trainer(config)
     state, losses = program.init(), []
     for line, batch in zip(lines, program.batches(0), strict=True):
         state, report = program.dispatch(state, [batch])
@@ -156,7 +156,7 @@ def test_utilisation_is_told_where_the_peak_is_known(config, tmp_path, monkeypat
     monkeypatch.setitem(cost.PEAK_FLOPS, "cpu", 1e9)
     loop.train(config, tmp_path)
     for line in read_metrics(tmp_path)[4:]:
-        flops = cost.model_flops(Trainer.from_config(config)) / line["time/step"]
+        flops = cost.model_flops(Trainer(config)) / line["time/step"]
         np.testing.assert_allclose(line["mfu"], flops / 1e9)
 
 

@@ -79,7 +79,7 @@ CASES = [
 def make_trainer(family, mesh, **fields):
     file, own = FAMILIES[family]
     places = dict(zip(("mesh.data", "mesh.model", "mesh.fully_sharded"), MESHES[mesh], strict=True))
-    return Trainer.from_config(config(file, **(COMMON | own | places | fields)))
+    return Trainer(config(file, **(COMMON | own | places | fields)))
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +225,7 @@ def test_batch_norm_keeps_its_microbatches():
     """The examples that share statistics are part of the model."""
     fields = {"model.depth": 8, "model.width": 4, "train.accumulate": 4, "train.batch_size": 24}
     fields |= {"mesh.data": -1, "train.epochs": 1.0}
-    trainer = Trainer.from_config(config("resnet.py:smoke", **fields))
+    trainer = Trainer(config("resnet.py:smoke", **fields))
     assert trainer.mesh.shape["data"] == 6  # of microbatches of 6 examples
 
 

@@ -86,7 +86,7 @@ def tiny_language_spec(**options):
     rng = np.random.default_rng(1)
 
     def value(path, leaf):
-        if path_text(path) in spec.alpha_paths:
+        if spec.parameters[path_text(path)].is_gate:
             return jnp.asarray(rng.uniform(0.25, 0.75, leaf.shape), jnp.float32)
         return jnp.asarray(rng.normal(size=leaf.shape) / math.sqrt(8), jnp.float32)
 
@@ -121,7 +121,7 @@ def test_everything_random_and_every_optimizer_is_the_same_on_any_mesh(make, fie
     for places in ({}, mesh):
         settings = make(**(fields | places))
         dataset = {resnet: IMAGES, language: text(random=True)}.get(make)
-        trainer = Trainer(settings, dataset) if dataset else Trainer.from_config(settings)
+        trainer = Trainer(settings, dataset) if dataset else Trainer(settings)
         losses, state = train(trainer)
         found.append((losses, flat((state["params"], state["stats"]))))
     (losses, one), (many_losses, many) = found
@@ -370,7 +370,7 @@ def test_superconvergence_cycles_sgd_and_leaves_the_gates_to_a_constant_adagrad(
         np.testing.assert_allclose(found, rates, rtol=1e-3)
         for path, update in updates.items():
             # Adagrad's first step is the rate; SGD's is the rate times gradient and decay.
-            expected = -0.1 if path in spec.alpha_paths else -rates[0] * (1 + 2e-4)
+            expected = -0.1 if spec.parameters[path].is_gate else -rates[0] * (1 + 2e-4)
             np.testing.assert_allclose(update, expected, rtol=1e-4, err_msg=path)
 
 
@@ -426,7 +426,7 @@ def test_configs_of_language_models_train(name, arg, tmp_path):
     else:
         arg += f",path={tmp_path / 'book.txt'}"
     settings = config(f"{name}.py:{arg}", **fields)
-    trainer = Trainer.from_config(settings)
+    trainer = Trainer(settings)
     state, report = trainer.dispatch(trainer.init(), list(trainer.batches(0)))
     assert state["step"] == 2
     np.testing.assert_allclose(report["loss"][:2], math.log(256), atol=0.3)
@@ -468,7 +468,7 @@ def test_a_network_with_frozen_gates_is_the_same_at_any_depth():
 
     def losses(depth, overrides=()):
         fields = dict(text.split("=") for text in overrides) | {"model.depth": depth} | short
-        return train(Trainer.from_config(config("mlp.py:smoke", **fields)))[0]
+        return train(Trainer(config("mlp.py:smoke", **fields)))[0]
 
     frozen = losses(1, FROZEN)
     np.testing.assert_array_equal(losses(3, FROZEN), frozen)

@@ -41,7 +41,7 @@ def some_params(structure, gate=0.5, seed=1):
     rng = np.random.default_rng(seed)
 
     def value(path, leaf):
-        if path_text(path) in structure.alpha_paths:
+        if structure.parameters[path_text(path)].is_gate:
             values = gate * rng.uniform(0.5, 1.5, leaf.shape)
         else:
             values = rng.normal(size=leaf.shape) / math.sqrt(WIDTH)

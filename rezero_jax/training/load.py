@@ -81,7 +81,7 @@ def load_model(workdir: AnyPath, step: int | None = None) -> tuple[nnx.Module, i
     config.mesh.data = config.mesh.model = 1
     if step != 0:
         check_saved(workdir, step)
-    trainer = Trainer.from_config(config)
+    trainer = Trainer(config)
     state = trainer.init() if step == 0 else load_state(workdir, trainer.shapes, step)
     model = trainer.spec.model(state["params"], state["stats"])
     model.eval()

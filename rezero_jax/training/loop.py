@@ -48,10 +48,10 @@ def train(
       config: see rezero_jax.config.base_config.
       workdir: the run's folder; see rezero_jax.runs.folder.
       dataset: what to train on; by default the data set that config.data names.
-      profile: first and last update, from 1, to trace into workdir/profile; see `Profile`.
+      profile: first and last update, from 1, to trace into workdir/profile.
       began: time.perf_counter() from which the run's wall time counts; by default now.
-      stop: called once in each step; returns the number of a signal that asked the run to stop, or
-        0. It may differ between processes. By default nothing stops the run.
+      stop: called in each dispatch; returns the number of a signal that asked this process to stop,
+        or 0. By default nothing stops the run.
 
     Returns:
       The content of final.json.
@@ -66,7 +66,7 @@ def train(
     # ---- Set up
     began = time.perf_counter() if began is None else began
     config = continued(workdir, config)
-    trainer = Trainer(config, dataset) if dataset else Trainer.from_config(config)
+    trainer = Trainer(config, dataset)
     check_memory(trainer)
     if profile is not None and profile[1] > trainer.intervals.total:
         raise UserError(
@@ -74,12 +74,12 @@ def train(
             f"two numbers from 1 to {trainer.intervals.total}"
         )
     home = Workdir(workdir, trainer.config)
-    if (final := home.final) is not None:
-        home.release()
-        if processes.is_first():
-            print(f"{home.folder} holds a finished run of {final['steps']} steps; nothing to do")
-        return final
     try:
+        if (final := home.final) is not None:
+            if processes.is_first():
+                steps = final["steps"]
+                print(f"{home.folder} holds a finished run of {steps} steps; nothing to do")
+            return final
         folder, config = home.folder / "checkpoints", trainer.config.checkpoint
         with Checkpoints(folder, config, home.check) as checkpoints:
             return _train(trainer, home, checkpoints, profile, began, stop or (lambda: 0))
@@ -99,11 +99,7 @@ def _train(
     began: float,
     stop: Callable[[], int],
 ) -> dict[str, Any]:
-    """`train` in a workdir that this run owns.
-
-    Raises:
-      OSError: the workdir cannot be written.
-    """
+    """`train` in a workdir that this run owns."""
     # ---- Resume, or begin
     config, intervals, folder = trainer.config, trainer.intervals, home.folder
     restored = checkpoints.restore(trainer.shapes)
@@ -184,18 +180,18 @@ def evaluate(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
     """
     check_saved(workdir)
     config = continued(workdir, config)
-    trainer = Trainer.from_config(config)
+    trainer = Trainer(config)
     check_config(workdir, trainer.config, free=TOPOLOGY + EVALUATION)
     state = load_state(workdir, trainer.shapes)
     return {"step": int(state["step"])} | trainer.evaluate(state)
 
 
 class Profile:
-    """Traces the dispatches that contain the updates first .. last, in the first process.
+    """Traces the dispatches with the updates first .. last, from 1, in the first process.
 
     Args:
       folder: the folder of the trace.
-      steps: (first, last), counted from 1; None traces nothing.
+      steps: (first, last); None traces nothing.
       say: prints a line.
     """
 
@@ -223,5 +219,6 @@ class Profile:
         jax.profiler.stop_trace()
         self._upload.close()
         self._upload = None
-        tools = "tensorboard --logdir, or its .json.gz in ui.perfetto.dev"
-        self._say(f"trace: {self._folder} ({tools})")
+        self._say(
+            f"trace: {self._folder} (tensorboard --logdir, or its .json.gz in ui.perfetto.dev)"
+        )

@@ -1,4 +1,4 @@
-"""From config.optim to one optax transformation with parameter groups.
+"""From config.optim to one optax transformation with parameter groups, and its schedules.
 
 Every parameter belongs to exactly one group: "alpha" if the parameter is a gate or mixes streams,
 by its type; otherwise the group of config.optim.groups whose regular expression matches its path;
@@ -7,27 +7,29 @@ otherwise "base".
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax import Array
 from ml_collections import ConfigDict
 
 from rezero_jax.errors import UserError, choose_from
 from rezero_jax.formatting import path_text
-from rezero_jax.training.schedule import Schedule, interpolate, make_schedule
 from rezero_jax.training.state import ModelSpec, Parameter
 
 OPTIMIZERS = ("adagrad", "adamw", "lamb", "muon", "sgd")
+SCHEDULES = ("constant", "cosine", "linear", "multistep", "piecewise")
 MUON_MOMENTUM = 0.95
 MUON_RMS = 0.2  # root mean square of the entries of Muon's update, about that of Adam's
 
 
 def make_optimizer(
     config: ConfigDict, total_steps: int, spec: ModelSpec
-) -> tuple[optax.GradientTransformation, dict[str, Schedule]]:
+) -> tuple[optax.GradientTransformation, dict[str, optax.Schedule]]:
     """The optimizer and the learning-rate schedule of each of its groups.
 
     In stacked parameters LAMB's trust ratio and Muon's matrix are those of one layer.
@@ -35,11 +37,10 @@ def make_optimizer(
     Args:
       config: config.optim.
       total_steps: updates in the run, which the schedules span.
-      spec: the model's.
 
     Raises:
-      UserError: an optimizer, schedule, rate or clip_norm is invalid, the path of a group matches
-        no parameter, or a parameter matches two groups.
+      UserError: a value is out of range, the path of a group matches no parameter, or a parameter
+        matches two groups.
     """
     if config.clip_norm is not None and config.clip_norm <= 0:
         raise UserError(
@@ -49,13 +50,11 @@ def make_optimizer(
         if not 0 <= config[name] < 1:
             raise UserError(f"optim.{name}={config[name]} is out of range; give 0 to below 1")
     labels = _labels(config, spec)
-    groups = {"base": config, "alpha": config.alpha, **config.groups}
+    groups = {"base": {}, "alpha": config.alpha, **config.groups}
     optimizers, schedules = {}, {}
     for name in sorted(set(jax.tree.leaves(labels))):
-        settings = config.copy_and_resolve_references()
-        for key, value in groups[name].items():
-            if value is not None and key not in ("alpha", "groups", "path"):
-                settings[key] = value
+        own = {key: value for key, value in groups[name].items() if value is not None}
+        settings = ConfigDict({**config, **own})
         schedules[name] = make_schedule(settings, total_steps)
         optimizers[name] = _one_group(settings, schedules[name], total_steps, spec)
     optimizer = optax.partition(optimizers, labels)
@@ -68,13 +67,13 @@ def make_optimizer(
 
 def _labels(config: ConfigDict, spec: ModelSpec) -> Any:
     """A tree like the parameters with the name of each one's group."""
-    patterns = {name: group.path for name, group in config.groups.items()}
-    for name, pattern in patterns.items():
+    patterns = {}
+    for name, group in config.groups.items():
         try:
-            re.compile(pattern)
+            patterns[name] = re.compile(group.path)
         except (re.error, TypeError) as error:
             raise UserError(
-                f"optim.groups.{name}.path={pattern!r} is not a regular expression ({error}); "
+                f"optim.groups.{name}.path={group.path!r} is not a regular expression ({error}); "
                 "correct it"
             ) from None
     matched: set[str] = set()
@@ -84,7 +83,7 @@ def _labels(config: ConfigDict, spec: ModelSpec) -> Any:
         parameter = spec.parameters[text]
         if parameter.is_gate or parameter.is_stream_weight:
             return "alpha"
-        found = [name for name, pattern in patterns.items() if re.search(pattern, text)]
+        found = [name for name, pattern in patterns.items() if pattern.search(text)]
         if len(found) > 1:
             raise UserError(
                 f"the parameter {text} belongs to the optimizer groups {' and '.join(found)}; "
@@ -96,40 +95,38 @@ def _labels(config: ConfigDict, spec: ModelSpec) -> Any:
     labels = jax.tree.map_with_path(label, spec.shapes)
     for name in patterns.keys() - matched:
         raise UserError(
-            f"optim.groups.{name}.path={patterns[name]!r} matches no parameter of this model; "
-            "correct the regular expression"
+            f"optim.groups.{name}.path={patterns[name].pattern!r} matches no parameter of this "
+            "model; correct the regular expression"
         )
     return labels
 
 
 def _one_group(
-    settings: ConfigDict, schedule: Schedule, total_steps: int, spec: ModelSpec
+    settings: ConfigDict, schedule: optax.Schedule, total_steps: int, spec: ModelSpec
 ) -> optax.GradientTransformation:
     """The optimizer of one parameter group, whose `settings` are those of config.optim."""
     if settings.weight_decay < 0:
         raise UserError(f"optim.weight_decay={settings.weight_decay} is negative; give 0 or more")
     decay = optax.add_decayed_weights(settings.weight_decay)
+    epsilon = 1e-6 if settings.name == "lamb" else 1e-8
+    adam = optax.scale_by_adam(settings.b1, settings.b2, epsilon)
     match settings.name:
         case "adagrad":
             # PyTorch divides by sqrt(sum) + 1e-10, optax by sqrt(sum + eps).
             chain = [decay, optax.scale_by_rss(initial_accumulator_value=0.0, eps=1e-20)]
         case "sgd":
             # As in PyTorch, momentum averages gradients that include the decay.
-            if settings.momentum_points:
-                points = settings.momentum_points
+            momentum = optax.trace(settings.momentum, settings.nesterov)
+            if points := settings.momentum_points:
                 cycle = interpolate("optim.momentum_points", points, 1, total_steps)
                 trace = optax.inject_hyperparams(optax.trace, static_args="nesterov")
                 momentum = trace(decay=cycle, nesterov=settings.nesterov)
-            else:
-                momentum = optax.trace(settings.momentum, settings.nesterov)
             chain = [decay, momentum]
         case "adamw":
-            chain = [optax.scale_by_adam(settings.b1, settings.b2, eps=1e-8), decay]
+            chain = [adam, decay]
         case "lamb":
-            adam = optax.scale_by_adam(settings.b1, settings.b2, eps=1e-6)
             chain = [adam, decay, _scale_by_layer_trust_ratio(spec)]
         case "muon":
-            adam = optax.scale_by_adam(settings.b1, settings.b2, eps=1e-8)
             chain = [_scale_by_muon(spec, adam), decay]
         case other:
             raise choose_from("optimizer", other, OPTIMIZERS)
@@ -148,31 +145,32 @@ def _scale_by(
 ) -> list[optax.GradientTransformation]:
     """The transformation that multiplies each parameter's update; none where all factors are 1."""
     factors = {path: factor(parameter) for path, parameter in spec.parameters.items()}
-    if all(value == 1 for value in factors.values()):
+    if set(factors.values()) <= {1}:
         return []
 
-    def scale(updates: Any, _: Any) -> Any:
-        return jax.tree.map_with_path(
-            lambda path, update: factors[path_text(path)] * update, updates
-        )
+    def scale(path: Any, update: Array, _: Any) -> Array:
+        return factors[path_text(path)] * update
 
-    return [optax.stateless(scale)]
+    return [_stateless(scale)]
+
+
+def _stateless(scale: Callable[[Any, Array, Array], Array]) -> optax.GradientTransformation:
+    """The transformation of each update by `scale(path, update, param)`."""
+    return optax.stateless(lambda updates, params: jax.tree.map_with_path(scale, updates, params))
 
 
 def _scale_by_layer_trust_ratio(spec: ModelSpec) -> optax.GradientTransformation:
     """LAMB's trust ratio, per layer in stacked parameters."""
     ratio = optax.scale_by_trust_ratio()
 
-    def scale(update: Array, param: Array) -> Array:
+    def scale_layer(update: Array, param: Array) -> Array:
         return ratio.update(update, ratio.init(param), param)[0]
 
-    def scale_leaf(path: Any, update: Array, param: Array) -> Array:
+    def scale(path: Any, update: Array, param: Array) -> Array:
         is_stacked = spec.parameters[path_text(path)].is_stacked
-        return (jax.vmap(scale) if is_stacked else scale)(update, param)
+        return (jax.vmap(scale_layer) if is_stacked else scale_layer)(update, param)
 
-    return optax.stateless(
-        lambda updates, params: jax.tree.map_with_path(scale_leaf, updates, params)
-    )
+    return _stateless(scale)
 
 
 def _scale_by_muon(
@@ -181,10 +179,9 @@ def _scale_by_muon(
     """Muon's updates of the trunk's matrices, and the updates by `other` of all other parameters.
 
     Keller Jordan's Muon (https://kellerjordan.github.io/posts/muon) orthogonalises the Nesterov
-    momentum of each matrix; along axes that are neither inputs nor outputs, such as a stack's
-    layers, one by one. A matrix of n inputs and m outputs moves by MUON_RMS sqrt(max(n, m)) times
-    its orthogonal factor, so that one learning rate and one weight decay suit both optimizers
-    (arXiv 2502.16982, equation 4).
+    momentum of each matrix, one by one along axes such as a stack's layers. A matrix of n inputs
+    and m outputs moves by MUON_RMS sqrt(max(n, m)) times its orthogonal factor, so that one
+    learning rate suits both optimizers (arXiv 2502.16982, equation 4).
     """
 
     def axes_of(path: Any) -> Any:
@@ -200,12 +197,83 @@ def _scale_by_muon(
             lambda path, _: optax.contrib.MuonDimensionNumbers(*axes_of(path)), params
         )
 
-    def scale(path: Any, update: Array) -> Array:
+    def scale(path: Any, update: Array, _: Any) -> Array:
         sizes = [math.prod(update.shape[axis] for axis in axes) for axes in axes_of(path)]
         return update * (MUON_RMS * math.sqrt(max(sizes)))
 
     muon = optax.chain(
         optax.contrib.scale_by_muon(beta=MUON_MOMENTUM, weight_dimension_numbers=dimensions),
-        optax.stateless(lambda updates, params: jax.tree.map_with_path(scale, updates)),
+        _stateless(scale),
     )
     return optax.partition({"matrix": muon, "other": other}, kinds)
+
+
+def make_schedule(settings: ConfigDict, total_steps: int) -> optax.Schedule:
+    """The learning rate of one parameter group as a function of the step, from 0.
+
+    A warm-up precedes the schedule: its step t has (t + 1) / warmup_steps of the peak rate.
+
+    Args:
+      settings: config.optim with the group's own values in it.
+      total_steps: updates in the run, which the schedule spans.
+
+    Raises:
+      UserError: a field of `settings` is invalid.
+    """
+    peak, warmup = settings.learning_rate, settings.warmup_steps
+    for name in ("learning_rate", "warmup_steps", "decay_factor"):
+        if settings[name] < 0:
+            raise UserError(f"optim.{name}={settings[name]} is negative; give 0 or more")
+    if any(not 0 <= fraction <= 1 for fraction in settings.milestones):
+        raise UserError(
+            f"optim.milestones={settings.milestones} are not fractions of the run; give 0 to 1"
+        )
+    steps = max(total_steps - warmup, 1)
+    match settings.schedule:
+        case "constant":
+            schedule = optax.constant_schedule(peak)
+        case "linear":
+            schedule = optax.linear_schedule(peak, 0.0, steps)
+        case "cosine":
+            schedule = optax.cosine_decay_schedule(peak, steps)
+        case "multistep":
+            drops = {
+                round(fraction * total_steps) - warmup: settings.decay_factor
+                for fraction in settings.milestones
+            }
+            schedule = optax.piecewise_constant_schedule(peak, drops)
+        case "piecewise":
+            line = interpolate("optim.points", settings.points, math.inf, total_steps)
+            schedule = lambda step: peak * line(step + warmup)  # noqa: E731
+        case other:
+            raise choose_from("schedule", other, SCHEDULES)
+    if not warmup:
+        return schedule
+    rise = optax.linear_schedule(peak / warmup, peak, warmup - 1)
+    return optax.join_schedules([rise, schedule], [warmup])
+
+
+def interpolate(key: str, points: Sequence[Any], limit: float, total_steps: int) -> optax.Schedule:
+    """Linear interpolation between `points` (fraction of the run, value) at a step.
+
+    Args:
+      key: the config field of the points, for errors.
+      limit: every value is in 0 .. limit, the limit excluded.
+
+    Raises:
+      UserError: `points` is empty, not ascending or not made of pairs, or a value is out of range.
+    """
+    try:
+        fractions, levels = zip(*points, strict=True)
+    except (TypeError, ValueError):
+        fractions, levels = (), ()
+    if not fractions or any(a > b for a, b in pairwise([0, *fractions, 1])):
+        raise UserError(
+            f"{key}={points} is not a schedule; give pairs (fraction of the run, value), with "
+            "fractions ascending from 0 to 1"
+        )
+    if any(not 0 <= level < limit for level in levels):
+        raise UserError(f"{key}={points} has a value outside 0 .. {limit}; correct the value")
+    steps = jnp.asarray([round(fraction * total_steps) for fraction in fractions], jnp.float32)
+    values = jnp.asarray(levels, jnp.float32)
+    return lambda step: jnp.interp(jnp.asarray(step, jnp.float32), steps, values)

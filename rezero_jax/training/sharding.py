@@ -32,8 +32,8 @@ def make_mesh(config: ConfigDict, available: Sequence[jax.Device], key: str, siz
       size: the batch size, which the axes `replica` and `data` together must divide.
 
     Raises:
-      UserError: there are too few devices, the batch does not divide among mesh.data of them, the
-        mesh does not divide among the slices, or devices of several processes are idle.
+      UserError: the mesh does not divide the devices, the batch or the slices, or devices of
+        several processes are idle.
     """
     count, model = len(available), config.model
     if model < 1 or count % model:
@@ -67,11 +67,6 @@ def place_devices(devices: Sequence[jax.Device], data: int, model: int) -> Mesh:
     several slices and `data` over the rest of the batch axis within each: a batch is sharded along
     both, the state never along `replica`. GPUs joined by NVLink are a slice: usually a node.
 
-    Args:
-      devices: the devices of all processes, in any order.
-      data: devices that share a batch, in all slices together.
-      model: devices that share each weight matrix.
-
     Raises:
       UserError: the mesh does not divide among the slices.
     """
@@ -85,20 +80,18 @@ def place_devices(devices: Sequence[jax.Device], data: int, model: int) -> Mesh:
             f"mesh.data to a multiple of {replicas}, and mesh.model to a divisor of the devices of "
             "a slice"
         )
-    inner = (1, data // replicas, model)
+    shape = (data // replicas, model)
     try:
         if replicas == 1:
-            placed = mesh_utils.create_device_mesh(inner, used, allow_split_physical_axes=True)
+            placed = mesh_utils.create_device_mesh(shape, used, allow_split_physical_axes=True)
         else:
             placed = mesh_utils.create_hybrid_device_mesh(
-                inner, (replicas, 1, 1), used, allow_split_physical_axes=True
+                (1, *shape), (replicas, 1, 1), used, allow_split_physical_axes=True
             )
     except (AssertionError, NotImplementedError, ValueError):
         # JAX knows no topology of some devices of a torus, or of chips that pose as two devices.
-        placed = np.reshape(np.asarray(used), (replicas, *inner[1:]))
-    axes: tuple[str, ...] = ("replica", "data", "model")
-    if replicas == 1:
-        axes, placed = ("data", "model"), placed[0]
+        placed = np.reshape(np.asarray(used), (replicas, *shape) if replicas > 1 else shape)
+    axes = ("replica", "data", "model")[-placed.ndim :]
     return Mesh(placed, axes, axis_types=(AxisType.Auto,) * len(axes))
 
 
@@ -111,9 +104,8 @@ def state_shardings(shapes: Any, mesh: Mesh, spec: ModelSpec, fully_sharded: boo
     """The sharding of each array of a training state; moments are sharded like their parameter.
 
     Along `model` (tensor parallelism) parameters are sharded as they declare. The first of two
-    consecutive matrices is sharded by its outputs and the second by its inputs, so that the
-    activations between them stay where they are and only the final sum travels (arXiv 1909.08053,
-    section 3).
+    consecutive matrices is sharded by its outputs and the second by its inputs, so that only the
+    final sum is communicated (arXiv 1909.08053, section 3).
 
     Under full sharding each array of at least FULLY_SHARDED_FROM elements is also sharded along
     `data`, by its longest axis that divides, but never by a stack's layers: a scan would have to
@@ -132,10 +124,9 @@ def state_shardings(shapes: Any, mesh: Mesh, spec: ModelSpec, fully_sharded: boo
         name = next((tail for tail in tails if tail in spec.parameters), None)
         if name is None or not shape:  # an optimizer may keep one scalar for a parameter
             return replicated(mesh)
-        axes: list[str | None] = [None] * leaf.ndim
         parameter = spec.parameters[name]
-        axis = parameter.model_axis
-        if model > 1 and axis is not None:
+        axes: list[str | None] = [None] * leaf.ndim
+        if model > 1 and (axis := parameter.model_axis) is not None:
             if shape[axis] % model:
                 raise UserError(
                     f"mesh.model={model} does not divide the {shape[axis]} of axis {axis} of "
@@ -184,28 +175,11 @@ def own_rows(mesh: Mesh, size: int) -> np.ndarray:
     return np.unique([np.arange(size)[rows] for rows in held if rows is not None])
 
 
-def put(tree: Any, sharding: NamedSharding) -> Any:
-    """Puts host arrays on the devices; a process reads only the shards of its own devices."""
+def put(tree: Any, sharding: Any) -> Any:
+    """Puts NumPy arrays on the devices; each process gives the elements that its devices hold.
 
-    def place(leaf: Any) -> jax.Array:
-        whole = np.asarray(leaf)
-        return jax.make_array_from_callback(whole.shape, sharding, whole.__getitem__)
-
+    Args:
+      sharding: a NamedSharding, or a tree of them that is a prefix of `tree`.
+    """
     with jax.transfer_guard_host_to_device("allow"):  # this transfer is intended
-        return jax.tree.map(place, tree)
-
-
-def put_rows(tree: Any, sharding: NamedSharding, axis: int, size: int) -> Any:
-    """Puts batches of `size` rows along `axis`, of which every process has `own_rows`, there."""
-
-    def place(leaf: np.ndarray) -> jax.Array:
-        shape = (*leaf.shape[:axis], size, *leaf.shape[axis + 1 :])
-        return jax.make_array_from_process_local_data(sharding, leaf, shape)
-
-    with jax.transfer_guard_host_to_device("allow"):
-        return jax.tree.map(place, tree)
-
-
-def each(mesh: Mesh) -> NamedSharding:
-    """One element of an array (devices,) on each device."""
-    return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        return jax.make_array_from_process_local_data(sharding, tree)

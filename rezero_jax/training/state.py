@@ -17,7 +17,6 @@ from rezero_jax.stack import Stack, split_params
 # {"step": int32 (), "params": nested dict, "stats": nested dict, "opt_state": optax's tree}.
 State = dict[str, Any]
 MakeModel = Callable[[nnx.Rngs], nnx.Module]
-MatrixAxes = tuple[tuple[int, ...], tuple[int, ...]]  # input axes, output axes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,16 +27,13 @@ class Parameter:
       is_gate: whether the parameter is an `Alpha`.
       is_stream_weight: whether a rule of several streams mixes the streams by the parameter.
       is_stacked: whether the leading axis runs over the layers of a scanned stack.
-      rate: factor of the learning rate, which a parameter declares as nnx.Param(value, rate=0.1).
+      rate: factor of the learning rate. Parameters declare the rate and the axes below as metadata:
+        nnx.Param(value, rate=0.1).
       epsilon_scale: factor of Adam's epsilon, an attribute of the layer's residual rule.
-      rate_scale: factor of the learning rate of every optimizer except SGD, likewise.
-      model_axis: axis, counted from the end, that is sharded along the mesh axis `model`; None
-        shards none. A parameter declares the axis as nnx.Param(value, model_axis=-1), a layer of
-        Flax by its `kernel_metadata`.
-      matrix_axes: input and output axes, counted from the end, of a matrix of the trunk; None if
-        the parameter is not such a matrix. The trunk is the submodule that holds the stacks. The
-        kernels of linear layers count, and parameters that declare their axes as
-        nnx.Param(value, matrix_axes=((-4,), (-3, -1))).
+      rate_scale: factor of the rate of every optimizer except SGD, an attribute of the same rule.
+      model_axis: axis, counted from the end, that is sharded along the mesh axis `model`, or None.
+      matrix_axes: input and output axes, counted from the end, of a matrix of the submodule that
+        holds the stacks, by default of each kernel of a linear layer; None of other parameters.
     """
 
     is_gate: bool
@@ -47,7 +43,7 @@ class Parameter:
     epsilon_scale: float
     rate_scale: float
     model_axis: int | None
-    matrix_axes: MatrixAxes | None
+    matrix_axes: tuple[tuple[int, ...], tuple[int, ...]] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +64,6 @@ class ModelSpec:
     has_stats: bool
 
     @property
-    def alpha_paths(self) -> frozenset[str]:
-        """Paths of the gates."""
-        return frozenset(path for path, info in self.parameters.items() if info.is_gate)
-
-    @property
     def parameter_count(self) -> int:
         """Number of trainable numbers, gates included."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.shapes))
@@ -91,11 +82,10 @@ class ModelSpec:
         for path, leaf in jax.tree.leaves_with_path(params):
             text = path_text(path)
             info = self.parameters[text]
-            if not info.is_gate:
-                continue
-            stack = text[: text.index("blocks/")] if info.is_stacked else text
-            gates = one_per_layer(leaf if info.is_stacked else leaf[None])
-            stacks.setdefault(stack, []).append(gates)
+            if info.is_gate:
+                stack = text[: text.index("blocks/")] if info.is_stacked else text
+                gates = one_per_layer(leaf if info.is_stacked else leaf[None])
+                stacks.setdefault(stack, []).append(gates)
         values = [jnp.stack(gates, axis=1).reshape(-1) for gates in stacks.values()]
         return jnp.concatenate(values) if values else jnp.zeros((0,))
 
@@ -105,7 +95,10 @@ def model_spec(make_model: MakeModel) -> ModelSpec:
     model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
     graphdef, params, stats = split_params(model)
     stacks = {path: module for path, module in nnx.iter_modules(model) if isinstance(module, Stack)}
-    rules = {path: _first_rule(stack) for path, stack in stacks.items()}
+    rules = {  # of the layers of each stack; the base class scales nothing
+        path: next((m for _, m in nnx.iter_modules(stack) if isinstance(m, Rule)), Rule)
+        for path, stack in stacks.items()
+    }
 
     def metadata(path: tuple[Any, ...], variable: nnx.Variable) -> Parameter:
         inside = [p for p in stacks if path[: len(p) + 1] == (*p, "blocks")]
@@ -134,11 +127,6 @@ def model_spec(make_model: MakeModel) -> ModelSpec:
         },
         has_stats=any(not isinstance(v, Constant) for _, v in nnx.to_flat_state(stats)),
     )
-
-
-def _first_rule(stack: Stack) -> Rule | type[Rule]:
-    """The residual rule of a stack's layers; the base class, which scales nothing, without one."""
-    return next((m for _, m in nnx.iter_modules(stack) if isinstance(m, Rule)), Rule)
 
 
 def init_state(make_model: MakeModel, optimizer: optax.GradientTransformation, key: Array) -> State:

@@ -10,17 +10,14 @@ import optax
 from flax import nnx
 from jax import Array
 
-from rezero_jax.training.schedule import Schedule
 from rezero_jax.training.state import ModelSpec, State
 
 Batch = dict[str, Array]
 # objective(model, batch, key) -> {"loss": (batch,), ...}, one float32 per example. "weight", if
 # present, is the weight of each example in an evaluation.
 Objective = Callable[[nnx.Module, Batch, Array], dict[str, Array]]
-# augment(batch, key) -> batch, random, on the device.
-Augment = Callable[[Batch, Array], Batch]
 # gather(resident, fetched) -> batch, on the device.
-Gather = Callable[[dict[str, Array], dict[str, Array]], Batch]
+Gather = Callable[[Batch, Batch], Batch]
 # (state, ...) -> (state, report).
 Update = Callable[..., tuple[State, dict[str, Array]]]
 
@@ -66,7 +63,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     microbatches: int,
     seed: int,
-    augment: Augment | None = None,
+    augment: Callable[[Batch, Array], Batch] | None = None,
     generator: str = "threefry2x32",
 ) -> Update:
     """One update: (state, batch, measure) -> (state, {"loss", "grad_norm", ...}), float32 scalars.
@@ -78,6 +75,7 @@ def make_train_step(
     Args:
       microbatches: number of microbatches of the augmented batch, which run one after another and
         whose gradients are averaged.
+      augment: augment(batch, key) -> batch, random.
       generator: the implementation of the random keys, see `devices.generator`.
     """
 
@@ -99,19 +97,17 @@ def make_train_step(
         batches = jax.tree.map(
             lambda leaf: leaf.reshape(-1, microbatches, *leaf.shape[1:]).swapaxes(0, 1), batch
         )
+        keys = jax.random.split(key, microbatches)
 
         def accumulate(carry: Any, xs: Any) -> tuple[Any, None]:
             stats, total = carry
-            grads, (stats, means) = grad(params, stats, xs[0], xs[1])
+            grads, (stats, means) = grad(params, stats, *xs)
             return (stats, jax.tree.map(jnp.add, total, (grads, means))), None
 
-        shapes = jax.eval_shape(
-            grad, params, stats, jax.tree.map(lambda leaf: leaf[0], batches), key
-        )
-        zeros = jax.tree.map(jnp.zeros_like, (shapes[0], shapes[1][1]))
-        (stats, total), _ = jax.lax.scan(
-            accumulate, (stats, zeros), (batches, jax.random.split(key, microbatches))
-        )
+        first = jax.tree.map(lambda leaf: leaf[0], batches)
+        grads, (_, means) = jax.eval_shape(grad, params, stats, first, key)
+        zeros = jax.tree.map(jnp.zeros_like, (grads, means))
+        (stats, total), _ = jax.lax.scan(accumulate, (stats, zeros), (batches, keys))
         grads, means = jax.tree.map(lambda leaf: leaf / microbatches, total)
         return grads, stats, means
 
@@ -136,7 +132,7 @@ def make_train_step(
 
 
 def make_dispatch(
-    train_step: Update, gather: Gather, spec: ModelSpec, schedules: dict[str, Schedule]
+    train_step: Update, gather: Gather, spec: ModelSpec, schedules: dict[str, optax.Schedule]
 ) -> Update:
     """Up to K updates in one dispatch: (state, resident, fetched, count, stops) -> (state, report).
 
@@ -147,11 +143,7 @@ def make_dispatch(
     """
 
     def dispatch(
-        state: State,
-        resident: dict[str, Array],
-        fetched: dict[str, Array],
-        count: Array,
-        stops: Array,
+        state: State, resident: Batch, fetched: Batch, count: Array, stops: Array
     ) -> tuple[State, dict[str, Array]]:
         def batch(i: Any) -> Batch:
             return gather(resident, jax.tree.map(lambda leaf: leaf[i], fetched))
@@ -185,13 +177,10 @@ def make_eval_step(
 ) -> Callable[..., dict[str, Array]]:
     """eval_step(state, resident, fetched, mask) -> weighted sums over the unmasked examples.
 
-    "weight" among the results is the sum of the weights, which are 1 unless the objective returns
-    others.
+    The result "weight" is the sum of the weights, which are 1 by default.
     """
 
-    def eval_step(
-        state: State, resident: dict[str, Array], fetched: dict[str, Array], mask: Array
-    ) -> dict[str, Array]:
+    def eval_step(state: State, resident: Batch, fetched: Batch, mask: Array) -> dict[str, Array]:
         model = spec.model(state["params"], state["stats"])
         model.eval()
         values = objective(model, gather(resident, fetched), jax.random.key(0))

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from rezero_jax import data, processes
@@ -36,32 +36,29 @@ class Trainer:
       mesh: the devices.
       shapes: shapes, dtypes and shardings of the training state.
       train_step: one update, see `step.make_train_step`.
-      jitted_dispatch: the updates of one dispatch under jax.jit; `dispatch` calls it.
+      jitted_dispatch: `step.make_dispatch` under jax.jit; `dispatch` calls it.
+      placement: the shardings of its arguments `fetched`, `count` and `stops`.
 
     Args:
       config: see rezero_jax.config.base_config.
-      dataset: the data; of config.data only the augmentation is read.
+      dataset: the data; of config.data only the augmentation is read. By default the data set that
+        config.data names.
       devices: the devices of the mesh; by default all that JAX sees.
 
     Raises:
       UserError: a field of the config is invalid.
     """
 
-    @classmethod
-    def from_config(
-        cls, config: ConfigDict, devices: Sequence[jax.Device] | None = None
-    ) -> "Trainer":
-        """The trainer of a config on the data set that it names."""
-        load = partial(data.load, config.data, config.seed)
-        return cls(config, processes.on_first_then_others(load), devices)
-
     def __init__(
         self,
         config: ConfigDict,
-        dataset: Dataset | Text,
+        dataset: Dataset | Text | None = None,
         devices: Sequence[jax.Device] | None = None,
     ):
-        devices = jax.devices() if devices is None else devices
+        if dataset is None:
+            load = partial(data.load, config.data, config.seed)
+            dataset = processes.on_first_then_others(load)
+        devices = devices or jax.devices()
         platform = devices[0].platform
         config = config.copy_and_resolve_references()
         with config.unlocked():
@@ -76,19 +73,19 @@ class Trainer:
         eval_size = -(-config.eval.batch_size // shards) * shards
         self._eval_batches = eval_batches(dataset.eval.size, eval_size, config.eval.examples)
         optimizer, schedules = make_optimizer(config.optim, self.intervals.total, self.spec)
+        change, bits = augment(config.data), generator(platform)
         self.train_step = step.make_train_step(
-            self.spec,
-            self.objective,
-            optimizer,
-            count,
-            config.seed,
-            augment(config.data),
-            generator(platform),
+            self.spec, self.objective, optimizer, count, config.seed, change, bits
         )
         dispatch = step.make_dispatch(self.train_step, dataset.train.gather, self.spec, schedules)
         eval_step = step.make_eval_step(self.spec, self.objective, dataset.eval.gather)
 
         self._whole = sharding.replicated(self.mesh)
+        self.placement = (
+            sharding.batched(self.mesh, axis=1),
+            self._whole,
+            NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names)),
+        )
         init = partial(init_state, make, optimizer)
         shapes = jax.eval_shape(init, jax.random.key(0))
         placed = sharding.state_shardings(shapes, self.mesh, self.spec, config.mesh.fully_sharded)
@@ -100,13 +97,10 @@ class Trainer:
         self._eval_step = jax.jit(eval_step, out_shardings=self._whole)
 
     @cached_property
-    def _resident(self) -> tuple[Any, Any]:
+    def _resident(self) -> list[Any]:
         """The data that stays on every device, for training and for evaluation."""
-        train, held = (
-            sharding.put(dict(split.resident), self._whole)
-            for split in (self.dataset.train, self.dataset.eval)
-        )
-        return train, held
+        splits = (self.dataset.train, self.dataset.eval)
+        return [sharding.put(dict(split.resident), self._whole) for split in splits]
 
     def init(self, seed: int | None = None) -> State:
         """The state before any update, made on the mesh; by default from the config's seed."""
@@ -134,14 +128,10 @@ class Trainer:
         missing = self.config.train.steps_per_dispatch - len(batches)
         padded = batches + [batches[-1]] * missing
         fetched = {name: np.stack([batch[name] for batch in padded]) for name in batches[0]}
-        fetched = sharding.put_rows(
-            fetched, sharding.batched(self.mesh, axis=1), 1, self.config.train.batch_size
-        )
-        count = sharding.put(np.int32(len(batches)), self._whole)
-        stops = np.full(self.mesh.size, stop, np.int32)  # other processes put their own numbers
-        stops = sharding.put(stops, sharding.each(self.mesh))
+        stops = np.full(len(self.mesh.local_devices), stop, np.int32)
+        args = sharding.put((fetched, np.int32(len(batches)), stops), self.placement)
         with jax.set_mesh(self.mesh):
-            return self.jitted_dispatch(state, self._resident[0], fetched, count, stops)
+            return self.jitted_dispatch(state, self._resident[0], *args)
 
     def evaluate(self, state: State) -> dict[str, float]:
         """Means over the evaluation split, each example exactly once: {"eval/loss": ...}.
@@ -149,12 +139,12 @@ class Trainer:
         The means are over examples, or over the bytes of a text; with eval.examples set, over the
         first `eval.examples` examples.
         """
-        split = self.dataset.eval
         indices, mask = self._eval_batches
-        batched, rows = sharding.batched(self.mesh), sharding.own_rows(self.mesh, mask.shape[1])
+        rows = sharding.own_rows(self.mesh, mask.shape[1])
+        batches = self.dataset.eval.batches(indices.__getitem__, 0, len(indices), rows)
         sums = []
-        for i, fetched in enumerate(split.batches(indices.__getitem__, 0, len(indices), rows)):
-            args = sharding.put_rows((fetched, mask[i][rows]), batched, 0, mask.shape[1])
+        for fetched, counted in zip(batches, mask[:, rows], strict=True):
+            args = sharding.put((fetched, counted), sharding.batched(self.mesh))
             with jax.set_mesh(self.mesh):
                 sums.append(self._eval_step(state, self._resident[1], *args))
             # Two pending batches keep the devices busy. With dozens, the devices of a CPU can
@@ -179,16 +169,16 @@ def _mesh(config: ConfigDict, spec: ModelSpec, devices: Sequence[jax.Device]) ->
             f"train.accumulate={accumulate} does not divide train.batch_size={batch_size}; choose "
             "a divisor"
         )
-    if not spec.has_stats or accumulate == 1:
-        mesh = sharding.make_mesh(config.mesh, devices, "train.batch_size", batch_size)
-        return mesh, microbatches(accumulate, batch_size, batch_shards(mesh))
-    # BatchNorm's statistics are those of a microbatch, so its size is part of the model.
-    key = "train.batch_size / train.accumulate"
-    return sharding.make_mesh(config.mesh, devices, key, batch_size // accumulate), accumulate
+    if spec.has_stats and accumulate > 1:
+        # BatchNorm's statistics are those of a microbatch, so its size is part of the model.
+        key = "train.batch_size / train.accumulate"
+        return sharding.make_mesh(config.mesh, devices, key, batch_size // accumulate), accumulate
+    mesh = sharding.make_mesh(config.mesh, devices, "train.batch_size", batch_size)
+    return mesh, microbatches(accumulate, batch_size, batch_shards(mesh))
 
 
 def microbatches(accumulate: int, batch_size: int, devices: int) -> int:
-    """The fewest microbatches of a batch on `devices` devices.
+    """The fewest microbatches of a batch that is sharded among `devices` devices.
 
     No device computes more examples at once than a single device with `accumulate` microbatches.
     """

@@ -142,7 +142,7 @@ class Judge:
         """Whether training restores both checkpoints to the same bits; `name` names the config."""
         with self._lock:
             if name not in self._shapes:
-                self._shapes[name] = Trainer.from_config(config).shapes
+                self._shapes[name] = Trainer(config).shapes
             a, b = (self._restored(self._shapes[name], config, folder) for folder in checkpoints)
         if a is None or b is None:
             return False
