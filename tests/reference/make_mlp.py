@@ -1,24 +1,21 @@
-"""Writes mlp.npz: what PyTorch computes for the notebook's networks, for tests without PyTorch.
-
-    python -m tests.reference.make_mlp        in the environment of benchmarks/requirements.txt
+"""The fully connected networks of the authors' notebook, in float32.
 
 For each rule: the parameters, the logits and gradients of the mean cross entropy of one batch, and
-the parameters after three updates of torch.optim.Adagrad(lr=0.01). Arrays are named
-rule/what/parameter; hidden layers are stacked, and weights are (in, out) as in Flax.
+the parameters after three updates of torch.optim.Adagrad(lr=0.01). Hidden layers are stacked, and
+weights are (in, out) as in Flax.
 """
-
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from benchmarks.torch_mlp import TorchMLP
+from tests.reference import Arrays, train
 
-RULES = ("plain", "residual", "norm", "rezero")
+CASES = ("plain", "residual", "norm", "rezero")
 SIZES = {"in_features": 12, "width": 6, "depth": 5, "out_features": 4}
 
 
-def named(model: TorchMLP, of: str) -> dict[str, np.ndarray]:
+def named(model: TorchMLP, of: str) -> Arrays:
     """The parameters ("data") or their gradients ("grad") under our names."""
 
     def array(parameter: torch.nn.Parameter) -> np.ndarray:
@@ -44,7 +41,7 @@ def named(model: TorchMLP, of: str) -> dict[str, np.ndarray]:
     return arrays
 
 
-def reference(rule: str) -> dict[str, np.ndarray]:
+def reference(rule: str) -> Arrays:
     """Everything about one rule."""
     torch.manual_seed(0)
     model = TorchMLP(**SIZES, residual=rule)
@@ -56,23 +53,5 @@ def reference(rule: str) -> dict[str, np.ndarray]:
     arrays = {"images": images.numpy(), "labels": labels.numpy()}
     arrays |= {f"params/{k}": v for k, v in named(model, "data").items()}
     optimizer = torch.optim.Adagrad(model.parameters(), lr=0.01)
-    for update in range(3):
-        optimizer.zero_grad()
-        logits = model(images)
-        loss = torch.nn.functional.cross_entropy(logits, labels)
-        loss.backward()
-        if update == 0:
-            arrays["logits"] = logits.detach().numpy()
-            arrays["loss"] = loss.detach().numpy()
-            arrays |= {f"grads/{k}": v for k, v in named(model, "grad").items()}
-        optimizer.step()
+    arrays |= train(model, optimizer, [(images, labels)] * 3, named)
     return arrays | {f"updated/{k}": v for k, v in named(model, "data").items()}
-
-
-def all_references() -> dict[str, np.ndarray]:
-    """The content of mlp.npz."""
-    return {f"{rule}/{k}": v for rule in RULES for k, v in reference(rule).items()}
-
-
-if __name__ == "__main__":
-    np.savez_compressed(Path(__file__).with_name("mlp.npz"), **all_references())

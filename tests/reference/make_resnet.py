@@ -1,27 +1,19 @@
-"""Writes resnet.npz: what PyTorch computes for the ResNets, for tests without PyTorch.
-
-    python -m tests.reference.make_resnet     in the environment of benchmarks/requirements.txt
+"""The ResNets.
 
 For each case: parameters and running statistics; the logits, loss and gradients of the mean cross
 entropy of the first batch in training mode; parameters and statistics after one update of
 torch.optim.SGD for each of three batches; then the logits of the first batch in evaluation mode.
-Arrays are named case/what/parameter, in the layouts of Flax: images NHWC, kernels HWIO; the equal
-blocks of a stage are stacked. PyTorch computes in float64, so a deviation is not its rounding.
-
-A file of thousands of small arrays would be mostly headers. So resnet.npz holds two arrays:
-`layout`, JSON of the [name, type, shape] of every array in turn, and `values`, the entries of all
-of them in float32, rounded to BITS significant bits, and with the bytes of one significance
-together: row 0 the lowest byte of every entry, row 3 the highest.
+Layouts are Flax's: images NHWC, kernels HWIO; the equal blocks of a stage are stacked.
 """
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks.torch_resnet import TorchResNet
+from tests.reference import Arrays, few_bits, train
 
 CIFAR: dict[str, Any] = {"family": "cifar", "depth": 14, "width": 2}
 PREACT: dict[str, Any] = {"family": "preact", "depth": 18, "width": 1}
@@ -48,9 +40,9 @@ CLASSES = 5
 BITS = 16
 
 
-def named(model: TorchResNet, of: str) -> dict[str, np.ndarray]:
+def named(model: TorchResNet, of: str) -> Arrays:
     """The parameters ("data"), their gradients ("grad") or "stats" under our names."""
-    arrays: dict[str, np.ndarray] = {}
+    arrays: Arrays = {}
     stacks: dict[str, list[np.ndarray]] = {}
     for name, tensor in model.named_buffers() if of == "stats" else model.named_parameters():
         *path, leaf = name.split(".")
@@ -88,10 +80,10 @@ def randomise(model: TorchResNet) -> None:
             tensor.data.uniform_(-0.25, 0.25)
         elif tensor.ndim == 4:  # PyTorch's own are so small that ReLUs without norms would die
             torch.nn.init.kaiming_normal_(tensor, nonlinearity="linear")
-        tensor.data = tensor.data.bfloat16().to(tensor.dtype)
+        tensor.data = few_bits(tensor.data)
 
 
-def reference(case: str) -> dict[str, np.ndarray]:
+def reference(case: str) -> Arrays:
     """Everything about one case."""
     torch.manual_seed(12)  # one for which rounding puts no ReLU on its other side
     model = TorchResNet(**CASES[case], num_classes=CLASSES)
@@ -104,33 +96,21 @@ def reference(case: str) -> dict[str, np.ndarray]:
     arrays |= {f"params/{k}": v for k, v in named(model, "data").items()}
     arrays |= {f"stats/{k}": v for k, v in named(model, "stats").items()}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
-    for update in range(3):
-        optimizer.zero_grad()
-        logits = model(images[update].permute(0, 3, 1, 2))
-        loss = torch.nn.functional.cross_entropy(logits, labels[update])
-        loss.backward()
-        if update == 0:
-            arrays["logits"] = logits.detach().numpy()
-            arrays["loss"] = loss.detach().numpy()
-            arrays |= {f"grads/{k}": v for k, v in named(model, "grad").items()}
-        optimizer.step()
+    channels_first = images.permute(0, 1, 4, 2, 3)
+    arrays |= train(model, optimizer, zip(channels_first, labels, strict=True), named)
     arrays |= {f"params_after/{k}": v for k, v in named(model, "data").items()}
     arrays |= {f"stats_after/{k}": v for k, v in named(model, "stats").items()}
-    arrays["eval_logits"] = model.eval()(images[0].permute(0, 3, 1, 2)).detach().numpy()
+    arrays["eval_logits"] = model.eval()(channels_first[0]).detach().numpy()
     return arrays
 
 
-def all_references() -> dict[str, np.ndarray]:
-    """The content of resnet.npz: everything in float32, but the labels."""
-    return {
-        f"{case}/{k}": v if v.dtype == np.int64 else v.astype(np.float32)
-        for case in CASES
-        for k, v in reference(case).items()
-    }
+def packed(arrays: Arrays) -> Arrays:
+    """The arrays as two, because a file of thousands of small arrays would be mostly headers.
 
-
-def packed(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The two arrays of the file."""
+    `layout` is JSON of the [name, type, shape] of every array; `values` has the entries of all of
+    them in float32, rounded to BITS significant bits, and with the bytes of one significance
+    together: row 0 the lowest byte of every entry, row 3 the highest.
+    """
     layout = json.dumps([[k, v.dtype.name, v.shape] for k, v in arrays.items()])
     mantissas, exponents = np.frexp(np.concatenate([v.ravel() for v in arrays.values()]))
     values = np.ldexp(np.round(np.ldexp(mantissas, BITS)), exponents - BITS).astype("<f4")
@@ -138,7 +118,3 @@ def packed(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         "layout": np.array(layout.encode()),
         "values": values.view(np.uint8).reshape(-1, 4).T.copy(),
     }
-
-
-if __name__ == "__main__":
-    np.savez_compressed(Path(__file__).with_name("resnet.npz"), **packed(all_references()))

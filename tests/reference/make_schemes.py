@@ -1,20 +1,18 @@
-"""Writes schemes.npz: what the reference code of DeepNorm, Sub-LN and LayerScale computes.
+"""The reference code of DeepNorm, Sub-LN and LayerScale.
 
-    python tests/reference/make_schemes.py
+DeepNorm and Sub-LN are layers of torchscale's Encoder, LayerScale is timm's Block with
+`init_values`; the layers run one after another. For each case: `params/` and `grads/` by the names
+and in the layout of `rezero_jax.Encoder`, layers stacked on the first axis; the input `x`, its
+gradient `grad_x`, and the output `out`. Gradients are those of sum(out * cotangent). Every
+parameter is random, norms and biases too. torchscale's GELU computes in float32.
 
-in an environment with torch, torchscale 0.3.0 and timm 0.6.13. DeepNorm and Sub-LN are layers of
-torchscale's Encoder, LayerScale is timm's Block with `init_values`; the layers run one after
-another. For each case, under case/: `params/` and `grads/` by the names and in the layout of
-`rezero_jax.Encoder`, layers stacked on the first axis; the input `x`, its gradient `grad_x`, and
-the output `out`. Gradients are those of sum(out * cotangent). Every parameter is random, norms and
-biases too. PyTorch computes in float64, and torchscale's GELU in float32.
-
-Under init/: what torchscale multiplies the initial weights of each case by, in its own names, for
-an encoder of 3 layers and, under decoder/, for the decoder of an encoder and a decoder of 3 layers.
+A case init/NAME has the factors by which torchscale multiplies its initial weights, in its own
+names, for an encoder of 3 layers and, under decoder/, for the decoder of an encoder and a decoder
+of 3 layers.
 """
 
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,40 +23,22 @@ from torchscale.architecture.decoder import Decoder
 from torchscale.architecture.encoder import Encoder
 
 WIDTH, HEADS, HIDDEN, DEPTH = 8, 2, 12, 2
-CASES = ("deep_norm", "sub_norm", "layerscale")
+CASES = ("deep_norm", "sub_norm", "layerscale", "init/deep_norm", "init/sub_norm")
 OPTIONS = {"deep_norm": {"deepnorm": True}, "sub_norm": {"subln": True}}
 PLAIN = {"subln": False}  # torchscale's default is Sub-LN
 
 Get = Callable[[str], np.ndarray]  # the array of a name, or its gradient
 
 
-def torchscale_encoder(name: str, layers: int) -> nn.Module:
-    """torchscale's encoder under the rule `name`; "" is its plain one."""
-    config = EncoderConfig(
-        encoder_embed_dim=WIDTH,
-        encoder_attention_heads=HEADS,
-        encoder_ffn_embed_dim=HIDDEN,
-        encoder_layers=layers,
-        activation_fn="gelu",
-        no_output_layer=True,
-        vocab_size=-1,
-        **OPTIONS.get(name, PLAIN),
-    )
-    return Encoder(config)
-
-
-def torchscale_decoder(name: str, layers: int) -> nn.Module:
-    """torchscale's decoder beside an encoder, under the rule `name`."""
-    config = DecoderConfig(
-        decoder_embed_dim=WIDTH,
-        decoder_attention_heads=HEADS,
-        decoder_ffn_embed_dim=HIDDEN,
-        decoder_layers=layers,
-        no_output_layer=True,
-        vocab_size=-1,
-        **OPTIONS.get(name, PLAIN),
-    )
-    return Decoder(config, is_encoder_decoder=True)
+def torchscale(part: str, name: str, layers: int) -> nn.Module:
+    """torchscale's "encoder", or "decoder" beside an encoder, under a rule; "" is the plain one."""
+    sizes = {"embed_dim": WIDTH, "attention_heads": HEADS, "ffn_embed_dim": HIDDEN}
+    options: dict[str, Any] = {f"{part}_{k}": v for k, v in sizes.items()}
+    options |= {f"{part}_layers": layers, "no_output_layer": True, "vocab_size": -1}
+    options |= OPTIONS.get(name, PLAIN)
+    if part == "encoder":
+        return Encoder(EncoderConfig(activation_fn="gelu", **options))
+    return Decoder(DecoderConfig(**options), is_encoder_decoder=True)
 
 
 def packed(matrices: list[np.ndarray]) -> np.ndarray:
@@ -101,13 +81,17 @@ def layer_arrays(case: str, get: Get) -> dict[str, np.ndarray]:
 
 
 def reference(case: str) -> dict[str, np.ndarray]:
-    """Parameters, output and gradients of one case."""
+    """The factors of an init case; parameters, output and gradients of another."""
+    if case.startswith("init/"):
+        name = case.removeprefix("init/")
+        decoder = {f"decoder/{k}": v for k, v in factors("decoder", name).items()}
+        return factors("encoder", name) | decoder
     torch.manual_seed(CASES.index(case))
     if case == "layerscale":
         options = {"mlp_ratio": HIDDEN / WIDTH, "qkv_bias": True, "init_values": 0.1}
         layers = [Block(WIDTH, HEADS, **options) for _ in range(DEPTH)]
     else:
-        layers = list(torchscale_encoder(case, DEPTH).layers)
+        layers = list(torchscale("encoder", case, DEPTH).layers)
     modules = nn.ModuleList(layers).double().eval()
     for parameter in modules.parameters():
         nn.init.uniform_(parameter, -1, 1)
@@ -126,30 +110,17 @@ def reference(case: str) -> dict[str, np.ndarray]:
             tensors = {k: p.detach() if kind == "params" else p.grad for k, p in named.items()}
             each.append(layer_arrays(case, lambda name, t=tensors: t[name].numpy()))
         result |= {f"{kind}/{name}": np.stack([one[name] for one in each]) for name in each[0]}
-    return {name: value.astype(np.float32) for name, value in result.items()}
+    return result
 
 
-def gains(case: str, make: Callable[[str, int], nn.Module]) -> dict[str, np.ndarray]:
+def factors(part: str, rule: str) -> dict[str, np.ndarray]:
     """What the rule multiplies the initial weights of the first of 3 layers by."""
     plain, scaled = (
-        (torch.manual_seed(0), dict(make(name, 3).layers[0].named_parameters()))[1]
-        for name in ("", case)
+        (torch.manual_seed(0), dict(torchscale(part, name, 3).layers[0].named_parameters()))[1]
+        for name in ("", rule)
     )
     return {
         name: np.float32((scaled[name] / plain[name]).median().item())
         for name in plain
         if name.endswith("weight") and "norm" not in name and "_ln" not in name
     }
-
-
-def all_references() -> dict[str, np.ndarray]:
-    """The content of schemes.npz."""
-    arrays = {f"{case}/{k}": v for case in CASES for k, v in reference(case).items()}
-    for case in OPTIONS:
-        for prefix, make in (("", torchscale_encoder), ("decoder/", torchscale_decoder)):
-            arrays |= {f"init/{case}/{prefix}{k}": v for k, v in gains(case, make).items()}
-    return arrays
-
-
-if __name__ == "__main__":
-    np.savez_compressed(Path(__file__).with_name("schemes.npz"), **all_references())

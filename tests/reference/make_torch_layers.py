@@ -1,38 +1,23 @@
-"""Writes torch_layers.npz: state dicts of PyTorch's layers and their outputs.
-
-    python tests/reference/make_torch_layers.py    in the environment of benchmarks/requirements.txt
+"""State dicts of PyTorch's layers and their outputs.
 
 The file holds what transformer.npz lacks: a pre-norm decoder layer, a stack of a few layers, and a
-stack with a final norm. For each model, under model/: `state/` with the state dict, `x`, for the
-decoder `memory`, and the output `out` in evaluation mode. Activations are (batch, length, width).
-The number of heads and the sizes of a head, the width and the hidden layer all differ, and every
-parameter is random, gates, norms and biases too. Numbers are float32; PyTorch computes the output
-in float64, so a deviation is not its rounding.
+stack with a final norm. For each model: `state/` with the state dict, `x`, for the decoder
+`memory`, and the output `out` in evaluation mode. Activations are (batch, length, width). The
+number of heads and the sizes of a head, the width and the hidden layer all differ, and every
+parameter is random, gates, norms and biases too.
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from rezero.transformer import RZTXDecoderLayer, RZTXEncoderLayer
-from torch import Tensor, nn
+from torch import nn
+
+from tests.reference import Arrays, Stack
 
 SIZES: dict[str, Any] = {"d_model": 8, "nhead": 2, "dim_feedforward": 12}
 INPUTS = {"x": (2, 5, 8), "memory": (2, 3, 8)}
-
-
-class Stack(nn.Module):
-    """Layers one after another: the stacks of torch.nn give rezero's arguments they refuse."""
-
-    def __init__(self, layers: list[nn.Module], norm: nn.Module | None = None):
-        super().__init__()
-        self.layers, self.norm = nn.ModuleList(layers), norm
-
-    def forward(self, x: Tensor, *memory: Tensor) -> Tensor:
-        for layer in self.layers:
-            x = layer(x, *memory)
-        return x if self.norm is None else self.norm(x)
 
 
 MODELS = {
@@ -51,7 +36,7 @@ MODELS = {
         [RZTXDecoderLayer(**SIZES) for _ in range(2)], nn.LayerNorm(SIZES["d_model"])
     ),
 }
-STORED = ("pre_norm_decoder_layer", "encoder", "pre_norm_encoder")
+CASES = ("pre_norm_decoder_layer", "encoder", "pre_norm_encoder")
 
 
 def output(model: nn.Module, *inputs: np.ndarray) -> np.ndarray:
@@ -62,7 +47,7 @@ def output(model: nn.Module, *inputs: np.ndarray) -> np.ndarray:
     return out.transpose(0, 1).numpy()
 
 
-def reference(name: str) -> dict[str, np.ndarray]:
+def reference(name: str) -> Arrays:
     """Everything about one model."""
     torch.manual_seed(list(MODELS).index(name))
     model = MODELS[name]()
@@ -74,12 +59,3 @@ def reference(name: str) -> dict[str, np.ndarray]:
     }
     out = output(model.double(), *(value.astype(np.float64) for value in inputs.values()))
     return arrays | inputs | {"out": out.astype(np.float32)}
-
-
-def all_references() -> dict[str, np.ndarray]:
-    """The content of torch_layers.npz."""
-    return {f"{name}/{k}": v for name in STORED for k, v in reference(name).items()}
-
-
-if __name__ == "__main__":
-    np.savez_compressed(Path(__file__).with_name("torch_layers.npz"), **all_references())

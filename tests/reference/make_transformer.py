@@ -1,26 +1,20 @@
-"""Writes transformer.npz: what PyTorch's Transformer layers compute, for tests without PyTorch.
+"""PyTorch's Transformer layers.
 
-    python tests/reference/make_transformer.py    in the environment of benchmarks/requirements.txt
-
-The ReZero layers are those of the authors' package, called one after another: in the stacks of
-torch.nn they fail, for they do not know the argument `is_causal`. The norms' layers are torch.nn's.
-
-For each case, under case/: `state/` and `grad/` with PyTorch's names of the parameters (of a stack,
-`layers.0.` and so on before them); the input `x`, `memory` for the decoders, and their gradients
-`grad_x` and `grad_memory`; `mask`, `key_padding_mask` and `memory_key_padding_mask` where PyTorch
-was given one, in its meaning: True is not attended to; the output `out`. Gradients are those of
-sum(out * cotangent), and `cotangent` is zero where the input is padding. Activations are
-(batch, time, width). Numbers are float32; PyTorch computes in float64, so a deviation is not its
-rounding.
+The ReZero layers are those of the authors' package. For each case: `state/` and `grad/` with
+PyTorch's names of the parameters (of a stack, `layers.0.` and so on before them); the input `x`,
+`memory` for the decoders, and their gradients `grad_x` and `grad_memory`; `mask`,
+`key_padding_mask` and `memory_key_padding_mask` where PyTorch was given one, in its meaning: True
+is not attended to; the output `out`. Gradients are those of sum(out * cotangent), and `cotangent`
+is zero where the input is padding. Activations are (batch, time, width).
 """
 
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rezero.transformer import RZTXDecoderLayer, RZTXEncoderLayer
 from torch import Tensor, nn
+
+from tests.reference import Stack, few_bits
 
 WIDTH, LENGTH, MEMORY = 16, 7, 5
 SIZES: dict[str, Any] = {"d_model": WIDTH, "nhead": 4, "dim_feedforward": 32, "dropout": 0.0}
@@ -45,24 +39,6 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-class Stack(nn.Module):
-    """Encoder layers, one after another."""
-
-    def __init__(self, layers: list[nn.Module]):
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-
-    def forward(self, x: Tensor, **masks: Tensor) -> Tensor:
-        for layer in self.layers:
-            x = layer(x, **masks)
-        return x
-
-
-def simple(tensor: Tensor) -> Tensor:
-    """The tensor with few significant bits, for a small file."""
-    return tensor.bfloat16().double()
-
-
 def randomise(model: nn.Module, first_gate: int) -> None:
     """Moves every gate, norm and bias to a value of its own, away from zero and one."""
     gates = first_gate
@@ -74,7 +50,12 @@ def randomise(model: nn.Module, first_gate: int) -> None:
             parameter.data.uniform_(0.5, 1.5)
         elif parameter.ndim == 1:
             parameter.data.uniform_(-0.5, 0.5)
-        parameter.data = simple(parameter.data)
+        parameter.data = few_bits(parameter.data).double()
+
+
+def random(length: int) -> Tensor:
+    """Normal numbers of shape (batch, length, width)."""
+    return few_bits(torch.randn(len(LENGTHS), length, WIDTH)).double()
 
 
 def padding(lengths: tuple[int, ...], longest: int) -> Tensor:
@@ -82,7 +63,7 @@ def padding(lengths: tuple[int, ...], longest: int) -> Tensor:
     return torch.arange(longest) >= torch.tensor(lengths)[:, None]
 
 
-def reference(case: str) -> dict[str, np.ndarray]:
+def reference(case: str) -> dict[str, Tensor]:
     """Everything about one case."""
     number, settings = list(CASES).index(case), CASES[case]
     torch.manual_seed(number)
@@ -101,10 +82,10 @@ def reference(case: str) -> dict[str, np.ndarray]:
         masks["key_padding_mask"] = padding(LENGTHS, LENGTH)
         if decodes:
             masks["memory_key_padding_mask"] = padding(MEMORY_LENGTHS, MEMORY)
-    inputs = {"x": simple(torch.randn(len(LENGTHS), LENGTH, WIDTH)).requires_grad_()}
+    inputs = {"x": random(LENGTH).requires_grad_()}
     if decodes:
-        inputs["memory"] = simple(torch.randn(len(LENGTHS), MEMORY, WIDTH)).requires_grad_()
-    cotangent = simple(torch.randn(len(LENGTHS), LENGTH, WIDTH))
+        inputs["memory"] = random(MEMORY).requires_grad_()
+    cotangent = random(LENGTH)
     if "padded" in settings:
         cotangent[masks["key_padding_mask"]] = 0.0
 
@@ -114,15 +95,4 @@ def reference(case: str) -> dict[str, np.ndarray]:
     tensors = {f"state/{k}": v for k, v in model.state_dict().items()}
     tensors |= inputs | masks | {"out": out, "cotangent": cotangent}
     tensors |= {f"grad/{k}": v.grad for k, v in model.named_parameters()}
-    tensors |= {f"grad_{k}": v.grad for k, v in inputs.items()}
-    arrays = {k: v.detach().numpy() for k, v in tensors.items()}
-    return {k: v if v.dtype == bool else v.astype(np.float32) for k, v in arrays.items()}
-
-
-def all_references() -> dict[str, np.ndarray]:
-    """The content of transformer.npz."""
-    return {f"{case}/{k}": v for case in CASES for k, v in reference(case).items()}
-
-
-if __name__ == "__main__":
-    np.savez_compressed(Path(__file__).with_name("transformer.npz"), **all_references())
+    return tensors | {f"grad_{k}": v.grad for k, v in inputs.items()}
