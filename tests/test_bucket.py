@@ -117,7 +117,7 @@ def test_a_save_does_not_commit_once_a_newer_start_has_claimed_the_folder(copied
     monkeypatch.setattr(checkpoints._manager, "save", claim_while_saving)
     checkpoints.save(8, {"x": jnp.zeros(1)}, {}, None)
     with pytest.raises(UserError, match="has taken over"):
-        checkpoints.wait()
+        checkpoints.close()
     assert saved_steps(copied) == [2, 4, 6]
 
 

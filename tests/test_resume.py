@@ -167,7 +167,7 @@ def test_the_home_of_the_user_is_expanded(tmp_path, monkeypatch):
 
 
 def test_a_mistake_in_the_code_is_not_called_one_of_the_workdir(tmp_path, monkeypatch):
-    monkeypatch.setattr("rezero_jax.runs.folder._locked", lambda path: None.missing)
+    monkeypatch.setattr(fcntl, "flock", lambda *_: None.missing)
     with pytest.raises(AttributeError):
         Workdir(tmp_path, CONFIG)
 

@@ -193,7 +193,7 @@ def test_a_checkpoint_of_any_mesh_goes_on_on_any_other(first, then, runs, tmp_pa
     trainer = make_trainer("transformer", then)
     checkpoints = Checkpoints(tmp_path / "checkpoints", saver.config.checkpoint)
     checkpoints.save(STEPS, state, {}, None)
-    checkpoints.wait()
+    checkpoints.finish()
     restored, _ = checkpoints.restore(trainer.shapes, warn=pytest.fail)
     checkpoints.close()
     jax.tree.map(np.testing.assert_array_equal, restored, state)

@@ -27,7 +27,7 @@ from rezero_jax.runs.restore import checksum, fingerprint, read_manifest, read_n
 class Checkpoints:
     """Checkpoints of one run; used as a context, which waits for the last save at its end.
 
-    All methods that save or wait raise an OSError if a checkpoint cannot be written.
+    Each method raises an OSError if this checkpoint or the one before cannot be written.
 
     Args:
       folder: absolute path of the folder, made by the first save.
@@ -89,7 +89,13 @@ class Checkpoints:
           progress: plain JSON data, returned by `restore`.
           metrics: the evaluation after this very step, if there was one.
         """
-        self._check_room(sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        if not is_bucket(self._folder):
+            # TensorStore would detect a full disk later, with tracebacks.
+            free = shutil.disk_usage(self._folder.parent).free
+            if free < needed:
+                why = f"a checkpoint needs {needed / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free"
+                raise OSError(errno.ENOSPC, why)
         processes.on_first(self._check)
         manifest: dict[str, Any] = {
             "progress": progress,
@@ -97,23 +103,11 @@ class Checkpoints:
             "fingerprint": fingerprint(state),
         }
         manifest["checksum"] = checksum(manifest)
+        items = ocp.args.Composite(
+            state=ocp.args.PyTreeSave(state), record=ocp.args.JsonSave(manifest)
+        )
         with _write_errors():
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.PyTreeSave(state), record=ocp.args.JsonSave(manifest)
-                ),
-                metrics=metrics,
-            )
-
-    def _check_room(self, needed: int) -> None:
-        """Detects a full disk beforehand; TensorStore would detect it later, with tracebacks."""
-        if is_bucket(self._folder):
-            return
-        free = shutil.disk_usage(self._folder.parent).free
-        if free < needed:
-            needs = f"a checkpoint needs {needed / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free"
-            raise OSError(errno.ENOSPC, needs)
+            self._manager.save(step, args=items, metrics=metrics)
 
     def restore(
         self, shapes: Any, warn: Callable[[str], None] = processes.warn
@@ -142,7 +136,8 @@ class Checkpoints:
         Each save deletes the checkpoints that it replaces once it is written, so a process killed
         in between leaves one too many.
         """
-        self.wait()
+        with _write_errors():
+            self._manager.wait_until_finished()
         for step in processes.on_first(self._left_over):
             self._manager.delete(step)
 
@@ -152,11 +147,6 @@ class Checkpoints:
         policy = self._options.preservation_policy
         kept = policy.should_preserve(found, context=policies.PreservationContext())
         return [info.step for info, is_kept in zip(found, kept, strict=True) if not is_kept]
-
-    def wait(self) -> None:
-        """Returns when every save is on disk."""
-        with _write_errors():
-            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits for the last save, and ends the threads of Orbax."""

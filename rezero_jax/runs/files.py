@@ -110,13 +110,11 @@ def is_outage(path: AnyPath, error: BaseException | None) -> bool:
     from gcsfs.retry import is_retriable  # only for buckets
     from google.auth.exceptions import TransportError
 
+    outages = (TransportError, TimeoutError, ConnectionError)
     while error is not None:
-        if is_retriable(error) or isinstance(
-            error, TransportError | TimeoutError | ConnectionError
-        ):
-            return True
         # TensorStore's errors have no type of their own.
-        if str(error).startswith(("UNAVAILABLE", "DEADLINE_EXCEEDED")):
+        is_unavailable = str(error).startswith(("UNAVAILABLE", "DEADLINE_EXCEEDED"))
+        if is_unavailable or is_retriable(error) or isinstance(error, outages):
             return True
         error = error.__cause__
     return False

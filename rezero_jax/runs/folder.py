@@ -43,7 +43,6 @@ TOPOLOGY = ("mesh.", "data.dir", "data.stream", "data.workers")
 # Prefixes of fields that an evaluation may set to other values than the run.
 EVALUATION = ("eval.", "data.context", "data.eval_split")
 LOCK = ".lock"
-GLOB = frozenset("*?[")  # Orbax looks for files by patterns that begin with the path of the folder
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -69,7 +68,7 @@ class Workdir:
 
     def __init__(self, folder: AnyPath, config: ConfigDict):
         self.folder = folder_of(folder)
-        if not GLOB.isdisjoint(os.fspath(self.folder)):
+        if set("*?[").intersection(os.fspath(self.folder)):  # Orbax takes the path for a pattern.
             raise UserError(
                 f"Orbax cannot restore a checkpoint from {self.folder}, whose path has one of the "
                 "characters * ? [; choose another --workdir"
@@ -91,7 +90,15 @@ class Workdir:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not is_bucket(folder):
-                self._lock = _locked(self.folder / LOCK)
+                self._lock = open(self.folder / LOCK, "a")  # noqa: SIM115
+                try:
+                    fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise UserError(
+                        f"another process is training in {folder}; wait or stop it"
+                    ) from None
+                except OSError:  # The file system has no locks: `check` keeps two starts apart.
+                    pass
             if not _is_begun(self.folder) and (self.folder / "environment.json").exists():
                 # Left by a start that ended before its first update.
                 (self.folder / "config.json").unlink(missing_ok=True)
@@ -109,10 +116,8 @@ class Workdir:
             write_json(self.folder / "config.json", json.loads(config.to_json()))
             seconds = {"seconds": _recorded_seconds(self.folder)}
             write_json(self.folder / "environment.json", environment() | seconds)
-        except BlockingIOError:
-            raise UserError(f"another process is training in {folder}; wait or stop it") from None
         except Exception as error:
-            if isinstance(error, UserError) or not is_of_storage(error):
+            if not is_of_storage(error):
                 raise
             raise storage_error(folder, error) from error
         return identifier, None
@@ -130,23 +135,6 @@ class Workdir:
         """Unlocks the folder for another run."""
         if self._lock is not None:
             self._lock.close()
-
-
-def _locked(path: epath.Path) -> TextIO:
-    """A file locked until it is closed or the process ends, if its file system has locks.
-
-    Raises:
-      BlockingIOError: another process holds the lock.
-    """
-    file = open(path, "a")  # noqa: SIM115
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise
-    except OSError:  # The file system has no locks: `Workdir.check` keeps two starts apart.
-        pass
-    return file
 
 
 def _is_begun(folder: epath.Path) -> bool:
@@ -212,12 +200,10 @@ def continued(folder: AnyPath, config: ConfigDict) -> ConfigDict:
 
 def _recorded_seconds(folder: epath.Path) -> float:
     """Wall time of the earlier starts of a run, as far as it is recorded."""
-    found = [0.0]
-    if (folder / "environment.json").exists():
-        found.append(read_json(folder / "environment.json").get("seconds", 0.0))
-    if (folder / "metrics.jsonl").exists():
-        found += [line.get("seconds", 0.0) for line in read_metrics(folder)]
-    return max(found)
+    path = folder / "environment.json"
+    start = read_json(path) if path.exists() else {}
+    lines = read_metrics(folder) if (folder / "metrics.jsonl").exists() else []
+    return max(record.get("seconds", 0.0) for record in (start, *lines))
 
 
 def saved_steps(folder: AnyPath) -> list[int]:

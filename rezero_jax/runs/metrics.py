@@ -10,8 +10,8 @@ from tensorboardX import SummaryWriter
 from rezero_jax.errors import UserError
 from rezero_jax.runs.files import AnyPath, Upload, replace_file
 
-# Lines that a resumed run writes to TensorBoard again, whose file is written in blocks: a kill loses
-# the last lines.
+# Number of lines that a resumed run writes to TensorBoard again. The file is written in blocks, so
+# that a kill loses its last lines.
 AGAIN = 200
 
 
@@ -22,7 +22,7 @@ class MetricsWriter:
       folder: the workdir.
       step: updates applied so far; later lines are dropped, because a resumed run makes these
         updates again.
-      check: see `Upload`.
+      check: called before each copy, see `Upload`.
     """
 
     def __init__(self, folder: AnyPath, step: int, check: Callable[[], None] = lambda: None):

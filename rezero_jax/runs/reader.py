@@ -21,17 +21,11 @@ METRICS = ("loss", "accuracy", "bits_per_byte")
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """The content of one workdir.
-
-    Attributes:
-      folder: the workdir.
-      config: "a.b" -> value.
-      lines: one dict for each line of metrics.jsonl.
-    """
+    """The content of one workdir."""
 
     folder: epath.Path
-    config: dict[str, Any]
-    lines: list[dict[str, float]]
+    config: dict[str, Any]  # "a.b" -> value
+    lines: list[dict[str, float]]  # of metrics.jsonl
 
     @classmethod
     def read(cls, folder: AnyPath) -> "Run":
@@ -59,14 +53,11 @@ class Run:
         return {int(line["epoch"]): line[key] for line in ends}
 
     def time_to(self, metric: str, target: float) -> float | None:
-        """When the run first reached `target`; None if it never did.
+        """When the run first reached the `target` of a metric; None if it never did.
 
-        Args:
-          metric: one of METRICS. For "loss", the result is the number of epochs until the mean
-            training loss (nats) of an epoch is at most `target`, see `epochs_to`; for "accuracy",
-            the first epoch that ends with at least this test accuracy, a fraction; for
-            "bits_per_byte", the first step evaluated at `target` or less.
-          target: a value of the metric.
+        The result is, for "loss" (the mean training loss of an epoch in nats), a number of epochs,
+        see `epochs_to`; for "accuracy" (a fraction, at the end of an epoch), an epoch; for
+        "bits_per_byte", a step.
 
         Raises:
           UserError: the metric is unknown, or the target loss is not above 0.
@@ -99,7 +90,7 @@ class Run:
 
     @property
     def diverged(self) -> bool:
-        """Whether the run ended because a loss, gradient or parameter was not finite."""
+        """Whether a loss, gradient or parameter was not finite."""
         return self.final().get("status") == "diverged"
 
 
@@ -112,25 +103,21 @@ def first_at(
 
 
 def epochs_to(losses: Sequence[float] | np.ndarray, target: float) -> float | None:
-    """Epochs until the epoch loss is first at most `target`, log-linear between two epochs.
+    """Epochs, at least 1.0, until an epoch loss is at most `target`, log-linear between two epochs.
 
     Args:
       losses: mean losses of epochs 1, 2, ...
       target: a loss above 0.
 
     Returns:
-      A fractional number of epochs, at least 1.0; None if the target is never reached.
-
-    Raises:
-      UserError: the target is not above 0.
+      None if the target is never reached.
     """
     if target <= 0:
         raise UserError(f"the target loss {target} is not positive; give one above 0")
     losses = np.asarray(losses, float)
-    reached = np.flatnonzero(losses <= target)
-    if not len(reached):
+    if not (losses <= target).any():
         return None
-    after = int(reached[0])
+    after = int((losses <= target).argmax())
     if after == 0:
         return 1.0
     high, low = np.log(losses[after - 1 : after + 1])

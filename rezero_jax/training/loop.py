@@ -152,8 +152,7 @@ def _train(
                     progress.flush()  # a checkpoint implies that its lines are in the workdir
                     checkpoints.save(now, state, progress.snapshot(), evaluation)
             if signum and not is_over:
-                checkpoints.wait()
-                raise Interrupted(signum, now)
+                raise Interrupted(signum, now)  # leaving the context waits for the save
 
         # ---- Finish
         with progress.clock.timed("checkpoint"):
