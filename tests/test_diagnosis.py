@@ -144,7 +144,7 @@ def test_mistakes(trained, tmp_path, capsys):
     shutil.copy(trained("mlp") / "config.json", tmp_path)
     for arguments, text in (
         ([str(tmp_path / "none")], "no run"),
-        ([str(tmp_path)], "no checkpoint yet"),
+        ([str(tmp_path)], "no good checkpoint"),
         ([str(trained("mlp")), "--out=a.jpg"], 'unknown ending of a picture ".jpg"'),
     ):
         assert analysis.main(arguments) == 2

@@ -62,33 +62,6 @@ def test_an_object_is_replaced_only_if_it_has_the_generation_given(put, ask):
     assert put("a", ifGenerationMatch=0) > second
 
 
-def test_ranges_are_those_of_the_object(put, ask):
-    put("r", b"0123456789")
-
-    def part(text):
-        return ask("GET", place("r"), headers={"Range": f"bytes={text}"}, alt="media")
-
-    assert part("2-4") == (206, b"234")
-    assert part("7-") == part("-3") == part("7-99") == (206, b"789")
-    assert part("10-")[0] == 416
-
-
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_pages_list_each_object_and_folder_once_in_order(count, put, ask):
-    for name in ("l/a", "l/b/1", "l/b/2", "l/b0", "l/c/1", "l/d", "m"):
-        put(name)
-    items, prefixes, token = [], [], None
-    while token != "":
-        query = {"prefix": "l/", "delimiter": "/", "maxResults": count, "pageToken": token or ""}
-        page = json.loads(ask("GET", "/storage/v1/b/runs/o", **query)[1])
-        items += [item["name"] for item in page.get("items", [])]
-        prefixes += page.get("prefixes", [])
-        token = page.get("nextPageToken", "")
-    assert (items, prefixes) == (["l/a", "l/b0", "l/d"], ["l/b/", "l/c/"])
-    page = json.loads(ask("GET", "/storage/v1/b/runs/o", startOffset="l/b/2", endOffset="l/d")[1])
-    assert [item["name"] for item in page["items"]] == ["l/b/2", "l/b0", "l/c/1"]
-
-
 def test_a_write_whose_answer_is_lost_is_done(server, put, ask, monkeypatch):
     faults = Faults(1.0)
     monkeypatch.setattr(faults, "KINDS", ("lose the answer",))

@@ -1,7 +1,6 @@
 """Wall time of a run by kind, over all its starts, the killed ones included."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -60,23 +59,6 @@ def test_the_time_of_killed_starts_since_the_checkpoint_is_lost(clock_at):
     assert Clock(began=1020.0, saved=saved, recorded=45.0).times()["lost"] == 0
 
 
-def killed_before(step, finished, folder):
-    """Copies a run as `kill -9` leaves it before the checkpoint of `step`; its last "seconds"."""
-    shutil.copytree(finished, folder)
-    (folder / "final.json").unlink()
-    for path in (folder / "checkpoints").iterdir():
-        if int(path.name) >= step:
-            shutil.rmtree(path)
-    lines = [line for line in read_metrics(folder) if line["step"] < step]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return lines[-1]["seconds"]
-
-
-def kept_time(folder, step):
-    record = folder / "checkpoints" / str(step) / "record" / "metadata"
-    return sum(json.loads(record.read_text())["progress"]["time"].values())
-
-
 def check_sum(final):
     spent = [final[f"time/{kind}"] for kind in TIMES]
     assert min(spent) >= 0
@@ -99,16 +81,21 @@ def test_the_kinds_add_up_to_the_wall_time(trained):
 
 
 @pytest.mark.parametrize("step", [6, pytest.param(2, marks=pytest.mark.slow)])
-def test_starts_killed_before_a_new_checkpoint_are_lost_time(step, trained, tmp_path):
-    folder, config = tmp_path / "run", FAMILIES["mlp"].load_config()
-    wall = killed_before(step, trained("mlp"), folder)
+def test_starts_killed_before_a_new_checkpoint_are_lost_time(step, copy_of):
+    """The first start is killed before the checkpoint of `step`."""
+    folder, config = copy_of("mlp", step - 2), FAMILIES["mlp"].load_config()
+    lines = [line for line in read_metrics(folder) if line["step"] < step]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for _ in range(2):  # killed once they have dropped the lines of the first start
         Workdir(folder, config).release()
         MetricsWriter(folder, step - 2).close()
+    kept = 0.0
+    if step > 2:
+        record = folder / f"checkpoints/{step - 2}/record/metadata"
+        kept = sum(json.loads(record.read_text())["progress"]["time"].values())
     final = loop.train(config, folder)
     check_sum(final)
-    kept = kept_time(folder, step - 2) if step > 2 else 0.0
-    np.testing.assert_allclose(final["time/lost"], wall - kept)
+    np.testing.assert_allclose(final["time/lost"], lines[-1]["seconds"] - kept)
     assert final["time/lost"] > 0
 
 

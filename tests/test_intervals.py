@@ -27,12 +27,14 @@ def completes(period, batch, step):
     return any(n % period == 0 for n in range((step - 1) * batch + 1, step * batch + 1))
 
 
-def test_every_step_where_something_is_due_is_a_stop():
+def test_every_step_where_something_is_due_is_a_stop_and_dispatches_are_as_long_as_may_be():
     for times in CASES:
         stops, now = [], 0
         while now < times.total:
             stop = times.next_stop(now)
-            assert now < stop <= min(now + times.per_dispatch, times.total)
+            most = min(now + times.per_dispatch, times.total)
+            assert now < stop <= most
+            assert stop == most or times.is_log(stop) or times.is_save(stop), (times, stop)
             stops.append(stop)
             now = stop
         assert now == times.total
@@ -66,16 +68,6 @@ def test_a_walk_from_anywhere_meets_the_same_due_steps():
             assert {s for s in due if s > start} <= stops
 
 
-def test_dispatches_are_as_long_as_may_be():
-    for times in CASES:
-        now = 0
-        while now < times.total:
-            stop = times.next_stop(now)
-            if stop < min(now + times.per_dispatch, times.total):
-                assert times.is_log(stop) or times.is_save(stop), (times, stop)
-            now = stop
-
-
 @pytest.mark.parametrize("batch", [1, 3, 5, 7, 10])
 @pytest.mark.parametrize("size", [10, 21, 1437])
 def test_epoch_e_ends_after_its_last_example(size, batch):
@@ -107,14 +99,10 @@ def test_lengths_in_examples():
         assert in_examples(config_with(**fields), "train", size=30, batch_size=8) == examples
 
 
-def test_a_run_takes_whole_steps_and_at_least_the_examples_asked_for():
+def test_a_run_takes_whole_steps_and_evaluation_has_its_own_unit():
     for field, value, total in (("steps", 7, 7), ("epochs", 2.0, 8), ("examples", 9, 2)):
-        config = config_with(**{f"train__{field}": value})
-        assert Intervals.from_config(config, size=30).total == total
-
-
-def test_evaluation_has_its_own_unit():
-    assert Intervals.from_config(config_with(train__steps=3), size=30).eval_every is None
+        times = Intervals.from_config(config_with(**{f"train__{field}": value}), size=30)
+        assert (times.total, times.eval_every) == (total, None)
     config = config_with(train__steps=3, eval__every_epochs=0.5)
     assert Intervals.from_config(config, size=30).eval_every == 15
 

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import logging
 import os
+import random
 import re
 import shutil
 import signal
@@ -15,6 +16,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from etils import epath
 
 from rezero_jax.errors import UserError
 from rezero_jax.runs.checkpoint import Checkpoints
@@ -23,6 +25,7 @@ from rezero_jax.runs.metrics import read_metrics
 from rezero_jax.training import loop
 from rezero_jax.training.load import load_model
 from tests.families import FAMILIES, STEPS, command, flat, run, stop
+from tests.faults import damage
 from tests.faults.compare import differences, metrics, saved
 
 MLP = FAMILIES["mlp"]
@@ -153,13 +156,10 @@ def test_the_newest_start_wins_where_a_file_system_has_no_locks(copy_of, monkeyp
         home.release()
 
 
-def test_a_path_that_orbax_cannot_read_is_refused(tmp_path):
+def test_a_path_that_orbax_cannot_read_is_refused_and_home_is_expanded(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"the characters \* \? \["):
         Workdir(tmp_path / "run[1]", CONFIG)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_home_of_the_user_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     home = Workdir("~/run", CONFIG)
     assert home.folder == tmp_path / "run"
@@ -175,68 +175,45 @@ def test_a_mistake_in_the_code_is_not_called_one_of_the_workdir(tmp_path, monkey
 # ---- Damaged checkpoints
 
 
-def array_files(folder):
-    return sorted(path for path in (folder / "state").rglob("d/*") if path.is_file())
+def damaged(workdir, step, kind):
+    """Damages the checkpoint of `step`; another checkpoint is the one of the save before."""
+    folder = epath.Path(workdir) / "checkpoints"
+    kind(folder / str(step), folder / str(step - 2), random.Random(0))
 
 
-def truncate(folder):
-    for path in array_files(folder):
-        os.truncate(path, path.stat().st_size // 2)
+def truncated_arrays(folder, *_):
+    for path in damage.files(folder, "state"):
+        if path.parent.name == "d":
+            path.write_bytes(path.read_bytes()[: -len(path.read_bytes()) // 2])
 
 
-def flip_bytes(folder):
-    path = max(array_files(folder), key=lambda path: path.stat().st_size)
+def flipped_bytes(folder, *_):
+    path = max(damage.files(folder, "state"), key=lambda path: len(path.read_bytes()))
     data = bytearray(path.read_bytes())
     for at in range(len(data) // 4, len(data), len(data) // 8):
         data[at] ^= 0xFF
     path.write_bytes(data)
 
 
-def delete_metadata(folder):
-    (folder / "state" / "_METADATA").unlink()
+def empty_record(folder, *_):
+    (folder / damage.RECORD).write_text("{}")
 
 
-def delete_record(folder):
-    shutil.rmtree(folder / "record")
-
-
-def truncate_record(folder):
-    (folder / "record" / "metadata").write_text('{"progress": {')
-
-
-def empty_record(folder):
-    (folder / "record" / "metadata").write_text("{}")
-
-
-def other_digit_in_record(folder):
-    """Sound JSON with another number in it, as one flipped bit can make it."""
-    path = folder / "record" / "metadata"
-    text = path.read_text()
-    at = text.index('"train/loss": ') + len('"train/loss": 0.')
-    path.write_text(text[:at] + chr(ord(text[at]) ^ 1) + text[at + 1 :])
-
-
-def empty(folder):
-    shutil.rmtree(folder)
+def empty(folder, *_):
+    folder.rmtree()
     folder.mkdir()
 
 
-def other_numbers(folder):
-    """Sound files with other numbers in them: the arrays of the checkpoint before."""
-    shutil.rmtree(folder / "state")
-    shutil.copytree(folder.parent / str(int(folder.name) - 2) / "state", folder / "state")
-
-
 DAMAGES = [
-    truncate,
-    flip_bytes,
-    delete_metadata,
-    delete_record,
-    truncate_record,
+    truncated_arrays,
+    flipped_bytes,
     empty_record,
-    other_digit_in_record,
     empty,
-    other_numbers,
+    damage.flipped_bit_of_record,
+    damage.changed_digit_of_progress,
+    damage.state_of_another_checkpoint,
+    damage.record_of_another_checkpoint,
+    damage.half_written,  # without the structure of the state
 ]
 
 
@@ -264,10 +241,10 @@ def test_the_newest_checkpoint_is_restored_as_it_was_saved(copy_of, shapes):
 
 
 @pytest.mark.guarantee("damaged checkpoint")
-@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_a_damaged_checkpoint_is_never_loaded(damage, copy_of, shapes):
+@pytest.mark.parametrize("kind", DAMAGES, ids=damage.name_of)
+def test_a_damaged_checkpoint_is_never_loaded(kind, copy_of, shapes):
     workdir = copy_of("mlp", 6)
-    damage(workdir / "checkpoints" / "6")
+    damaged(workdir, 6, kind)
     (state, _), (warning,) = restore(workdir, shapes)
     assert int(state["step"]) == 4
     assert "checkpoint 6 is damaged" in warning
@@ -280,7 +257,7 @@ def test_a_damaged_checkpoint_is_never_loaded(damage, copy_of, shapes):
 def test_without_a_good_checkpoint_the_run_starts_anew(copy_of, shapes):
     workdir = copy_of("mlp", 4)
     for step in (2, 4):
-        truncate(workdir / "checkpoints" / str(step))
+        damaged(workdir, step, truncated_arrays)
     restored, warned = restore(workdir, shapes)
     assert restored is None
     assert [text.split(" is ")[0] for text in warned] == [
@@ -306,8 +283,8 @@ def process_state():
 
 def test_a_run_with_damaged_checkpoints_ends_with_the_same_bits(copy_of, trained, capsys):
     workdir = copy_of("mlp", 6)
-    truncate(workdir / "checkpoints" / "6")
-    other_numbers(workdir / "checkpoints" / "4")
+    damaged(workdir, 6, truncated_arrays)
+    damaged(workdir, 4, damage.state_of_another_checkpoint)
     before = process_state()
     loop.train(CONFIG, workdir)
     assert process_state() == before
@@ -318,11 +295,13 @@ def test_a_run_with_damaged_checkpoints_ends_with_the_same_bits(copy_of, trained
     assert differences(workdir, trained("mlp")) == []
 
 
-@pytest.mark.parametrize("damage", [other_numbers, other_digit_in_record])
-def test_whoever_only_reads_finds_damage_too_and_leaves_it(damage, copy_of, capsys):
+@pytest.mark.parametrize(
+    "kind", [damage.state_of_another_checkpoint, damage.changed_digit_of_progress]
+)
+def test_whoever_only_reads_finds_damage_too_and_leaves_it(kind, copy_of, capsys):
     """The checkpoint can be read, and is not what was saved."""
     workdir = copy_of("mlp", 6)
-    damage(workdir / "checkpoints" / "6")
+    damaged(workdir, 6, kind)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.restore(workdir / "checkpoints" / "6" / "state")
     before = contents(workdir)

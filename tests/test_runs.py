@@ -138,12 +138,12 @@ def test_the_rate_does_not_jump_where_reports_come_in_bursts(monkeypatch):
     clock, rates = Clock(now), []
     for burst in range(200):
         now += 0.099
-        clock.count(100)
+        clock.examples += 100
         clock.lap()
         rates.append(clock.rate)
         now += 0.001
-        clock.count(0 if burst % 2 else 100)
-        clock.count(100 if burst % 2 else 0)
+        clock.examples += 0 if burst % 2 else 100
+        clock.examples += 100 if burst % 2 else 0
         clock.lap()
         rates.append(clock.rate)
         with clock.timed("evaluation"):

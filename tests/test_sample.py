@@ -223,7 +223,7 @@ def test_folders_without_a_checkpoint_of_a_transformer(capsys, workdir, tmp_path
     assert "no run" in refused(young)
     shutil.copy(workdir / "config.json", young)
     (young / "checkpoints" / "20.orbax-checkpoint-tmp").mkdir(parents=True)
-    assert "no checkpoint yet" in refused(young)
+    assert "no good checkpoint" in refused(young)
     config = json.loads((young / "config.json").read_text())
     config["model"]["name"] = "mlp"
     (young / "config.json").write_text(json.dumps(config))

@@ -1,41 +1,37 @@
 """A run that ends with the first epoch whose training loss is low enough, interrupted or not."""
 
 import signal
-from pathlib import Path
 
 import pytest
 
-from rezero_jax.config import load_config
 from rezero_jax.runs.folder import saved_steps
 from rezero_jax.runs.reader import Run
 from rezero_jax.training import loop
+from tests.families import config as load_config
 from tests.faults.compare import differences, final
 from tests.test_processes import end, start
 
-ROOT = Path(__file__).parents[1]
 EPOCH = 3  # with which the runs here end, of 6
+FIELDS = {
+    "train.epochs": 6,
+    "train.steps_per_dispatch": 7,  # does not divide an epoch
+    "eval.every_epochs": 4.0,
+    "checkpoint.every_steps": 40,
+    "checkpoint.keep": 1,
+    "log.every_steps": 3,
+    "mesh.data": 1,
+}
 
 
-def config(until=None):
-    overrides = [
-        "train.epochs=6",
-        "train.steps_per_dispatch=7",  # does not divide an epoch
-        "eval.every_epochs=4.0",
-        "checkpoint.every_steps=40",
-        "checkpoint.keep=1",
-        "log.every_steps=3",
-        "mesh.data=1",
-    ]
-    if until is not None:
-        overrides.append(f"train.until_loss={float(until)}")
-    return load_config(f"{ROOT / 'configs/mlp.py'}:smoke", overrides)
+def config(until):
+    return load_config("mlp.py:smoke", **FIELDS, **{"train.until_loss": float(until)})
 
 
 @pytest.fixture(scope="module")
 def losses(tmp_path_factory):
     """The epochs' losses of a run of 6 epochs without a limit."""
     folder = tmp_path_factory.mktemp("unlimited")
-    assert "reached_until_loss" not in loop.train(config(), folder)
+    assert "reached_until_loss" not in loop.train(load_config("mlp.py:smoke", **FIELDS), folder)
     losses = Run.read(folder).epoch_losses()
     assert len(losses) == 6
     assert (losses[: EPOCH - 1] > losses[EPOCH - 1]).all()
@@ -50,7 +46,7 @@ def straight(losses, tmp_path_factory):
     return folder, len(asked)
 
 
-def test_it_ends_with_the_first_epoch_at_or_below_the_loss(straight, losses):
+def test_it_ends_with_the_first_epoch_at_or_below_the_loss(straight, losses, tmp_path, capsys):
     folder, _ = straight
     run, told = Run.read(folder), final(folder)
     assert run.epoch_losses().tolist() == losses[:EPOCH].tolist()
@@ -60,16 +56,10 @@ def test_it_ends_with_the_first_epoch_at_or_below_the_loss(straight, losses):
     # The end has an evaluation, though none was due.
     assert run.lines[-1]["eval/loss"] == told["eval/loss"]
 
-
-def test_a_finished_one_stays_so(straight, losses, capsys):
-    folder, _ = straight
-    told = loop.train(config(losses[EPOCH - 1]), folder)
+    assert loop.train(config(losses[EPOCH - 1]), folder)["steps"] == steps
     assert "nothing to do" in capsys.readouterr().out
-    assert told["steps"] == saved_steps(folder)[-1]
 
-
-def test_a_loss_that_is_not_reached_leaves_the_run_its_length(losses, tmp_path):
-    told = loop.train(config(losses.min() / 2), tmp_path)
+    told = loop.train(config(losses.min() / 2), tmp_path)  # which no epoch reaches
     assert Run.read(tmp_path).epoch_losses().tolist() == losses.tolist()
     assert not told["reached_until_loss"]
 
@@ -88,14 +78,9 @@ def test_an_interrupted_one_ends_with_the_same_epoch(share, straight, losses, tm
     assert saved_steps(tmp_path)[-1] < saved_steps(folder)[-1]
     loop.train(limited, tmp_path)
     assert differences(tmp_path, folder) == []
-
-
-def test_one_that_was_killed_after_its_last_save_makes_no_more_updates(straight, losses, tmp_path):
-    limited = config(losses[EPOCH - 1])
+    (tmp_path / "final.json").unlink()  # as if killed after its last save
     loop.train(limited, tmp_path)
-    (tmp_path / "final.json").unlink()
-    loop.train(limited, tmp_path)
-    assert differences(tmp_path, straight[0]) == []
+    assert differences(tmp_path, folder) == []
 
 
 @pytest.mark.slow

@@ -117,12 +117,9 @@ class Checkpoints:
         Arguments and errors are those of `read_newest`.
         """
         found = read_newest(self._folder, shapes, warn, self._set_aside)
-        if found is not None:
-            state, manifest = found
-            return state, manifest["progress"]
-        if (self._folder.parent / "damaged").is_dir():
+        if found is None and (self._folder.parent / "damaged").is_dir():
             warn(f"no good checkpoint is left in {self._folder}; the run starts anew")
-        return None
+        return found
 
     def _set_aside(self, step: int) -> epath.Path:
         target = self._folder.parent / "damaged" / str(step)

@@ -33,7 +33,7 @@ class Damaged(Exception):
 
 
 def read(folder: epath.Path, step: int, shapes: Any) -> tuple[Any, dict[str, Any]]:
-    """The verified state and manifest of a checkpoint; nothing is written.
+    """The verified state of a checkpoint, and the running sums of the loop; nothing is written.
 
     Args:
       folder: the checkpoints of a run.
@@ -63,7 +63,7 @@ def read(folder: epath.Path, step: int, shapes: Any) -> tuple[Any, dict[str, Any
     state, manifest = loaded
     if fingerprint(state) != manifest["fingerprint"]:
         raise Damaged("its arrays are not those that were saved")
-    return state, manifest
+    return state, manifest["progress"]
 
 
 def read_newest(
@@ -72,7 +72,7 @@ def read_newest(
     warn: Callable[[str], None] = processes.warn,
     set_aside: Callable[[int], epath.Path] | None = None,
 ) -> tuple[Any, dict[str, Any]] | None:
-    """The state and manifest of the newest good checkpoint, or None if there is none; see `read`.
+    """`read` of the newest good checkpoint, or None if there is none.
 
     Args:
       folder, shapes: see `read`.

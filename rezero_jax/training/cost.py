@@ -44,8 +44,7 @@ MOVES = {
 
 def chip_kind(device: Any) -> str | None:
     """The longest key of PEAK_FLOPS with which a device's kind begins; None if there is none."""
-    fitting = [kind for kind in PEAK_FLOPS if device.device_kind.startswith(kind)]
-    return max(fitting, key=len, default=None)
+    return max(filter(device.device_kind.startswith, PEAK_FLOPS), key=len, default=None)
 
 
 def peak_flops(trainer: Trainer) -> float | None:
@@ -55,7 +54,7 @@ def peak_flops(trainer: Trainer) -> float | None:
 
 
 def flops(function: Callable[..., Any], *args: Any, everything: bool = False) -> int:
-    """Floating-point operations of function(*args).
+    """Multiplications and additions of the matrix products and convolutions in function(*args).
 
     The body of a scan counts once for each iteration. The costliest branch of a `cond` counts, and
     one iteration of a `while` loop.
@@ -63,17 +62,13 @@ def flops(function: Callable[..., Any], *args: Any, everything: bool = False) ->
     Args:
       *args: arrays or their shapes; nothing is computed.
       everything: also count one operation for each number that an elementwise operation makes or a
-        reduction takes (default: only the multiplications and additions of matrix products and
-        convolutions).
+        reduction takes.
     """
     return _total(jax.make_jaxpr(function)(*args).jaxpr, everything)
 
 
 def first_batch(trainer: Trainer) -> tuple[HostBatch, HostBatch]:
-    """The resident training data, and what is fetched for one batch of all processes; on the host.
-
-    The batch repeats the first example: only shapes and dtypes matter.
-    """
+    """The resident training data and the fetched data of one batch, which repeats one example."""
     train = trainer.dataset.train
     indices = np.zeros(trainer.config.train.batch_size, np.int32)
     return dict(train.resident), train.fetch(indices)
@@ -100,11 +95,7 @@ def model_flops(trainer: Trainer) -> int:
 
 
 def check_memory(trainer: Trainer) -> None:
-    """Checks that the training state fits this machine, before any of it is allocated.
-
-    Raises:
-      UserError: it does not fit; XLA would abort the process.
-    """
+    """Raises a UserError if the training state does not fit; XLA would abort the process."""
     device = trainer.mesh.local_devices[0]
     limit = (device.memory_stats() or {}).get("bytes_limit")
     need = device_bytes(trainer.shapes)

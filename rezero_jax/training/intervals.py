@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from rezero_jax.config import LARGEST, LENGTHS
 from rezero_jax.errors import UserError
 
-MOST_PER_DISPATCH = 10_000  # steps
+MOST_PER_DISPATCH = 10_000  # steps, all of whose batches are in memory
 LOWEST = {
     "train.steps_per_dispatch": 1,
     "train.until_loss": 0,
@@ -26,24 +26,15 @@ class Intervals:
 
     "After step t" means that t updates are applied. An event with a period of p examples, such as
     the end of an epoch, occurs after each step that completes a multiple of p.
-
-    Attributes:
-      size: training examples in an epoch.
-      batch_size: examples in a step.
-      total: steps in the run.
-      per_dispatch: most steps in one dispatch.
-      log_every: steps.
-      save_every: steps.
-      eval_every: examples; None evaluates only at the end.
     """
 
-    size: int
-    batch_size: int
-    total: int
-    per_dispatch: int
-    log_every: int
-    save_every: int
-    eval_every: int | None
+    size: int  # training examples in an epoch
+    batch_size: int  # examples in a step
+    total: int  # steps in the run
+    per_dispatch: int  # most steps in one dispatch
+    log_every: int  # steps
+    save_every: int  # steps
+    eval_every: int | None  # examples; None evaluates only at the end
 
     @classmethod
     def from_config(cls, config: ConfigDict, size: int) -> "Intervals":
@@ -63,10 +54,11 @@ class Intervals:
             value = config[section][field]
             if value is not None and value < low:
                 raise UserError(f"{key}={value} is too small; give at least {low}")
-        if config.train.steps_per_dispatch > MOST_PER_DISPATCH:
+        per_dispatch = config.train.steps_per_dispatch
+        if per_dispatch > MOST_PER_DISPATCH:
             raise UserError(
-                f"train.steps_per_dispatch={config.train.steps_per_dispatch} is too large, as all "
-                f"batches of a dispatch are in memory; give at most {MOST_PER_DISPATCH}"
+                f"train.steps_per_dispatch={per_dispatch} is too large; give at most "
+                f"{MOST_PER_DISPATCH}"
             )
         if total > LARGEST * batch_size:
             raise UserError(
@@ -77,7 +69,7 @@ class Intervals:
             size=size,
             batch_size=batch_size,
             total=-(-total // batch_size),
-            per_dispatch=config.train.steps_per_dispatch,
+            per_dispatch=per_dispatch,
             log_every=config.log.every_steps,
             save_every=config.checkpoint.every_steps,
             eval_every=in_examples(config, "eval", size, batch_size),
@@ -112,12 +104,9 @@ class Intervals:
 
 
 def in_examples(config: ConfigDict, section: str, size: int, batch_size: int) -> int | None:
-    """The length that a section of the config sets in steps, epochs or examples; in examples.
+    """The length in examples that a section of the config sets in steps, epochs or examples.
 
-    Args:
-      section: "train" for the length of the run, "eval" for the interval of evaluations.
-      size: training examples in an epoch.
-      batch_size: examples in a step.
+    "train" sets the length of the run, "eval" the interval of evaluations.
 
     Raises:
       UserError: two lengths are set, or the length is not positive.

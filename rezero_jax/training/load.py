@@ -15,7 +15,7 @@ from rezero_jax.runs.files import AnyPath, folder_of
 from rezero_jax.runs.folder import read_config, saved_steps
 from rezero_jax.runs.restore import Damaged, read, read_newest
 from rezero_jax.training.optim import make_optimizer
-from rezero_jax.training.state import MakeModel, State, init_state, model_spec
+from rezero_jax.training.state import MakeModel, ModelSpec, State, init_state, model_spec
 from rezero_jax.training.trainer import Trainer
 
 
@@ -37,15 +37,12 @@ def load_language_model(workdir: AnyPath) -> tuple[Transformer, int]:
 
 
 def restored(workdir: AnyPath, config: ConfigDict, make: MakeModel) -> tuple[nnx.Module, int]:
-    """A run's newest good checkpoint as the model that `make` constructs.
+    """The model of a run on one device, in evaluation mode, and its number of updates.
 
     Args:
       workdir: the run's folder, which is only read.
       config: the run's config.
       make: the constructor of its model.
-
-    Returns:
-      The model in evaluation mode, on one device; its number of updates.
 
     Raises:
       UserError: there is no good checkpoint, or it is of a model of another structure.
@@ -55,23 +52,17 @@ def restored(workdir: AnyPath, config: ConfigDict, make: MakeModel) -> tuple[nnx
     device = SingleDeviceSharding(jax.devices()[0])
     shapes = jax.eval_shape(partial(init_state, make, optimizer), jax.random.key(0))
     shapes = jax.tree.map(lambda leaf: leaf.update(sharding=device), shapes)
-    state = load_state(workdir, shapes)
-    model = spec.model(state["params"], state["stats"])
-    model.eval()
-    return model, int(state["step"])
+    return _model(spec, load_state(workdir, shapes))
 
 
 def load_model(workdir: AnyPath, step: int | None = None) -> tuple[nnx.Module, int, Trainer]:
-    """The model of a run of any family, on one device, with the trainer of the run's config.
+    """The model of a run of any family, its number of updates, and the trainer of its config.
 
-    The run is only read. Unlike `load_language_model` this function needs the data set.
+    As `restored`, but the data set is needed.
 
     Args:
-      workdir: the run's folder.
+      workdir: the run's folder, which is only read.
       step: which checkpoint, by default the newest good one; 0 is the initial model.
-
-    Returns:
-      The model in evaluation mode; its number of updates; the trainer.
 
     Raises:
       UserError: there is no run or no such checkpoint, the checkpoint is damaged or of another
@@ -79,13 +70,15 @@ def load_model(workdir: AnyPath, step: int | None = None) -> tuple[nnx.Module, i
     """
     config = read_config(workdir)
     config.mesh.data = config.mesh.model = 1
-    if step != 0:
-        check_saved(workdir, step)
     trainer = Trainer(config)
     state = trainer.init() if step == 0 else load_state(workdir, trainer.shapes, step)
-    model = trainer.spec.model(state["params"], state["stats"])
+    return *_model(trainer.spec, state), trainer
+
+
+def _model(spec: ModelSpec, state: State) -> tuple[nnx.Module, int]:
+    model = spec.model(state["params"], state["stats"])
     model.eval()
-    return model, int(state["step"]), trainer
+    return model, int(state["step"])
 
 
 def load_state(workdir: AnyPath, shapes: Any, step: int | None = None) -> State:
@@ -94,30 +87,18 @@ def load_state(workdir: AnyPath, shapes: Any, step: int | None = None) -> State:
     Raises:
       UserError: there is no such checkpoint, it is damaged, or of a model of another structure.
     """
-    check_saved(workdir, step)
-    folder = folder_of(workdir) / "checkpoints"
+    folder = folder_of(workdir)
     if step is None:
-        if (found := read_newest(folder, shapes)) is None:
-            raise UserError(f"{workdir} holds no good checkpoint; train there, or name another run")
+        if (found := read_newest(folder / "checkpoints", shapes)) is None:
+            raise UserError(f"{workdir} holds no good checkpoint; wait for one, or train there")
         return found[0]
+    if step not in saved_steps(folder):
+        raise UserError(
+            f"{workdir} holds no checkpoint {step}; train anew with checkpoint.keep_every_steps"
+        )
     try:
-        return read(folder, step, shapes)[0]
+        return read(folder / "checkpoints", step, shapes)[0]
     except Damaged as error:
         raise UserError(
             f"checkpoint {step} in {workdir} is damaged ({error}); choose another one"
         ) from None
-
-
-def check_saved(workdir: AnyPath, step: int | None = None) -> None:
-    """Checks that a run has a checkpoint, or the one of `step`, before anything slow.
-
-    Raises:
-      UserError: the checkpoint is missing.
-    """
-    steps = saved_steps(folder_of(workdir))
-    if not steps:
-        raise UserError(f"{workdir} holds no checkpoint yet; wait for the first, or train there")
-    if step is not None and step not in steps:
-        raise UserError(
-            f"{workdir} holds no checkpoint {step}; train anew with checkpoint.keep_every_steps"
-        )

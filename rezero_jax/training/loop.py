@@ -18,7 +18,7 @@ from rezero_jax.runs.checkpoint import Checkpoints
 from rezero_jax.runs.files import AnyPath, Upload, is_of_storage, storage_error
 from rezero_jax.runs.folder import EVALUATION, TOPOLOGY, Workdir, check_config, continued
 from rezero_jax.training.cost import check_memory
-from rezero_jax.training.load import check_saved, load_state
+from rezero_jax.training.load import load_state
 from rezero_jax.training.progress import Diverged, Progress
 from rezero_jax.training.trainer import Trainer
 
@@ -105,7 +105,7 @@ def _train(
     restored = checkpoints.restore(trainer.shapes)
     state, saved_progress = restored or (trainer.init(), None)
     now = int(state["step"])
-    progress = Progress(trainer, folder, now, saved_progress, began, home.check)
+    progress = Progress(trainer, home, now, saved_progress, began)
     progress.say(
         f"{trainer.spec.parameter_count:,} parameters, {intervals.total:,} steps of "
         f"{intervals.batch_size} examples on {trainer.mesh.size} device(s), in {folder}"
@@ -177,7 +177,6 @@ def evaluate(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
     Raises:
       UserError: there is no good checkpoint, or its config or structure differs.
     """
-    check_saved(workdir)
     config = continued(workdir, config)
     trainer = Trainer(config)
     check_config(workdir, trainer.config, free=TOPOLOGY + EVALUATION)

@@ -6,16 +6,16 @@ import datetime
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 from tqdm import tqdm
 
 from rezero_jax import processes
-from rezero_jax.runs.files import AnyPath, read_json, write_json
+from rezero_jax.runs.files import read_json, write_json
+from rezero_jax.runs.folder import Workdir
 from rezero_jax.runs.metrics import MetricsWriter
 from rezero_jax.training.cost import model_flops, peak_flops
 from rezero_jax.training.trainer import Trainer
@@ -43,25 +43,24 @@ class Progress:
 
     Args:
       trainer: the run's trainer.
-      folder: the workdir.
+      home: the run's workdir.
       step: updates made so far.
       saved: the `snapshot` in the checkpoint from which the run resumes; None for a new run.
       began: time.perf_counter() when this start of the run began.
-      check: called before files are written; see `Workdir.check`.
     """
 
     def __init__(
         self,
         trainer: Trainer,
-        folder: AnyPath,
+        home: Workdir,
         step: int,
         saved: dict[str, Any] | None,
         began: float,
-        check: Callable[[], None] = lambda: None,
     ):
-        self._trainer, self._intervals = trainer, trainer.intervals
-        self._folder, self._check = epath.Path(folder), check
-        self._writer = MetricsWriter(folder, step, check) if processes.is_first() else None
+        self._trainer, self._intervals, self._home = trainer, trainer.intervals, home
+        self._writer: MetricsWriter | None = None
+        if processes.is_first():
+            self._writer = MetricsWriter(home.folder, step, home.check)
         # Plain JSON data, saved with each checkpoint so that a resumed run reports the same.
         self._sums: dict[str, Any] = saved or {
             "epoch_loss": {"sum": 0.0, "steps": 0},
@@ -72,11 +71,11 @@ class Progress:
         peak = peak_flops(trainer)
         # Updates per second of devices that only multiply, at their peak; None if unknown.
         self._peak_rate = peak and peak / model_flops(trainer)
-        recorded = read_json(self._folder / "environment.json").get("seconds", 0.0)
+        recorded = read_json(home.folder / "environment.json")["seconds"]
         self.clock = Clock(began, self._sums["time"], recorded)
         self._bar: tqdm | None = None
         self._first_step = 0
-        self._spoke = time.perf_counter()
+        self._started = self._spoke = time.perf_counter()
 
     @property
     def is_started(self) -> bool:
@@ -95,7 +94,7 @@ class Progress:
         seconds = time.perf_counter() - dispatched
         self.say(f"first {last - first} step(s) with compilation: {seconds:.1f} s")
         self.clock.restart()
-        self._first_step = last
+        self._first_step, self._started = last, time.perf_counter()
         self._bar = tqdm(
             total=self._intervals.total,
             initial=last,
@@ -124,17 +123,23 @@ class Progress:
             finite.
         """
         values = {name: np.asarray(value) for name, value in report.items() if name != "stop"}
-        finite = np.isfinite(values["loss"][: last - first])
-        if not finite.all():
-            at = int(finite.argmin())
-            raise self._diverged("loss", values["loss"][at], first + at + 1)
-        for name, what in (("grad_norm", "gradient norm"), ("param_norm", "parameter norm")):
-            if not np.isfinite(values[name]):
-                raise self._diverged(what, values[name], last)
+        losses = values["loss"][: last - first]
+        worst = int(np.isfinite(losses).argmin())  # the first loss that is not finite, if any
+        for what, value, step in (
+            ("loss", losses[worst], first + worst + 1),
+            ("gradient norm", values["grad_norm"], last),
+            ("parameter norm", values["param_norm"], last),
+        ):
+            if not np.isfinite(value):
+                clip = "" if self._trainer.config.optim.clip_norm is not None else "set "
+                raise Diverged(
+                    f"the {what} became {value} at step {step}; lower optim.learning_rate or "
+                    f"{clip}optim.clip_norm, and start in a new --workdir"
+                )
         if first >= self._first_step:
-            self.clock.count((last - first) * self._intervals.batch_size)
+            self.clock.examples += (last - first) * self._intervals.batch_size
         epoch_loss = self._sums["epoch_loss"]
-        for loss in values["loss"][: last - first]:
+        for loss in losses:
             epoch_loss["sum"] += float(loss)
             epoch_loss["steps"] += 1
 
@@ -152,13 +157,6 @@ class Progress:
             self._bar.set_postfix_str(f"loss {line['train/loss']:.4f}", refresh=False)
             self._bar.update(max(last - self._bar.n, 0))
         return line
-
-    def _diverged(self, what: str, value: Any, step: int) -> Diverged:
-        is_clipped = self._trainer.config.optim.clip_norm is not None
-        return Diverged(
-            f"the {what} became {value} at step {step}; lower optim.learning_rate or "
-            f"{'' if is_clipped else 'set '}optim.clip_norm, and start in a new --workdir"
-        )
 
     def write(self, step: int, line: Line) -> None:
         """Writes the line of `step`; prints it after an evaluation or after a long silence.
@@ -188,7 +186,8 @@ class Progress:
             return
         self._spoke = time.perf_counter()
         total, done = self._intervals.total, step - self._first_step
-        left = round(self.clock.elapsed * (total - step) / done) if done else 0
+        elapsed = time.perf_counter() - self._started
+        left = round(elapsed * (total - step) / done) if done else 0
         shown = {k: v for k, v in line.items() if k == "train/epoch_loss" or k in evaluation}
         numbers = shown or {"train/loss": line["train/loss"]}
         self.say(
@@ -210,8 +209,8 @@ class Progress:
     def finish(self, status: str, step: int) -> dict[str, Any]:
         """Writes final.json and returns its content."""
         sums = self.snapshot()
-        times = sums["time"]
-        seconds, busy = sum(times.values()), times["update"] + times["data"]
+        times, seconds = sums["time"], sum(sums["time"].values())
+        busy = times["update"] + times["data"]
         final = {
             "status": status,
             "steps": step,
@@ -226,8 +225,8 @@ class Progress:
         if self._trainer.config.train.until_loss is not None:
             final["reached_until_loss"] = self._has_reached_loss(step)
         if processes.is_first():
-            self._check()
-            write_json(self._folder / "final.json", final)
+            self._home.check()
+            write_json(self._home.folder / "final.json", final)
         return final
 
     def say(self, text: str) -> None:
@@ -246,6 +245,10 @@ class Progress:
 class Clock:
     """Wall time of a run by kind, and examples per second while it trains.
 
+    Attributes:
+      examples: examples that were trained on since `restart`.
+      rate: examples per second up to the last `lap`.
+
     Args:
       began: time.perf_counter() when this start of the run began.
       saved: seconds by kind in the checkpoint from which the run resumes, see TIMES.
@@ -255,25 +258,21 @@ class Clock:
     def __init__(
         self, began: float, saved: dict[str, float] | None = None, recorded: float = 0.0
     ) -> None:
-        kept = dict.fromkeys(TIMES, 0.0) | (saved or {})
-        self._began = began
-        self._before = max(recorded, sum(kept.values()))
-        kept["lost"] += self._before - sum(kept.values())
-        self._times = {kind: seconds for kind, seconds in kept.items() if kind != "update"}
+        self._times = dict.fromkeys(TIMES, 0.0) | (saved or {})
+        known = sum(self._times.values())
+        self._began, self._before = began, max(recorded, known)
+        self._times["lost"] += self._before - known
+        del self._times["update"]  # the rest
         self._spent: dict[str, float] = {}  # since the last lap
         self.restart()
         self.add("start", time.perf_counter() - began)
 
     def restart(self) -> None:
         """Restarts the measurement of the rate."""
-        self._started = self._lapped = time.perf_counter()
-        self.rate = 0.0  # examples per second up to the last lap
-        self._examples, self._busy = 0, 0.0  # since the restart; seconds without the pauses
-        self._laps = deque([(0.0, 0)])  # `_busy` and `_examples` at the laps of the last WINDOW
-
-    def count(self, examples: int) -> None:
-        """Counts examples that were trained on."""
-        self._examples += examples
+        self._lapped = time.perf_counter()
+        self.rate, self.examples = 0.0, 0
+        self._busy = 0.0  # seconds without the pauses
+        self._laps = deque([(0.0, 0)])  # `_busy` and `examples` at the laps of the last WINDOW
 
     def lap(self) -> dict[str, float]:
         """Sets `rate` and returns the seconds by kind since the last lap.
@@ -287,8 +286,8 @@ class Clock:
         while len(self._laps) > 1 and self._busy - self._laps[1][0] >= WINDOW:
             self._laps.popleft()
         busy, examples = self._laps[0]
-        self.rate = (self._examples - examples) / (self._busy - busy)
-        self._laps.append((self._busy, self._examples))
+        self.rate = (self.examples - examples) / (self._busy - busy)
+        self._laps.append((self._busy, self.examples))
         self._lapped, self._spent = now, {}
         return spent
 
@@ -296,11 +295,6 @@ class Clock:
     def wall(self) -> float:
         """Wall seconds of all starts of the run."""
         return self._before + time.perf_counter() - self._began
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds since `restart`."""
-        return time.perf_counter() - self._started
 
     def times(self) -> dict[str, float]:
         """Wall seconds of all starts by kind, see TIMES."""

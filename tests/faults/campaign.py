@@ -122,16 +122,7 @@ def storage(name: str, rate: float, seed: int) -> Iterator[tuple[str, dict[str, 
 def run(
     families: Sequence[Family], kills: int, damages: int, seed: int, jobs: int, out: Path
 ) -> tuple[list[Run], list[str]]:
-    """Makes all runs; returns them, and one text for each problem.
-
-    Args:
-      families: the runs.
-      kills: number of kills, over all families.
-      damages: number of damaged checkpoints, over all families.
-      seed: seed of everything drawn.
-      jobs: number of simultaneous runs.
-      out: an empty folder, or none yet.
-    """
+    """Makes all runs; returns them, and one text for each problem."""
     out.mkdir(parents=True, exist_ok=True)
     cache, judge = epath.Path(out) / "compiled", Judge()
     with (

@@ -218,16 +218,7 @@ def classify(
     is_as_saved: Callable[[], bool],
     is_finished: bool = True,
 ) -> str:
-    """What a run did with its newest checkpoint.
-
-    Args:
-      said: the run's output.
-      code: its exit status.
-      step: step of the damaged checkpoint.
-      before: step of the sound checkpoint before it.
-      is_as_saved: whether the damaged checkpoint is restored to the bits that were saved.
-      is_finished: whether the damaged checkpoint still has the mark of a finished one.
-    """
+    """What a run did with its newest checkpoint."""
     if code:
         return CRASHED
     if said.resumed_at == step:

@@ -86,16 +86,7 @@ def await_moment(
     seconds: tuple[float, float],
     rng: random.Random,
 ) -> None:
-    """Returns when it is time to kill, or when the process has ended.
-
-    Args:
-      aim: "any": from the start of the process to its end, most of which may be the start;
-        "training": from the first updates to the end; "writing": in one of the first checkpoints.
-      process: the process to kill.
-      workdir: its folder.
-      seconds: expected seconds of the process, and of the part after the first updates.
-      rng: draws the moment.
-    """
+    """Returns when it is time to kill, or when the process has ended."""
     if aim != "writing":
         moment = rng.uniform(0, seconds[0] if aim == "any" else seconds[1])
         while aim == "training" and process.is_running and not process.said.has_trained:
@@ -145,13 +136,7 @@ def check_resumed(kills: list[Kill], said: Said) -> list[str]:
 
 
 def kill_run(task: Task, aims: list[str], tick: Callable[[], None]) -> list[KilledRun]:
-    """Makes runs until all kills have struck; mostly one run is enough.
-
-    Args:
-      task: the run.
-      aims: aims of the kills, from `plan`.
-      tick: called after each kill that counts.
-    """
+    """Makes runs until all kills have struck; mostly one run is enough."""
     aims, runs = list(aims), list[KilledRun]()
     while aims and len(runs) < 10:
         runs.append(_kill_and_finish(task, aims, str(len(runs)), tick))

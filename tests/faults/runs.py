@@ -108,14 +108,7 @@ FAMILIES = [
 
 
 class Process:
-    """A process with the command of a run, and the processes that it starts.
-
-    Args:
-      family: the run.
-      workdir: the run's folder.
-      log: file for the output.
-      cache: folder of what JAX compiled, so that a kill cannot harm the user's own.
-    """
+    """A process with the command of a run, and the processes that it starts."""
 
     def __init__(self, family: Family, workdir: epath.Path, log: Path, cache: epath.Path):
         self._log, self._count = log, family.processes

@@ -9,12 +9,6 @@ class Faults:
     """Random faults of a bad network.
 
     One fault in 100 begins an outage, in which every connection is cut for a while.
-
-    Args:
-      rate: share of requests that meet a fault.
-      seed: seed of the random numbers.
-      stall: the longest delay (s) of a late answer; one in 30, and every outage, is up to ten times
-        as long.
     """
 
     KINDS = ("refuse", "busy", "cut the request", "lose the answer", "cut the answer", "stall")

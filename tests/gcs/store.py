@@ -44,11 +44,7 @@ class Refused(Exception):
 
 
 class Store:
-    """The buckets, for several threads.
-
-    Args:
-      buckets: names of the buckets.
-    """
+    """The buckets, for several threads."""
 
     def __init__(self, buckets: list[str]):
         self._buckets: dict[str, dict[str, Object]] = {name: {} for name in buckets}
