@@ -84,7 +84,7 @@ def saves(trainer: Trainer, count: int, folder: Path) -> dict[str, list[float]]:
                 checkpoints.save(step, state, {}, None)
             with timed("next update"):
                 update()
-            checkpoints.wait()
+            checkpoints.finish()
     checkpoints.close()
     return seconds
 

@@ -6,6 +6,7 @@ import socket
 import struct
 import sys
 import threading
+import uuid
 from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -127,7 +128,34 @@ class _Handler(BaseHTTPRequestHandler):
                 ending = b"\r\n\r\n" if b"\r\n\r\n" in content else b"\n\n"
                 content = content.partition(ending)[2].removesuffix(b"\n").removesuffix(b"\r")
                 return _json(store.put(bucket, name["name"], content, expected).resource())
+            case "resumable" if "upload_id" not in query:
+                store.bucket(bucket)
+                key = uuid.uuid4().hex
+                name = query.get("name") or json.loads(body)["name"]
+                self.server.uploads[key] = (name, bytearray(), expected)
+                host = self.headers["Host"]
+                place = f"http://{host}/upload/storage/v1/b/{bucket}/o?uploadType=resumable"
+                return 200, b"{}", {"Location": f"{place}&upload_id={key}"}
+            case "resumable":
+                return self._resume(bucket, query["upload_id"], body)
         raise Refused(501, f"{self.path} is not implemented")
+
+    def _resume(self, bucket: str, key: str, body: bytes) -> tuple[int, bytes, dict[str, str]]:
+        if key not in self.server.uploads:
+            raise Refused(404, "No such upload.")
+        name, content, expected = self.server.uploads[key]
+        place, _, total = self.headers.get("Content-Range", "bytes 0-/*").partition("/")
+        if body:  # a chunk that is sent again replaces itself
+            content[int(place.removeprefix("bytes ").partition("-")[0]) :] = body
+        if total == "*" and not place.endswith("*"):
+            whole = "Content-Range" not in self.headers
+        else:
+            whole = total != "*" and int(total) == len(content)
+        if not whole:
+            headers = {"Range": f"bytes=0-{len(content) - 1}"} if content else {}
+            return 308, b"", headers
+        made = self.server.store.put(bucket, name, bytes(content), expected)
+        return _json(made.resource())
 
     def log_message(self, *args: object) -> None:
         """Says nothing."""
@@ -149,6 +177,7 @@ class Server(ThreadingHTTPServer):
         self.store = Store(list(buckets))
         self.faults = faults or Faults(0.0)
         self.refusals: dict[str, int] = {}
+        self.uploads: dict[str, tuple[str, bytearray, str | None]] = {}
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Ignores clients that are gone."""
