@@ -1,13 +1,14 @@
 """Every mistake is one sentence, found before anything is written."""
 
 import contextlib
+import functools
 import json
 import re
 import shutil
-from functools import cache
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 import train
 from rezero_jax import data, devices
@@ -45,7 +46,7 @@ def listing(folder):
     }
 
 
-@cache
+@functools.cache
 def data_of(file):
     return data.load(config(file).data)
 
@@ -69,14 +70,14 @@ OUT_OF_RANGE = {
     "optim.b2": ("1.0",),
     "optim.momentum": ("-0.1",),
     "optim.weight_decay": ("-1.0",),
-    "optim.milestones": ("(-0.5,)", "('a',)"),
+    "optim.milestones": ("(-0.5,)",),
     "seed": ("-1", "4294967296"),
     "data.jitter": ("-1.0",),
     "data.workers": ("-1",),
     "data.std": ("(0.0,)",),
     "train.batch_size": ("1438", "0"),
     "train.accumulate": ("3", "0"),
-    "train.steps": ("-3", "2147483648"),
+    "train.steps": ("-3",),
     "train.until_loss": ("-1.0",),
     "train.steps_per_dispatch": ("0", "1000000"),
     "eval.every_steps": ("-1",),
@@ -104,13 +105,6 @@ def test_a_value_out_of_its_range(key):
 @pytest.mark.parametrize(
     ("file", "fields", "words"),
     [
-        (MLP, {"train.stepz": 3}, 'unknown config key "train.stepz"; did you mean "train.steps"'),
-        (MLP, {"modle.depth": 3}, 'did you mean "model.depth"'),
-        (MLP, {"train.steps": "many"}, "train.steps takes a whole number"),
-        (MLP, {"optim.learning_rate": "high"}, "optim.learning_rate takes a number"),
-        (MLP, {"seed": None}, "config.seed takes a whole number"),
-        (MLP, {"optim.learning_rate": "1e999"}, "optim.learning_rate=inf"),
-        (MLP, {"optim.milestones": "(0.5, 1e999)"}, "optim.milestones=inf"),
         (MLP, {"optim.schedule": "piecewise", "optim.points": "(1.0, 2.0)"}, "optim.points"),
         (MLP, {"optim.schedule": "piecewise", "optim.points": "((0.0, -1.0),)"}, "optim.points"),
         (MLP, {"optim.name": "adam"}, "unknown optimizer"),
@@ -172,115 +166,82 @@ def test_any_value_of_any_field_makes_a_trainer_or_a_sentence(file):
     defaults = config(file)
     for key in flatten(defaults.to_dict()):
         *sections, last = key.split(".")
-        section = defaults
-        for name in sections:
-            section = section[name]
+        section = functools.reduce(ConfigDict.get, sections, defaults)
         for value in BAD.get(section.get_type(last), ()):
             fields = {key: value} | ({"train.steps": None} if key.startswith("train.e") else {})
             with contextlib.suppress(UserError):
                 check(file, fields)
 
 
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
+def test_the_command_prints_one_sentence_and_writes_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for fields, words in (
         ({"train.stepz": 3}, "train.stepz"),
         ({"seed": "x"}, "config.seed takes a whole number"),
         ({"optim.b1": 1.5}, "optim.b1=1.5"),
         ({"mesh.cpu_devices": 0}, "mesh.cpu_devices=0"),
         ({"data.length": 10**9, "data.name": "cifar"}, "cifar10"),
         ({"model.width": 1_000_000}, "GB of memory"),
-    ],
-)
-def test_the_command_prints_one_sentence_and_writes_nothing(fields, words, tmp_path, capsys):
-    assert words in refusal(argv(tmp_path / "run", **fields), capsys)
+    ):
+        assert words in refusal(argv(tmp_path / "run", **fields), capsys)
+    assert "checkpoint" in refusal([*argv(tmp_path / "run"), "--mode=eval"], capsys)
+    with pytest.raises(UserError, match="no run"):
+        read_metrics(tmp_path)
+    for flags in ([], ["--plan"]):
+        with pytest.raises(SystemExit, match="2"):
+            train.main([*argv(""), *flags])  # as an unset variable of the shell makes it
+        assert "--workdir= is empty" in capsys.readouterr().err
     assert listing(tmp_path) == {}
-
-
-@pytest.mark.parametrize(
-    ("spec", "words"),
-    [
-        ("configs/nowhere.py", "no config file configs/nowhere.py"),
-        ("configs/mpl.py", "did you mean configs/mlp.py"),
-        ("configs/mlp.py:smoke,depht=3", 'unknown config argument "depht"; did you mean "depth"'),
-        ("configs", "is a folder"),
-        ("README.md", r"README.md failed \(SyntaxError: "),
-    ],
-)
-def test_a_config_that_cannot_be(spec, words, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    with pytest.raises(UserError, match=words):
-        load_config(spec)
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("def get_config(arg):\n    return {}\n", "returned a dict"),
-        ("x = 1\n", "must define get_config"),
-        ("\nimport (\n", r"config.py failed \(SyntaxError: .*line 2"),
-        ("x = 1\ny = x / 0\n", r"config.py, line 2, failed \(ZeroDivisionError: "),
-        (
-            "def get_config(arg):\n    return int('x')\n",
-            r"config.py, line 2, failed \(ValueError: ",
-        ),
-        ("import sys\nsys.exit(0)\n", r"config.py, line 2, failed \(SystemExit: 0\)"),
-    ],
-)
-def test_a_config_file_that_fails(text, words, tmp_path):
-    (tmp_path / "config.py").write_text(text)
-    with pytest.raises(UserError, match=words):
-        load_config(str(tmp_path / "config.py"))
-
-
-@pytest.mark.parametrize("flags", [[], ["--plan"]])
-def test_an_empty_workdir(flags, tmp_path, capsys, monkeypatch):
-    """As an unset variable of the shell makes it."""
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match="2"):
-        train.main([*argv(""), *flags])
-    assert "--workdir= is empty" in capsys.readouterr().err
-    assert listing(tmp_path) == {}
-
-
-def test_a_workdir_that_cannot_be_written(tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
     assert "cannot write to the workdir" in refusal(argv(tmp_path / "file" / "run"), capsys)
     assert listing(tmp_path) == {Path("file"): b"mine"}
 
 
-@pytest.fixture
-def run(trained, tmp_path):
-    """The workdir of a finished run."""
-    return shutil.copytree(trained("mlp"), tmp_path / "run")
+def test_a_config_that_cannot_be(monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    for spec, words in (
+        ("configs/nowhere.py", "no config file configs/nowhere.py"),
+        ("configs/mpl.py", "did you mean configs/mlp.py"),
+        ("configs/mlp.py:smoke,depht=3", 'unknown config argument "depht"; did you mean "depth"'),
+        ("configs", "is a folder"),
+        ("README.md", r"README.md failed \(SyntaxError: "),
+    ):
+        with pytest.raises(UserError, match=words):
+            load_config(spec)
+    for text, words in (
+        ("def get_config(arg):\n    return {}\n", "returned a dict"),
+        ("x = 1\n", "own.py .* must define get_config"),
+        ("\nimport (\n", r"own.py failed \(SyntaxError: .*line 2"),
+        ("x = 1\ny = x / 0\n", r"own.py, line 2, failed \(ZeroDivisionError: "),
+        ("def get_config(arg):\n    return int('x')\n", r"own.py, line 2, failed \(ValueError: "),
+        ("import sys\nsys.exit(0)\n", r"own.py, line 2, failed \(SystemExit: 0\)"),
+    ):
+        (tmp_path / "own.py").write_text(text)
+        with pytest.raises(UserError, match=words):
+            load_config(str(tmp_path / "own.py"))
 
 
-def test_a_workdir_of_another_config(run, capsys):
+def test_a_finished_run_of_another_config_or_without_a_file_is_refused(trained, tmp_path, capsys):
+    run = shutil.copytree(trained("mlp"), tmp_path / "run")
+    capsys.readouterr()
     before = listing(run)
     sentence = refusal(argv(run, **{"model.depth": 3, "seed": 5}), capsys)
     assert "model.depth: 4 -> 3; seed: 0 -> 5" in sentence
     assert listing(run) == before
-
-
-@pytest.mark.parametrize("name", ["config.json", "final.json"])
-def test_a_broken_file_of_the_run_is_named(name, run, capsys):
-    for text in ("", "[]", "{", "\udcff"):
-        (run / name).write_text(text, errors="surrogateescape")
-        before = listing(run)
-        assert f"{run / name} is broken (" in refusal(argv(run), capsys)
-        assert listing(run) == before
-
-
-@pytest.mark.parametrize(
-    "names", [["config.json"], ["checkpoints"], ["config.json", "checkpoints"]], ids=str
-)
-def test_a_finished_run_that_lacks_something_does_not_count(names, run, capsys):
-    for name in names:
-        path = run / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for name in ("config.json", "final.json"):
+        good = (run / name).read_bytes()
+        for content in (b"", b"[]", b"{", b"\xff"):
+            (run / name).write_bytes(content)
+            before = listing(run)
+            assert f"{run / name} is broken (" in refusal(argv(run), capsys)
+            assert listing(run) == before
+        (run / name).write_bytes(good)
+    (run / "checkpoints").rename(run / "moved")
+    assert "checkpoints" in refusal(argv(run), capsys)
+    (run / "moved").rename(run / "checkpoints")
+    (run / "config.json").unlink()
     before = listing(run)
-    sentence = refusal(argv(run), capsys)
-    assert all(name in sentence for name in names)
+    assert "config.json" in refusal(argv(run), capsys)
     assert listing(run) == before
 
 
@@ -291,19 +252,11 @@ def test_a_run_killed_before_its_first_update_gives_way_to_another_config(tmp_pa
     assert json.loads((tmp_path / "config.json").read_text())["model"]["depth"] == 3
     capsys.readouterr()
     assert "another config" in refusal(argv(tmp_path), capsys)
-
-
-def test_a_config_json_of_something_else_is_left(tmp_path, capsys):
-    (tmp_path / "config.json").write_text('{"mine": 1}')
-    assert "another config" in refusal(argv(tmp_path), capsys)
-    assert (tmp_path / "config.json").read_text() == '{"mine": 1}'
-
-
-def test_evaluation_without_a_run(tmp_path, capsys):
-    assert "checkpoint" in refusal([*argv(tmp_path / "run"), "--mode=eval"], capsys)
-    assert listing(tmp_path) == {}
-    with pytest.raises(UserError, match="no run"):
-        read_metrics(tmp_path)
+    foreign = tmp_path / "foreign" / "config.json"
+    foreign.parent.mkdir()
+    foreign.write_text('{"mine": 1}')
+    assert "another config" in refusal(argv(foreign.parent), capsys)
+    assert foreign.read_text() == '{"mine": 1}'
 
 
 HUGE = {"optim.name": "sgd", "optim.learning_rate": 1e30}
