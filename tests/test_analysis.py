@@ -1,7 +1,7 @@
 """Reading, tabulating and plotting runs, on run folders made by hand."""
 
 import json
-from functools import partial
+from functools import reduce
 
 import matplotlib
 import numpy as np
@@ -9,7 +9,7 @@ import pytest
 
 from rezero_jax.analysis import __main__ as diagnosis
 from rezero_jax.analysis import figures, plots, table
-from rezero_jax.analysis.gates import Gates, open_from
+from rezero_jax.analysis.gates import Gates
 from rezero_jax.analysis.statistics import Estimate
 from rezero_jax.analysis.table import labels
 from rezero_jax.analysis.theme import save
@@ -21,33 +21,32 @@ RESIDUAL = "model.residual"
 
 def make_run(folder, losses, depth=2, **config):
     """A run with one line an epoch, whose gates after epoch e are e, 2 e, ..."""
-    folder.mkdir()
     fields = {"seed": 0, "data.name": "digits", RESIDUAL: "rezero", "model.width": 8}
     nested = {}
     for key, value in (fields | {"model.depth": depth} | config).items():
         *parents, last = key.split(".")
-        section = nested
-        for parent in parents:
-            section = section.setdefault(parent, {})
-        section[last] = value
+        reduce(lambda section, name: section.setdefault(name, {}), parents, nested)[last] = value
+    folder.mkdir()
     (folder / "config.json").write_text(json.dumps(nested))
-    lines = []
-    for epoch, loss in enumerate(losses, 1):
-        line = {"step": 10 * epoch, "epoch": float(epoch), "train/epoch_loss": loss}
-        line |= {"train/loss": loss, "train/accuracy": 0.5, "eval/loss": loss}
-        line |= {"eval/accuracy": 0.5}
-        lines.append(line | {f"alpha/{layer}": epoch * (layer + 1.0) for layer in range(depth)})
-    return write(folder, lines)
+    return write(
+        folder,
+        [
+            {"step": 10 * epoch, "epoch": float(epoch), "train/epoch_loss": loss}
+            | {"train/loss": loss, "train/accuracy": 0.5, "eval/loss": loss, "eval/accuracy": 0.5}
+            | {f"alpha/{layer}": epoch * (layer + 1.0) for layer in range(depth)}
+            for epoch, loss in enumerate(losses, 1)
+        ],
+    )
 
 
 def make_text_run(folder, bits, **config):
     """A run of a language model: a line every 10 steps, an evaluation after each."""
     make_run(folder, [], **config)
+    keys = ("train/loss", "train/bits_per_byte", "eval/loss", "eval/bits_per_byte")
     return write(
         folder,
         [
-            {"step": 10 * i, "epoch": i / 9, "train/loss": b, "train/bits_per_byte": b}
-            | {"eval/loss": b, "eval/bits_per_byte": b, "alpha/0": 0.0}
+            {"step": 10 * i, "epoch": i / 9, "alpha/0": 0.0} | dict.fromkeys(keys, b)
             for i, b in enumerate(bits, 1)
         ],
     )
@@ -68,7 +67,7 @@ def two_settings(folder):
     ]
 
 
-def test_epochs_to_is_log_linear_between_epochs():
+def test_the_time_to_a_target_is_log_linear_between_epochs_or_the_first_key():
     losses = 3.0 * np.exp(-0.7 * np.arange(1, 9))  # exactly log-linear: the answer is closed form
     for target in (1.0, 0.4, 0.05):
         np.testing.assert_allclose(epochs_to(losses, target), np.log(3.0 / target) / 0.7)
@@ -78,26 +77,11 @@ def test_epochs_to_is_log_linear_between_epochs():
     assert epochs_to([2.0, 0.5, 3.0, 0.4], 0.5) == 2.0  # the first time counts
     with pytest.raises(UserError, match="not positive"):
         epochs_to([1.0], 0.0)
-
-
-def test_the_first_key_within_bounds():
     values = {3: 0.5, 1: 0.2, 2: 0.7}
     assert first_at(values, at_least=0.5) == 2
     assert first_at(values, at_most=0.5) == 1
     assert first_at(values, at_least=0.3, at_most=0.6) == 3
     assert first_at(values, at_least=0.8) is None
-
-
-def test_a_run_is_read_back(tmp_path):
-    run = make_run(tmp_path / "a", [3.0, 2.0, 1.0], depth=12)
-    np.testing.assert_array_equal(run.epoch_losses(), [3.0, 2.0, 1.0])
-    steps, alphas = run.alphas()
-    np.testing.assert_array_equal(steps, [10, 20, 30])
-    np.testing.assert_array_equal(alphas, np.outer([1, 2, 3], np.arange(1, 13)))
-    np.testing.assert_array_equal(run.series("eval/loss", "epoch"), [[1, 2, 3], [3, 2, 1]])
-
-
-# ---- Comparisons
 
 
 def test_labels_name_the_fields_that_differ(tmp_path):
@@ -175,9 +159,6 @@ def test_bits_per_byte_by_steps_and_the_speed_up_over_the_first_run(tmp_path):
     ]
 
 
-# ---- Curves
-
-
 def curves_of(axis):
     return [(line.get_xdata().tolist(), line.get_ydata().tolist()) for line in axis.lines]
 
@@ -208,18 +189,13 @@ def test_plots_of_language_models_show_bits_per_byte(tmp_path):
     assert figure.axes[0].get_ylim() == (1.9, 8)  # leaves room for the other curve
 
 
-def test_comparison_draws_the_mean_over_the_epochs_that_all_seeds_have(tmp_path):
-    runs = [
-        make_run(tmp_path / "a", [4.0, 2.0, 1.0]),
-        make_run(tmp_path / "b", [2.0, 1.0], seed=1),
-    ]
-    axis = plots.plot_comparison(runs).axes[0]
-    assert curves_of(axis) == [([1, 2], [3.0, 1.5])]
+def test_comparisons_of_seeds_and_of_unlike_runs(tmp_path, capsys):
+    mlp = make_run(tmp_path / "mlp", [3.0, 2.0, 1.0])
+    seed = make_run(tmp_path / "seed", [1.0, 1.0], seed=1)
+    axis = plots.plot_comparison([mlp, seed]).axes[0]
+    assert curves_of(axis) == [([1, 2], [2.0, 1.5])]  # over the epochs that all seeds have
     assert axis.lines[0].get_label() == "rezero (2 seeds)"
 
-
-def test_unlike_runs_are_compared_by_the_training_loss_of_each_step(tmp_path, capsys):
-    mlp = make_run(tmp_path / "mlp", [3.0, 2.0, 1.0])
     fields = {"data.name": "stdlib", "model.heads": 4, RESIDUAL: "pre_norm"}
     text = make_text_run(tmp_path / "text", [4.0, 2.0], **fields)
     axis = plots.plot_comparison([mlp, text]).axes[0]
@@ -233,20 +209,15 @@ def test_unlike_runs_are_compared_by_the_training_loss_of_each_step(tmp_path, ca
     assert "text has logged nothing yet" in capsys.readouterr().err
 
 
-# ---- Gates
-
-
-def gates_of(tmp_path, alphas):
-    run = make_run(tmp_path / str(len(alphas)), [1.0] * len(alphas), depth=len(alphas[0]))
+def test_what_gates_did(tmp_path):
+    run = make_run(tmp_path / "a", [1.0] * 3, depth=3)
+    np.testing.assert_array_equal(run.alphas()[0], [10, 20, 30])
+    np.testing.assert_array_equal(run.alphas()[1], np.outer([1, 2, 3], [1, 2, 3]))
+    alphas = [[0.0, -0.1, 0.02], [0.05, 0.4, 0.01], [0.05, -0.3, 0.03]]
     for line, values in zip(run.lines, alphas, strict=True):
         line |= {f"alpha/{layer}": value for layer, value in enumerate(values)}
-    return Gates.of_run(run)
-
-
-def test_what_gates_did(tmp_path):
-    gates = gates_of(tmp_path, [[0.0, -0.1, 0.02], [0.05, 0.4, 0.01], [0.05, -0.3, 0.03]])
+    gates = Gates.of_run(run)
     np.testing.assert_allclose(gates.mean_abs, [0.04, 0.46 / 3, 0.38 / 3])
-    np.testing.assert_allclose(open_from(3), 0.1 / 3)
     np.testing.assert_array_equal(gates.opening_steps, [20, 10, np.nan])
     np.testing.assert_array_equal(gates.peak_steps, [20, 20, 30])
     every, mean, peaks = figures.plot_gates(gates).axes[:3]
@@ -254,15 +225,10 @@ def test_what_gates_did(tmp_path):
     np.testing.assert_array_equal(mean.lines[0].get_ydata(), gates.mean_abs)
     np.testing.assert_array_equal(peaks.lines[0].get_xdata(), gates.peak_steps)
 
-
-def test_a_run_without_gates_is_refused(tmp_path):
-    ungated = make_run(tmp_path / "a", [1.0], depth=0)
+    ungated = make_run(tmp_path / "ungated", [1.0], depth=0)
     for run, why in ((ungated, "has no gates"), (write(ungated.folder, []), "has logged nothing")):
         with pytest.raises(UserError, match=why):
             Gates.of_run(run)
-
-
-# ---- Files
 
 
 def test_spectra_are_histograms_of_logarithms():
@@ -301,7 +267,7 @@ def test_command_lines(tmp_path, capsys):
     assert "epochs to a loss of 1.5" in (tmp_path / "times.svg").read_text()
     assert table.main([str(a), "--epochs", "1"]) == 0
     assert "| rezero | 1 | 2.00 |" in capsys.readouterr().out
-    for main in (plots.main, table.main, partial(diagnosis.main)):
+    for main in (plots.main, table.main, diagnosis.main):
         assert main([str(tmp_path / "nothing")]) == 2
         assert "no run" in capsys.readouterr().err
         with pytest.raises(SystemExit, match="2"):  # as with an unset variable of the shell

@@ -2,7 +2,6 @@
 
 import re
 import shutil
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -78,37 +77,26 @@ def test_a_deep_network_without_gates_still_fits_a_page():
 
 
 def test_the_picture_shows_the_numbers(toy):
-    signal, gradient, alpha, cosine, share = plot_diagnosis(toy).axes
+    axes = plot_diagnosis(toy).axes
+    signal, share = axes[0], axes[-1]
     found = toy.propagation
-    for axis, values in (
-        (signal, found.signal),
-        (gradient, found.gradient),
-        (alpha, found.alpha),
-        (cosine, found.cosine),
-        (share, found.share),
-    ):
-        np.testing.assert_array_equal(axis.lines[0].get_ydata(), values)
+    values = (found.signal, found.gradient, found.alpha, found.cosine, found.share)
+    for axis, expected in zip(axes, values, strict=True):
+        np.testing.assert_array_equal(axis.lines[0].get_ydata(), expected)
     assert share.lines[1].get_ydata()[0] == 0.1 / 8
     assert signal.get_ylim()[1] / signal.get_ylim()[0] >= 2
     (legend,) = plot_propagation({"a": found, "b": found}).legends
     assert [text.get_text() for text in legend.get_texts()] == ["a", "b"]
 
 
-# ---- Of a run
-
-
-def files(folder):
-    return {path.relative_to(folder) for path in folder.rglob("*")}
-
-
 def test_the_command_prints_the_page_and_writes_the_picture_alone(copy_of, capsys):
     run = copy_of("mlp", STEPS)
-    before = files(run)
+    before = set(run.rglob("*"))
     capsys.readouterr()
     assert analysis.main([str(run)]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    assert files(run) - before == {Path("diagnosis.png")}
+    assert set(run.rglob("*")) - before == {run / "diagnosis.png"}
     assert (run / "diagnosis.png").read_bytes().startswith(b"\x89PNG")
     assert out.startswith(f"{run} after {STEPS} updates, means over 16 examples\n\nlayers    ")
     assert out.endswith(f"\n\ndrawn in {run / 'diagnosis.png'}\n")

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from rezero_jax import Encoder
+from rezero_jax.analysis import singular_values as module
 from rezero_jax.analysis.singular_values import (
     jacobian,
     mean_squared_singular_value,
@@ -33,52 +34,40 @@ def normal(*shape, seed=1):
     return np.asarray(jax.random.normal(jax.random.key(seed), shape))
 
 
-def orthogonal(size, seed=1):
-    return np.linalg.qr(normal(size, size, seed=seed))[0]
-
-
-def with_values(values, outputs, inputs):
+def with_values(values, outputs, inputs, seed=1):
     """A float64 matrix (outputs, inputs) with these singular values."""
     middle = np.zeros((outputs, inputs))
     np.fill_diagonal(middle, values)
-    left = np.linalg.qr(np.float64(normal(outputs, outputs, seed=2)))[0]
-    return left @ middle @ np.linalg.qr(np.float64(normal(inputs, inputs, seed=3)))[0]
+    left = np.linalg.qr(np.float64(normal(outputs, outputs, seed=2 * seed)))[0]
+    return left @ middle @ np.linalg.qr(np.float64(normal(inputs, inputs, seed=2 * seed + 1)))[0]
 
 
-# ---- The matrix
-
-
-@pytest.mark.parametrize("shape", [(3, 5, 7), (7, 5, 3)])  # rows are fewer, columns are fewer
-def test_the_jacobian_of_a_deep_linear_network_is_the_product_of_its_matrices(shape):
-    a, b = normal(shape[1], shape[2], seed=1), normal(shape[0], shape[1], seed=2)
+@pytest.mark.parametrize("wide", [True, False])  # fewer rows than columns, or more
+def test_the_jacobian_is_computed_by_rows_or_by_columns(wide):
+    rows, columns, cout = (3, 7, 1) if wide else (7, 3, 16)
+    a, b = normal(5, columns, seed=1), normal(rows, 5, seed=2)
     network = nnx.Sequential(Linear(a), Linear(b))
-    np.testing.assert_allclose(jacobian(network, jnp.ones(shape[2])), b @ a, rtol=2e-6, atol=1e-6)
+    np.testing.assert_allclose(jacobian(network, jnp.ones(columns)), b @ a, rtol=2e-6, atol=1e-6)
     expected = np.linalg.svd(np.float64(b) @ a, compute_uv=False)
-    for values in singular_values(network, normal(2, shape[2])):
+    for values in singular_values(network, normal(2, columns)):
         np.testing.assert_allclose(values, expected, rtol=1e-5)
 
-
-@pytest.mark.parametrize("cout", [1, 16])  # fewer outputs than inputs: rows; more: columns
-def test_a_convolution_with_a_custom_gradient_has_rows_and_columns(cout):
-    conv = CifarConfig().conv(2, cout, 3, 2, rngs=nnx.Rngs(0))
-    kernel = conv.kernel[...]
+    conv = CifarConfig().conv(2, cout, 3, 2, rngs=nnx.Rngs(0))  # has a gradient of its own
+    kernel, layout = conv.kernel[...], ("NHWC", "HWIO", "NHWC")
 
     def plain(x):
         return jax.lax.conv_general_dilated(
-            x, kernel, (2, 2), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+            x[None], kernel, (2, 2), ((1, 1), (1, 1)), None, None, layout
         )
 
     x = normal(6, 6, 2)
-    expected = jax.jacrev(lambda x: plain(x[None]).ravel())(x).reshape(-1, x.size)
+    expected = jax.jacrev(plain)(x).reshape(-1, x.size)
     np.testing.assert_allclose(jacobian(conv, x), expected, rtol=1e-5, atol=1e-6)
 
 
-# ---- Exact singular values
-
-
 def test_orthogonal_weights_have_singular_values_of_one():
-    stack = nnx.Sequential(*(Linear(orthogonal(12, seed)) for seed in range(6)))
-    x = normal(3, 12)
+    matrices = [np.float32(with_values(1, 12, 12, seed)) for seed in range(6)]
+    stack, x = nnx.Sequential(*map(Linear, matrices)), normal(3, 12)
     np.testing.assert_allclose(singular_values(stack, x), np.ones((3, 12)), rtol=2e-6)
     mean = mean_squared_singular_value(stack, x, probes=4, key=KEY)
     assert mean.mean == pytest.approx(1, rel=2e-6)
@@ -95,22 +84,17 @@ def test_float64_resolves_what_float32_cannot():
 
 
 def test_a_model_is_not_written_to_and_a_second_one_compiles_nothing():
-    from rezero_jax.analysis.singular_values import _jacobian
-
     x = normal(2, 3, 3, 2)
     convs = [CifarConfig().conv(2, 1, 3, rngs=nnx.Rngs(seed)) for seed in (0, 1)]
     models = [nnx.Sequential(conv, BatchNorm(1)) for conv in convs]
     before = [np.array(leaf) for leaf in jax.tree.leaves(models[0])]  # in training mode, too
     values = [singular_values(models[0], x)]
-    size = _jacobian._cache_size()
+    size = module._jacobian._cache_size()
     values.append(singular_values(models[1], x))
-    assert _jacobian._cache_size() == size
+    assert module._jacobian._cache_size() == size
     assert not np.array_equal(*values)
     for leaf, old in zip(jax.tree.leaves(models[0]), before, strict=True):
         np.testing.assert_array_equal(leaf, old)
-
-
-# ---- Without the matrix
 
 
 @pytest.mark.parametrize("shape", [(6, 9), (9, 6)])
@@ -132,9 +116,6 @@ def test_norms_neither_overflow_nor_underflow():
     infinite, unknown = safe_norms(jnp.array([[1, jnp.inf], [jnp.nan, 1]]))
     assert np.isinf(infinite)
     assert np.isnan(unknown)
-
-
-# ---- The authors' notebook
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from rezero_jax.runs.files import write_json
 from rezero_jax.runs.reader import Run
 
 
-def test_one_draw_two_draws_and_missing_draws():
+def test_estimates_of_one_two_and_missing_draws():
     found = Estimate.of([1.0, 3.0])
     assert found == Estimate(2.0, 1.0, 2)
     # Student's distribution with one degree of freedom is Cauchy's: its quantile is a tangent.
@@ -25,6 +25,11 @@ def test_one_draw_two_draws_and_missing_draws():
     unknown = [one.standard_error, *one.interval(), *one.prediction(), one.p_value(1.0)]
     assert np.isnan(unknown).all()
     assert Estimate.of_all([1.0, None]) is None
+    with pytest.raises(UserError, match="give at least one"):
+        Estimate.of([])
+    for confidence in (0.0, 1.0, 95.0):
+        with pytest.raises(UserError, match="confidence"):
+            found.interval(confidence)
 
 
 def test_intervals_hold_the_mean_and_one_more_draw_as_often_as_they_claim():
@@ -39,27 +44,12 @@ def test_intervals_hold_the_mean_and_one_more_draw_as_often_as_they_claim():
         assert abs(held - 0.9) < 3 * np.sqrt(0.9 * 0.1 / 4000)
 
 
-def test_mistakes():
-    for confidence in (0.0, 1.0, 95.0):
-        with pytest.raises(UserError, match="is not a probability"):
-            Estimate.of([1.0, 2.0]).interval(confidence)
-    with pytest.raises(UserError, match="give at least one"):
-        Estimate.of([])
-
-
-# ---- Entropies
-
-
-def test_entropies_by_hand():
+def test_entropies_by_hand_and_as_the_loss_of_the_table_of_frequencies():
     # a b a a: singles 3/4, 1/4; pairs ab, ba, aa; triples aba, baa.
     found = entropies.of_text(np.frombuffer(b"abaa", np.uint8))
     assert found["unigram"] == pytest.approx(0.75 * math.log2(4 / 3) + 0.25 * 2)
-    # Of the pairs' first bytes, a b a, two are a.
-    assert found["bigram"] == pytest.approx(math.log2(3) - (math.log2(3) - 2 / 3))
-    assert found["trigram"] == pytest.approx(1 - 1)
-
-
-def test_entropies_are_the_loss_of_the_table_of_frequencies():
+    assert found["bigram"] == pytest.approx(2 / 3)  # of the pairs' first bytes, a b a, two are a
+    assert found["trigram"] == pytest.approx(0)
     letters = np.random.default_rng(1).integers(0, 3, 400, dtype=np.uint8)
     counts = np.zeros((3, 3))
     np.add.at(counts, (letters[:-1], letters[1:]), 1)
@@ -71,10 +61,8 @@ def test_entropies_are_the_loss_of_the_table_of_frequencies():
 def test_entropies_of_a_run_are_of_its_training_text(tmp_path):
     path = tmp_path / "book.txt"
     path.write_text("ab" * 900 + "zzzz" * 50)  # the last tenth is not trained on
-    write_json(
-        tmp_path / "config.json",
-        {"data": {"name": "text", "path": str(path), "eval_split": "validation"}},
-    )
+    data = {"name": "text", "path": str(path), "eval_split": "validation"}
+    write_json(tmp_path / "config.json", {"data": data})
     found = entropies.of_run(Run(epath.Path(tmp_path), {}, []))
     assert found["unigram"] == pytest.approx(1)
     assert found["bigram"] == pytest.approx(0, abs=1e-9)
