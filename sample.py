@@ -49,11 +49,7 @@ def main(argv: list[str]) -> int:
 
 
 def sample(workdir: str, prompt: str, bytes: int, seed: int, **options: Any) -> None:
-    """Prints the prompt and `bytes` more bytes; the options are those of `Transformer.generate`.
-
-    Raises:
-      UserError: an option is invalid, or there is no run of a Transformer with a good checkpoint.
-    """
+    """Prints the prompt and `bytes` more bytes; the options are those of `Transformer.generate`."""
     from flax import nnx
 
     from rezero_jax.devices import cache_compilations

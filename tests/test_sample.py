@@ -57,9 +57,6 @@ def likeliest(model, text, count):
     return text
 
 
-# ---- The output
-
-
 def test_the_model_is_of_the_newest_checkpoint(workdir, model):
     with ocp.StandardCheckpointer() as checkpointer:
         older, newest = (
@@ -149,13 +146,10 @@ def test_prompts_and_output_may_be_any_bytes(capsys, workdir, monkeypatch, typed
     assert prompts == [typed]
 
 
-# ---- The run
-
-
 def contents(folder):
     return {
-        path.relative_to(folder): (path.stat().st_mtime_ns, path.is_file() and path.read_bytes())
-        for path in sorted(folder.rglob("*"))
+        path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes())
+        for path in folder.rglob("*")
     }
 
 
@@ -188,46 +182,38 @@ def test_a_damaged_checkpoint_is_skipped_with_a_warning_and_kept(capsys, copy_of
     assert "no good checkpoint" in err.splitlines()[-1]
 
 
-# ---- Errors
-
-
-@pytest.mark.parametrize(
-    ("flag", "text"),
-    [
+def test_a_wrong_option_is_one_sentence(capsys, workdir):
+    for flag, text in (
         ("--prompt=", "--prompt is empty"),
-        ("--bytes=0", "--bytes=0 asks for nothing"),
+        ("--bytes=0", "--bytes=0"),
         ("--temperature=-1", "temperature=-1.0 is not 0 or more"),
         ("--temperature=nan", "temperature=nan is not 0 or more"),
         ("--top_k=0", "top_k=0"),
         ("--top_p=2", "top_p=2.0"),
-    ],
-)
-def test_a_wrong_option_is_one_sentence(capsys, workdir, flag, text):
-    status, out, err = run(capsys, workdir, flag)
-    assert (status, out) == (2, "")
-    [line] = err.splitlines()  # and nothing is announced
-    assert line.startswith(f"sample.py: {text}")
+    ):
+        status, out, err = run(capsys, workdir, flag)
+        assert (status, out) == (2, "")
+        [line] = err.splitlines()  # and nothing is announced
+        assert line.startswith(f"sample.py: {text}")
 
 
 def test_folders_without_a_checkpoint_of_a_transformer(capsys, workdir, tmp_path):
-    def refused(folder):
-        status, out, err = run(capsys, folder)
-        assert (status, out) == (2, "")
+    def assert_refused(text):
+        status, out, err = run(capsys, young)
         [line] = err.splitlines()
-        return line
+        assert (status, out, text in line) == (2, "", True)
 
     young = tmp_path / "young"
-    assert "no run" in refused(young)
+    assert_refused("no run")
     assert not young.exists()
-    young.mkdir()
-    assert "no run" in refused(young)
-    shutil.copy(workdir / "config.json", young)
     (young / "checkpoints" / "20.orbax-checkpoint-tmp").mkdir(parents=True)
-    assert "no good checkpoint" in refused(young)
+    assert_refused("no run")
+    shutil.copy(workdir / "config.json", young)
+    assert_refused("no good checkpoint")
     config = json.loads((young / "config.json").read_text())
     config["model"]["name"] = "mlp"
     (young / "config.json").write_text(json.dumps(config))
-    assert "model.name=mlp" in refused(young)
+    assert_refused("model.name=mlp")
 
 
 def test_ctrl_c_ends_it_with_130(capsys, workdir, monkeypatch):
