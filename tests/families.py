@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 from jaxtyping import Array
 from ml_collections import ConfigDict
@@ -120,6 +121,13 @@ FAMILIES = {
     ),
     "vit": Family("vit.py:smoke", _vit, lambda size: normal((size, 8, 8, 2))),
 }
+
+
+# Instead of updating the parameters, keeps the gradients as its state, exactly.
+REMEMBER = optax.GradientTransformation(
+    lambda params: jax.tree.map(jnp.zeros_like, params),
+    lambda grads, state, params: (jax.tree.map(jnp.zeros_like, grads), grads),
+)
 
 
 # ---- Configs and trees
