@@ -22,7 +22,7 @@ Draws = dict[str, np.ndarray]
 
 
 def images(batch: int, shape: tuple[int, ...] = (32, 32, 3), seed: int = 0) -> np.ndarray:
-    """Without black pixels, so that black ones tell what was filled in."""
+    """Images without black pixels, which only augmentation fills in."""
     return np.random.default_rng(seed).integers(1, 256, (batch, *shape), dtype=np.uint8)
 
 
@@ -108,14 +108,13 @@ def test_images_are_those_of_the_reference(
     np.testing.assert_allclose(result, reference(augmentation, image, draws), rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("order", ORDERS)
-def test_jitter_is_pils_but_for_its_rounding(order: tuple[int, ...]) -> None:
+def test_jitter_is_pils_except_for_its_rounding() -> None:
     enhancers = [ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color]
-    image = images(8)
-    factors = np.random.default_rng(2).uniform(0.75, 1.25, (8, 3)).astype(np.float32)
-    draws = {"factors": factors, "order": np.tile(np.int32(order), (8, 1))}
-    result = applied(Augmentation(jitter=0.7), image, draws)
-    for one, f, ours in zip(image, factors, result, strict=True):
+    image = images(48)
+    factors = np.random.default_rng(2).uniform(0.75, 1.25, (48, 3)).astype(np.float32)
+    orders = np.repeat(np.int32(ORDERS), 8, axis=0)
+    result = applied(Augmentation(jitter=0.7), image, {"factors": factors, "order": orders})
+    for one, f, order, ours in zip(image, factors, orders, result, strict=True):
         pil = Image.fromarray(one)
         for kind in order:
             pil = enhancers[kind](pil).enhance(float(f[kind]))
@@ -139,10 +138,7 @@ def test_saturation_leaves_grey_images_to_the_bit() -> None:
     factors = np.ones((16, 3), np.float32)
     factors[:, 2] = np.linspace(0, 2, 16)
     draws = {"factors": factors, "order": np.tile(np.int32([2, 0, 1]), (16, 1))}
-    only = applied(Augmentation(jitter=1.0), image, draws)
-    factors[:, 2] = 1
-    np.testing.assert_array_equal(only, applied(Augmentation(jitter=1.0), image, draws))
-    np.testing.assert_allclose(only, image, rtol=0, atol=1e-4)
+    np.testing.assert_array_equal(applied(Augmentation(jitter=1.0), image, draws), image)
 
 
 N = 60_000

@@ -1,6 +1,7 @@
 """Data sets by name, and stand-ins of their sizes."""
 
 import dataclasses
+import hashlib
 import io
 import os
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from rezero_jax.data.text import TEXT_NAMES, Text, load_text
 from rezero_jax.data.text_files import ENWIK8_BYTES
 from rezero_jax.data.tfds.imagenet import MEAN, STD, Crop
 from rezero_jax.data.tfds.prepare import prepared_builder
-from rezero_jax.data.tfds.source import TfdsSource, cached_arrays, fingerprint
+from rezero_jax.data.tfds.source import TfdsSource, cached_arrays
 from rezero_jax.errors import UserError, choose_from
 
 # Image data sets: examples to train on and to evaluate on, shape of an image, classes.
@@ -103,7 +104,8 @@ def tfds_images(config: ConfigDict, seed: int) -> Dataset:
         streamed = StreamSplit(source, threads, 16, pixels, name, classes, workers)
         if config.stream or imagenet:
             return streamed
-        key = f"{name}/{builder.info.version}-{fingerprint(builder.data_path)}/{part}"
+        info = (builder.data_path / "dataset_info.json").read_bytes()
+        key = f"{name}/{builder.info.version}-{hashlib.sha256(info).hexdigest()[:12]}/{part}"
         return ResidentSplit(cached_arrays(key, streamed))
 
     if imagenet:

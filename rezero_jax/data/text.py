@@ -36,20 +36,17 @@ class TextSplit(Split):
     moved to be within the text. Each byte is thus scored once, and sees at least `context` bytes
     before it, or all that precede it.
 
-    `name` is the name of the text in errors.
-
     Raises:
-      UserError: length or context is out of its range, or the text is shorter than a window or
-        longer than 2,147,483,646 bytes.
+      UserError: length or context is out of its range, or the text is too short or too long.
     """
 
-    text: np.ndarray  # uint8 (N,)
+    text: np.ndarray  # uint8 (N,), N at most 2,147,483,646
     length: int  # 1 .. N
     context: int = 0  # 0 .. T - 1
     random: bool = False
     seed: int = 0
     whole: bool = False
-    name: str = "text"
+    name: str = "text"  # in errors
 
     def __post_init__(self) -> None:
         _check_window(self.length, self.context)
@@ -71,9 +68,9 @@ class TextSplit(Split):
         return {"text": np.concatenate([np.zeros(1, np.uint8), self.text])}
 
     def fetch(self, indices: np.ndarray, step: int = 0, rows: Rows = ALL) -> HostBatch:
-        """{"start": int32 (B,)}, the position of each window's first target.
+        """{"start"}, the first targets, and if `whole`, "first" .. "last" - 1, those that count.
 
-        If `whole`, also the targets that count: "first" .. "last" - 1, both int32 (B,).
+        All are int32 (B,).
         """
         check_range(indices, self.size)
         count, example = len(self.text), np.asarray(indices, np.int64)

@@ -10,8 +10,8 @@ import fcntl
 import io
 import logging
 import os
-import re
 import resource
+import shutil
 import sys
 import tarfile
 import types
@@ -117,16 +117,12 @@ def _alone(builder: Any) -> Iterator[None]:
             log = logging.getLogger(__name__)
             log.warning("another process prepares data in %s; waiting for it", root)
             fcntl.flock(lock, fcntl.LOCK_EX)
-        before = set(root.rglob("*"))
         try:
             yield
         except BaseException:
-            for new in sorted(set(root.rglob("*")) - before, reverse=True):  # files before folders
-                with contextlib.suppress(OSError):  # a folder of whole downloads stays
-                    if new.is_dir():
-                        new.rmdir()
-                    elif re.search(r"\.tmp\.|incomplete\.", str(new.relative_to(root))):
-                        new.unlink()
+            downloads = root / "downloads"
+            for left in (*downloads.rglob("*.tmp.*"), *downloads.rglob("incomplete*")):
+                shutil.rmtree(left, ignore_errors=True)
             raise
 
 

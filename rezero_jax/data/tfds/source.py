@@ -1,7 +1,6 @@
 """Reads a split of a prepared TFDS data set without TensorFlow, encoded or decoded and cached."""
 
 import contextlib
-import hashlib
 import logging
 import os
 import tempfile
@@ -78,14 +77,6 @@ def cached_arrays(key: str, split: StreamSplit) -> dict[str, np.ndarray]:
     except OSError as error:
         warn("the decoded %s is not cached: %s", key, error)
     return arrays
-
-
-def fingerprint(folder: Any) -> str:
-    """Twelve hexadecimal digits that change with the data set in a TFDS folder (an etils Path)."""
-    digest = hashlib.sha256((folder / "dataset_info.json").read_bytes())
-    for path in sorted(folder.glob("*.array_record*")):
-        digest.update(f"{path.name} {path.stat().length}\n".encode())
-    return digest.hexdigest()[:12]
 
 
 @contextlib.contextmanager
