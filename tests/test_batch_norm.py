@@ -57,36 +57,6 @@ def test_evaluation_uses_the_running_statistics_and_leaves_them():
     assert not np.array_equal(norm.mean[...], kept[0])
 
 
-def closed_form(x, scale, dy):
-    """The gradient by the formula of Ioffe and Szegedy (arXiv 1502.03167), in float64."""
-    x, dy = (np.asarray(a, np.float64).reshape(-1, a.shape[-1]) for a in (x, dy))
-    centred = x - x.mean(0)
-    inverse = 1 / np.sqrt(x.var(0) + 1e-5)
-    normal = centred * inverse
-    dx = scale * inverse * (dy - dy.mean(0) - normal * (dy * normal).mean(0))
-    return dx, (dy * normal).sum(0), dy.sum(0)
-
-
-def test_gradient_is_the_closed_form():
-    norm, x = make(), images(mean=3.0)
-    graphdef, params, stats = nnx.split(norm, nnx.Param, ...)
-    dy = images()
-
-    def run(params, x):
-        return nnx.merge(graphdef, params, jax.tree.map(jnp.asarray, stats))(x)
-
-    _, pullback = jax.vjp(run, params, x)
-    dparams, dx = pullback(dy)
-    expected = closed_form(x, np.asarray(norm.scale[...], np.float64), dy)
-    np.testing.assert_allclose(dx.reshape(-1, 5), expected[0], rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(dparams["scale"][...], expected[1], rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(dparams["bias"][...], expected[2], rtol=1e-4, atol=1e-4)
-    # Forward mode is the transpose of reverse mode.
-    tangent = images()
-    _, dy_forward = jax.jvp(lambda x: run(params, x), (x,), (tangent,))
-    np.testing.assert_allclose((dy_forward * dy).sum(), (dx * tangent).sum(), rtol=1e-3, atol=1e-3)
-
-
 def test_precise_for_a_mean_that_is_large_against_the_spread_once_it_is_known():
     """A plain sum of squares would lose every digit: 1e4^2 against 1."""
     norm = BatchNorm(5)

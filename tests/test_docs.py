@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -26,31 +25,28 @@ from rezero_jax.config import base_config, flatten, load_config
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 TEXTS = [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md"]
-PLACEHOLDERS = {
-    "RULE": "rezero",
-    "SEED": "1",
-    "DIR": "runs/dir",
-    "FILE": "configs/mlp.py",
-    "NAME": "toy",
-    "DEPTH": "20",
-    "LR": "0.1",
-    "EPOCHS": "2",
-    "HOST": "localhost",
-    "PORT": "8476",
-    "N": "2",
-    "I": "1",
-}
+PLACEHOLDERS = {"RULE": "rezero", "SEED": "1", "DIR": "runs/dir", "FILE": "configs/mlp.py"}
+PLACEHOLDERS |= {"NAME": "toy", "DEPTH": "20", "LR": "0.1", "EPOCHS": "2"}
+PLACEHOLDERS |= {"HOST": "localhost", "PORT": "8476", "N": "2", "I": "1"}
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+MAKE_TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
+ELSEWHERE = ("export", "gcloud", "kubectl", "sbatch", "sky")  # other projects' programs
 
 
 def read(name):
     return (ROOT / name).read_text()
 
 
-def blocks(page, *languages):
-    """The fenced blocks of a page in these languages."""
+def blocks(page, wanted):
+    """The fenced blocks of a page in a language."""
     found = re.findall(r"^```(\w*)\n(.*?)^```$", read(page), flags=re.DOTALL | re.MULTILINE)
     assert all(language for language, _ in found), f"{page} has a block without a language"
-    return [text for language, text in found if language in languages]
+    return [text for language, text in found if language == wanted]
+
+
+def prose(page):
+    """The text of a page without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", read(page), flags=re.S | re.M)
 
 
 def commands(page):
@@ -90,21 +86,6 @@ def script(path):
     return module
 
 
-@cache
-def make_targets():
-    return set(re.findall(r"^([a-z-]+):", read("Makefile"), flags=re.MULTILINE))
-
-
-@cache
-def extras():
-    return set(pyproject()["tool"]["setuptools"]["dynamic"]["optional-dependencies"])
-
-
-@cache
-def pyproject():
-    return tomllib.loads(read("pyproject.toml"))
-
-
 def check_train(arguments, monkeypatch):
     accepts(script("train.py").main, "train.py", arguments, monkeypatch)
     [config] = [a.removeprefix("--config=") for a in arguments if a.startswith("--config=")]
@@ -112,12 +93,10 @@ def check_train(arguments, monkeypatch):
 
 
 def check_python(arguments, monkeypatch):
-    if arguments[0] == "-m" and arguments[1] == "venv":
+    if arguments[:2] in (["-m", "venv"], ["-m", "pytest"]):
         return
     if arguments[0] == "-m":
         name, *arguments = arguments[1:]
-        if name == "pytest":
-            return
         spec = importlib.util.find_spec(name)
         package = spec.submodule_search_locations is not None
         main = importlib.import_module(f"{name}.__main__" if package else name).main
@@ -137,19 +116,8 @@ def check_pip(arguments):
             assert (ROOT / target).is_file()
         elif target not in ("-r", "-e", "jax[cuda13]", "jax[tpu]"):
             wanted = re.fullmatch(r"\.(?:\[(\w+)\])?", target)[1]
-            assert wanted is None or wanted in extras()
-
-
-ELSEWHERE = ("export", "gcloud", "kubectl", "sbatch", "sky")  # other projects' programs
-
-
-def check_elsewhere(arguments, monkeypatch):
-    for argument in arguments:
-        if argument.startswith("launch/"):
-            assert (ROOT / argument).is_file()
-        _, is_train, train = argument.partition(" train.py ")
-        if is_train:  # a host executes this command
-            check_train(shlex.split(train), monkeypatch)
+            extras = PYPROJECT["tool"]["setuptools"]["dynamic"]["optional-dependencies"]
+            assert wanted is None or wanted in extras
 
 
 def check(words, monkeypatch):
@@ -162,10 +130,14 @@ def check(words, monkeypatch):
     elif Path(program).name == "pip":
         check_pip(arguments)
     elif program in ELSEWHERE:
-        check_elsewhere(arguments, monkeypatch)
+        for argument in arguments:
+            assert not argument.startswith("launch/") or (ROOT / argument).is_file()
+            _, is_train, train = argument.partition(" train.py ")
+            if is_train:  # a host executes this command
+                check_train(shlex.split(train), monkeypatch)
     elif program == "make":
         assert arguments
-        assert {one for one in arguments if "=" not in one} <= make_targets()
+        assert {one for one in arguments if "=" not in one} <= MAKE_TARGETS
     else:
         assert words == [".ci/run"]
 
@@ -196,38 +168,28 @@ def test_commands_are_accepted(page, monkeypatch):
         check(words, monkeypatch)
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
+def test_a_typo_in_a_command_is_noticed(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for command in (
         "python train.py --config=configs/mlp.py:dept=64 --workdir=a",
         "python train.py --config=configs/mlp.py --workdir=a --config.optim.rate=1",
-        "python train.py --config=configs/mlp.py --workdri=a",
         "python sample.py --workdir=a --promt=b",
         "python launch/local.py --processes=2 -- --config=configs/mpl.py --workdir=a",
-        "python launch/lokal.py --processes=2 -- --config=configs/mlp.py --workdir=a",
         "python -m rezero_jax.analysis.table runs/a --epoch 1",
         "python -m rezero_jax.analysis.tables runs/a",
-        "python -m experiments toy --scales=cpu",
-        "python -m benchmarks.updates --pairs 3",
         "pip install .[trains]",
-        "pip install -r requirement.txt",
         "make trian",
         "sbatch launch/slrum.sh",
         "gcloud ssh --command='cd a && python train.py --config=configs/mpl.py --workdir=b'",
         "tensorbord --logdir runs",
-    ],
-)
-def test_a_typo_in_a_command_is_noticed(command, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    with pytest.raises((Exception, SystemExit)):
-        check(shlex.split(command), monkeypatch)
+    ):
+        with pytest.raises((Exception, SystemExit)):
+            check(shlex.split(command), monkeypatch)
 
 
 def anchors(page):
     """The anchors of a page's headings, as GitHub and MkDocs make them."""
-    headings = re.findall(
-        r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", read(page), flags=re.S | re.M), re.M
-    )
+    headings = re.findall(r"^#+ (.*)$", prose(page), re.M)
     return {re.sub(r"[^\w\- ]", "", h.lower()).strip().replace(" ", "-") for h in headings}
 
 
@@ -243,18 +205,13 @@ def test_relative_links_resolve(page):
             assert anchor in anchors(linked.relative_to(ROOT)), target
 
 
-def paths_and_names(page):
-    """Texts between single backticks, outside of fenced blocks."""
-    return re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", read(page), flags=re.S | re.M))
-
-
 @pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md"])
 def test_files_modules_and_fields_that_are_named_exist(page):
     config = flatten(base_config().to_dict())
     for file in (ROOT / "configs").glob("[a-z]*.py"):
         config |= flatten(load_config(str(file)).to_dict())
     fields = set(config) | {key.rpartition(".")[0] for key in config}
-    for text in paths_and_names(page):
+    for text in re.findall(r"`([^`\n]+)`", prose(page)):
         if re.fullmatch(r"[\w/]+\.(py|ipynb|csv|txt|toml|yaml|sh)", text) and "/" in text:
             assert (ROOT / text).is_file(), text
         elif re.fullmatch(r"rezero_jax(\.\w+)+", text):
@@ -268,10 +225,7 @@ def test_files_modules_and_fields_that_are_named_exist(page):
 def test_readme_is_one_page_with_its_picture_on_the_first_screen():
     lines = read("README.md").splitlines()
     assert len(lines) <= 200
-    pictures = [
-        number for number, line in enumerate(lines) if re.search(r"\]\(docs/.+\.png\)", line)
-    ]
-    assert min(pictures) < 25
+    assert re.search(r"\]\(docs/.+\.png\)", "".join(lines[:25]))
 
 
 def table(page, heading):
@@ -312,37 +266,23 @@ def test_make_docs_fails_for_a_broken_link(link, tmp_path):
     assert done.returncode == bool(link), done.stderr
 
 
-def requirements(name):
-    return read(name).split()
-
-
 def test_each_requirement_has_one_version():
+    core = PYPROJECT["project"]["dependencies"]
+    lines = {name: read(f"requirements{name}.txt").split() for name in ("", "-analysis", "-dev")}
     stated = {}
-    files = ["requirements.txt", "requirements-analysis.txt", "requirements-dev.txt"]
-    lines = [line for file in files for line in requirements(file)]
-    for line in lines + pyproject()["project"]["dependencies"]:
+    for line in [*core, *lines[""], *lines["-analysis"], *lines["-dev"]]:
         assert stated.setdefault(Requirement(line).name, line) == line
-    core = set(pyproject()["project"]["dependencies"])
-    assert core | set(requirements("requirements-analysis.txt")) <= set(
-        requirements("requirements.txt")
-    )
-
-
-def test_pre_commit_has_the_ruff_of_the_development_requirements():
-    [ruff] = [line for line in requirements("requirements-dev.txt") if line.startswith("ruff")]
+    assert {*core, *lines["-analysis"]} <= set(lines[""])
     [local] = yaml.safe_load(read(".pre-commit-config.yaml"))["repos"]
-    assert [hook["additional_dependencies"] for hook in local["hooks"]] == [[ruff], [ruff]]
+    assert [hook["additional_dependencies"] for hook in local["hooks"]] == [[stated["ruff"]]] * 2
 
 
-def test_the_citation_names_the_paper():
+def test_citation_and_changelog():
     citation = yaml.safe_load(read("CITATION.cff"))
     assert citation["cff-version"] == "1.2.0"
     assert {"message", "title", "authors"} <= set(citation)
     paper = citation["preferred-citation"]
     assert paper["url"] == "https://arxiv.org/abs/2003.04887"
     assert len(paper["authors"]) == 5
-    assert citation["license"] == pyproject()["project"]["license"] == "Apache-2.0"
-
-
-def test_the_changelog_has_this_version():
+    assert citation["license"] == PYPROJECT["project"]["license"] == "Apache-2.0"
     assert f"## {rezero_jax.__version__}" in read("CHANGELOG.md")

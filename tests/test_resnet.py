@@ -155,17 +155,10 @@ def without_branches(model, x):
     return model.head(x.mean((1, 2)))
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        partial(ResNet.cifar, 14, "rezero", batch_norm=False),
-        partial(ResNet.cifar, 14, "gated"),
-        partial(ResNet.cifar, 14, "skipinit"),
-        partial(ResNet.cifar, 14, "rezero_channel"),
-        partial(ResNet.preact, 18, "rezero"),
-    ],
-)
-def test_closed_gates_leave_the_shortcuts_alone_to_the_bit(make):
+@pytest.mark.parametrize("rule", ["rezero", "gated", "skipinit", "rezero_channel", "preact"])
+def test_closed_gates_leave_the_shortcuts_alone_to_the_bit(rule):
+    cifar = partial(ResNet.cifar, 14, rule, batch_norm=rule != "rezero")
+    make = partial(ResNet.preact, 18) if rule == "preact" else cifar
     spec, params, stats = some_state(partial(make, width=4))
     params = jax.tree.map_with_path(
         lambda path, leaf: leaf * 0 if "alpha" in str(path) else leaf, params
@@ -173,55 +166,6 @@ def test_closed_gates_leave_the_shortcuts_alone_to_the_bit(make):
     model = spec.model(params, stats)
     model.eval()
     np.testing.assert_array_equal(forward(model, IMAGES), jax.jit(without_branches)(model, IMAGES))
-
-
-def value_and_grad(spec, params, stats):
-    """(loss, statistics), gradients."""
-
-    @jax.jit
-    @partial(jax.value_and_grad, has_aux=True)
-    def loss(params):
-        model = spec.model(params, stats)
-        logits = model(IMAGES)
-        return jnp.square(logits - 1).mean(), nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
-
-    return loss(params)
-
-
-def unrolled(tree):
-    """A tree of a network with scanned stages as the tree of its unrolled twin."""
-
-    def stage(tree):
-        if "rest" not in tree:
-            return tree
-        blocks = tree["rest"]["blocks"]
-        depth = jax.tree.leaves(blocks)[0].shape[0]
-        split = {i: jax.tree.map(lambda leaf, i=i: leaf[i], blocks) for i in range(depth)}
-        return tree | {"rest": {"blocks": split}}
-
-    return tree | {"stages": {i: stage(s) for i, s in tree.get("stages", {}).items()}}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("make", "other"),
-    [
-        (partial(ResNet.cifar, 20, "rezero", width=4), {"scan": False}),
-        (partial(ResNet.cifar, 20, "rezero", width=4), {"scan": True, "remat": "full"}),
-        (partial(ResNet.cifar, 20, "fixup", width=4), {"scan": False}),
-        (partial(ResNet.preact, 34, "residual", width=1), {"scan": False}),
-    ],
-)
-def test_neither_unrolling_nor_remat_changes_gradients_and_statistics(make, other):
-    spec, params, stats = some_state(partial(make, scan=True))
-    convert = (lambda tree: tree) if other["scan"] else unrolled
-    twin = model_spec(lambda rngs: make(**other, rngs=rngs))
-    found = value_and_grad(twin, convert(params), convert(stats))
-    (loss, new_stats), grads = value_and_grad(spec, params, stats)
-    np.testing.assert_allclose(found[0][0], loss, rtol=1e-5)
-    assert_trees_close(found[1], convert(grads), rtol=1e-3, atol=1e-5)
-    if new_stats:
-        assert_trees_close(found[0][1], convert(new_stats), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -255,41 +199,15 @@ def test_initial_distributions():
     np.testing.assert_allclose(preact.var() * 9 * 128, 1 / 3, rtol=0.05)
 
 
-def test_networks_without_batch_norm_have_no_statistics_and_biases_instead():
-    for rule, options in (("fixup", {}), ("skipinit", {}), ("rezero", {"batch_norm": False})):
-        for make in (partial(ResNet.cifar, 14), partial(ResNet.preact, 18)):
-            _, params, stats = some_state(partial(make, rule, width=2, **options))
-            assert not stats
-            paths = ["/".join(map(str, path)) for path in traverse_util.flatten_dict(params)]
-            assert any(path.endswith("conv1/bias") for path in paths) == (rule != "fixup")
-
-
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters_and_logits():
-    make = partial(ResNet.cifar, 8, width=4)
-    spec, params, stats = some_state(make)
-    expected = forward(spec.model(params, stats), IMAGES)
-    narrow = model_spec(lambda rngs: make(dtype=jnp.bfloat16, rngs=rngs))
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(narrow.shapes))
-    model = narrow.model(params, stats)
-    logits = forward(model, IMAGES)
-    assert logits.dtype == jnp.float32
-    trunk = jax.jit(lambda model, x: model.stages[0](model.stem(x)))(model, IMAGES)
-    assert trunk.dtype == jnp.float32
-    branch = jax.jit(lambda model, x: model.stages[1].entry.branch(x))(model, trunk)
-    assert branch.dtype == jnp.bfloat16
-    np.testing.assert_allclose(logits, expected, atol=0.1)
-    assert not np.array_equal(logits, expected)
-
-
-def test_evaluation_does_not_depend_on_the_batch_and_training_does():
-    spec, params, stats = some_state(partial(ResNet.cifar, 8, width=4))
+    spec, params, stats = some_state(partial(ResNet.cifar, 8, width=4, dtype=jnp.bfloat16))
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(spec.shapes))
     model = spec.model(params, stats)
-    model.eval()
-    np.testing.assert_allclose(
-        forward(model, IMAGES)[:2], forward(model, IMAGES[:2]), rtol=1e-5, atol=1e-6
-    )
-    model.train()
-    assert np.abs(forward(model, IMAGES)[:2] - forward(model, IMAGES[:2])).max() > 1e-3
+    assert jax.eval_shape(forward, model, IMAGES).dtype == jnp.float32
+    trunk = jax.eval_shape(lambda model, x: model.stages[0](model.stem(x)), model, IMAGES)
+    assert trunk.dtype == jnp.float32
+    branch = jax.eval_shape(lambda model, x: model.stages[1].entry.branch(x), model, trunk)
+    assert branch.dtype == jnp.bfloat16
 
 
 def test_signatures_have_the_options():
