@@ -9,7 +9,18 @@ diagnosis.png in the run folder. The command writes nothing else, so the run may
 import sys
 from collections.abc import Sequence
 
+import jax
+from etils import epath
+
 from rezero_jax import command
+from rezero_jax.analysis.diagnosis import diagnose
+from rezero_jax.analysis.figures import plot_diagnosis
+from rezero_jax.analysis.gates import Gates
+from rezero_jax.analysis.theme import check_ending, save
+from rezero_jax.devices import cache_compilations
+from rezero_jax.runs.files import folder_of
+from rezero_jax.runs.reader import Run
+from rezero_jax.training.load import load_model
 
 EXAMPLES = 16
 
@@ -25,18 +36,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _diagnose(workdir: str, out: str | None) -> None:
-    import jax
-    from etils import epath
-
-    from rezero_jax.analysis.diagnosis import diagnose
-    from rezero_jax.analysis.figures import plot_diagnosis
-    from rezero_jax.analysis.gates import Gates
-    from rezero_jax.analysis.theme import check_ending, save
-    from rezero_jax.devices import cache_compilations
-    from rezero_jax.runs.files import folder_of
-    from rezero_jax.runs.reader import Run
-    from rezero_jax.training.load import load_model
-
     picture = epath.Path(out) if out else folder_of(workdir) / "diagnosis.png"
     check_ending(picture)
     cache_compilations()
@@ -50,7 +49,7 @@ def _diagnose(workdir: str, out: str | None) -> None:
         f"{workdir} after {step:,} updates, means over {examples} examples",
     )
     run = Run.read(workdir)
-    gates = Gates.of_run(run) if run.lines and run.alphas()[1].size else None
+    gates = Gates.of_run(run) if run.lines and diagnosis.is_gated.any() else None
     save(plot_diagnosis(diagnosis, gates), picture)
     print(f"{diagnosis}\n\ndrawn in {picture}")
 

@@ -41,17 +41,18 @@ class Diagnosis:
         return ~np.isnan(self.propagation.alpha)
 
     def __str__(self) -> str:
-        found = self.propagation
+        found, layers = self.propagation, len(self.propagation.names)
         before, after = (_number(float(found.cosine[point])) for point in (0, -1))
         mean, error = _number(self.jacobian.mean), _number(self.jacobian.standard_error)
+        idle = f"{found.idle.sum()} of {layers} layers move x by less than 0.1 / {layers} of |x|"
         entries = {
-            "layers": str(len(found.names)),
+            "layers": str(layers),
             "signal": f"|x| {_growth(found.signal)}, on the way through the layers",
             "gradient": f"|dL/dx| {_growth(found.gradient[::-1])}, on the way back",
             "angles": f"cosine of two examples' x {before} before, {after} after the layers",
             "Jacobian": f"mean squared singular value {mean} +- {error}; 1 keeps lengths",
             "gates": self._gates(),
-            "idle": self._idle(),
+            "idle": idle + self._named("", found.idle),
         }
         lines = [
             textwrap.fill(f"{name:<10}{text}", WIDTH, subsequent_indent=" " * 10)
@@ -68,11 +69,6 @@ class Diagnosis:
         mean, largest = _number(sizes[gated].mean()), _number(sizes[gated].max())
         summary = f"{is_open.sum()} of {count} open (|alpha| >= 0.1 / {count}), mean |alpha| {mean}"
         return f"{summary}, largest {largest}" + self._named("; shut", gated & ~is_open)
-
-    def _idle(self) -> str:
-        found, layers = self.propagation, len(self.propagation.names)
-        summary = f"{found.idle.sum()} of {layers} layers move x by less than 0.1 / {layers} of |x|"
-        return summary + self._named("", found.idle)
 
     def _named(self, what: str, chosen: Bool[np.ndarray, " layers"]) -> str:
         """`what` and the names of the chosen layers, neighbours as a range; empty without any."""

@@ -126,15 +126,9 @@ def plot_gates(gates: Gates) -> Figure:
 def draw_gates(axis: Axes, x: np.ndarray, alphas: np.ndarray, xlabel: str = "step") -> None:
     """Every alpha (lines, layers), with its sign, by layer and x (lines,), such as the step."""
     bound = max(np.abs(alphas).max(), 1e-12)
-    mesh = axis.pcolormesh(
-        x,
-        np.arange(alphas.shape[1]),
-        alphas.T,
-        cmap="PuOr",
-        vmin=-bound,
-        vmax=bound,
-        rasterized=True,  # otherwise an SVG would have a shape for each layer and line
-    )
+    # Rasterized: otherwise an SVG would have a shape for each layer and line.
+    colours = {"cmap": "PuOr", "vmin": -bound, "vmax": bound, "rasterized": True}
+    mesh = axis.pcolormesh(x, np.arange(alphas.shape[1]), alphas.T, **colours)
     axis.figure.colorbar(mesh, ax=axis)
     axis.set(xlabel=xlabel, ylabel="layer", title="alpha")
     axis.grid(False)
@@ -158,16 +152,13 @@ def plot_times(times: Mapping[str, Sequence[float | None]], xlabel: str) -> Figu
     axis = figure.subplots()
     for row, (style, seeds) in enumerate(zip(line_styles(len(times)), times.values(), strict=True)):
         known = [time for time in seeds if time is not None]
-        estimate = Estimate.of_all(seeds)
         points = {"color": style["color"], "marker": style["marker"], "linestyle": ""}
         axis.plot(known, [row] * len(known), **points, markerfacecolor="none")
-        if estimate is None:
+        if estimate := Estimate.of_all(seeds):
+            half = estimate.interval()[1] - estimate.mean  # NaN, and not drawn, for a single seed
+            axis.errorbar([estimate.mean], [row], xerr=half, **points, markersize=6, capsize=4)
+        else:
             names[row] += f"\n{len(known)} of {len(seeds)} reached it"
-            continue
-        axis.plot([estimate.mean], [row], **points, markersize=6)
-        if estimate.count > 1:
-            half = estimate.interval()[1] - estimate.mean
-            axis.errorbar([estimate.mean], [row], xerr=half, color=style["color"], capsize=4)
     axis.set_yticks(range(len(names)), names)
     axis.set(xlabel=xlabel, ylim=(len(names) - 0.5, -0.5))
     axis.set_xlim(left=min(0, axis.get_xlim()[0]))

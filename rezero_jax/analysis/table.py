@@ -25,8 +25,8 @@ HEADS = {
 }
 
 
-def labels(runs: Sequence[Run]) -> list[str]:
-    """A name for each run: the config fields, except the seed, in which the runs differ."""
+def by_label(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs by label: the config fields, except the seed, in which the runs differ."""
     keys = sorted({key for run in runs for key in run.config} - {"seed"})
     keys = [key for key in keys if not key.startswith(TOPOLOGY)]
 
@@ -42,19 +42,12 @@ def labels(runs: Sequence[Run]) -> list[str]:
     settings = len(set(values(recipe)))
     choices = (keys for keys in (shared, model, recipe) if keys)
     chosen = next((keys for keys in choices if len(set(values(keys))) == settings), differing)
-    return [
-        ", ".join(f"{key.split('.')[-1]}={run.config.get(key)}" for key in chosen)
-        or str(run.config.get("model.residual", run.folder.name))
-        for run in runs
-    ]
-
-
-def by_label(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """The runs by label; runs that differ only in the seed share a label."""
-    settings: dict[str, list[Run]] = {}
-    for run, label in zip(runs, labels(runs), strict=True):
-        settings.setdefault(label, []).append(run)
-    return settings
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        label = ", ".join(f"{key.split('.')[-1]}={run.config.get(key)}" for key in chosen)
+        label = label or str(run.config.get("model.residual", run.folder.name))
+        found.setdefault(label, []).append(run)
+    return found
 
 
 def table(
