@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from rezero_jax.config import base_config, parse_arg
 from rezero_jax.devices import default_cpu_devices
 from rezero_jax.models.build import transformer_model
-from rezero_jax.residual import rule_class
+from rezero_jax.residual import RuleConfig
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -43,7 +43,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.heads = 4
     config.model.max_len = 8 if args.smoke else args.length
     config.model.positions = "rotary"
-    config.model.final_norm = rule_class(args.residual).norms_branch
+    config.model.final_norm = RuleConfig(args.residual).rule.norms_branch
     # Unrolling 12 layers saves a fifth of a step on a CPU, but deep stacks would compile for long.
     config.model.scan = args.depth > 16
 

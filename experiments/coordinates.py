@@ -41,7 +41,7 @@ from rezero_jax.analysis.propagation import trunk_ends
 from rezero_jax.analysis.theme import themed
 from rezero_jax.errors import UserError
 from rezero_jax.formatting import path_text
-from rezero_jax.residual import rule_class
+from rezero_jax.residual import RULES
 from rezero_jax.runs.folder import device, environment
 from rezero_jax.training.state import ModelSpec, State
 from rezero_jax.training.step import Batch
@@ -165,7 +165,7 @@ def measure(config: ConfigDict, steps: int, seeds: int) -> tuple[np.ndarray, np.
             "raise its train.steps"
         )
     batch = trainer.examples(EXAMPLES_SEEN)
-    leave = rule_class(config.model.residual).leave
+    leave = RULES[config.model.residual].leave
 
     @jax.jit
     def last_layer(state: State, batch: Batch) -> Array:

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rezero_jax.export import load as load
-    from rezero_jax.models.adaln import AdaLNZero as AdaLNZero
     from rezero_jax.models.mlp import MLP as MLP
     from rezero_jax.models.resnet.model import ResNet as ResNet
     from rezero_jax.models.transformer.config import TransformerConfig as TransformerConfig
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     from rezero_jax.models.transformer.layer import EncoderLayer as EncoderLayer
     from rezero_jax.models.transformer.model import Transformer as Transformer
     from rezero_jax.models.vit import ViT as ViT
+    from rezero_jax.residual import AdaLNZero as AdaLNZero
     from rezero_jax.residual import Alpha as Alpha
     from rezero_jax.residual import ReZero as ReZero
     from rezero_jax.residual import RuleConfig as RuleConfig
@@ -25,32 +25,25 @@ __version__ = "0.1.0"
 # Each public name is imported when it is first used, so that `import rezero_jax.residual` loads the
 # rules alone.
 _MODULES = {
-    "MLP": "models.mlp",
-    "AdaLNZero": "models.adaln",
-    "Alpha": "residual",
-    "Decoder": "models.transformer.layer",
-    "DecoderLayer": "models.transformer.layer",
-    "Encoder": "models.transformer.layer",
-    "EncoderLayer": "models.transformer.layer",
-    "ReZero": "residual",
-    "ResNet": "models.resnet.model",
-    "RuleConfig": "residual",
-    "Stack": "stack",
-    "Transformer": "models.transformer.model",
-    "TransformerConfig": "models.transformer.config",
-    "ViT": "models.vit",
-    "load": "export",
+    "export": ("load",),
+    "models.mlp": ("MLP",),
+    "models.resnet.model": ("ResNet",),
+    "models.transformer.config": ("TransformerConfig",),
+    "models.transformer.layer": ("Decoder", "DecoderLayer", "Encoder", "EncoderLayer"),
+    "models.transformer.model": ("Transformer",),
+    "models.vit": ("ViT",),
+    "residual": ("AdaLNZero", "Alpha", "ReZero", "RuleConfig"),
+    "stack": ("Stack",),
 }
-__all__ = list(_MODULES)
+__all__ = [name for names in _MODULES.values() for name in names]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-    globals()[name] = value
-    return value
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_MODULES])
+    return sorted([*globals(), *__all__])

@@ -30,6 +30,13 @@ def choose_from(what: str, name: object, valid: Iterable[str]) -> UserError:
     return UserError(f'unknown {what} "{name}"; {hint} {", ".join(options)}')
 
 
+def check_sizes(**sizes: int | None) -> None:
+    """Raises a UserError for a size below 1; None is unset."""
+    for name, size in sizes.items():
+        if size is not None and size < 1:
+            raise UserError(f"{name} is {size}; give a {name} of at least 1")
+
+
 def closest_beside(path: Path) -> Path | None:
     """The sibling with the closest name to a missing file or folder, or None if none is close."""
     siblings = os.listdir(path.parent) if path.parent.is_dir() else []

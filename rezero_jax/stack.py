@@ -13,7 +13,7 @@ from jax import Array
 from jax.sharding import PartitionSpec
 
 from rezero_jax import devices
-from rezero_jax.errors import UserError, choose_from
+from rezero_jax.errors import check_sizes, choose_from
 from rezero_jax.residual import Constant
 
 LayerState = tuple[nnx.State, nnx.State, Array | None]  # parameters, other arrays, random key
@@ -42,8 +42,8 @@ class Stack(nnx.Module):
         optimise across blocks. Both start from the same parameters for the same `rngs`.
       remat: what the backward pass rematerialises: "none"; "full", each block from its input; or
         "dots", everything except matrix products.
-      unroll: most blocks in one iteration of the scan, on an accelerator. Slicing the stacks costs
-        as much time as a small block; one iteration slices once for all of its blocks.
+      unroll: most blocks in one iteration of the scan, on an accelerator. Slicing the stacks, once
+        in an iteration, costs as much time as a small block.
       rngs: source of the initial parameters.
 
     Raises:
@@ -61,8 +61,7 @@ class Stack(nnx.Module):
         unroll: int = 1,
         rngs: nnx.Rngs,
     ):
-        if depth < 1:
-            raise UserError(f"depth is {depth}; a network needs a depth of at least 1")
+        check_sizes(depth=depth)
         if remat not in REMAT_POLICIES:
             raise choose_from("remat policy", remat, REMAT_POLICIES)
         self.depth = depth
@@ -78,15 +77,14 @@ class Stack(nnx.Module):
         # Initialise one layer at a time; vmap would materialise every layer's random bits.
         numbers = (jnp.arange(1, depth + 1),) if numbered else ()
         states = jax.lax.map(make_state, (rngs.split(depth), *numbers))
-        blocks = nnx.merge(graphdefs[0], states)
-        self.blocks: nnx.Module | nnx.List = blocks if scan else _unstack(blocks, depth)
+        self.blocks: nnx.Module | nnx.List = nnx.merge(graphdefs[0], states)
+        if not scan:
+            self.blocks = nnx.List(self.layers())
 
     def __call__(self, x: Array, *args: Any, rngs: nnx.Rngs | None = None, **kwargs: Any) -> Array:
-        """Applies the blocks in order to x.
+        """Applies the blocks in order to x, each with these arguments.
 
-        Args:
-          *args, **kwargs: arguments for every block.
-          rngs: if given, every block gets its own `rngs=`, drawn from the stream "dropout".
+        If `rngs` is given, every block gets `rngs=` of its own, from the stream "dropout".
         """
         keys = None if rngs is None else jax.random.split(rngs.dropout(), self.depth)
         if isinstance(self.blocks, nnx.List):
@@ -96,27 +94,28 @@ class Stack(nnx.Module):
                 nnx.update(block, updated)
         else:
             layer, arrays = self._functional(self.blocks, args, kwargs)
-            x, updated = jax.lax.scan(layer, x, (*arrays, keys), unroll=self._unroll())
+            # A divisor of the depth: remaining layers would be split off and joined again.
+            most = 1 if devices.target().platform == "cpu" else self.unroll
+            unroll = max(n for n in range(1, most + 1) if self.depth % n == 0)
+            x, updated = jax.lax.scan(layer, x, (*arrays, keys), unroll=unroll)
             nnx.update(self.blocks, updated)
         return x
 
-    def _unroll(self) -> int:
-        if devices.target().platform == "cpu":
-            return 1
-        # A divisor of the depth: remaining layers would be split from the stacks and joined again.
-        return max(n for n in range(1, self.unroll + 1) if self.depth % n == 0)
-
     def layers(self) -> list[Any]:
         """The blocks as a list; for a scanned stack, copies with slices of the arrays."""
-        blocks = self.blocks
-        return list(blocks if isinstance(blocks, nnx.List) else _unstack(blocks, self.depth))
+        if isinstance(self.blocks, nnx.List):
+            return list(self.blocks)
+        # Split first: a map over the module would copy a parameter that has two places.
+        graphdef, state = nnx.split(self.blocks)
+        layers = [jax.tree.map(lambda leaf, i=i: leaf[i], state) for i in range(self.depth)]
+        return [nnx.merge(graphdef, layer) for layer in layers]
 
     def _functional(
         self, block: nnx.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Layer, tuple[nnx.State, nnx.State]]:
         """The block as a function of x and the block's arrays, and these arrays.
 
-        The function returns the variables that the block updates (running statistics), because
+        The function returns the variables that the block changes, such as running statistics:
         neither a scan nor a rematerialised function may write to the module.
         """
         graphdef, params, rest = split_params(block)
@@ -136,8 +135,7 @@ class Stack(nnx.Module):
 def _shard_batch(x: Array) -> Array:
     """Shards the batch along the mesh's batch axes, if it divides among their devices.
 
-    Where weights are sharded too, the compiler then fetches the weights of one layer at a time
-    instead of sharding the activations.
+    Otherwise the compiler may shard activations instead of fetching one layer's sharded weights.
     """
     mesh = jax.sharding.get_abstract_mesh()
     shards = devices.batch_shards(mesh)
@@ -147,30 +145,7 @@ def _shard_batch(x: Array) -> Array:
     return jax.lax.with_sharding_constraint(x, spec)
 
 
-def unstacked(stack: Stack) -> Stack:
-    """A copy of a scanned stack whose blocks are a list and run one after another."""
-    twin = nnx.clone(stack)
-    twin.blocks = _unstack(twin.blocks, stack.depth)
-    return twin
-
-
-def stacked(stack: Stack) -> Stack:
-    """A copy of an unrolled stack with parameters on a leading layer axis, run by a scan."""
-    twin = nnx.clone(stack)
-    assert isinstance(twin.blocks, nnx.List)
-    (graphdef, *_), states = zip(*map(nnx.split, twin.blocks), strict=True)
-    twin.blocks = nnx.merge(graphdef, jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
-    return twin
-
-
 def split_params(module: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     """A module as its structure, its parameters, and its other arrays."""
     graphdef, params, *rest = nnx.split(module, nnx.Param, ...)
     return graphdef, params, rest[0]
-
-
-def _unstack(blocks: nnx.Module, depth: int) -> nnx.List:
-    # Split first: a map over the module would copy a parameter that has two places.
-    graphdef, state = nnx.split(blocks)
-    layers = [jax.tree.map(lambda leaf, i=i: leaf[i], state) for i in range(depth)]
-    return nnx.List([nnx.merge(graphdef, layer) for layer in layers])

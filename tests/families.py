@@ -26,7 +26,7 @@ from flax import nnx
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from rezero_jax import MLP, ResNet, Transformer, ViT
+from rezero_jax import MLP, ResNet, Stack, Transformer, ViT
 from rezero_jax.config import load_config
 from rezero_jax.runs.metrics import read_metrics
 from rezero_jax.training import loop
@@ -168,6 +168,13 @@ def stored(name: str) -> dict[str, np.ndarray]:
         found[key] = values[start:end].reshape(shape).astype(dtype)
         start = end
     return found
+
+
+def unrolled(stack: Stack) -> Stack:
+    """A copy of a stack whose blocks are a list."""
+    twin = nnx.clone(stack)
+    twin.blocks = nnx.List(twin.layers())
+    return twin
 
 
 def under(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from rezero_jax.errors import UserError
 from rezero_jax.models.transformer import generate
 from rezero_jax.models.transformer import model as transformer
 from rezero_jax.models.transformer.generate import Sampling, SamplingConfig, pick, stream
-from rezero_jax.stack import unstacked
+from tests.families import unrolled
 from tests.test_transformer import VOCAB, some_params, structure_of
 
 MAX_LEN, NEW = 64, 24
@@ -165,10 +165,10 @@ def test_the_program_does_not_grow_with_the_depth_of_a_scanned_stack(monkeypatch
 def test_a_scan_over_layers_generates_what_they_do_one_by_one(case, monkeypatch):
     monkeypatch.setattr(transformer, "UNROLLED_DECODING", 0)
     scanned = made(case, depth=3)
-    unrolled = nnx.clone(scanned)
-    unrolled.trunk.layers = unstacked(unrolled.trunk.layers)
+    one_by_one = nnx.clone(scanned)
+    one_by_one.trunk.layers = unrolled(scanned.trunk.layers)
     new, expected = (
-        model.generate(PROMPTS, NEW, rngs=nnx.Rngs(2)) for model in (scanned, unrolled)
+        model.generate(PROMPTS, NEW, rngs=nnx.Rngs(2)) for model in (scanned, one_by_one)
     )
     np.testing.assert_array_equal(new, expected)
     assert len(np.unique(expected)) > 3

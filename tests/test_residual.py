@@ -248,7 +248,7 @@ def test_the_streams_of_mhc_are_mixed_by_a_doubly_stochastic_matrix():
     np.testing.assert_allclose(res.sum(-2), 1, rtol=1e-3)
     for weights, most in ((pre, 1), (post, 2)):
         assert 0 < weights.min() < weights.max() < most
-    huge = sinkhorn(jnp.diag(jnp.asarray([1e3, 0.0, -1e3])), 20)
+    huge = sinkhorn(jnp.diag(jnp.asarray([1e3, 0.0, -1e3])))
     np.testing.assert_allclose(huge.sum(-1), 1, rtol=1e-6)
 
 

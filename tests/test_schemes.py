@@ -12,10 +12,9 @@ from rezero_jax import MLP, Transformer
 from rezero_jax.config import base_config
 from rezero_jax.models.transformer.layer import DecoderLayer, Encoder, EncoderLayer
 from rezero_jax.residual import RULES, Place
-from rezero_jax.stack import unstacked
 from rezero_jax.training.optim import make_optimizer
 from rezero_jax.training.state import model_spec
-from tests.families import stored, under
+from tests.families import stored, under, unrolled
 
 TOKENS = jnp.arange(12).reshape(2, 6) % 11
 
@@ -141,7 +140,7 @@ def test_scanned_is_unrolled_in_the_language_model(rule):
 
     def leaves(model, *filters):
         if scan:
-            model.trunk.layers = unstacked(model.trunk.layers)
+            model.trunk.layers = unrolled(model.trunk.layers)
         return jax.tree.leaves(nnx.state(model, *filters))
 
     found = []

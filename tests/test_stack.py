@@ -9,7 +9,8 @@ from flax import nnx
 from rezero_jax import devices
 from rezero_jax.errors import UserError
 from rezero_jax.residual import Place, RuleConfig, make_rule
-from rezero_jax.stack import REMAT_POLICIES, Stack, stacked, unstacked
+from rezero_jax.stack import REMAT_POLICIES, Stack
+from tests import families
 
 RULES = (  # of one stream; those of several are tested in whole networks
     "plain",
@@ -72,7 +73,7 @@ def assert_close(a, b):
 )
 def test_scanned_equals_unrolled(residual):
     scanned, unrolled = make(residual), make(residual, scan=False)
-    for x, y in zip(leaves(unstacked(scanned)), leaves(unrolled), strict=True):
+    for x, y in zip(leaves(families.unrolled(scanned)), leaves(unrolled), strict=True):
         np.testing.assert_array_equal(x, y)
     # A norm after a branch of small variance cancels in float32, so the twins compute in float64.
     with jax.enable_x64(True):
@@ -81,7 +82,7 @@ def test_scanned_equals_unrolled(residual):
         (value, gradient), (twin_value, twin_gradient) = (value_and_grad(t, x) for t in twins)
     assert value.dtype == jnp.float64
     np.testing.assert_allclose(value, twin_value, rtol=1e-10)
-    for x, y in zip(leaves(unstacked(gradient)), leaves(twin_gradient), strict=True):
+    for x, y in zip(leaves(families.unrolled(gradient)), leaves(twin_gradient), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-11)
 
 
@@ -123,7 +124,7 @@ class TiedBlock(nnx.Module):
 @pytest.mark.parametrize("scan", [True, False])
 def test_weights_tied_within_a_block_stay_tied(scan):
     stack = Stack(TiedBlock, 3, scan=scan, rngs=nnx.Rngs(3))
-    for twin in (stack, stacked(unstacked(stack)) if scan else stacked(stack), *stack.layers()):
+    for twin in (stack, families.unrolled(stack), *stack.layers()):
         for block in twin.layers() if isinstance(twin, Stack) else [twin]:
             assert block.second.kernel is block.first.kernel
             assert block.again is block.third
@@ -157,14 +158,6 @@ def test_weights_tied_within_a_block_stay_tied(scan):
             np.testing.assert_allclose(
                 new[...], old[...] - 0.1 * gradient[...], rtol=1e-5, atol=1e-6
             )
-
-
-def test_conversion_goes_both_ways_to_the_bit():
-    scanned = make()
-    again = stacked(unstacked(scanned))
-    assert jax.tree.structure(again) == jax.tree.structure(scanned)
-    for x, y in zip(leaves(again), leaves(scanned), strict=True):
-        np.testing.assert_array_equal(x, y)
 
 
 def test_layers_run_in_order_and_each_with_its_own_parameters():
@@ -214,7 +207,7 @@ def test_running_statistics_come_out_of_the_scan(remat):
         stack = Stack(BatchNormBlock, 4, scan=scan, remat=remat, rngs=nnx.Rngs(0))
         for _ in range(3):
             stack(X)
-        return stack if not scan else unstacked(stack)
+        return families.unrolled(stack)
 
     scanned, unrolled = run(True), run(False)
     assert_close(scanned, unrolled)

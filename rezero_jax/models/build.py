@@ -49,35 +49,29 @@ def make_model(
     Raises:
       UserError: an unknown model or dtype, or a language model; the constructor checks the rest.
     """
-    _check(config)
-    if config["name"] == "transformer":
+    name, options = _options(config)
+    if name == "transformer":
         raise UserError(
             "model.name=transformer reads text, not images; set data.name to stdlib, text or "
             "enwik8, or choose the model mlp, resnet or vit"
         )
-    options = _options(config)
-    if config["name"] == "mlp":
+    if name == "mlp":
         size = math.prod(example_shape)
         return lambda rngs: MLP(size, out_features=num_classes, **options, rngs=rngs), (size,)
-    *sides, channels = example_shape
+    height, width, channels = example_shape
     options |= {"in_channels": channels, "num_classes": num_classes}
-    if config["name"] == "resnet":
-        families: dict[str, tuple[Callable[..., ResNet], str]] = {
-            "cifar": (ResNet.cifar, "stem"),
-            "preact": (ResNet.preact, "variant"),
-        }
-        family = options.pop("family")
-        if family not in families:
-            raise choose_from("model.family", family, families)
-        make, other_option = families[family]
-        options.pop(other_option, None)  # an option of the other family
-        return lambda rngs: make(**options, rngs=rngs), example_shape
-    height, width = sides
-    if height != width:
-        raise UserError(
-            f"model.name=vit takes square images, not {height} x {width}; choose other data"
-        )
-    return lambda rngs: ViT(height, **options, rngs=rngs), example_shape
+    if name == "vit":
+        if height != width:
+            raise UserError(
+                f"model.name=vit takes square images, not {height} x {width}; choose other data"
+            )
+        return lambda rngs: ViT(height, **options, rngs=rngs), example_shape
+    families: dict[str, Callable[..., ResNet]] = {"cifar": ResNet.cifar, "preact": ResNet.preact}
+    family = options.pop("family")
+    if family not in families:
+        raise choose_from("model.family", family, families)
+    options.pop("stem" if family == "cifar" else "variant", None)  # of the other family
+    return lambda rngs: families[family](**options, rngs=rngs), example_shape
 
 
 def make_language_model(config: Any) -> Callable[[nnx.Rngs], Transformer]:
@@ -86,27 +80,23 @@ def make_language_model(config: Any) -> Callable[[nnx.Rngs], Transformer]:
     Raises:
       UserError: an unknown model or dtype, or a classifier; the constructor checks the rest.
     """
-    _check(config)
-    if config["name"] != "transformer":
+    name, options = _options(config)
+    if name != "transformer":
         raise UserError(
-            f"model.name={config['name']} reads images, not text; set it to transformer, or choose "
-            "other data"
+            f"model.name={name} reads images, not text; set it to transformer, or choose other data"
         )
-    options = _options(config)
     return lambda rngs: Transformer(**options, rngs=rngs)
 
 
-def _options(config: Any) -> dict[str, Any]:
-    """The fields of config.model as arguments of a constructor."""
-    options = {key: value for key, value in config.items() if key != "name"}
-    return options | {"dtype": getattr(jnp, compute_dtype(config["dtype"]))}
-
-
-def _check(config: Any) -> None:
-    if config["name"] not in NAMES:
-        raise choose_from("model", config["name"], NAMES)
-    if config["dtype"] not in DTYPES:
-        raise choose_from("dtype", config["dtype"], DTYPES)
-    for name, value in config.items():
+def _options(config: Any) -> tuple[str, dict[str, Any]]:
+    """The model's name, and the arguments of its constructor."""
+    options = dict(config)
+    name, dtype = options.pop("name"), options["dtype"]
+    if name not in NAMES:
+        raise choose_from("model", name, NAMES)
+    if dtype not in DTYPES:
+        raise choose_from("dtype", dtype, DTYPES)
+    for key, value in options.items():
         if isinstance(value, int) and value > LARGEST:
-            raise UserError(f"model.{name}={value} is too large; give at most {LARGEST}")
+            raise UserError(f"model.{key}={value} is too large; give at most {LARGEST}")
+    return name, options | {"dtype": getattr(jnp, compute_dtype(dtype))}

@@ -1,4 +1,4 @@
-"""Initial distributions that JAX lacks or that it compiles slowly for convolutions."""
+"""Initial distributions that JAX lacks or compiles slowly, and linear layers that use them."""
 
 import math
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from flax import nnx
 from jax import Array
 from jax.nn.initializers import Initializer
 
@@ -28,6 +29,13 @@ def torch_uniform(fan_in: int) -> Initializer:
     return uniform(1.0 / np.sqrt(fan_in))
 
 
+def linear(in_features: int, out_features: int, **options: Any) -> nnx.Linear:
+    """nnx.Linear with PyTorch's initial distributions, unless the options name others."""
+    start = torch_uniform(in_features)
+    options = {"kernel_init": start, "bias_init": start} | options
+    return nnx.Linear(in_features, out_features, **options)
+
+
 def xavier_uniform(fan_in: int, fan_out: int) -> Initializer:
     """U(-b, b) with b = sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio, 2010)."""
     return uniform(math.sqrt(6 / (fan_in + fan_out)))
@@ -35,8 +43,6 @@ def xavier_uniform(fan_in: int, fan_out: int) -> Initializer:
 
 def times(gain: float, initializer: Initializer) -> Initializer:
     """The distribution multiplied by a gain."""
-    if gain == 1:
-        return initializer
     return lambda *args, **kwargs: gain * initializer(*args, **kwargs)
 
 

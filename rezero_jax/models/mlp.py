@@ -9,24 +9,21 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from rezero_jax.errors import UserError
+from rezero_jax.errors import UserError, check_sizes
 from rezero_jax.models import init
 from rezero_jax.models.options import Module, takes_options
 from rezero_jax.residual import Place, RuleConfig, make_rule, trunk_dtype
 from rezero_jax.stack import Stack
 
 # A layer that is sharded by its outputs along the mesh axis `model`.
-_linear = partial(nnx.Linear, kernel_metadata={"model_axis": -1}, bias_metadata={"model_axis": -1})
+_linear = partial(init.linear, kernel_metadata={"model_axis": -1}, bias_metadata={"model_axis": -1})
 
 # At 64, the TPU compiler's estimate of a step falls to less than half (docs/accelerators.md).
 UNROLL = 64
 
 
 class Block(nnx.Module):
-    """One hidden layer: the branch F(x) = relu(W x + b) and the rule that joins it to the trunk.
-
-    ReZero's gate is outside the ReLU: x' = x + alpha relu(W x + b).
-    """
+    """One hidden layer; the branch is F(x) = relu(W x + b), with the gate outside of the ReLU."""
 
     def __init__(
         self,
@@ -43,7 +40,6 @@ class Block(nnx.Module):
             width,
             width,
             kernel_init=init.times(config.rule.branch_gain(place), normal),
-            bias_init=init.torch_uniform(width),
             dtype=dtype,
             rngs=rngs,
         )
@@ -75,7 +71,7 @@ class MLP(Module):
       rngs: source of the initial parameters.
 
     Raises:
-      UserError: a size below 1, an unknown rule, norm or remat policy, or `sub_norm`.
+      UserError: an argument is out of range or unknown, or the rule is `sub_norm`.
     """
 
     @takes_options("residual")
@@ -94,16 +90,13 @@ class MLP(Module):
         rngs: nnx.Rngs,
         **options: Any,
     ):
-        sizes = {"in_features": in_features, "width": width, "out_features": out_features}
-        for name, size in sizes.items():
-            if size < 1:
-                raise UserError(f"{name} is {size}; a network needs a {name} of at least 1")
+        check_sizes(in_features=in_features, width=width, out_features=out_features)
         if weight_variance is not None and weight_variance < 0:
             raise UserError(f"weight_variance={weight_variance} is negative; give 0 or more")
         if config.rule.has_inner_norm:
             raise UserError(
-                f"{config.residual} has a norm between two matrices of a branch, and a branch of "
-                "this network has one matrix; choose pre_norm or peri_norm"
+                f"{config.residual} needs branches of two matrices, and those of this network have "
+                "one; choose pre_norm or peri_norm"
             )
         if weight_variance is None:
             weight_variance = 0.25 if config.residual == "residual" else 2.0
@@ -111,7 +104,6 @@ class MLP(Module):
             in_features,
             width,
             kernel_init=nnx.initializers.variance_scaling(2.0, "fan_in", "normal"),
-            bias_init=init.torch_uniform(in_features),
             dtype=dtype,
             rngs=rngs,
         )
@@ -132,13 +124,7 @@ class MLP(Module):
             unroll=UNROLL,
             rngs=rngs,
         )
-        self.head = nnx.Linear(
-            width,
-            out_features,
-            kernel_init=init.torch_uniform(width),
-            bias_init=init.torch_uniform(width),
-            rngs=rngs,
-        )
+        self.head = init.linear(width, out_features, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "*batch in_features"]

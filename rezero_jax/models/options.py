@@ -4,7 +4,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import fields, replace
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from flax import nnx
 
@@ -18,19 +18,18 @@ KEYWORD, EITHER = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_O
 def takes_options(*positional: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Decorates a function of a keyword `config` to take the config's fields as keywords too.
 
-    The default of `config` is a dataclass, whose fields have the defaults of the new arguments. An
-    argument that a caller gives overrides the field of the `config` that the caller gives. The
-    decorated function has a signature with all arguments, and a docstring that describes them. The
-    function declares `**options`, and `*args` if options are positional, for type checkers alone.
+    The default of `config` is a dataclass with the defaults of the new arguments, which override
+    the fields of a given `config`. The signature and the docstring then have all arguments. The
+    function declares `**options`, and `*args` if options are positional, for type checkers.
 
     Args:
       *positional: fields that may be given by position, after the function's positional arguments.
     """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
-        own = inspect.signature(function).parameters.values()
-        default = inspect.signature(function).parameters["config"].default
-        names = [field.name for field in fields(default)]
+        own = dict(inspect.signature(function).parameters)
+        default = own["config"].default
+        own["config"] = own["config"].replace(default=None, annotation=type(default) | None)
         options = {
             field.name: inspect.Parameter(
                 field.name,
@@ -40,25 +39,13 @@ def takes_options(*positional: str) -> Callable[[Callable[P, T]], Callable[P, T]
             )
             for field in fields(default)
         }
-        signature = inspect.Signature(
-            [
-                *(parameter for parameter in own if parameter.kind is EITHER),
-                *(options.pop(name) for name in positional),
-                *(
-                    parameter.replace(default=None, annotation=type(default) | None)
-                    if parameter.name == "config"
-                    else parameter
-                    for parameter in own
-                    if parameter.kind is KEYWORD
-                ),
-                *options.values(),
-            ]
-        )
+        parameters = [p for p in (own | options).values() if p.kind in (EITHER, KEYWORD)]
+        signature = inspect.Signature(sorted(parameters, key=lambda parameter: parameter.kind))
 
         @functools.wraps(function)
         def decorated(*args: P.args, **kwargs: P.kwargs) -> T:
             arguments = signature.bind(*args, **kwargs).arguments
-            given = {name: arguments.pop(name) for name in names if name in arguments}
+            given = {name: arguments.pop(name) for name in options if name in arguments}
             config = arguments.pop("config", None) or default
             if not isinstance(config, type(default)):
                 wanted = type(default).__name__
@@ -80,15 +67,11 @@ def _documented(doc: str | None, config: type) -> str:
     return f"{inspect.cleandoc(doc or '')}\n\n{options}".strip()
 
 
-class _OwnSignature:
-    """The signature of a class is that of its constructor, whatever its metaclass does."""
-
-    def __get__(self, instance: object, owner: type) -> inspect.Signature:
-        signature = inspect.signature(owner.__init__)  # type: ignore[misc]
-        return signature.replace(parameters=list(signature.parameters.values())[1:])
-
-
 class Module(nnx.Module):
     """A module whose `help` and `inspect.signature` show the arguments of its constructor."""
 
-    __signature__ = _OwnSignature()
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        signature = inspect.signature(cls.__init__)
+        own = list(signature.parameters.values())[1:]
+        cls.__signature__ = signature.replace(parameters=own)  # type: ignore[attr-defined]

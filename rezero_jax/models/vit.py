@@ -7,11 +7,11 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from rezero_jax.errors import UserError, choose_from
+from rezero_jax.errors import UserError, check_sizes, choose_from
 from rezero_jax.models import init
 from rezero_jax.models.options import Module, takes_options
 from rezero_jax.models.transformer.attention import Hidden
-from rezero_jax.models.transformer.config import TransformerConfig, check_sizes
+from rezero_jax.models.transformer.config import TransformerConfig
 from rezero_jax.models.transformer.layer import Encoder
 from rezero_jax.residual import trunk_dtype
 
@@ -45,7 +45,7 @@ class ViT(Module):
       rngs: source of the initial parameters.
 
     Raises:
-      UserError: a size is below 1 or does not divide, or a name is unknown.
+      UserError: an argument is out of range or unknown, or a size does not divide.
     """
 
     @takes_options("residual")
@@ -76,14 +76,7 @@ class ViT(Module):
             raise choose_from("pool", pool, POOLS)
         self.image_size, self.patch = image_size, patch
         pixels, patches = patch * patch * in_channels, (image_size // patch) ** 2
-        self.embedding = nnx.Linear(
-            pixels,
-            width,
-            kernel_init=init.torch_uniform(pixels),
-            bias_init=init.torch_uniform(pixels),
-            dtype=config.dtype,
-            rngs=rngs,
-        )
+        self.embedding = init.linear(pixels, width, dtype=config.dtype, rngs=rngs)
         self.token = nnx.Param(jnp.zeros((width,))) if pool == "token" else None
         normal = nnx.initializers.normal(POSITION_DEVIATION)
         length = patches + (pool == "token")
@@ -92,13 +85,7 @@ class ViT(Module):
         if final_norm is None:
             final_norm = config.rule.norms_branch
         self.norm = config.make_norm(width, rngs=rngs) if final_norm else nnx.identity
-        self.head = nnx.Linear(
-            width,
-            num_classes,
-            kernel_init=init.torch_uniform(width),
-            bias_init=init.torch_uniform(width),
-            rngs=rngs,
-        )
+        self.head = init.linear(width, num_classes, rngs=rngs)
         for _, module in nnx.iter_modules(self):
             if isinstance(module, nnx.LayerNorm):
                 module.epsilon = EPSILON
@@ -108,12 +95,8 @@ class ViT(Module):
     ) -> Float[Array, "batch classes"]:
         """Returns float32 logits.
 
-        Args:
-          images: of the size and channels for which the model was made.
-          rngs: source of the layers' dropout, in training.
-
-        Raises:
-          UserError: the images have another shape, or dropout lacks its `rngs`.
+        Raises a UserError if the images do not have the size and channels for which the model was
+        made, or if dropout, in training, lacks its `rngs`.
         """
         x = self.trunk(self.embed(images), rngs=rngs)
         pooled = x.mean(axis=1) if self.token is None else x[:, 0]
@@ -122,11 +105,11 @@ class ViT(Module):
     def embed(self, images: Images) -> Hidden:
         """The class token, if any, and the patches row by row, with their positions added."""
         batch, size, patch = images.shape[0], self.image_size, self.patch
-        shape = (size, size, self.embedding.in_features // patch**2)
-        if images.shape[1:] != shape:
+        channels = self.embedding.in_features // patch**2
+        if images.shape[1:] != (size, size, channels):
             raise UserError(
-                f"this model takes images (batch, {', '.join(map(str, shape))}), not "
-                f"{images.shape}; resize them, or make the model for this size"
+                f"this model takes images (batch, {size}, {size}, {channels}), not {images.shape}; "
+                "resize them, or make the model for this size"
             )
         side = size // patch
         patches = images.reshape(batch, side, patch, side, patch, -1).swapaxes(2, 3)

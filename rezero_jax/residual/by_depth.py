@@ -15,15 +15,13 @@ from rezero_jax.residual.rule import (
     RuleConfig,
     apply,
     required,
+    scale,
 )
-from rezero_jax.residual.rules import Normed, PreNorm
+from rezero_jax.residual.rules import Normed, PreNorm, ReZeroNorm
 
 
 class LayerNormScaling(Normed):
-    """x' = x + F(LN x / sqrt(l)).
-
-    All branches of layer l have the same factor.
-    """
+    """x' = x + F(LN x / sqrt(l))."""
 
     reference = Reference(
         "no scaled initial weights", "arXiv 2502.05795", "lmsdss/LayerNorm-Scaling"
@@ -36,16 +34,14 @@ class LayerNormScaling(Normed):
         self.factor = Constant(1 / jnp.sqrt(layer))
 
     def __call__(self, x: Array, f: Branch) -> Array:
-        factor = self.factor[...].reshape((1,) * x.ndim)
-        return (x + apply(f, factor * self.norm(x), x)).astype(x.dtype)
+        return (x + apply(f, scale(self.factor[...], self.norm(x)))).astype(x.dtype)
 
 
 class DeepNorm(Normed):
     """x' = LN(B^(1/4) x + F(x)).
 
     B is the number of branches: 2 L in an encoder or a decoder alone, 3 L in a decoder with a
-    memory, as in the paper. The paper's numbers for an encoder with a decoder depend on both depths
-    and are not implemented.
+    memory. The paper's factors for an encoder with a decoder are not implemented.
     """
 
     reference = Reference(
@@ -59,7 +55,7 @@ class DeepNorm(Normed):
         self.factor = required(place).branches ** 0.25
 
     def __call__(self, x: Array, f: Branch) -> Array:
-        return self.norm(self.factor * x + apply(f, x, x)).astype(x.dtype)
+        return self.norm(self.factor * x + apply(f, x)).astype(x.dtype)
 
     @classmethod
     def branch_gain(cls, place: Place | None) -> float:
@@ -69,8 +65,7 @@ class DeepNorm(Normed):
 class SubNorm(PreNorm):
     """x' = x + F(LN x), F with a second norm before its last matrix.
 
-    Attention to a memory has no second norm and starts as usual (torchscale). B is the number of
-    branches, as for `DeepNorm`.
+    Attention to a memory has no second norm and starts as usual (torchscale). B: see `DeepNorm`.
     """
 
     reference = Reference(
@@ -101,7 +96,7 @@ class _ScaledByDepth(Normed):
         self.rate_scale = share ** (1 - self.exponent)
 
     def __call__(self, x: Array, f: Branch) -> Array:
-        return (x + self.factor * apply(f, self.norm(x), x)).astype(x.dtype)
+        return (x + self.factor * apply(f, self.norm(x))).astype(x.dtype)
 
 
 class CompleteP(_ScaledByDepth):
@@ -127,3 +122,20 @@ class DepthMuP(_ScaledByDepth):
         "EleutherAI/nanoGPT-mup, branch completep",
     )
     exponent = 0.5
+
+
+class LayerScale(ReZeroNorm):
+    """x' = x + alpha * F(LN x), one alpha per channel."""
+
+    reference = Reference(
+        "alpha 0.1 to depth 18, 1e-5 to 24, 1e-6 beyond",
+        "arXiv 2103.17239 (CaiT), section 2",
+        "timm, Block(init_values=...)",
+    )
+    shares_gate = False
+    per_channel = True
+
+    @classmethod
+    def alpha_start(cls, place: Place | None) -> float:
+        layers = required(place).layers
+        return 0.1 if layers <= 18 else 1e-5 if layers <= 24 else 1e-6

@@ -1,4 +1,4 @@
-"""The gate `Alpha`, the wrapper `ReZero`, and what every residual rule has in common."""
+"""The gate `Alpha`, the wrappers `ReZero` and `AdaLNZero`, and what all residual rules share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,28 +7,47 @@ from typing import Any, ClassVar, NamedTuple
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jaxtyping import Float
 
-from rezero_jax.errors import UserError, choose_from
+from rezero_jax.errors import UserError, check_sizes, choose_from
 
 Branch = Callable[[Array], Array]
 TRUNK_DTYPE = jnp.float32  # a model's trunk has at least this precision
+NORMS = ("layer_norm", "dyt")
+RULES: dict[str, type["Rule"]] = {}  # every rule by its name; filled in residual/__init__.py
 
 
 class Alpha(nnx.Param):
     """The type of every gate: optimizer groups, logging and tests find gates by it."""
 
 
+def align(weight: Array, ndim: int) -> Array:
+    """The weight with leading axes of size 1, `ndim` axes in total."""
+    return weight.reshape((1,) * (ndim - weight.ndim) + weight.shape)
+
+
 def scale(alpha: Array, y: Array) -> Array:
-    """alpha y, for one alpha () or one per channel (features,): all that any gate ever does."""
-    return alpha.reshape((1,) * (y.ndim - alpha.ndim) + alpha.shape) * y
+    """alpha y, for one alpha () or one per channel (features,)."""
+    return align(alpha, y.ndim) * y
+
+
+def apply(f: Branch, x: Array) -> Array:
+    """f(x), which must have the shape of x, else a ValueError."""
+    fx = f(x)
+    if fx.shape != x.shape:
+        raise ValueError(
+            f"a residual branch must keep the shape of the trunk, but it maps {x.shape} to "
+            f"{fx.shape}"
+        )
+    return fx
 
 
 class ReZero(nnx.Module):
     """Wraps a module or function f as x -> x + alpha f(x, ...), with alpha 0 at the start (eq. 1).
 
-    At initialisation the wrapped layer is the identity to the bit; the gradient of the loss with
-    respect to alpha is <dL/dx', f(x)>, and f's own parameters first move at the second update. So
-    do not zero-initialise f's last layer as well: then no parameter would ever move.
+    The wrapped layer starts as the identity, to the bit. The gradient of the loss with respect to
+    alpha is <dL/dx', f(x)>, and f's own parameters first move at the second update: do not
+    zero-initialise f's last layer as well, or no parameter would ever move.
 
     Args:
       f: the branch; its output has the shape of its first argument.
@@ -43,23 +62,50 @@ class ReZero(nnx.Module):
         self.f = f
 
     def __call__(self, x: Array, *args: Any, **kwargs: Any) -> Array:
-        fx = apply(lambda trunk: self.f(trunk, *args, **kwargs), x, x)
+        fx = apply(lambda u: self.f(u, *args, **kwargs), x)
         return x + scale(self.alpha[...], fx).astype(x.dtype)
 
 
-def apply(f: Branch, x: Array, trunk: Array) -> Array:
-    """f(x), which must have the shape of the trunk.
+class AdaLNZero(nnx.Module):
+    """Wraps a module or function f as x -> x + g(c) f((1 + s(c)) LN(x) + b(c), ...).
 
-    Raises:
-      ValueError: f(x) has another shape.
+    The conditioned layer of diffusion Transformers (DiT, arXiv 2212.09748, figure 3); a DiT block
+    is two of these modules, around attention and around a feed-forward. Shift b, scale s and gate
+    g, one per channel, are one linear map of silu(c) that starts at zero. As with `ReZero`, the
+    layer starts as the identity and the gate moves first. The norm is float32, without parameters.
+
+    Args:
+      f: the branch; its output has the shape of its first argument.
+      features: size of the last axis of x.
+      condition: size of the last axis of c.
+      rngs: source of the initial parameters, which are zeros.
+
+    Raises (when called):
+      ValueError: f's output has another shape than x.
     """
-    fx = f(x)
-    if fx.shape != trunk.shape:
-        raise ValueError(
-            f"a residual branch must keep the shape of the trunk, but it maps {trunk.shape} to "
-            f"{fx.shape}"
+
+    def __init__(self, f: Callable[..., Array], features: int, condition: int, *, rngs: nnx.Rngs):
+        self.f = f
+        self.norm = nnx.LayerNorm(  # epsilon as in the authors' code
+            features, epsilon=1e-6, use_bias=False, use_scale=False, rngs=rngs
         )
-    return fx
+        self.modulation = nnx.Linear(
+            condition, 3 * features, kernel_init=nnx.initializers.zeros, rngs=rngs
+        )
+
+    def __call__(
+        self,
+        x: Float[Array, "batch *places features"],
+        c: Float[Array, "batch condition"],
+        *args: Any,
+        **kwargs: Any,
+    ) -> Float[Array, "batch *places features"]:
+        """Returns x after the layer; `args` and `kwargs` are further arguments of f."""
+        modulation = self.modulation(nnx.silu(c)).reshape(len(c), *(1,) * (x.ndim - 2), -1)
+        shift, scale, gate = jnp.split(modulation, 3, axis=-1)
+        normed = (1 + scale) * self.norm(x.astype(jnp.float32)) + shift
+        fx = apply(lambda u: self.f(u, *args, **kwargs), normed.astype(x.dtype))
+        return x + (gate * fx).astype(x.dtype)
 
 
 def trunk_dtype(dtype: Any) -> Any:
@@ -80,13 +126,8 @@ class DyT(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
 
     def __call__(self, x: Array) -> Array:
-        last = (1,) * (x.ndim - 1) + (-1,)
-        y = self.scale[...].reshape(last) * jnp.tanh(self.a[...] * x) + self.bias[...].reshape(last)
+        y = scale(self.scale[...], jnp.tanh(self.a[...] * x)) + align(self.bias[...], x.ndim)
         return y if self.dtype is None else y.astype(self.dtype)
-
-
-NORMS = ("layer_norm", "dyt")
-RULES: dict[str, type["Rule"]] = {}  # every rule by its name; the rows are in residual/__init__.py
 
 
 @dataclass(frozen=True)
@@ -109,15 +150,14 @@ class RuleConfig:
     base_depth: int = 2
 
     def __post_init__(self) -> None:
-        rule_class(self.residual)
+        if self.residual not in RULES:
+            raise choose_from("residual rule", self.residual, RULES)
         if self.norm not in NORMS:
             raise choose_from("norm", self.norm, NORMS)
-        if self.base_depth < 1:
-            raise UserError(f"base_depth is {self.base_depth}; give a depth of at least 1")
+        check_sizes(base_depth=self.base_depth)
 
     @property
     def rule(self) -> type["Rule"]:
-        """The class of the rule."""
         return RULES[self.residual]
 
     def make_norm(
@@ -129,26 +169,13 @@ class RuleConfig:
         return nnx.LayerNorm(features, epsilon=1e-5, dtype=dtype, rngs=rngs)
 
 
-def rule_class(name: str) -> type["Rule"]:
-    """The class of the rule called `name`.
-
-    Raises:
-      UserError: no rule is called `name`.
-    """
-    if name not in RULES:
-        raise choose_from("residual rule", name, RULES)
-    return RULES[name]
-
-
 @dataclass(frozen=True)
 class Place:
     """The position of a branch in a network.
 
     Attributes:
       layer: the branch's layer, 1 .. layers; in a scanned stack a traced int32 ().
-      layers: number of layers.
       sublayer: index of the branch in its layer, 0 .. sublayers - 1.
-      sublayers: number of branches in a layer.
     """
 
     layer: int | Array
@@ -163,7 +190,7 @@ class Place:
 
 
 def required(place: Place | None) -> Place:
-    """The place, which a rule that depends on the depth cannot do without."""
+    """The place of a rule that depends on the depth, else a UserError."""
     if place is None:
         raise UserError(
             "this residual rule depends on the depth of the network; give place=Place(layer, "
@@ -196,13 +223,10 @@ class Rule(nnx.Module):
     A rule of several streams maps (..., streams, features) instead, and a branch sees one stream.
 
     Args:
-      config: the options; a rule reads those that it has.
       features: size of the trunk's last axis.
       place: position of the branch in the network, for the rules that depend on it.
-      rngs: source of the initial parameters.
 
     Attributes:
-      reference: the origin of the rule.
       shares_gate: whether the sublayers of a layer may share the rule's gate.
       has_norm: whether each branch has parameters of its own in addition to a gate.
       norms_branch: whether the branch sees a normalised trunk and the sum is not normalised: a
@@ -248,10 +272,10 @@ class Rule(nnx.Module):
 def make_rule(
     rule: str | RuleConfig, features: int, *, place: Place | None = None, rngs: nnx.Rngs
 ) -> Rule:
-    """The rule of this name or these options; the arguments are those of `Rule`.
+    """The rule of this name or these options; the other arguments are those of `Rule`.
 
     Raises:
-      UserError: no rule is called so, or the rule needs a place.
+      UserError: no rule has this name, or the rule needs a place.
     """
     config = RuleConfig(rule) if isinstance(rule, str) else rule
     return config.rule(config, features, place, rngs)

@@ -1,14 +1,4 @@
-"""The seven rules of the paper's Table 1, and two relatives of ReZero with other gates.
-
-    plain             x' = F(x)
-    residual          x' = x + F(x)
-    norm              x' = LN(F(x))
-    pre_norm          x' = x + F(LN x)
-    post_norm         x' = LN(x + F(x))
-    gpt2_norm         x' = x + LN(F(x))
-    rezero            x' = x + alpha F(x)                    alpha a learned scalar, 0 at the start
-    rezero_channel    x' = x + alpha * F(x)                  one alpha per channel
-    gated             x' = (1 - alpha) x + alpha F(x)
+"""Rules that are the same in every layer: the seven of the paper's Table 1, then later ones.
 
 LN is a float32 LayerNorm with PyTorch's epsilon, as in the authors' code, or what `norm` names.
 """
@@ -26,7 +16,7 @@ class Plain(Rule):
     reference = Reference("", "arXiv 2003.04887, Table 1", "")
 
     def __call__(self, x: Array, f: Branch) -> Array:
-        return apply(f, x, x).astype(x.dtype)
+        return apply(f, x).astype(x.dtype)
 
 
 class Residual(Rule):
@@ -35,7 +25,7 @@ class Residual(Rule):
     reference = Reference("", "arXiv 1512.03385, eq. 1", "")
 
     def __call__(self, x: Array, f: Branch) -> Array:
-        return x + apply(f, x, x).astype(x.dtype)
+        return x + apply(f, x).astype(x.dtype)
 
 
 class Normed(Rule):
@@ -53,7 +43,7 @@ class Norm(Normed):
     reference = Reference("", "arXiv 2003.04887, Table 1", "")
 
     def __call__(self, x: Array, f: Branch) -> Array:
-        return self.norm(apply(f, x, x)).astype(x.dtype)
+        return self.norm(apply(f, x)).astype(x.dtype)
 
 
 class PreNorm(Normed):
@@ -63,7 +53,7 @@ class PreNorm(Normed):
     norms_branch = True
 
     def __call__(self, x: Array, f: Branch) -> Array:
-        return (x + apply(f, self.norm(x), x)).astype(x.dtype)
+        return (x + apply(f, self.norm(x))).astype(x.dtype)
 
 
 class PostNorm(Normed):
@@ -72,7 +62,7 @@ class PostNorm(Normed):
     reference = Reference("", "arXiv 1706.03762, section 3.1", "torch.nn, norm_first=False")
 
     def __call__(self, x: Array, f: Branch) -> Array:
-        return self.norm(x + apply(f, x, x)).astype(x.dtype)
+        return self.norm(x + apply(f, x)).astype(x.dtype)
 
 
 class GPT2Norm(Normed):
@@ -84,7 +74,37 @@ class GPT2Norm(Normed):
     reference = Reference("", "arXiv 2003.04887, Table 1", "")
 
     def __call__(self, x: Array, f: Branch) -> Array:
-        return (x + self.norm(apply(f, x, x))).astype(x.dtype)
+        return (x + self.norm(apply(f, x))).astype(x.dtype)
+
+
+class PeriNorm(Normed):
+    """x' = x + LN F(LN x)."""
+
+    reference = Reference("", "arXiv 2502.02732", "")
+    norms_branch = True
+
+    def __init__(self, config: RuleConfig, features: int, place: Place | None, rngs: nnx.Rngs):
+        super().__init__(config, features, place, rngs)
+        self.norm_out = config.make_norm(features, rngs=rngs)
+
+    def __call__(self, x: Array, f: Branch) -> Array:
+        return (x + self.norm_out(apply(f, self.norm(x)))).astype(x.dtype)
+
+
+class Orthogonal(Normed):
+    """x' = x + F - x <x, F> / (|x|^2 + 1e-6), F = F(LN x).
+
+    Adds the component of the branch that is orthogonal to the trunk, over the features of each
+    position.
+    """
+
+    reference = Reference("", "arXiv 2505.11881, feature-wise", "BootsofLagrangian/ortho-residual")
+    norms_branch = True
+
+    def __call__(self, x: Array, f: Branch) -> Array:
+        fx = apply(f, self.norm(x)).astype(x.dtype)
+        along = (x * fx).sum(-1, keepdims=True) / ((x * x).sum(-1, keepdims=True) + 1e-6)
+        return x + (fx - along * x)
 
 
 class GatedRule(Rule):
@@ -109,7 +129,7 @@ class ReZeroRule(GatedRule):
     reference = Reference("alpha 0", "arXiv 2003.04887, eq. 1", "majumderb/rezero")
 
     def __call__(self, x: Array, f: Branch) -> Array:
-        return x + scale(self.alpha[...], apply(f, x, x)).astype(x.dtype)
+        return x + scale(self.alpha[...], apply(f, x)).astype(x.dtype)
 
 
 class ReZeroChannel(ReZeroRule):
@@ -128,5 +148,19 @@ class Gated(GatedRule):
     reference = Reference("alpha 0", "arXiv 2003.04887, section 2.3", "")
 
     def __call__(self, x: Array, f: Branch) -> Array:
-        fx, alpha = apply(f, x, x), self.alpha[...]
+        fx, alpha = apply(f, x), self.alpha[...]
         return (scale(1 - alpha, x) + scale(alpha, fx)).astype(x.dtype)
+
+
+class ReZeroNorm(ReZeroRule):
+    """x' = x + alpha F(LN x)."""
+
+    reference = Reference("alpha 0", "arXiv 2102.11972, a baseline", "majumderb/rezero, issue 4")
+    has_norm = norms_branch = True
+
+    def __init__(self, config: RuleConfig, features: int, place: Place | None, rngs: nnx.Rngs):
+        super().__init__(config, features, place, rngs)
+        self.norm = config.make_norm(features, rngs=rngs)
+
+    def __call__(self, x: Array, f: Branch) -> Array:
+        return (x + scale(self.alpha[...], apply(f, self.norm(x)))).astype(x.dtype)

@@ -7,8 +7,19 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from rezero_jax.residual.rule import Branch, Place, Reference, RuleConfig, apply, required, scale
+from rezero_jax.residual.rule import (
+    Branch,
+    Place,
+    Reference,
+    RuleConfig,
+    align,
+    apply,
+    required,
+    scale,
+)
 from rezero_jax.residual.rules import PreNorm
+
+SINKHORN_STEPS = 20  # of the paper and of maxtext
 
 
 class StreamWeight(nnx.Param):
@@ -69,32 +80,26 @@ class HyperConnections(PreNorm):
         own = jax.nn.one_hot(jnp.asarray(number) % n, n)[:, None]
         self.mix = StreamWeight(jnp.concatenate([own, jnp.eye(n)], axis=1))
         self.spread = StreamWeight(jnp.ones((n,), jnp.float32))
-        self.mix_scale, self.spread_scale = (
-            StreamWeight(jnp.full((), 0.01, jnp.float32)) for _ in "ab"
-        )
+        self.mix_scale = StreamWeight(jnp.full((), 0.01, jnp.float32))
+        self.spread_scale = StreamWeight(jnp.full((), 0.01, jnp.float32))
         self.mix_weights = nnx.Param(jnp.zeros((features, n + 1), jnp.float32))
         self.spread_weights = nnx.Param(jnp.zeros((features, 1), jnp.float32))
         self.stream_norm = config.make_norm(features, rngs=rngs)
 
     def __call__(self, x: Array, f: Branch) -> Array:
         normed = self.stream_norm(x)
-        mix, spread = (
-            scale(factor[...], jnp.tanh(normed @ weights[...]))
-            for factor, weights in (
-                (self.mix_scale, self.mix_weights),
-                (self.spread_scale, self.spread_weights),
-            )
-        )
-        mix = jnp.expand_dims(self.mix[...], tuple(range(x.ndim - 2))) + mix
-        spread = jnp.expand_dims(self.spread[...], tuple(range(x.ndim - 2))) + spread[..., 0]
+        mix = scale(self.mix_scale[...], jnp.tanh(normed @ self.mix_weights[...]))
+        spread = scale(self.spread_scale[...], jnp.tanh(normed @ self.spread_weights[...]))
+        mix = align(self.mix[...], x.ndim) + mix
+        spread = align(self.spread[...], x.ndim - 1) + spread[..., 0]
         mixed = jnp.einsum("...nk,...nd->...kd", mix, x)
         u = mixed[..., 0, :]
-        fx = apply(f, self.norm(u), u)
+        fx = apply(f, self.norm(u))
         return (mixed[..., 1:, :] + spread[..., None] * fx[..., None, :]).astype(x.dtype)
 
 
-def sinkhorn(logits: Array, steps: int) -> Array:
-    """exp(logits) (..., n, n) after `steps` normalisations of the columns, then of the rows.
+def sinkhorn(logits: Array) -> Array:
+    """exp(logits) (..., n, n) after SINKHORN_STEPS normalisations of the columns, then of the rows.
 
     The rows sum to 1, and the columns nearly (Sinkhorn and Knopp; arXiv 2512.24880, eq. 9).
     """
@@ -107,7 +112,7 @@ def sinkhorn(logits: Array, steps: int) -> Array:
     first = jnp.moveaxis(logits, (-2, -1), (0, 1))
     # A softmax over the columns avoids overflow; 1e-6 keeps every row above 0, as in maxtext.
     positive = jax.nn.softmax(first, axis=0) + 1e-6
-    return jnp.moveaxis(jax.lax.fori_loop(0, steps, step, positive), (0, 1), (-2, -1))
+    return jnp.moveaxis(jax.lax.fori_loop(0, SINKHORN_STEPS, step, positive), (0, 1), (-2, -1))
 
 
 class ManifoldHyperConnections(PreNorm):
@@ -125,7 +130,6 @@ class ManifoldHyperConnections(PreNorm):
         "maxtext, layers/mhc.py",
     )
     streams = 4
-    sinkhorn_steps = 20
 
     def __init__(self, config: RuleConfig, features: int, place: Place | None, rngs: nnx.Rngs):
         super().__init__(config, features, place, rngs)
@@ -139,7 +143,7 @@ class ManifoldHyperConnections(PreNorm):
     def __call__(self, x: Array, f: Branch) -> Array:
         pre, post, res = self.maps(x)
         u = jnp.einsum("...n,...nd->...d", pre, x).astype(x.dtype)
-        fx = apply(f, self.norm(u), u)
+        fx = apply(f, self.norm(u))
         mixed = jnp.einsum("...kn,...nd->...kd", res, x)
         return (mixed + post[..., None] * fx[..., None, :]).astype(x.dtype)
 
@@ -150,8 +154,8 @@ class ManifoldHyperConnections(PreNorm):
         flat = flat * jax.lax.rsqrt(jnp.mean(flat * flat, axis=-1, keepdims=True) + 1e-5)
         sizes = jnp.asarray([n, n, n * n])
         factors = jnp.repeat(self.mix_scale[...], sizes, total_repeat_length=n * (2 + n))
-        bias = jnp.expand_dims(self.mix_bias[...], tuple(range(len(leading))))
+        bias = align(self.mix_bias[...], flat.ndim)
         logits = scale(factors, flat @ self.mix_weights[...]) + bias
         pre, post, res = jnp.split(logits, (n, 2 * n), axis=-1)
-        res = sinkhorn(res.reshape(*leading, n, n), self.sinkhorn_steps)
+        res = sinkhorn(res.reshape(*leading, n, n))
         return jax.nn.sigmoid(pre), 2 * jax.nn.sigmoid(post), res

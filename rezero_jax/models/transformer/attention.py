@@ -23,8 +23,7 @@ KeyMask = Bool[Array, "batch keys"]
 CachedHeads = Float[Array, "layers batch places kv_heads size"]
 Cache = tuple[CachedHeads, CachedHeads]
 
-# Causal attention is computed in blocks of queries.
-BLOCK = 64  # least number of queries in a block
+BLOCK = 64  # least number of queries in a block of causal attention
 BLOCKS = 8  # most blocks in a sequence on a CPU; each block is compiled
 FEW_BLOCKS = 2  # most blocks on an accelerator: more are not faster (docs/accelerators.md)
 
@@ -41,15 +40,8 @@ class Attention(nnx.Module):
     queries, then of its key, then of its value.
 
     Args:
-      width: size of the last axis of x.
-      heads: number of heads of queries; divides width.
-      config: options of the layer.
       gain: factor of the initial weights of values and outputs.
       inner_norm: whether a norm precedes the output's projection.
-      rngs: source of the initial parameters.
-
-    Raises:
-      UserError: heads do not divide the width, or kv_heads the heads.
     """
 
     def __init__(
@@ -98,18 +90,9 @@ class Attention(nnx.Module):
     ) -> Float[Array, "batch queries width"]:
         """Attends from x to `memory`, or to x itself.
 
-        Args:
-          memory: the keys and values; None is x.
-          mask: True where a query may attend to a key. (PyTorch's masks mean the opposite.)
-          is_causal: whether position i attends to positions 0 .. i only.
-          rngs: source of the dropout, in training.
+        The mask is True where a query may attend to a key, and `rngs` are for dropout, in training.
         """
-        if memory is None:
-            q, k, v = self._project(x, 0, None)
-        else:
-            queries = self.qkv.shape[2] - 2  # heads of queries for each head of keys
-            (q,) = self._project(x, 0, queries)
-            k, v = self._project(memory, queries, None)
+        q, k, v = self._project(x, memory)
         if self.rotary:
             q, k = (rotate(heads, jnp.arange(heads.shape[1])[None]) for heads in (q, k))
         dropped = self.dropout.rate > 0 and not self.dropout.deterministic
@@ -118,7 +101,7 @@ class Attention(nnx.Module):
         return self._join(heads)
 
     def init_cache(self, depth: int, batch_size: int, length: int) -> Cache:
-        """An empty cache of `length` positions for `depth` layers like this one."""
+        """An empty cache of `length` positions for `depth` layers."""
         shape = (depth, batch_size, length, self.qkv.shape[-3], self.size)
         return jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype)
 
@@ -129,7 +112,7 @@ class Attention(nnx.Module):
 
         Returns the output, and the cache with the keys and values of x at `positions` of `layer`.
         """
-        q, k, v = self._project(x, 0, None)
+        q, k, v = self._project(x)
         if self.rotary:
             q, k = rotate(q, positions), rotate(k, positions)
         rows = jnp.arange(x.shape[0])[:, None]
@@ -140,36 +123,34 @@ class Attention(nnx.Module):
         out = attend(q, keys[layer], values[layer], mask=seen[:, None])
         return self._join(out), (keys, values)
 
-    def _project(self, x: Hidden, first: int, last: int | None) -> list[Heads]:
-        """Projections of x by the slots first .. last: queries, then keys, then values."""
-        kernel = self.qkv[...][:, :, first:last].astype(self.dtype)
-        y = jnp.einsum("btw,wkjs->btkjs", x.astype(self.dtype), kernel)
-        if self.qkv_bias is not None:
-            y = y + self.qkv_bias[...][None, None, :, first:last].astype(self.dtype)
-        projections = []
-        if first == 0:
-            queries = y[:, :, :, : self.qkv.shape[2] - 2]
-            projections.append(queries.reshape(*y.shape[:2], -1, self.size))
-        if last is None:
-            projections += [y[:, :, :, -2], y[:, :, :, -1]]
-        return projections
+    def _project(self, x: Hidden, memory: Hidden | None = None) -> tuple[Heads, Heads, Heads]:
+        """Queries of x, and keys and values of the memory or of x itself."""
+
+        def project(x: Hidden, slots: slice) -> Array:
+            kernel = self.qkv[...][:, :, slots].astype(self.dtype)
+            y = jnp.einsum("btw,wkjs->btkjs", x.astype(self.dtype), kernel)
+            if self.qkv_bias is not None:
+                y = y + self.qkv_bias[...][None, None, :, slots].astype(self.dtype)
+            return y
+
+        if memory is None:
+            y = project(x, slice(None))
+            q, kv = y[:, :, :, :-2], y[:, :, :, -2:]
+        else:
+            q, kv = project(x, slice(-2)), project(memory, slice(-2, None))
+        return q.reshape(*x.shape[:2], -1, self.size), kv[:, :, :, 0], kv[:, :, :, 1]
 
     def _join(self, heads: Heads) -> Hidden:
         return self.out(self.norm(heads.reshape(*heads.shape[:2], -1)))
 
 
 def joint_mask(mask: Array | None, key_mask: KeyMask | None) -> Mask | None:
-    """A layer's two masks as one mask (batch, heads, queries, keys) with axes of size 1.
-
-    Raises:
-      UserError: a mask is not bool.
-    """
+    """A layer's two masks, which are bool, as one with four axes, of which some have size 1."""
     for given in (mask, key_mask):
         if given is not None and given.dtype != bool:
             raise UserError(f"a mask is bool, not {given.dtype}; give True where to attend")
-    if mask is not None:
-        mask = mask[None] if mask.ndim == 2 else mask
-        mask = mask[:, None] if mask.ndim == 3 else mask
+    if mask is not None and mask.ndim < 4:
+        mask = mask[:, None] if mask.ndim == 3 else mask[None, None]
     if key_mask is None:
         return mask
     keys = key_mask[:, None, None]
@@ -199,58 +180,49 @@ def attend(
       plain: whether every query meets every key, without kernels and blocks.
     """
     target = devices.target()
-    length = q.shape[1]
-    if drop is None and mask is None and target.platform == "tpu" and not plain:
+    length, keys = q.shape[1], k.shape[1]
+    may_use_kernel = drop is None and not plain
+    if may_use_kernel and mask is None and target.platform == "tpu":
         from rezero_jax.models.transformer import splash  # a slow import
 
         if splash.takes(q, k):
             return splash.splash(q, k, v, is_causal=is_causal)
-    cudnn = drop is None and not plain and _cudnn_takes(target, q, k)
-    whole = plain or (drop is not None and target.platform == "cpu")
-    square = is_causal and mask is None and length == k.shape[1]
-    if square and not (cudnn or whole):
-        return _by_blocks(q, k, v, drop)
+    cudnn = may_use_kernel and _cudnn_takes(target, q, k)
+    may_use_blocks = not (plain or cudnn or (drop is not None and target.platform == "cpu"))
+    if may_use_blocks and is_causal and mask is None and length == keys:
+        block = max(BLOCK, -(-length // (BLOCKS if target.platform == "cpu" else FEW_BLOCKS)))
+        ends = [(start, min(start + block, length)) for start in range(0, length, block)]
+        blocks = [
+            _attend(q[:, start:stop], k[:, :stop], v[:, :stop], _causal(start, stop, stop), drop)
+            for start, stop in ends
+        ]
+        return jnp.concatenate(blocks, axis=1)
     if drop is None:
         if cudnn and mask is not None:  # cuDNN takes no axes of size 1
-            mask = jnp.broadcast_to(mask, (q.shape[0], q.shape[2], length, k.shape[1]))
+            mask = jnp.broadcast_to(mask, (q.shape[0], q.shape[2], length, keys))
         return jax.nn.dot_product_attention(
             q, k, v, mask=mask, is_causal=is_causal, implementation="cudnn" if cudnn else None
         )
     if is_causal:
-        causal = jnp.arange(length)[:, None] >= jnp.arange(k.shape[1])[None]
-        mask = causal if mask is None else mask & causal[None, None]
+        causal = _causal(0, length, keys)
+        mask = causal if mask is None else mask & causal
     return _attend(q, k, v, mask, drop)
 
 
-def _by_blocks(q: Array, k: Array, v: Array, drop: Callable[[Array], Array] | None) -> Array:
-    """Causal attention in blocks of queries, each with the keys up to its end."""
-    length = q.shape[1]
-    block = max(BLOCK, -(-length // (BLOCKS if devices.target().platform == "cpu" else FEW_BLOCKS)))
-    stops = [min(start + block, length) for start in range(0, length, block)]
-    blocks = [
-        _attend(
-            q[:, start:stop],
-            k[:, :stop],
-            v[:, :stop],
-            jnp.arange(start, stop)[:, None] >= jnp.arange(stop)[None],
-            drop,
-        )
-        for start, stop in zip([0, *stops], stops, strict=False)
-    ]
-    return jnp.concatenate(blocks, axis=1)
+def _causal(start: int, stop: int, keys: int) -> Mask:
+    """Mask of the queries start .. stop - 1, each of which sees the keys up to its own position."""
+    return (jnp.arange(start, stop)[:, None] >= jnp.arange(keys)[None])[None, None]
 
 
 def _attend(
-    q: Array, k: Array, v: Array, mask: Array | None, drop: Callable[[Array], Array] | None
+    q: Array, k: Array, v: Array, mask: Mask | None, drop: Callable[[Array], Array] | None
 ) -> Array:
-    """`attend` by plain products; the mask is also (queries, keys)."""
+    """`attend` by plain products."""
     batch, length, heads, size = q.shape
     kv_heads = k.shape[2]
     grouped = (q * size**-0.5).reshape(batch, length, kv_heads, heads // kv_heads, size)
     scores = jnp.einsum("btkgs,buks->bkgtu", grouped, k, preferred_element_type=jnp.float32)
     if mask is not None:
-        if mask.ndim == 2:
-            mask = mask[None, None]
         if mask.shape[1] == 1:
             mask = mask[:, :, None]
         else:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from rezero_jax.errors import UserError, choose_from
+from rezero_jax.errors import UserError, check_sizes, choose_from
 from rezero_jax.residual import RuleConfig
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -20,8 +20,11 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),
     "silu": jax.nn.silu,
 }
-ALPHA_PER = ("layer", "sublayer")
-ATTENTION = ("auto", "plain")
+NAMES = {
+    "alpha_per": ("layer", "sublayer"),
+    "attention": ("auto", "plain"),
+    "activation": tuple(ACTIVATIONS),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +47,7 @@ class TransformerConfig(RuleConfig):
         keeps the dtype of x.
 
     Raises:
-      UserError: see `RuleConfig`; or a size below 1, a dropout outside of [0, 1), or an unknown
-        name.
+      UserError: an option is out of range or unknown.
     """
 
     alpha_per: str = "layer"
@@ -63,20 +65,9 @@ class TransformerConfig(RuleConfig):
         check_sizes(feedforward=self.feedforward, kv_heads=self.kv_heads)
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout={self.dropout} is not a fraction; give 0 or more, below 1")
-        for name, valid in (
-            ("alpha_per", ALPHA_PER),
-            ("attention", ATTENTION),
-            ("activation", ACTIVATIONS),
-        ):
+        for name, valid in NAMES.items():
             if getattr(self, name) not in valid:
                 raise choose_from(name, getattr(self, name), valid)
-
-
-def check_sizes(**sizes: int | None) -> None:
-    """Raises a UserError for a size below 1; None is unset."""
-    for name, size in sizes.items():
-        if size is not None and size < 1:
-            raise UserError(f"{name} is {size}; give a {name} of at least 1")
 
 
 def check_heads(width: int, heads: int, config: TransformerConfig) -> None:
@@ -87,10 +78,9 @@ def check_heads(width: int, heads: int, config: TransformerConfig) -> None:
         ("kv_heads", config.kv_heads or heads, "heads", heads),
     ):
         if whole % part:
-            *most, last = (str(d) for d in range(1, whole + 1) if whole % d == 0)
-            choices = f"{', '.join(most)} or {last}" if most else last
+            choices = ", ".join(str(d) for d in range(1, whole + 1) if whole % d == 0)
             raise UserError(
-                f"{name}={part} does not divide {total}={whole}; choose {choices} heads"
+                f"{name}={part} does not divide {total}={whole}; choose one of {choices}"
             )
     if config.rotary and width // heads % 2:
         raise UserError(

@@ -53,12 +53,9 @@ class SamplingConfig:
 
 
 class Sampling(NamedTuple):
-    """A `SamplingConfig` as numbers that are traced, so that another setting compiles nothing.
+    """A `SamplingConfig` as traced numbers, so that another setting compiles nothing.
 
-    Attributes:
-      temperature: as there.
-      top_k, top_p: as there; the size of the vocabulary and 1 keep every token.
-      stop_token: as there; -1 is no token.
+    The vocabulary's size, 1 and -1 stand for no top_k, top_p and stop_token.
     """
 
     temperature: float
@@ -68,21 +65,13 @@ class Sampling(NamedTuple):
 
 
 class DecodingCarry(NamedTuple):
-    """State of decoding between two tokens.
-
-    Attributes:
-      cache: keys and values of the tokens so far.
-      logits: logits of the next token.
-      position: position of the next token.
-      done: whether the stop token was picked.
-      key: random key of each sequence.
-    """
+    """State of decoding between two tokens."""
 
     cache: list[Cache]
-    logits: Float[Array, "batch vocab"]
-    position: Int[Array, " batch"]
-    done: Bool[Array, " batch"]
-    key: Array
+    logits: Float[Array, "batch vocab"]  # of the next token
+    position: Int[Array, " batch"]  # of the next token
+    done: Bool[Array, " batch"]  # whether the stop token was picked
+    key: Array  # one for each sequence
 
 
 @takes_options()
@@ -121,10 +110,9 @@ def stream(
     rngs: nnx.Rngs | None = None,
     **options: Any,
 ) -> Iterator[np.ndarray]:
-    """Yields the tokens of `generate` as they are picked; the other arguments are those of it.
+    """Yields the tokens of `generate` as they are picked, int32 (batch, `chunk` or fewer).
 
-    The arrays are int32 (batch, `chunk`), and the last one has fewer columns. The stream ends early
-    when every sequence has had its stop token.
+    The stream ends early when every sequence has had its stop token.
     """
     tokens, lengths = _padded(model, prompts, max_new_tokens)
     if config.stop_token is not None and not 0 <= config.stop_token < model.vocab_size:
@@ -175,8 +163,8 @@ def _padded(
         )
     padded = min(_round_up(longest), model.max_len)
     tokens = np.zeros((len(rows), padded), np.int64)  # wide enough to be checked
-    for row, padded_row in zip(rows, tokens, strict=True):
-        padded_row[: len(row)] = row
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = row
     model.check(tokens)
     return jnp.asarray(tokens, jnp.int32), jnp.asarray(lengths)
 

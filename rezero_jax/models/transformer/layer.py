@@ -1,10 +1,7 @@
 """Transformer layers and stacks to use in your own models (paper, section 3; the authors' code).
 
-    encoder    x <- rule(x, self-attention), x <- rule(x, feed-forward)
-    decoder    the same with attention to the encoder's output, the memory, between the two
-
-The rule is one of `rezero_jax.residual`; ReZero's is x' = x + alpha F(x), and one alpha serves all
-sublayers of a layer, as in paper and code.
+An encoder layer is x <- rule(x, self-attention), x <- rule(x, feed-forward). A decoder layer has
+attention to the encoder's output, the memory, between the two. One alpha serves all sublayers.
 """
 
 from dataclasses import replace
@@ -34,14 +31,11 @@ UNROLLED = 16
 
 
 class FeedForward(nnx.Module):
-    """F(x) = W2 dropout(activation(W1 x + b1)) + b2, with an optional norm before W2.
+    """F(x) = W2 dropout(activation(W1 x + b1)) + b2.
 
     Args:
-      width: size of the last axis of x.
-      config: options of the layer.
       gain: factor of the initial weights.
-      inner_norm: whether a norm follows the dropout.
-      rngs: source of the initial parameters.
+      inner_norm: whether a norm precedes W2.
     """
 
     def __init__(
@@ -55,24 +49,17 @@ class FeedForward(nnx.Module):
     ):
         self.activation = config.activation
         hidden = config.feedforward or 4 * width
-        linear = partial(nnx.Linear, use_bias=config.bias, dtype=config.dtype, rngs=rngs)
-        kernel_init = init.times(gain, init.xavier_uniform(width, hidden))
+        linear = partial(
+            init.linear,
+            kernel_init=init.times(gain, init.xavier_uniform(width, hidden)),
+            use_bias=config.bias,
+            dtype=config.dtype,
+            rngs=rngs,
+        )
         # The hidden layer is sharded along the mesh axis `model`.
-        self.up = linear(
-            width,
-            hidden,
-            kernel_init=kernel_init,
-            bias_init=init.torch_uniform(width),
-            kernel_metadata={"model_axis": -1},
-            bias_metadata={"model_axis": -1},
-        )
-        self.down = linear(
-            hidden,
-            width,
-            kernel_init=kernel_init,
-            bias_init=init.torch_uniform(hidden),
-            kernel_metadata={"model_axis": -2},
-        )
+        sharded = {"model_axis": -1}
+        self.up = linear(width, hidden, kernel_metadata=sharded, bias_metadata=sharded)
+        self.down = linear(hidden, width, kernel_metadata={"model_axis": -2})
         self.dropout = Dropout(config.dropout)
         self.norm = config.make_norm(hidden, rngs=rngs) if inner_norm else nnx.identity
 
@@ -84,9 +71,9 @@ class FeedForward(nnx.Module):
 class TransformerLayer(Module):
     """Self-attention, attention to a memory (in decoders), and a feed-forward, as one layer.
 
-    The inputs x are (batch, length, width), or (batch, length, streams, width) under a rule of
-    several streams. Weights start Xavier uniform, as in the paper; attention's biases start at 0,
-    and the feed-forward's biases as those of PyTorch's Linear.
+    Weights start Xavier uniform, as in the paper; attention's biases start at 0, and the
+    feed-forward's biases as those of PyTorch's Linear. Under a rule of several streams, the layer
+    takes (batch, length, streams, width) instead of (batch, length, width).
     """
 
     has_memory: bool
@@ -112,8 +99,8 @@ class TransformerLayer(Module):
           rngs: source of the initial parameters.
 
         Raises:
-          UserError: see `TransformerConfig`; or heads that do not divide the width, or kv_heads
-            that do not divide the heads, or a rule that needs `place`.
+          UserError: an option is invalid, the heads do not divide the width, the kv_heads do not
+            divide the heads, or the rule needs `place`.
         """
         kind, sublayers = config.rule, 3 if self.has_memory else 2
         if place is not None:
@@ -122,7 +109,7 @@ class TransformerLayer(Module):
         attention = partial(Attention, width, heads, rngs=rngs)
         self.attention = attention(config, gain=gain, inner_norm=inner_norm)
         if self.has_memory:
-            # Sub-LN leaves attention to a memory as it is (torchscale).
+            # sub_norm leaves attention to a memory as it is (torchscale).
             cross_gain = 1.0 if inner_norm else gain
             self.cross_attention = attention(replace(config, rotary=False), gain=cross_gain)
         self.feedforward = FeedForward(width, config, gain=gain, inner_norm=inner_norm, rngs=rngs)
@@ -138,12 +125,19 @@ class TransformerLayer(Module):
         self.rules = nnx.List(rules)
 
     def join(self, sublayer: int, x: Trunk, f: Branch, rngs: nnx.Rngs | None) -> Trunk:
-        """Joins the branch f, with dropout in training, to the trunk x by the sublayer's rule."""
+        """Joins the branch f, with dropout, to the trunk x by the sublayer's rule."""
         rule = self.rules[sublayer % len(self.rules)]
         return rule(x, lambda u: self.dropout(f(u), rngs=rngs))
 
-    def check(self, x: Trunk, rngs: nnx.Rngs | None) -> None:
-        """Raises a UserError if x has another shape or dropout lacks its random numbers."""
+    def attend(
+        self,
+        x: Trunk,
+        mask: Array | None,
+        key_mask: KeyMask | None,
+        is_causal: bool,
+        rngs: nnx.Rngs | None,
+    ) -> Trunk:
+        """x after self-attention; checks the arguments of the layer."""
         if self.dropout.rate > 0 and not self.dropout.deterministic and rngs is None:
             raise UserError(
                 "dropout in training needs rngs=nnx.Rngs(dropout=key); give it in the call, or "
@@ -156,6 +150,9 @@ class TransformerLayer(Module):
             raise UserError(
                 f"this layer takes sequences (batch, length, {sizes}), not {x.shape}; reshape x"
             )
+        seen = joint_mask(mask, key_mask)
+        attention = partial(self.attention, mask=seen, is_causal=is_causal, rngs=rngs)
+        return self.join(0, x, attention, rngs)
 
 
 class EncoderLayer(TransformerLayer):
@@ -184,10 +181,7 @@ class EncoderLayer(TransformerLayer):
         Raises:
           UserError: x has another shape, a mask is not bool, or dropout lacks its `rngs`.
         """
-        self.check(x, rngs)
-        seen = joint_mask(mask, key_mask)
-        attention = partial(self.attention, mask=seen, is_causal=is_causal, rngs=rngs)
-        x = self.join(0, x, attention, rngs)
+        x = self.attend(x, mask, key_mask, is_causal, rngs)
         return self.join(1, x, partial(self.feedforward, rngs=rngs), rngs)
 
     def decode(
@@ -222,15 +216,12 @@ class DecoderLayer(TransformerLayer):
         rngs: nnx.Rngs | None = None,
     ) -> Trunk:
         """Returns x after the layer; the masks are as in `EncoderLayer`, for x and for `memory`."""
-        self.check(x, rngs)
+        x = self.attend(x, mask, key_mask, is_causal, rngs)
         if memory.ndim != 3 or memory.shape[::2] != (x.shape[0], x.shape[-1]):
             raise UserError(
                 f"this layer takes a memory ({x.shape[0]}, length, {x.shape[-1]}), not "
                 f"{memory.shape}; reshape memory"
             )
-        seen = joint_mask(mask, key_mask)
-        attention = partial(self.attention, mask=seen, is_causal=is_causal, rngs=rngs)
-        x = self.join(0, x, attention, rngs)
         seen = joint_mask(memory_mask, memory_key_mask)
         cross = partial(self.cross_attention, memory=memory, mask=seen, rngs=rngs)
         x = self.join(1, x, cross, rngs)
@@ -256,18 +247,12 @@ class LayerStack(Module):
         rngs: nnx.Rngs,
         **options: Any,
     ):
-        """Makes the stack.
+        """Makes the stack; arguments and errors are also those of `TransformerLayer`.
 
         Args:
-          width, heads: as in `TransformerLayer`.
           depth: number of layers.
           final_norm: whether a norm follows the last layer; ReZero needs none.
           scan, remat: see `rezero_jax.stack.Stack`.
-          config: options of the layers; each option is an argument, too.
-          rngs: source of the initial parameters.
-
-        Raises:
-          UserError: see `TransformerLayer` and `rezero_jax.stack.Stack`.
         """
         self.rule = config.rule
         self.layers = Stack(
@@ -311,7 +296,7 @@ class Encoder(LayerStack):
             for i, block in enumerate(blocks):
                 x, caches[i] = block.decode(x, caches[i], 0, positions)
         else:
-            # The cache is a carry, which each layer updates in place, and not an input of the scan.
+            # The cache is a carry of the scan, so that each layer updates it in place.
             (x, caches[0]), _ = jax.lax.scan(
                 lambda carry, layer: (layer[0].decode(*carry, layer[1], positions), None),
                 (x, caches[0]),

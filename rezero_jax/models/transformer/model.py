@@ -11,16 +11,16 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
 
-from rezero_jax.errors import UserError, choose_from
+from rezero_jax.errors import UserError, check_sizes, choose_from
 from rezero_jax.models import init
 from rezero_jax.models.dropout import Dropout
 from rezero_jax.models.options import Module, takes_options
 from rezero_jax.models.transformer.attention import Cache, Hidden
-from rezero_jax.models.transformer.config import TransformerConfig, check_sizes
+from rezero_jax.models.transformer.config import TransformerConfig
 from rezero_jax.models.transformer.generate import generate
 from rezero_jax.models.transformer.layer import Encoder
 from rezero_jax.residual import trunk_dtype
-from rezero_jax.stack import unstacked
+from rezero_jax.residual.rule import align
 
 Tokens = Int[Array, "batch length"]
 
@@ -47,8 +47,8 @@ class Transformer(Module):
       tied: whether the head's weights are the embedding's.
       final_norm: whether a norm precedes the head, as usual with `pre_norm`.
       scan, remat: see `rezero_jax.stack.Stack`.
-      config: options of the layers; each option is an argument, too. Its dropout is also that of
-        the embedding, and its bias and dtype those of the head; trunk and logits are float32.
+      config: options of the layers and, for dropout, bias and dtype, of embedding and head; each
+        option is an argument, too. Trunk and logits are float32.
       rngs: source of the initial parameters.
 
     Raises:
@@ -105,12 +105,7 @@ class Transformer(Module):
     ) -> Float[Array, "batch length vocab"]:
         """Returns float32 logits: position i predicts token i + 1 from tokens 0 .. i.
 
-        Args:
-          tokens: integers in 0 .. vocab_size - 1, of length at most max_len.
-          rngs: source of the dropout, in training.
-
-        Raises:
-          UserError: the tokens are invalid (see `check`), or dropout lacks its `rngs`.
+        Raises a UserError if the tokens are invalid (see `check`), or if dropout lacks its `rngs`.
         """
         return self.logits(self.hidden(tokens, rngs=rngs))
 
@@ -130,28 +125,29 @@ class Transformer(Module):
             kernel.astype(self.dtype),
             preferred_element_type=jnp.float32,
         )
-        if self.head_bias is None:
-            return logits
-        return logits + self.head_bias[...].reshape((1,) * (logits.ndim - 1) + (-1,))
+        return (
+            logits if self.head_bias is None else logits + align(self.head_bias[...], logits.ndim)
+        )
 
     def losses(
         self, tokens: Tokens, targets: Tokens, *, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "batch length"]:
         """Cross entropy (nats) of each target given the tokens up to its position.
 
-        If all logits would be large, they are computed in chunks of the length and rematerialised
-        in the backward pass, so that never more than LOGITS_AT_ONCE are in memory.
+        More than LOGITS_AT_ONCE logits are computed in equal chunks of the length, and
+        rematerialised in the backward pass.
         """
         hidden = self.hidden(tokens, rngs=rngs)
 
         def loss(xs: tuple[Array, Array]) -> Array:
             return optax.softmax_cross_entropy_with_integer_labels(self.logits(xs[0]), xs[1])
 
-        length = tokens.shape[1]
-        chunks = 1 if self.plain else _chunks(length, tokens.size * self.vocab_size)
-        if chunks == 1:
+        length, logits = tokens.shape[1], tokens.size * self.vocab_size
+        if self.plain or logits <= LOGITS_AT_ONCE:
             return loss((hidden, targets))
         # The length is chunked and not the batch, which may be sharded among devices.
+        least = min(-(-logits // LOGITS_AT_ONCE), length)
+        chunks = next(n for n in range(least, length + 1) if length % n == 0)
         hidden_chunks, target_chunks = (
             x.reshape(x.shape[0], chunks, length // chunks, *x.shape[2:]).swapaxes(0, 1)
             for x in (hidden, targets)
@@ -160,16 +156,16 @@ class Transformer(Module):
         return losses.swapaxes(0, 1).reshape(tokens.shape)
 
     def init_cache(self, batch_size: int, length: int | None = None) -> list[Cache]:
-        """Empty keys and values of `length` positions (by default max_len) for `decode`."""
+        """Empty keys and values of `length` positions (default: max_len) for `decode`."""
         return self.trunk.init_cache(batch_size, self.max_len if length is None else length)
 
     def decode(
         self, tokens: Tokens, cache: list[Cache], positions: Int[Array, "batch length"]
     ) -> tuple[Hidden, list[Cache]]:
-        """The head's input for tokens at `positions`, given the earlier tokens in `cache`.
+        """For inference: the head's input for tokens at `positions`, and the cache with them.
 
-        For inference. Also returns the cache with these tokens; later positions of the cache are
-        ignored. Positions must be within the cache and below max_len.
+        The cache has the earlier tokens; its later positions are ignored. Positions must be within
+        the cache and below max_len.
         """
         return self.trunk.decode(self._embed(tokens, positions), cache, positions)
 
@@ -185,7 +181,7 @@ class Transformer(Module):
         model.eval()
         layers = model.trunk.layers
         if not isinstance(layers.blocks, nnx.List) and layers.depth <= UNROLLED_DECODING:
-            model.trunk.layers = unstacked(layers)
+            layers.blocks = nnx.List(layers.layers())
         return model
 
     def check(self, tokens: Array | np.ndarray) -> None:
@@ -231,13 +227,3 @@ def sinusoids(
     angle = positions[..., None].astype(jnp.float32) * frequency[None, None]
     both = jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1)
     return both.reshape(*positions.shape, -1)[..., :width]
-
-
-def _chunks(length: int, logits: int) -> int:
-    """The least number of equal chunks of a length with at most LOGITS_AT_ONCE logits in each."""
-    wanted = -(-logits // LOGITS_AT_ONCE)
-    return next(
-        chunks
-        for chunks in range(1, length + 1)
-        if length % chunks == 0 and (chunks >= wanted or chunks == length)
-    )

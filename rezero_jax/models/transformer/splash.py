@@ -1,4 +1,4 @@
-"""Attention whose scores never leave the chip: JAX's splash attention, Pallas kernels for TPUs."""
+"""JAX's splash attention: Pallas kernels for TPUs whose scores never leave the chip."""
 
 import math
 
@@ -9,13 +9,11 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import PartitionSpec
 from jaxtyping import Float
 
-from rezero_jax.devices import batch_axes
+from rezero_jax.devices import batch_axes, batch_shards
 
 # Least number of keys at which the kernels should be faster than the plain form. By the compiler's
-# estimate for v5e (bfloat16, heads of 64 and 128, forward and backward) the plain form takes 50 to
-# 100 ps for each score. The kernels write no scores: their matrix products take 12 ps at the chip's
-# peak (9 ps if causal), and laying out their arguments 15 ps. At a third of the peak they take half
-# the time of the plain form, and the same time at 512 keys.
+# estimates for v5e, kernels at a third of the chip's peak take as long as the plain form at 512
+# keys, and half of its time for many keys.
 FROM_LENGTH = 1024
 BLOCK = 512  # most queries, and most keys, that a kernel keeps on the chip at once
 LANES = 128  # the numbers of queries and of keys are multiples of this
@@ -23,12 +21,12 @@ LANES = 128  # the numbers of queries and of keys are multiples of this
 
 def takes(q: Array, k: Array) -> bool:
     """Whether the kernels take these queries and keys and should be faster than the plain form."""
-    axes, batch = _mesh_axes()
+    mesh = jax.sharding.get_abstract_mesh()
     return (
         k.shape[1] >= FROM_LENGTH
         and q.shape[1] % LANES == k.shape[1] % LANES == 0
-        and q.shape[0] % math.prod(axes[name] for name in batch) == 0
-        and k.shape[2] % axes.get("model", 1) == 0
+        and q.shape[0] % batch_shards(mesh) == 0
+        and k.shape[2] % mesh.shape.get("model", 1) == 0
     )
 
 
@@ -42,9 +40,7 @@ def splash(
 ) -> Float[Array, "batch queries heads size"]:
     """softmax(q k / sqrt(size)) v, on each device for its shard of the batch and of the heads.
 
-    Args:
-      is_causal: whether position i attends to positions 0 .. i only.
-      interpret: whether to interpret the kernels, which works on any platform (default: False).
+    If `interpret`, the kernels are interpreted, which works on any platform.
     """
 
     def own(q: Array, k: Array, v: Array) -> Array:
@@ -68,18 +64,9 @@ def splash(
         q, k, v = (heads.swapaxes(1, 2) for heads in (q * q.shape[-1] ** -0.5, k, v))
         return jax.vmap(kernel)(q, k, v).swapaxes(1, 2)
 
-    axes, batch = _mesh_axes()
-    if not axes:
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
         return own(q, k, v)
     # The compiler cannot partition a kernel, and would gather all of q, k and v for it.
-    spec = PartitionSpec(batch, None, "model" if "model" in axes else None)
-    return jax.shard_map(
-        own, in_specs=(spec,) * 3, out_specs=spec, axis_names=set(axes), check_vma=False
-    )(q, k, v)
-
-
-def _mesh_axes() -> tuple[dict[str, int], tuple[str, ...]]:
-    """Sizes of the mesh axes along which the compiler shards arrays here, and the batch's axes."""
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = {name: mesh.shape[name] for name in mesh.auto_axes}
-    return axes, tuple(name for name in batch_axes(mesh) if name in axes)
+    spec = PartitionSpec(batch_axes(mesh), None, "model" if "model" in mesh.shape else None)
+    return jax.shard_map(own, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)(q, k, v)
