@@ -1,7 +1,7 @@
 """Operations of an update are counted as by hand, and train.py --plan prints them."""
 
 import socket
-from pathlib import Path
+from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -10,73 +10,64 @@ import pytest
 
 import train
 from rehearsal.plan import WIDTH
-from rezero_jax import data
-from rezero_jax.config import load_config
-from rezero_jax.data import stand_in
 from rezero_jax.training import cost
 from rezero_jax.training.trainer import Trainer
-
-W, X = jax.ShapeDtypeStruct((5, 6), jnp.float32), jax.ShapeDtypeStruct((4, 5), jnp.float32)
+from tests.families import config
 
 
 def scanned(weights, x):
     return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0].sum()
 
 
-def convolved(x, kernel, groups=1):
+def convolved_in_three_groups(x, kernel):
     dimensions = ("NHWC", "HWIO", "NHWC")
     return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), "SAME", dimension_numbers=dimensions, feature_group_count=groups
+        x, kernel, (1, 1), "SAME", dimension_numbers=dimensions, feature_group_count=3
     )
 
 
-def shapes(*all_of_them):
-    return [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in all_of_them]
-
-
-@pytest.mark.parametrize(
-    ("function", "args", "expected"),
-    [
-        (lambda x, w: jnp.tanh(x @ w), [X, W], 2 * 4 * 5 * 6),
+def test_counts():
+    shape = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+    product = 2 * 4 * 5 * 6  # FLOPs of x @ w
+    x, w = shape((4, 5)), shape((5, 6))
+    for function, args, expected in (
+        (lambda x, w: jnp.tanh(x @ w), (x, w), product),
         (
             jax.jit(lambda a, b: jnp.einsum("bij,bjk->bik", a, b)),
-            shapes((3, 4, 5), (3, 5, 6)),
-            2 * 3 * 4 * 5 * 6,
+            (shape((3, 4, 5)), shape((3, 5, 6))),
+            3 * product,
         ),
-        (jax.grad(scanned, argnums=(0, 1)), shapes((7, 5, 5), (4, 5)), 3 * 7 * 2 * 4 * 5 * 5),
+        (
+            jax.grad(scanned, argnums=(0, 1)),
+            (shape((7, 5, 5)), shape((4, 5))),
+            3 * 7 * 2 * 4 * 5 * 5,
+        ),
+        # Both products, the first rematerialised for the gradient of tanh, two gradients of w and
+        # one of the hidden layer; the second product need not be rematerialised.
         (
             jax.grad(jax.checkpoint(lambda w, x: jnp.tanh(jnp.tanh(x @ w) @ w.T).sum())),
-            [W, X],
-            # Both products, the first rematerialised for the gradient of tanh, two gradients of w
-            # and one of the hidden layer; the second product need not be rematerialised.
-            7 * 2 * 4 * 5 * 6,
+            (w, x),
+            7 * product,
         ),
         (
-            lambda x, kernel: convolved(x, kernel, 3),
-            shapes((2, 8, 8, 3), (3, 3, 1, 6)),
+            convolved_in_three_groups,
+            (shape((2, 8, 8, 3)), shape((3, 3, 1, 6))),
             2 * (2 * 8 * 8 * 6) * (3 * 3),
         ),
         (
             lambda w, x: jax.lax.cond(x[0, 0] > 0, lambda: x @ w @ w.T @ w, lambda: x @ w),
-            [W, X],
-            3 * 2 * 4 * 5 * 6,
+            (w, x),
+            3 * product,
         ),
-    ],
-)
-def test_counts(function, args, expected):
-    assert cost.flops(function, *args) == expected
-
-
-def test_everything_counts_elementwise_operations_and_reductions_too():
-    def function(x, w):
-        return jnp.tanh(x @ w).T.sum()
-
-    assert cost.flops(function, X, W, everything=True) == 2 * 4 * 5 * 6 + 2 * 4 * 6
+    ):
+        assert cost.flops(function, *args) == expected
+    total = cost.flops(lambda x, w: jnp.tanh(x @ w).T.sum(), x, w, everything=True)
+    assert total == product + 2 * 4 * 6
 
 
 def rows(capsys, *flags):
-    config = "--config=configs/mlp.py:depth=3,width=64"  # on images of 64 pixels, 10 classes
-    assert train.main([config, "--config.mesh.data=2", *flags]) == 0
+    file = "--config=configs/mlp.py:depth=3,width=64"  # on images of 64 pixels, 10 classes
+    assert train.main([file, "--config.mesh.data=2", *flags]) == 0
     lines = capsys.readouterr().out.splitlines()
     return {line[:WIDTH].rstrip(): line[WIDTH:] for line in lines}
 
@@ -103,9 +94,9 @@ def test_a_plan_needs_no_data(tmp_path, monkeypatch, capsys):
         raise AssertionError("a plan opened a socket")
 
     monkeypatch.setattr(socket.socket, "connect", connect)
-    config = "--config=configs/mlp.py:smoke,dataset=cifar10"
+    file = "--config=configs/mlp.py:smoke,dataset=cifar10"
     flags = ["--config.mesh.data=1", f"--config.data.dir={tmp_path / 'data'}"]
-    assert train.main([config, *flags, "--plan"]) == 0
+    assert train.main([file, *flags, "--plan"]) == 0
     assert capsys.readouterr().out.startswith("parameters")
     assert list(tmp_path.iterdir()) == []
 
@@ -122,9 +113,8 @@ def transformer(**fields):
         "train.batch_size": SIZES["batch"],
         "mesh.data": 1,
     } | fields
-    file = str(Path(__file__).parents[1] / "configs/transformer_small.py:smoke")
-    config = load_config(file, [f"{key}={value}" for key, value in overrides.items()])
-    return Trainer(config, stand_in(config.data) or data.load(config.data, 0))
+    settings = config("transformer_small.py:smoke", **overrides)
+    return Trainer(settings)
 
 
 @pytest.mark.parametrize(

@@ -64,11 +64,6 @@ def test_every_rule_trains_in_both_dtypes(family, rule):
     assert jnp.isfinite(logits).all()
 
 
-def end(family, model, x):
-    """The final state of the trunk, or its float32 logits."""
-    return model.hidden(x) if family == "transformer" else model(x)
-
-
 @pytest.mark.parametrize(
     "family",
     [
@@ -82,7 +77,7 @@ def test_a_trunk_keeps_what_small_gates_add_to_it(family):
 
     @jax.jit
     def outcome(model):
-        return end(family, model, x)
+        return model.hidden(x) if family == "transformer" else model(x)
 
     def added(dtype):
         model = drawn(make, dtype=dtype)

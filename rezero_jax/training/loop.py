@@ -169,10 +169,9 @@ def _train(
 
 
 def evaluate(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
-    """Evaluates a run's newest good checkpoint: {"step": ..., "eval/loss": ...}.
+    """Evaluates a run's newest good checkpoint, only reading: {"step": ..., "eval/loss": ...}.
 
-    The run may still be training, because this function only reads. The config fields in
-    folder.EVALUATION may differ from the run's own.
+    The config fields in folder.EVALUATION may differ from the run's own.
 
     Raises:
       UserError: there is no good checkpoint, or its config or structure differs.

@@ -46,15 +46,13 @@ def make_optimizer(
         raise UserError(
             f"optim.clip_norm={config.clip_norm} is not positive; None disables clipping"
         )
-    for name in ("momentum", "b1", "b2"):
-        if not 0 <= config[name] < 1:
-            raise UserError(f"optim.{name}={config[name]} is out of range; give 0 to below 1")
     labels = _labels(config, spec)
     groups = {"base": {}, "alpha": config.alpha, **config.groups}
     optimizers, schedules = {}, {}
     for name in sorted(set(jax.tree.leaves(labels))):
         own = {key: value for key, value in groups[name].items() if value is not None}
         settings = ConfigDict({**config, **own})
+        _check_ranges(settings)
         schedules[name] = make_schedule(settings, total_steps)
         optimizers[name] = _one_group(settings, schedules[name], total_steps, spec)
     optimizer = optax.partition(optimizers, labels)
@@ -63,6 +61,19 @@ def make_optimizer(
     if config.clip_norm is not None:
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
     return optimizer, schedules
+
+
+def _check_ranges(settings: ConfigDict) -> None:
+    for name in ("learning_rate", "warmup_steps", "weight_decay", "decay_factor"):
+        if settings[name] < 0:
+            raise UserError(f"optim.{name}={settings[name]} is negative; give 0 or more")
+    for name in ("momentum", "b1", "b2"):
+        if not 0 <= settings[name] < 1:
+            raise UserError(f"optim.{name}={settings[name]} is out of range; give 0 to below 1")
+    if any(not 0 <= fraction <= 1 for fraction in settings.milestones):
+        raise UserError(
+            f"optim.milestones={settings.milestones} are not fractions of the run; give 0 to 1"
+        )
 
 
 def _labels(config: ConfigDict, spec: ModelSpec) -> Any:
@@ -105,8 +116,6 @@ def _one_group(
     settings: ConfigDict, schedule: optax.Schedule, total_steps: int, spec: ModelSpec
 ) -> optax.GradientTransformation:
     """The optimizer of one parameter group, whose `settings` are those of config.optim."""
-    if settings.weight_decay < 0:
-        raise UserError(f"optim.weight_decay={settings.weight_decay} is negative; give 0 or more")
     decay = optax.add_decayed_weights(settings.weight_decay)
     epsilon = 1e-6 if settings.name == "lamb" else 1e-8
     adam = optax.scale_by_adam(settings.b1, settings.b2, epsilon)
@@ -118,7 +127,7 @@ def _one_group(
             # As in PyTorch, momentum averages gradients that include the decay.
             momentum = optax.trace(settings.momentum, settings.nesterov)
             if points := settings.momentum_points:
-                cycle = interpolate("optim.momentum_points", points, 1, total_steps)
+                cycle = _interpolate("optim.momentum_points", points, 1, total_steps)
                 trace = optax.inject_hyperparams(optax.trace, static_args="nesterov")
                 momentum = trace(decay=cycle, nesterov=settings.nesterov)
             chain = [decay, momentum]
@@ -188,14 +197,11 @@ def _scale_by_muon(
         return spec.parameters[path_text(path)].matrix_axes
 
     def kinds(params: Any) -> Any:
-        return jax.tree.map_with_path(
-            lambda path, _: "matrix" if axes_of(path) else "other", params
-        )
+        return jax.tree.map_with_path(lambda p, _: "matrix" if axes_of(p) else "other", params)
 
     def dimensions(params: Any) -> Any:
-        return jax.tree.map_with_path(
-            lambda path, _: optax.contrib.MuonDimensionNumbers(*axes_of(path)), params
-        )
+        numbers = optax.contrib.MuonDimensionNumbers
+        return jax.tree.map_with_path(lambda path, _: numbers(*axes_of(path)), params)
 
     def scale(path: Any, update: Array, _: Any) -> Array:
         sizes = [math.prod(update.shape[axis] for axis in axes) for axes in axes_of(path)]
@@ -218,16 +224,9 @@ def make_schedule(settings: ConfigDict, total_steps: int) -> optax.Schedule:
       total_steps: updates in the run, which the schedule spans.
 
     Raises:
-      UserError: a field of `settings` is invalid.
+      UserError: the schedule is unknown, or its points are invalid.
     """
     peak, warmup = settings.learning_rate, settings.warmup_steps
-    for name in ("learning_rate", "warmup_steps", "decay_factor"):
-        if settings[name] < 0:
-            raise UserError(f"optim.{name}={settings[name]} is negative; give 0 or more")
-    if any(not 0 <= fraction <= 1 for fraction in settings.milestones):
-        raise UserError(
-            f"optim.milestones={settings.milestones} are not fractions of the run; give 0 to 1"
-        )
     steps = max(total_steps - warmup, 1)
     match settings.schedule:
         case "constant":
@@ -237,13 +236,11 @@ def make_schedule(settings: ConfigDict, total_steps: int) -> optax.Schedule:
         case "cosine":
             schedule = optax.cosine_decay_schedule(peak, steps)
         case "multistep":
-            drops = {
-                round(fraction * total_steps) - warmup: settings.decay_factor
-                for fraction in settings.milestones
-            }
-            schedule = optax.piecewise_constant_schedule(peak, drops)
+            drops = [round(fraction * total_steps) - warmup for fraction in settings.milestones]
+            factors = dict.fromkeys(drops, settings.decay_factor)
+            schedule = optax.piecewise_constant_schedule(peak, factors)
         case "piecewise":
-            line = interpolate("optim.points", settings.points, math.inf, total_steps)
+            line = _interpolate("optim.points", settings.points, math.inf, total_steps)
             schedule = lambda step: peak * line(step + warmup)  # noqa: E731
         case other:
             raise choose_from("schedule", other, SCHEDULES)
@@ -253,15 +250,12 @@ def make_schedule(settings: ConfigDict, total_steps: int) -> optax.Schedule:
     return optax.join_schedules([rise, schedule], [warmup])
 
 
-def interpolate(key: str, points: Sequence[Any], limit: float, total_steps: int) -> optax.Schedule:
+def _interpolate(key: str, points: Sequence[Any], limit: float, total_steps: int) -> optax.Schedule:
     """Linear interpolation between `points` (fraction of the run, value) at a step.
 
     Args:
       key: the config field of the points, for errors.
-      limit: every value is in 0 .. limit, the limit excluded.
-
-    Raises:
-      UserError: `points` is empty, not ascending or not made of pairs, or a value is out of range.
+      limit: the upper bound of the values, excluded; the lower bound is 0.
     """
     try:
         fractions, levels = zip(*points, strict=True)

@@ -22,14 +22,13 @@ FULLY_SHARDED_FROM = 1024  # elements
 
 
 def make_mesh(config: ConfigDict, available: Sequence[jax.Device], key: str, size: int) -> Mesh:
-    """The mesh of config.mesh: axes `data` and `model`, and `replica` over several slices.
+    """The mesh of config.mesh on the `available` devices of all processes; see `place_devices`.
 
     With mesh.data = -1 the mesh has the most devices among which the batch divides.
 
     Args:
-      available: the devices of all processes.
       key: the config field that gives the batch size, for errors.
-      size: the batch size, which the axes `replica` and `data` together must divide.
+      size: the batch size.
 
     Raises:
       UserError: the mesh does not divide the devices, the batch or the slices, or devices of
@@ -63,9 +62,9 @@ def make_mesh(config: ConfigDict, available: Sequence[jax.Device], key: str, siz
 def place_devices(devices: Sequence[jax.Device], data: int, model: int) -> Mesh:
     """The mesh of the first data * model devices, neighbours on a TPU's torus side by side.
 
-    Slices are joined by a network far slower than the one within. The axis `replica` runs over
-    several slices and `data` over the rest of the batch axis within each: a batch is sharded along
-    both, the state never along `replica`. GPUs joined by NVLink are a slice: usually a node.
+    The axes are `data` and `model`, and `replica` over several slices, which a slow network joins:
+    a batch is sharded along `replica` and `data`, the state never along `replica`. GPUs joined by
+    NVLink, usually a node, are a slice.
 
     Raises:
       UserError: the mesh does not divide among the slices.
@@ -167,7 +166,7 @@ def batched(mesh: Mesh, axis: int = 0) -> NamedSharding:
 
 
 def own_rows(mesh: Mesh, size: int) -> np.ndarray:
-    """The rows of a batch of `size` that this process's devices hold, ascending, int64 (rows,).
+    """The rows of a batch of `size` on this process's devices, ascending, int64 (rows,).
 
     On a torus the rows need not be adjacent.
     """

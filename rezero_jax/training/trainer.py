@@ -98,7 +98,7 @@ class Trainer:
 
     @cached_property
     def _resident(self) -> list[Any]:
-        """The data that stays on every device, for training and for evaluation."""
+        """The data that stays on every device: for training, and for evaluation."""
         splits = (self.dataset.train, self.dataset.eval)
         return [sharding.put(dict(split.resident), self._whole) for split in splits]
 
