@@ -101,16 +101,14 @@ def test_scanned_and_unrolled_stacks_and_their_layers_share_tensors():
     assert_equal(again, {k: v for k, v in tensors.items() if k.startswith("layers.1.")})
 
 
-@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
-def test_other_precisions_become_float32(dtype, tmp_path):
-    tensors = {key: value.astype(dtype) for key, value in to_torch(new(LAYER)).items()}
-    save_tensors(tmp_path / "weights.safetensors", tensors)
-    loaded = load_tensors(tmp_path / "weights.safetensors")
-    in_file = np.float64 if dtype == np.float64 else np.float32
-    assert {value.dtype for value in loaded.values()} == {np.dtype(in_file)}
-    for given in (tensors, loaded):
+def test_other_precisions_become_float32(tmp_path):
+    for dtype in (np.float16, ml_dtypes.bfloat16, np.float64):
+        tensors = {key: value.astype(dtype) for key, value in to_torch(new(LAYER)).items()}
+        save_tensors(tmp_path / "weights.safetensors", tensors)
+        loaded = load_tensors(tmp_path / "weights.safetensors")
+        assert_equal(loaded, tensors)
         layer = abstract(LAYER)
-        from_torch(layer, given)
+        from_torch(layer, loaded)
         assert_equal(to_torch(layer), {k: v.astype(np.float32) for k, v in tensors.items()})
 
 
@@ -150,7 +148,10 @@ def test_wrong_names_shapes_and_numbers_change_nothing():
     for given, text in (
         ({}, 'lacks "resweight"; give'),
         (without("linear2.bias"), 'lacks "linear2.bias"; give'),
-        (without("resweight", resweigth=np.zeros(1)), '(the closest name is "resweigth"); give'),
+        (
+            without("resweight", resweigth=np.zeros(1)),
+            'lacks "resweight" and has "resweigth", which',
+        ),
         (tensors | {"norm1.weight": np.zeros(8)}, 'has "norm1.weight", which this module lacks'),
         (tensors | {"linear1.weight": np.zeros((8, 12))}, '"linear1.weight" is (8, 12) in'),
         (tensors | {"resweight": np.zeros(())}, '"resweight" is () in the state dict and (1,) in'),

@@ -17,9 +17,8 @@ whether a layer is post-norm or pre-norm: make the module with the PyTorch model
 here take (batch, length, width), and their masks are True where PyTorch's are False.
 """
 
-import difflib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,13 +90,13 @@ def from_torch(module: nnx.Module, tensors: Mapping[str, Any], prefix: str = "")
     """
     places = {prefix + name: place for name, place in _places(module)}
     unused = [name for name in tensors if name.startswith(prefix) and name not in places]
-    how = "give the state dict of a PyTorch model with the same layers, or change this module"
-    for name in places:
-        if name not in tensors:
-            raise UserError(f'the state dict lacks "{name}"{_closest(name, unused)}; {how}')
-    for name in unused:
-        close = _closest(name, places)
-        raise UserError(f'the state dict has "{name}", which this module lacks{close}; {how}')
+    wrong = [f'lacks "{name}"' for name in places if name not in tensors][:1]
+    wrong += [f'has "{name}", which this module lacks' for name in unused][:1]
+    if wrong:
+        raise UserError(
+            f"the state dict {' and '.join(wrong)}; give the state dict of a PyTorch model with "
+            "the same layers, or change this module"
+        )
     filled: dict[int, tuple[nnx.Param, np.ndarray]] = {}
     for name, place in places.items():
         param = place.param
@@ -137,7 +136,7 @@ def to_torch(module: nnx.Module, prefix: str = "") -> dict[str, np.ndarray]:
 
 
 def load_tensors(path: str | Path) -> dict[str, np.ndarray]:
-    """The tensors of a .safetensors file; float16 and bfloat16 become float32.
+    """The tensors of a .safetensors file.
 
     Raises:
       UserError: the file is damaged or of another kind.
@@ -145,30 +144,22 @@ def load_tensors(path: str | Path) -> dict[str, np.ndarray]:
     """
     path = Path(path).expanduser()
     try:
-        tensors = safetensors.numpy.load_file(path)
+        return safetensors.numpy.load_file(path)
     except (SafetensorError, KeyError, AttributeError, TypeError) as error:
         raise UserError(
             f"{path} is damaged, not a safetensors file, or has numbers that NumPy lacks; write it "
             "in PyTorch by safetensors.torch.save_file(model.float().state_dict(), path)"
         ) from error
-    return {name: _at_least_float32(value) for name, value in tensors.items()}
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Any]) -> None:
-    """Writes tensors to a .safetensors file; float16 and bfloat16 become float32."""
-    arrays = {name: _at_least_float32(value) for name, value in tensors.items()}
-    Path(path).expanduser().write_bytes(safetensors.numpy.save(row_major(arrays)))
+    """Writes tensors to a .safetensors file."""
+    Path(path).expanduser().write_bytes(safetensors.numpy.save(row_major(tensors)))
 
 
 def row_major(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Row-major copies of arrays; safetensors 0.8 writes any other order as if it were this one."""
     return {name: np.array(array, order="C") for name, array in arrays.items()}
-
-
-def _at_least_float32(value: Any) -> np.ndarray:
-    array = np.asarray(value)
-    short = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4
-    return array.astype(np.float32) if short else array
 
 
 class _Place(NamedTuple):
@@ -276,8 +267,3 @@ def _layer(layer: TransformerLayer, index: tuple[int, ...]) -> Iterator[tuple[st
     for theirs, (ours, axes) in NAMES.items():
         if ours in params:
             yield theirs, _Place(params[ours], axes, index)
-
-
-def _closest(name: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1)
-    return f' (the closest name is "{close[0]}")' if close else ""
