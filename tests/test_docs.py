@@ -7,8 +7,6 @@ import importlib.util
 import inspect
 import re
 import shlex
-import shutil
-import subprocess
 import sys
 import tomllib
 from itertools import pairwise
@@ -228,19 +226,15 @@ def test_readme_is_one_page_with_its_picture_on_the_first_screen():
     assert re.search(r"\]\(docs/.+\.png\)", "".join(lines[:25]))
 
 
-def table(page, heading):
-    """The cells of the first table below a heading, without its head."""
-    text = read(page).split(f"\n{heading}\n")[1]
-    lines = re.search(r"(?:^\|.*\n)+", text, flags=re.M)[0].splitlines()
-    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
-
-
 @pytest.mark.parametrize(
     ("page", "heading"),
     [("docs/results.md", "## For a reader in a hurry"), ("README.md", "## Six findings")],
 )
 def test_each_claim_has_a_status_n_an_interval_and_an_experiment(page, heading):
-    rows = table(page, heading)
+    table = re.search(r"(?:^\|.*\n)+", read(page).split(f"\n{heading}\n")[1], flags=re.M)[0]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()[2:]
+    ]
     assert len(rows) > 20 or (len(rows) == 6 and page == "README.md")
     for claim, status, n, interval, evidence, experiment in rows:
         assert status in STATUSES, claim
@@ -251,19 +245,6 @@ def test_each_claim_has_a_status_n_an_interval_and_an_experiment(page, heading):
         # An interval, an exact result or many draws: nothing else replicates or contradicts.
         if n == "1" and "exact" not in evidence:
             assert status in ("not tested", "not significant"), claim
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("link", ["", "[a](models.md#nothing)", "[a](/models.md)"])
-def test_make_docs_fails_for_a_broken_link(link, tmp_path):
-    shutil.copytree(ROOT / "docs", tmp_path / "docs")
-    shutil.copy(ROOT / "mkdocs.yml", tmp_path)
-    with (tmp_path / "docs" / "index.md").open("a") as page:
-        page.write(link)
-    [arguments] = re.findall(r"mkdocs (build.*)", read("Makefile"))
-    command = [sys.executable, "-m", "mkdocs", *arguments.split()]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == bool(link), done.stderr
 
 
 def test_each_requirement_has_one_version():

@@ -102,9 +102,7 @@ def test_a_program_of_this_machine():
     found = estimate(compiled)
     assert found.memory >= 2 * 4 * 64 * 64
     assert found.update.seconds(CHIPS["h100"]) is None
-
-
-def test_the_longest_fitting_kind_is_the_chip():
+    # The longest fitting kind is the chip.
     kinds = {"TPU v5 lite": CHIPS["v5e"], "TPU v5p": CHIPS["v5p"], "cpu": None}
     for kind, chip in kinds.items():
         assert chip_of(SimpleNamespace(device_kind=kind)) == chip
@@ -120,27 +118,15 @@ def test_unknown_topologies_and_missing_compilers_are_user_errors(monkeypatch):
 
 
 def test_a_plan_for_absent_chips_is_rendered():
+    account = {"device": "TPU v5 lite", "mesh": {"data": 4, "model": 1}, "fully_sharded": False}
+    account |= {"parameters": 10**9, "updates": 1000, "updates_per_dispatch": 10}
+    account |= {"batch_size": 64, "flops": 2e14, "compile_seconds": 3.0}
     sizes = {"parameters": 4e9, "optimizer state": 8e9, "data": 1e6, "gradients, activations": 0}
-    account = {
-        "device": "TPU v5 lite",
-        "mesh": {"data": 4, "model": 1},
-        "fully_sharded": False,
-        "parameters": 10**9,
-        "updates": 1000,
-        "updates_per_dispatch": 10,
-        "batch_size": 64,
-        "bytes": sizes | {"used": 12e9, "available": 16e9},
-        "flops": 2e14,
-        "compile_seconds": 3.0,
-        "collectives": [{"kind": "all-reduce", "count": 2, "bytes": 4e9, "devices": 4}],
-        "kernels": {"rng-bit-generator": 8},
-        "bound_by_flops": 0.25,
-        "bound_by_bytes": 0.1,
-        "estimate": 0.5,
-        "kernels_at_least": 0.01,
-        "estimate_of_a_dispatch": 0.02,
-        "operations": {"dot_general": 0.75},
-    }
+    account["bytes"] = sizes | {"used": 12e9, "available": 16e9}
+    account["collectives"] = [{"kind": "all-reduce", "count": 2, "bytes": 4e9, "devices": 4}]
+    account |= {"kernels": {"rng-bit-generator": 8}, "kernels_at_least": 0.01}
+    account |= {"bound_by_flops": 0.25, "bound_by_bytes": 0.1, "operations": {"dot_general": 0.75}}
+    account |= {"estimate": 0.5, "estimate_of_a_dispatch": 0.02}
     rows = {line[:WIDTH].rstrip(): line[WIDTH:] for line in render(account).splitlines()}
     assert rows["devices"].startswith("4 x TPU v5 lite (data 4 x model 1")
     assert rows["bytes of a device"] == "12.0 GB of 16.0 GB"

@@ -25,32 +25,28 @@ block = ReZero(nnx.Linear(4, 4, rngs=nnx.Rngs(0)), alpha_init=0.0)
 MISUSE = 'ReZero(nnx.Linear(4, 4, rngs=nnx.Rngs(0)), alpha_init="open")\nMLP(4, 8, 2, 3)\n'
 
 
+def needs_wheel(test):
+    return pytest.mark.campaign(pytest.mark.slow(test))
+
+
 def run(*command, cwd):
     done = subprocess.run([str(c) for c in command], cwd=cwd, capture_output=True, text=True)
     return done.returncode, done.stdout + done.stderr
 
 
-def test_importing_the_package_imports_nothing_that_only_training_needs(tmp_path):
-    code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from rezero_jax import *;"
-        "import rezero_jax.models.weights;"
-        f"print([name for name in {OPTIONAL!r}.split() if name in sys.modules])"
-    )
-    assert run(sys.executable, "-c", code, cwd=tmp_path) == (0, "[]\n")
-
-
-def test_importing_the_rules_loads_no_other_part_of_the_package(tmp_path):
+def test_importing_imports_nothing_that_only_training_needs(tmp_path):
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); import rezero_jax.residual;"
         "print(len([name for name in sys.modules if name.startswith('rezero_jax')]));"
-        "import rezero_jax; from rezero_jax import *;"
-        "print(set(rezero_jax.__all__) <= set(dir(rezero_jax)) & set(globals()))"
+        "import rezero_jax; from rezero_jax import *; import rezero_jax.models.weights;"
+        "print(set(rezero_jax.__all__) <= set(dir(rezero_jax)) & set(globals()));"
+        f"print([name for name in {OPTIONAL!r}.split() if name in sys.modules])"
     )
     status, output = run(sys.executable, "-c", code, cwd=tmp_path)
     assert status == 0, output
-    files, complete = output.split()
-    assert int(files) <= 8
-    assert complete == "True"
+    files, complete, optional = output.splitlines()
+    assert int(files) <= 8  # the rules load no other part of the package
+    assert (complete, optional) == ("True", "[]")
 
 
 @pytest.fixture(scope="module")
@@ -73,29 +69,22 @@ def installed(tmp_path_factory):
     return python, wheel
 
 
-@pytest.mark.campaign
-@pytest.mark.slow
-def test_the_wheel_has_the_package_alone(installed):
-    names = zipfile.ZipFile(installed[1]).namelist()
+@needs_wheel
+def test_the_wheel_has_the_package_alone_and_is_enough_for_the_models(installed, tmp_path):
+    python, wheel = installed
+    names = zipfile.ZipFile(wheel).namelist()
     assert "rezero_jax/py.typed" in names
     assert {Path(name).parts[0].partition("-")[0] for name in names} == {"rezero_jax"}
     assert not [name for name in names if name.endswith((".csv", ".npz"))]
     assert any(name.endswith("LICENSE") for name in names)
-
-
-@pytest.mark.campaign
-@pytest.mark.slow
-def test_the_core_installation_is_enough_for_the_models(installed, tmp_path):
     code = USE + "print(block(jnp.ones((2, 4))).shape, model(jnp.ones((2, 4))).shape)"
-    status, output = run(installed[0], "-c", code, cwd=tmp_path)
-    assert (status, output) == (0, "(2, 4) (2, 3)\n")
-    status, output = run(installed[0], "-c", "import tensorflow_datasets", cwd=tmp_path)
+    assert run(python, "-c", code, cwd=tmp_path) == (0, "(2, 4) (2, 3)\n")
+    status, output = run(python, "-c", "import tensorflow_datasets", cwd=tmp_path)
     assert status == 1
     assert "No module named" in output
 
 
-@pytest.mark.campaign
-@pytest.mark.slow
+@needs_wheel
 def test_the_analysis_extra_is_enough_for_plots_and_tables(installed, tmp_path):
     python, wheel = installed
     status, output = run(python, "-m", "pip", "install", "-q", f"{wheel}[analysis]", cwd=tmp_path)
@@ -104,8 +93,7 @@ def test_the_analysis_extra_is_enough_for_plots_and_tables(installed, tmp_path):
     assert run(python, "-c", code, cwd=tmp_path) == (0, "")
 
 
-@pytest.mark.campaign
-@pytest.mark.slow
+@needs_wheel
 def test_type_checkers_of_others_see_the_types(installed, tmp_path):
     (tmp_path / "right.py").write_text(USE)
     (tmp_path / "wrong.py").write_text(USE + MISUSE)

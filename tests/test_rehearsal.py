@@ -15,13 +15,11 @@ from rehearsal.plan import trainer_for_sizes
 from rezero_jax.config import load_config
 
 IMAGE, CLASSES = (32, 32, 3), 10
+TRANSFORMER = "configs/transformer_enwik8.py"
 FAMILIES = {
     "mlp": ("configs/mlp.py:smoke,dataset=cifar10", "configs/mlp.py:depth=64,dataset=cifar10"),
     "resnet": ("configs/resnet.py:depth=8", "configs/resnet.py:depth=56"),
-    "transformer": (
-        "configs/transformer_enwik8.py:smoke",
-        "configs/transformer_enwik8.py:layers=128",
-    ),
+    "transformer": (f"{TRANSFORMER}:smoke", f"{TRANSFORMER}:layers=128"),
 }
 
 

@@ -1,6 +1,7 @@
 """Other rules in whole networks: parity with their reference code, initial weights, optimizers."""
 
 from functools import partial
+from operator import attrgetter
 
 import jax
 import jax.numpy as jnp
@@ -67,45 +68,32 @@ def test_initial_weights_are_scaled_as_by_torchscale(case, make, monkeypatch):
     scaled = make(8, 2, residual=case, place=Place(1, 3), rngs=nnx.Rngs(0))
     monkeypatch.setattr(RULES[case], "branch_gain", classmethod(lambda cls, place: 1.0))
     plain = make(8, 2, residual=case, place=Place(1, 3), rngs=nnx.Rngs(0))
-    names = {"self_attn": "attention", "encoder_attn": "cross_attention"}
-    for theirs, ours in names.items():
-        one, other = (getattr(layer, ours, None) for layer in (plain, scaled))
-        if one is None:
-            continue
-        ratio = np.asarray(other.qkv[...] / one.qkv[...])
-        for slot, part in enumerate("qkv"):
-            expected = gains[f"{theirs}.{part}_proj.weight"]
-            np.testing.assert_allclose(ratio[:, :, slot], expected, rtol=1e-5)
-        ratio = other.out.kernel[...] / one.out.kernel[...]
-        np.testing.assert_allclose(ratio, gains[f"{theirs}.out_proj.weight"], rtol=1e-5)
-    for theirs, ours in {"ffn.fc1": "up", "ffn.fc2": "down"}.items():
-        one, other = (getattr(layer.feedforward, ours) for layer in (plain, scaled))
-        ratio = other.kernel[...] / one.kernel[...]
+    pairs = [("ffn.fc1", "feedforward.up.kernel"), ("ffn.fc2", "feedforward.down.kernel")]
+    for theirs, ours in (("self_attn", "attention"), ("encoder_attn", "cross_attention")):
+        if hasattr(plain, ours):
+            pairs += [(f"{theirs}.{part}_proj", f"{ours}.qkv") for part in "qkv"]
+            pairs.append((f"{theirs}.out_proj", f"{ours}.out.kernel"))
+    for theirs, ours in pairs:
+        ratio = attrgetter(ours)(scaled)[...] / attrgetter(ours)(plain)[...]
+        if ours.endswith("qkv"):
+            ratio = ratio[:, :, "qkv".index(theirs.split(".")[1][0])]
         np.testing.assert_allclose(ratio, gains[f"{theirs}.weight"], rtol=1e-5)
-        np.testing.assert_array_equal(other.bias[...], one.bias[...])
+    for linear in ("up", "down"):
+        biases = [getattr(layer.feedforward, linear).bias[...] for layer in (scaled, plain)]
+        np.testing.assert_array_equal(*biases)
 
 
 LAYER = 4 * 8 * 8 + 4 * 8 + 2 * 8 * 32 + 32 + 8  # attention and feed-forward of width 8, biases
 NORM = 2 * 8
-EXTRA = {
-    "plain": 0,
-    "residual": 0,
-    "norm": 2 * NORM,
-    "pre_norm": 2 * NORM,
-    "post_norm": 2 * NORM,
-    "gpt2_norm": 2 * NORM,
-    "rezero": 1,
-    "gated": 1,
+PRE_NORMS = ("pre_norm", "layernorm_scaling", "completep", "depth_mup", "orthogonal")
+EXTRA = dict.fromkeys(("plain", "residual"), 0) | dict.fromkeys(("rezero", "gated"), 1)
+EXTRA |= dict.fromkeys((*PRE_NORMS, "norm", "post_norm", "gpt2_norm", "deep_norm"), 2 * NORM)
+EXTRA |= {
     "rezero_channel": 8,
     "rezero_norm": 2 * NORM + 1,
     "layerscale": 2 * NORM + 2 * 8,
     "peri_norm": 4 * NORM,
-    "layernorm_scaling": 2 * NORM,
-    "deep_norm": 2 * NORM,
     "sub_norm": 3 * NORM + 2 * 32,
-    "completep": 2 * NORM,
-    "depth_mup": 2 * NORM,
-    "orthogonal": 2 * NORM,
     "x0_scalars": 2 * NORM + 2,
     "hyper_connections": 2 * (2 * NORM + 4 * 5 + 4 + 2 + 6 * 8),
     "mhc": 2 * (NORM + 3 + 24 + 4 * 8 * 24),
