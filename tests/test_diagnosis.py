@@ -47,17 +47,19 @@ def test_the_page_of_a_network_known_in_closed_form(toy):
     head, entries, table = page(toy)
     growth = 2 * 1.002 * 2 * 0.5
     first = np.linalg.norm(X, axis=1).mean()
-    assert head == "Stack, means over 4 examples"
-    assert entries["layers"] == "8"
     factors = f"x {growth:.3g}, x {growth ** (1 / 8):.5g} a layer"
-    assert f"|x| {first:.3g} -> {first * growth:.3g}, {factors}" in entries["signal"]
-    assert factors in entries["gradient"]
-    assert f"squared singular value {growth**2:.3g} +- " in entries["Jacobian"]
-    assert "3 of 8 open" in entries["gates"]
-    assert "mean |alpha| 0.156, largest 0.5" in entries["gates"]
-    assert "5 of 8 layers" in entries["idle"]
-    for entry in ("gates", "idle"):
-        assert entries[entry].endswith(": model.1 to model.2, model.5 to model.7")
+    assert (head, entries["layers"]) == ("Stack, means over 4 examples", "8")
+    for entry, text in (
+        ("signal", f"|x| {first:.3g} -> {first * growth:.3g}, {factors}"),
+        ("gradient", factors),
+        ("Jacobian", f"squared singular value {growth**2:.3g} +- "),
+        ("gates", "3 of 8 open"),
+        ("gates", "mean |alpha| 0.156, largest 0.5"),
+        ("gates", ": model.1 to model.2, model.5 to model.7"),
+        ("idle", "5 of 8 layers"),
+        ("idle", ": model.1 to model.2, model.5 to model.7"),
+    ):
+        assert text in entries[entry]
     assert table[0].split()[2:] == ["|x|", "|dL/dx|", "cosine", "|x'-x|/|x|", "alpha"]
     assert [row.split()[0] for row in table[1:]] == ["(input)", *(f"model.{i}" for i in range(8))]
     assert table[6].split()[-2:] == ["0.5", "-0.25"]
@@ -116,16 +118,14 @@ def test_the_diagnosis_is_of_the_runs_own_loss_and_data(trained):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("family", "layer"), [("resnet", "stages.1.entry"), ("transformer", "trunk.layers.1")]
-)
-def test_other_families(trained, tmp_path, capsys, family, layer):
+def test_other_families(trained, tmp_path, capsys):
     picture = tmp_path / "picture.svg"
-    assert analysis.main([str(trained(family)), f"--out={picture}"]) == 0
-    out = capsys.readouterr().out
-    assert f"\n{layer} " in out
-    assert " open (|alpha| >= " in out
-    assert f"after {STEPS} updates" in picture.read_text()
+    for family, layer in (("resnet", "stages.1.entry"), ("transformer", "trunk.layers.1")):
+        assert analysis.main([str(trained(family)), f"--out={picture}"]) == 0
+        out = capsys.readouterr().out
+        assert f"\n{layer} " in out
+        assert " open (|alpha| >= " in out
+        assert f"after {STEPS} updates" in picture.read_text()
 
 
 def test_mistakes(trained, tmp_path, capsys):
