@@ -34,10 +34,9 @@ def warn(text: str) -> None:
 
 
 def on_first(work: Callable[[], Any]) -> Any:
-    """Runs `work` in process 0 alone, and returns its result, plain JSON data, in every process.
+    """Runs `work` in process 0 alone; every process returns its result, plain JSON data.
 
-    Raises:
-      UserError: `work` raised it; raised in every process.
+    A UserError of `work` is raised in every process.
     """
     if jax.process_count() == 1:
         return work()

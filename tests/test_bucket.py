@@ -152,27 +152,20 @@ def test_a_bucket_that_cannot_be_reached_is_reported_within_ten_seconds(monkeypa
     assert info.value.status == 4
 
 
-@pytest.mark.parametrize(
-    ("methods", "status", "said"),
-    [
+def test_a_bucket_that_refuses_is_one_sentence(server, monkeypatch):
+    with pytest.raises(UserError, match="cannot use gs://none: there is no such bucket; make it"):
+        loop.train(CONFIG, "gs://none/run")
+    for methods, status, said in (
         ("GET POST", 401, "no valid credentials"),
         ("GET POST", 403, "no permission"),
         ("POST", 403, "no permission"),
-    ],
-)
-def test_a_bucket_that_refuses_is_one_sentence(methods, status, said, server, monkeypatch):
-    monkeypatch.setattr(server, "refusals", dict.fromkeys(methods.split(), status))
-    with pytest.raises(UserError, match=f"cannot use gs://runs: {said}") as info:
-        loop.train(CONFIG, "gs://runs/refused")
-    assert info.value.status == 2
+    ):
+        monkeypatch.setattr(server, "refusals", dict.fromkeys(methods.split(), status))
+        with pytest.raises(UserError, match=f"cannot use gs://runs: {said}") as info:
+            loop.train(CONFIG, "gs://runs/refused")
+        assert info.value.status == 2
+    monkeypatch.setattr(server, "refusals", {})
 
-
-def test_a_bucket_that_does_not_exist_is_one_sentence(server):
-    with pytest.raises(UserError, match="cannot use gs://none: there is no such bucket; make it"):
-        loop.train(CONFIG, "gs://none/run")
-
-
-def test_a_bucket_lost_on_the_way_is_one_sentence(server, monkeypatch):
     def stop():
         refusals = dict.fromkeys(("GET", "POST", "PUT", "DELETE"), 403)
         monkeypatch.setattr(server, "refusals", refusals)
@@ -182,25 +175,15 @@ def test_a_bucket_lost_on_the_way_is_one_sentence(server, monkeypatch):
         loop.train(CONFIG, "gs://runs/lost", stop=stop)
 
 
-OUTAGES = [
-    HttpError({"code": 503}),
-    HttpError({"code": 429}),
-    SocketTimeoutError(),
-    ServerDisconnectedError(),
-    TransportError(),
-    RefreshError(),
-    TimeoutError(),
-    ConnectionResetError(),
-    ValueError("UNAVAILABLE: Error reading"),  # TensorStore's
-]
-ANSWERS = [HttpError({"code": 400}), FileNotFoundError(), FileExistsError(), OSError("Forbidden")]
-
-
 def test_an_outage_is_told_from_an_answer():
-    for error in OUTAGES:
+    of_tensorstore = ValueError("UNAVAILABLE: Error reading")
+    kinds = (SocketTimeoutError, ServerDisconnectedError, TransportError, RefreshError)
+    errors = [kind() for kind in (*kinds, TimeoutError, ConnectionResetError)]
+    for error in (HttpError({"code": 503}), HttpError({"code": 429}), of_tensorstore, *errors):
         assert files.is_outage("gs://runs/x", error), error
         assert not files.is_outage("/disk/x", error), error
-    for error in ANSWERS:
+    answers = (FileNotFoundError(), FileExistsError(), OSError("Forbidden"))
+    for error in (HttpError({"code": 400}), *answers):
         assert not files.is_outage("gs://runs/x", error), error
 
 

@@ -121,13 +121,14 @@ def is_outage(path: AnyPath, error: BaseException | None) -> bool:
 
 
 def read_json(path: AnyPath) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-      UserError: the file is not a JSON object, or is unreadable.
-    """
+    """The object in a JSON file of a run; raises a UserError if it is missing or broken."""
+    path = epath.Path(path)
+    if not path.exists():
+        raise UserError(
+            f"{path.parent} holds no run: there is no {path.name} in it; train there first"
+        )
     try:
-        content = json.loads(epath.Path(path).read_text())
+        content = json.loads(path.read_text())
         if not isinstance(content, dict):
             raise ValueError("it holds no object")
     except (OSError, ValueError) as error:
@@ -201,11 +202,7 @@ class Upload:
         return self.is_copied and time.monotonic() >= self._next
 
     def flush(self) -> None:
-        """Copies the files that have changed.
-
-        Raises:
-          OSError: the bucket does not take them; libraries also raise errors of their own.
-        """
+        """Copies the files that have changed; raises the errors of the library for buckets."""
         if not self.is_copied:
             return
         started = time.monotonic()

@@ -172,24 +172,14 @@ def check_config(
 
 
 def read_config(folder: AnyPath) -> ConfigDict:
-    """The config of the run in a folder.
-
-    Raises:
-      UserError: config.json is missing or broken.
-    """
-    path = folder_of(folder) / "config.json"
-    if not path.exists():
-        raise UserError(f"{folder} holds no run: there is no config.json in it; train there first")
-    return ConfigDict(read_json(path))
+    """The config of the run in a folder; raises a UserError if there is none."""
+    return ConfigDict(read_json(folder_of(folder) / "config.json"))
 
 
 def continued(folder: AnyPath, config: ConfigDict) -> ConfigDict:
     """A copy of `config` in which model.dtype="auto" is the dtype of the run in `folder`, if any.
 
     So a run that began on an accelerator keeps its dtype on a CPU.
-
-    Raises:
-      UserError: the run's config.json is broken.
     """
     config = config.copy_and_resolve_references()
     if config.model.dtype == "auto" and (folder_of(folder) / "config.json").exists():
@@ -218,11 +208,7 @@ def saved_steps(folder: AnyPath) -> list[int]:
 
 
 def read_final(folder: AnyPath) -> dict[str, Any]:
-    """final.json of a run that finished or diverged; empty while the run has not ended.
-
-    Raises:
-      UserError: final.json is broken.
-    """
+    """final.json of a run that finished or diverged; empty while the run has not ended."""
     path = epath.Path(folder) / "final.json"
     return read_json(path) if path.exists() else {}
 

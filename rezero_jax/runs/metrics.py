@@ -68,8 +68,7 @@ class MetricsWriter:
 def read_metrics(folder: AnyPath) -> list[dict[str, float]]:
     """Lines of a run's metrics.jsonl, without a last line that a crash truncated.
 
-    Raises:
-      UserError: the file is missing.
+    Raises a UserError if the file is missing.
     """
     path = epath.Path(folder) / "metrics.jsonl"
     if not path.exists():

@@ -1,7 +1,6 @@
 """Reads a finished or unfinished run: its config, its metrics, and when it reached a target."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -11,7 +10,7 @@ from etils import epath
 from rezero_jax.config import flatten
 from rezero_jax.errors import UserError, choose_from
 from rezero_jax.runs.files import AnyPath, folder_of, read_json
-from rezero_jax.runs.folder import device, read_config, read_final
+from rezero_jax.runs.folder import device, read_final
 from rezero_jax.runs.metrics import read_metrics
 
 X = TypeVar("X", bound=float)
@@ -29,14 +28,9 @@ class Run:
 
     @classmethod
     def read(cls, folder: AnyPath) -> "Run":
-        """The run in `folder`, finished or not.
-
-        Raises:
-          UserError: the folder holds no run, or its config.json is broken.
-        """
+        """The run in `folder`, finished or not; raises a UserError if there is none."""
         folder = folder_of(folder)
-        lines = read_metrics(folder)
-        return cls(folder, flatten(json.loads(read_config(folder).to_json())), lines)
+        return cls(folder, flatten(read_json(folder / "config.json")), read_metrics(folder))
 
     def series(self, key: str, x: str = "step") -> tuple[np.ndarray, np.ndarray]:
         """(x, values) of the lines that have `key`, float64 (lines,) each."""

@@ -146,11 +146,7 @@ def checksum(manifest: dict[str, Any]) -> int:
 
 
 def read_manifest(folder: epath.Path) -> dict[str, Any]:
-    """A checkpoint's manifest, verified by its checksum.
-
-    Raises:
-      OSError, ValueError: it cannot be read, or is not the one that was saved.
-    """
+    """A checkpoint's manifest; raises an OSError or ValueError if it is not what was saved."""
     manifest = json.loads((folder / "record" / "metadata").read_text())
     if not isinstance(manifest, dict) or manifest.pop("checksum", None) != checksum(manifest):
         raise ValueError("its record is not the one that was saved")

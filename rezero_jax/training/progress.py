@@ -42,32 +42,22 @@ class Progress:
       clock: times the waits of the loop.
 
     Args:
-      trainer: the run's trainer.
-      home: the run's workdir.
+      trainer, home: of the run.
       step: updates made so far.
       saved: the `snapshot` in the checkpoint from which the run resumes; None for a new run.
       began: time.perf_counter() when this start of the run began.
     """
 
     def __init__(
-        self,
-        trainer: Trainer,
-        home: Workdir,
-        step: int,
-        saved: dict[str, Any] | None,
-        began: float,
+        self, trainer: Trainer, home: Workdir, step: int, saved: dict[str, Any] | None, began: float
     ):
         self._trainer, self._intervals, self._home = trainer, trainer.intervals, home
         self._writer: MetricsWriter | None = None
         if processes.is_first():
             self._writer = MetricsWriter(home.folder, step, home.check)
         # Plain JSON data, saved with each checkpoint so that a resumed run reports the same.
-        self._sums: dict[str, Any] = saved or {
-            "epoch_loss": {"sum": 0.0, "steps": 0},
-            "last": {},
-            "best": {},
-            "time": {},
-        }
+        new = {"epoch_loss": {"sum": 0.0, "steps": 0}, "last": {}, "best": {}, "time": {}}
+        self._sums: dict[str, Any] = saved or new
         peak = peak_flops(trainer)
         # Updates per second of devices that only multiply, at their peak; None if unknown.
         self._peak_rate = peak and peak / model_flops(trainer)
@@ -119,8 +109,7 @@ class Progress:
         """The line of step `last`, from the report of the updates first + 1 .. last.
 
         Raises:
-          Diverged: one of the losses, or the norm of the last gradients or parameters, is not
-            finite.
+          Diverged: a loss, or the norm of the last gradients or parameters, is not finite.
         """
         values = {name: np.asarray(value) for name, value in report.items() if name != "stop"}
         losses = values["loss"][: last - first]

@@ -23,6 +23,7 @@ import logging
 import os
 import random
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -31,7 +32,6 @@ from typing import Any
 from etils import epath
 from tqdm import tqdm
 
-from rezero_jax.formatting import markdown_table
 from rezero_jax.runs.files import folder_of
 from rezero_jax.runs.folder import environment
 from tests.faults import compare, damage, kill
@@ -52,8 +52,8 @@ examples:
     python -m tests.faults.campaign --storage=gs --out=runs/faults_gs
     python -m tests.faults.campaign --processes=2 --kills=9 --damages=0 --out=runs/faults2
 
-exit status: 0 nothing was lost; 1 something was: the tables and DIR/report.json state what, and the
-folders of these runs are left in DIR.
+exit status: 0 nothing was lost; 1 something was: DIR/report.json states what, and the folders of
+these runs are left in DIR.
 """
 
 Run = kill.KilledRun | damage.DamagedRun
@@ -98,8 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "failures": failures,
     }
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    print(f"\n{kill_table(families, results)}\n\n{damage_table(results)}\n")
-    print(f"outages after which a run was started again: {sum(r.outages for r in results)}")
+    print(f"\n{summary(results)}")
     print("\n".join(["FAILED", *failures]) if failures else "nothing was lost")
     print(f"everything: {out / 'report.json'}")
     return 1 if failures else 0
@@ -188,36 +187,20 @@ def unbroken(family: Family, out: Path, cache: epath.Path) -> Reference:
     return Reference(family, folders[0], seconds, training)
 
 
-def kill_table(families: Sequence[Family], results: Sequence[Run]) -> str:
-    """How many kills of each family struck in which phase, and what they cost."""
-    head = ["family", "runs", "kills", *kill.PHASES, "most steps lost", "a save each", "same bits"]
-    rows = []
-    for family in families:
-        runs = [r for r in results if isinstance(r, kill.KilledRun) and r.family == family.name]
-        kills = [k for run in runs for k in run.kills]
-        phases = [sum(k.phase == phase for k in kills) for phase in kill.PHASES]
-        lost = max((k.lost for k in kills if k.lost is not None), default=0)
-        same = f"{sum(not run.problems for run in runs)}/{len(runs)}"
-        rows.append([family.name, len(runs), len(kills), *phases, lost, family.save_every, same])
-    return markdown_table([head, *rows])
-
-
-def damage_table(results: Sequence[Run]) -> str:
-    """What became of the damaged checkpoints, by kind."""
-    damaged = [result for result in results if isinstance(result, damage.DamagedRun)]
-    groups = {
-        name: [d for d in damaged if d.kind == name] for name in map(damage.name_of, damage.KINDS)
-    }
-    rows = [
-        [
-            name,
-            len(group),
-            *(sum(d.outcome == outcome for d in group) for outcome in damage.OUTCOMES),
-            f"{sum(not d.problems for d in group)}/{len(group)}",
-        ]
-        for name, group in (groups | {"all": damaged}).items()
-    ]
-    return markdown_table([["damage", "checkpoints", *damage.OUTCOMES, "same bits"], *rows])
+def summary(results: Sequence[Run]) -> str:
+    """What the kills struck and what became of the damaged checkpoints, one line a family."""
+    lines = []
+    for family in dict.fromkeys(result.family for result in results):
+        runs = [result for result in results if result.family == family]
+        phases = Counter(
+            k.phase for run in runs if isinstance(run, kill.KilledRun) for k in run.kills
+        )
+        outcomes = Counter(run.outcome for run in runs if isinstance(run, damage.DamagedRun))
+        same = sum(not run.problems for run in runs)
+        lines.append(f"{family}: kills {dict(phases)}, damages {dict(outcomes)}")
+        lines.append(f"{family}: the same bits {same}/{len(runs)}")
+    lines.append(f"starts again after an outage: {sum(result.outages for result in results)}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -23,29 +23,12 @@ WRITE = 0.06  # seconds within which a kill aims at a checkpoint being written
 
 @dataclasses.dataclass
 class Kill:
-    """One kill -9 and what followed.
+    """One kill -9."""
 
-    Attributes:
-      aim: one of AIMS.
-      seconds: age of the process.
-      phase: what the process was doing, one of PHASES.
-      recorded: the last step in metrics.jsonl.
-      newest: step of the newest finished checkpoint, 0 if none.
-      resumed: the step from which the run resumed; None if the next process was killed before it
-        said so, or had nothing to do.
-    """
-
-    aim: str
-    seconds: float
-    phase: str
-    recorded: int
-    newest: int
-    resumed: int | None = None
-
-    @property
-    def lost(self) -> int | None:
-        """Recorded steps to be made again."""
-        return None if self.resumed is None else max(self.recorded - self.resumed, 0)
+    aim: str  # one of AIMS
+    seconds: float  # age of the process
+    phase: str  # what the process was doing, one of PHASES
+    newest: int  # step of the newest finished checkpoint, 0 if none
 
 
 @dataclasses.dataclass
@@ -116,22 +99,16 @@ def phase(said: Said, workdir: epath.Path, steps: int) -> str:
         return "start-up"
     if half_written(workdir):
         return "writing"
-    return "finishing" if recorded(workdir) >= steps else "training"
-
-
-def recorded(workdir: epath.Path) -> int:
-    """The last step in metrics.jsonl."""
     lines = read_metrics(workdir) if (workdir / "metrics.jsonl").exists() else []
-    return int(lines[-1]["step"]) if lines else 0
+    return "finishing" if lines and lines[-1]["step"] >= steps else "training"
 
 
 def check_resumed(kills: list[Kill], said: Said) -> list[str]:
-    """Problems of the process after the last kill; notes on the kill where that process resumed."""
+    """Problems of the process after the last kill."""
     problems = [f"checkpoint {step} called damaged after a kill" for step in said.damaged]
-    if kills and said.resumed_at is not None:
-        kills[-1].resumed = said.resumed_at
-        if said.resumed_at < kills[-1].newest:
-            problems.append(f"resumed after {said.resumed_at} though {kills[-1].newest} was saved")
+    resumed = said.resumed_at
+    if kills and resumed is not None and resumed < kills[-1].newest:
+        problems.append(f"resumed after {resumed} though {kills[-1].newest} was saved")
     return problems
 
 
@@ -176,7 +153,7 @@ def _kill_and_finish(task: Task, aims: list[str], name: str, tick: Callable[[], 
         newest = max(saved_steps(workdir), default=0)
         if newest < at_start:
             result.problems.append(f"checkpoint {at_start} is gone")
-        kill = Kill(aims[0], age, phase(said, workdir, family.steps), recorded(workdir), newest)
+        kill = Kill(aims[0], age, phase(said, workdir, family.steps), newest)
         result.kills.append(kill)
         if kill.aim != "writing" or kill.phase == "writing":
             aims.pop(0)
