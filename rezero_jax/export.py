@@ -105,9 +105,8 @@ def load(folder: str | os.PathLike[str]) -> nnx.Module:
 def constructor(description: Mapping[str, Any]) -> Callable[[nnx.Rngs], nnx.Module]:
     """The constructor of a described model.
 
-    Args:
-      description: "model", the fields of config.model; and, for a classifier, "data" with the
-        "example_shape" and "num_classes" of its data set.
+    The description has "model", the fields of config.model; and, for a classifier, "data" with the
+    "example_shape" and "num_classes" of its data set.
     """
     model = description["model"]
     if "data" not in description:

@@ -14,7 +14,7 @@ from rezero_jax.analysis.statistics import Estimate
 from rezero_jax.analysis.table import by_label
 from rezero_jax.analysis.theme import save
 from rezero_jax.errors import UserError
-from rezero_jax.runs.reader import Run, epochs_to, first_at
+from rezero_jax.runs.reader import Run, epochs_to
 
 RESIDUAL = "model.residual"
 
@@ -67,7 +67,7 @@ def two_settings(folder):
     ]
 
 
-def test_the_time_to_a_target_is_log_linear_between_epochs_or_the_first_key():
+def test_the_time_to_a_target_is_log_linear_between_epochs():
     losses = 3.0 * np.exp(-0.7 * np.arange(1, 9))  # exactly log-linear: the answer is closed form
     for target in (1.0, 0.4, 0.05):
         np.testing.assert_allclose(epochs_to(losses, target), np.log(3.0 / target) / 0.7)
@@ -77,11 +77,6 @@ def test_the_time_to_a_target_is_log_linear_between_epochs_or_the_first_key():
     assert epochs_to([2.0, 0.5, 3.0, 0.4], 0.5) == 2.0  # the first time counts
     with pytest.raises(UserError, match="not positive"):
         epochs_to([1.0], 0.0)
-    values = {3: 0.5, 1: 0.2, 2: 0.7}
-    assert first_at(values, at_least=0.5) == 2
-    assert first_at(values, at_most=0.5) == 1
-    assert first_at(values, at_least=0.3, at_most=0.6) == 3
-    assert first_at(values, at_least=0.8) is None
 
 
 def test_labels_name_the_fields_that_differ(tmp_path):

@@ -29,28 +29,29 @@ class MetricsWriter:
         home = epath.Path(folder)
         self._upload = Upload(home, check)
         path = self._upload.folder / "metrics.jsonl"
-        again: list[dict[str, float]] = []
-        if (home / "metrics.jsonl").exists():
-            kept = [line for line in read_metrics(home) if line["step"] <= step]
-            replace_file(path, "".join(json.dumps(line) + "\n" for line in kept))
-            again = kept[-AGAIN:]
+        lines = read_metrics(home) if (home / "metrics.jsonl").exists() else []
+        kept = [line for line in lines if line["step"] <= step]
+        replace_file(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._lines: TextIO = path.open("a")
+        again = kept[-AGAIN:]
         first = int(again[0]["step"]) if again else step + 1
         self._events = SummaryWriter(str(self._upload.folder / "tensorboard"), purge_step=first)
         for line in again:
-            self._show(int(line["step"]), {k: v for k, v in line.items() if k != "step"})
+            self._show(line)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Writes the metrics after `step` updates; in a bucket, they arrive with the next copy."""
-        self._lines.write(json.dumps({"step": step} | metrics) + "\n")
+        line = {"step": step} | metrics
+        self._lines.write(json.dumps(line) + "\n")
         self._lines.flush()
-        self._show(step, metrics)
+        self._show(line)
         if self._upload.is_due():
             self.flush()
 
-    def _show(self, step: int, metrics: dict[str, float]) -> None:
-        for name, value in metrics.items():
-            self._events.add_scalar(name, value, step)
+    def _show(self, line: dict[str, float]) -> None:
+        for name, value in line.items():
+            if name != "step":
+                self._events.add_scalar(name, value, int(line["step"]))
 
     def flush(self) -> None:
         """Returns when the workdir has all lines; raises an OSError if it cannot be written."""

@@ -1,8 +1,8 @@
 """Reads a finished or unfinished run: its config, its metrics, and when it reached a target."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -12,8 +12,6 @@ from rezero_jax.errors import UserError, choose_from
 from rezero_jax.runs.files import AnyPath, folder_of, read_json
 from rezero_jax.runs.folder import device, read_final
 from rezero_jax.runs.metrics import read_metrics
-
-X = TypeVar("X", bound=float)
 
 METRICS = ("loss", "accuracy", "bits_per_byte")
 
@@ -60,10 +58,11 @@ class Run:
             case "loss":
                 return epochs_to(self.epoch_losses(), target)
             case "accuracy":
-                return first_at(self.evaluations("eval/accuracy"), at_least=target)
+                accuracies = self.evaluations("eval/accuracy").items()
+                return min((epoch for epoch, value in accuracies if value >= target), default=None)
             case "bits_per_byte":
                 steps, values = self.series("eval/bits_per_byte")
-                return first_at(dict(zip(steps, values, strict=True)), at_most=target)
+                return min(steps[values <= target], default=None)
         raise choose_from("metric", metric, METRICS)
 
     def alphas(self) -> tuple[np.ndarray, np.ndarray]:
@@ -86,14 +85,6 @@ class Run:
     def diverged(self) -> bool:
         """Whether a loss, gradient or parameter was not finite."""
         return self.final().get("status") == "diverged"
-
-
-def first_at(
-    values: Mapping[X, float], at_least: float = -np.inf, at_most: float = np.inf
-) -> X | None:
-    """The smallest key (an epoch or a step) whose value is within the bounds, or None."""
-    within = (x for x, value in values.items() if at_least <= value <= at_most)
-    return min(within, default=None)
 
 
 def epochs_to(losses: Sequence[float] | np.ndarray, target: float) -> float | None:

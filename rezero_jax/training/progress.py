@@ -75,9 +75,8 @@ class Progress:
     def start(self, first: int, last: int, report: dict[str, jax.Array], dispatched: float) -> None:
         """Waits for the first dispatch, which no rate counts; starts the rates and the bar.
 
-        Args:
-          first, last, report: the dispatch of the updates first + 1 .. last.
-          dispatched: time.perf_counter() before the dispatch, which compiles before it computes.
+        The dispatch of the updates first + 1 .. last began at time.perf_counter() = `dispatched`,
+        and compiled before it computed.
         """
         self.clock.add("compilation", time.perf_counter() - dispatched)
         jax.block_until_ready(report)
@@ -186,7 +185,7 @@ class Progress:
         )
 
     def flush(self) -> None:
-        """Returns when the workdir, even in a bucket, has all lines so far."""
+        """Returns when the workdir has all lines so far."""
         if self._writer is not None:
             self._writer.flush()
 
