@@ -22,9 +22,9 @@ from jax import Array
 from jax.sharding import SingleDeviceSharding
 
 from rezero_jax import processes
-from rezero_jax.errors import Unavailable, UserError, first_line
+from rezero_jax.errors import UserError, first_line
 from rezero_jax.formatting import path_text
-from rezero_jax.runs.files import is_outage
+from rezero_jax.runs.files import is_outage, storage_error
 from rezero_jax.runs.folder import saved_steps
 
 
@@ -55,10 +55,7 @@ def read(folder: epath.Path, step: int, shapes: Any) -> tuple[Any, dict[str, Any
         answers, refusal = not is_outage(folder, error), Damaged(first_line(error))
     if not processes.agree(loaded is not None) or loaded is None:
         if not processes.agree(answers):
-            raise Unavailable(
-                f"cannot read checkpoint {step} in {folder}, as the bucket does not answer "
-                f"({refusal}); the same command resumes from it later"
-            )
+            raise storage_error(folder, TimeoutError(f"checkpoint {step}: {refusal}"))
         raise refusal
     state, manifest = loaded
     if fingerprint(state) != manifest["fingerprint"]:

@@ -191,23 +191,15 @@ def name_of(kind: Damage) -> str:
 
 @dataclasses.dataclass
 class DamagedRun:
-    """A damaged checkpoint and what became of it.
-
-    Attributes:
-      what: the changed files.
-      step: step of the checkpoint, the newest one.
-      outcome: one of OUTCOMES.
-      problems: empty if nothing was lost.
-      outages: see `kill.KilledRun`.
-    """
+    """A damaged checkpoint and what became of it."""
 
     family: str
     kind: str
-    what: str
-    step: int
-    outcome: str
-    problems: list[str]
-    outages: int
+    what: str  # the changed files
+    step: int  # step of the checkpoint, the newest one
+    outcome: str  # one of OUTCOMES
+    problems: list[str]  # empty if nothing was lost
+    outages: int  # see `kill.KilledRun`
 
 
 def classify(

@@ -33,15 +33,12 @@ class Kill:
 
 @dataclasses.dataclass
 class KilledRun:
-    """A run that was killed and started again until it was allowed to finish.
-
-    Attributes:
-      outages: processes that ended because the bucket did not answer or another process was lost.
-    """
+    """A run that was killed and started again until it was allowed to finish."""
 
     family: str
     kills: list[Kill] = dataclasses.field(default_factory=list)
     problems: list[str] = dataclasses.field(default_factory=list)
+    # processes that ended because the bucket did not answer or another process was lost.
     outages: int = 0
 
 

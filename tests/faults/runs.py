@@ -30,27 +30,17 @@ COMMON = {
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A kind of network, and a run of it that takes some seconds longer than its start.
+    """A kind of network, and a run of it that takes some seconds longer than its start."""
 
-    Attributes:
-      name: in the tables.
-      config: the config file.
-      steps: length of the run.
-      save_every: steps between two checkpoints.
-      fields: fields of the config, in addition to these and COMMON.
-      storage: prefix of the path of a workdir: "", or a bucket such as "gs://runs".
-      environment: variables by which processes reach the storage.
-      processes: number of processes of the run.
-    """
-
-    name: str
-    config: str
-    steps: int
-    save_every: int
-    fields: dict[str, object]
-    storage: str = ""
+    name: str  # in the tables
+    config: str  # the config file
+    steps: int  # length of the run
+    save_every: int  # steps between two checkpoints
+    fields: dict[str, object]  # fields of the config, in addition to these and COMMON
+    storage: str = ""  # prefix of the path of a workdir: "", or a bucket such as "gs://runs"
+    # variables by which processes reach the storage.
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
-    processes: int = 1
+    processes: int = 1  # number of processes of the run
 
     @property
     def settings(self) -> list[str]:
@@ -193,19 +183,12 @@ class Said:
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """The run that nothing stopped.
-
-    Attributes:
-      family: the run.
-      workdir: its folder.
-      seconds: seconds of the whole process, when everything is compiled.
-      training: seconds of these after the first updates.
-    """
+    """The run that nothing stopped."""
 
     family: Family
     workdir: epath.Path
-    seconds: float
-    training: float
+    seconds: float  # seconds of the whole process, when everything is compiled
+    training: float  # seconds of these after the first updates
 
     def seconds_from(self, step: int) -> tuple[float, float]:
         """Expected seconds of a process that resumes after `step`: in all, and of training."""
@@ -215,21 +198,13 @@ class Reference:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A run to kill or to damage.
+    """A run to kill or to damage."""
 
-    Attributes:
-      reference: the same run, which nothing stopped.
-      home: local folder for workdirs and output; removed if there are no problems.
-      cache: folder of what JAX compiled.
-      rng: draws moments and damages.
-      judge: compares runs.
-    """
-
-    reference: Reference
-    home: Path
-    cache: epath.Path
-    rng: random.Random
-    judge: Judge
+    reference: Reference  # the same run, which nothing stopped
+    home: Path  # local folder for workdirs and output; removed if there are no problems
+    cache: epath.Path  # folder of what JAX compiled
+    rng: random.Random  # draws moments and damages
+    judge: Judge  # compares runs
 
     def start(self, workdir: epath.Path, log: Path) -> Process:
         """A process that trains in `workdir`."""
