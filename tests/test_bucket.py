@@ -199,7 +199,7 @@ def test_a_checkpoint_that_an_outage_hides_is_not_called_damaged(monkeypatch, tm
         monkeypatch.setattr(restore, "_load", fail)
 
     fail_with(ClientPayloadError("not completed"))
-    with pytest.raises(Unavailable, match="gs://runs does not answer .checkpoint 5"):
+    with pytest.raises(Unavailable, match=r"gs://runs does not answer \(checkpoint 5"):
         restore.read_newest(folder, {}, set_aside=moved.append)
     assert not moved
     # The same error of a file on a disk, or an answer of the bucket, is about the content.

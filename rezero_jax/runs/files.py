@@ -122,13 +122,13 @@ def is_outage(path: AnyPath, error: BaseException | None) -> bool:
 
 def read_json(path: AnyPath) -> dict[str, Any]:
     """The object in a JSON file of a run; raises a UserError if it is missing or broken."""
-    path = epath.Path(path)
-    if not path.exists():
+    file = epath.Path(path)
+    if not file.exists():
         raise UserError(
-            f"{path.parent} holds no run: there is no {path.name} in it; train there first"
+            f"{file.parent} holds no run: there is no {file.name} in it; train there first"
         )
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(file.read_text())
         if not isinstance(content, dict):
             raise ValueError("it holds no object")
     except (OSError, ValueError) as error:

@@ -27,8 +27,8 @@ class Run:
     @classmethod
     def read(cls, folder: AnyPath) -> "Run":
         """The run in `folder`, finished or not; raises a UserError if there is none."""
-        folder = folder_of(folder)
-        return cls(folder, flatten(read_json(folder / "config.json")), read_metrics(folder))
+        home = folder_of(folder)
+        return cls(home, flatten(read_json(home / "config.json")), read_metrics(home))
 
     def series(self, key: str, x: str = "step") -> tuple[np.ndarray, np.ndarray]:
         """(x, values) of the lines that have `key`, float64 (lines,) each."""

@@ -8,15 +8,14 @@ from ml_collections import ConfigDict
 from rezero_jax.config import LARGEST, LENGTHS
 from rezero_jax.errors import UserError
 
-MOST_PER_DISPATCH = 10_000  # steps, all of whose batches are in memory
-LOWEST = {
-    "train.steps_per_dispatch": 1,
-    "train.until_loss": 0,
-    "log.every_steps": 1,
-    "checkpoint.every_steps": 1,
-    "checkpoint.keep": 1,
-    "checkpoint.keep_every_steps": 1,
-    "checkpoint.keep_best": 0,
+RANGES = {
+    "train.steps_per_dispatch": (1, 10_000),  # all batches of a dispatch are in memory
+    "train.until_loss": (0, math.inf),
+    "log.every_steps": (1, LARGEST),
+    "checkpoint.every_steps": (1, LARGEST),
+    "checkpoint.keep": (1, LARGEST),
+    "checkpoint.keep_every_steps": (1, LARGEST),
+    "checkpoint.keep_best": (0, LARGEST),
 }
 
 
@@ -49,17 +48,11 @@ class Intervals:
             raise UserError(
                 "the run has no length; set train.steps, train.epochs or train.examples"
             )
-        for key, low in LOWEST.items():
+        for key, (low, high) in RANGES.items():
             section, field = key.split(".")
             value = config[section][field]
-            if value is not None and value < low:
-                raise UserError(f"{key}={value} is too small; give at least {low}")
-        per_dispatch = config.train.steps_per_dispatch
-        if per_dispatch > MOST_PER_DISPATCH:
-            raise UserError(
-                f"train.steps_per_dispatch={per_dispatch} is too large; give at most "
-                f"{MOST_PER_DISPATCH}"
-            )
+            if value is not None and not low <= value <= high:
+                raise UserError(f"{key}={value} is out of range; give a number in {low} .. {high}")
         if total > LARGEST * batch_size:
             raise UserError(
                 f"the run has more than {LARGEST} updates; lower train.steps, train.epochs or "
@@ -69,7 +62,7 @@ class Intervals:
             size=size,
             batch_size=batch_size,
             total=-(-total // batch_size),
-            per_dispatch=per_dispatch,
+            per_dispatch=config.train.steps_per_dispatch,
             log_every=config.log.every_steps,
             save_every=config.checkpoint.every_steps,
             eval_every=in_examples(config, "eval", size, batch_size),
