@@ -21,15 +21,6 @@ LENGTHS = {
 }
 LARGEST = 2**31 - 1  # of int32
 LARGEST_FLOAT = 3.4e38  # of float32, rounded down
-GROUP = {  # the fields of a parameter group of the optimizer
-    "path": str,  # regular expression searched for in a parameter's path, such as "head/bias"
-    "name": str,
-    "learning_rate": float,
-    "weight_decay": float,
-    "schedule": str,
-    "milestones": tuple,
-    "decay_factor": float,
-}
 
 
 def base_config() -> ConfigDict:
@@ -132,11 +123,15 @@ def option_fields(options: Any) -> ConfigDict:
 
 
 def optim_group(**settings: Any) -> ConfigDict:
-    """Settings of a parameter group, fields of GROUP; an unset field is as in config.optim."""
-    for key in settings.keys() - GROUP.keys():
-        raise choose_from("field of a parameter group", key, GROUP)
-    group = ConfigDict({key: config_dict.placeholder(kind) for key, kind in GROUP.items()})
-    group.update(settings)
+    """Settings of a parameter group of the optimizer; an unset field is as in config.optim."""
+    group = ConfigDict()
+    group.path = config_dict.placeholder(str)  # a regular expression, such as "head/bias$"
+    for field in ("name", "schedule"):
+        group[field] = config_dict.placeholder(str)
+    for field in ("learning_rate", "weight_decay", "decay_factor"):
+        group[field] = config_dict.placeholder(float)
+    group.milestones = config_dict.placeholder(tuple)
+    group.lock().update(settings)
     return group
 
 

@@ -40,10 +40,8 @@ def refusal(words, capsys):
 
 
 def listing(folder):
-    return {
-        path.relative_to(folder): path.read_bytes() if path.is_file() else None
-        for path in sorted(folder.rglob("*"))
-    }
+    files = {path.relative_to(folder): path for path in folder.rglob("*")}
+    return {name: path.read_bytes() if path.is_file() else None for name, path in files.items()}
 
 
 @functools.cache
@@ -266,7 +264,6 @@ HUGE = {"optim.name": "sgd", "optim.learning_rate": 1e30}
     ("group", "steps"), [(3, 10), *(pytest.param(1, n, marks=pytest.mark.slow) for n in (1, 10))]
 )
 def test_a_run_that_diverges_ends_and_saves_nothing_of_it(group, steps, tmp_path, capsys):
-    """Also where the last update is the one that diverges."""
     fields = {"checkpoint.every_steps": 1, "train.steps_per_dispatch": group, "train.steps": steps}
     words = argv(tmp_path, **HUGE, **fields)
     for _ in range(2):  # the same command again ends in the same way
@@ -281,14 +278,9 @@ def test_a_run_that_diverges_ends_and_saves_nothing_of_it(group, steps, tmp_path
 def test_divergence_within_a_dispatch_names_the_step_where_it_began(tmp_path, capsys):
     """Saves and logs are far away, so all steps of a dispatch have run when it is found."""
     far = dict.fromkeys(("checkpoint.every_steps", "log.every_steps", "eval.every_steps"), 100)
-    words = argv(tmp_path, **HUGE, **far, **{"train.steps_per_dispatch": 4, "train.steps": 40})
-    assert train.main(words) == 3
-    assert "became nan at step 2;" in capsys.readouterr().err
+    far |= {"train.steps_per_dispatch": 4, "train.steps": 40, "optim.clip_norm": 1e35}
+    assert train.main(argv(tmp_path, **HUGE, **far)) == 3
+    sentence = capsys.readouterr().err
+    assert "became nan at step 2; lower optim.learning_rate or optim.clip_norm" in sentence
     assert list((tmp_path / "checkpoints").iterdir()) == []
     assert json.loads((tmp_path / "final.json").read_text())["status"] == "diverged"
-
-
-@pytest.mark.slow
-def test_clipping_is_advised_only_where_it_is_set(tmp_path, capsys):
-    assert train.main(argv(tmp_path, **HUGE, **{"optim.clip_norm": 1.0})) == 3
-    assert "lower optim.learning_rate or optim.clip_norm" in capsys.readouterr().err

@@ -101,7 +101,7 @@ def test_later_overrides_win_and_the_config_is_locked():
     for section in (found.model, found.optim.alpha):
         with pytest.raises(AttributeError):
             section.heads = 3
-    with pytest.raises(UserError, match='"weight_decai"; did you mean "weight_decay"'):
+    with pytest.raises(KeyError, match='Did you mean "weight_decay"'):
         optim_group(weight_decai=0.0)
 
 
