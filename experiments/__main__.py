@@ -5,16 +5,15 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 from experiments import arguments, compare, coordinates, drawing, results_page
 from experiments.dry_run import print_costs
-from experiments.experiment import DESCRIPTIONS, Experiment
-from experiments.jobs import Job
+from experiments.jobs import DESCRIPTIONS, Job, planned
 from experiments.report import write_report
-from experiments.results import Made
+from experiments.results import Made, Results
 from experiments.running import Stopped, run_all
 from rezero_jax import command, devices
 from rezero_jax.analysis.theme import themed
@@ -22,7 +21,8 @@ from rezero_jax.errors import UserError, choose_from
 from rezero_jax.runs.folder import device, environment
 from rezero_jax.runs.reader import Run
 
-EXPERIMENTS: Mapping[str, Experiment] = {
+# Each has measure(results, runs), which fills the results, and plot(results), which draws them.
+EXPERIMENTS: Mapping[str, ModuleType] = {
     name: import_module(f"experiments.{name}") for name in DESCRIPTIONS
 }
 COMMANDS = {"compare": compare.main, "coordinates": coordinates.main, "results": results_page.main}
@@ -76,14 +76,13 @@ def _paper(argv: Sequence[str]) -> int:
         metavar="DIR",
         help="results go to DIR/SCALE, runs to DIR/SCALE/runs (default: runs/paper)",
     )
-    parser.add_argument(
-        "--seeds",
-        type=int,
-        metavar="N",
-        help="runs of each setting, with seeds 0 .. N-1 (default: 1; at the paper's scale the "
-        "paper's number)",
+    arguments.add_count(
+        parser,
+        "seeds",
+        "runs of each setting, with seeds 0 .. N-1 (default: 1; at the paper's scale the paper's "
+        "number)",
     )
-    arguments.add_count(parser, "jobs", 1, "runs at the same time, on a CPU each on its own cores")
+    arguments.add_count(parser, "jobs", "runs at the same time, on a CPU each on its own cores", 1)
     parser.add_argument(
         "--text", metavar="PATH", help="text for Transformers (default: the standard library's)"
     )
@@ -95,7 +94,12 @@ def _paper(argv: Sequence[str]) -> int:
     for name in args.names:
         if name not in ("all", *EXPERIMENTS):
             raise choose_from("figure or table", name, ("all", *EXPERIMENTS))
-    _check(args)
+    if args.scale not in SCALES:
+        raise choose_from("scale", args.scale, SCALES)
+    if args.text and args.scale == "paper":
+        raise UserError("at the paper's scale the text is enwik8; leave out --text")
+    if args.text and not Path(args.text).exists():
+        raise UserError(f"--text={args.text} does not exist; give a file or folder")
     names = [name for name in EXPERIMENTS if "all" in args.names or name in args.names]
     jobs = {name: _jobs(name, args) for name in names}
     if args.dry_run:
@@ -104,21 +108,11 @@ def _paper(argv: Sequence[str]) -> int:
     return _run(jobs, args)
 
 
-def _check(args: argparse.Namespace) -> None:
-    if args.scale not in SCALES:
-        raise choose_from("scale", args.scale, SCALES)
-    arguments.check_positive(args, "seeds", "jobs")
-    if args.text and args.scale == "paper":
-        raise UserError("at the paper's scale the text is enwik8; leave out --text")
-    if args.text and not Path(args.text).exists():
-        raise UserError(f"--text={args.text} does not exist; give a file or folder")
-
-
 def _jobs(name: str, args: argparse.Namespace) -> list[Job]:
     """The runs of an experiment, seed by seed, so that an early stop leaves complete seeds."""
     seeds = args.seeds or (DESCRIPTIONS[name].seeds if args.scale == "paper" else 1)
     jobs = []
-    for job in EXPERIMENTS[name].runs(args.scale):
+    for job in planned(name, args.scale):
         if args.text and job.load().data.name == "stdlib":
             overrides = (*job.overrides, "data.name=text", f"data.path={args.text}")
             job = job._replace(overrides=overrides)
@@ -129,19 +123,18 @@ def _jobs(name: str, args: argparse.Namespace) -> list[Job]:
 def _run(jobs: Mapping[str, Sequence[Job]], args: argparse.Namespace) -> int:
     """Trains missing runs and writes each experiment once its runs are complete."""
     folder = Path(args.out) / args.scale
-    runs = folder / "runs"
     every = list({job.name: job for of_one in jobs.values() for job in of_one}.values())
     ended: set[str] = set()
     sentences: list[str] = []
     waiting = dict(jobs)
-    runs.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
 
     def write_complete() -> None:
         for name in [n for n, needed in waiting.items() if {job.name for job in needed} <= ended]:
             _write(name, waiting.pop(name), folder, args)
 
     write_complete()
-    for job, sentence in run_all(every, runs, args.jobs):
+    for job, sentence in run_all(every, folder / "runs", args.jobs):
         if sentence:
             sentences.append(sentence)
         else:
@@ -157,37 +150,24 @@ def _run(jobs: Mapping[str, Sequence[Job]], args: argparse.Namespace) -> int:
 
 def _write(name: str, jobs: Sequence[Job], folder: Path, args: argparse.Namespace) -> None:
     """Writes NAME.json, NAME.png and NAME.svg of an experiment with complete runs."""
-    experiment = EXPERIMENTS[name]
     runs: dict[str, list[Run]] = {}
     for job in jobs:
         runs.setdefault(job.setting, []).append(Run.read(folder / "runs" / job.name))
-    started = time.monotonic()
-    results = experiment.measure(args.scale, runs)
-    seconds = time.monotonic() - started
+    started, results = time.monotonic(), Results(name, args.scale)
+    EXPERIMENTS[name].measure(results, runs)
     trained = [run for seeds in runs.values() for run in seeds]
-    seconds += sum(run.final()["seconds"] for run in trained)
-    devices = dict.fromkeys(run.device for run in trained)
-    made = Made(
-        _shown(name, jobs, args),
-        "; ".join(devices) or device(environment()),
-        seconds,
-        [job.shown for job in jobs],
-    )
-    results = replace(results, made=made)
-    drawing.save(themed(experiment.plot)(results), folder, name)
+    seconds = time.monotonic() - started + sum(run.final()["seconds"] for run in trained)
+    shown = ["python", "-m", "experiments", name, f"--scale={args.scale}"]
+    if args.seeds:
+        shown.append(f"--seeds={args.seeds}")
+    if args.text and any(text.startswith("data.path=") for job in jobs for text in job.overrides):
+        shown.append(f"--text={Path(args.text).name}")
+    hardware = "; ".join(dict.fromkeys(run.device for run in trained)) or device(environment())
+    results.made = Made(shlex.join(shown), hardware, seconds, [job.shown for job in jobs])
+    drawing.save(themed(EXPERIMENTS[name].plot)(results), folder, name)
     results.write(folder)
     write_report(folder, args.scale)
     print(f"{name}: {folder / name}.json, .png, .svg", flush=True)
-
-
-def _shown(name: str, jobs: Sequence[Job], args: argparse.Namespace) -> str:
-    """The command that repeats an experiment."""
-    command = ["python", "-m", "experiments", name, f"--scale={args.scale}"]
-    if args.seeds:
-        command.append(f"--seeds={args.seeds}")
-    if args.text and any(text.startswith("data.path=") for job in jobs for text in job.overrides):
-        command.append(f"--text={Path(args.text).name}")
-    return shlex.join(command)
 
 
 if __name__ == "__main__":

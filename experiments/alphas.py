@@ -3,37 +3,22 @@
 The runs are those of transformer12 and transformer_deep.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy.stats import spearmanr
 
-from experiments import drawing, transformer12, transformer_deep
-from experiments.claims import Claim, bounded
-from experiments.jobs import Job
+from experiments import drawing
 from experiments.published import curve
-from experiments.results import Curve, Results, Row
+from experiments.results import ALPHA_AT_END, Curve, Results, Runs
 from rezero_jax.analysis.gates import Gates
-from rezero_jax.runs.reader import Run
 
-SHALLOW, OPEN = "alpha = 0, 12 layers", "alpha = 1, 12 layers"
-DEEP, DEEPEST = "alpha = 0, 64 layers", "alpha = 0, 128 layers"
+SHALLOW, OPEN, DEEP = "alpha = 0, 12 layers", "alpha = 1, 12 layers", "alpha = 0, 64 layers"
 FIRST = 50  # iterations in which gates that start at 1 shrink, says the paper
 AFTER = "mean |alpha| after iteration"
-
-
-class Pattern(NamedTuple):
-    """A sentence of the paper on gates, and the number of a run that decides it."""
-
-    text: str
-    quantity: str
-    of: Callable[[Gates], float]
-    low: float = -np.inf
-    high: float = np.inf
 
 
 def _order_of_peaks(gates: Gates) -> float:
@@ -62,104 +47,81 @@ def _variation(gates: Gates) -> float:
     return gates.alphas[-1].std() / gates.alphas[-1].mean()
 
 
-_ONE_OVER_L = Pattern(
+_ONE_OVER_L = (
     "the mean |alpha| at the end is about 1/L",
     "L times the mean, 0.5 to 2",
     lambda gates: gates.alphas.shape[1] * gates.mean_abs[-1],
-    low=0.5,
-    high=2,
+    *(0.5, 2),
 )
-PATTERNS = {
+# By setting, sentences of the paper, and a number of each run with the bounds that decide them.
+PATTERNS: dict[str, list[tuple[str, str, Callable[[Gates], float], float, float]]] = {
     SHALLOW: [_ONE_OVER_L],  # of this and DEEP the paper prints 1.08 and 1.18
     OPEN: [
-        Pattern(
+        (
             f"gates that start at 1 are pushed down in the first {FIRST} iterations",
             f"the mean |alpha| after {FIRST}",
             partial(_after, step=FIRST),
-            high=1,
+            *(-np.inf, 1),
         )
     ],
     DEEP: [  # the paper's map
-        Pattern(
+        (
             "the mean |alpha| rises fast to a peak",
             "its peak as a fraction of the run, below a half",
             lambda gates: gates.steps[gates.mean_abs.argmax()] / gates.steps[-1],
-            high=0.5,
+            *(-np.inf, 0.5),
         ),
-        Pattern(
+        (
             "the mean |alpha| decays after its peak",
             "the end over the peak, below 0.75",
             lambda gates: gates.mean_abs[-1] / gates.mean_abs.max(),
-            high=0.75,
+            *(-np.inf, 0.75),
         ),
-        Pattern(
+        (
             "higher layers peak earlier",
             "rank correlation of layer and update of the peak, of the layers past theirs",
             _order_of_peaks,
-            high=0,
+            *(-np.inf, 0),
         ),
-        Pattern(
+        (
             "higher layers dominate early",
             "share of the upper half when the mean is first at half of its peak",
             _upper_share,
-            low=0.5,
+            *(0.5, np.inf),
         ),
-        Pattern(
+        (
             "at the end the layers are used about equally",
             "deviation over mean of the layers, below 0.5",
             _variation,
-            high=0.5,
+            *(-np.inf, 0.5),
         ),
         _ONE_OVER_L,
     ],
 }
 
 
-def runs(scale: str) -> list[Job]:
-    """The Transformers with gates."""
-    jobs = {
-        SHALLOW: transformer12.job("ReZero alpha = 0", scale),
-        OPEN: transformer12.job("ReZero alpha = 1", scale),
-        DEEP: transformer_deep.job("ReZero alpha = 0, 64 layers", scale),
-        DEEPEST: transformer_deep.job("ReZero alpha = 0, 128 layers", scale),
-    }
-    if scale == "smoke":
-        del jobs[DEEPEST]
-    return [job._replace(setting=setting) for setting, job in jobs.items()]
-
-
-def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
+def measure(results: Results, runs: Runs) -> None:
     """The mean of |alpha| by step and at the end, and the order in which the layers peak."""
-    make = partial(Row, reduced=scale != "paper")
-    rows: list[Row] = []
-    claims: list[Claim] = []
-    curves = {}
     for setting, seeds in runs.items():
         if not all(run.lines for run in seeds):  # a run diverged before it logged anything
-            rows.append(make(setting, "mean |alpha| at the end", (None,) * len(seeds)))
+            results.add(setting, ALPHA_AT_END, (None,) * len(seeds))
             continue
         found = [Gates(g.steps, np.abs(g.alphas)) for g in map(Gates.of_run, seeds)]
-        layers, means = found[0].alphas.shape[1], tuple(gates.mean_abs[-1] for gates in found)
-        rows += [
-            make(setting, "mean |alpha| at the end", means, setting != OPEN),
-            make(setting, "times L", tuple(layers * mean for mean in means)),
-            make(setting, "variation over layers", tuple(map(_variation, found))),
-        ]
+        layers, means = found[0].alphas.shape[1], [gates.mean_abs[-1] for gates in found]
+        results.add(setting, ALPHA_AT_END, means, headline=setting != OPEN)
+        results.add(setting, "times L", (layers * mean for mean in means))
+        results.add(setting, "variation over layers", map(_variation, found))
         for mark, _ in curve("alphas", setting, AFTER):
             if all(gates.steps[-1] >= mark for gates in found):
-                then = tuple(_after(gates, mark) for gates in found)
-                rows.append(make(setting, f"{AFTER} {int(mark)}", then))
+                then = (_after(gates, mark) for gates in found)
+                results.add(setting, f"{AFTER} {int(mark)}", then)
         shortest = min(len(gates.steps) for gates in found)
         mean = np.mean([gates.alphas[:shortest] for gates in found], axis=0)
         rounded = [[round(alpha, 6) for alpha in line] for line in mean.tolist()]
-        curves[setting] = Curve(found[0].steps[:shortest].tolist(), rounded)
-        for pattern in PATTERNS.get(setting, ()):
-            text, quantity, of, *bounds = pattern
+        results.curves[setting] = Curve(found[0].steps[:shortest].tolist(), rounded)
+        for text, quantity, of, *bounds in PATTERNS.get(setting, ()):
             text = f"{setting.partition(', ')[2]}: {text}"
-            draws = [float(of(gates)) for gates in found]
-            reduced = scale != "paper"
-            claims.append(bounded(text, "UAI 8", quantity, draws, *bounds, reduced=reduced))
-    return Results("alphas", scale, rows, claims, curves)
+            results.bounded(text, "UAI 8", quantity, [float(of(g)) for g in found], *bounds)
 
 
 def plot(results: Results) -> Figure:

@@ -1,9 +1,7 @@
-"""Flags that the commands of experiments share, and their checks."""
+"""Flags that the commands of experiments share, and the types of their values."""
 
 import argparse
 from collections.abc import Sequence
-
-from rezero_jax.errors import UserError
 
 EXIT_STATUS = """\
 exit status: 0 all done; 2 a failure, explained in one sentence; 130 or 143 stopped by Ctrl-C or
@@ -21,6 +19,7 @@ def add_rules(parser: argparse.ArgumentParser, sizes: str, rules: str) -> None:
     parser.add_argument(
         "--config",
         required=True,
+        type=_config,
         metavar="FILE[:KEY=VALUE,...]",
         help=f"a file of configs/ that takes residual= and {sizes}, and its other arguments",
     )
@@ -28,23 +27,12 @@ def add_rules(parser: argparse.ArgumentParser, sizes: str, rules: str) -> None:
     parser.add_argument("--rules", required=True, type=_names, metavar="RULE,...", help=rules)
 
 
-def add_count(parser: argparse.ArgumentParser, name: str, default: int, text: str) -> None:
+def add_count(
+    parser: argparse.ArgumentParser, name: str, text: str, default: int | None = None
+) -> None:
     """Adds a flag that takes a number above 0."""
-    parser.add_argument(
-        f"--{name}", type=int, default=default, metavar="N", help=f"{text} (default: {default})"
-    )
-
-
-def add_out(parser: argparse.ArgumentParser, default: str) -> None:
-    """Adds the flag for the output folder."""
-    parser.add_argument(
-        "--out", default=default, metavar="DIR", help=f"output folder (default: {default})"
-    )
-
-
-def _names(text: str) -> list[str]:
-    """The names of "a,b,a", each once and in their order."""
-    return list(dict.fromkeys(text.split(",")))
+    text += f" (default: {default})" if default else ""
+    parser.add_argument(f"--{name}", type=_count, default=default, metavar="N", help=text)
 
 
 def parse(
@@ -56,29 +44,30 @@ def parse(
     return args, overrides
 
 
-def check_positive(args: argparse.Namespace, *flags: str) -> None:
-    """Raises UserError if one of the flags is given and below 1."""
-    for flag in flags:
-        if (value := getattr(args, flag)) is not None and value < 1:
-            name = flag.replace("_", "-")
-            raise UserError(f"--{name}={value} is not positive; give at least 1")
+def _names(text: str) -> list[str]:
+    """The names of "a,b,a", each once and in their order."""
+    return list(dict.fromkeys(text.split(",")))
 
 
-def check_config(args: argparse.Namespace) -> None:
-    """Raises UserError if --config is not of the form configs/FILE."""
-    if not args.config.startswith("configs/"):
-        raise UserError(f"--config={args.config} is not a file of configs/; give such a file")
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
+    return int(text)
 
 
-def sizes(flag: str, text: str, at_least: int = 1) -> list[int]:
-    """The whole numbers of "8,32", ascending; raises UserError for anything else."""
-    parts = text.split(",")
-    if len(set(parts)) < at_least or not all(part.isdecimal() and int(part) for part in parts):
-        raise UserError(f"--{flag}={text} needs {at_least} or more whole numbers; give 2,8,32")
-    return sorted({int(part) for part in parts})
+def _config(text: str) -> str:
+    """The argument of "configs/FILE:KEY=VALUE,...", without the folder, as a Job names it."""
+    if not text.startswith("configs/"):
+        raise argparse.ArgumentTypeError(f"{text} is not a file of configs/; give such a file")
+    return text.removeprefix("configs/")
+
+
+def sizes(text: str) -> list[int]:
+    """The whole numbers of "8,32", ascending: an argparse type."""
+    return sorted(set(map(_count, text.split(","))))
 
 
 def with_arguments(config: str, *more: str) -> str:
-    """ "configs/FILE:KEY=VALUE,..." with more arguments, as a Job names it."""
-    file, _, arguments = config.removeprefix("configs/").partition(":")
+    """ "FILE:KEY=VALUE,..." with more arguments."""
+    file, _, arguments = config.partition(":")
     return f"{file}:{','.join(filter(None, (arguments, *more)))}"

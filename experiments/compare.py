@@ -13,7 +13,7 @@ The report is DIR/report.md; the numbers are in DIR/comparison.json.
 import argparse
 import math
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,14 +35,14 @@ from experiments.comparison import (
 )
 from experiments.dry_run import print_costs, trainer_of, update_flops
 from experiments.jobs import FROZEN, Job
-from experiments.results import Curve, Made, Results, Row
+from experiments.results import Curve, Made, Results
 from experiments.running import run_all
 from experiments.statistics import Censored
-from experiments.tuning import Grid
 from rezero_jax import command, devices
 from rezero_jax.errors import UserError
 from rezero_jax.runs.reader import Run
 
+FARTHEST = 12  # steps of a grid from its middle, at most
 EXAMPLES = f"""\
 examples:
   three rules at two depths in some minutes, on embedded data:
@@ -55,8 +55,38 @@ examples:
 {arguments.EXIT_STATUS}"""
 
 
+class Grid(NamedTuple):
+    """Learning rates middle * factor**k for whole k, of which `first` are tried first."""
+
+    middle: float
+    factor: float
+    first: Sequence[int]
+
+    def rate(self, k: int) -> float:
+        """The learning rate of k, rounded to four digits so that commands show it exactly."""
+        return float(f"{self.middle * self.factor**k:.4g}")
+
+    def untried(self, losses: Mapping[int, float]) -> list[int]:
+        """The k to try next; empty once the best k has a worse neighbour on both sides.
+
+        Args:
+          losses: final loss by k; not finite where training diverged.
+        """
+        if missing := [k for k in self.first if k not in losses]:
+            return missing
+        best = best_of(losses)
+        beyond = [min(losses) - 1] if best is None else [best - 1, best + 1]
+        return [k for k in beyond if k not in losses and abs(k) <= FARTHEST]
+
+
+def best_of(losses: Mapping[int, float]) -> int | None:
+    """The k of the lowest loss, the smaller of two equal ones; None if all diverged."""
+    finite = {k: loss for k, loss in losses.items() if math.isfinite(loss)}
+    return min(finite, key=lambda k: (finite[k], k), default=None)
+
+
 class Plan(NamedTuple):
-    """What is compared: `config` is "configs/NAME.py:KEY=VALUE,...", without rule and depth."""
+    """What is compared: `config` is "NAME.py:KEY=VALUE,...", without rule and depth."""
 
     config: str
     overrides: tuple[str, ...]
@@ -113,54 +143,53 @@ def main(argv: Sequence[str]) -> int:
       UserError: a flag is wrong, or a run failed.
       Stopped: on SIGINT or SIGTERM.
     """
-    args, overrides = arguments.parse(_parser(), argv)
+    args, plan = parsed(argv)
     devices.use_cpu()  # leaves the accelerators to the runs
-    plan, out = _plan(args, overrides), Path(args.out)
+    for cell in plan.cells:  # raises for a wrong name before anything runs
+        trainer_of(plan.job(*cell, 1.0, 0).load())
+    out = Path(args.out)
     if args.dry_run:
         print_costs(plan.certain(), out / "runs")
         print("A grid whose best rate is at its edge is extended, by one tuning run at a time.")
         return 0
     shown = shlex.join(["python", "-m", "experiments", "compare", *argv])
-    _compare(plan, out, args.jobs, args.target, shown)
+    results = _compare(plan, out, args.jobs, args.target, shown)
+    results.write(out)
+    print(f"report: {report.write_comparison(Comparison(results), out)}")
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parsed(argv: Sequence[str]) -> tuple[argparse.Namespace, Plan]:
+    """The flags and the plan of a command line."""
     parser = command.parser("python -m experiments compare", __doc__, EXAMPLES)
     arguments.add_rules(parser, "depth=", "residual rules, the control first")
-    parser.add_argument("--depths", required=True, metavar="N,...", help="numbers of layers")
-    arguments.add_count(parser, "seeds", 3, "reported runs of each rule and depth")
-    arguments.add_count(parser, "rates", 3, "learning rates in the initial grid")
+    parser.add_argument(
+        "--depths", required=True, type=arguments.sizes, metavar="N,...", help="numbers of layers"
+    )
+    arguments.add_count(parser, "seeds", "reported runs of each rule and depth", 3)
+    arguments.add_count(parser, "rates", "learning rates in the initial grid", 3)
     parser.add_argument(
         "--factor", type=float, default=2.0, help="ratio of neighbouring rates (default: 2)"
     )
-    arguments.add_count(parser, "tuning-seeds", 1, "runs of each learning rate")
+    arguments.add_count(parser, "tuning-seeds", "runs of each learning rate", 1)
     parser.add_argument(
         "--target", type=float, metavar="LOSS", help="training loss at which to record the update"
     )
-    arguments.add_count(parser, "jobs", 1, "runs at the same time")
-    arguments.add_out(parser, "runs/compare")
+    arguments.add_count(parser, "jobs", "runs at the same time", 1)
+    text = "output folder (default: runs/compare)"
+    parser.add_argument("--out", default="runs/compare", metavar="DIR", help=text)
     parser.add_argument("--dry-run", action="store_true", help="list the runs and their time")
-    return parser
-
-
-def _plan(args: argparse.Namespace, overrides: Sequence[str]) -> Plan:
-    arguments.check_positive(args, "seeds", "rates", "tuning_seeds", "jobs")
+    args, overrides = arguments.parse(parser, argv)
     if args.factor <= 1:
         raise UserError(f"--factor={args.factor:g} is not above 1; give a factor such as 2")
-    arguments.check_config(args)
     if any(text.startswith("seed=") for text in overrides):
         raise UserError("--config.seed conflicts with --seeds, which sets it; leave it out")
-    depths = arguments.sizes("depths", args.depths)
-    rest = (args.seeds, args.rates, args.factor, args.tuning_seeds)
-    plan = Plan(args.config, tuple(overrides), args.rules, depths, *rest)
-    for rule, depth in plan.cells:  # raises for a wrong name before anything runs
-        trainer_of(plan.job(rule, depth, 1.0, 0).load())
-    return plan
+    rest = (args.depths, args.seeds, args.rates, args.factor, args.tuning_seeds)
+    return args, Plan(args.config, tuple(overrides), args.rules, *rest)
 
 
-def _compare(plan: Plan, out: Path, slots: int, target: float | None, shown: str) -> None:
-    """Tunes, runs and reports."""
+def _compare(plan: Plan, out: Path, slots: int, target: float | None, shown: str) -> Results:
+    """Tunes each rule, runs it at its best rate, and measures the runs."""
     grids = {cell: plan.grid(*cell) for cell in plan.cells}
     losses: dict[tuple[str, int], dict[int, list[float | None]]] = {c: {} for c in plan.cells}
     while jobs := {
@@ -173,44 +202,43 @@ def _compare(plan: Plan, out: Path, slots: int, target: float | None, shown: str
             losses[cell][k] = [_final_loss(runs[job.name]) for job in of_one]
     reported = {}
     for cell in plan.cells:
-        best = grids[cell].best(_means(losses[cell]))
+        best = best_of(_means(losses[cell]))
         if best is not None:
             reported[cell] = plan.reported(*cell, grids[cell].rate(best))
     # Seed by seed: a stopped comparison has complete seeds, which a smaller --seeds reports.
     jobs_by_seed = (job for of_seed in zip(*reported.values(), strict=True) for job in of_seed)
-    runs = _run(jobs_by_seed, out, slots)
-    rows, curves = list[Row](), dict[str, Curve]()
-    for (rule, depth), of_rates in losses.items():
+    runs |= _run(jobs_by_seed, out, slots)
+    results = Results("comparison", "")
+    for cell, of_rates in losses.items():
+        rule, depth = cell
         for k, draws in sorted(of_rates.items()):
-            rate = grids[rule, depth].rate(k)
-            row = Row(rule, LOSS, tuple(draws), size=depth, rate=rate, seed=TUNING)
-            rows.append(row)
-        if of_cell := reported.get((rule, depth)):
-            finished = [runs[job.name] for job in of_cell]
-            rows += _measure(rule, depth, of_cell, finished, target, curves)
-    bits = entropies.of_data(plan.job(*plan.cells[0], 1.0, 0).load().data)
-    levels = {name: value * math.log(2) for name, value in bits.items()}
-    device = "; ".join(dict.fromkeys(run.device for run in runs.values()))
-    results = Results("comparison", "", rows, curves=curves, levels=levels)
+            fields = {"size": depth, "rate": grids[cell].rate(k), "seed": TUNING}
+            results.add(rule, LOSS, draws, **fields)
+        if of_cell := reported.get(cell):
+            _measure(results, cell, of_cell[0], [runs[job.name] for job in of_cell], target)
+    of_reported = [job for of_cell in reported.values() for job in of_cell]
+    devices = "; ".join(dict.fromkeys(runs[job.name].device for job in of_reported))
+    bits = entropies.of_run(next(iter(runs.values())).folder)
+    results.levels = {name: value * math.log(2) for name, value in bits.items()}
     seconds = seconds_of(Comparison(results).cells)
-    commands = [job.shown for of_cell in reported.values() for job in of_cell]
-    results = Results(
-        *("comparison", "", rows, [], curves, [], levels), Made(shown, device, seconds, commands)
-    )
-    results.write(out)
-    print(f"report: {report.write_comparison(Comparison(results), out)}")
+    results.made = Made(shown, devices, seconds, [job.shown for job in of_reported])
+    return results
 
 
 def _measure(
-    rule: str,
-    depth: int,
-    jobs: Sequence[Job],
+    results: Results,
+    cell: tuple[str, int],
+    job: Job,
     runs: Sequence[Run],
     target: float | None,
-    curves: dict[str, Curve],
-) -> list[Row]:
-    """The rows of reported runs; adds the curves of those that did not diverge."""
-    config = jobs[0].load()
+) -> None:
+    """Adds the rows of the reported runs of a cell, and the curves of those that did not diverge.
+
+    Args:
+      job: one of the runs, all of which have its config but for the seed.
+    """
+    rule, depth = cell
+    config = job.load()
     updates, flops = update_flops(config)
     times, seconds = [], []
     for seed, run in enumerate(runs):
@@ -218,17 +246,17 @@ def _measure(
         if not run.diverged:
             steps, losses = run.series("train/loss")
             curve = Curve(steps.astype(int).tolist(), losses.round(5).tolist())
-            curves[curve_name(rule, depth, seed)] = curve
+            results.curves[curve_name(rule, depth, seed)] = curve
             seconds.append(float(np.median(run.series("time/step")[1])))
             time = reached(curve, target) if target is not None else None
         times.append(Censored(updates) if time is None else time)
-    final = tuple(map(_final_loss, runs))
-    rows = [Row(rule, LOSS, final, size=depth, rate=config.optim.learning_rate)]
+    rate = config.optim.learning_rate
+    results.add(rule, LOSS, map(_final_loss, runs), size=depth, rate=rate)
     if target is not None:
-        rows.append(Row(rule, f"{TARGET} {target:g}", tuple(times), size=depth))
+        results.add(rule, f"{TARGET} {target:g}", times, size=depth)
     mean = float(np.mean(seconds)) if seconds else math.nan
-    numbers = {UPDATES: updates, FLOPS: flops, SECONDS: mean}
-    return rows + [Row(rule, name, (value,), size=depth) for name, value in numbers.items()]
+    for name, value in {UPDATES: updates, FLOPS: flops, SECONDS: mean}.items():
+        results.add(rule, name, (value,), size=depth)
 
 
 def _run(jobs: Iterable[Job], out: Path, slots: int) -> dict[str, Run]:

@@ -15,10 +15,8 @@ such a distance for a toy net.)
 The plot is DIR/coordinates.png and .svg; the numbers are in DIR/coordinates.json.
 """
 
-import argparse
 import shlex
 from collections.abc import Mapping, Sequence
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -34,7 +32,7 @@ from ml_collections import ConfigDict
 
 from experiments import arguments, drawing
 from experiments.jobs import Job
-from experiments.results import Curve, Made, Results, Row
+from experiments.results import Curve, Made, Results
 from experiments.statistics import NOT_SIGNIFICANT, verdict
 from rezero_jax import command, data
 from rezero_jax.analysis.propagation import trunk_ends
@@ -49,7 +47,6 @@ from rezero_jax.training.trainer import Trainer
 
 EXAMPLES_SEEN = 16
 ACTIVATION, CHANGE, NONLINEARITY = "mean |x|", "mean |x - x_0|", "nonlinearity"  # metrics
-SLOPE = "slope of the log {} over the log size"
 # How far from 0 a slope may be to be flat: half of the smallest slope that another theory predicts.
 FLAT = {
     # Branches times depth^-alpha, at a rate that does not fall with depth, change activations by
@@ -76,40 +73,47 @@ def main(argv: Sequence[str]) -> int:
     Raises:
       UserError: a flag is wrong, or the config does not take these rules or sizes.
     """
-    args, overrides = arguments.parse(_parser(), argv)
+    parser = command.parser("python -m experiments coordinates", __doc__, EXAMPLES)
+    arguments.add_rules(parser, "depth= or width=", "residual rules")
+    sizes = parser.add_mutually_exclusive_group(required=True)
+    for axis, text in (("depth", "numbers of layers"), ("width", "widths, instead of --depths")):
+        sizes.add_argument(f"--{axis}s", type=arguments.sizes, metavar="N,...", help=text)
+    arguments.add_count(parser, "steps", "updates", 10)
+    arguments.add_count(parser, "seeds", "seeds of the initial weights", 3)
+    text = "output folder (default: runs/coordinates)"
+    parser.add_argument("--out", default="runs/coordinates", metavar="DIR", help=text)
+    args, overrides = arguments.parse(parser, argv)
     axis = "depth" if args.depths else "width"
-    sizes = arguments.sizes(f"{axis}s", args.depths or args.widths, at_least=2)
-    arguments.check_positive(args, "steps", "seeds")
-    arguments.check_config(args)
-    rows: list[Row] = []
+    if len(args.depths or args.widths) < 2:
+        raise UserError(f"a slope needs two sizes; give --{axis}s=2,8,32")
+    results = Results("coordinates", "")
     for rule in args.rules:
-        configs = {size: _config(args.config, overrides, rule, axis, size) for size in sizes}
-        of_rule = rows_of(rule, configs, args.steps, args.seeds)
-        rows += of_rule
-        for text in _slopes(of_rule):
-            print(text)
+        configs = {
+            size: _config(args.config, overrides, rule, axis, size)
+            for size in args.depths or args.widths
+        }
+        add_rows(results, rule, configs, args.steps, args.seeds)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     shown = shlex.join(["python", "-m", "experiments", "coordinates", *argv])
-    made = Made(shown, device(environment()), 0.0, [])
-    results = Results("coordinates", "", rows, remarks=_slopes(rows), made=made)
+    results.made = Made(shown, device(environment()), 0.0, [])
     results.write(out)
     drawing.save(themed(plot)(results, axis), out, "coordinates")
     print(f"plot: {out / 'coordinates.png'}")
     return 0
 
 
-def rows_of(rule: str, configs: Mapping[int, ConfigDict], steps: int, seeds: int) -> list[Row]:
-    """Measures a rule at each size, in its config, with seeds 0, 1, ..., and the slopes."""
-    rows = []
+def add_rows(
+    results: Results, rule: str, configs: Mapping[int, ConfigDict], steps: int, seeds: int
+) -> None:
+    """Measures a rule at each size, in its config, with seeds 0, 1, ..., and judges the slopes."""
     ends: dict[str, list[np.ndarray]] = {CHANGE: [], NONLINEARITY: []}  # (sizes)(seeds)
     for size, config in configs.items():
-        make = partial(Row, rule, size=size)
         (activation, change), nonlinearity = measure(config, steps, seeds)
         for name, values in ((ACTIVATION, activation), (CHANGE, change)):
-            for update, draws in enumerate(values.T):
-                rows.append(make(f"{name} after update {update}", tuple(draws.tolist())))
-        rows.append(make(NONLINEARITY, tuple(nonlinearity.tolist())))
+            for update, draws in enumerate(values.T.tolist()):
+                results.add(rule, f"{name} after update {update}", draws, size=size)
+        results.add(rule, NONLINEARITY, nonlinearity.tolist(), size=size)
         ends[CHANGE].append(change[:, -1])
         ends[NONLINEARITY].append(nonlinearity)
         print(
@@ -118,9 +122,18 @@ def rows_of(rule: str, configs: Mapping[int, ConfigDict], steps: int, seeds: int
             flush=True,
         )
     for metric, values in ends.items():
-        slopes = slopes_of(list(configs), np.stack(values, axis=1))
-        rows.append(Row(rule, SLOPE.format(metric), tuple(slopes.tolist())))
-    return rows
+        slopes, flat = slopes_of(list(configs), np.stack(values, axis=1)), FLAT[metric]
+        metric = f"slope of the log {metric} over the log size"
+        results.add(rule, metric, slopes.tolist())
+        row = results.rows[-1]
+        low, high = row.interval() or (np.nan, np.nan)
+        word = verdict((low, high), -flat, flat)
+        where = word if word in ("within", NOT_SIGNIFICANT) else f"{word} than"
+        results.remarks.append(
+            f"{rule}: {metric} {np.nan if row.mean is None else row.mean:+.2f} "
+            f"({low:+.2f} to {high:+.2f}), {where} ±{flat:g}"
+        )
+        print(results.remarks[-1])
 
 
 def slopes_of(sizes: Sequence[int], values: np.ndarray) -> np.ndarray:
@@ -130,23 +143,6 @@ def slopes_of(sizes: Sequence[int], values: np.ndarray) -> np.ndarray:
         y = np.log(values)
     centred = x - x.mean()
     return y @ centred / (centred @ centred)
-
-
-def _slopes(rows: Sequence[Row]) -> list[str]:
-    """A sentence for each slope: its mean, interval and verdict against FLAT."""
-    sentences = []
-    for row in rows:
-        for metric, flat in FLAT.items():
-            if row.metric == SLOPE.format(metric):
-                low, high = row.interval() or (np.nan, np.nan)
-                mean = np.nan if row.mean is None else row.mean
-                word = verdict((low, high), -flat, flat)
-                where = word if word in ("within", NOT_SIGNIFICANT) else f"{word} than"
-                sentences.append(
-                    f"{row.setting}: {row.metric} {mean:+.2f} ({low:+.2f} to {high:+.2f}), "
-                    f"{where} ±{flat:g}"
-                )
-    return sentences
 
 
 def measure(config: ConfigDict, steps: int, seeds: int) -> tuple[np.ndarray, np.ndarray]:
@@ -254,18 +250,6 @@ def plot(results: Results, axis: str) -> Figure:
 
 def _by_size(values: Mapping[int, float]) -> Curve:
     return Curve([float(size) for size in values], list(values.values()))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = command.parser("python -m experiments coordinates", __doc__, EXAMPLES)
-    arguments.add_rules(parser, "depth= or width=", "residual rules")
-    sizes = parser.add_mutually_exclusive_group(required=True)
-    sizes.add_argument("--depths", metavar="N,...", help="numbers of layers")
-    sizes.add_argument("--widths", metavar="N,...", help="widths, instead of --depths")
-    arguments.add_count(parser, "steps", 10, "updates")
-    arguments.add_count(parser, "seeds", 3, "seeds of the initial weights")
-    arguments.add_out(parser, "runs/coordinates")
-    return parser
 
 
 def _config(config: str, overrides: Sequence[str], rule: str, axis: str, size: int) -> ConfigDict:

@@ -1,50 +1,18 @@
 """ReZero nets of 1 to 10,000 fully connected layers, beside one whose gates are frozen at 0."""
 
 import math
-from collections.abc import Mapping, Sequence
-from functools import partial
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import drawing
-from experiments.claims import bounded
-from experiments.jobs import CONTROL, FROZEN, Job
-from experiments.results import Results, Row, find, gates_at_end, training_curve
-from experiments.statistics import paired
+from experiments.jobs import CONTROL
+from experiments.results import ALPHA_AT_END, Curve, Results, Runs, gates_at_end
 from rezero_jax.analysis.theme import COLOURS
 from rezero_jax.runs.reader import Run
 
-DEPTHS = {"paper": (1, 10, 100, 1000, 10000), "cpu": (1, 10, 100, 1000, 10000), "smoke": (1, 8)}
-SHORT = (
-    "train.epochs=None",
-    "train.steps=320",
-    "checkpoint.every_steps=150",
-    "checkpoint.keep=1",
-    "log.every_steps=5",
-)
 CHANCE = math.log(10)  # nats, of uniform guessing
 FITTED = 99.0  # % of training images classified correctly, from which a net counts as overfitted
-
-
-def name(depth: int) -> str:
-    """The setting of a depth."""
-    return f"{depth:,} layer{'s' * (depth > 1)}"
-
-
-def runs(scale: str) -> list[Job]:
-    """One of each depth, and the control."""
-    jobs = []
-    for depth in DEPTHS[scale]:
-        config = f"mlp.py:depth={depth},width=150,lr=0.003,dataset=cifar10"
-        command: tuple[str, tuple[str, ...]] = {
-            "paper": (f"{config},epochs=25", ("checkpoint.keep=1",)),
-            "cpu": (config, SHORT),
-            "smoke": ("mlp.py:smoke,epochs=1", (f"model.depth={depth}",)),
-        }[scale]
-        jobs.append(Job(name(depth), f"fc{depth}", *command))
-    config, overrides = jobs[0].config, (*jobs[0].overrides, *FROZEN)
-    return [*jobs, Job(CONTROL, "fc1-frozen", config, overrides)]
 
 
 def _late(run: Run, key: str) -> float:
@@ -53,42 +21,34 @@ def _late(run: Run, key: str) -> float:
     return float(values[steps > 0.9 * steps[-1]].mean())
 
 
-def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
+def measure(results: Results, runs: Runs) -> None:
     """The losses and accuracies of each depth, and the size of its gates."""
-    deepest, make = name(DEPTHS[scale][-1]), partial(Row, reduced=scale != "paper")
-    rows = []
+    deepest = [setting for setting in runs if setting != CONTROL][-1]
+    loss, accuracy = "training loss at the end", "training accuracy % at the end"
     for setting, seeds in runs.items():
-        finals = [run.final() for run in seeds]
-        losses = tuple(_late(run, "train/loss") for run in seeds)
-        accuracies = tuple(100 * _late(run, "train/accuracy") for run in seeds)
-        rows += [
-            Row(setting, "parameters", tuple(float(final["parameters"]) for final in finals)),
-            make(setting, "training loss at the end", losses, setting == deepest),
-            make(setting, "training accuracy % at the end", accuracies),
-            make(setting, "test loss", tuple(final["eval/loss"] for final in finals)),
-            make(setting, "test accuracy %", tuple(100 * f["eval/accuracy"] for f in finals)),
-            make(setting, "mean |alpha| at the end", gates_at_end(seeds)),
-        ]
-    ends = (find(rows, name, "training loss at the end").draws for name in (deepest, CONTROL))
-    judged = partial(bounded, reduced=scale != "paper")
-    claims = [
-        judged(
-            "ReZero nets of up to 10,000 layers can be trained",
-            "UAI 6",
-            f"training loss of {deepest} minus that of the net with {CONTROL}",
-            paired(*ends),
-            high=0,
-        ),
-        judged(
-            "ReZero nets of 10,000 layers overfit the training set",
-            "UAI 6, footnote 2",
-            f"training accuracy (%) of {deepest}, above {FITTED}",
-            find(rows, deepest, "training accuracy % at the end").draws,
-            low=FITTED,
-        ),
-    ]
-    curves = {setting: training_curve(seeds) for setting, seeds in runs.items()}
-    return Results("depth", scale, rows, claims, curves)
+        finals, headline = [run.final() for run in seeds], setting == deepest
+        sizes = (float(final["parameters"]) for final in finals)
+        results.add(setting, "parameters", sizes, reduced=False)
+        results.add(setting, loss, (_late(run, "train/loss") for run in seeds), headline=headline)
+        results.add(setting, accuracy, (100 * _late(run, "train/accuracy") for run in seeds))
+        results.add(setting, "test loss", (final["eval/loss"] for final in finals))
+        results.add(setting, "test accuracy %", (100 * f["eval/accuracy"] for f in finals))
+        results.add(setting, ALPHA_AT_END, gates_at_end(seeds))
+        results.curves[setting] = Curve.logged(seeds)
+    results.bounded(
+        "ReZero nets of up to 10,000 layers can be trained",
+        "UAI 6",
+        f"training loss of {deepest} minus that of the net with {CONTROL}",
+        results.differences(loss, deepest, CONTROL),
+        high=0,
+    )
+    results.bounded(
+        "ReZero nets of 10,000 layers overfit the training set",
+        "UAI 6, footnote 2",
+        f"training accuracy (%) of {deepest}, above {FITTED}",
+        results.row(deepest, accuracy).draws,
+        low=FITTED,
+    )
 
 
 def plot(results: Results) -> Figure:

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.experiment import DESCRIPTIONS
+from experiments.jobs import DESCRIPTIONS
 from experiments.results import Curve, Results
 from rezero_jax.analysis.theme import COLOURS
 

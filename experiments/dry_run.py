@@ -1,10 +1,9 @@
-"""The dry run: the operations and time that experiments would take, without running any."""
+"""The dry run: the operations and time that runs would take, without running any."""
 
-import json
 import time
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,20 +19,8 @@ from rezero_jax.training.trainer import Trainer
 
 SIZE = 2048  # of the matrices whose product is timed
 USUAL = 0.4  # the share of that rate that training reaches
-
-
-class Cost(NamedTuple):
-    """The cost of a run.
-
-    Attributes:
-      updates: from the run's beginning to its end.
-      flops: of all updates.
-      seconds: that the run will take, or that it took if it is over.
-    """
-
-    updates: int
-    flops: int
-    seconds: float
+FREE = ("seed=", "optim.learning_rate=")  # overrides that change no cost
+LINE = "{:<17} {:<36} {:<10} {:>9} {:>10} {:>17}"
 
 
 def print_costs(jobs: Mapping[str, Sequence[Job]], runs: Path) -> None:
@@ -44,52 +31,29 @@ def print_costs(jobs: Mapping[str, Sequence[Job]], runs: Path) -> None:
       runs: the folder that holds their run folders.
     """
     rate = _matmul_rate()
-    form = "{:<17} {:<36} {:<10} {:>9} {:>10} {:>17}"
-    print(form.format("", "run", "status", "updates", "FLOPs", "time"))
-    known: dict[str, tuple[int, int]] = {}
-    total, seen = 0.0, set[str]()
+    print(LINE.format("", "run", "status", "updates", "FLOPs", "time"))
+    left: dict[str, float] = {}  # seconds, by run: experiments share some
     for name, needed in jobs.items():
-        seconds = operations = 0.0
+        operations = 0.0
         for job in needed:
-            done = status(job, runs / job.name)
-            cost = _cost(job, rate, known)
-            cost = cost._replace(seconds=_seconds_left(cost, done, runs / job.name))
+            costs = tuple(text for text in job.overrides if not text.startswith(FREE))
+            updates, of_an_update = _size(job.config, costs)
+            flops, done = updates * of_an_update, status(job, runs / job.name)
+            seconds = _seconds(updates, flops / (USUAL * rate), done, runs / job.name)
             state = done.kind if done.kind != "begun" else f"at {done.step:,}"
-            numbers = (f"{cost.updates:,}", f"{cost.flops:.2g}", _time(cost.seconds))
-            print(form.format(name, job.name, state, *numbers), flush=True)
+            numbers = (f"{updates:,}", f"{flops:.2g}", _time(seconds))
+            print(LINE.format(name, job.name, state, *numbers), flush=True)
             if not done.is_over:
-                operations += cost.flops
-                seconds += cost.seconds
-                total += cost.seconds * (job.name not in seen)
-                seen.add(job.name)
-        print(form.format(name, "left", "", "", f"{operations:.2g}", _time(seconds)) + "\n")
-    print(f"left: {_time(total)}")
+                operations += flops
+                left[job.name] = seconds
+        here = sum(left.get(job.name, 0) for job in needed)
+        print(LINE.format(name, "left", "", "", f"{operations:.2g}", _time(here)) + "\n")
+    print(f"left: {_time(sum(left.values()))}")
     print(
         f"Times are for the updates alone, at {USUAL:.0%} of {rate:.3g} FLOP/s, the rate of a "
         "matrix product on this machine. A run that has begun continues at its own rate; one that "
         "is over shows the time it took. train.py --plan=TOPOLOGY asks an accelerator's compiler."
     )
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds / 3600:.2g} h" if seconds >= 36000 else duration(seconds)
-
-
-def _cost(job: Job, rate: float, known: dict[str, tuple[int, int]]) -> Cost:
-    """The cost of a whole job at a usual share of the machine's rate.
-
-    Args:
-      rate: floating-point operations a second.
-      known: updates and FLOPs of the kinds of run seen so far, filled here.
-    """
-    config = job.load()
-    fields: Mapping = json.loads(config.to_json())
-    kind = json.dumps([fields["model"], fields["data"], fields["train"], fields["optim"]["name"]])
-    if kind not in known:
-        known[kind] = update_flops(config)
-    updates, of_an_update = known[kind]
-    flops = updates * of_an_update
-    return Cost(updates, flops, flops / (USUAL * rate))
 
 
 def update_flops(config: ConfigDict) -> tuple[int, int]:
@@ -105,23 +69,31 @@ def trainer_of(config: ConfigDict) -> Trainer:
     return trainer_for_sizes(config)
 
 
-def _seconds_left(cost: Cost, done: Status, folder: Path) -> float:
-    """Seconds left of a run on this machine, or that it took if it is over."""
+@cache
+def _size(config: str, overrides: tuple[str, ...]) -> tuple[int, int]:
+    return update_flops(Job("", "", config, overrides).load())
+
+
+def _seconds(updates: int, whole: float, done: Status, folder: Path) -> float:
+    """Seconds left of a run, `whole` of a new one, or that it took if it is over."""
     if done.is_over:
         return Run.read(folder).final()["seconds"]
-    left = cost.updates - done.step
+    left = updates - done.step
     if done.step and len(rates := Run.read(folder).series("time/step")[1]):
         return left * float(np.median(rates))
-    return cost.seconds * left / cost.updates
+    return whole * left / updates
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 3600:.2g} h" if seconds >= 36000 else duration(seconds)
 
 
 def _matmul_rate() -> float:
     """Floating-point operations a second of a float32 matrix product here."""
     x = jnp.ones((SIZE, SIZE))
     multiply = jax.jit(jnp.matmul)
-    multiply(x, x).block_until_ready()
     seconds = []
-    for _ in range(3):
+    for _ in range(4):  # the first one compiles
         started = time.perf_counter()
         multiply(x, x).block_until_ready()
         seconds.append(time.perf_counter() - started)

@@ -5,30 +5,16 @@ from functools import cache
 import numpy as np
 from etils import epath
 from jaxtyping import UInt8
-from ml_collections import ConfigDict
 from scipy import stats
 
 from rezero_jax.data.text import TEXT_NAMES, read_text
 from rezero_jax.runs.folder import read_config
-from rezero_jax.runs.reader import Run
-
-
-def of_run(run: Run) -> dict[str, float]:
-    """Unigram, bigram and trigram entropy (bits per byte) of the run's training text.
-
-    Raises:
-      UserError: the text no longer exists.
-    """
-    return _of_folder(run.folder)
 
 
 @cache
-def _of_folder(folder: epath.Path) -> dict[str, float]:
-    return of_data(read_config(folder).data)
-
-
-def of_data(config: ConfigDict) -> dict[str, float]:
-    """The entropies for a config's `data`; empty if the data set is not a text."""
+def of_run(folder: epath.Path) -> dict[str, float]:
+    """Unigram, bigram and trigram entropy (bits per byte) of a run's text; empty without a text."""
+    config = read_config(folder).data
     return of_text(read_text(config)[0]) if config.name in TEXT_NAMES else {}
 
 

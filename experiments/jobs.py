@@ -1,7 +1,10 @@
-"""Jobs: the runs behind a figure, as commands of train.py, and the progress of each."""
+"""The experiments (experiments.toml), their runs (runs.csv), and the progress of each run."""
 
+import csv
 import shlex
 import sys
+import tomllib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +14,7 @@ import rezero_jax
 from rezero_jax.config import load_config
 from rezero_jax.runs.folder import check_config, read_final, saved_steps
 
+HERE = Path(__file__).parent
 ROOT = Path(rezero_jax.__file__).parents[1]  # the repository, with train.py and configs/
 # The control of every claim that a deep net learns: with every gate frozen at 0 the blocks do
 # nothing, so that the net is its first and last layer at any depth.
@@ -43,11 +47,7 @@ class Job(NamedTuple):
         )
 
     def load(self) -> ConfigDict:
-        """The config.
-
-        Raises:
-          UserError: the file or one of its fields does not exist.
-        """
+        """The config; raises UserError if the file or one of its fields does not exist."""
         return load_config(f"{ROOT / 'configs'}/{self.config}", self.overrides)
 
     def command(self, workdir: Path) -> list[str]:
@@ -86,11 +86,7 @@ class Status(NamedTuple):
 
 
 def status(job: Job, folder: Path) -> Status:
-    """The progress of the run in `folder`.
-
-    Raises:
-      UserError: the folder holds a run of another config.
-    """
+    """The progress of the run in `folder`; raises UserError if it holds a run of another config."""
     check_config(folder, job.load(), advice="choose another --out, or delete that folder")
     final = read_final(folder)
     if not final:
@@ -100,3 +96,40 @@ def status(job: Job, folder: Path) -> Status:
         return Status("diverged", final["steps"])
     missing = job.test and not (folder / TEST).exists()
     return Status("begun" if missing else "done", final["steps"])
+
+
+class Description(NamedTuple):
+    """What an experiment is.
+
+    Attributes:
+      title: of its section and plot.
+      source: where the experiment is in the paper.
+      seeds: runs of each setting in the paper.
+      setting: by scale, what runs, in a sentence or two.
+      notes: paragraphs on how to read the numbers.
+      full: the scales whose numbers are comparable to the paper's.
+    """
+
+    title: str
+    source: str
+    seeds: int
+    setting: Mapping[str, str]
+    notes: Sequence[str]
+    full: Sequence[str] = ("paper",)
+
+
+DESCRIPTIONS = {
+    name: Description(**fields)
+    for name, fields in tomllib.loads((HERE / "experiments.toml").read_text()).items()
+}
+
+
+def planned(experiment: str, scale: str) -> list[Job]:
+    """The runs that an experiment needs at a scale, without their seeds."""
+    lines = csv.DictReader((HERE / "runs.csv").read_text().splitlines())
+    return [
+        Job(line["setting"], line["name"], line["config"], tuple(line["overrides"].split()), test)
+        for line in lines
+        if (line["experiment"], line["scale"]) == (experiment, scale)
+        for test in (bool(line["test"]),)
+    ]

@@ -1,78 +1,44 @@
 """The authors' fully connected notebook: ten epochs of 64 layers in four architectures."""
 
-from collections.abc import Mapping, Sequence
-from functools import partial
-
 from matplotlib.figure import Figure
 
 from experiments import drawing, spectra
-from experiments.claims import lies_in, one_more_run
-from experiments.jobs import Job
-from experiments.published import curve, published
-from experiments.results import Curve, Results, Row
+from experiments.published import curve, lies_in, published
+from experiments.results import Curve, Results, Row, Runs
 from experiments.statistics import between
 from rezero_jax.analysis.theme import plain_ticks
-from rezero_jax.runs.reader import Run
 
-RULES = {
-    "Vanilla, 64 layers": "plain",
-    "Residual, 64 layers": "residual",
-    "LayerNorm, 64 layers": "norm",
-    "ReZero, 64 layers": "rezero",
-}
-JUDGED = tuple(setting for setting, rule in RULES.items() if rule != "norm")
+OTHER = "LayerNorm, 64 layers"  # shares one LayerNorm in the notebook, so no claim is on it
 EPOCHS = range(1, 11)
 SQUARES = "mean squared singular value at the end"
 
 
-def runs(scale: str) -> list[Job]:
-    """One of each architecture."""
-    size = "smoke,epochs=2" if scale == "smoke" else "depth=64,dataset=cifar10"
-    return [
-        Job(setting, f"notebook-fc-{rule}", f"mlp.py:residual={rule},{size}")
-        for setting, rule in RULES.items()
-    ]
-
-
-def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
+def measure(results: Results, runs: Runs) -> None:
     """The loss of each epoch, and whether the notebook's could be those of one more run of ours."""
-    make = partial(Row, reduced=scale == "smoke", log=True)
-    losses = {setting: [run.epoch_losses() for run in seeds] for setting, seeds in runs.items()}
-    rows = []
-    for setting, seeds in losses.items():
-        for epoch in EPOCHS[:2] if scale == "smoke" else EPOCHS:
-            draws = tuple(float(loss[epoch - 1]) if epoch <= len(loss) else None for loss in seeds)
-            rows.append(make(setting, f"loss of epoch {epoch}", draws, epoch == EPOCHS[-1]))
-        squares = tuple(
+    theirs = published("notebook_fc")
+    for setting, seeds in runs.items():
+        losses = [run.epoch_losses() for run in seeds]
+        for epoch in EPOCHS[:2] if results.scale == "smoke" else EPOCHS:
+            draws = (float(loss[epoch - 1]) if epoch <= len(loss) else None for loss in losses)
+            headline = epoch == EPOCHS[-1]
+            results.add(setting, f"loss of epoch {epoch}", draws, headline=headline, log=True)
+        squares = (
             None if run.diverged else float((spectra.after(run, run.final()["steps"]) ** 2).mean())
-            for run in runs[setting]
+            for run in seeds
         )
-        rows.append(make(setting, SQUARES, squares))
-    curves = {setting: Curve.by_epoch(seeds) for setting, seeds in losses.items()}
-    claims = [
-        one_more_run(
-            f"{setting}: the losses of the notebook's ten epochs",
-            "notebook_fc",
-            [row for row in rows if _is_loss(row, setting)],
-            len(JUDGED) * len(EPOCHS),
-            reduced=scale == "smoke",
-        )
-        for setting in JUDGED
-    ]
-    return Results("notebook_fc", scale, rows, claims, curves, secondary(rows))
-
-
-def secondary(rows: Sequence[Row]) -> list[str]:
-    """Where the notebook's mean squared singular values lie."""
-    sentences = []
-    for row in rows:
-        if row.metric == SQUARES and (interval := row.prediction()):
-            inside = lies_in(interval, published("notebook_fc")[row.setting, row.metric])
-            sentences.append(
-                f"{row.setting}, {SQUARES}: the notebook's lies {'in' if inside else 'out'}side "
+        results.add(setting, SQUARES, squares, log=True)
+        if interval := (row := results.rows[-1]).prediction():
+            inside = lies_in(interval, theirs[setting, row.metric])
+            results.remarks.append(
+                f"{setting}, {SQUARES}: the notebook's lies {'in' if inside else 'out'}side "
                 f"our 95 % prediction interval, {between(interval)}."
             )
-    return sentences
+        results.curves[setting] = Curve.by_epoch(losses)
+    judged = [setting for setting in runs if setting != OTHER]
+    for setting in judged:
+        text = f"{setting}: the losses of the notebook's ten epochs"
+        rows = [row for row in results.rows if _is_loss(row, setting)]
+        results.one_more_run(text, rows, len(judged) * len(EPOCHS))
 
 
 def _is_loss(row: Row, setting: str) -> bool:

@@ -1,70 +1,40 @@
 """The authors' ResNet notebook: the accuracy after its first epochs, with ReZero and without."""
 
-from collections.abc import Mapping, Sequence
-from functools import partial
-
 from matplotlib.figure import Figure
 
 from experiments import drawing
-from experiments.claims import bounded, one_more_run
-from experiments.jobs import Job
-from experiments.results import Results, Row, find, times_to
-from experiments.statistics import paired, quotients
+from experiments.results import Results, Runs, times_to
+from experiments.statistics import quotients
 from rezero_jax.analysis.theme import COLOURS
-from rezero_jax.runs.reader import Run
 
-DEPTHS = {"paper": (20, 56, 110), "cpu": (20, 56), "smoke": (20,)}
-RATES = {20: 0.2, 56: 0.1, 110: 0.1}  # of learning, by depth
-EPOCHS = {20: 2, 56: 4, 110: 8}  # of the vanilla nets
-VANILLA, OURS = "ResNet-20", "ResNet-20 + ReZero"
-DEEPEST, FEWER = "ResNet-110", '"up to" times fewer epochs to 50 %'
+DEEPEST = "ResNet-110"
+ACCURACY = "accuracy % after epoch"
 
 
-def runs(scale: str) -> list[Job]:
-    """One of each net with ReZero and without."""
-    jobs = []
-    for depth in DEPTHS[scale]:
-        for suffix, rule in {"": "residual", " + ReZero": "rezero"}.items():
-            epochs = EPOCHS[depth] if scale == "paper" and not suffix else 1
-            size = "smoke" if scale == "smoke" else f"depth={depth},lr={RATES[depth]}"
-            config = f"resnet.py:residual={rule},recipe=notebook,{size},epochs={epochs}"
-            jobs.append(Job(f"ResNet-{depth}{suffix}", f"notebook-resnet{depth}-{rule}", config))
-    return jobs
-
-
-def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
+def measure(results: Results, runs: Runs) -> None:
     """The accuracies, whether ReZero is ahead, and whether the notebook's could be ours."""
-    reduced = scale == "smoke"
-    make = partial(Row, reduced=reduced)
-    rows = []
     for setting, seeds in runs.items():
         found = [run.evaluations("eval/accuracy") for run in seeds]
         for epoch in range(1, int(seeds[0].config["train.epochs"]) + 1):
-            draws = tuple(100 * one[epoch] if epoch in one else None for one in found)
-            rows.append(make(setting, f"accuracy % after epoch {epoch}", draws, epoch == 1))
-        size = tuple(run.final()["parameters"] / 1e6 for run in seeds)
-        rows.append(make(setting, "million parameters", size))
-    if scale == "paper":
+            draws = (100 * one[epoch] if epoch in one else None for one in found)
+            results.add(setting, f"{ACCURACY} {epoch}", draws, headline=epoch == 1)
+        sizes = (run.final()["parameters"] / 1e6 for run in seeds)
+        results.add(setting, "million parameters", sizes)
+    if results.scale == "paper":
         name = f"{DEEPEST} + ReZero"
         to_half = [times_to(runs[net], "accuracy", 0.5) for net in (DEEPEST, name)]
-        rows.append(make(name, FEWER, quotients(*to_half), log=True))
-    ours, theirs = (find(rows, name, "accuracy % after epoch 1").draws for name in (OURS, VANILLA))
-    claims = [
-        bounded(
-            "ResNet-20 with ReZero is ahead of the vanilla net after an epoch, as in the notebook",
-            "NB-RN",
-            "points that ReZero is ahead",
-            paired(ours, theirs),
-            low=0,
-            reduced=reduced,
-        )
-    ]
-    printed = [row for row in rows if row.metric.startswith("accuracy")]
+        results.add(name, '"up to" times fewer epochs to 50 %', quotients(*to_half), log=True)
+    results.bounded(
+        "ResNet-20 with ReZero is ahead of the vanilla net after an epoch, as in the notebook",
+        "NB-RN",
+        "points that ReZero is ahead",
+        results.differences(f"{ACCURACY} 1", "ResNet-20 + ReZero", "ResNet-20"),
+        low=0,
+    )
+    printed = [row for row in results.rows if row.metric.startswith("accuracy")]
     for setting in runs:
-        of = [row for row in printed if row.setting == setting]
         text = f"{setting}: the accuracy of the notebook's first epochs"
-        claims.append(one_more_run(text, "notebook_resnet", of, len(printed), reduced=reduced))
-    return Results("notebook_resnet", scale, rows, claims)
+        results.one_more_run(text, [row for row in printed if row.setting == setting], len(printed))
 
 
 def plot(results: Results) -> Figure:

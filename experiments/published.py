@@ -1,37 +1,21 @@
-"""The paper's own numbers in published.csv, and their sources."""
+"""The paper's claims, its own numbers (published.csv) and their sources (sources.toml)."""
 
 import csv
+import tomllib
+from collections.abc import Iterable
 from functools import cache
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from experiments.jobs import HERE
+from experiments.statistics import NOT_SIGNIFICANT, Draw, Interval
 from rezero_jax.formatting import number
 
-# The marks of published.csv; a number after UAI or SUP is a page of the PDF.
-SOURCES = {
-    "UAI": "Bachlechner et al., ReZero is All You Need, UAI 2021 (PMLR 161:1352-1361)",
-    "SUP": "its supplement",
-    "ARX": "its version 2 on arXiv (2003.04887), where that differs",
-    "DIG": "read off the figure in that PDF, to about 1 % of the axis; not printed",
-    "derived": "arithmetic from its printed or digitised numbers, or from its sizes",
-    "NB-FC": "the authors' fully connected notebook (github.com/tbachlechner/ReZero-examples)",
-    "NB-RN": "the authors' ResNet notebook (the same)",
-    "NB-TX": "the authors' Transformer notebook (the same)",
-    "NB-SC": "the authors' log (github.com/tbachlechner/ReZero-Superconvergence)",
-    "FIX": "the authors' log of the baseline (github.com/tbachlechner/Fixup)",
-}
-MARKS = {  # of what the paper does not print; "DIG" may follow "derived"
-    "DIG": "digitised",
-    "derived": "derived",
-    "NB-FC": "notebook",
-    "NB-RN": "notebook",
-    "NB-TX": "notebook",
-    "NB-SC": "log",
-    "FIX": "log",
-}
-# Settings that no experiment of ours has: results that the paper copies from others, and two curves
-# whose labels do not fit its own table.
-ONLY_THEIRS = ("Char-TX", "the curve labelled")
+_SOURCES = tomllib.loads((HERE / "sources.toml").read_text())
+SOURCES = {mark: source["text"] for mark, source in _SOURCES.items()}
+MARKS = {mark: source["word"] for mark, source in _SOURCES.items() if "word" in source}
+STATUSES = ("replicated", "compatible", "contradicted", NOT_SIGNIFICANT, "not tested")
+WORDS = {True: "supported", False: "contradicted", None: NOT_SIGNIFICANT}
+INFORMATIVE = 2.5  # times: a prediction interval with ends further apart hardly tests a claim
 
 
 class Published(NamedTuple):
@@ -61,7 +45,7 @@ class Published(NamedTuple):
 @cache
 def published(experiment: str) -> dict[tuple[str, str], Published]:
     """(setting, metric) -> number, of one experiment, in the paper's order."""
-    text = Path(__file__).with_name("published.csv").read_text()
+    text = (HERE / "published.csv").read_text()
     return {
         (row["setting"], row["quantity"]): Published(
             _float(row["value"]), row["value"], _float(row["error"]), row["source"]
@@ -88,3 +72,52 @@ def curve(experiment: str, setting: str, prefix: str) -> list[tuple[float, float
         if of == setting and metric.startswith(prefix) and paper.value is not None:
             points.append((float(metric.removeprefix(prefix).split()[0]), paper.value))
     return sorted(points)
+
+
+class Claim(NamedTuple):
+    """A sentence of the paper and the evidence for it.
+
+    Attributes:
+      holds: what our runs say; None if that is not significant.
+      n: the runs, pairs of runs or networks behind the claim.
+      interval: of the quantity in `evidence`; None for a single run or an exact result.
+      reduced: whether our setting is smaller than the paper's and so tests nothing about it.
+      weak: whether the claim could hardly have failed.
+    """
+
+    text: str
+    source: str
+    holds: bool | None
+    evidence: str
+    n: int = 1
+    interval: Interval | None = None
+    reduced: bool = False
+    weak: bool = False
+
+    @classmethod
+    def of_json(cls, fields: dict[str, Any]) -> "Claim":
+        """The claim whose fields a result file holds."""
+        ends = fields["interval"]
+        return cls(**fields | {"interval": (ends[0], ends[1]) if ends else None})
+
+    @property
+    def status(self) -> str:
+        """One of STATUSES."""
+        if self.reduced:
+            return "not tested"
+        if not self.holds:
+            return NOT_SIGNIFICANT if self.holds is None else "contradicted"
+        return "compatible" if self.weak else "replicated"
+
+
+def lies_in(interval: Interval, paper: Published) -> bool:
+    """Whether an interval holds a number that rounds to the printed one."""
+    if paper.value is None:
+        return False
+    half = 0.5 * 10 ** -len(paper.text.partition(".")[2])
+    return interval[0] <= paper.value + half and paper.value - half <= interval[1]
+
+
+def quoted(values: Iterable[Draw]) -> str:
+    """The numbers, separated by commas."""
+    return ", ".join("none" if value is None else number(value) for value in values)

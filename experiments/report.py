@@ -6,10 +6,9 @@ from functools import partial
 from pathlib import Path
 
 from experiments import compare_plots, drawing
-from experiments.claims import STATUSES, WORDS
 from experiments.comparison import Cell, Comparison
-from experiments.experiment import DESCRIPTIONS
-from experiments.published import SOURCES
+from experiments.jobs import DESCRIPTIONS
+from experiments.published import SOURCES, STATUSES, WORDS
 from experiments.results import Results
 from experiments.statistics import LEVEL, Draws, between, fisher
 from rezero_jax.analysis.theme import themed
@@ -85,50 +84,41 @@ def settings_table(results: Results) -> str:
         if (table := next(shared, None)) is None:
             tables.append(table := {})
         table[setting] = numbers
-    parts = [_crossed(table) for table in tables]
+    parts = []
+    for table in tables:
+        metrics = list(dict.fromkeys(name for one in table.values() for name in one))
+        lines = [("", *metrics)]
+        lines += [(name, *(one.get(m, "") for m in metrics)) for name, one in table.items()]
+        wide = len(metrics) > len(table)
+        parts.append(markdown_table(zip(*lines, strict=True) if wide else lines))
     if results.remarks:
         parts.append("\n".join(f"- {text}" for text in results.remarks))
     return "\n\n".join(parts)
 
 
-def _crossed(numbers: Mapping[str, Mapping[str, str]]) -> str:
-    """A table of texts by setting and metric."""
-    metrics = list(dict.fromkeys(name for one in numbers.values() for name in one))
-    lines = [(name, *(one.get(m, "") for m in metrics)) for name, one in numbers.items()]
-    table = [("", *metrics), *lines]
-    return markdown_table(zip(*table, strict=True) if len(metrics) > len(numbers) else table)
-
-
 def write_report(folder: Path, scale: str) -> Path:
     """Writes report.md, on all results in a folder; returns its path."""
-    found = {
-        name: Results.read(path)
-        for name in DESCRIPTIONS
-        if (path := folder / f"{name}.json").exists()
-    }
-    every = list(found.values())
-    tables = (claims_table(every), *number_tables(every), commands_table(every))
+    paths = [folder / f"{name}.json" for name in DESCRIPTIONS]
+    found = [Results.read(path) for path in paths if path.exists()]
+    tables = (claims_table(found), *number_tables(found), commands_table(found))
     parts = [
         f"# ReZero is All You Need: our numbers and the paper's\n\nScale `{scale}`. Our means have "
         "a 95 % interval over runs (Student's); ± of the paper is the standard error. No number "
         "of the paper is shown beside a reduced one.",
         *(table for table in tables if table.count("\n") > 1),
-        *(_section(results) for results in every),
-        "## Sources of the paper's numbers\n\n"
-        + "\n".join(f"- {mark}: {text}" for mark, text in SOURCES.items()),
     ]
+    for results in found:
+        about = DESCRIPTIONS[results.experiment]
+        parts += [f"## {about.title}", f"{about.source}. {about.setting[scale]}"]
+        parts += [f"![{about.title}]({results.experiment}.png)", *about.notes]
+        parts.append(settings_table(results))
+        if results.made and results.made.runs:
+            parts.append("```sh\n" + "\n".join(results.made.runs) + "\n```")
+    sources = "\n".join(f"- {mark}: {text}" for mark, text in SOURCES.items())
+    parts.append(f"## Sources of the paper's numbers\n\n{sources}")
     path = folder / "report.md"
     path.write_text("\n\n".join(parts) + "\n")
     return path
-
-
-def _section(results: Results) -> str:
-    title, source, _, setting, notes = DESCRIPTIONS[results.experiment]
-    parts = [f"## {title}", f"{source}. {setting[results.scale]}"]
-    parts += [f"![{title}]({results.experiment}.png)", *notes, settings_table(results)]
-    if results.made and results.made.runs:
-        parts.append("```sh\n" + "\n".join(results.made.runs) + "\n```")
-    return "\n\n".join(parts)
 
 
 # ---- Comparisons
@@ -217,15 +207,6 @@ def _rate(comparison: Comparison, cell: Cell) -> str:
     return f"{cell.final.rate:g}{'' if cell.is_bracketed else '*'} ({tried})"
 
 
-def _mean(comparison: Comparison, cell: Cell) -> str:
-    """The final test loss with its interval."""
-    return cell.final.shown if cell.final else "diverged"
-
-
-def _dunnett(comparison: Comparison, cell: Cell) -> str:
-    return comparison.dunnett.get((cell.depth, cell.rule), "")
-
-
 def _equal(comparison: Comparison, cell: Cell, what: str) -> str:
     """The training loss at equal cost."""
     loss = comparison.equal(cell, what)
@@ -242,9 +223,9 @@ def _costs(comparison: Comparison, cell: Cell) -> str:
 
 TABLES: Mapping[str, Callable[[Comparison, Cell], str]] = {
     "Final test loss, minus the control's": loss_and_difference,
-    "Verdicts of Dunnett's test": _dunnett,
+    "Verdicts of Dunnett's test": lambda c, cell: c.dunnett.get((cell.depth, cell.rule), ""),
     "Updates to the target, over the control's": to_target,
-    "Final test loss": _mean,
+    "Final test loss": lambda _, cell: cell.final.shown if cell.final else "diverged",
     "Best learning rate": _rate,
     "FLOPs and time of an update, over the control's": _costs,
     "Training loss at equal FLOPs": partial(_equal, what="flops"),

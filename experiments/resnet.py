@@ -1,28 +1,16 @@
 """Table 2 of the supplement and Figure 6: ResNets on CIFAR-10 under five residual rules."""
 
 import math
-from collections.abc import Mapping, Sequence
-from functools import partial
 
 from matplotlib.figure import Figure
 
 from experiments import drawing
-from experiments.claims import Claim, bounded
-from experiments.jobs import Job
 from experiments.published import curve
-from experiments.results import Curve, Results, Row, find, times_to
-from experiments.statistics import Censored, Draw, paired, quotients
+from experiments.results import Curve, Results, Runs, times_to
+from experiments.statistics import Censored, quotients
 from rezero_jax.analysis.theme import plain_ticks
-from rezero_jax.runs.reader import Run
 
-RULES = {
-    "": "residual",
-    " + Gated": "gated",
-    " + zero gamma": "zero_gamma",
-    " + FixUp": "fixup",
-    " + ReZero": "rezero",
-}
-PREACT = {"": "residual", " + ReZero": "rezero"}
+RULES = ("", " + Gated", " + zero gamma", " + FixUp", " + ReZero")
 LOWER = {  # whether ReZero's final error is lower than the vanilla net's in the paper
     "ResNet-56": False,
     "ResNet-110": True,
@@ -34,104 +22,77 @@ FIGURE_6 = "ResNet-110"
 CURVE = (1, 2, 5, 10, 20, 50, 101, 150, 151)  # epochs of Figure 6
 
 
-def runs(scale: str) -> list[Job]:
-    """A run for each row of the table."""
-
-    def job(net: str, suffix: str, rule: str, arguments: str) -> Job:
-        short = net.lower().replace("-resnet-", "").replace("-", "")
-        return Job(net + suffix, f"{short}-{rule}", f"resnet.py:residual={rule},{arguments}")
-
-    if scale == "smoke":
-        return [job("ResNet-8", *item, "smoke,epochs=1") for item in PREACT.items()]
-    if scale == "cpu":
-        return [job("ResNet-20", *item, "depth=20,epochs=10") for item in RULES.items()]
-    jobs = [
-        job(f"ResNet-{depth}", *item, f"depth={depth}")
-        for depth in (56, 110)
-        for item in RULES.items()
-    ]
-    return jobs + [
-        job(f"PreAct-ResNet-{depth}", *item, f"family=preact,depth={depth}")
-        for depth in (18, 50)
-        for item in PREACT.items()
-    ]
-
-
-def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
+def measure(results: Results, runs: Runs) -> None:
     """The columns of the table, and the errors of Figure 6."""
-    rows: list[Row] = []
-    curves = {}
-    make = partial(Row, reduced=scale != "paper")
     for setting, seeds in runs.items():
         net, _, rule = setting.partition(" + ")
         accuracies = [run.evaluations("eval/accuracy") for run in seeds]
         errors = [{epoch: 100 * (1 - a) for epoch, a in one.items()} for one in accuracies]
-        ends: tuple[Draw, ...] = tuple(
-            None if run.diverged else e[max(e)] for run, e in zip(seeds, errors, strict=True)
-        )
-        losses = [None if run.diverged else 1000 * run.epoch_losses()[-1].item() for run in seeds]
-        rows.append(make(setting, "error %", ends, rule in ("", "ReZero")))
+        results.curves[setting] = Curve.of_runs([(list(e), list(e.values())) for e in errors])
+        ends = (None if run.diverged else e[max(e)] for run, e in zip(seeds, errors, strict=True))
+        losses = (None if run.diverged else 1000 * run.epoch_losses()[-1].item() for run in seeds)
+        results.add(setting, "error %", ends, headline=rule in ("", "ReZero"))
         for percent in TARGETS:
-            times = times_to(seeds, "accuracy", percent / 100)
-            rows.append(make(setting, f"epochs to {percent} %", times))
-        rows.append(make(setting, "training loss x 1000", tuple(losses)))
+            epochs = times_to(seeds, "accuracy", percent / 100)
+            results.add(setting, f"epochs to {percent} %", epochs)
+        results.add(setting, "training loss x 1000", losses)
         if rule:
-            change = paired(ends, find(rows, net, "error %").draws)
-            rows.append(make(setting, "change of error %", change))
+            change = results.differences("error %", setting, net)
+            results.add(setting, "change of error %", change)
         if rule == "ReZero":
-            rows += [_fewer(rows, net, f"epochs to {percent} %") for percent in TARGETS]
+            for percent in TARGETS:
+                _add_fewer(results, net, f"epochs to {percent} %")
         if net in (FIGURE_6, "ResNet-20"):
             for epoch in CURVE:
                 if all(epoch in e for e in errors):
-                    after = tuple(e[epoch] for e in errors)
-                    rows.append(make(setting, f"error % after epoch {epoch}", after))
+                    results.add(setting, f"error % after epoch {epoch}", (e[epoch] for e in errors))
             if all(200 in e for e in errors):
-                late = tuple(sum(e[i] for i in range(191, 201)) / 10 for e in errors)
-                rows.append(make(setting, "error %, mean of epochs 191 to 200", late))
-        curves[setting] = Curve.of_runs([(list(e), list(e.values())) for e in errors])
-    claims = []
-    for net in dict.fromkeys(setting.partition(" + ")[0] for setting in runs):
-        claims += _claims(net, rows, scale != "paper")
-    return Results("resnet", scale, rows, claims, curves)
+                late = (sum(e[i] for i in range(191, 201)) / 10 for e in errors)
+                results.add(setting, "error %, mean of epochs 191 to 200", late)
+    for net in _nets(runs):
+        _judge(results, net)
 
 
-def _fewer(rows: Sequence[Row], net: str, metric: str) -> Row:
+def _nets(settings: Runs | dict[str, Curve]) -> list[str]:
+    return list(dict.fromkeys(setting.partition(" + ")[0] for setting in settings))
+
+
+def _add_fewer(results: Results, net: str, metric: str) -> None:
     """By how many percent of the vanilla net's epochs ReZero takes fewer, in each pair."""
-    vanilla, ours = (find(rows, name, metric) for name in (net, f"{net} + ReZero"))
-    shares = quotients(ours.draws, vanilla.draws)
-    fewer = tuple(
+    vanilla, ours = (results.row(name, metric) for name in (net, f"{net} + ReZero"))
+    fewer = (
         math.nan if share is None or isinstance(share, Censored) else 100 * (1 - share)
-        for share in shares
+        for share in quotients(ours.draws, vanilla.draws)
     )
-    return Row(ours.setting, f"fewer {metric}, in %", fewer, reduced=ours.reduced)
+    results.add(ours.setting, f"fewer {metric}, in %", fewer)
 
 
-def _claims(net: str, rows: Sequence[Row], reduced: bool) -> list[Claim]:
+def _judge(results: Results, net: str) -> None:
     """The paper's claims on ReZero and the vanilla net, by differences of pairs."""
-
-    def differences(metric: str) -> tuple[Draw, ...]:
-        return paired(*(find(rows, name, metric).draws for name in (f"{net} + ReZero", net)))
-
-    text = f"ReZero reaches 80 % accuracy in fewer epochs than {net}"
-    epochs = differences("epochs to 80 %")
-    quantity = "epochs minus the vanilla net's"
-    claims = [bounded(text, "SUP 3, UAI 2", quantity, epochs, high=0, reduced=reduced)]
+    results.bounded(
+        f"ReZero reaches 80 % accuracy in fewer epochs than {net}",
+        "SUP 3, UAI 2",
+        "epochs minus the vanilla net's",
+        results.differences("epochs to 80 %", f"{net} + ReZero", net),
+        high=0,
+    )
     if net in LOWER:
-        text = f"ReZero ends with a {'lower' if LOWER[net] else 'higher'} error than {net}"
-        low, high = (-math.inf, 0) if LOWER[net] else (0, math.inf)
-        quantity, errors = "error (%) minus the vanilla net's", differences("error %")
-        claims.append(bounded(text, "SUP 3", quantity, errors, low, high, reduced=reduced))
-    return claims
+        results.bounded(
+            f"ReZero ends with a {'lower' if LOWER[net] else 'higher'} error than {net}",
+            "SUP 3",
+            "error (%) minus the vanilla net's",
+            results.differences("error %", f"{net} + ReZero", net),
+            *((-math.inf, 0) if LOWER[net] else (0, math.inf)),
+        )
 
 
 def plot(results: Results) -> Figure:
     """The error by epoch, and Figure 6 as crosses."""
-    nets = list(dict.fromkeys(setting.partition(" + ")[0] for setting in results.curves))
+    nets = _nets(results.curves)
     figure, axes = drawing.sheet_of(results, panels=len(nets))
-    colours = drawing.colours(RULES)
     for net, axis in zip(nets, axes, strict=True):
         last, crossed = 0.0, False
-        for suffix, colour in colours.items():
+        for suffix, colour in drawing.colours(RULES).items():
             if net + suffix in results.curves:
                 drawn = results.curves[net + suffix]
                 last = max([last, *drawn.x])

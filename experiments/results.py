@@ -6,20 +6,35 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from experiments.claims import Claim
-from experiments.published import Published, published
-from experiments.statistics import Censored, Draw, Draws
+from experiments.jobs import DESCRIPTIONS
+from experiments.published import INFORMATIVE, Claim, Published, lies_in, published
+from experiments.statistics import (
+    LEVEL,
+    Censored,
+    Draw,
+    Draws,
+    Interval,
+    Sample,
+    between,
+    holds,
+    paired,
+    together,
+    verdict,
+)
 from rezero_jax.analysis.statistics import Estimate
+from rezero_jax.formatting import number
 from rezero_jax.runs.files import replace_file
 from rezero_jax.runs.reader import Run
 
 COLUMNS = ("setting", "size", "rate", "metric", "seed", "value", "status")  # of a record
 FLAGS = ("headline", "reduced", "log")  # of a row; a file lists the rows that have each
 CENSORED, DIVERGED, UNDEFINED = "right-censored", "diverged", "undefined"  # "" where all is well
+ALPHA_AT_END = "mean |alpha| at the end"  # a metric
+Runs: TypeAlias = Mapping[str, Sequence[Run]]  # of each setting, by seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +45,8 @@ class Row(Draws):
       setting, metric: as in published.csv, where the paper has the number; of a comparison the
         setting is the residual rule.
       headline: whether the row is part of the summary.
-      reduced: whether ours is from a smaller experiment than the paper's, so that no number of the
-        paper is shown beside it.
+      reduced: whether our experiment is smaller than the paper's, so that no number of the paper
+        is shown beside the row.
       size: the depth or width, where an experiment varies one.
       rate: the learning rate, where it is tuned.
       seed: of the first draw; the others follow.
@@ -72,6 +87,11 @@ class Curve(NamedTuple):
         """The mean of the losses (epochs,) of several runs, from epoch 1 on."""
         return cls.of_runs([(range(1, len(loss) + 1), loss) for loss in losses])
 
+    @classmethod
+    def logged(cls, runs: Sequence[Run], key: str = "train/loss", x: str = "step") -> "Curve":
+        """The mean of a logged metric over runs."""
+        return cls.of_runs([run.series(key, x) for run in runs])
+
 
 class Made(NamedTuple):
     """How results were made.
@@ -89,7 +109,7 @@ class Made(NamedTuple):
     runs: list[str]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Results:
     """All that an experiment found at a scale.
 
@@ -101,12 +121,93 @@ class Results:
 
     experiment: str
     scale: str
-    rows: list[Row]
+    rows: list[Row] = dataclasses.field(default_factory=list)
     claims: list[Claim] = dataclasses.field(default_factory=list)
     curves: dict[str, Curve] = dataclasses.field(default_factory=dict)
     remarks: list[str] = dataclasses.field(default_factory=list)
     levels: dict[str, float] = dataclasses.field(default_factory=dict)
     made: Made | None = None
+
+    @property
+    def reduced(self) -> bool:
+        """Whether our setting at this scale is smaller than the paper's."""
+        described = DESCRIPTIONS.get(self.experiment)
+        return described is not None and self.scale not in described.full
+
+    def add(self, setting: str, metric: str, draws: Iterable[Draw], **fields: Any) -> None:
+        """Adds a row, reduced unless the scale has the paper's setting; see `Row`."""
+        fields = {"reduced": self.reduced} | fields
+        self.rows.append(Row(setting, metric, tuple(draws), **fields))
+
+    def row(self, setting: str, metric: str) -> Row:
+        """The row of a setting and a metric."""
+        return next(r for r in self.rows if (r.setting, r.metric) == (setting, metric))
+
+    def differences(self, metric: str, one: str, other: str) -> tuple[Draw, ...]:
+        """A metric of one setting minus that of another, in pairs of seeds."""
+        return paired(self.row(one, metric).draws, self.row(other, metric).draws)
+
+    def claim(
+        self, text: str, source: str, holds: bool | None, evidence: str, n: int = 1, **fields: Any
+    ) -> None:
+        """Adds a claim, which a reduced scale does not test; see `Claim`."""
+        fields = {"reduced": self.reduced} | fields
+        self.claims.append(Claim(text, source, holds, evidence, n, **fields))
+
+    def bounded(
+        self,
+        text: str,
+        source: str,
+        quantity: str,
+        draws: Iterable[Draw],
+        low: float = -math.inf,
+        high: float = math.inf,
+        **fields: Any,
+    ) -> None:
+        """Adds the claim that a mean lies between `low` and `high`, by its 95 % interval."""
+        sample = Sample(draws)
+        interval, n = sample.interval(), len(sample.draws)
+        evidence = f"{quantity}: {sample.shown if sample.mean is None else number(sample.mean)}"
+        if n == 1 and sample.mean is not None:
+            evidence += " in a single run"
+        found = holds(verdict(interval, low, high))
+        self.claim(text, source, found, evidence, n, interval=interval, **fields)
+
+    def counted(self, text: str, source: str, evidence: str, count: int, n: int) -> None:
+        """Adds the claim that something happened in all n runs; in some is not significant."""
+        self.claim(text, source, None if 0 < count < n else count == n, evidence, n)
+
+    def one_more_run(self, text: str, rows: Sequence[Row], tests: int) -> None:
+        """Adds the claim that the one run of a notebook could be one more run of ours.
+
+        The claim holds if each printed number lies in the 95 % prediction interval of its row, and
+        is contradicted if one lies outside the interval of confidence 1 - LEVEL / tests.
+
+        Args:
+          rows: at least one, each with a number in published.csv.
+          tests: how many numbers all such claims of the experiment test.
+        """
+        theirs = published(self.experiment)
+        parts, outside = list[bool | None](), list[str]()
+        widths = list[tuple[float, Interval]]()
+        for row in rows:
+            paper, interval = theirs[row.setting, row.metric], row.prediction()
+            if interval is None:
+                parts.append(None)
+                continue
+            widths.append((interval[1] / interval[0] if interval[0] > 0 else math.inf, interval))
+            inside = lies_in(interval, paper)
+            wide = row.prediction(LEVEL / tests)
+            parts.append(inside or (None if wide and lies_in(wide, paper) else False))
+            if not inside:
+                outside.append(row.metric)
+        evidence, widest = "fewer than two runs have every number", max(widths, default=None)
+        if widest:
+            where = f"{', '.join(outside)} outside" if outside else "all numbers inside"
+            evidence = f"{where} our 95 % prediction intervals (widest: {between(widest[1])})"
+        source, n = theirs[rows[0].setting, rows[0].metric].source, len(rows[0].draws)
+        weak = bool(widest and widest[0] > INFORMATIVE)
+        self.claim(text, source, together(parts), evidence, n, weak=weak)
 
     def paper(self, row: Row) -> Published | None:
         """The paper's number for a row; None if it has none or ours is reduced."""
@@ -140,24 +241,16 @@ class Results:
     def read(cls, path: Path) -> "Results":
         """The results that `write` wrote."""
         content = json.loads(path.read_text())
-        marked = {flag: {tuple(key) for key in content[flag]} for flag in FLAGS}
-        rows = [
-            dataclasses.replace(row, **_flags(marked, row)) for row in _rows(content["records"])
-        ]
         return cls(
             content["experiment"],
             content["scale"],
-            rows,
+            list(_rows(content)),
             [Claim.of_json(fields) for fields in content["claims"]],
             {name: Curve(*curve) for name, *curve in content["curves"]},
             content["remarks"],
             content["levels"],
             Made(**made) if (made := content["made"]) else None,
         )
-
-
-def _flags(marked: Mapping[str, set[tuple[str, str]]], row: Row) -> dict[str, Any]:
-    return {flag: (row.setting, row.metric) in keys for flag, keys in marked.items()}
 
 
 def _records(rows: Iterable[Row]) -> Iterable[tuple]:
@@ -172,45 +265,24 @@ def _records(rows: Iterable[Row]) -> Iterable[tuple]:
             yield row.setting, row.size, row.rate, row.metric, seed, draw, status
 
 
-def _rows(records: Iterable[Sequence[Any]]) -> Iterable[Row]:
-    """The rows of records: those that differ in consecutive seeds alone are one row."""
+def _rows(content: Mapping[str, Any]) -> Iterable[Row]:
+    """The rows of a file: records that differ in consecutive seeds alone are one row."""
 
     def key(pair: tuple[int, Sequence[Any]]) -> tuple[Sequence[Any], int]:
         place, record = pair
         return record[:4], record[4] - place
 
-    for ((setting, size, rate, metric), _), group in groupby(enumerate(records), key):
+    for ((setting, size, rate, metric), _), group in groupby(enumerate(content["records"]), key):
         seeds, values, statuses = zip(*(record[4:] for _, record in group), strict=True)
         draws = tuple(map(_draw, values, statuses))
-        yield Row(setting, metric, draws, size=size, rate=rate, seed=seeds[0])
+        flags = {flag: [setting, metric] in content[flag] for flag in FLAGS}
+        yield Row(setting, metric, draws, **flags, size=size, rate=rate, seed=seeds[0])
 
 
 def _draw(value: float | None, status: str) -> Draw:
     if value is None:
         return math.nan if status == UNDEFINED else None
     return Censored(value) if status == CENSORED else value
-
-
-def find(rows: Iterable[Row], setting: str, metric: str) -> Row:
-    """The row of a setting and a metric."""
-    return next(row for row in rows if (row.setting, row.metric) == (setting, metric))
-
-
-def times_to(runs: Sequence[Run], metric: str, target: float) -> tuple[float, ...]:
-    """When each run reached a target, see `Run.time_to`; right-censored at the end of the run."""
-    times = (run.time_to(metric, target) for run in runs)
-    unit = "epoch" if metric != "bits_per_byte" else "step"
-    return tuple(
-        Censored(_end(run, unit)) if time is None else time
-        for run, time in zip(runs, times, strict=True)
-    )
-
-
-def _end(run: Run, unit: str) -> float:
-    """The time that a run was given, so that one which diverged early is censored at the end."""
-    if unit == "epoch" and run.config["train.epochs"]:
-        return run.config["train.epochs"]
-    return run.lines[-1][unit] if run.lines else run.final()["steps"]
 
 
 def finite(tree: Any) -> Any:
@@ -222,11 +294,19 @@ def finite(tree: Any) -> Any:
     return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
+def times_to(runs: Sequence[Run], metric: str, target: float) -> tuple[float, ...]:
+    """When each run reached a target, see `Run.time_to`; right-censored at the end of the run."""
+    unit = "epoch" if metric != "bits_per_byte" else "step"
+    times = []
+    for run in runs:
+        time = run.time_to(metric, target)
+        if time is None:  # a run that diverged early is censored at the end that it was given
+            epochs = run.config["train.epochs"] if unit == "epoch" else None
+            time = Censored(epochs or (run.lines[-1][unit] if run.lines else run.final()["steps"]))
+        times.append(time)
+    return tuple(times)
+
+
 def gates_at_end(runs: Sequence[Run]) -> tuple[float, ...]:
     """The mean |alpha| over the layers of each run in its last logged line."""
     return tuple(float(np.abs(run.alphas()[1][-1]).mean()) for run in runs)
-
-
-def training_curve(runs: Sequence[Run], key: str = "train/loss", x: str = "step") -> Curve:
-    """The mean of a logged metric over runs."""
-    return Curve.of_runs([run.series(key, x) for run in runs])

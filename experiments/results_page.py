@@ -6,24 +6,31 @@ The tables come from the results in docs/paper and docs/comparisons, and from th
 table is between <!-- NAME --> and <!-- end -->; all else in the pages is written by hand.
 """
 
+import inspect
 import json
 import math
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
-from typing import NamedTuple
+from typing import Any, TypeAlias
 
-from experiments import drawing, report, rules_table
-from experiments.claims import Claim, bounded
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from experiments import drawing, report
 from experiments.comparison import NO_LAYERS, Cell, Comparison
 from experiments.jobs import ROOT
 from experiments.results import Results, Row
-from experiments.statistics import NOT_SIGNIFICANT, Sample, paired, quotients, together
+from experiments.statistics import NOT_SIGNIFICANT, Sample, holds, paired, quotients, together
 from rezero_jax.analysis.theme import themed
 from rezero_jax.errors import UserError
 from rezero_jax.formatting import markdown_table, number
+from rezero_jax.models.transformer.layer import EncoderLayer
+from rezero_jax.residual import RULES, Place
+from rezero_jax.training.cost import flops
 
 FOLDER = ROOT / "docs" / "paper"
 COMPARISONS = ROOT / "docs" / "comparisons"  # written by `python -m experiments compare`
@@ -32,42 +39,21 @@ COSTS = FOLDER / "v5e-8.json"  # written by experiments.accelerator
 CLAIMS = tomllib.loads((COMPARISONS / "claims.toml").read_text())
 
 
-class Within(NamedTuple):
-    """A claim on the rules of one comparison, and the verdict that it needs on each baseline."""
-
-    comparison: str
-    claim: str
-    source: str
-    needs: str
-
-
-class Pair(NamedTuple):
-    """A rule of one comparison minus a rule of another, in pairs of seeds.
-
-    Attributes:
-      one, other: the comparison and the rule.
-      claim: that the one ends with fewer bits; "" if nothing is claimed.
-    """
-
-    one: tuple[str, str]
-    other: tuple[str, str]
-    claim: str = ""
-
-
-FOREMOST: Mapping[str, str] = CLAIMS["foremost"]  # experiment -> the beginning of a claim
-WITHIN = [Within(**fields) for fields in CLAIMS["within"]]
-ACROSS = [
-    Pair(tuple(fields["one"]), tuple(fields["other"]), fields.get("claim", ""))
-    for fields in CLAIMS["across"]
-]
+WIDTH, HEADS, LAYERS = 256, 4, 12
+RULES_HEAD = (
+    "name",
+    "rule",
+    "initial values",
+    "parameters",
+    "operations",
+    "source",
+    "reference code",
+)
+Table: TypeAlias = Mapping[str, Any]  # of claims.toml
 
 
 def main(argv: Sequence[str]) -> int:
-    """Writes all pages, the reports of comparisons and all plots; returns the exit status.
-
-    Raises:
-      UserError: there are arguments, or a page has no place for a table.
-    """
+    """Writes all pages, the reports of comparisons and all plots; returns the exit status."""
     if argv:
         raise UserError(f"`python -m experiments results` takes no arguments; leave out {argv[0]}")
     compared = comparisons()
@@ -98,14 +84,8 @@ def comparisons() -> dict[str, Comparison]:
 
 def committed_tables(compared: Mapping[str, Comparison]) -> dict[str, str]:
     """The current tables of the pages: of results, comparisons and rules."""
-    judged = []
-    for within in WITHIN:
-        name = within.comparison
-        claims = [claim_within(within, compared[name])]
-        claims += [claim_across(p, compared) for p in ACROSS if p.claim and p.one[0] == name]
-        judged.append(replace(compared[name].results, experiment=name, rows=[], claims=claims))
-    tables = all_tables([*read_all(), *judged])
-    tables |= {"schemes": rules_table.table(), "across": across(compared)}
+    tables = all_tables([*read_all(), *judge(CLAIMS, compared)])
+    tables |= {"schemes": rules_table(), "across": across(CLAIMS["across"], compared)}
     for name, comparison in compared.items():
         tables[f"compared_{name}"] = report.comparison_summary(comparison)
         if comparison.target:
@@ -120,7 +100,7 @@ def all_tables(found: Sequence[Results]) -> dict[str, str]:
     whole = {results.experiment for results in found if results.scale == "paper"}
     chosen = []
     for results in found:
-        start = FOREMOST.get(results.experiment)
+        start = CLAIMS["foremost"].get(results.experiment)
         claims = [claim for claim in results.claims if start and claim.text.startswith(start)]
         chosen.append(replace(results, claims=claims))
     tables = {
@@ -134,57 +114,57 @@ def all_tables(found: Sequence[Results]) -> dict[str, str]:
     return tables | {results.experiment: report.settings_table(results) for results in found}
 
 
-def claim_within(within: Within, comparison: Comparison) -> Claim:
-    """A claim on the baselines of ReZero, in a setting smaller than the paper's."""
-    cells = [c for c in comparison.cells if c.rule not in (comparison.control, NO_LAYERS)]
-    differences = [comparison.difference(cell) for cell in cells]
-    holds = together(
-        [
-            None if d is None or d.verdict == NOT_SIGNIFICANT else d.verdict == within.needs
-            for d in differences
-        ]
-    )
-    shown = [f"{cell.rule} {report.loss_and_difference(comparison, cell)}" for cell in cells]
-    evidence = f"final test loss (nats), and minus ReZero's: {'; '.join(shown)}"
-    n = len(cells[0].final.draws) if cells[0].final else 0
-    return Claim(within.claim, within.source, holds, evidence, n, reduced=True)
+def judge(claims: Table, compared: Mapping[str, Comparison]) -> list[Results]:
+    """The claims on comparisons, all of settings smaller than the paper's."""
+    judged = []
+    for within in claims["within"]:
+        name = within["comparison"]
+        comparison = compared[name]
+        results = Results(name, "", made=comparison.results.made)
+        cells = [c for c in comparison.cells if c.rule not in (comparison.control, NO_LAYERS)]
+        words = [d.verdict if (d := comparison.difference(c)) else NOT_SIGNIFICANT for c in cells]
+        found = together([holds(word, within["needs"]) for word in words])
+        shown = [f"{cell.rule} {report.loss_and_difference(comparison, cell)}" for cell in cells]
+        evidence = f"final test loss (nats), and minus ReZero's: {'; '.join(shown)}"
+        n = len(cells[0].final.draws) if cells[0].final else 0
+        results.claim(within["claim"], within["source"], found, evidence, n, reduced=True)
+        for pair in claims["across"]:
+            if "claim" in pair and pair["one"][0] == name:
+                bits = bits_across(pair, compared).draws
+                of = (pair["claim"], "protocol.md, E2", "bits per byte minus the other's", bits)
+                results.bounded(*of, high=0, reduced=True)
+        judged.append(results)
+    return judged
 
 
-def _sides(pair: Pair, compared: Mapping[str, Comparison]) -> list[Cell]:
-    """The one and the other cell; each comparison has a single depth."""
-    return [cell for name, rule in (pair.one, pair.other) for cell in compared[name].of(rule)]
-
-
-def _shared(*rows: Row | None) -> list[tuple]:
+def _shared(rows: Iterable[Row | None]) -> list[tuple]:
     """The draws of two rows for the seeds that both have."""
     draws = [row.draws if row else () for row in rows]
     return [one[: min(map(len, draws))] for one in draws]
 
 
-def bits_across(pair: Pair, compared: Mapping[str, Comparison]) -> Sample:
+def _sides(pair: Table, compared: Mapping[str, Comparison]) -> list[Cell]:
+    """The one and the other cell; each comparison has a single depth."""
+    return [cell for key in ("one", "other") for cell in compared[pair[key][0]].of(pair[key][1])]
+
+
+def bits_across(pair: Table, compared: Mapping[str, Comparison]) -> Sample:
     """Bits per byte of the one minus those of the other, for each seed that both have."""
-    one, other = _shared(*(cell.final for cell in _sides(pair, compared)))
-    return Sample([x if x is None else x / math.log(2) for x in paired(one, other)])
+    one, other = _shared(cell.final for cell in _sides(pair, compared))
+    return Sample(x if x is None else x / math.log(2) for x in paired(one, other))
 
 
-def across(compared: Mapping[str, Comparison]) -> str:
-    """A line for each of ACROSS."""
+def across(pairs: Sequence[Table], compared: Mapping[str, Comparison]) -> str:
+    """A line for each rule of one comparison against a rule of another."""
     head = ("one", "other", "bits per byte of the one minus the other's", "n")
     lines: list[Sequence[str]] = [(*head, "updates to the target, the other's over the one's")]
-    for pair in ACROSS:
+    for pair in pairs:
         bits = bits_across(pair, compared)
-        names = (f"`{rule}` of `{name}`" for name, rule in (pair.one, pair.other))
-        one, other = _shared(*(cell.to_target for cell in _sides(pair, compared)))
+        names = (f"`{rule}` of `{name}`" for name, rule in (pair["one"], pair["other"]))
+        one, other = _shared(cell.to_target for cell in _sides(pair, compared))
         times = Sample(quotients(other, one), log=True).shown
         lines.append((*names, bits.shown, str(len(bits.draws)), times))
     return markdown_table(lines)
-
-
-def claim_across(pair: Pair, compared: Mapping[str, Comparison]) -> Claim:
-    """The claim of a pair, in a setting smaller than the paper's."""
-    draws = bits_across(pair, compared).draws
-    source, quantity = "protocol.md, E2", "bits per byte minus the other's"
-    return bounded(pair.claim, source, quantity, draws, high=0, reduced=True)
 
 
 def costs_table(costs: Sequence[Mapping[str, str | int | float]]) -> str:
@@ -196,6 +176,47 @@ def costs_table(costs: Sequence[Mapping[str, str | int | float]]) -> str:
         hours = number(float(cost["seconds"]) / 3600, 2)
         lines.append((shown, str(cost["runs"]), f"{cost['updates']:,}", hours))
     return markdown_table(lines)
+
+
+def rules_table() -> str:
+    """Each rule's equation, initial values, costs and sources, in Markdown.
+
+    The costs are the parameters of an encoder layer of WIDTH, and the floating-point operations of
+    its forward pass for each position, minus the costs of a layer under `residual`.
+    """
+    base = _costs("residual")
+    rows: list[Sequence[str]] = [RULES_HEAD]
+    for name, rule in RULES.items():
+        more, count = (x - y for x, y in zip(_costs(name), base, strict=True))
+        if count >= 10_000:  # what JAX makes of an equation differs between its versions
+            count = round(count, 3 - len(str(count)))
+        rows.append(
+            (
+                f"`{name}`",
+                (inspect.getdoc(rule) or "").splitlines()[0].rstrip("."),
+                rule.reference.start,
+                f"{more:,}",
+                f"{count:,}",
+                rule.reference.paper,
+                rule.reference.code,
+            )
+        )
+    return markdown_table(rows)
+
+
+def _costs(rule: str) -> tuple[int, int]:
+    """Parameters of an encoder layer, and its operations for each position."""
+    place = Place(1, LAYERS)
+    layer = nnx.eval_shape(
+        lambda: EncoderLayer(
+            WIDTH, HEADS, residual=rule, attention="plain", place=place, rngs=nnx.Rngs(0)
+        )
+    )
+    graphdef, state = nnx.split(layer)
+    x = jax.eval_shape(RULES[rule].enter, jax.ShapeDtypeStruct((1, 1, WIDTH), jnp.float32))
+    operations = flops(lambda state, x: nnx.merge(graphdef, state)(x), state, x, everything=True)
+    sizes = (math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(layer, nnx.Param)))
+    return sum(sizes), operations
 
 
 def rewritten(text: str, tables: Mapping[str, str]) -> str:

@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from experiments.jobs import ROOT, TEST, Job, status
@@ -30,19 +30,9 @@ class Stopped(Exception):
 
 
 def run_all(jobs: Sequence[Job], folder: Path, slots: int) -> Iterator[tuple[Job, str | None]]:
-    """`execute`, with its progress printed."""
-    return execute(jobs, folder, slots, say=lambda text: print(text, flush=True))
-
-
-def execute(
-    jobs: Sequence[Job], folder: Path, slots: int, say: Callable[[str], None]
-) -> Iterator[tuple[Job, str | None]]:
     """Runs each job in folder/NAME, `slots` at once, each on its own cores of a CPU.
 
-    The output of a run goes to NAME.log beside its folder.
-
-    Args:
-      say: called with each line to report.
+    The progress is printed; the output of a run goes to NAME.log beside its folder.
 
     Yields:
       Each job as it ends, with None or a sentence on why it failed.
@@ -66,23 +56,24 @@ def execute(
         while running or (waiting and not supervised.signum):
             while waiting and free and not supervised.signum:
                 running.append(_Process(waiting.pop(0), folder, free.pop(0), supervised))
-                say(f"{running[-1].job.name}: started")
+                _say(f"{running[-1].job.name}: started")
             for process in [process for process in running if process.has_ended()]:
                 running.remove(process)
                 free.append(process.cores)
-                say(f"{process.job.name}: {process.sentence or process.outcome}")
+                _say(f"{process.job.name}: {process.sentence or process.outcome}")
                 if not supervised.signum:
                     yield process.job, process.sentence
-                    lost = [job for job in waiting if process.lacks_the_data_of(job)]
-                    waiting = [job for job in waiting if job not in lost]
-                    yield from ((job, process.sentence) for job in lost)
             if time.monotonic() - spoke > SILENCE:
                 spoke = time.monotonic()
                 for process in running:
-                    say(f"{process.job.name}: {process.last_line()}")
+                    _say(f"{process.job.name}: {process.last_line()}")
             time.sleep(0.1)
     if supervised.signum:
         raise Stopped(supervised.signum)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 class _Process:
@@ -115,10 +106,6 @@ class _Process:
             self._process = self._supervised.add(start(command, self.cores, self._log))
             return False
         return True
-
-    def lacks_the_data_of(self, job: Job) -> bool:
-        """Whether this job failed because a data set is missing that `job` reads as well."""
-        return f'data set "{job.load().data.name}"' in (self.sentence or "")
 
     def last_line(self) -> str:
         """The newest line that the process printed."""

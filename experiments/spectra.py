@@ -1,6 +1,9 @@
-"""Singular values of the networks in Figure 4 and in the authors' Transformer notebook."""
+"""Singular values of the networks in Figure 4, in Appendix A and in the authors' notebooks.
 
-from collections.abc import Iterable
+Network or layer i of several is initialised from key i, whatever their number.
+"""
+
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -10,15 +13,21 @@ import numpy as np
 from flax import nnx
 from jax import Array
 from jax.tree_util import Partial
+from jaxtyping import Float
 
 from rezero_jax import MLP, Encoder
 from rezero_jax.analysis.singular_values import singular_values
+from rezero_jax.models.transformer.attention import Attention
+from rezero_jax.models.transformer.config import TransformerConfig
 from rezero_jax.models.transformer.model import Transformer
 from rezero_jax.runs.reader import Run
 from rezero_jax.training.load import load_model
 
 RULES = {"post-norm": "post_norm", "pre-norm": "pre_norm", "ReZero": "rezero"}
+SQUARES = "mean squared singular value"  # a metric
 NOTEBOOK, FIGURE = (12, 128), (4, 12, 64)  # layers at initialisation, there and in Figure 4a
+TOKENS, WIDTH, HEADS = 4, 16, 4  # of the authors' Transformer notebook
+TOGETHER = 50  # Jacobians in one batch
 IMAGES = 30  # normal inputs of 32x32x3
 BIN = 0.25  # of the histograms of log10
 FLOOR = 1e-16
@@ -30,7 +39,7 @@ def at_initialisation(scale: str) -> dict[str, list[np.ndarray]]:
     wanted = [(name, depth) for depth in notebook for name in RULES]
     wanted += [("post-norm", depth) for depth in figure]
     keys = [jax.random.key(seed) for seed in range(count)]
-    inputs = [jax.random.normal(jax.random.fold_in(key, 1), (1, 4, 16)) for key in keys]
+    inputs = [jax.random.normal(jax.random.fold_in(key, 1), (1, TOKENS, WIDTH)) for key in keys]
     found = {}
     for name, depth in dict.fromkeys(wanted):
         make = jax.jit(partial(encoder, RULES[name], depth))
@@ -42,11 +51,73 @@ def at_initialisation(scale: str) -> dict[str, list[np.ndarray]]:
 def encoder(residual: str, depth: int, key: Array) -> Encoder:
     """The notebook's network: copies of one layer with new weights but the first layer's biases."""
     options: dict[str, Any] = {"feedforward": 64, "residual": residual, "alpha_init": 0.1}
-    encoder = Encoder(16, heads=4, depth=depth, **options, rngs=nnx.Rngs(key))
+    encoder = Encoder(WIDTH, heads=HEADS, depth=depth, **options, rngs=nnx.Rngs(key))
     blocks: Any = encoder.layers.blocks
     for linear in (blocks.feedforward.up, blocks.feedforward.down):
         linear.bias[...] = jnp.broadcast_to(linear.bias[...][:1], linear.bias.shape)
     return encoder
+
+
+def mean_squares(rule: str, depth: int, count: int) -> Float[np.ndarray, " count"]:
+    """The mean squared singular value of each of `count` encoders with its normal input.
+
+    A matrix's squared singular values and its squared entries have the same sum, so that no matrix
+    is decomposed.
+
+    Args:
+      rule: a key of RULES.
+    """
+
+    def one(key: Array) -> Array:
+        matrix = _jacobian(encoder(RULES[rule], depth, key), jax.random.fold_in(key, 1))
+        return (matrix**2).mean() * len(matrix)
+
+    return _each(one, count)
+
+
+def layer_norm(count: int) -> Float[np.ndarray, "count values"]:
+    """The singular values of LayerNorm at normal inputs, descending, over the largest."""
+    layer = partial(nnx.LayerNorm, WIDTH, epsilon=1e-5)
+    return _relative(lambda key: _jacobian(layer(rngs=nnx.Rngs(0)), key), count)
+
+
+def attention(count: int, *, uniform: bool) -> Float[np.ndarray, "count values"]:
+    """Singular values of self-attention with new Xavier-uniform weights for each input.
+
+    Args:
+      uniform: sets queries and keys to 0, so that each token attends to all tokens equally.
+    """
+
+    def one(key: Array) -> Array:
+        layer = Attention(WIDTH, HEADS, TransformerConfig(), rngs=nnx.Rngs(key))
+        if uniform:
+            layer.qkv[...] = layer.qkv[...].at[..., :2, :].set(0)
+        return _jacobian(layer, jax.random.fold_in(key, 1))
+
+    return _relative(one, count)
+
+
+def _jacobian(model: nnx.Module, key: Array) -> Float[Array, "outputs inputs"]:
+    """The Jacobian of a module from tokens to tokens, at a normal input."""
+    graph, state = nnx.split(model)
+
+    def flat(x: Array) -> Array:
+        layer = nnx.merge(graph, state)
+        return layer(x.reshape(1, TOKENS, WIDTH)).ravel()  # type: ignore[operator]
+
+    return jax.jacrev(flat)(jax.random.normal(key, (1, TOKENS, WIDTH)).ravel())
+
+
+def _relative(matrix: Callable[[Array], Array], count: int) -> np.ndarray:
+    values = np.linalg.svd(_each(matrix, count), compute_uv=False)
+    return values / values[:, :1]
+
+
+def _each(of_key: Callable[[Array], Array], count: int) -> np.ndarray:
+    """The function of keys 0 .. count - 1, float64."""
+    keys = jax.vmap(jax.random.key)(jnp.arange(count))
+    mapped = jax.jit(lambda keys: jax.lax.map(of_key, keys, batch_size=min(TOGETHER, count)))
+    return np.asarray(mapped(keys), np.float64)
 
 
 def after(run: Run, step: int) -> np.ndarray:
@@ -90,8 +161,9 @@ def mode(log10: np.ndarray) -> float:
     return float(bins[counts.argmax()] * BIN + 0.0)  # turns -0 into 0
 
 
-def histogram(found: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def histogram(found: Iterable[np.ndarray]) -> tuple[list[float], list[float]]:
     """The centres of the bins of log10, and the share of all networks' values in each."""
     log10 = np.concatenate([logs(values) for values in found])
     edges = BIN * np.arange(np.round(log10.min() / BIN) - 1, np.round(log10.max() / BIN) + 3)
-    return edges[:-1], np.histogram(log10, edges - BIN / 2)[0] / len(log10)
+    shares = np.histogram(log10, edges - BIN / 2)[0] / len(log10)
+    return edges[:-1].tolist(), shares.tolist()

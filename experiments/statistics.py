@@ -1,7 +1,7 @@
 """Statistics of a few runs: samples, verdicts against bounds, and corrections for many tests."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -12,7 +12,6 @@ from rezero_jax.formatting import number
 
 LEVEL = 0.05  # of all tests; intervals have a confidence of 1 - LEVEL
 NOT_SIGNIFICANT = "not significant"
-VERDICTS = ("lower", "within", "higher", NOT_SIGNIFICANT)
 
 Interval: TypeAlias = tuple[float, float]
 
@@ -26,7 +25,7 @@ Draw: TypeAlias = float | Censored | None
 
 
 def verdict(interval: Interval | None, low: float, high: float | None = None) -> str:
-    """One of VERDICTS: where a whole interval lies relative to [low, high].
+    """Where a whole interval is relative to [low, high]: "lower", "within", "higher" or neither.
 
     Args:
       interval: of an estimate; None or NaN is "not significant".
@@ -43,9 +42,9 @@ def verdict(interval: Interval | None, low: float, high: float | None = None) ->
     return "within" if inside else NOT_SIGNIFICANT
 
 
-def holds(word: str) -> bool | None:
-    """Whether a verdict supports the claim that a quantity lies within the bounds, or neither."""
-    return None if word == NOT_SIGNIFICANT else word == "within"
+def holds(word: str, needed: str = "within") -> bool | None:
+    """Whether a verdict supports a claim that needs `needed`; None if it is not significant."""
+    return None if word == NOT_SIGNIFICANT else word == needed
 
 
 def together(parts: Sequence[bool | None]) -> bool | None:
@@ -69,9 +68,7 @@ class Draws:
     @property
     def estimate(self) -> Estimate | None:
         """The mean, on the log scale where `log` is set; None unless every draw is known."""
-        if any(isinstance(draw, Censored) for draw in self.draws):
-            return None
-        return self._bound()
+        return None if any(isinstance(draw, Censored) for draw in self.draws) else self._bound()
 
     def _bound(self) -> Estimate | None:
         """The estimate with censored times in place of the true ones, so a lower bound."""
@@ -104,19 +101,15 @@ class Draws:
     @property
     def reached(self) -> int:
         """Number of draws that are neither censored, diverged nor undefined."""
-        return sum(
-            draw is not None and math.isfinite(draw) and not isinstance(draw, Censored)
-            for draw in self.draws
-        )
+        known = (draw for draw in self.draws if draw is not None and math.isfinite(draw))
+        return sum(not isinstance(draw, Censored) for draw in known)
 
     @property
     def shown(self) -> str:
         """The mean and its 95 % interval as "31 (28 to 34)", a bound, or why there is none."""
-        n = len(self.draws)
-        if None in self.draws:
-            count = self.draws.count(None)
-            return "diverged" + (f" in {count} of {n}" if count < n else "")
-        bound = self._bound()
+        n, lost, bound = len(self.draws), self.draws.count(None), self._bound()
+        if lost:
+            return "diverged" + (f" in {lost} of {n}" if lost < n else "")
         if bound is None:
             return "undefined"
         text = number(self._back(bound.mean))
@@ -139,7 +132,7 @@ class Draws:
 class Sample(Draws):
     """Draws without a name."""
 
-    def __init__(self, draws: Sequence[Draw], *, log: bool = False):
+    def __init__(self, draws: Iterable[Draw], *, log: bool = False):
         self.draws, self.log = tuple(draws), log
 
 
@@ -170,10 +163,7 @@ def _pair(one: Draw, other: Draw, of: Callable[[float, float], float]) -> Draw:
 
 def mapped(of: Callable[[float], float], draws: Sequence[Draw]) -> tuple[Draw, ...]:
     """An increasing function of draws, which leaves censored and missing ones as such."""
-    return tuple(
-        draw if draw is None else Censored(of(draw)) if isinstance(draw, Censored) else of(draw)
-        for draw in draws
-    )
+    return tuple(_pair(draw, 0.0, lambda draw, _: of(draw)) for draw in draws)
 
 
 def holm(p_values: Sequence[float], level: float = LEVEL) -> list[tuple[float, bool]]:

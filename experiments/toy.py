@@ -2,24 +2,27 @@
 
 The net is x_L = (1 + alpha w)^L x_0 with L = 5 (equation 5). It learns x_L = 50 x_0 from nine
 inputs by plain gradient descent on the mean of (x_L - 50 x_0)^2, computed here without runs.
+
+Largest stable learning rates (equation 7) are those of the cost mean ln cosh(x_L - 50 x_0): its
+derivative by x_L is at most 1, as a cross entropy's is.
 """
 
-from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import drawing
-from experiments.claims import Claim, quoted
-from experiments.jobs import Job
-from experiments.results import Curve, Results, Row
-from rezero_jax.runs.reader import Run
+from experiments.published import quoted
+from experiments.results import Curve, Results
 
 LAYERS, FACTOR = 5, 50.0
 INPUTS = np.linspace(1.0, 1.8, 9)
 STARTS = (0.5, 1.5, 2.5, 3.5, 4.5)
 RATE = 1e-6
 SOLUTION = FACTOR ** (1 / LAYERS) - 1  # alpha w of all solutions
+STABLE_UPDATES = 100
+PRECISION = 0.01  # of the logarithm of the largest stable rate
 CLOSE = 0.01  # relative distance from the solution at which the updates are counted
 
 
@@ -46,35 +49,68 @@ def descend(start: float, rate: float = RATE) -> np.ndarray:
     return np.array(path)
 
 
-def runs(scale: str) -> list[Job]:
-    """No runs: `measure` computes everything."""
-    return []
+def soft_cost(alpha: float, w: float, layers: int) -> float:
+    """The mean over the inputs of ln cosh(x_L - 50 x_0)."""
+    gap = np.abs(((1 + alpha * w) ** layers - FACTOR) * INPUTS)
+    return float((gap + np.log1p(np.exp(-2 * gap)) - np.log(2)).mean())
 
 
-def measure(scale: str, runs: Mapping[str, Sequence[Run]]) -> Results:
-    """Where the paths end, and after how many updates they reach the solution."""
-    rows = [Row("solutions", "alpha w", (SOLUTION,), headline=True)]
-    curves, ends = {}, []
+def soft_gradient(alpha: float, w: float, layers: int) -> tuple[float, float]:
+    """The derivatives of `soft_cost` by alpha and by w."""
+    gain = 1 + alpha * w
+    slopes = np.tanh((gain**layers - FACTOR) * INPUTS)
+    outer = float((slopes * INPUTS).mean() * layers * gain ** (layers - 1))
+    return outer * w, outer * alpha
+
+
+def largest_stable_rate(layers: int, *, gated: bool) -> float:
+    """The largest learning rate whose first updates never raise `soft_cost` above its start.
+
+    The search bisects the logarithm of the rate.
+
+    Args:
+      gated: whether alpha starts at 0 and is trained; otherwise alpha stays 1. w starts at 1.
+    """
+
+    def is_stable(rate: float) -> bool:
+        alpha, w = (0.0 if gated else 1.0), 1.0
+        start = soft_cost(alpha, w, layers)
+        for _ in range(STABLE_UPDATES):
+            by_alpha, by_w = soft_gradient(alpha, w, layers)
+            alpha, w = alpha - rate * by_alpha * gated, w - rate * by_w
+            if not soft_cost(alpha, w, layers) <= start:  # nor is NaN
+                return False
+        return True
+
+    low, high = np.log(1e-20), np.log(1e2)
+    with np.errstate(over="ignore", invalid="ignore"):
+        while high - low > PRECISION:
+            middle = (low + high) / 2
+            low, high = (middle, high) if is_stable(float(np.exp(middle))) else (low, middle)
+    return float(np.exp(low))
+
+
+def measure(results: Results, runs: Any) -> None:
+    """Where the paths end, and after how many updates they reach the solution; without runs."""
+    results.add("solutions", "alpha w", (SOLUTION,), headline=True)
+    ends = []
     for start in STARTS:
         path, name = descend(start), f"w0 = {start}"
         alpha, w = (float(x) for x in path[-1])
         distance = np.abs(path.prod(1) / SOLUTION - 1)
-        rows += [
-            Row(name, "alpha at the end", (alpha,)),
-            Row(name, "w at the end", (w,)),
-            Row(name, "alpha w at the end", (alpha * w,)),
-            Row(name, "updates", (float(np.argmax(distance < CLOSE)),)),
-        ]
+        results.add(name, "alpha at the end", (alpha,))
+        results.add(name, "w at the end", (w,))
+        results.add(name, "alpha w at the end", (alpha * w,))
+        results.add(name, "updates", (float(np.argmax(distance < CLOSE)),))
         ends.append(alpha * w)
-        curves[name] = Curve(path[:, 0].tolist(), path[:, 1].tolist())
-    claim = Claim(
+        results.curves[name] = Curve(path[:, 0].tolist(), path[:, 1].tolist())
+    results.claim(
         "From alpha = 0 gradient descent finds a solution, alpha w ~ 1.2",
         "UAI 4",
         max(abs(end / SOLUTION - 1) for end in ends) < 1e-9,
         f"alpha w at the five ends is {quoted(ends)}, the solution {SOLUTION:.6f}; exact",
-        n=len(STARTS),
+        len(STARTS),
     )
-    return Results("toy", scale, rows, [claim], curves)
 
 
 def plot(results: Results) -> Figure:

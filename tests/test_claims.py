@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 from experiments import alpha_init, fc
-from experiments.claims import Claim, bounded, one_more_run
-from experiments.results import Row
+from experiments.published import Claim
+from experiments.results import Results, Row
 from experiments.statistics import (
     NOT_SIGNIFICANT,
     Censored,
@@ -150,7 +150,9 @@ def test_dunnett_allows_for_many_rules_against_one_control():
 
 
 def claim(draws, **kwargs):
-    return bounded("a", "UAI 1", "x", draws, **kwargs)
+    results = Results("fc", "paper")
+    results.bounded("a", "UAI 1", "x", draws, **kwargs)
+    return results.claims[0]
 
 
 def test_an_interval_decides_a_claim_and_never_a_mean():
@@ -174,14 +176,14 @@ def test_a_reduced_setting_tests_nothing_and_a_weak_test_is_at_most_compatible()
 
 def test_figure_5_is_judged_by_three_ratios():
     """One ratio of 6.9 alone does not contradict the claim, as its interval holds 7."""
-    rows = [Row(fc.OURS, "epochs to 0.1", (1.0,) * 5)]
+    results = Results("fc", "paper")
     for setting, mean, error in zip(fc.BASELINES, (6.9, 10, 10), (0.1, 0.05, 0.05), strict=True):
         draws = ratio(mean, error).draws
-        rows.append(Row(setting, "epochs to 0.1", draws))
-        rows.append(Row(setting, "times ReZero's epochs to 0.1", draws, log=True))
-    found = fc.times_faster(rows, reduced=False)
+        results.add(setting, "epochs to 0.1", draws)
+        results.add(setting, "times ReZero's epochs to 0.1", draws, log=True)
+    fc.times_faster(results)
     words = [NOT_SIGNIFICANT, NOT_SIGNIFICANT, "replicated", "replicated", "replicated"]
-    assert [one.status for one in found] == words
+    assert [one.status for one in results.claims] == words
 
 
 @pytest.mark.parametrize(
@@ -196,19 +198,27 @@ def test_figure_5_is_judged_by_three_ratios():
     ],
 )
 def test_a_range_of_initial_alphas_behaves_like_0_if_both_ends_do(small, larger, expected):
-    rows = [Row("alpha = 0", "epochs to 1.2", (3.5,) * 5)]
+    results = Results("alpha_init", "cpu")
+    results.add("alpha = 0", "epochs to 1.2", (3.5,) * 5)
     for alpha, factor in ((0.001, small), (0.01, larger), (0.1, 2.0)):
         error = 0.001
         draws = ratio(factor, error).draws if factor else (Censored(2.3),) * 5
-        rows.append(Row(alpha_init.name(alpha), alpha_init.RATIO, draws, log=True))
-    found, remarks = alpha_init.conclude(rows, reduced=False)
+        results.add(f"alpha = {alpha}", alpha_init.RATIO, draws, log=True)
+    alpha_init.conclude(results)
+    (found,) = results.claims
     assert found.holds is expected
     assert (found.interval is None) == (larger is None)
-    assert remarks[-1].startswith("alpha = 0.1: higher; 2 (")
-    assert alpha_init.conclude(rows, reduced=True)[0].status == "not tested"
+    assert results.remarks[-1].startswith("alpha = 0.1: higher; 2 (")
+    assert found.status == "not tested"
 
 
-def notebook_claim(*gaps, reduced=False):
+def of_one_more_run(*rows, scale="paper"):
+    results = Results("notebook_resnet", scale)
+    results.one_more_run("a", rows, 2)
+    return results.claims[0]
+
+
+def notebook_claim(*gaps, scale="paper"):
     """The notebook has 49.52 and 53.50 %; ours are `gaps` standard errors of one run below."""
     papers = {"ResNet-20 + ReZero": 49.52, "ResNet-56 + ReZero": 53.50}
     rows = [
@@ -216,7 +226,7 @@ def notebook_claim(*gaps, reduced=False):
         Row(name, "accuracy % after epoch 1", tuple(spread(value - gap, 1 / math.sqrt(6))))
         for (name, value), gap in zip(papers.items(), gaps, strict=False)
     ]
-    return one_more_run("a", "notebook_resnet", rows, 2, reduced=reduced)
+    return of_one_more_run(*rows, scale=scale)
 
 
 def test_a_notebooks_run_is_judged_by_the_prediction_interval():
@@ -224,11 +234,11 @@ def test_a_notebooks_run_is_judged_by_the_prediction_interval():
     assert notebook_claim(inside, -inside).status == "replicated"
     assert notebook_claim(inside, T4 + 0.01).status == NOT_SIGNIFICANT
     assert notebook_claim(outside, inside).status == "contradicted"
-    assert notebook_claim(outside, reduced=True).status == "not tested"
+    assert notebook_claim(outside, scale="smoke").status == "not tested"
     # A printed number is inside if a number that rounds to it is.
     assert notebook_claim(T4 + 0.004).status == "replicated"
     assert notebook_claim(T4 + 0.006).status == NOT_SIGNIFICANT
     single = Row("ResNet-20", "accuracy % after epoch 1", (43.43,))
-    assert one_more_run("a", "notebook_resnet", [single], 1, reduced=False).holds is None
+    assert of_one_more_run(single).holds is None
     wide = Row("ResNet-20", "accuracy % after epoch 1", tuple(spread(43, 5)))
-    assert one_more_run("a", "notebook_resnet", [wide], 1, reduced=False).status == "compatible"
+    assert of_one_more_run(wide).status == "compatible"

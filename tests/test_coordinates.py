@@ -9,10 +9,11 @@ import pytest
 from experiments import coordinates
 from experiments.__main__ import main
 from experiments.coordinates import CHANGE, NONLINEARITY, measure, slopes_of
-from experiments.results import Results, find
+from experiments.results import Results
 from rezero_jax import data
 from rezero_jax.config import load_config
 from rezero_jax.training.trainer import Trainer
+from tests.test_experiments import status_of
 
 SIZES = [2, 8, 32]
 NAMES = ("kernel", "bias")
@@ -119,7 +120,7 @@ def test_the_command_writes_its_numbers_and_its_plot(monkeypatch, tmp_path, caps
     assert results.remarks[0] in capsys.readouterr().out
     change = [row for row in results.rows if row.metric == f"{CHANGE} after update 4"]
     assert [(row.setting, row.size) for row in change[:3]] == [("pre_norm", s) for s in SIZES]
-    assert find(results.rows, "pre_norm", f"{CHANGE} after update 2").draws[1] == 2 * 1.01 * 2**0.5
+    assert results.row("pre_norm", f"{CHANGE} after update 2").draws[1] == 2 * 1.01 * 2**0.5
     names = {f"coordinates.{end}" for end in ("json", "png", "svg")}
     assert {path.name for path in tmp_path.iterdir()} == names
 
@@ -127,10 +128,10 @@ def test_the_command_writes_its_numbers_and_its_plot(monkeypatch, tmp_path, caps
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--depths=2"], "--depths=2"),
-        (["--widths=8,x"], "--widths=8,x"),
-        (["--depths=2,4", "--seeds=0"], "--seeds=0"),
-        (["--depths=2,8", "--config=mlp.py"], "--config=mlp.py"),
+        (["--depths=2"], "--depths=2,8"),
+        (["--widths=8,x"], "--widths: x"),
+        (["--depths=2,4", "--seeds=0"], "--seeds: 0"),
+        (["--depths=2,8", "--config=mlp.py"], "--config: mlp.py"),
         (["--depths=2,8", "--config=configs/mlp.py:smoke"], "sets the depth to 4"),
         (["--depths=2,8", "--rules=prenorm"], 'did you mean "pre_norm"'),
         (["--depths=2,8", "--steps=700"], "train.steps"),
@@ -138,7 +139,7 @@ def test_the_command_writes_its_numbers_and_its_plot(monkeypatch, tmp_path, caps
 )
 def test_a_wrong_flag_is_reported(flags, message, capsys, tmp_path) -> None:
     command = ["coordinates", "--config=configs/mlp.py", "--rules=rezero", f"--out={tmp_path}"]
-    assert main([*command, *flags]) == 2
+    assert status_of([*command, *flags]) == 2
     assert message in capsys.readouterr().err
 
 

@@ -17,7 +17,7 @@ import yaml
 from packaging.requirements import Requirement
 
 import rezero_jax
-from experiments.claims import STATUSES
+from experiments.published import STATUSES
 from rezero_jax.config import base_config, flatten, load_config
 
 ROOT = Path(__file__).parents[1]

@@ -4,25 +4,21 @@ import math
 
 import pytest
 
-from experiments import report, results_page
+from experiments import accelerator, report
 from experiments.__main__ import main
-from experiments.accelerator import COMPARISONS as COSTED
-from experiments.claims import Claim
+from experiments.published import Claim
 from experiments.results import Made, Results, Row
 from experiments.results_page import (
+    CLAIMS,
     COMPARISONS,
-    FOREMOST,
     PAGES,
     ROOT,
-    Pair,
-    Within,
     across,
     all_tables,
-    claim_across,
-    claim_within,
     committed_tables,
     comparisons,
     costs_table,
+    judge,
     read_all,
     rewritten,
 )
@@ -49,7 +45,7 @@ def test_the_pages_are_what_the_command_writes():
         text = (COMPARISONS / name / "report.md").read_text()
         assert text == report.comparison_report(comparison), f"run `{COMMAND}`"
     # Each claim of the README is one claim.
-    assert tables["foremost"].count("\n") == 1 + len(FOREMOST)
+    assert tables["foremost"].count("\n") == 1 + len(CLAIMS["foremost"])
 
 
 def test_the_commands_of_all_results_are_accepted(monkeypatch):
@@ -126,9 +122,9 @@ def test_hours_on_a_tpu_are_listed_for_what_has_not_run():
     command = "`python -m experiments fc --scale=paper`"
     assert command in costs["cpu"]
     assert command not in costs["paper"]
-    jobs = COSTED["E2: 48 layers, 1,000 updates"].certain()
-    assert [len(of) for of in jobs.values()] == [9, 9]
-    configs = [job.load() for job in jobs["reported"]]
+    jobs = accelerator.compared()["E2: 48 layers, 1,000 updates"]
+    assert len(jobs) == 18
+    configs = [job.load() for job in jobs]
     assert {(c.model.depth, c.train.steps, c.optim.warmup_steps) for c in configs} == {
         (48, 1000, 50)
     }
@@ -165,7 +161,9 @@ def test_an_argument_is_refused(capsys):
 def test_the_verdict_of_a_comparison_decides_the_claim_on_it(losses, of_baselines, of_the_norm):
     found = compare(rows("rezero", [1.6, 1.62, 1.59]), rows("rezero_norm", losses))
     for needs, expected in (("higher", of_baselines), ("lower", of_the_norm)):
-        claim = claim_within(Within("language", "a claim", "UAI 7", needs), found)
+        fields = {"comparison": "language", "claim": "a claim", "source": "UAI 7", "needs": needs}
+        (judged,) = judge({"within": [fields], "across": []}, {"language": found})
+        (claim,) = judged.claims
         assert claim.status == "not tested"
         assert claim.holds is expected
 
@@ -178,20 +176,19 @@ def test_the_verdict_of_a_comparison_decides_the_claim_on_it(losses, of_baseline
         ([-1.0, 1.2, 0.1], "0.1 (-2.633 to 2.833)", None),
     ],
 )
-def test_a_rule_minus_one_of_another_comparison_in_pairs_of_seeds(
-    bits, shown, expected, monkeypatch
-):
+def test_a_rule_minus_one_of_another_comparison_in_pairs_of_seeds(bits, shown, expected):
     losses = [1.5, 1.7, 1.4, 9.0]  # the last seed has no pair
     ours = [loss + math.log(2) * gap for loss, gap in zip(losses, bits, strict=False)]
     compared = {
-        "a": compare(rows("rezero", ours, [40.0] * 3)),
+        "a": compare(rows("rezero", ours, [40.0] * 3), rows("norm", ours)),
         "b": compare(rows("rezero", losses, [60.0, 60.0, Censored(60.0), 60.0])),
     }
-    pair = Pair(("a", "rezero"), ("b", "rezero"), "a ends with fewer bits than b")
-    monkeypatch.setattr(results_page, "ACROSS", (pair,))
+    pair = {"one": ["a", "rezero"], "other": ["b", "rezero"], "claim": "a has fewer bits than b"}
     times = ">= 1.5 (1 of 3 right-censored)"
-    assert across(compared).splitlines()[-1] == (
+    assert across([pair], compared).splitlines()[-1] == (
         f"| `rezero` of `a` | `rezero` of `b` | {shown} | 3 | {times} |"
     )
-    claim = claim_across(pair, compared)
-    assert (claim.text, claim.holds, claim.n, claim.reduced) == (pair.claim, expected, 3, True)
+    within = {"comparison": "a", "claim": "x", "source": "UAI 7", "needs": "higher"}
+    (judged,) = judge({"within": [within], "across": [pair]}, compared)
+    claim = judged.claims[-1]
+    assert (claim.text, claim.holds, claim.n, claim.reduced) == (pair["claim"], expected, 3, True)

@@ -10,7 +10,6 @@ from experiments import entropies
 from rezero_jax.analysis.statistics import Estimate
 from rezero_jax.errors import UserError
 from rezero_jax.runs.files import write_json
-from rezero_jax.runs.reader import Run
 
 
 def test_estimates_of_one_two_and_missing_draws():
@@ -63,6 +62,6 @@ def test_entropies_of_a_run_are_of_its_training_text(tmp_path):
     path.write_text("ab" * 900 + "zzzz" * 50)  # the last tenth is not trained on
     data = {"name": "text", "path": str(path), "eval_split": "validation"}
     write_json(tmp_path / "config.json", {"data": data})
-    found = entropies.of_run(Run(epath.Path(tmp_path), {}, []))
+    found = entropies.of_run(epath.Path(tmp_path))
     assert found["unigram"] == pytest.approx(1)
     assert found["bigram"] == pytest.approx(0, abs=1e-9)
