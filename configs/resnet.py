@@ -17,12 +17,12 @@ Two runs of a comparison differ only in `model.residual` and, as in the authors'
 belongs to the rule: the initial weights of `gated` and `fixup`, and the learning rate of Fixup's
 multipliers. batch_norm=False removes every BatchNorm. lr= sets the learning rate of every group.
 
-recipe=paper follows the code behind the table: SGD with momentum 0.9 and weight decay 5e-4 on
-every parameter, the gates included. The learning rate is 0.1, a tenth of that from half of the run,
-and a hundredth from three quarters. Biases (and Fixup's multipliers) have 0.01, and from half of
-the run a hundredth of that, which is a slip in the authors' code that this recipe repeats.
-recipe=notebook has weight decay 1e-4, one constant learning rate (the notebook's runs end long
-before its first milestone), and ImageNet's mean and standard deviation.
+recipe=paper follows the code behind the table: weight decay 5e-4 on every parameter, the gates
+included, and a learning rate of 0.1 that falls to a tenth at half and at three quarters of the run.
+Biases (and Fixup's multipliers) have 0.01, and from half of the run a hundredth of that, which is a
+slip in the authors' code that this recipe repeats. recipe=notebook has weight decay 1e-4, one
+constant learning rate (the notebook's runs end long before its first milestone), and ImageNet's
+mean and standard deviation.
 """
 
 from ml_collections import ConfigDict, config_dict

@@ -43,7 +43,6 @@ def test_bits_are_those_of_the_reference_however_they_are_asked_for() -> None:
     assert SplitMix64().bits(4).tolist() == published
     for key in KEYS:
         expected = reference(key, 20)
-        assert SplitMix64(*key).bits(20).tolist() == expected
         draws = SplitMix64(*key)
         assert [int(x) for count in (1, 2, 7, 10) for x in draws.bits(count)] == expected
         draws = SplitMix64(*key)

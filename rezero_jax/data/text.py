@@ -132,10 +132,9 @@ def load_text(config: ConfigDict, seed: int = 0, text: np.ndarray | None = None)
 
     `text`, uint8 (N,), is used instead of the bytes that `read_text` reads.
     """
-    if config.windows not in WINDOWS:
-        raise choose_from("data.windows", config.windows, WINDOWS)
-    if config.eval_split not in EVAL_SPLITS:
-        raise choose_from("data.eval_split", config.eval_split, EVAL_SPLITS)
+    for field, valid in (("windows", WINDOWS), ("eval_split", EVAL_SPLITS)):
+        if config[field] not in valid:
+            raise choose_from(f"data.{field}", config[field], valid)
     _check_window(config.length, config.context)  # before anything is downloaded
     train, held = read_text(config) if text is None else _divided(text, config.eval_split)
     length, random = config.length, config.windows == "random"
