@@ -51,7 +51,7 @@ class Shortcut(nnx.Module):
 
 
 class PostBlock(nnx.Module):
-    """F(x) = bn conv relu bn conv x with 3x3 convolutions, joined to s(x) as in the table above."""
+    """A post-activation block of the table above, with 3x3 convolutions."""
 
     def __init__(self, config: ResNetConfig, cin: int, channels: int, stride: int, rngs: nnx.Rngs):
         self.conv1 = config.conv(cin, channels, 3, stride, rngs=rngs)
@@ -75,7 +75,7 @@ class PostBlock(nnx.Module):
 
 
 class PreBlock(nnx.Module):
-    """With u = relu(bn x), F(x) = conv relu bn conv u, joined to s(x) as in the table above.
+    """A pre-activation block of the table above: F(x) = conv relu bn conv u, u = relu(bn x).
 
     The convolutions are 3x3; in a bottleneck block there are three, 1x1, 3x3 and 1x1. Where the
     shape changes, s(x) is a 1x1 convolution of u.

@@ -109,21 +109,13 @@ class ResNetConfig:
         """Whether the output of a block with these inner channels has another shape."""
         return stride != 1 or cin != channels * self.expansion
 
-    def conv(
-        self,
-        cin: int,
-        cout: int,
-        side: int,
-        stride: int = 1,
-        *,
-        kernel_init: Initializer | None = None,
-        rngs: nnx.Rngs,
-    ) -> nnx.Conv:
-        """A side x side convolution with PyTorch's padding; side is odd.
+    def conv(self, cin: int, cout: int, side: int, stride: int = 1, **options: Any) -> nnx.Conv:
+        """A side x side convolution with PyTorch's padding; `options` are those of `nnx.Conv`.
 
-        The convolution has a bias where neither a BatchNorm nor Fixup's scalars provide one.
+        It has a bias where neither a BatchNorm nor Fixup's scalars provide one.
         """
         uniform = init.torch_uniform(cin * side**2)
+        options = {"kernel_init": self.kernel_init or uniform} | options
         return nnx.Conv(
             cin,
             cout,
@@ -131,12 +123,11 @@ class ResNetConfig:
             stride,
             padding=side // 2,
             use_bias=not self.has_norm and self.residual != "fixup",
-            kernel_init=kernel_init or self.kernel_init or uniform,
             bias_init=uniform,
             kernel_metadata={"matrix_axes": ((-4, -3, -2), (-1,))},
             dtype=self.dtype,
             conv_general_dilated=as_general,
-            rngs=rngs,
+            **options,
         )
 
     def norm(self, features: int, scale_init: float = 1.0) -> Callable[[Array], Array]:

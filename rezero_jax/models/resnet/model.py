@@ -18,26 +18,18 @@ from rezero_jax.stack import Stack
 
 
 class Stage(nnx.Module):
-    """`blocks` blocks at one resolution: `entry`, if the first changes the shape, and equal `rest`.
+    """Stage i of a network: `entry`, if its first block changes the shape, and the equal `rest`."""
 
-    The first block has the stride; all have `channels` inner channels.
-    """
-
-    def __init__(
-        self,
-        config: ResNetConfig,
-        cin: int,
-        channels: int,
-        stride: int,
-        blocks: int,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, config: ResNetConfig, i: int, rngs: nnx.Rngs):
         make = partial(BLOCKS[config.family][config.residual == "fixup"], config)
+        channels = config.width * 2**i
+        out = channels * config.expansion
+        cin, stride = (config.width, 1) if i == 0 else (out // 2, 2)
         changes = config.changes_shape(cin, channels, stride)
         self.entry = make(cin, channels, stride, rngs) if changes else None
         rest = None
-        if equal := blocks - changes:
-            make_equal = partial(make, channels * config.expansion, channels, 1)
+        if equal := config.stages[i] - changes:
+            make_equal = partial(make, out, channels, 1)
             rest = Stack(make_equal, equal, scan=config.scan, remat=config.remat, rngs=rngs)
         self.rest = rest
 
@@ -53,7 +45,7 @@ class Stem(nnx.Module):
     In the cifar family BatchNorm (or Fixup's bias) and a ReLU follow the convolution.
     """
 
-    def __init__(self, config: ResNetConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: ResNetConfig, rngs: nnx.Rngs):
         self.pool = config.stem == "imagenet"
         kernel, stride = (7, 2) if self.pool else (3, 1)
         self.conv = config.conv(config.in_channels, config.width, kernel, stride, rngs=rngs)
@@ -82,21 +74,18 @@ class ResNet(nnx.Module):
 
     def __init__(self, config: ResNetConfig, *, rngs: nnx.Rngs):
         self.in_channels = config.in_channels
-        self.stem = Stem(config, rngs=rngs)
-        stages, cin = [], config.width
-        for i, blocks in enumerate(config.stages):
-            channels, stride = config.width * 2**i, 1 if i == 0 else 2
-            stages.append(Stage(config, cin, channels, stride, blocks, rngs))
-            cin = channels * config.expansion
-        self.stages = nnx.List(stages)
+        self.stem = Stem(config, rngs)
+        count = len(config.stages)
+        self.stages = nnx.List([Stage(config, i, rngs) for i in range(count)])
+        features = config.width * 2 ** (count - 1) * config.expansion
         fixup = config.residual == "fixup"
-        bias_init = ZEROS if fixup else init.torch_uniform(cin)
+        bias_init = ZEROS if fixup else init.torch_uniform(features)
         kernel_init = bias_init
         if config.variant == "notebook" and not fixup:
             kernel_init = init.kaiming_normal("fan_in")
         self.head_bias = scalar(0.0) if fixup else None
         self.head = nnx.Linear(
-            cin, config.num_classes, kernel_init=kernel_init, bias_init=bias_init, rngs=rngs
+            features, config.num_classes, kernel_init=kernel_init, bias_init=bias_init, rngs=rngs
         )
 
     def __call__(self, x: Array) -> Float[Array, "batch classes"]:
