@@ -23,7 +23,7 @@ from rezero_jax.errors import UserError, first_line
 from rezero_jax.models.build import make_language_model, make_model
 from rezero_jax.models.weights import row_major
 
-CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 CARD_TEXT = """\
 # {model[name]}, {model[residual]}, {config.data.name}
@@ -121,13 +121,17 @@ def export(workdir: str, out: str) -> None:
     Raises:
       UserError: there is no run or no good checkpoint, or `out` cannot be written.
     """
-    from rezero_jax import __version__
+    from rezero_jax import __version__, data
     from rezero_jax.runs.files import folder_of
     from rezero_jax.runs.folder import read_config, read_final
     from rezero_jax.training.load import restored
 
     config, folder = read_config(workdir), folder_of(out)
-    description = {"rezero_jax": __version__, "model": config.model.to_dict()} | _data(config)
+    description = {"rezero_jax": __version__, "model": config.model.to_dict()}
+    if config.model.name != "transformer":
+        dataset: Any = data.stand_in(config.data) or data.load(config.data, config.seed)
+        names = ("name", "example_shape", "num_classes", "mean", "std")
+        description["data"] = {name: getattr(dataset, name) for name in names}
     model, steps = restored(workdir, config, constructor(description))
     arrays = row_major({name: leaf[...] for name, leaf in _variables(model).items()})
     content = safetensors.numpy.save(arrays)
@@ -136,23 +140,13 @@ def export(workdir: str, out: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / WEIGHTS).write_bytes(content)
         (folder / CONFIG).write_text(json.dumps(description, indent=2) + "\n")
-        (folder / CARD).write_text(_card(config, description, read_final(workdir), folder.name))
+        card = _card(config, description, read_final(workdir), folder.name)
+        (folder / "README.md").write_text(card)
     except OSError as error:
         raise UserError(
             f"{out} cannot be written ({error.strerror}); choose another folder"
         ) from None
     print(f"wrote the model after {steps:,} updates to {out}; load it by rezero_jax.load({out!r})")
-
-
-def _data(config: Any) -> dict[str, Any]:
-    """What a classifier's description has of its data set; TFDS data sets are not read."""
-    from rezero_jax import data
-
-    if config.model.name == "transformer":
-        return {}
-    dataset: Any = data.stand_in(config.data) or data.load(config.data, config.seed)
-    names = ("name", "example_shape", "num_classes", "mean", "std")
-    return {"data": {name: getattr(dataset, name) for name in names}}
 
 
 def _card(
