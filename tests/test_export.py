@@ -128,13 +128,6 @@ def test_the_card_describes_the_run_and_its_python_runs(family, models, monkeypa
         np.testing.assert_allclose(names["images"], (51 / 255 - 0.5) / 0.5, rtol=1e-5)
 
 
-def test_the_card_of_a_run_that_has_not_ended(copy_of, tmp_path):
-    export(str(copy_of("mlp", 4)), str(tmp_path / "model"))
-    card = (tmp_path / "model" / "README.md").read_text()
-    assert "4 updates" in card
-    assert "there are no final metrics" in card
-
-
 @pytest.mark.slow
 def test_a_model_goes_to_a_bucket_and_comes_back(trained, models):
     code = f"""\
@@ -185,7 +178,12 @@ def test_folders_without_a_model_or_with_a_damaged_one(models, tmp_path):
     assert "is not of the model that config.json describes" in sentence(folder)
 
 
-def test_mistakes_of_the_command(trained, tmp_path, capsys):
+def test_a_run_that_has_not_ended_and_mistakes_of_the_command(trained, copy_of, tmp_path, capsys):
+    export(str(copy_of("mlp", 4)), str(tmp_path / "model"))
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "4 updates" in card
+    assert "there are no final metrics" in card
+    capsys.readouterr()
     (tmp_path / "file").write_text("")
     for workdir, out, text in (
         (tmp_path / "none", tmp_path / "out", "no run"),

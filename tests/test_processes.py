@@ -194,21 +194,15 @@ def test_a_missing_process_is_reported_in_time():
     assert "did not all connect at localhost:1 within 2 s; start the same" in result.stdout
 
 
-@pytest.mark.parametrize(
-    ("flags", "sentence"),
-    [
+def test_flags_that_contradict_each_other_are_refused_and_one_process_looks_for_no_others():
+    for flags, sentence in (
         (("a:1", None, None), "--process_id and --num_processes missing"),
         ((None, 0, 2), "--coordinator missing"),
         (("a:1", 2, 2), "--process_id=2 is not in 0 .. 1"),
         (("a", 0, 2), "--coordinator=a is not HOST:PORT"),
-    ],
-)
-def test_flags_that_contradict_each_other_are_refused(flags, sentence):
-    with pytest.raises(UserError, match=f"^{sentence}"):
-        connect(*flags)
-
-
-def test_one_process_looks_for_no_others():
+    ):
+        with pytest.raises(UserError, match=f"^{sentence}"):
+            connect(*flags)
     connect(num_processes=1)
     assert processes.is_first()
     assert processes.on_first(lambda: {"a": 1}) == {"a": 1}

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from rezero_jax.runs.files import write_json
+from rezero_jax.errors import UserError
+from rezero_jax.runs.files import read_json, write_json
 from rezero_jax.runs.folder import environment
 from rezero_jax.runs.metrics import MetricsWriter, read_metrics
 from rezero_jax.training import cost, loop
@@ -253,4 +254,9 @@ def test_a_json_file_is_the_old_or_the_new_one(tmp_path):
     write_json(path, {"a": 1})
     with pytest.raises(TypeError):
         write_json(path, {"a": object()})
-    assert json.loads(path.read_text()) == {"a": 1}
+    assert read_json(path) == {"a": 1}
+    path.write_text("[]")
+    with pytest.raises(UserError, match=r"final\.json is broken"):
+        read_json(path)
+    with pytest.raises(UserError, match=r"no run: there is no config\.json"):
+        read_json(tmp_path / "config.json")
