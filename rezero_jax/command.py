@@ -22,10 +22,7 @@ def parser(
 
 
 def exit_status(name: str, work: Callable[[], None]) -> int:
-    """Does the work of the command `name` and returns its exit status.
-
-    The status is 0; after a `UserError`, which is printed, the error's; after Ctrl-C, 130.
-    """
+    """The exit status of `work`: 0, that of the `UserError`, which is printed, or 130 on Ctrl-C."""
     try:
         work()
     except UserError as error:

@@ -15,7 +15,6 @@ from rezero_jax.analysis.propagation import Loss, Propagation, propagate, random
 from rezero_jax.analysis.singular_values import mean_squared_singular_value
 from rezero_jax.analysis.statistics import Estimate
 
-PROBES = 32
 WIDTH = 96  # characters in a line of the page
 ROWS = 24  # at most, in the table of layers
 NAMED = 6  # layers or ranges of layers that an entry names, at most
@@ -83,8 +82,7 @@ class Diagnosis:
         return f"{what}: {listed}" if ranges else ""
 
     def _table(self) -> list[str]:
-        found = self.propagation
-        layers = len(found.names)
+        found, layers = self.propagation, len(self.propagation.names)
         rows = np.unique(np.linspace(0, layers, min(layers + 1, ROWS)).round().astype(int))
         names = ("(input)", *found.names)
         width = max(len("after layer"), *map(len, names))
@@ -112,7 +110,7 @@ def diagnose(
     """
     found = propagate(model, x, loss)
     f, entered = trunk(model, x, loss)
-    jacobian = mean_squared_singular_value(f, entered, probes=PROBES, key=jax.random.key(0))
+    jacobian = mean_squared_singular_value(f, entered, key=jax.random.key(0))
     subject = subject or f"{type(model).__name__}, means over {len(entered)} examples"
     return Diagnosis(found, jacobian, subject)
 

@@ -139,12 +139,8 @@ def draw_gates(axis: Axes, x: np.ndarray, alphas: np.ndarray, xlabel: str = "ste
 def plot_times(times: Mapping[str, Sequence[float | None]], xlabel: str) -> Figure:
     """When each setting reached a target: every seed, the mean and its 95 % interval.
 
-    If some seeds of a setting did not reach the target, its label has the number of seeds that did,
-    and no mean is drawn.
-
-    Args:
-      times: time of each seed, None if it did not reach the target, by setting.
-      xlabel: label of the axis, such as "epochs to a loss of 0.8".
+    `times` has a time for each seed, or None if the seed did not reach the target. The label of
+    such a setting has the number of seeds that did, and no mean is drawn.
     """
     names = [textwrap.fill(label, 32) for label in times]
     lines = sum(1.5 + name.count("\n") for name in names)

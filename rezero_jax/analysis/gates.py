@@ -10,10 +10,9 @@ from rezero_jax.runs.reader import Run
 
 
 def open_from(gates: int) -> float:
-    """The |alpha| from which one of this number of gates counts as open: 0.1 / gates.
+    """The |alpha| from which one of this number of gates counts as open: a tenth of 1 / gates.
 
-    In the paper the gates of a trained network are 1 / gates on average. With every gate at a tenth
-    of that, all branches together would weigh a tenth of a single open branch.
+    In the paper the gates of a trained network are 1 / gates on average.
     """
     return 0.1 / gates
 
@@ -32,11 +31,7 @@ class Gates:
 
     @classmethod
     def of_run(cls, run: Run) -> "Gates":
-        """The logged gates of a run.
-
-        Raises:
-          UserError: the run has logged nothing yet, or its network has no gates.
-        """
+        """The logged gates of a run; a UserError if it has none or has logged nothing yet."""
         gates = cls(*run.alphas()) if run.lines else None
         if gates is None or not gates.alphas.size:
             why = "has no gates" if run.lines else "has logged nothing yet"

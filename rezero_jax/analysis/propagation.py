@@ -226,11 +226,9 @@ def _cosine(x: Array) -> Array | float:
 
 @dataclasses.dataclass(eq=False)  # hashed by identity, as a static part of the modules
 class _Tape:
-    """Notes of one pass over a probed model.
+    """Input and output of each segment in one pass, by its path, in the order in which they ran.
 
-    Attributes:
-      given: replaces the first segment's input, if it is set.
-      runs: input and output of each segment by its path, in the order in which they ran.
+    `given` replaces the first segment's input unless it is None.
     """
 
     given: Array | None = None
@@ -238,7 +236,7 @@ class _Tape:
 
 
 class _Segment(nnx.Module):
-    """A stack or a single layer in its place in a model, with probes; notes its runs on a tape."""
+    """A stack or a single layer in its place in a model, with probes; notes its run on a tape."""
 
     def __init__(self, module: nnx.Module, path: ModulePath, tape: _Tape):
         self.path, self.tape = nnx.static(path), nnx.static(tape)
