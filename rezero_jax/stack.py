@@ -44,7 +44,6 @@ class Stack(nnx.Module):
         "dots", everything except matrix products.
       unroll: most blocks in one iteration of the scan, on an accelerator. Slicing the stacks, once
         in an iteration, costs as much time as a small block.
-      rngs: source of the initial parameters.
 
     Raises:
       UserError: depth below 1, or an unknown remat policy.
@@ -64,9 +63,7 @@ class Stack(nnx.Module):
         check_sizes(depth=depth)
         if remat not in REMAT_POLICIES:
             raise choose_from("remat policy", remat, REMAT_POLICIES)
-        self.depth = depth
-        self.remat = remat
-        self.unroll = unroll
+        self.depth, self.remat, self.unroll = depth, remat, unroll
         graphdefs: list[nnx.GraphDef] = []
 
         def make_state(given: tuple[Any, ...]) -> nnx.State:

@@ -25,11 +25,6 @@ GREEDY = SamplingConfig(temperature=0)
 RNG = np.random.default_rng(0)
 
 
-def fast(name):
-    """The cases, of which all but one are slow."""
-    return [c if c == name else pytest.param(c, marks=pytest.mark.slow) for c in CASES]
-
-
 # About the multiple of 32 to which prompts are padded, and up to max_len with what is added.
 PROMPTS = [RNG.integers(0, VOCAB, length).tolist() for length in (1, 5, 31, 32, 33, MAX_LEN - NEW)]
 
@@ -58,9 +53,6 @@ def logits_before(model, new):
     """The logits that each of the added tokens was picked from, by the model without a cache."""
     logits = np.asarray(forward(model, jnp.asarray(texts(new))), np.float64)
     return np.stack([logits[i, len(p) - 1 :][:NEW] for i, p in enumerate(PROMPTS)])
-
-
-# ---- The cache
 
 
 @pytest.mark.parametrize(
@@ -141,9 +133,6 @@ def test_a_model_with_dropout_generates_without_and_stays_as_it_is():
     assert not isinstance(model.trunk.layers.blocks, nnx.List)
 
 
-# ---- Depth
-
-
 def lines_of_program(depth):
     """Of the program that generates, as the compiler gets it."""
     structure = structure_of(max_len=MAX_LEN, depth=depth)
@@ -172,9 +161,6 @@ def test_a_scan_over_layers_generates_what_they_do_one_by_one(case, monkeypatch)
     )
     np.testing.assert_array_equal(new, expected)
     assert len(np.unique(expected)) > 3
-
-
-# ---- The end
 
 
 def test_the_stop_token_ends_its_row_and_no_other():
@@ -210,9 +196,6 @@ def test_a_stream_is_what_generate_gives_cut_into_chunks(chunk):
         min(chunk, NEW - start) for start in range(0, NEW, chunk)
     ]
     np.testing.assert_array_equal(np.concatenate(chunks, axis=1), whole)
-
-
-# ---- Sampling
 
 
 def softmax(logits):
@@ -274,6 +257,7 @@ LOGITS = np.array([[0.3, -1.0, 1.9, 0.9, 0.0, 1.2], [2.0, 2.4, -3.0, 1.0, 0.5, -
         (2.0, 6, 0.7, (4, 3)),
         (1.0, 3, 0.7, (2, 2)),
         (1.0, 6, 1e-6, (1, 1)),
+        (1.0, 1, 1.0, (1, 1)),
     ],
 )
 def test_filtered_tokens_are_never_picked_and_the_others_as_often_as_they_should(
@@ -291,23 +275,6 @@ def test_filtered_tokens_are_never_picked_and_the_others_as_often_as_they_should
 
 
 PICK = jax.jit(functools.partial(pick, filtered=True))
-
-
-@pytest.mark.parametrize("options", [{"top_k": 1}, {"top_p": 1e-6}])
-def test_the_narrowest_choice_is_the_likeliest_token(options):
-    new = made("sinusoidal").generate(PROMPTS, NEW, rngs=nnx.Rngs(0), **options)
-    np.testing.assert_array_equal(new, likeliest("sinusoidal"))
-
-
-@pytest.mark.parametrize(("top_k", "top_p"), [(2, None), (None, 0.4), (3, 0.5)])
-def test_every_token_of_a_text_is_among_those_it_may_be_picked_from(top_k, top_p):
-    model = made("sinusoidal")
-    options = {"top_k": top_k, "top_p": top_p, "temperature": 0.9}
-    new = np.asarray(model.generate(PROMPTS, NEW, rngs=nnx.Rngs(1), **options))
-    logits = logits_before(model, new)
-    for place, token in np.ndenumerate(new):
-        assert filtered_softmax(logits[place], 0.9, top_k or VOCAB, top_p or 1.0)[token] > 0
-    assert not np.array_equal(new, likeliest("sinusoidal"))
 
 
 def test_the_seed_decides_the_text():
@@ -341,9 +308,6 @@ def test_other_settings_and_prompts_of_like_length_compile_nothing():
     assert generate._next_chunk._cache_size() == compiled
 
 
-# ---- Mistakes
-
-
 @pytest.mark.usefixtures("unchecked")
 def test_mistakes_are_user_errors():
     for prompts, count, options, text in (
@@ -366,10 +330,5 @@ def test_mistakes_are_user_errors():
         ([1, 2], 2, {}, "integer tokens.*int64"),
         ([b"ab"], 2, {}, "integer tokens.*S2"),
     ):
-        for call in (made("sinusoidal").generate, first_chunk):
-            with pytest.raises(UserError, match=text):
-                call(prompts, count, **{"temperature": 0} | options)
-
-
-def first_chunk(*args, **options):
-    return next(stream(made("sinusoidal"), *args, **options))
+        with pytest.raises(UserError, match=text):
+            made("sinusoidal").generate(prompts, count, **{"temperature": 0} | options)

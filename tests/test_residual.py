@@ -54,21 +54,16 @@ def maxtext_mhc(streams, numbers):
     return np.einsum("skd,skm->smd", x, res) + np.einsum("sd,sk->skd", fx, post)
 
 
-def mhc_numbers(rule):
-    return [
-        np.asarray(number[...], np.float64)
-        for number in (rule.mix_scale, rule.mix_bias, rule.mix_weights)
-    ]
-
-
 @cache
-def numbers_at_the_start():
-    return mhc_numbers(made("mhc"))
+def mhc_numbers():
+    rule = made("mhc")
+    numbers = (rule.mix_scale, rule.mix_bias, rule.mix_weights)
+    return [np.asarray(number[...], np.float64) for number in numbers]
 
 
 def mhc_at_the_start(x, a):
     streams = np.repeat(np.asarray(x)[:, None], 4, axis=1)
-    return maxtext_mhc(streams, numbers_at_the_start()).sum(axis=1)
+    return maxtext_mhc(streams, mhc_numbers()).sum(axis=1)
 
 
 PLACE = Place(layer=3, layers=8, sublayer=0, sublayers=2)
@@ -164,14 +159,6 @@ def test_layerscale_starts_by_depth_as_in_cait():
         np.testing.assert_array_equal(rule.alpha[...], np.full(8, start, np.float32))
 
 
-def test_peri_norm_has_a_norm_for_each_side():
-    rule = made("peri_norm")
-    rule.norm.scale[...], rule.norm_out.bias[...] = jnp.full(8, 2.0), jnp.full(8, 3.0)
-    x = np.asarray(X, np.float64)
-    expected = x + layer_norm(numpy_branch(2 * layer_norm(x))) + 3
-    np.testing.assert_allclose(rule(X, branch), expected, rtol=1e-5, atol=1e-5)
-
-
 def test_hyper_connections_mix_streams_by_what_they_hold():
     """Algorithm 2 of the paper in NumPy, with every parameter drawn."""
     rule = made("hyper_connections")
@@ -207,36 +194,11 @@ def drawn_mhc(seed):
     return rule, numbers, generator.normal(size=(5, 4, 8))
 
 
-def test_mhc_is_that_of_maxtext_in_outputs_and_gradients():
-    """With every parameter drawn; gradients by central differences in a random direction."""
+def test_mhc_is_that_of_maxtext():
+    """With every parameter drawn."""
     rule, numbers, x = drawn_mhc(0)
-    generator = np.random.default_rng(1)
-    weight = generator.normal(size=x.shape)
-    graphdef, params, rest = nnx.split(rule, nnx.Param, ...)
-
-    def loss(params, x):
-        found = nnx.merge(graphdef, params, rest)(x, branch)
-        return jnp.sum(weight * found), found
-
-    run = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
-    (grads, grad_x), found = run(params, jnp.asarray(x, jnp.float32))
+    found = jax.jit(lambda x: rule(x, branch))(jnp.asarray(x, jnp.float32))
     np.testing.assert_allclose(found, maxtext_mhc(x, numbers), rtol=1e-4, atol=1e-4)
-    grads = mhc_numbers(nnx.merge(graphdef, grads, rest))
-    for place, gradient in enumerate([*grads, grad_x]):
-        direction = generator.normal(size=gradient.shape)
-        step = 1e-5
-        after, before = (
-            np.sum(weight * maxtext_mhc(moved[3], moved[:3]))
-            for moved in (
-                [
-                    value + sign * step * direction if i == place else value
-                    for i, value in enumerate([*numbers, x])
-                ]
-                for sign in (1, -1)
-            )
-        )
-        expected = (after - before) / (2 * step)
-        np.testing.assert_allclose(np.vdot(gradient, direction), expected, rtol=1e-3)
 
 
 def test_the_streams_of_mhc_are_mixed_by_a_doubly_stochastic_matrix():
@@ -250,26 +212,6 @@ def test_the_streams_of_mhc_are_mixed_by_a_doubly_stochastic_matrix():
         assert 0 < weights.min() < weights.max() < most
     huge = sinkhorn(jnp.diag(jnp.asarray([1e3, 0.0, -1e3])))
     np.testing.assert_allclose(huge.sum(-1), 1, rtol=1e-6)
-
-
-@pytest.mark.slow
-def test_hyper_connections_amplify_signals_where_mhc_does_not():
-    """64 layers of drawn static numbers and no branch; mHC keeps the sum of the streams too."""
-    streams = jax.random.normal(jax.random.key(0), (5, 4, 8))
-    gains = {}
-    for name, number, shape in (("hyper_connections", "mix", (4, 5)), ("mhc", "mix_bias", (24,))):
-
-        def layer(x, change, name=name, number=number):
-            rule = made(name)
-            getattr(rule, number)[...] += change
-            return rule(x, jnp.zeros_like), None
-
-        changes = 0.5 * jax.random.normal(jax.random.key(1), (64, *shape))
-        x, _ = jax.lax.scan(layer, streams, changes)
-        gains[name] = float(jnp.linalg.norm(x) / jnp.linalg.norm(streams))
-    assert gains["hyper_connections"] > 1e3
-    assert gains["mhc"] <= 1
-    np.testing.assert_allclose(x.sum(-2), streams.sum(-2), rtol=1e-4, atol=1e-4)
 
 
 def test_dyt_in_place_of_the_norm():
@@ -342,9 +284,3 @@ def test_a_branch_of_another_shape_is_an_error():
     for name in RULES:
         with pytest.raises(ValueError, match=r"maps \(5, 8\) to \(5, 1\)"):
             jax.eval_shape(partial(call, made(name), f=lambda u: u[:, :1]), X)
-
-
-def test_networks_end_with_a_norm_where_only_the_branch_is_normalised() -> None:
-    ending = {name for name, rule in RULES.items() if rule.norms_branch}
-    without = {"plain", "residual", "norm", "post_norm", "gpt2_norm", "deep_norm"}
-    assert ending == RULES.keys() - without - {"rezero", "gated", "rezero_channel"}

@@ -2,25 +2,24 @@
 
 import functools
 import math
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx, traverse_util
+from flax import nnx
 
-from rezero_jax.config import load_config
 from rezero_jax.errors import UserError
 from rezero_jax.formatting import path_text
 from rezero_jax.models.build import make_language_model
 from rezero_jax.models.transformer import attention
 from rezero_jax.models.transformer import model as transformer
 from rezero_jax.models.transformer.model import Transformer, sinusoids
-from rezero_jax.training.state import init_state, model_spec
+from rezero_jax.training.state import model_spec
+from tests import families
+from tests.families import assert_trees_close
 
-RULES_WITH_NORM = ("norm", "pre_norm", "post_norm", "gpt2_norm")
 VOCAB, WIDTH, DEPTH, HEADS, LENGTH = 13, 8, 2, 4, 7
 RNG = np.random.default_rng(0)
 TOKENS = jnp.asarray(RNG.integers(0, VOCAB, (3, LENGTH)), jnp.int32)
@@ -50,17 +49,6 @@ def some_params(structure, gate=0.5, seed=1):
     return jax.tree.map_with_path(value, structure.shapes)
 
 
-def flat(tree):
-    return {"/".join(map(str, k)): v for k, v in traverse_util.flatten_dict(tree).items()}
-
-
-def assert_close(ours, theirs, rtol, atol):
-    ours, theirs = flat(ours), flat(theirs)
-    assert ours.keys() == theirs.keys()
-    for name, expected in theirs.items():
-        np.testing.assert_allclose(ours[name], expected, rtol=rtol, atol=atol, err_msg=name)
-
-
 @functools.cache
 def compiled(**options):
     """Gradients of the mean loss of TARGETS given TOKENS, and logits, as a function of params."""
@@ -79,9 +67,6 @@ def gradients_and_logits(params=None, **options):
     """The same, at some parameters unless they are given."""
     params = some_params(structure_of(**options)) if params is None else params
     return compiled(**options)(params)
-
-
-# ---- What a logit sees
 
 
 @pytest.mark.parametrize(
@@ -139,67 +124,19 @@ def test_the_trunk_starts_from_the_embedding_times_the_root_of_the_width(positio
     np.testing.assert_allclose(hidden, expected, rtol=1e-5, atol=1e-6)
 
 
-# ---- At the start
-
-
-class Bare(nnx.Module):
-    def __call__(self, x, **_):
-        return x
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"residual": "gated", "positions": "learned"},
-        {"alpha_per": "sublayer", "tied": True},
-    ],
-)
-def test_the_trunk_starts_as_the_identity_to_the_bit(options):
-    structure = structure_of(**options)
-
-    def logits(gate, bare=False):
-        model = structure.model(some_params(structure, gate), {})
-        if bare:
-            model.trunk = Bare()
-        return jax.jit(lambda model: model(TOKENS))(model)
-
-    np.testing.assert_array_equal(logits(0.0), logits(0.0, bare=True))
-    assert np.abs(logits(0.5) - logits(0.5, bare=True)).max() > 0.1
-
-
-@functools.cache
-def initial(scan):
-    """The parameters that a model starts from."""
-    make = functools.partial(Transformer, 100, 32, 2, 4, 64, positions="learned", scan=scan)
-    init = functools.partial(init_state, lambda rngs: make(rngs=rngs), optax.identity())
-    return jax.jit(init)(jax.random.key(1))["params"]
-
-
 def test_embeddings_and_head_start_uniform():
+    make = jax.jit(lambda: Transformer(100, 32, 2, 4, 64, positions="learned", rngs=nnx.Rngs(1)))
+    model = make()
     for name, shape in (("embedding", (100, 32)), ("position", (64, 32)), ("head", (32, 100))):
-        values = np.asarray(initial(scan=True)[name], np.float64)
+        values = np.asarray(getattr(model, name)[...], np.float64)
         assert values.shape == shape
         assert -0.1 <= values.min() < -0.099
         assert 0.099 < values.max() <= 0.1
         quarters = np.histogram(values, bins=4, range=(-0.1, 0.1))[0] / values.size
         np.testing.assert_allclose(quarters, 0.25, atol=4 * math.sqrt(3 / 16 / values.size))
-    assert not np.any(initial(scan=True)["head_bias"])
-    corners = [initial(scan=True)[name][0, 0] for name in ("embedding", "position", "head")]
+    assert not np.any(model.head_bias[...])
+    corners = [getattr(model, name)[0, 0] for name in ("embedding", "position", "head")]
     assert len(set(map(float, corners))) == 3
-
-
-# ---- Twins
-
-
-DROPPED = {"dropout": 0.3, "kv_heads": 2}
-
-
-@pytest.mark.parametrize("remat", ["full", pytest.param("dots", marks=pytest.mark.slow)])
-def test_rematerialised_gradients_are_the_same(remat):
-    grads, logits = gradients_and_logits(**DROPPED)
-    again_grads, again = gradients_and_logits(**DROPPED, remat=remat)
-    np.testing.assert_allclose(again, logits, rtol=1e-5, atol=1e-6)
-    assert_close(again_grads, grads, rtol=1e-4, atol=1e-6)
 
 
 def test_a_tied_head_is_the_embedding_and_feels_both_its_uses():
@@ -213,47 +150,7 @@ def test_a_tied_head_is_the_embedding_and_feels_both_its_uses():
     for use in (head.T, untied_grads["embedding"]):
         assert np.abs(use).max() > 1e-3
     both = untied_grads | {"embedding": untied_grads["embedding"] + head.T}
-    assert_close(grads, both, rtol=1e-4, atol=1e-6)
-
-
-# ---- Counts
-
-
-def count(
-    vocab_size,
-    width,
-    depth,
-    heads,
-    max_len,
-    residual="rezero",
-    *,
-    feedforward=None,
-    kv_heads=None,
-    positions="sinusoidal",
-    tied=False,
-    final_norm=False,
-    bias=True,
-    alpha_per="layer",
-):
-    """The number of parameters, by hand."""
-    feedforward = feedforward or 4 * width
-    queries_keys_values = width + 2 * width // heads * (kv_heads or heads)
-    layer = width * queries_keys_values + width**2 + 2 * width * feedforward
-    if bias:
-        layer += queries_keys_values + width + feedforward + width
-    if residual in RULES_WITH_NORM:
-        layer += 2 * 2 * width
-    if residual in ("rezero", "gated", "rezero_channel"):
-        gate = width if residual == "rezero_channel" else 1
-        layer += gate * (2 if alpha_per == "sublayer" else 1)
-    ends = vocab_size * width * (1 if tied else 2) + (vocab_size if bias else 0)
-    if positions == "learned":
-        ends += max_len * width
-    return depth * layer + ends + (2 * width if final_norm else 0)
-
-
-def parameter_count(*args, **options):
-    return model_spec(lambda rngs: Transformer(*args, **options, rngs=rngs)).parameter_count
+    assert_trees_close(grads, both, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -266,14 +163,11 @@ def parameter_count(*args, **options):
     ],
 )
 def test_the_papers_and_the_notebooks_networks_have_their_parameter_counts(config, total):
-    model = load_config(f"{Path(__file__).parents[1] / 'configs'}/{config}").model
+    model = families.config(config).model
     assert model_spec(make_language_model(model)).parameter_count == total
-    sizes = (model.vocab_size, model.width, model.depth, model.heads, model.max_len)
-    assert count(*sizes, feedforward=model.feedforward) == total
 
 
 def test_parameter_counts_of_variants():
-    sizes = (13, 12, 2, 4, 20)
     for options, change in (
         ({}, 0),
         ({"residual": "gated", "final_norm": True}, 24),
@@ -292,11 +186,8 @@ def test_parameter_counts_of_variants():
         ({"residual": "gpt2_norm", "alpha_per": "sublayer"}, -2 + 4 * 24),
         ({"residual": "pre_norm", "final_norm": True}, -2 + 5 * 24),
     ):
-        assert parameter_count(*sizes, **options) == 3999 + change, options
-        assert count(*sizes, **options) == 3999 + change, options
-
-
-# ---- Precision
+        spec = structure_of(width=12, max_len=20, **options)
+        assert spec.parameter_count == 3999 + change, options
 
 
 def products(jaxpr):
@@ -321,9 +212,6 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters_and_logits()
     assert all(dtype == jnp.bfloat16 for pair in factors for dtype in pair)
     error = np.abs(narrow_logits - logits)
     assert 0 < error.max() < 0.05 * np.abs(logits).max()
-
-
-# ---- Losses
 
 
 def test_losses_are_the_cross_entropy_of_the_next_token():
@@ -364,11 +252,8 @@ def test_losses_in_chunks_are_the_same_and_take_less_memory(monkeypatch):
     chunk_grads, chunk_losses, chunk_memory, sizes = measured(logits // 5)
     assert sizes == {2}  # 5 chunks of 12 positions would not be equal
     np.testing.assert_allclose(chunk_losses, losses, rtol=1e-6)
-    assert_close(chunk_grads, grads, rtol=1e-4, atol=1e-6)
+    assert_trees_close(chunk_grads, grads, rtol=1e-4, atol=1e-6)
     assert chunk_memory < memory - 4 * logits  # bytes
-
-
-# ---- Mistakes
 
 
 def test_models_that_cannot_be():
@@ -398,15 +283,6 @@ def test_tokens_that_cannot_be():
     ):
         with pytest.raises(UserError, match=text):
             model(jnp.asarray(tokens))
-
-
-def test_dropout_without_random_numbers_is_a_user_error():
-    structure = structure_of(dropout=0.1)
-    model = structure.model(some_params(structure), {})
-    with pytest.raises(UserError, match=r"dropout in training needs rngs=.* model.eval\(\) first"):
-        model(TOKENS)
-    model.eval()
-    assert jax.eval_shape(model, TOKENS).shape == (3, LENGTH, VOCAB)
 
 
 def test_in_a_compiled_function_a_token_beyond_the_vocabulary_gives_nan():

@@ -1,4 +1,4 @@
-"""Dropout whose random bits accelerators draw fast, each device those of its own examples."""
+"""Dropout whose random bits accelerators draw fast."""
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,8 @@ LEVELS = 2**16  # the rate is rounded to a multiple of 1 / LEVELS
 class Dropout(nnx.Dropout):
     """nnx.Dropout, except under keys of the hardware's generator ("rbg").
 
-    Under such keys each device along the mesh's batch axes draws the bits of its own examples, from
-    the key and the device's index: on one mesh the result is a function of the key. Under JAX's
-    default keys ("threefry2x32") the result is nnx.Dropout's, the same on every mesh.
+    Under such keys each device along the mesh's batch axes draws the bits of its own examples, so
+    the result depends on the key and on the mesh. Under JAX's default keys it is nnx.Dropout's.
     """
 
     def __call__(  # type: ignore[override]  # fewer arguments: those that our layers pass
@@ -26,16 +25,11 @@ class Dropout(nnx.Dropout):
         if self.deterministic or dropped == 0 or rngs is None:
             return super().__call__(x, rngs=rngs)
         key = rngs.dropout()
-        if not is_rbg(key):
+        if "rbg" not in str(jax.random.key_impl(key)):
             return super().__call__(x, rngs=nnx.Rngs(dropout=key))
         # A factor instead of a choice: a TPU would pack the choices into words and unpack them.
         kept = jnp.minimum(random_bits(key, x.shape) // dropped, 1).astype(x.dtype)
         return x * (kept * (LEVELS / (LEVELS - dropped)))
-
-
-def is_rbg(key: Array) -> bool:
-    """Whether a key belongs to the hardware's generator."""
-    return "rbg" in str(jax.random.key_impl(key))
 
 
 def random_bits(key: Array, shape: tuple[int, ...]) -> Array:

@@ -67,8 +67,6 @@ class MLP(Module):
       scan, remat: see `rezero_jax.stack.Stack`.
       dtype: dtype of the computation, such as jnp.bfloat16; parameters, trunk and logits are
         float32.
-      config: options of the residual rule, except `sub_norm`; each option is an argument, too.
-      rngs: source of the initial parameters.
 
     Raises:
       UserError: an argument is out of range or unknown, or the rule is `sub_norm`.

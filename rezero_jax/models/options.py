@@ -63,7 +63,9 @@ def _documented(doc: str | None, config: type) -> str:
     """The docstring, and the attributes that the config's and its bases' docstrings describe."""
     docs = [inspect.cleandoc(kind.__doc__ or "") for kind in reversed(config.__mro__[:-1])]
     sections = [text.partition("Attributes:\n")[2].partition("\n\n")[0] for text in docs]
-    options = "\n".join([f"Options, the fields of `{config.__name__}`:", *sections])
+    options = "\n".join(
+        [f"Options, also as the fields of `config`, a `{config.__name__}`:", *sections]
+    )
     return f"{inspect.cleandoc(doc or '')}\n\n{options}".strip()
 
 

@@ -26,7 +26,7 @@ class ViT(Module):
     """Patches and learned positions, `depth` encoder layers, and a linear head on the pooled trunk.
 
     The patches' weights and the head start as PyTorch's, positions as Normal(0, 0.02), and the
-    class token at 0; the layers start as those of `EncoderLayer`.
+    class token at 0; the layers start as `EncoderLayer`s. Trunk and logits are float32.
 
     Args:
       image_size: height and width of the images, in pixels.
@@ -41,8 +41,6 @@ class ViT(Module):
       final_norm: whether a norm precedes the head; None is yes for the rules that normalise the
         branch alone, as pre-norm does.
       scan, remat: see `rezero_jax.stack.Stack`.
-      config: options of the layers; each option is an argument, too. Trunk and logits are float32.
-      rngs: source of the initial parameters.
 
     Raises:
       UserError: an argument is out of range or unknown, or a size does not divide.

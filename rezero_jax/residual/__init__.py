@@ -9,21 +9,19 @@ bfloat16 sum keeps 8 bits, and loses alpha F(x) while alpha is small.
 """
 
 from rezero_jax.residual import by_depth, rules, streams
-from rezero_jax.residual.rule import (
-    RULES,
-    AdaLNZero,
-    Alpha,
-    Branch,
-    Constant,
-    DyT,
-    Place,
-    ReZero,
-    Rule,
-    RuleConfig,
-    make_rule,
-    trunk_dtype,
-)
-from rezero_jax.residual.streams import StreamWeight
+from rezero_jax.residual.rule import RULES as RULES
+from rezero_jax.residual.rule import AdaLNZero as AdaLNZero
+from rezero_jax.residual.rule import Alpha as Alpha
+from rezero_jax.residual.rule import Branch as Branch
+from rezero_jax.residual.rule import Constant as Constant
+from rezero_jax.residual.rule import DyT as DyT
+from rezero_jax.residual.rule import Place as Place
+from rezero_jax.residual.rule import ReZero as ReZero
+from rezero_jax.residual.rule import Rule as Rule
+from rezero_jax.residual.rule import RuleConfig as RuleConfig
+from rezero_jax.residual.rule import make_rule as make_rule
+from rezero_jax.residual.rule import trunk_dtype as trunk_dtype
+from rezero_jax.residual.streams import StreamWeight as StreamWeight
 
 RULES.update(
     plain=rules.Plain,
@@ -48,19 +46,3 @@ RULES.update(
     hyper_connections=streams.HyperConnections,
     mhc=streams.ManifoldHyperConnections,
 )
-
-__all__ = [
-    "RULES",
-    "AdaLNZero",
-    "Alpha",
-    "Branch",
-    "Constant",
-    "DyT",
-    "Place",
-    "ReZero",
-    "Rule",
-    "RuleConfig",
-    "StreamWeight",
-    "make_rule",
-    "trunk_dtype",
-]

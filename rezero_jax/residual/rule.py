@@ -49,12 +49,7 @@ class ReZero(nnx.Module):
     alpha is <dL/dx', f(x)>, and f's own parameters first move at the second update: do not
     zero-initialise f's last layer as well, or no parameter would ever move.
 
-    Args:
-      f: the branch; its output has the shape of its first argument.
-      alpha_init: the gate's initial value.
-
-    Raises (when called):
-      ValueError: f's output has another shape than x.
+    A call raises a ValueError if f's output has another shape than x.
     """
 
     def __init__(self, f: Callable[..., Array], alpha_init: float = 0.0):
@@ -73,15 +68,8 @@ class AdaLNZero(nnx.Module):
     is two of these modules, around attention and around a feed-forward. Shift b, scale s and gate
     g, one per channel, are one linear map of silu(c) that starts at zero. As with `ReZero`, the
     layer starts as the identity and the gate moves first. The norm is float32, without parameters.
-
-    Args:
-      f: the branch; its output has the shape of its first argument.
-      features: size of the last axis of x.
-      condition: size of the last axis of c.
-      rngs: source of the initial parameters, which are zeros.
-
-    Raises (when called):
-      ValueError: f's output has another shape than x.
+    `features` and `condition` are the sizes of the last axes of x and c. A call raises a ValueError
+    if f's output has another shape than x.
     """
 
     def __init__(self, f: Callable[..., Array], features: int, condition: int, *, rngs: nnx.Rngs):
@@ -141,7 +129,7 @@ class RuleConfig:
       base_depth: number of layers at which `completep` and `depth_mup` are x + F(LN x).
 
     Raises:
-      UserError: an unknown rule or norm, or a base_depth below 1.
+      UserError: an option is unknown or out of range.
     """
 
     residual: str = "rezero"
@@ -204,15 +192,9 @@ class Constant(nnx.Variable):
 
 
 class Reference(NamedTuple):
-    """The origin of a rule; the rule's equation is the first line of its docstring.
+    """The origin of a rule; the rule's equation is the first line of its docstring."""
 
-    Attributes:
-      start: initial values of the learned parameters, and rules by depth.
-      paper: the source, with the equation.
-      code: a reference implementation.
-    """
-
-    start: str
+    start: str  # initial values of the learned parameters, and rules by depth
     paper: str
     code: str
 

@@ -94,8 +94,7 @@ class PeriNorm(Normed):
 class Orthogonal(Normed):
     """x' = x + F - x <x, F> / (|x|^2 + 1e-6), F = F(LN x).
 
-    Adds the component of the branch that is orthogonal to the trunk, over the features of each
-    position.
+    Adds the component of F that is orthogonal to the trunk, over the features of each position.
     """
 
     reference = Reference("", "arXiv 2505.11881, feature-wise", "BootsofLagrangian/ortho-residual")
@@ -140,10 +139,7 @@ class ReZeroChannel(ReZeroRule):
 
 
 class Gated(GatedRule):
-    """x' = (1 - alpha) x + alpha F(x).
-
-    The gate opens the branch and closes the trunk.
-    """
+    """x' = (1 - alpha) x + alpha F(x)."""
 
     reference = Reference("alpha 0", "arXiv 2003.04887, section 2.3", "")
 

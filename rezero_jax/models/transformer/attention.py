@@ -110,7 +110,7 @@ class Attention(nnx.Module):
     ) -> tuple[Hidden, Cache]:
         """Causal self-attention of x at `positions`, with the earlier positions in the cache.
 
-        Returns the output, and the cache with the keys and values of x at `positions` of `layer`.
+        Also returns the cache with the keys and values of x at `positions` of `layer`.
         """
         q, k, v = self._project(x)
         if self.rotary:
@@ -174,8 +174,6 @@ def attend(
     up to its end.
 
     Args:
-      mask: True where a query may attend to a key.
-      is_causal: whether position i attends to positions 0 .. i only.
       drop: dropout, applied to the softmax. With it there are no kernels, and on a CPU no blocks.
       plain: whether every query meets every key, without kernels and blocks.
     """

@@ -89,7 +89,6 @@ def generate(
     Args:
       prompts: sequences of tokens, of any lengths; at least one token each.
       max_new_tokens: number of tokens to add; with the longest prompt at most max_len.
-      config: how tokens are picked; each option is an argument, too.
       rngs: its stream "sample" draws the tokens; not needed at temperature 0.
 
     Raises:
@@ -177,7 +176,7 @@ def _round_up(length: int) -> int:
 def _read_prompts(
     model: LanguageModel, tokens: Array, lengths: Array, keys: Array, cache_length: int
 ) -> DecodingCarry:
-    """Reads the prompts. Padding is cached, and overwritten before a query may attend to it."""
+    """Reads the prompts; the padding's keys are overwritten before a query may attend to them."""
     model, (batch, length) = model.for_decoding(), tokens.shape
     positions = jnp.broadcast_to(jnp.arange(length)[None], tokens.shape)
     hidden, cache = model.decode(tokens, model.init_cache(batch, cache_length), positions)

@@ -25,8 +25,8 @@ from rezero_jax.stack import Stack
 
 Trunk = Float[Array, "batch length *streams width"]
 
-# Accelerators unroll stacks of at most this many layers. An unrolled stack does not copy each
-# layer's residuals and sums gradients over devices once, but takes longer to compile.
+# Accelerators unroll stacks of at most this many layers, which copies no residuals and sums
+# gradients over devices once, but takes longer to compile.
 UNROLLED = 16
 
 
@@ -95,8 +95,6 @@ class TransformerLayer(Module):
           width: size of the last axis of x.
           heads: number of attention heads; divides width.
           place: the layer's number and the number of layers, for rules that depend on the depth.
-          config: options of the layer; each option is an argument, too.
-          rngs: source of the initial parameters.
 
         Raises:
           UserError: an option is invalid, the heads do not divide the width, the kv_heads do not
@@ -187,7 +185,7 @@ class EncoderLayer(TransformerLayer):
     def decode(
         self, x: Trunk, cache: Cache, layer: int | Array, positions: Int[Array, "batch length"]
     ) -> tuple[Trunk, Cache]:
-        """The layer for causal inference, with earlier positions in `cache`; see `Attention`."""
+        """The layer for causal inference; see `Attention.decode`."""
 
         def attention(u: Hidden) -> Hidden:
             nonlocal cache

@@ -34,7 +34,8 @@ class Transformer(Module):
     """Embedding, causal layers, and a linear head that predicts the next token.
 
     Embedding and head start as U(-0.1, 0.1), the head's bias at 0, and the trunk as the embedding
-    times sqrt(width), as in the authors' notebook.
+    times sqrt(width), as in the authors' notebook. Trunk and logits are float32. The dropout also
+    applies to the embedding, and bias and dtype to the head.
 
     Args:
       vocab_size: number of tokens; 256 for bytes.
@@ -47,9 +48,6 @@ class Transformer(Module):
       tied: whether the head's weights are the embedding's.
       final_norm: whether a norm precedes the head, as usual with `pre_norm`.
       scan, remat: see `rezero_jax.stack.Stack`.
-      config: options of the layers and, for dropout, bias and dtype, of embedding and head; each
-        option is an argument, too. Trunk and logits are float32.
-      rngs: source of the initial parameters.
 
     Raises:
       UserError: a size is below 1 or does not fit another, or a name is unknown.

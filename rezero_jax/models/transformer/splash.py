@@ -1,6 +1,7 @@
 """JAX's splash attention: Pallas kernels for TPUs whose scores never leave the chip."""
 
 import math
+from typing import Any
 
 import jax
 from jax import Array
@@ -47,16 +48,11 @@ def splash(
         shape = q.shape[1], k.shape[1]
         mask = masks.CausalMask(shape) if is_causal else masks.FullMask(shape)
         queries, keys = (math.gcd(length, BLOCK) for length in shape)
+        sizes: dict[str, Any] = {f"block_q{use}": queries for use in ("", "_dkv", "_dq")}
+        sizes |= {f"block_kv{use}": keys for use in ("", "_dkv", "_dq")}
         kernel = kernels.make_splash_mha(
             masks.MultiHeadMask([mask] * q.shape[2]),
-            block_sizes=kernels.BlockSizes(
-                block_q=queries,
-                block_kv=keys,
-                block_q_dkv=queries,
-                block_kv_dkv=keys,
-                block_q_dq=queries,
-                block_kv_dq=keys,
-            ),
+            block_sizes=kernels.BlockSizes(**sizes),
             head_shards=1,
             q_seq_shards=1,
             interpret=interpret,
