@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import connection, resource_tracker
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from rezero_jax.data.split import ALL, Batch, HostBatch, Rows, Split, check_labe
 from rezero_jax.errors import UserError
 
 
+@runtime_checkable  # for type checkers at run time
 class DataSource(Protocol):
     """Random access to encoded examples, from several threads at once (as in Grain)."""
 
