@@ -23,6 +23,7 @@ import pytest
 
 from rezero_jax.data.datasets import decode
 from rezero_jax.data.tfds.prepare import encode_png, prepared_builder
+from rezero_jax.data.tfds.source import TfdsSource
 from rezero_jax.errors import UserError
 from tests.data import load
 
@@ -169,7 +170,7 @@ def test_a_damaged_cache_file_is_noticed_and_rebuilt(
     data_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected = load("cifar10", str(data_dir)).train.arrays
-    (path,) = (tmp_path / "cache" / "rezero_jax" / "cifar10").glob("3.0.2-*/train.npz")
+    (path,) = (tmp_path / "cache" / "rezero_jax" / "cifar10").glob("train-*.npz")
     good = path.read_bytes()
     pixels = good.index(expected["image"].tobytes())
     assert not caplog.messages
@@ -180,7 +181,7 @@ def test_a_damaged_cache_file_is_noticed_and_rebuilt(
             for name, values in load("cifar10", str(data_dir)).train.arrays.items():
                 np.testing.assert_array_equal(values, expected[name])
         (message,) = caplog.messages
-        assert re.search(rf"train\.npz is damaged \({words}", message)
+        assert re.search(rf"{path.name} is damaged \({words}", message)
         caplog.clear()
 
     pickle = io.BytesIO()
@@ -274,6 +275,16 @@ def test_a_folder_that_is_missing_is_named_and_not_made(
             with pytest.raises(UserError, match=rf"no folder {path} \({where}={path}\).*{hint}"):
                 load("cifar10", data)
         assert not path.exists()
+
+
+def test_the_cache_of_decoded_images_is_keyed_by_every_byte_of_the_files(data_dir: Path) -> None:
+    source = TfdsSource(prepared_builder("cifar10", str(data_dir)), "train")
+    (path,) = source._paths
+    good, keys = path.read_bytes(), {source.fingerprint()}
+    for place in (0, len(good) // 2, len(good) - 1):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+        keys.add(source.fingerprint())
+    assert len(keys) == 4
 
 
 def test_damaged_files_are_named_and_give_no_wrong_pixels(data_dir: Path) -> None:

@@ -1,7 +1,6 @@
 """Data sets by name, and stand-ins of their sizes."""
 
 import dataclasses
-import hashlib
 import io
 import os
 from collections.abc import Callable, Sequence
@@ -104,9 +103,7 @@ def tfds_images(config: ConfigDict, seed: int) -> Dataset:
         streamed = StreamSplit(source, threads, 16, pixels, name, classes, workers)
         if config.stream or imagenet:
             return streamed
-        info = (builder.data_path / "dataset_info.json").read_bytes()
-        key = f"{name}/{builder.info.version}-{hashlib.sha256(info).hexdigest()[:12]}/{part}"
-        return ResidentSplit(cached_arrays(key, streamed))
+        return ResidentSplit(cached_arrays(f"{name}/{part}-{source.fingerprint()}", streamed))
 
     if imagenet:
         train = split("train", Crop(config.image_size, seed), config.workers)

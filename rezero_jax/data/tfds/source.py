@@ -1,6 +1,7 @@
 """Reads a split of a prepared TFDS data set without TensorFlow, encoded or decoded and cached."""
 
 import contextlib
+import hashlib
 import logging
 import os
 import tempfile
@@ -32,6 +33,7 @@ class TfdsSource:
                 f'data set "{builder.name}" in {builder.data_dir} has no {split} split; delete '
                 "that folder to have the data set prepared again"
             )
+        self._paths = builder.info.splits[split].filepaths
         self._source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
 
     def __len__(self) -> int:
@@ -41,11 +43,25 @@ class TfdsSource:
         try:
             return self._source.__getitems__(list(keys))
         except RuntimeError as error:  # array_record checks a hash of every chunk
-            info = self._source.dataset_info
-            raise UserError(
-                f'data set "{info.name}" in {info.data_dir} is damaged ({error}); delete that '
-                "folder to have the data set prepared again"
-            ) from error
+            raise self._damaged(error) from error
+
+    def fingerprint(self) -> str:
+        """Hexadecimal digits that depend on every byte of the files."""
+        digest = hashlib.sha256()
+        try:
+            for path in self._paths:
+                with open(path, "rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise self._damaged(error) from error
+        return digest.hexdigest()[:16]
+
+    def _damaged(self, error: Exception) -> UserError:
+        info = self._source.dataset_info
+        return UserError(
+            f'data set "{info.name}" in {info.data_dir} is damaged ({error}); delete that folder '
+            "to have the data set prepared again"
+        )
 
 
 def cached_arrays(key: str, split: StreamSplit) -> dict[str, np.ndarray]:
