@@ -111,7 +111,7 @@ def _train(
         f"{intervals.batch_size} examples on {trainer.mesh.size} device(s), in {folder}"
         + (f"\nresuming after step {now:,}" if now else "")
     )
-    tracing = Profile(folder / "profile", profile, progress.say)
+    tracing = Profile(folder / "profile", profile or (0, 0), progress.say)
     if profile is not None and profile[1] <= now:
         progress.say(f"no trace: the updates {profile[0]} to {profile[1]} were made before")
     try:
@@ -188,13 +188,13 @@ class Profile:
 
     Args:
       folder: the folder of the trace.
-      steps: (first, last); None traces nothing.
+      steps: (first, last); (0, 0) traces nothing.
       say: prints a line.
     """
 
-    def __init__(self, folder: AnyPath, steps: tuple[int, int] | None, say: Callable[[str], None]):
+    def __init__(self, folder: AnyPath, steps: tuple[int, int], say: Callable[[str], None]):
         self._folder, self._say = folder, say
-        self._first, self._last = steps if steps and processes.is_first() else (0, 0)
+        self._first, self._last = steps if processes.is_first() else (0, 0)
         self._upload: Upload | None = None
 
     def begin(self, now: int, last: int) -> None:

@@ -27,13 +27,13 @@ class Parameter:
       is_gate: whether the parameter is an `Alpha`.
       is_stream_weight: whether a rule of several streams mixes the streams by the parameter.
       is_stacked: whether the leading axis runs over the layers of a scanned stack.
-      rate: factor of the learning rate. Parameters declare the rate and the axes below as metadata:
-        nnx.Param(value, rate=0.1).
+      rate: factor of the learning rate, declared as nnx.Param(value, rate=0.1).
       epsilon_scale: factor of Adam's epsilon, an attribute of the layer's residual rule.
       rate_scale: factor of the rate of every optimizer except SGD, an attribute of the same rule.
-      model_axis: axis, counted from the end, that is sharded along the mesh axis `model`, or None.
+      model_axis: axis, counted from the end, that is sharded along the mesh axis `model`, or None;
+        declared as nnx.Param(value, model_axis=-1), in a layer of Flax by `kernel_metadata`.
       matrix_axes: input and output axes, counted from the end, of a matrix of the submodule that
-        holds the stacks, by default of each kernel of a linear layer; None of other parameters.
+        holds the stacks: a kernel of a linear layer, or nnx.Param(value, matrix_axes=...).
     """
 
     is_gate: bool

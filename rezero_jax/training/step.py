@@ -88,10 +88,9 @@ def make_train_step(
 
     grad = jax.grad(loss, has_aux=True)
 
-    def gradients(params: Any, stats: Any, batch: Batch, key: Array) -> tuple[Any, Any, Any]:
+    def gradients(params: Any, stats: Any, batch: Batch, key: Array) -> tuple[Any, tuple]:
         if microbatches == 1:
-            grads, (stats, means) = grad(params, stats, batch, key)
-            return grads, stats, means
+            return grad(params, stats, batch, key)
 
         # A microbatch takes every n-th example, so that each device keeps its own examples.
         batches = jax.tree.map(
@@ -109,7 +108,7 @@ def make_train_step(
         zeros = jax.tree.map(jnp.zeros_like, (grads, means))
         (stats, total), _ = jax.lax.scan(accumulate, (stats, zeros), (batches, keys))
         grads, means = jax.tree.map(lambda leaf: leaf / microbatches, total)
-        return grads, stats, means
+        return grads, (stats, means)
 
     def train_step(
         state: State, batch: Batch, measure: Array | bool = True
@@ -118,7 +117,7 @@ def make_train_step(
         if augment is not None:
             key, augment_key = jax.random.split(key)
             batch = augment(batch, augment_key)
-        grads, stats, means = gradients(state["params"], state["stats"], batch, key)
+        grads, (stats, means) = gradients(state["params"], state["stats"], batch, key)
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
         norm = jax.lax.cond(measure, optax.tree.norm, lambda grads: jnp.zeros(()), grads)
         return {
