@@ -245,9 +245,11 @@ class LayerStack(Module):
         rngs: nnx.Rngs,
         **options: Any,
     ):
-        """Makes the stack; arguments and errors are also those of `TransformerLayer`.
+        """Makes the stack, with the errors of `TransformerLayer` and `rezero_jax.stack.Stack`.
 
         Args:
+          width: size of the last axis of x.
+          heads: number of attention heads; divides width.
           depth: number of layers.
           final_norm: whether a norm follows the last layer; ReZero needs none.
           scan, remat: see `rezero_jax.stack.Stack`.
