@@ -34,14 +34,8 @@ examples:
   one figure, then all of them, two runs at a time:
     python -m experiments toy
     python -m experiments all --jobs=2 --text=book.txt
-  the cost of the paper's own settings:
-    python -m experiments all --scale=paper --dry-run
-  a comparison of residual rules, in any config (has a --help of its own):
-    python -m experiments compare --config=configs/mlp.py --rules=rezero,norm --depths=8,32
-  whether hyperparameters found at one depth or width serve another (has a --help too):
-    python -m experiments coordinates --config=configs/mlp.py --rules=rezero,norm --depths=8,32
-  the generated tables of README.md and the documentation, from the results in docs/:
-    python -m experiments results
+
+{", ".join(COMMANDS)} are commands with a --help of their own.
 
 {arguments.EXIT_STATUS}"""
 
@@ -52,12 +46,9 @@ def main(argv: Sequence[str]) -> int:
         if argv and argv[0] in COMMANDS:
             return COMMANDS[argv[0]](argv[1:])
         return _paper(argv)
-    except UserError as error:
+    except (UserError, Stopped) as error:
         print(f"experiments: {error}", file=sys.stderr)
-        return 2
-    except Stopped as error:
-        print(f"experiments: {error}", file=sys.stderr)
-        return 128 + error.signum
+        return 128 + error.signum if isinstance(error, Stopped) else 2
 
 
 def _paper(argv: Sequence[str]) -> int:
@@ -124,9 +115,7 @@ def _run(jobs: Mapping[str, Sequence[Job]], args: argparse.Namespace) -> int:
     """Trains missing runs and writes each experiment once its runs are complete."""
     folder = Path(args.out) / args.scale
     every = list({job.name: job for of_one in jobs.values() for job in of_one}.values())
-    ended: set[str] = set()
-    sentences: list[str] = []
-    waiting = dict(jobs)
+    ended, sentences, waiting = set[str](), list[str](), dict(jobs)
     folder.mkdir(parents=True, exist_ok=True)
 
     def write_complete() -> None:

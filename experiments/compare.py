@@ -44,13 +44,9 @@ from rezero_jax.runs.reader import Run
 
 FARTHEST = 12  # steps of a grid from its middle, at most
 EXAMPLES = f"""\
-examples:
-  three rules at two depths in some minutes, on embedded data:
-    python -m experiments compare --config=configs/mlp.py:epochs=3 --rules=rezero,residual,norm \\
-      --depths=8,32 --seeds=3 --jobs=2 --out=runs/compare
-  what a comparison would take, before it starts:
-    python -m experiments compare --config=configs/mlp.py:dataset=cifar10 --rules=rezero,norm \\
-      --depths=8,32,128 --seeds=5 --dry-run --out=runs/compare_cifar
+three rules at two depths in some minutes, on embedded data (--dry-run: what this would take):
+  python -m experiments compare --config=configs/mlp.py:epochs=3 --rules=rezero,residual,norm \\
+    --depths=8,32 --seeds=3 --jobs=2 --out=runs/compare
 
 {arguments.EXIT_STATUS}"""
 
@@ -116,8 +112,7 @@ class Plan(NamedTuple):
 
     def tuned(self, rule: str, depth: int, rate: float) -> list[Job]:
         """The runs that try a learning rate."""
-        seeds = range(TUNING, TUNING + self.tuning_seeds)
-        return [self.job(rule, depth, rate, seed) for seed in seeds]
+        return [self.job(rule, depth, rate, TUNING + i) for i in range(self.tuning_seeds)]
 
     def grid(self, rule: str, depth: int) -> Grid:
         """The learning rates of a rule at a depth, around that of its config."""

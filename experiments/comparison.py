@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.results import Curve, Results, Row
+from experiments.results import Curve, Results
 from experiments.statistics import LEVEL, Sample, dunnett, paired, quotients, verdict
 
 TUNING = 100  # the first seed of those that learning rates are tuned on
@@ -38,13 +38,11 @@ def loss_at(curve: Curve, update: float) -> float | None:
 def reached(curve: Curve, target: float) -> float | None:
     """The first logged update at which the loss, averaged over the WINDOW, is at the target."""
     for update in curve.x:
-        loss = loss_at(curve, update)
-        if loss is not None and loss <= target:
+        if (loss := loss_at(curve, update)) is not None and loss <= target:
             return update
     return None
 
 
-@dataclasses.dataclass(frozen=True)
 class Cell:
     """A rule at a depth.
 
@@ -56,40 +54,23 @@ class Cell:
       updates, flops, seconds: of a run; the latter two per update.
     """
 
-    rule: str
-    depth: int
-    tuning: dict[float, float]
-    final: Row | None
-    to_target: Row | None
-    curves: list[Curve]
-    updates: int
-    flops: float
-    seconds: float
-
-    @classmethod
-    def of(cls, results: Results, rule: str, depth: int) -> "Cell":
-        """The cell that the rows of the results describe."""
+    def __init__(self, results: Results, rule: str, depth: int):
         rows = [row for row in results.rows if (row.setting, row.size) == (rule, depth)]
         losses = [row for row in rows if row.metric == LOSS]
-        tuning = {
+        numbers = {row.metric: row.draws[0] for row in rows}
+        self.rule, self.depth = rule, depth
+        self.tuning = {
             row.rate: math.inf if row.mean is None else row.mean
             for row in losses
             if row.seed >= TUNING and row.rate is not None
         }
-        numbers = {row.metric: row.draws[0] for row in rows}
-        final = next((row for row in losses if row.seed < TUNING), None)
-        names = (curve_name(rule, depth, seed) for seed in range(len(final.draws) if final else 0))
-        return cls(
-            rule,
-            depth,
-            tuning,
-            final,
-            next((row for row in rows if row.metric.startswith(TARGET)), None),
-            [results.curves[name] for name in names if name in results.curves],
-            int(numbers.get(UPDATES) or 0),
-            numbers.get(FLOPS) or 0,
-            numbers.get(SECONDS) or math.nan,
-        )
+        self.final = next((row for row in losses if row.seed < TUNING), None)
+        self.to_target = next((row for row in rows if row.metric.startswith(TARGET)), None)
+        seeds = range(len(self.final.draws) if self.final else 0)
+        names = (curve_name(rule, depth, seed) for seed in seeds)
+        self.curves = [results.curves[name] for name in names if name in results.curves]
+        self.updates = int(numbers.get(UPDATES) or 0)
+        self.flops, self.seconds = numbers.get(FLOPS) or 0, numbers.get(SECONDS) or math.nan
 
     @property
     def is_bracketed(self) -> bool:
@@ -126,7 +107,7 @@ class Comparison:
     def cells(self) -> list[Cell]:
         """Every rule at every depth, in the order of the command."""
         keys = dict.fromkeys((row.setting, row.size) for row in self.results.rows)
-        return [Cell.of(self.results, rule, depth) for rule, depth in keys if depth]
+        return [Cell(self.results, rule, depth) for rule, depth in keys if depth]
 
     @property
     def rules(self) -> list[str]:
@@ -144,10 +125,9 @@ class Comparison:
         return sorted({cell.depth for cell in self.cells})
 
     @property
-    def target(self) -> str | None:
-        """The metric that counts updates to the target, which names its loss; None without one."""
-        metrics = (row.metric for row in self.results.rows)
-        return next((metric for metric in metrics if metric.startswith(TARGET)), None)
+    def has_target(self) -> bool:
+        """Whether updates to a training loss were counted."""
+        return any(row.metric.startswith(TARGET) for row in self.results.rows)
 
     def at(self, depth: int) -> list[Cell]:
         """The cells of a depth."""
@@ -187,13 +167,9 @@ class Comparison:
         return Difference(sample, verdict(sample.interval(LEVEL / self.count), 1))
 
     @cached_property
-    def dunnett(self) -> dict[tuple[int, str], str]:
-        """(depth, rule) -> the verdict of Dunnett's test; see `many_against_one`."""
-        return {
-            (depth, rule): word
-            for depth in self.depths
-            for rule, word in self.many_against_one(depth).items()
-        }
+    def dunnett(self) -> dict[int, dict[str, str]]:
+        """`many_against_one` by depth."""
+        return {depth: self.many_against_one(depth) for depth in self.depths}
 
     def many_against_one(self, depth: int) -> dict[str, str]:
         """Verdicts on the log of the final test loss at a depth by Dunnett's test.

@@ -57,13 +57,9 @@ FLAT = {
     NONLINEARITY: 1 / 8,
 }
 EXAMPLES = """\
-examples:
-  does pre_norm transfer over depth, and does completep?
-    python -m experiments coordinates --config=configs/transformer_small.py:width=64,length=64 \\
-      --config.optim.learning_rate=0.001 --rules=pre_norm,completep --depths=2,4,8,16,32,64
-  over width:
-    python -m experiments coordinates --config=configs/mlp.py:epochs=3 --rules=rezero,pre_norm \\
-      --widths=32,64,128,256
+does pre_norm transfer over depth, and does completep?
+  python -m experiments coordinates --config=configs/transformer_small.py:width=64,length=64 \\
+    --config.optim.learning_rate=0.001 --rules=pre_norm,completep --depths=2,4,8,16,32,64
 """
 
 
@@ -116,11 +112,8 @@ def add_rows(
         results.add(rule, NONLINEARITY, nonlinearity.tolist(), size=size)
         ends[CHANGE].append(change[:, -1])
         ends[NONLINEARITY].append(nonlinearity)
-        print(
-            f"{rule}, {size}: |x| {activation[:, -1].mean():.3g}, |x - x_0| "
-            f"{change[:, -1].mean():.3g}, nonlinearity {nonlinearity.mean():.3g}",
-            flush=True,
-        )
+        changed, bent = change[:, -1].mean(), nonlinearity.mean()
+        print(f"{rule}, {size}: |x - x_0| {changed:.3g}, nonlinearity {bent:.3g}", flush=True)
     for metric, values in ends.items():
         slopes, flat = slopes_of(list(configs), np.stack(values, axis=1)), FLAT[metric]
         metric = f"slope of the log {metric} over the log size"
@@ -221,12 +214,8 @@ def plot(results: Results, axis: str) -> Figure:
     sizes = list(means[NONLINEARITY][rules[0]])
     updates = sum(metric.startswith(CHANGE) for metric in means)
     caption = f"Lines: updates 0 to {updates - 1}, from dark to light; means of {seeds} seeds. "
-    figure, axes = drawing.sheet(
-        f"The last layer's activations by {axis}",
-        caption + "; ".join(results.remarks),
-        2 * len(rules) + 1,
-        3.0,
-    )
+    title, caption = f"The last layer's activations by {axis}", caption + "; ".join(results.remarks)
+    figure, axes = drawing.sheet(title, caption, 2 * len(rules) + 1, 3.0)
     colours = [to_hex(c) for c in matplotlib.colormaps["viridis"](np.linspace(0, 0.9, updates))]
     for first, (name, label) in enumerate(((ACTIVATION, "mean |x|"), (CHANGE, "mean |x - x$_0$|"))):
         drawn = [means[f"{name} after update {u}"] for u in range(first, updates)]

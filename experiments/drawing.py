@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from experiments.jobs import DESCRIPTIONS
 from experiments.results import Curve, Results
-from rezero_jax.analysis.theme import COLOURS
+from rezero_jax.analysis.theme import COLOURS, plain_ticks
 
 GREY = "#888888"
 
@@ -25,12 +25,9 @@ def sheet(
     width: float = 3.3,
     margin: float = 0.0,
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with a caption below its panels.
+    """A figure with a caption below its panels, of which a row has at most `columns`.
 
-    Args:
-      height, width: of a panel, in inches.
-      columns: panels in a row, at most.
-      margin: additional height for title and caption, which are taken from the panels otherwise.
+    Panels have this height and width (inches), and `margin` is additional height for the text.
     """
     columns = min(panels, columns)
     rows = -(-panels // columns)
@@ -81,6 +78,16 @@ def crosses(
     if shown:
         axis.plot(*zip(*shown, strict=True), "x", color=colour, markersize=5)
     return bool(shown)
+
+
+def epoch_losses(axis: Axes, results: Results, lowest: float = np.inf) -> None:
+    """The training losses by epoch of every setting on a logarithmic axis that shows `lowest`."""
+    for setting, colour in colours(results.curves).items():
+        line(axis, results.curves[setting]._replace(half=None), setting, colour)
+    axis.set(xlabel="epoch", ylabel="training cross entropy (nats)", yscale="log")
+    lowest = min([lowest, *(y for drawn in results.curves.values() for y in drawn.y)])
+    axis.set_ylim(lowest / 1.2, 4)  # what exploded comes in from above
+    plain_ticks(axis)
 
 
 def levels(axis: Axes, values: Mapping[str, float]) -> None:

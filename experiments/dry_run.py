@@ -24,12 +24,7 @@ LINE = "{:<17} {:<36} {:<10} {:>9} {:>10} {:>17}"
 
 
 def print_costs(jobs: Mapping[str, Sequence[Job]], runs: Path) -> None:
-    """Prints every run of each experiment with its status, operations and time on this machine.
-
-    Args:
-      jobs: of each experiment.
-      runs: the folder that holds their run folders.
-    """
+    """Prints each experiment's runs with their status in `runs`, operations and time here."""
     rate = _matmul_rate()
     print(LINE.format("", "run", "status", "updates", "FLOPs", "time"))
     left: dict[str, float] = {}  # seconds, by run: experiments share some

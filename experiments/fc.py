@@ -10,7 +10,6 @@ from experiments.jobs import CONTROL
 from experiments.published import curve, published
 from experiments.results import Curve, Results, Row, Runs, times_to
 from experiments.statistics import between, decide, holds, mapped, quotients, together, verdict
-from rezero_jax.analysis.theme import plain_ticks
 
 OURS, PLAIN, RES = "FC + ReZero", "FC", "FC + Res"
 BASELINES = (PLAIN, "FC + Norm", RES)
@@ -109,24 +108,20 @@ def plot(results: Results) -> Figure:
     Except in the smoke test, crosses show the paper's numbers.
     """
     figure, (axis,) = drawing.sheet_of(results)
+    drawing.epoch_losses(axis, results, float(TARGETS[-1]))
     reached = [row for row in results.rows if row.metric.startswith("epochs to") and row.mean]
     ends = [x for drawn in results.curves.values() for x in drawn.x]
     ends += [interval[1] for row in reached if (interval := row.interval())]
     crossed = False
     for setting, colour in drawing.colours(results.curves).items():
-        drawing.line(axis, results.curves[setting]._replace(half=None), setting, colour)
         for row in reached:
-            if row.setting == setting and row.mean and (interval := row.interval()):
+            if row.setting == setting and (interval := row.interval()):
                 target = float(row.metric.removeprefix("epochs to "))
                 axis.plot(interval, [target] * 2, color=colour, lw=1)
-                axis.plot(row.mean, target, "o", color=colour, markersize=3)
+                axis.plot(row.mean or 0, target, "o", color=colour, markersize=3)
         if results.scale != "smoke":
             read_off = curve("fc", setting, "loss of epoch")
             read_off += [(x, y) for y, x in curve("fc", setting, "epochs to")]
             crossed |= drawing.crosses(axis, read_off, colour, until=max(ends))
-    axis.set(xlabel="epoch", ylabel="training cross entropy (nats)", yscale="log")
-    lowest = min(y for drawn in results.curves.values() for y in drawn.y)
-    axis.set_ylim(min(lowest, float(TARGETS[-1])) / 1.2, 4)  # what exploded comes in from above
-    plain_ticks(axis)
     axis.legend(title="lines ours, crosses digitised from the paper" if crossed else None)
     return figure

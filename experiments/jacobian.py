@@ -40,15 +40,8 @@ MEASURES = {
 def measure(results: Results, runs: Runs) -> None:
     """The spectra at initialisation and in training."""
     scale = results.scale
-    # The histogram is of all networks together, and only the mean square counts as the same
-    # experiment: the paper does not describe the networks of Figure 4a.
     for setting, found in spectra.at_initialisation(scale).items():
-        pooled = [np.concatenate(found)]
-        for metric in MEASURES:
-            if metric != "largest log10":
-                same = metric == SQUARES
-                _add(results, setting, metric, found if same else pooled, reduced=not same)
-        results.curves[setting] = Curve(*spectra.histogram(found))
+        _add(results, setting, found, reduced=False, fresh=True)
     for setting, seeds in runs.items():
         for epoch, step in STAGES[scale][setting == DEEP].items():
             if step == 0 and setting != DEEP:
@@ -58,19 +51,31 @@ def measure(results: Results, runs: Runs) -> None:
             named = scale == "paper" or not step
             label = f"{setting}, epoch {epoch}" if named else f"{setting}, after {step} updates"
             trained_less = step > 0 and (scale != "paper" or setting == DEEP)
-            for metric in MEASURES:
-                _add(results, label, metric, found, reduced=trained_less)
-            results.curves[label] = Curve(*spectra.histogram(found))
+            _add(results, label, found, reduced=trained_less)
     _judge(results)
 
 
 def _add(
-    results: Results, setting: str, metric: str, found: Sequence[np.ndarray], *, reduced: bool
+    results: Results,
+    setting: str,
+    found: Sequence[np.ndarray],
+    *,
+    reduced: bool,
+    fresh: bool = False,
 ) -> None:
-    """Adds a number of each spectrum."""
-    draws = (float(MEASURES[metric](values)) for values in found)
-    headline, reduced = (setting, metric) in HEADLINES, reduced or results.reduced
-    results.add(setting, metric, draws, headline=headline, reduced=reduced)
+    """Adds the numbers of each spectrum, and the histogram of all.
+
+    Those of fresh Transformers are of all networks together but for the mean square, which alone
+    counts as the same experiment: the paper does not describe the networks of Figure 4a.
+    """
+    results.curves[setting] = Curve(*spectra.histogram(found))
+    for metric, of in MEASURES.items():
+        pooled = fresh and metric != SQUARES
+        if not (fresh and metric == "largest log10"):
+            values = [np.concatenate(found)] if pooled else found
+            fields = {"reduced": reduced or pooled or results.reduced}
+            fields["headline"] = (setting, metric) in HEADLINES
+            results.add(setting, metric, (float(of(one)) for one in values), **fields)
 
 
 def _judge(results: Results) -> None:

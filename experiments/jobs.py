@@ -99,16 +99,7 @@ def status(job: Job, folder: Path) -> Status:
 
 
 class Description(NamedTuple):
-    """What an experiment is.
-
-    Attributes:
-      title: of its section and plot.
-      source: where the experiment is in the paper.
-      seeds: runs of each setting in the paper.
-      setting: by scale, what runs, in a sentence or two.
-      notes: paragraphs on how to read the numbers.
-      full: the scales whose numbers are comparable to the paper's.
-    """
+    """What an experiment is; experiments.toml explains the fields."""
 
     title: str
     source: str

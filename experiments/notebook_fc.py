@@ -6,7 +6,6 @@ from experiments import drawing, spectra
 from experiments.published import curve, lies_in, published
 from experiments.results import Curve, Results, Row, Runs
 from experiments.statistics import between
-from rezero_jax.analysis.theme import plain_ticks
 
 OTHER = "LayerNorm, 64 layers"  # shares one LayerNorm in the notebook, so no claim is on it
 EPOCHS = range(1, 11)
@@ -48,17 +47,13 @@ def _is_loss(row: Row, setting: str) -> bool:
 def plot(results: Results) -> Figure:
     """The losses by epoch with prediction intervals; crosses show the notebook's."""
     figure, (axis,) = drawing.sheet_of(results)
+    drawing.epoch_losses(axis, results)
     for setting, colour in drawing.colours(results.curves).items():
-        drawing.line(axis, results.curves[setting]._replace(half=None), setting, colour)
         for row in results.rows:
             if _is_loss(row, setting) and (interval := row.prediction()):
                 axis.plot([float(row.metric.split()[-1])] * 2, interval, color=colour, lw=1)
         if results.scale != "smoke":
             drawing.crosses(axis, curve("notebook_fc", setting, "loss of epoch"), colour)
-    axis.set(xlabel="epoch", ylabel="training cross entropy (nats)", yscale="log")
-    lowest = min(y for drawn in results.curves.values() for y in drawn.y)
-    axis.set_ylim(lowest / 1.2, 4)  # what exploded comes in from above
-    plain_ticks(axis)
     title = "lines ours, crosses the notebook's" if results.scale != "smoke" else None
     axis.legend(
         title=title, fontsize=7, title_fontsize=7, loc="upper right", bbox_to_anchor=(1, 0.64)

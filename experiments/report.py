@@ -10,7 +10,7 @@ from experiments.comparison import Cell, Comparison
 from experiments.jobs import DESCRIPTIONS
 from experiments.published import SOURCES, STATUSES, WORDS
 from experiments.results import Results
-from experiments.statistics import LEVEL, Draws, between, fisher
+from experiments.statistics import LEVEL, between, fisher
 from rezero_jax.analysis.theme import themed
 from rezero_jax.formatting import duration, markdown_table, number
 
@@ -158,7 +158,7 @@ def comparison_report(comparison: Comparison) -> str:
     parts += [
         f"## {title}\n\n{by_depth(comparison, shown)}"
         for title, shown in TABLES.items()
-        if comparison.target or shown is not to_target
+        if comparison.has_target or shown is not to_target
     ]
     parts += [*notes, *(f"![{text}]({name}.png)" for name, text in PLOTS.items())]
     return "\n\n".join(parts) + "\n"
@@ -179,7 +179,11 @@ def loss_and_difference(comparison: Comparison, cell: Cell) -> str:
     difference = comparison.difference(cell)
     if difference is None:
         return number(cell.final.mean)
-    return f"{number(cell.final.mean)}: {_rounded(difference.sample)}, {difference.verdict}"
+    mean, interval = difference.sample.mean, difference.sample.interval()
+    if mean is None or interval is None:
+        return f"{number(cell.final.mean)}: {difference.sample.shown}, {difference.verdict}"
+    gap, low, high = (number(value, 2) for value in (mean, *interval))
+    return f"{number(cell.final.mean)}: {gap} ({low} to {high}), {difference.verdict}"
 
 
 def to_target(comparison: Comparison, cell: Cell) -> str:
@@ -223,7 +227,7 @@ def _costs(comparison: Comparison, cell: Cell) -> str:
 
 TABLES: Mapping[str, Callable[[Comparison, Cell], str]] = {
     "Final test loss, minus the control's": loss_and_difference,
-    "Verdicts of Dunnett's test": lambda c, cell: c.dunnett.get((cell.depth, cell.rule), ""),
+    "Verdicts of Dunnett's test": lambda c, cell: c.dunnett[cell.depth].get(cell.rule, ""),
     "Updates to the target, over the control's": to_target,
     "Final test loss": lambda _, cell: cell.final.shown if cell.final else "diverged",
     "Best learning rate": _rate,
@@ -239,12 +243,3 @@ def comparison_summary(comparison: Comparison) -> str:
     costs = [_costs(comparison, comparison.of(rule)[-1]) for rule in comparison.rules]
     ends = ["FLOPs and time", "---", *costs]
     return "\n".join(f"{line} {end} |" for line, end in zip(lines, ends, strict=True))
-
-
-def _rounded(sample: Draws) -> str:
-    """A mean with two digits, and its interval."""
-    interval = sample.interval()
-    if sample.mean is None or interval is None:
-        return sample.shown
-    low, high = (number(end, 2) for end in interval)
-    return f"{number(sample.mean, 2)} ({low} to {high})"

@@ -216,14 +216,10 @@ class Results:
 
     def write(self, folder: Path) -> Path:
         """Writes NAME.json, in which each record and each curve has a line; returns its path."""
-        head: dict[str, Any] = {
-            "experiment": self.experiment,
-            "scale": self.scale,
-            "made": self.made and self.made._asdict(),
-            "levels": self.levels,
-            "remarks": self.remarks,
-            "claims": [claim._asdict() for claim in self.claims],
-        }
+        names = ("experiment", "scale", "made", "levels", "remarks", "claims")
+        head = {name: getattr(self, name) for name in names}
+        head["made"] = self.made and self.made._asdict()
+        head["claims"] = [claim._asdict() for claim in self.claims]
         for flag in FLAGS:
             marked = (row for row in self.rows if getattr(row, flag))
             head[flag] = list(dict.fromkeys((row.setting, row.metric) for row in marked))
@@ -241,15 +237,13 @@ class Results:
     def read(cls, path: Path) -> "Results":
         """The results that `write` wrote."""
         content = json.loads(path.read_text())
+        names = ("experiment", "scale", "remarks", "levels")
         return cls(
-            content["experiment"],
-            content["scale"],
-            list(_rows(content)),
-            [Claim.of_json(fields) for fields in content["claims"]],
-            {name: Curve(*curve) for name, *curve in content["curves"]},
-            content["remarks"],
-            content["levels"],
-            Made(**made) if (made := content["made"]) else None,
+            **{name: content[name] for name in names},
+            rows=list(_rows(content)),
+            claims=[Claim.of_json(fields) for fields in content["claims"]],
+            curves={name: Curve(*curve) for name, *curve in content["curves"]},
+            made=Made(**made) if (made := content["made"]) else None,
         )
 
 

@@ -72,8 +72,7 @@ def main(argv: Sequence[str]) -> int:
 
 def read_all() -> list[Results]:
     """All committed results of the paper's experiments, by name."""
-    files = sorted(set(FOLDER.glob("*.json")) - {COSTS})
-    return [Results.read(path) for path in files]
+    return [Results.read(path) for path in sorted(set(FOLDER.glob("*.json")) - {COSTS})]
 
 
 def comparisons() -> dict[str, Comparison]:
@@ -88,7 +87,7 @@ def committed_tables(compared: Mapping[str, Comparison]) -> dict[str, str]:
     tables |= {"schemes": rules_table(), "across": across(CLAIMS["across"], compared)}
     for name, comparison in compared.items():
         tables[f"compared_{name}"] = report.comparison_summary(comparison)
-        if comparison.target:
+        if comparison.has_target:
             tables[f"target_{name}"] = report.by_depth(comparison, report.to_target)
     return tables
 

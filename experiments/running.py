@@ -1,7 +1,6 @@
-"""Runs jobs, several at once. A stopped command saves them, and the next call resumes them.
+"""Runs jobs, several at once, each in a process of its own. A stopped command saves them.
 
-Each job is a process of its own, because a process fixes its number of CPU devices once, and a run
-that dies must not take others with it.
+A process fixes its number of CPU devices once, and a run that dies must not take others with it.
 """
 
 import json

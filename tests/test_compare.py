@@ -132,17 +132,14 @@ def test_many_differences_need_a_wider_interval() -> None:
     assert dunnett == {"norm": NOT_SIGNIFICANT}
 
 
-def test_a_diverged_run_is_shown_and_not_compared() -> None:
-    found = compare(rows("rezero", [1.0, 1.1]), rows("plain", [1.0, None]))
-    assert found.difference(second(found)) is None
-    assert report.loss_and_difference(found, second(found)) == "diverged in 1 of 2"
-
-
-def test_the_noise_floor_is_the_deviation_of_a_usual_cell() -> None:
+def test_the_noise_floor_is_of_a_usual_cell_and_diverged_runs_are_not_compared() -> None:
     a, b, broken = [1.0, 1.2, 1.1], [2.0, 2.6, 2.1], [3e5, 1e5, 2e5]
     noise = compare(rows("rezero", a), rows("norm", b), rows("plain", broken)).noise
     assert np.isclose(noise, np.std(b, ddof=1))
     assert compare(rows("rezero", [1.0])).noise is None
+    lost = compare(rows("rezero", [1.0, 1.1]), rows("plain", [1.0, None]))
+    assert lost.difference(second(lost)) is None
+    assert report.loss_and_difference(lost, second(lost)) == "diverged in 1 of 2"
 
 
 def test_at_equal_cost_a_more_expensive_rule_is_read_earlier() -> None:
@@ -181,28 +178,23 @@ def test_times_to_the_target_are_ratios_of_pairs() -> None:
     assert lost.times(second(lost)) is None
 
 
-def test_the_control_without_layers_is_rezero_with_its_gates_frozen() -> None:
-    plan = Plan("mlp.py", (), ["rezero", "rezero_frozen"], [8], 1, 3, 2.0, 1)
-    frozen, ours = (plan.job(rule, 8, 0.01, 0) for rule in ("rezero_frozen", "rezero"))
-    assert frozen.name != ours.name
-    one, other = frozen.load().to_dict(), ours.load().to_dict()
-    assert one["optim"]["alpha"].pop("learning_rate") == 0.0
-    assert other["optim"]["alpha"].pop("learning_rate") is None
-    assert one == other
-
-
 def test_runs_differ_in_rule_depth_rate_and_seed_alone() -> None:
     plan = Plan("mlp.py:epochs=2", ("model.width=8",), ["rezero"], [2], 2, 3, 2.0, 1)
     config = plan.job("norm", 4, 0.02, 7).load()
     assert (config.model.residual, config.model.depth, config.model.width) == ("norm", 4, 8)
     assert (config.optim.learning_rate, config.seed, config.train.epochs) == (0.02, 7, 2.0)
     assert plan.grid("norm", 4).middle == 0.01
+    frozen, ours = (plan.job(rule, 8, 0.01, 0) for rule in ("rezero_frozen", "rezero"))
+    assert frozen.name != ours.name
+    one, other = frozen.load().to_dict(), ours.load().to_dict()
+    rates = [config["optim"]["alpha"].pop("learning_rate") for config in (one, other)]
+    assert (rates, one) == ([0.0, None], other)
 
 
 def test_the_report_shows_every_rule_and_reads_back(tmp_path: Path) -> None:
     found = compare(rows("rezero", [1.0, 1.1]), rows("norm", [1.5, 1.7]), rows("plain", []))
     back = Comparison(Results.read(found.results.write(tmp_path)))
-    assert repr(back.cells) == repr(found.cells)
+    assert [repr(vars(cell)) for cell in back.cells] == [repr(vars(cell)) for cell in found.cells]
     assert [cell.is_bracketed for cell in back.cells] == [True, True, False]
     text = report.write_comparison(back, tmp_path).read_text()
     for part in ("rezero", "norm", "plain", "none of 0.01 to 0.04", "noise floor"):
@@ -238,23 +230,18 @@ def test_results_far_from_the_control_are_drawn_as_words_and_crosses() -> None:
         assert [label.get_text() for label in axis.texts] == ["bigram\n2.41"]
 
 
-@pytest.mark.parametrize(
-    ("flags", "sentence"),
-    [
-        (["--rules=rezro"], 'did you mean "rezero"'),
-        (["--depths=2,x"], "--depths"),
-        (["--factor=1"], "--factor"),
-        (["--seeds=0"], "--seeds"),
-        (["--config=mlp.py"], "--config: mlp.py"),
-        (["--config.seed=3"], "--config.seed"),
-    ],
-)
-def test_mistakes_are_reported_before_anything_runs(
-    flags: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_mistakes_are_reported_before_anything_runs(tmp_path: Path, capsys) -> None:
     given = ["--config=configs/mlp.py", "--rules=rezero", "--depths=2", f"--out={tmp_path}/out"]
-    assert status_of(["compare", *given, *flags]) == 2
-    assert sentence in capsys.readouterr().err
+    for flag, sentence in (
+        ("--rules=rezro", 'did you mean "rezero"'),
+        ("--depths=2,x", "--depths"),
+        ("--factor=1", "--factor"),
+        ("--seeds=0", "--seeds"),
+        ("--config=mlp.py", "--config: mlp.py"),
+        ("--config.seed=3", "--config.seed"),
+    ):
+        assert status_of(["compare", *given, flag]) == 2
+        assert sentence in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -125,9 +125,9 @@ def test_the_command_writes_its_numbers_and_its_plot(monkeypatch, tmp_path, caps
     assert {path.name for path in tmp_path.iterdir()} == names
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
+def test_a_wrong_flag_is_reported(capsys, tmp_path) -> None:
+    command = ["coordinates", "--config=configs/mlp.py", "--rules=rezero", f"--out={tmp_path}"]
+    for flags, message in (
         (["--depths=2"], "--depths=2,8"),
         (["--widths=8,x"], "--widths: x"),
         (["--depths=2,4", "--seeds=0"], "--seeds: 0"),
@@ -135,12 +135,9 @@ def test_the_command_writes_its_numbers_and_its_plot(monkeypatch, tmp_path, caps
         (["--depths=2,8", "--config=configs/mlp.py:smoke"], "sets the depth to 4"),
         (["--depths=2,8", "--rules=prenorm"], 'did you mean "pre_norm"'),
         (["--depths=2,8", "--steps=700"], "train.steps"),
-    ],
-)
-def test_a_wrong_flag_is_reported(flags, message, capsys, tmp_path) -> None:
-    command = ["coordinates", "--config=configs/mlp.py", "--rules=rezero", f"--out={tmp_path}"]
-    assert status_of([*command, *flags]) == 2
-    assert message in capsys.readouterr().err
+    ):
+        assert status_of([*command, *flags]) == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The paper by command: known numbers, result files, and runs, of which most are stand-ins."""
 
+import argparse
 import csv
 import json
 import math
@@ -16,7 +17,7 @@ from flax import nnx
 
 from experiments import dry_run as dry
 from experiments import entropies, fc, jobs, running, spectra, toy
-from experiments.__main__ import EXPERIMENTS, main
+from experiments.__main__ import EXPERIMENTS, _jobs, main
 from experiments.jobs import DESCRIPTIONS, planned
 from experiments.published import MARKS, SOURCES, STATUSES, Claim, curve, published
 from experiments.results import COLUMNS, Curve, Made, Results, Row
@@ -144,6 +145,9 @@ def test_results_come_back_from_their_file(tmp_path):
         .rows[0]
         .draws[0]
     )
+    shown = [Row("ResNet-56", "error %", (6.0, 7.0), reduced=reduced) for reduced in (False, True)]
+    papers = map(Results("resnet", "cpu", shown).paper, shown)
+    assert [paper and paper.text for paper in papers] == ["6.27", None]
     # A data frame needs nothing but columns and records.
     content = json.loads(results.write(tmp_path).read_text())
     assert tuple(content["columns"]) == COLUMNS
@@ -157,12 +161,6 @@ def test_a_run_that_experiments_share_is_the_same_run():
         for scale in ("paper", "cpu", "smoke"):
             for job in planned(name, scale):
                 assert shared.setdefault((scale, job.name), job)[2:4] == job[2:4], job.name
-
-
-def test_no_number_of_the_paper_is_shown_beside_a_reduced_one():
-    rows = [Row("ResNet-56", "error %", (6.0, 7.0), reduced=reduced) for reduced in (False, True)]
-    results = Results("resnet", "cpu", rows)
-    assert [paper and paper.text for paper in map(results.paper, rows)] == ["6.27", None]
 
 
 # ---- Every experiment, on stand-ins for its runs
@@ -522,23 +520,13 @@ def test_seeds_and_text_go_into_the_runs(stand_ins, tmp_path):
     folders = sorted((tmp_path / "smoke/runs").glob("*/config.json"))
     configs = [json.loads(path.read_text()) for path in folders]
     assert [config["seed"] for config in configs] == [0, 1]
+    flags = argparse.Namespace(scale="smoke", seeds=2, text=None)
+    every = [(seed, job.setting) for seed in (0, 1) for job in planned("fc", "smoke")]
+    assert [(int(job.name[-1]), job.setting) for job in _jobs("fc", flags)] == every
     assert all(config["data"]["path"] == str(text) for config in configs)
     results = Results.read(tmp_path / "smoke/transformer_deep.json")
     assert results.made.command.endswith("--scale=smoke --seeds=2 --text=book.txt")
     assert [row.draws for row in results.rows if row.metric == "bits per byte"] == [(1.25, 1.25)]
-
-
-def test_after_each_seed_every_setting_has_the_same_number_of_runs(monkeypatch, tmp_path):
-    started = []
-
-    def run_all(jobs, *args):
-        started.extend(job.name for job in jobs)
-        return iter(())
-
-    monkeypatch.setattr("experiments.__main__.run_all", run_all)
-    main(["fc", "--scale=smoke", "--seeds=2", f"--out={tmp_path}"])
-    names = ("fc32-plain", "fc32-norm", "fc32-residual", "fc32-rezero", "fc32-frozen")
-    assert started == [f"{name}-{seed}" for seed in (0, 1) for name in names]
 
 
 @pytest.mark.slow
@@ -560,19 +548,16 @@ def test_costs_at_the_papers_scale(capsys, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("argv", "sentence"),
-    [
+def test_mistakes_are_reported_before_anything_is_written(capsys, tmp_path):
+    for argv, sentence in (
         (["tyo"], 'did you mean "toy"?'),
         (["toy", "--scale=cpus"], 'did you mean "cpu"?'),
         (["toy", "--seeds=0"], "--seeds: 0"),
         (["toy", "--scale=paper", "--text=x"], "leave out --text"),
         (["toy", "--text=nowhere"], "--text=nowhere"),
-    ],
-)
-def test_mistakes_are_reported_before_anything_is_written(argv, sentence, capsys, tmp_path):
-    assert status_of([*argv, f"--out={tmp_path}"]) == 2
-    assert sentence in capsys.readouterr().err.splitlines()[-1]
+    ):
+        assert status_of([*argv, f"--out={tmp_path}"]) == 2
+        assert sentence in capsys.readouterr().err.splitlines()[-1]
     assert not list(tmp_path.iterdir())
 
 

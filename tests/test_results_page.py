@@ -98,18 +98,11 @@ def test_a_new_number_changes_the_tables():
     assert rewritten(page, tables) == page.replace("old", tables["reduced"])
 
 
-@pytest.mark.parametrize(
-    "page",
-    [
-        "<!-- claims -->\nno end",
-        "<!-- unknown -->\n<!-- end -->",
-        "<!-- claims -->\n<!-- fc -->\n<!-- end -->",
-        "<!-- end -->",
-    ],
-)
-def test_a_page_without_the_place_of_a_table_is_refused(page):
-    with pytest.raises(UserError, match="table"):
-        rewritten(page, {"claims": "x", "fc": "y"})
+def test_a_page_without_the_place_of_a_table_is_refused():
+    start, end = "<!-- claims -->\n", "<!-- end -->"
+    for page in (f"{start}no end", f"<!-- unknown -->\n{end}", f"{start}<!-- fc -->\n{end}", end):
+        with pytest.raises(UserError, match="table"):
+            rewritten(page, {"claims": "x", "fc": "y"})
 
 
 def test_hours_on_a_tpu_are_listed_for_what_has_not_run():
@@ -130,19 +123,10 @@ def test_hours_on_a_tpu_are_listed_for_what_has_not_run():
     }
 
 
-@pytest.mark.parametrize(
-    ("value", "digits", "text"),
-    [
-        (99.7, 2, "100"),
-        (9.97, 2, "10"),
-        (999.96, 4, "1,000"),
-        (1234.5, 4, "1,234"),
-        (5.6e-4, 4, "5.6e-4"),
-        (0.0, 4, "0"),
-    ],
-)
-def test_only_small_numbers_have_an_exponent(value, digits, text):
-    assert number(value, digits) == text
+def test_only_small_numbers_have_an_exponent():
+    values = ((99.7, 2), (9.97, 2), (999.96, 4), (1234.5, 4), (5.6e-4, 4), (0.0, 4))
+    texts = ["100", "10", "1,000", "1,234", "5.6e-4", "0"]
+    assert [number(*value) for value in values] == texts
 
 
 def test_an_argument_is_refused(capsys):
