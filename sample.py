@@ -18,9 +18,9 @@ examples:
   train a small model on the sources of Python's standard library, and sample from it:
     python train.py --config=configs/transformer_small.py --workdir=runs/stdlib
     python sample.py --workdir=runs/stdlib --prompt="def main("
-  always the likeliest byte:
+  greedy decoding:
     python sample.py --workdir=runs/stdlib --prompt="import " --temperature=0
-  fewer surprises:
+  nucleus sampling at a lower temperature:
     python sample.py --workdir=runs/stdlib --prompt="class " --temperature=0.7 --top_p=0.9
 
 exit status: 0 done; 2 an error in the command or the run folder; 4 storage was unavailable, try
@@ -38,10 +38,10 @@ def main(argv: list[str]) -> int:
     for name, kind, default, text in (
         ("prompt", str, "\n", "text to continue (default: a new line)"),
         ("bytes", int, 500, "number of bytes to write (default: 500)"),
-        ("temperature", float, 0.8, "randomness; 0 picks the likeliest byte (default: 0.8)"),
-        ("top_k", int, None, "number of likeliest bytes to choose from (default: all)"),
-        ("top_p", float, None, "probability of the likeliest bytes to choose from (default: 1)"),
-        ("seed", int, 0, "seed of the random choices (default: 0)"),
+        ("temperature", float, 0.8, "sampling temperature; 0 decodes greedily (default: 0.8)"),
+        ("top_k", int, None, "number of likeliest bytes to sample from (default: all)"),
+        ("top_p", float, None, "total probability of the bytes to sample from (default: 1)"),
+        ("seed", int, 0, "seed of the sampling (default: 0)"),
     ):
         parser.add_argument(f"--{name}", type=kind, default=default, help=text)
     args = parser.parse_args(argv)
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
 
 
 def sample(workdir: str, prompt: str, bytes: int, seed: int, **options: Any) -> None:
-    """Prints the prompt and `bytes` more bytes; the options are those of `Transformer.generate`."""
+    """Prints the prompt and `bytes` more bytes; `Transformer.generate` documents the options."""
     from flax import nnx
 
     from rezero_jax.devices import cache_compilations
@@ -65,7 +65,7 @@ def sample(workdir: str, prompt: str, bytes: int, seed: int, **options: Any) -> 
     written = write(model, typed, bytes, rngs=nnx.Rngs(seed), **options)
     first = next(written)  # raises for an invalid option, before anything is printed
     print(f"{workdir} after {step:,} updates:\n", file=sys.stderr)
-    # A character may have several bytes, and a model may write bytes that are not UTF-8.
+    # A character may span chunks, and a model may write bytes that are not UTF-8.
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     try:
         for chunk in itertools.chain([typed + first], written):
@@ -77,8 +77,8 @@ def sample(workdir: str, prompt: str, bytes: int, seed: int, **options: Any) -> 
 def write(model: "Transformer", prompt: bytes, count: int, **options: Any) -> Iterator[bytes]:
     """Yields `count` bytes that continue the prompt, in chunks.
 
-    If max_len has no room for all bytes, continues from the last max_len / 2 bytes, repeatedly. The
-    options are those of `Transformer.generate`.
+    When the text outgrows max_len, generation continues from its last max_len / 2 bytes.
+    `Transformer.generate` documents the options.
     """
     from rezero_jax.models.transformer.generate import stream
 

@@ -23,7 +23,7 @@ STARTED = time.perf_counter()
 def main(argv: list[str]) -> int:
     """Runs the command line and returns the exit status."""
     args, overrides = flags.parse(argv)
-    # Imported here so that --help and a wrong flag are answered at once.
+    # Imported here so that --help and a wrong flag get an immediate answer.
     from jax.errors import JaxRuntimeError
 
     from launch.connect import connect
@@ -103,5 +103,5 @@ if __name__ == "__main__":
     sys.stdout.flush()
     sys.stderr.flush()
     if status:
-        # After a failed write, threads of Orbax wait for it, and Python would wait for them.
+        # After a failed write, Orbax's threads never end, and a normal exit would wait for them.
         os._exit(status)

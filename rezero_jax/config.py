@@ -1,4 +1,4 @@
-"""Configs: the fields that every experiment has, the files that fill them in, and overrides."""
+"""Config fields with their defaults, config files, and command-line overrides."""
 
 import ast
 import functools
@@ -14,7 +14,7 @@ from ml_collections import ConfigDict, config_dict
 
 from rezero_jax.errors import UserError, choose_from, closest_beside
 
-# The fields of a section that give one length in different units; at most one of them is set.
+# Alternative units of one length, by section; at most one of the fields is set.
 LENGTHS = {
     "train": ("steps", "epochs", "examples"),
     "eval": ("every_steps", "every_epochs", "every_examples"),
@@ -24,9 +24,9 @@ LARGEST_FLOAT = 3.4e38  # of float32, rounded down
 
 
 def base_config() -> ConfigDict:
-    """Every field that a run can have, with its default; a placeholder is unset, None."""
+    """All config fields with their defaults; a placeholder is unset (None)."""
     config = ConfigDict()
-    config.seed = 0  # of the initial parameters, the order of examples, augmentation and dropout
+    config.seed = 0  # seeds the initial parameters, the shuffling, augmentation and dropout
 
     config.model = ConfigDict()  # its fields depend on model.name; each config file sets them
 
@@ -35,11 +35,11 @@ def base_config() -> ConfigDict:
     config.data.dir = config_dict.placeholder(str)  # unset: $TFDS_DATA_DIR, ~/tensorflow_datasets
     config.data.stream = False  # read images from disk while training, instead of once into memory
     config.data.workers = 0  # processes that decode streamed training images; 0: threads
-    # Per channel, of pixels scaled to 0 .. 1; unset: those of the data set.
+    # Channel means and standard deviations of pixels in 0 .. 1; unset: the data set's defaults.
     config.data.mean = config_dict.placeholder(tuple)
     config.data.std = config_dict.placeholder(tuple)
     config.data.image_size = 224  # imagenet: height and width of the crops, in pixels
-    # Random changes to training images, see data.augment; 0 and False: none.
+    # Augmentation of training images, see data.augment; 0 and False disable it.
     config.data.crop_padding = 0  # pixels added on each side before a random crop
     config.data.flip = False  # mirror left to right with probability 1/2
     config.data.jitter = 0.0  # largest relative change of brightness, contrast and saturation
@@ -47,24 +47,24 @@ def base_config() -> ConfigDict:
     config.data.path = config_dict.placeholder(str)  # text: the file or folder
     config.data.length = 256  # text: bytes in an example
     config.data.windows = "segments"  # text: the training examples; segments, random
-    config.data.context = 0  # text: least number of bytes before each byte that is evaluated
+    config.data.context = 0  # text: minimum number of bytes before each evaluated byte
     config.data.eval_split = "validation"  # text: validation, test
 
     config.train = ConfigDict()
-    # The length of the run; exactly one of the three is set.
+    # Length of the run; exactly one of the three is set.
     config.train.steps = config_dict.placeholder(int)
     config.train.epochs = config_dict.placeholder(float)
     config.train.examples = config_dict.placeholder(int)
-    # End with the first epoch whose mean training loss (nats) is at most this; unset: never.
+    # Stop after the first epoch whose mean training loss (nats) is at most this; unset: never.
     config.train.until_loss = config_dict.placeholder(float)
     config.train.batch_size = 128
-    # Microbatches per batch on one device, to save memory. Several devices need fewer, except for
-    # networks with BatchNorm, which always use this number.
+    # Microbatches per batch on one device; more need less memory. Several devices use fewer, except
+    # for networks with BatchNorm, which always use this number.
     config.train.accumulate = 1
-    config.train.steps_per_dispatch = 1  # updates that the device makes between visits of the host
+    config.train.steps_per_dispatch = 1  # updates per call of the compiled program
 
     config.eval = ConfigDict()
-    # The interval between evaluations; at most one is set. Unset: one evaluation, at the end.
+    # Interval between evaluations; at most one is set. Unset: one evaluation, at the end.
     config.eval.every_steps = config_dict.placeholder(int)
     config.eval.every_epochs = config_dict.placeholder(float)
     config.eval.every_examples = config_dict.placeholder(int)
@@ -76,43 +76,40 @@ def base_config() -> ConfigDict:
     config.optim.learning_rate = 0.01  # the peak of the schedule
     config.optim.weight_decay = 0.0
     config.optim.schedule = "constant"  # constant, cosine, linear, multistep, piecewise
-    config.optim.warmup_steps = 0  # updates in which the rate rises to the peak
+    config.optim.warmup_steps = 0  # updates during which the rate rises to the peak
     config.optim.milestones = (0.5, 0.75)  # multistep: fractions of the run at which the rate drops
-    config.optim.decay_factor = 0.1  # multistep: factor of the rate at each milestone
+    config.optim.decay_factor = 0.1  # multistep: factor applied to the rate at each milestone
     # piecewise: (fraction of the run, fraction of learning_rate), interpolated linearly
     config.optim.points = ((0.0, 1.0), (1.0, 0.0))
-    config.optim.clip_norm = config_dict.placeholder(float)  # of all gradients; unset: no clipping
+    config.optim.clip_norm = config_dict.placeholder(float)  # global norm; unset: no clipping
     config.optim.momentum = 0.9  # sgd
     config.optim.momentum_points = ()  # sgd: (fraction of the run, momentum) instead of momentum
     config.optim.nesterov = False  # sgd
     config.optim.b1 = 0.9  # adamw, lamb, muon
     config.optim.b2 = 0.999  # adamw, lamb, muon
-    config.optim.alpha = optim_group(weight_decay=0.0)  # all gates, which are found by their type
+    config.optim.alpha = optim_group(weight_decay=0.0)  # settings of all gates
     config.optim.groups = ConfigDict()  # name -> optim_group(path=...): other parameters, by path
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every_steps = 1000
     config.checkpoint.keep = 3  # the newest n
-    config.checkpoint.keep_every_steps = config_dict.placeholder(int)  # also each multiple of this
+    config.checkpoint.keep_every_steps = config_dict.placeholder(int)  # also its multiples
     config.checkpoint.keep_best = 0  # also the n with the lowest eval/loss
 
     config.log = ConfigDict()
     config.log.every_steps = 50
 
     config.mesh = ConfigDict()
-    config.mesh.data = -1  # devices that share a batch; -1: the most among which it divides
-    config.mesh.model = 1  # devices that share each weight matrix of a Transformer or MLP
+    config.mesh.data = -1  # devices to shard the batch over; -1: the most that divide it
+    config.mesh.model = 1  # devices to shard each weight matrix of a Transformer or MLP over
     config.mesh.fully_sharded = False  # shard parameters and optimizer state over mesh.data as well
-    # The number of devices that the CPU poses as; unset: 1. train.py reads it before JAX starts.
+    # Number of virtual CPU devices; unset: 1. train.py sets it before JAX starts.
     config.mesh.cpu_devices = config_dict.placeholder(int)
     return config
 
 
 def option_fields(options: Any) -> ConfigDict:
-    """The fields of an options dataclass as fields of config.model, with the same defaults.
-
-    A field that a config cannot hold, such as a dtype, is left out.
-    """
+    """Fields and defaults of an options dataclass as config.model; types like dtype are omitted."""
     section = ConfigDict()
     for name, kind in get_type_hints(type(options)).items():
         kinds = get_args(kind) or (kind,)  # float | None
@@ -123,7 +120,7 @@ def option_fields(options: Any) -> ConfigDict:
 
 
 def optim_group(**settings: Any) -> ConfigDict:
-    """Settings of a parameter group of the optimizer; an unset field is as in config.optim."""
+    """Optimizer settings of a parameter group; an unset field inherits from config.optim."""
     group = ConfigDict()
     group.path = config_dict.placeholder(str)  # a regular expression, such as "head/bias$"
     for field in ("name", "schedule"):
@@ -136,11 +133,11 @@ def optim_group(**settings: Any) -> ConfigDict:
 
 
 def parse_arg(arg: str, **defaults: Any) -> ConfigDict:
-    """Reads the part of `--config=FILE:ARG` after the colon: "key=value,key=value,switch".
+    """Parses the ARG of `--config=FILE:ARG`: "key=value,key=value,switch".
 
     Args:
-      arg: the text; a key alone sets a bool to True.
-      **defaults: every valid key with its default, or with its type if it is unset.
+      arg: the text; a key without a value sets a bool to True.
+      **defaults: every valid key with its default, or with its type if it is unset by default.
 
     Raises:
       UserError: an unknown key or a value of another type.
@@ -161,11 +158,11 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
 
     Args:
       spec: FILE or FILE:ARG, where FILE defines `get_config(arg: str) -> ConfigDict`.
-      overrides: texts "a.b=value"; a length of the run replaces the length in the file.
+      overrides: texts "a.b=value"; see `override`.
 
     Raises:
-      UserError: the file is missing or fails, a key is unknown (the sentence names the closest), or
-        a value has another type, is not finite or too large for JAX's default dtypes.
+      UserError: the file is missing or fails, a key is unknown, or a value has the wrong type, is
+        not finite or too large for JAX's default dtypes.
     """
     path, _, arg = spec.partition(":")
     if Path(path).is_dir():
@@ -181,7 +178,7 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
 
 
 def _get_config(path: str, arg: str) -> ConfigDict:
-    """What `get_config(arg)` in a Python file returns; raises UserError for whatever fails."""
+    """Calls `get_config(arg)` of a Python file; raises UserError for any failure."""
     try:
         variables = runpy.run_path(path)
         if "get_config" not in variables:
@@ -192,7 +189,7 @@ def _get_config(path: str, arg: str) -> ConfigDict:
     except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == path]
-        place = f", line {lines[-1]}," if lines else ""  # a SyntaxError states its own
+        place = f", line {lines[-1]}," if lines else ""  # a SyntaxError contains its line
         raise UserError(
             f"the config file {path}{place} failed ({type(error).__name__}: {error}); correct it"
         ) from error
@@ -204,12 +201,12 @@ def _get_config(path: str, arg: str) -> ConfigDict:
 
 
 def flatten(tree: dict[str, Any]) -> dict[str, Any]:
-    """A nested dict as {"a.b": leaf}."""
+    """Flattens a nested dict to {"a.b": leaf}."""
     return flatten_dict(tree, sep=".")
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """One text "key: old -> new" for each leaf in which two nested dicts differ."""
+    """Lines "key: old -> new", one for each leaf in which two nested dicts differ."""
     flat_old, flat_new = flatten(old), flatten(new)
     return [
         f"{key}: {flat_old.get(key, 'absent')} -> {flat_new.get(key, 'absent')}"
@@ -221,7 +218,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 def check_numbers(config: ConfigDict) -> None:
     """Raises UserError for a number that is not finite or too large for JAX's default dtypes.
 
-    Other bounds are checked where the field is used, those of the seed by data.Order.
+    The seed is exempt: data.Order checks its bounds.
     """
     for key, value in flatten(config.to_dict()).items():
         for number in jax.tree.leaves(value):
@@ -235,7 +232,7 @@ def check_numbers(config: ConfigDict) -> None:
 def override(config: ConfigDict, texts: Iterable[str]) -> None:
     """Sets fields of a config from texts "a.b=value"; raises UserError like `load_config`.
 
-    A length unsets the same length in other units, unless `texts` sets these as well.
+    Setting a length unsets the alternatives in LENGTHS that `texts` does not set.
     """
     keys, given = flatten(config.to_dict()), {}
     for text in texts:
@@ -257,7 +254,10 @@ def override(config: ConfigDict, texts: Iterable[str]) -> None:
 
 
 def assign(section: ConfigDict, key: str, text: str, shown: str) -> None:
-    """Sets a field from text of the field's type, or None for a placeholder; `shown` in errors."""
+    """Sets a field from text, parsed as the field's type; errors call the field `shown`.
+
+    "None" unsets a placeholder.
+    """
     wanted = section.get_type(key)
     values = dict(section.items(preserve_field_references=True))
     may_be_unset = isinstance(values[key], config_dict.FieldReference)

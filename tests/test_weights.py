@@ -181,7 +181,7 @@ def test_modules_that_pytorch_lacks(name):
         for f in (to_torch, partial(from_torch, tensors={})):
             assert sentence(f, module).endswith(f"make the module with {text}")
     mlp = abstract(partial(MLP, 4, 4, 1, 2))
-    assert "PyTorch's layers have no MLP; give an EncoderLayer" in sentence(to_torch, mlp)
+    assert "PyTorch has no equivalent of MLP; give an EncoderLayer" in sentence(to_torch, mlp)
 
 
 # ---- PyTorch

@@ -1,10 +1,10 @@
-"""Weights from PyTorch's Transformer layers and timm's vision Transformers, and back.
+"""Converts weights from and to PyTorch's Transformer layers and timm's vision Transformers.
 
-Supported are the layers of the authors' package `rezero` 0.1.0 (RZTXEncoderLayer,
+The converter supports the layers of the authors' package `rezero` 0.1.0 (RZTXEncoderLayer,
 RZTXDecoderLayer) and of torch.nn (TransformerEncoderLayer, TransformerDecoderLayer: rules
 "post_norm" and "pre_norm"), alone or in stacks whose names start with layers.0., layers.1., ...;
 and timm's VisionTransformer (rule "pre_norm"), with global_pool "token", or "avg" and no class
-token. In PyTorch, `save_file` and `load_file` of `safetensors.torch` write and read the files:
+token. `safetensors.torch` writes and reads the files in PyTorch:
 
     save_file(model.state_dict(), "rezero.safetensors")                    # in PyTorch
     layer = EncoderLayer(256, 4, 1024, rngs=nnx.Rngs(0))                   # here
@@ -36,15 +36,15 @@ from rezero_jax.models.vit import ViT
 from rezero_jax.residual import DyT
 from rezero_jax.residual.rules import PostNorm, PreNorm, ReZeroRule
 
-# Our axes in each axis of PyTorch. Our qkv is (width, heads, query key value, head size); PyTorch
-# has all queries before all keys and values.
+# For each axis in PyTorch, the axes of ours that it merges. Our qkv is (width, heads, query key
+# value, head size); PyTorch stores all queries before all keys and values.
 Axes = tuple[tuple[int, ...], ...]
 SCALAR: Axes = ((),)
 VECTOR: Axes = ((0,),)
 MATRIX: Axes = ((1,), (0,))
 QKV: Axes = ((2, 1, 3), (0,))
 QKV_BIAS: Axes = ((1, 0, 2),)
-# PyTorch's name of a tensor, our name and axes.
+# {PyTorch's name: (our name, axes)}.
 NAMES: dict[str, tuple[str, Axes]] = {
     "resweight": ("rules.0.alpha", SCALAR),
     "self_attn.in_proj_weight": ("attention.qkv", QKV),
@@ -63,7 +63,7 @@ NAMES: dict[str, tuple[str, Axes]] = {
 for i in range(3):
     NAMES[f"norm{i + 1}.weight"] = (f"rules.{i}.norm.scale", VECTOR)
     NAMES[f"norm{i + 1}.bias"] = (f"rules.{i}.norm.bias", VECTOR)
-# timm's names, where they differ from PyTorch's.
+# (PyTorch's name, timm's name), where they differ.
 TIMM = (
     ("self_attn.in_proj_", "attn.qkv."),
     ("self_attn.out_proj", "attn.proj"),
@@ -73,20 +73,19 @@ TIMM = (
 
 
 def from_torch(module: nnx.Module, tensors: Mapping[str, Any], prefix: str = "") -> None:
-    """Copies a PyTorch state dict into a module, in place, as `nnx.update` does.
+    """Copies a PyTorch state dict into a module, in place.
 
-    Every parameter of the module is replaced, and keeps its dtype (float32) and device. After an
-    error the module is unchanged.
+    Every parameter keeps its dtype (float32) and device. An error leaves the module unchanged.
 
     Args:
       module: an EncoderLayer, DecoderLayer, Encoder, Decoder or ViT.
       tensors: the result of `load_tensors`, or a float32 state dict on the CPU.
-      prefix: prefix of the layers' names in the PyTorch model, such as "encoder."; other names are
-        ignored.
+      prefix: prefix of the layers' names in the PyTorch model, such as "encoder."; tensors without
+        the prefix are ignored.
 
     Raises:
-      UserError: a tensor is missing, unknown, of another shape or not floating-point; or PyTorch
-        has no such layer.
+      UserError: a tensor is missing, unknown, of another shape or not floating-point, or PyTorch
+        has no equivalent layer.
     """
     places = {prefix + name: place for name, place in _places(module)}
     unused = [name for name in tensors if name.startswith(prefix) and name not in places]
@@ -104,7 +103,7 @@ def from_torch(module: nnx.Module, tensors: Mapping[str, Any], prefix: str = "")
             filled[id(param)] = param, np.empty(param.shape, param.dtype)
         array, value = filled[id(param)][1], np.asarray(tensors[name])
         if not jnp.issubdtype(value.dtype, jnp.floating):
-            raise UserError(f'"{name}" is {value.dtype}; a parameter needs floating point numbers')
+            raise UserError(f'"{name}" is {value.dtype}; convert it to a floating-point dtype')
         if value.shape != place.shape(array):
             raise UserError(
                 f'"{name}" is {value.shape} in the state dict and {place.shape(array)} in this '
@@ -119,14 +118,10 @@ def from_torch(module: nnx.Module, tensors: Mapping[str, Any], prefix: str = "")
 def to_torch(module: nnx.Module, prefix: str = "") -> dict[str, np.ndarray]:
     """The module's parameters as a PyTorch state dict: the exact inverse of `from_torch`.
 
-    `torch.from_numpy` takes the arrays. Gradients that have the module's structure convert too.
-
-    Args:
-      module: an EncoderLayer, DecoderLayer, Encoder, Decoder or ViT.
-      prefix: prefix of all names.
+    `torch.from_numpy` accepts the arrays. Gradients with the module's structure convert too.
 
     Raises:
-      UserError: PyTorch has no such layer.
+      UserError: PyTorch has no equivalent layer.
     """
     tensors = {}
     for name, place in _places(module):
@@ -136,10 +131,10 @@ def to_torch(module: nnx.Module, prefix: str = "") -> dict[str, np.ndarray]:
 
 
 def load_tensors(path: str | Path) -> dict[str, np.ndarray]:
-    """The tensors of a .safetensors file.
+    """Reads the tensors of a .safetensors file.
 
     Raises:
-      UserError: the file is damaged or of another kind.
+      UserError: the file is damaged or in another format.
       OSError: the file is missing or unreadable.
     """
     path = Path(path).expanduser()
@@ -147,8 +142,8 @@ def load_tensors(path: str | Path) -> dict[str, np.ndarray]:
         return safetensors.numpy.load_file(path)
     except (SafetensorError, KeyError, AttributeError, TypeError) as error:
         raise UserError(
-            f"{path} is damaged, not a safetensors file, or has numbers that NumPy lacks; write it "
-            "in PyTorch by safetensors.torch.save_file(model.float().state_dict(), path)"
+            f"{path} is damaged, not a safetensors file, or has a dtype that NumPy lacks; write it "
+            "in PyTorch with safetensors.torch.save_file(model.float().state_dict(), path)"
         ) from error
 
 
@@ -158,39 +153,31 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Any]) -> None:
 
 
 def row_major(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Row-major copies of arrays; safetensors 0.8 writes any other order as if it were this one."""
+    """Row-major copies of arrays; safetensors 0.8 ignores the memory order of an array."""
     return {name: np.array(array, order="C") for name, array in arrays.items()}
 
 
 class _Place(NamedTuple):
-    """Where one PyTorch tensor is stored: in a parameter, or in one layer of a stacked parameter.
-
-    Attributes:
-      param: the parameter.
-      axes: the parameter's axes in each axis of PyTorch.
-      layer: index on the parameter's layer axis, if it is stacked.
-      split: shape that our array is reshaped to first, if PyTorch has more axes.
-    """
+    """Location of a PyTorch tensor: a parameter, or one layer of a stacked parameter."""
 
     param: nnx.Param
     axes: Axes
-    layer: tuple[int, ...] = ()
-    split: tuple[int, ...] | None = None
+    layer: tuple[int, ...] = ()  # index on the parameter's layer axis, if it is stacked
+    split: tuple[int, ...] | None = None  # shape of our array with PyTorch's additional axes
 
     def permuted(self, array: np.ndarray) -> np.ndarray:
-        """A view of the tensor in the parameter's array, with PyTorch's order of the axes."""
+        """A view of the tensor in the parameter's array, in PyTorch's axis order."""
         index: tuple[Any, ...] = (*self.layer, ...)  # a view, even of an array without axes
         layer = array[index].reshape(self.split or array[index].shape)
         return layer.transpose(tuple(chain(*self.axes)))
 
     def shape(self, array: np.ndarray) -> tuple[int, ...]:
-        """The tensor's shape in PyTorch, which merges some of our axes."""
+        """The tensor's shape in PyTorch."""
         sizes = iter(self.permuted(array).shape)
         return tuple(math.prod(islice(sizes, len(merged))) for merged in self.axes)
 
 
 def _places(module: nnx.Module) -> Iterator[tuple[str, _Place]]:
-    """PyTorch's name and the place of each tensor of a module."""
     if isinstance(module, TransformerLayer):
         yield from _layer(module, ())
     elif isinstance(module, LayerStack):
@@ -200,7 +187,7 @@ def _places(module: nnx.Module) -> Iterator[tuple[str, _Place]]:
         yield from _vit(module)
     else:
         raise UserError(
-            f"PyTorch's layers have no {type(module).__name__}; give an EncoderLayer, "
+            f"PyTorch has no equivalent of {type(module).__name__}; give an EncoderLayer, "
             "DecoderLayer, Encoder, Decoder or ViT"
         )
 

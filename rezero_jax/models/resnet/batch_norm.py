@@ -1,4 +1,4 @@
-"""Batch normalisation with PyTorch's semantics in few passes over memory."""
+"""Batch normalisation with PyTorch's semantics and few passes over memory."""
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,13 @@ from jaxtyping import Float
 class BatchNorm(nnx.Module):
     """y = scale (x - mean) / sqrt(var + 1e-5) + bias, per channel.
 
-    In training, mean and (biased) variance are statistics of the batch, over every axis except the
-    last. The running statistics move a tenth of the way to the batch's mean and unbiased variance,
-    as in `torch.nn.BatchNorm2d`. After `model.eval()` the running statistics are used instead.
+    In training, mean and (biased) variance are taken over every axis except the last. The running
+    statistics move a tenth of the way to the batch's mean and unbiased variance, as in
+    `torch.nn.BatchNorm2d`. After `model.eval()` the running statistics are used instead.
 
     Under jit the statistics cover the whole batch, on any number of devices. With gradient
-    accumulation, each microbatch is normalised by its own statistics and moves the running
-    statistics once, as in a PyTorch loop that accumulates.
+    accumulation, each microbatch is normalised by its own statistics and updates the running
+    statistics once, as in PyTorch.
 
     Args:
       features: number of channels, the size of the last axis.
@@ -35,10 +35,10 @@ class BatchNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch features"]:
         """Returns y in the dtype of x; statistics are computed in float32."""
-        # Sums of squares around the running mean stay exact if the mean is large against the
-        # spread, and one pass over x finds both moments. The output is centred * a + b because its
-        # automatic gradient is then the closed form: two sums over the batch in one pass, and one
-        # pass to write dx.
+        # Centring at the running mean keeps the sum of squares accurate when the mean is large
+        # compared with the spread, and needs one pass over x for both moments. With the output
+        # written as centred * a + b, autodiff yields the closed form of the gradient: two sums over
+        # the batch in one pass, and one pass to write dx.
         shift = self.mean[...]
         centred = x.astype(jnp.float32) - _per_channel(shift, x)
         if self.use_running_average:

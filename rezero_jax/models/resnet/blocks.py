@@ -1,9 +1,9 @@
 """Blocks of residual networks on images.
 
-This table has the equation of a block under each residual rule. s(x) is the shortcut: x itself,
-or, where a block changes the shape of its input, the output of `Shortcut` or of a 1x1 convolution.
-Only `gated` scales s(x). A post-activation block (He et al., arXiv 1512.03385) has a ReLU after its
-convolutions, a pre-activation block (arXiv 1603.05027) before them.
+The table lists the equation of a block under each residual rule. s(x) is the shortcut: x itself
+or, in a block that changes the shape of its input, the output of `Shortcut` or of a 1x1
+convolution. A post-activation block (He et al., arXiv 1512.03385) has a ReLU after its
+convolutions; a pre-activation block (arXiv 1603.05027) has it before them.
 
     rule         post: F = bn conv relu bn conv x         pre: F = conv relu bn conv relu bn x
 
@@ -15,9 +15,9 @@ convolutions, a pre-activation block (arXiv 1603.05027) before them.
     rezero_channel: as rezero, with one a per channel
     fixup        scalar biases and a multiplier instead of bn: see `PostFixup` and `PreFixup`
 
-The gate a is a scalar that starts at 0. The paper's table has `residual` and `rezero` of both
-columns, and `zero_gamma`, `gated` and `fixup` (Zhang et al., arXiv 1901.09321) of the first,
-computed as in the code behind it. It discusses `skipinit` (arXiv 2002.10444) without numbers.
+The gate a is a scalar that starts at 0. The paper reports `residual` and `rezero` for both columns,
+and `zero_gamma`, `gated` and `fixup` (Zhang et al., arXiv 1901.09321) for the first. It discusses
+`skipinit` (arXiv 2002.10444) without numbers.
 """
 
 from collections.abc import Callable
@@ -36,9 +36,9 @@ ZEROS = nnx.initializers.zeros_init()
 
 
 class Shortcut(nnx.Module):
-    """s(x) of a post-activation block that changes shape: x subsampled, with zeros as new channels.
+    """s(x) of a post-activation block that changes shape: subsampled x, padded with zero channels.
 
-    The paper's variant normalises the subsampled pixels.
+    The paper's variant applies a BatchNorm to the subsampled pixels.
     """
 
     def __init__(self, config: ResNetConfig, cin: int, cout: int, stride: int):
@@ -77,8 +77,8 @@ class PostBlock(nnx.Module):
 class PreBlock(nnx.Module):
     """A pre-activation block of the table above: F(x) = conv relu bn conv u, u = relu(bn x).
 
-    The convolutions are 3x3; in a bottleneck block there are three, 1x1, 3x3 and 1x1. Where the
-    shape changes, s(x) is a 1x1 convolution of u.
+    The convolutions are 3x3; a bottleneck block has three, 1x1, 3x3 and 1x1. In a block that
+    changes the shape, s(x) is a 1x1 convolution of u.
     """
 
     def __init__(self, config: ResNetConfig, cin: int, channels: int, stride: int, rngs: nnx.Rngs):
@@ -106,10 +106,10 @@ class PreBlock(nnx.Module):
 
 
 class PostFixup(nnx.Module):
-    """x' = relu(s(x) + c conv(relu(conv(x + b1a) + b1b) + b2a) + b2b), at first b = 0 and c = 1.
+    """x' = relu(s(x) + c conv(relu(conv(x + b1a) + b1b) + b2a) + b2b); initially b = 0 and c = 1.
 
-    The first convolution starts at Kaiming's deviation (fan out) times blocks^(-1/2), the second
-    at zero. A shortcut that subsamples takes x + b1a.
+    The first convolution starts as Kaiming normal (fan out) times blocks^(-1/2), the second at
+    zero. A shortcut that subsamples takes x + b1a.
     """
 
     def __init__(self, config: ResNetConfig, cin: int, channels: int, stride: int, rngs: nnx.Rngs):
@@ -129,12 +129,12 @@ class PostFixup(nnx.Module):
 
 
 class PreFixup(nnx.Module):
-    """With u = relu(x + b1a) + b1b, x' = s(x) + c conv(relu(conv(u) + b2a) + b2b) + b2c.
+    """x' = s(x) + c conv(relu(conv(u) + b2a) + b2b) + b2c, where u = relu(x + b1a) + b1b.
 
-    Fixup's rules applied to a pre-activation block: a scalar bias before each convolution and each
-    ReLU, a multiplier c = 1, the last convolution 0, the others scaled by blocks^(-1/2). In a
-    bottleneck block, relu(conv(...) + b3a) + b3b precedes a third convolution, and the others are
-    scaled by blocks^(-1/4).
+    This applies Fixup's rules to a pre-activation block: a scalar bias before each convolution and
+    each ReLU, a multiplier c = 1, the last convolution 0, the others scaled by blocks^(-1/2). In a
+    bottleneck block, relu(conv(...) + b3a) + b3b precedes a third convolution, and the first two
+    are scaled by blocks^(-1/4).
     """
 
     def __init__(self, config: ResNetConfig, cin: int, channels: int, stride: int, rngs: nnx.Rngs):
@@ -171,11 +171,11 @@ def fixup_init(config: ResNetConfig, layers: int) -> Initializer:
 
 
 def scalar(value: float) -> nnx.Param:
-    """A trainable float32 scalar, one of Fixup's biases and multipliers."""
+    """A trainable float32 scalar: a bias or multiplier of Fixup."""
     return nnx.Param(jnp.full((), value, jnp.float32))
 
 
-BLOCKS: dict[str, tuple[Callable[..., Any], ...]] = {  # by family: without Fixup, with Fixup
+BLOCKS: dict[str, tuple[Callable[..., Any], ...]] = {  # {family: (without Fixup, with Fixup)}
     "cifar": (PostBlock, PostFixup),
     "preact": (PreBlock, PreFixup),
 }

@@ -1,4 +1,4 @@
-"""The options of residual networks on images, and the layers that depend on them alone."""
+"""Options of residual networks on images, and the layers that they determine."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ PREACT_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
 
 @dataclass(frozen=True, kw_only=True)
 class ResNetConfig:
-    """Options of a residual network, passed whole to its stages and blocks.
+    """Options of a residual network.
 
     Attributes:
       residual: one of `rezero_jax.models.resnet.config.RULES`; `preact` has no `zero_gamma`.
@@ -30,9 +30,9 @@ class ResNetConfig:
       in_channels: 3 for colour images, 1 for grey images.
       batch_norm: False removes every BatchNorm, as `fixup` and `skipinit` always do; convolutions
         then have biases.
-      alpha_init: initial gate, where the rule has one; None is 0.
-      scan, remat: how the equal blocks of a stage run, see `rezero_jax.stack.Stack`. Scanned stages
-        compile faster; remat="dots" recomputes 3x3 convolutions, which are not matrix products.
+      alpha_init: initial gate, if the rule has one; None is 0.
+      scan, remat: execution of the equal blocks of a stage, see `rezero_jax.stack.Stack`. Scanned
+        stages compile faster; remat="dots" rematerialises 3x3 convolutions, too.
       dtype: dtype of the computation; parameters, trunk and logits are float32.
 
     Raises:
@@ -50,7 +50,7 @@ class ResNetConfig:
     remat: str = "none"
     dtype: Any = jnp.float32
 
-    # Options of one family, with a constant value in the other.
+    # These are options of one family and constants of the other.
     family = "cifar"
     variant = "paper"
     stem = "cifar"
@@ -88,12 +88,12 @@ class ResNetConfig:
 
     @property
     def expansion(self) -> int:
-        """Channels of the trunk over the inner channels of a block: 4 in bottleneck blocks."""
+        """Ratio of trunk channels to inner channels of a block: 4 in bottleneck blocks."""
         return 4 if self.family == "preact" and self.depth == 50 else 1
 
     @property
     def kernel_init(self) -> Initializer | None:
-        """Initial distribution of convolutions outside of Fixup's branches; None is PyTorch's."""
+        """Initialiser of convolutions outside Fixup's branches; None is PyTorch's default."""
         if self.variant == "notebook":
             return init.kaiming_normal("fan_in")
         if self.family == "preact" or self.residual in ("gated", "fixup"):
@@ -102,17 +102,17 @@ class ResNetConfig:
 
     @property
     def has_norm(self) -> bool:
-        """Whether the network has any BatchNorm."""
+        """Whether the network has BatchNorm."""
         return self.batch_norm and self.residual not in ("fixup", "skipinit")
 
     def changes_shape(self, cin: int, channels: int, stride: int) -> bool:
-        """Whether the output of a block with these inner channels has another shape."""
+        """Whether the output shape of such a block differs from its input shape."""
         return stride != 1 or cin != channels * self.expansion
 
     def conv(self, cin: int, cout: int, side: int, stride: int = 1, **options: Any) -> nnx.Conv:
-        """A side x side convolution with PyTorch's padding; `options` are those of `nnx.Conv`.
+        """A side x side convolution with PyTorch's padding; `nnx.Conv` documents `options`.
 
-        It has a bias where neither a BatchNorm nor Fixup's scalars provide one.
+        The convolution has a bias if neither BatchNorm nor Fixup's scalars provide one.
         """
         uniform = init.torch_uniform(cin * side**2)
         options = {"kernel_init": self.kernel_init or uniform} | options
@@ -135,7 +135,7 @@ class ResNetConfig:
         return BatchNorm(features, scale_init=scale_init) if self.has_norm else nnx.identity
 
     def rule(self, features: int, rngs: nnx.Rngs) -> Rule:
-        """The rule that joins branch and shortcut, in every block without Fixup."""
+        """The residual rule of a block without Fixup."""
         name = {"zero_gamma": "residual", "skipinit": "rezero"}.get(self.residual, self.residual)
         return make_rule(RuleConfig(name, self.alpha_init), features, rngs=rngs)
 
@@ -146,10 +146,10 @@ class CifarConfig(ResNetConfig):
 
     Attributes:
       depth: 6n + 2 for n blocks in each stage, such as 20, 32, 44, 56 or 110.
-      variant: "paper", the code behind the paper's table, has a BatchNorm in each shortcut that
-        subsamples, and Kaiming normal convolutions by fan out (PyTorch's default for `gated` and
-        for the stem of `fixup`). "notebook", the authors' notebook, has no such BatchNorm, and
-        Kaiming normal weights by fan in, including the head's.
+      variant: "paper" (the code behind the paper's table) has a BatchNorm in each shortcut that
+        subsamples and Kaiming normal convolutions by fan out (PyTorch's default for `gated` and
+        the stem of `fixup`). "notebook" (the authors' notebook) has no such BatchNorm and Kaiming
+        normal weights by fan in, including the head's.
     """
 
     variant: str = "paper"
@@ -157,7 +157,7 @@ class CifarConfig(ResNetConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PreactConfig(ResNetConfig):
-    """Options of `ResNet.preact`: four stages of pre-activation blocks, with PyTorch's weights.
+    """Options of `ResNet.preact`: four stages of pre-activation blocks, initialised as in PyTorch.
 
     Attributes:
       depth: 18 or 34 (two 3x3 convolutions in each block), or 50 (bottleneck blocks).

@@ -1,4 +1,4 @@
-"""Two-dimensional convolution on NHWC images, with gradients that are fast on every platform.
+"""Two-dimensional convolution of NHWC images, with gradients that are fast on every platform.
 
 Forward-mode differentiation (jax.jvp, jax.jacfwd) is not supported.
 """
@@ -20,21 +20,21 @@ _conv = partial(jax.lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO",
 
 
 def as_general(x: Array, kernel: Array, strides: tuple[int, int], *_: Any, **__: Any) -> Array:
-    """`convolve` in the place of `jax.lax.conv_general_dilated` in an `nnx.Conv`."""
+    """Replaces `jax.lax.conv_general_dilated` in an `nnx.Conv` by `convolve`."""
     return convolve(x, kernel, strides[0])
 
 
 def convolve(x: Input, kernel: Kernel, stride: int = 1) -> Output:
-    """The convolution of x, padded by side // 2 zeros, at every `stride`-th pixel; side is odd."""
+    """Convolves x, padded by side // 2 zeros, with a kernel of odd side length."""
     if kernel.shape[0] == 1:
         return x[:, ::stride, ::stride] @ kernel[0, 0]
     return _convolve(x, kernel, stride)
 
 
-# XLA's CPU backend has a fast kernel for one form of convolution with 32 output channels or more
+# XLA's CPU backend has a fast kernel for one form of convolution with at least 32 output channels
 # (jax 0.10.2). XLA rewrites the two convolutions of a gradient into that form, but not inside a
-# loop, where they run twenty times slower. On a CPU, all three convolutions are therefore written
-# in that form here; other platforms use the plain convolution and its automatic gradient.
+# loop, where they run twenty times slower. The CPU path therefore writes all three convolutions in
+# that form; other platforms use the plain convolution and its automatic gradient.
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _convolve(x: Input, kernel: Kernel, stride: int) -> Output:
     plain = partial(_plain, stride=stride)
@@ -72,9 +72,9 @@ def _has_pairs(x: Input, kernel: Kernel, stride: int) -> bool:
 
 
 def _by_pairs(x: Input, kernel: Kernel) -> Output:
-    """The convolution to 16 channels, as one to 32 channels of two neighbouring pixels.
+    """A convolution to 16 channels, computed as 32 channels: those of two neighbouring pixels.
 
-    A quarter of the products have a zero factor; the fast kernel saves more time.
+    A quarter of the products have a zero factor, but the fast kernel more than compensates.
     """
     pad = kernel.shape[0] // 2
     left = jnp.pad(kernel, ((0, 0), (0, 1), (0, 0), (0, 0)))
@@ -85,7 +85,7 @@ def _by_pairs(x: Input, kernel: Kernel) -> Output:
 
 
 def _to_input(kernel: Kernel, dy: Output, stride: int, pad: int, unused: list[int]) -> Input:
-    """dL/dx: dy, spread to the pixels it came from, convolved with the flipped kernel."""
+    """dL/dx: dy, dilated by the stride, convolved with the flipped kernel."""
     flipped = kernel[::-1, ::-1].swapaxes(2, 3)
     if _has_pairs(dy, flipped, stride):
         return _by_pairs(dy, flipped)
@@ -94,9 +94,9 @@ def _to_input(kernel: Kernel, dy: Output, stride: int, pad: int, unused: list[in
 
 
 def _to_kernel(x: Input, dy: Output, stride: int, pad: int, unused: list[int]) -> Kernel:
-    """dL/dkernel: x convolved with dy, with the batch axis in the role of the channels."""
-    # A loop transposes one row at a time: a transpose of all rows would write to memory in the
-    # wrong order, and XLA would fuse it with the operations that made x and recompute these.
+    """dL/dkernel: x convolved with dy, with the batch axis as the channel axis."""
+    # A loop transposes one row at a time: XLA would fuse a single transpose with the operations
+    # that made x, recompute these, and write to memory in the wrong order.
     rows = jax.lax.map(lambda row: row.transpose(2, 1, 0), x.swapaxes(0, 1))  # H C W B
     x, dy = rows.swapaxes(0, 1), dy.transpose(1, 2, 0, 3)
     padding = [(pad, pad - n) for n in unused]

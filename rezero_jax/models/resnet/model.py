@@ -18,7 +18,7 @@ from rezero_jax.stack import Stack
 
 
 class Stage(nnx.Module):
-    """Stage i of a network: `entry`, if its first block changes the shape, and the equal `rest`."""
+    """Stage i of a network: an `entry` block that changes the shape, if any, and equal blocks."""
 
     def __init__(self, config: ResNetConfig, i: int, rngs: nnx.Rngs):
         make = partial(BLOCKS[config.family][config.residual == "fixup"], config)
@@ -40,9 +40,9 @@ class Stage(nnx.Module):
 
 
 class Stem(nnx.Module):
-    """Maps the image to the trunk by a 3x3 convolution, or 7x7 with stride 2 and then a max-pool.
+    """Maps images to the trunk by a 3x3 convolution, or a 7x7 one of stride 2 and a max-pool.
 
-    In the cifar family BatchNorm (or Fixup's bias) and a ReLU follow the convolution.
+    In the cifar family, BatchNorm (or Fixup's bias) and a ReLU follow the convolution.
     """
 
     def __init__(self, config: ResNetConfig, rngs: nnx.Rngs):
@@ -67,9 +67,8 @@ class Stem(nnx.Module):
 class ResNet(nnx.Module):
     """A stem, stages of residual blocks, the mean over all pixels, and a linear head.
 
-    Make one with `ResNet.cifar` or `ResNet.preact`. The network has running statistics: call
-    `model.eval()` before inference and `model.train()` before training. A size below 1 raises
-    UserError, and so do the cases that `ResNetConfig` names.
+    `ResNet.cifar` and `ResNet.preact` make one. The network has running statistics: call
+    `model.eval()` before inference and `model.train()` before training.
     """
 
     def __init__(self, config: ResNetConfig, *, rngs: nnx.Rngs):
@@ -89,11 +88,7 @@ class ResNet(nnx.Module):
         )
 
     def __call__(self, x: Array) -> Float[Array, "batch classes"]:
-        """Returns float32 logits for images (batch, height, width, in_channels).
-
-        Raises:
-          UserError: x has another shape.
-        """
+        """Returns float32 logits for images (batch, height, width, in_channels)."""
         if x.ndim != 4 or x.shape[-1] != self.in_channels:
             raise UserError(
                 f"this network takes images (batch, height, width, {self.in_channels}), not "
