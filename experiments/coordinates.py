@@ -1,16 +1,14 @@
 """The coordinate check: how much activations change with depth or width while training begins.
 
-For every rule and size the command measures what the last layer returns for 16 examples of the
-evaluation split, before a final norm: the mean |x| over its coordinates before the first update and
-after each update, and the mean |x - x_0| from the value before training. Where hyperparameters
-transfer, the change is the same at every size: the slope of log |x - x_0| over log size is 0.
-(arXiv 2505.01618, figure 7, shows |x| by depth for tiny Shakespeare.) Seeds differ in the initial
-weights, and see the same batches.
+The command measures what the last layer returns for 16 examples of the evaluation split, before a
+final norm: the mean |x| over its coordinates after each update, and the mean |x - x_0| from the
+value before training. Where hyperparameters transfer, the change is the same at every size: the
+slope of log |x - x_0| over log size is 0. Seeds differ in the initial weights alone.
 
 Nor should layers become linear in their parameters as a net grows. The nonlinearity of a layer is
 |x - x_0 - J d| / |J d|, where the last layer is as after the last update and all else as before the
-first, and J d is the first-order effect on x of the change d of its parameters. (Figure 6 there has
-such a distance for a toy net.)
+first, and J d is the first-order effect on x of the change d of its parameters. The measures are
+our own, after Figures 7 and 6 of arXiv 2505.01618.
 
 The plot is DIR/coordinates.png and .svg; the numbers are in DIR/coordinates.json.
 """

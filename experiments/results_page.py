@@ -40,15 +40,6 @@ CLAIMS = tomllib.loads((COMPARISONS / "claims.toml").read_text())
 
 
 WIDTH, HEADS, LAYERS = 256, 4, 12
-RULES_HEAD = (
-    "name",
-    "rule",
-    "initial values",
-    "parameters",
-    "operations",
-    "source",
-    "reference code",
-)
 Table: TypeAlias = Mapping[str, Any]  # of claims.toml
 
 
@@ -184,7 +175,8 @@ def rules_table() -> str:
     its forward pass for each position, minus the costs of a layer under `residual`.
     """
     base = _costs("residual")
-    rows: list[Sequence[str]] = [RULES_HEAD]
+    head = ("name", "rule", "initial values", "parameters", "operations", "source")
+    rows: list[Sequence[str]] = [(*head, "reference code")]
     for name, rule in RULES.items():
         more, count = (x - y for x, y in zip(_costs(name), base, strict=True))
         if count >= 10_000:  # what JAX makes of an equation differs between its versions
