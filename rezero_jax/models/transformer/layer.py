@@ -127,15 +127,15 @@ class TransformerLayer(Module):
         rule = self.rules[sublayer % len(self.rules)]
         return rule(x, lambda u: self.dropout(f(u), rngs=rngs))
 
-    def attend(
+    def checked_attention(
         self,
         x: Trunk,
         mask: Array | None,
         key_mask: KeyMask | None,
         is_causal: bool,
         rngs: nnx.Rngs | None,
-    ) -> Trunk:
-        """x after self-attention; checks the arguments of the layer."""
+    ) -> Branch:
+        """The branch of self-attention; raises a UserError for wrong arguments of the layer."""
         if self.dropout.rate > 0 and not self.dropout.deterministic and rngs is None:
             raise UserError(
                 "dropout in training needs rngs=nnx.Rngs(dropout=key); give it in the call, or "
@@ -149,8 +149,7 @@ class TransformerLayer(Module):
                 f"this layer takes sequences (batch, length, {sizes}), not {x.shape}; reshape x"
             )
         seen = joint_mask(mask, key_mask)
-        attention = partial(self.attention, mask=seen, is_causal=is_causal, rngs=rngs)
-        return self.join(0, x, attention, rngs)
+        return partial(self.attention, mask=seen, is_causal=is_causal, rngs=rngs)
 
 
 class EncoderLayer(TransformerLayer):
@@ -179,7 +178,8 @@ class EncoderLayer(TransformerLayer):
         Raises:
           UserError: x has another shape, a mask is not bool, or dropout lacks its `rngs`.
         """
-        x = self.attend(x, mask, key_mask, is_causal, rngs)
+        attention = self.checked_attention(x, mask, key_mask, is_causal, rngs)
+        x = self.join(0, x, attention, rngs)
         return self.join(1, x, partial(self.feedforward, rngs=rngs), rngs)
 
     def decode(
@@ -214,7 +214,8 @@ class DecoderLayer(TransformerLayer):
         rngs: nnx.Rngs | None = None,
     ) -> Trunk:
         """Returns x after the layer; the masks are as in `EncoderLayer`, for x and for `memory`."""
-        x = self.attend(x, mask, key_mask, is_causal, rngs)
+        attention = self.checked_attention(x, mask, key_mask, is_causal, rngs)
+        x = self.join(0, x, attention, rngs)
         if memory.ndim != 3 or memory.shape[::2] != (x.shape[0], x.shape[-1]):
             raise UserError(
                 f"this layer takes a memory ({x.shape[0]}, length, {x.shape[-1]}), not "
