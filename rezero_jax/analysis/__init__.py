@@ -1,1 +1,1 @@
-"""What a trained network did: plots and measurements that read models and run folders."""
+"""Plots and measurements of models and run folders."""

@@ -1,9 +1,9 @@
 """Diagnoses a run: `python -m rezero_jax.analysis WORKDIR`.
 
 Prints one page on the network of the newest checkpoint, measured on the first examples of the run's
-evaluation data: how signals and gradients grow with depth, which gates are open, which layers idle,
-and how the Jacobian stretches its input. Draws the same, with every gate by layer and step, to
-diagnosis.png in the run folder. The command writes nothing else, so the run may still be training.
+evaluation data: the growth of signals and gradients with depth, open gates, idle layers, and the
+singular values of the Jacobian. Plots the same, and every gate by layer and step, to diagnosis.png
+in the run folder. The command writes nothing else, so the run may still be training.
 """
 
 import sys

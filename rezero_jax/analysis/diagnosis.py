@@ -15,19 +15,19 @@ from rezero_jax.analysis.propagation import Loss, Propagation, propagate, random
 from rezero_jax.analysis.singular_values import mean_squared_singular_value
 from rezero_jax.analysis.statistics import Estimate
 
-WIDTH = 96  # characters in a line of the page
-ROWS = 24  # at most, in the table of layers
-NAMED = 6  # layers or ranges of layers that an entry names, at most
+WIDTH = 96  # characters per line of the page
+ROWS = 24  # maximum rows in the table of layers
+NAMED = 6  # maximum layers or ranges of layers that an entry names
 
 
 @dataclasses.dataclass(frozen=True)
 class Diagnosis:
-    """Measurements of a network, which print as one page.
+    """Measurements of a network, printed as one page.
 
     Attributes:
       propagation: signals and gradients by depth.
       jacobian: mean squared singular value of the Jacobian of all layers together.
-      subject: first line of the page, which names the network.
+      subject: title of the page.
     """
 
     propagation: Propagation
@@ -43,13 +43,13 @@ class Diagnosis:
         found, layers = self.propagation, len(self.propagation.names)
         before, after = (_number(float(found.cosine[point])) for point in (0, -1))
         mean, error = _number(self.jacobian.mean), _number(self.jacobian.standard_error)
-        idle = f"{found.idle.sum()} of {layers} layers move x by less than 0.1 / {layers} of |x|"
+        idle = f"{found.idle.sum()} of {layers} layers change x by less than 0.1 / {layers} of |x|"
         entries = {
             "layers": str(layers),
-            "signal": f"|x| {_growth(found.signal)}, on the way through the layers",
-            "gradient": f"|dL/dx| {_growth(found.gradient[::-1])}, on the way back",
+            "signal": f"|x| {_growth(found.signal)}, in the forward pass",
+            "gradient": f"|dL/dx| {_growth(found.gradient[::-1])}, in the backward pass",
             "angles": f"cosine of two examples' x {before} before, {after} after the layers",
-            "Jacobian": f"mean squared singular value {mean} +- {error}; 1 keeps lengths",
+            "Jacobian": f"mean squared singular value {mean} +- {error}; 1 preserves lengths",
             "gates": self._gates(),
             "idle": idle + self._named("", found.idle),
         }
@@ -70,7 +70,7 @@ class Diagnosis:
         return f"{summary}, largest {largest}" + self._named("; shut", gated & ~is_open)
 
     def _named(self, what: str, chosen: Bool[np.ndarray, " layers"]) -> str:
-        """`what` and the names of the chosen layers, neighbours as a range; empty without any."""
+        """`what` and the names of the chosen layers, neighbours as a range; empty if none."""
         ends = np.flatnonzero(np.diff(chosen.astype(int), prepend=0, append=0)).reshape(-1, 2)
         names = self.propagation.names
         ranges = [
@@ -103,7 +103,7 @@ def diagnose(
 
     Args:
       model, x, loss: see `propagate`; call `model.eval()` first if the model has dropout.
-      subject: first line of the page; by default the model's class and the number of examples.
+      subject: title of the page; by default the model's class and the number of examples.
 
     Raises:
       UserError: see `propagate`.

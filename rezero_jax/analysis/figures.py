@@ -15,7 +15,7 @@ from rezero_jax.analysis.propagation import Propagation
 from rezero_jax.analysis.statistics import Estimate
 from rezero_jax.analysis.theme import COLOURS, legend, line_styles, plain_ticks, plot_line, themed
 
-FLOOR = 1e-16  # smaller singular values are rounding, and are drawn at this value
+FLOOR = 1e-16  # smaller singular values are rounding errors, and are drawn at this value
 
 
 @themed
@@ -45,7 +45,7 @@ def plot_spectra(spectra: Mapping[str, Float[np.ndarray, "..."]]) -> Figure:
 
 @themed
 def plot_propagation(networks: Mapping[str, Propagation]) -> Figure:
-    """Signals, gradients, angles and the layers' shares by depth, one line for each network."""
+    """Signals, gradients, angles and relative changes by depth, one line per network."""
     figure = Figure(figsize=(7, 5))
     axes = list(figure.subplots(2, 2).flat)
     _draw_propagation(axes, networks)
@@ -71,7 +71,7 @@ def _draw_propagation(axes: Sequence[Axes], networks: Mapping[str, Propagation])
         if any((np.asarray(line.get_ydata()) > 0).any() for line in axis.lines):
             axis.set_yscale("log")
             low, high = axis.get_ylim()
-            widen = max(2 * low / high, 1) ** 0.5  # otherwise a constant would show its rounding
+            widen = max(2 * low / high, 1) ** 0.5  # hides the rounding errors of a constant
             axis.set_ylim(low / widen, high * widen)
             plain_ticks(axis)
     for axis in axes:
@@ -81,7 +81,7 @@ def _draw_propagation(axes: Sequence[Axes], networks: Mapping[str, Propagation])
 
 @themed
 def plot_diagnosis(diagnosis: Diagnosis, gates: Gates | None = None) -> Figure:
-    """Signals by depth, alpha by layer, and, given a run's gates, alpha by layer and step."""
+    """Signals by depth, alpha by layer, and, with a run's gates, alpha by layer and step."""
     gated = bool(diagnosis.is_gated.any())
     columns = 2 + gated
     figure = Figure(figsize=(3.5 * columns, 5))
@@ -108,7 +108,7 @@ def plot_diagnosis(diagnosis: Diagnosis, gates: Gates | None = None) -> Figure:
 
 @themed
 def plot_gates(gates: Gates) -> Figure:
-    """Every alpha by step and layer (Figure 8), their mean size, and when each is largest."""
+    """Every alpha by step and layer (Figure 8), mean |alpha|, and the step of each maximum."""
     figure = Figure(figsize=(10, 3))
     every, mean, peaks = figure.subplots(1, 3)
     draw_gates(every, gates.steps, gates.alphas)
@@ -124,9 +124,9 @@ def plot_gates(gates: Gates) -> Figure:
 
 
 def draw_gates(axis: Axes, x: np.ndarray, alphas: np.ndarray, xlabel: str = "step") -> None:
-    """Every alpha (lines, layers), with its sign, by layer and x (lines,), such as the step."""
+    """Draws alphas (lines, layers) by layer and x (lines,), such as the step."""
     bound = max(np.abs(alphas).max(), 1e-12)
-    # Rasterized: otherwise an SVG would have a shape for each layer and line.
+    # Rasterized, because an SVG would otherwise have a shape for each layer and line.
     colours = {"cmap": "PuOr", "vmin": -bound, "vmax": bound, "rasterized": True}
     mesh = axis.pcolormesh(x, np.arange(alphas.shape[1]), alphas.T, **colours)
     axis.figure.colorbar(mesh, ax=axis)
@@ -137,10 +137,10 @@ def draw_gates(axis: Axes, x: np.ndarray, alphas: np.ndarray, xlabel: str = "ste
 
 @themed
 def plot_times(times: Mapping[str, Sequence[float | None]], xlabel: str) -> Figure:
-    """When each setting reached a target: every seed, the mean and its 95 % interval.
+    """Times to a target by setting: every seed, the mean and its 95 % interval.
 
-    `times` has a time for each seed, or None if the seed did not reach the target. The label of
-    such a setting has the number of seeds that did, and no mean is drawn.
+    A time is None if the seed did not reach the target. The setting then has no mean, and its label
+    has the number of seeds that did.
     """
     names = [textwrap.fill(label, 32) for label in times]
     lines = sum(1.5 + name.count("\n") for name in names)

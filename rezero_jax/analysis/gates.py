@@ -10,10 +10,7 @@ from rezero_jax.runs.reader import Run
 
 
 def open_from(gates: int) -> float:
-    """The |alpha| from which one of this number of gates counts as open: a tenth of 1 / gates.
-
-    In the paper the gates of a trained network are 1 / gates on average.
-    """
+    """The smallest |alpha| of an open gate: a tenth of 1 / gates, the average in the paper."""
     return 0.1 / gates
 
 
@@ -31,7 +28,7 @@ class Gates:
 
     @classmethod
     def of_run(cls, run: Run) -> "Gates":
-        """The logged gates of a run; a UserError if it has none or has logged nothing yet."""
+        """The logged gates of a run; raises UserError if there are none."""
         gates = cls(*run.alphas()) if run.lines else None
         if gates is None or not gates.alphas.size:
             why = "has no gates" if run.lines else "has logged nothing yet"
@@ -40,7 +37,7 @@ class Gates:
 
     @property
     def mean_abs(self) -> Float[np.ndarray, " lines"]:
-        """Mean |alpha| over the layers; the paper ends at 0.0898 (12 layers) and 0.0185 (64)."""
+        """Mean |alpha| over the layers; finally 0.0898 (12 layers) and 0.0185 (64) in the paper."""
         return np.abs(self.alphas).mean(axis=1)
 
     @property

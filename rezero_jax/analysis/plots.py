@@ -1,8 +1,7 @@
 """Plots of runs: `python -m rezero_jax.analysis.plots WORKDIR [WORKDIR ...] [--target=VALUE]`.
 
-Of one workdir, plots learning curves and gates by layer and step. Of several, plots their epoch
-losses (language models: their evaluations by step), as mean and range of the runs that differ only
-in the seed.
+For one workdir, plots learning curves, and gates by layer and step. For several, plots epoch losses
+(language models: evaluations by step), as the mean and range over seeds.
 """
 
 import sys
@@ -29,16 +28,13 @@ from rezero_jax.errors import UserError
 from rezero_jax.runs.files import AnyPath
 from rezero_jax.runs.reader import Run
 
-# Fields for the title of a comparison, if all of its runs agree on them.
+# Fields that the title of a comparison shows if all runs agree on them.
 FIELDS = {"data.name": "", "model.depth": "depth ", "model.width": "width "}
 
 
 @themed
 def plot_run(run: Run) -> Figure:
-    """Loss and accuracy by epoch, and, if the network is gated, every alpha by layer.
-
-    A language model has bits per byte instead of loss and accuracy, and steps instead of epochs.
-    """
+    """Loss and accuracy by epoch (language models: bits per byte by step), and every alpha."""
     if _is_text(run):
         x, panels = "step", {"bits_per_byte": "bits per byte"}
     else:
@@ -69,10 +65,10 @@ def plot_run(run: Run) -> Figure:
 
 @themed
 def plot_comparison(runs: Sequence[Run]) -> Figure:
-    """One curve for each setting: the mean of its seeds, and their range, while all of them last.
+    """One curve per setting: mean and range over its seeds, up to the end of the shortest run.
 
-    Language models are compared by the bits per byte of their evaluations, other runs by their
-    epoch losses. If some run has neither, all are compared by the loss of training batches.
+    Language models are compared by their evaluations' bits per byte, other runs by their epoch
+    losses. If a run lacks these, all runs are compared by the loss of training batches.
     """
     if all(_is_text(run) and len(run.series("eval/bits_per_byte")[0]) for run in runs):
         key, x, ylabel = "eval/bits_per_byte", "step", "bits per byte, evaluation"
@@ -92,7 +88,7 @@ def plot_comparison(runs: Sequence[Run]) -> Figure:
         colour = style["color"]
         axis.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.2, lw=0)
     axis.set(xlabel=x, ylabel=ylabel)
-    # A run that diverges may leave the panel at the top, so that the other curves stay visible.
+    # A run that diverges may leave the panel, so that the other curves stay legible.
     curves = [run.series(key)[1] for run in runs]
     low, high = min(curve.min() for curve in curves), max(curve.max() for curve in curves)
     if key == "eval/bits_per_byte":
@@ -125,8 +121,8 @@ def write_plot(
     Args:
       workdirs: the runs' folders.
       out: a PNG, SVG or PDF file; by default curves.png in the first workdir.
-      target: training loss (nats), or bits per byte if all runs are of language models; the figure
-        then shows when each setting reached the target, instead of the curves.
+      target: training loss (nats), or bits per byte if all runs are language models; plots the time
+        to the target instead of curves.
 
     Raises:
       UserError: a workdir has no run or no logged line yet, or the file cannot be written.
@@ -157,8 +153,8 @@ def main(argv: Sequence[str]) -> int:
         "--target",
         type=float,
         metavar="VALUE",
-        help="training loss, or bits per byte of language models: plot when each setting reached "
-        "it, with 95 %% intervals over seeds (default: plot curves)",
+        help="training loss, or bits per byte of language models: plot the time to this target, "
+        "with 95 %% intervals over seeds (default: plot curves)",
     )
     text = "picture, a PNG, SVG or PDF file (default: curves.png in the first workdir)"
     parser.add_argument("--out", metavar="FILE", help=text)

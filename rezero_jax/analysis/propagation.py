@@ -1,12 +1,12 @@
-"""Signals and gradients by depth, on their way through the layers of a network.
+"""Propagation of signals and gradients through the layers of a network.
 
-A signal that vanishes or explodes with depth takes the gradient with it (paper, section 2). If the
-angles between signals close with depth, the network forgets its input. `propagate` measures all of
-this in one forward and backward pass of any model with layers, trained or not.
+If signals vanish or explode with depth, so do gradients (paper, section 2). If the angles between
+the signals of different examples close with depth, the network forgets its input. `propagate`
+measures both in one forward and backward pass of any model with layers, trained or not.
 
-A layer is a block of a `Stack`, the entry of a ResNet's stage, or, outside of these, a `ReZero` or
-a module with a rule of `rezero_jax.residual`. A probe takes the layer's place, so a scanned stack
-is still scanned, and keeps a few float32 numbers but no activations.
+A layer is a block of a `Stack`, the entry of a ResNet's stage, or, outside these, a `ReZero` or a
+module with a rule of `rezero_jax.residual`. A probe wraps each layer, so a scanned stack remains
+scanned, and stores a few float32 numbers but no activations.
 """
 
 import dataclasses
@@ -42,13 +42,13 @@ class Propagation:
     whole example, with all positions and channels.
 
     Attributes:
-      names: names of the layers, in the order in which they ran.
+      names: names of the layers, in execution order.
       signal: |x| at each point.
       gradient: |dL/dx| at each point, where L is the loss of the example itself.
-      cosine: cosine between the signals of two examples, neighbours in the batch, at each point;
-        NaN for a batch of one.
-      share: |x' - x| / |x|, how far each layer moves the signal; NaN if it changes the shape.
-      alpha: each layer's gate; the mean |alpha| of a layer with several, NaN for a layer without.
+      cosine: cosine between the signals of neighbouring examples of the batch at each point; NaN
+        for a batch of one.
+      share: |x' - x| / |x|, the relative change by each layer; NaN if the layer changes the shape.
+      alpha: each layer's gate; mean |alpha| for several gates, NaN for none.
     """
 
     names: tuple[str, ...] = dataclasses.field(metadata={"static": True})
@@ -60,30 +60,24 @@ class Propagation:
 
     @property
     def idle_below(self) -> float:
-        """The share below which a layer idles: 0.1 / layers.
-
-        If every layer idled, all layers together would move the signal by a tenth of its length.
-        """
+        """The share below which a layer is idle: n idle layers change x by about 0.1 |x|."""
         return 0.1 / len(self.names)
 
     @property
     def idle(self) -> Bool[np.ndarray, " layers"]:
-        """Whether each layer idles; False where its share is unknown."""
+        """Whether each layer is idle; False if its share is unknown."""
         return np.asarray(self.share) < self.idle_below
 
 
 def random_projection(model: Any, x: Any) -> Array:
-    """The loss <v, model(x)> of every example, (batch,), with a fixed standard normal v.
-
-    Its gradient is J^T v: the size at x of a gradient that is 1 at every output.
-    """
+    """The loss <v, model(x)> of every example, (batch,), for a fixed standard normal v."""
     y = model(x)
     v = jax.random.normal(jax.random.key(0), y.shape[1:])
     return (y * v[None]).reshape(len(y), -1).sum(axis=1)
 
 
 def propagate(model: nnx.Module, x: Any, loss: Loss = random_projection) -> Propagation:
-    """Measures a forward and backward pass of the model, in its present mode (train or eval).
+    """Measures a forward and backward pass of the model, in its current mode (train or eval).
 
     Args:
       model: a module with a `Stack`, or with layers joined by a rule of `rezero_jax.residual`.
@@ -91,7 +85,7 @@ def propagate(model: nnx.Module, x: Any, loss: Loss = random_projection) -> Prop
       loss: (model, x) -> losses (batch,). By default `random_projection`, which calls model(x).
 
     Raises:
-      UserError: the model has no such layers, or a layer runs more than once in a pass.
+      UserError: the model has no such layers, or runs a layer more than once.
     """
     return jax.tree.map(np.asarray, _propagate(loss, model, x))
 
@@ -126,14 +120,14 @@ def _propagate(loss: Loss, model: nnx.Module, x: Any) -> Propagation:
 def trunk(
     model: nnx.Module, x: Any, loss: Loss = random_projection
 ) -> tuple[Callable[[Array], Array], Array]:
-    """The layers of the model as a function, from the first layer's input to the last's output.
+    """The layers of the model as a function, for `rezero_jax.analysis.singular_values`.
 
     Args:
-      model, x, loss: see `propagate`; x is the input of the parts outside the layers.
+      model, x, loss: see `propagate`.
 
     Returns:
-      The function, for batches of x's size, and the first layer's input for x. These are arguments
-      for the functions in `rezero_jax.analysis.singular_values`, also for models that read tokens.
+      A function from the first layer's input to the last layer's output, for batches of x's size,
+      and the first layer's input for x.
     """
     entered = jax.jit(lambda model, x: trunk_ends(model, x, loss)[0])(model, x)
     return Partial(partial(_through, loss), model, x), entered
@@ -161,15 +155,15 @@ class _Measured(nnx.Variable):
 
 
 class _Slot(nnx.Variable):
-    """Zeros (2,), whose gradient is the mean norm of the loss's gradient before and after."""
+    """Zeros (2,); their gradients are the mean norms of dL/dx before and after the layer."""
 
 
 class _Probe(nnx.Module):
     """Measures a layer's input x and output x', as means over the examples of the batch.
 
-        |x|                                         |x'|
-        cosine of two neighbouring examples' x      the same of x'
-        NaN                                         |x' - x| / |x|
+        |x|                                     |x'|
+        cosine of neighbouring examples' x      cosine of neighbouring examples' x'
+        NaN                                     |x' - x| / |x|
 
     `depth` is () for one layer, or (layers,) for the stacked layers of a scanned stack.
     """
@@ -188,7 +182,6 @@ class _Probe(nnx.Module):
 
     @property
     def alphas(self) -> Float[Array, " layers"]:
-        """Each layer's gate; see `Propagation.alpha`."""
         layers = self.slot.size // 2
         gates = [gate.reshape(layers, -1) for gate in jax.tree.leaves(nnx.state(self, Alpha))]
         return one_per_layer(jnp.concatenate(gates or [jnp.full((layers, 1), jnp.nan)], axis=1))
@@ -196,7 +189,7 @@ class _Probe(nnx.Module):
 
 @jax.custom_vjp
 def _pass(x: Array, slot: Array) -> Array:
-    """x; the slot's gradient is the mean norm of the gradient with respect to x."""
+    """Returns x; the slot's gradient is the mean norm of the gradient with respect to x."""
     return x
 
 
@@ -226,9 +219,9 @@ def _cosine(x: Array) -> Array | float:
 
 @dataclasses.dataclass(eq=False)  # hashed by identity, as a static part of the modules
 class _Tape:
-    """Input and output of each segment in one pass, by its path, in the order in which they ran.
+    """Input and output of each segment in one pass, by path, in execution order.
 
-    `given` replaces the first segment's input unless it is None.
+    If set, `given` replaces the first segment's input.
     """
 
     given: Array | None = None
@@ -236,7 +229,7 @@ class _Tape:
 
 
 class _Segment(nnx.Module):
-    """A stack or a single layer in its place in a model, with probes; notes its run on a tape."""
+    """Wraps a stack or a layer of a model with probes, and records its run on a tape."""
 
     def __init__(self, module: nnx.Module, path: ModulePath, tape: _Tape):
         self.path, self.tape = nnx.static(path), nnx.static(tape)
@@ -253,7 +246,7 @@ class _Segment(nnx.Module):
         if self.path in tape.runs:
             raise UserError(
                 f"the layers {_name(self.path)} run more than once in a pass, so their signals "
-                "are not distinct; study a model that does not share layers"
+                "are ambiguous; study a model that does not share layers"
             )
         if tape.given is not None and not tape.runs:
             x = tape.given
@@ -263,7 +256,6 @@ class _Segment(nnx.Module):
 
 
 def _probed(model: nnx.Module, tape: _Tape) -> nnx.Module:
-    """A copy of the model with its layers in segments."""
     paths = _segment_paths(model)
     if not paths:
         raise UserError(
@@ -278,7 +270,6 @@ def _probed(model: nnx.Module, tape: _Tape) -> nnx.Module:
 
 
 def _name(path: ModulePath) -> str:
-    """A path as "trunk.layers"; the model's own path is "model"."""
     return ".".join(map(str, path)) or "model"
 
 
@@ -298,7 +289,7 @@ def _segment_paths(model: nnx.Module) -> list[ModulePath]:
 
 
 def _has_rule(module: nnx.Module) -> bool:
-    """Whether a rule is an attribute of the module or in a list that is its attribute."""
+    """Whether the module has a rule as an attribute, or in a list that is an attribute."""
     parts = list(vars(module).values())
     parts += [part for some in parts if isinstance(some, nnx.List) for part in some]
     return any(isinstance(part, Rule) for part in parts) and not isinstance(module, nnx.List)

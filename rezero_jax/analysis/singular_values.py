@@ -1,15 +1,14 @@
 """Singular values of a network's input-output Jacobian (paper, eq. 3 and Figure 4).
 
 f maps a batch (batch, ...) to a batch, as models do, and J is the Jacobian of one example with its
-axes flattened: (outputs, inputs). f must map each example on its own, so call `model.eval()` if the
-model has BatchNorm. The paper's figures and the authors' notebooks show
+axes flattened: (outputs, inputs). f must map each example independently, so call `model.eval()` if
+the model has BatchNorm. The paper's figures and the authors' notebooks show
 
     values = singular_values(model, x)          # (batch, min(outputs, inputs)), descending
     np.log10(values), (values**2).mean()        # the histogram, the "mean squared singular value"
 
-If J is too large, `mean_squared_singular_value` estimates the mean of squares with its error.
-A module is an argument of the compiled functions, so a second module of the same structure compiles
-nothing.
+If J is too large, `mean_squared_singular_value` estimates the mean square and its standard error.
+Modules of the same structure share compiled code.
 """
 
 from collections.abc import Callable
@@ -28,11 +27,11 @@ from rezero_jax.analysis.statistics import Estimate
 AnyArray = Array | np.ndarray
 Function = Callable[[Array], Array]
 
-ROWS_AT_ONCE = 64  # rows of a Jacobian that are computed together
+ROWS_AT_ONCE = 64  # batch size of the rows of a Jacobian
 
 
 def jacobian(f: Function, x: Float[AnyArray, "..."]) -> Float[Array, "outputs inputs"]:
-    """J of f at one example x without a batch axis, by rows or by columns, whichever are fewer."""
+    """J of f at one example x, without a batch axis; by rows or columns, whichever are fewer."""
     return _jacobian(_traceable(f), x)
 
 
@@ -41,9 +40,8 @@ def singular_values(
 ) -> Float[np.ndarray, "batch values"]:
     """All min(outputs, inputs) singular values of each example's J, descending, float64.
 
-    One Jacobian is in memory at a time. The decomposition is float64, but J is only as exact as f:
-    in float32, values below 1e-7 of the largest are noise. For an exact J, call this function
-    within `jax.enable_x64(True)`, with an f that has float64 parameters and a float64 x.
+    One Jacobian is in memory at a time. With a float32 f, values below 1e-7 of the largest are
+    noise. For more precision, use `jax.enable_x64(True)`, float64 parameters and a float64 x.
     """
     matrices = (np.asarray(jacobian(f, example), np.float64) for example in np.asarray(x))
     return np.stack([np.linalg.svd(matrix, compute_uv=False) for matrix in matrices])
@@ -52,14 +50,14 @@ def singular_values(
 def mean_squared_singular_value(
     f: Function, x: Float[AnyArray, "batch ..."], *, probes: int = 32, key: Array
 ) -> Estimate:
-    """The mean of the squares of all singular values, over the examples x, without the matrix.
+    """Hutchinson estimate of the mean squared singular value, over the examples x.
 
-    The sum of squares is |J|^2 = E |J^T u|^2 for u uniform on the sphere |u|^2 = outputs
-    (Hutchinson), at the cost of one backward pass per draw. A draw is exact if all singular values
-    are equal. The mean divides the sum by min(outputs, inputs).
+    The sum of squares is |J|^2 = E |J^T u|^2 for u uniform on the sphere |u|^2 = outputs; the mean
+    divides it by min(outputs, inputs). A probe costs one backward pass, and is exact if all
+    singular values are equal.
 
     Returns:
-      The mean over `probes` draws; its standard error covers the draws, not the examples.
+      The mean over the probes; the standard error covers the probes, not the examples.
     """
     compute = _traceable(f)
     outputs, inputs = (a.size // len(x) for a in (jax.eval_shape(compute, x), x))
@@ -68,7 +66,7 @@ def mean_squared_singular_value(
 
 
 def safe_norms(x: Float[AnyArray, "batch ..."]) -> Float[Array, " batch"]:
-    """|x| of every example, float32 or wider, even if squares would over- or underflow."""
+    """|x| of every example in float32 or wider, without overflow or underflow of the squares."""
     flat = x.reshape(len(x), -1)
     flat = flat.astype(jnp.promote_types(x.dtype, jnp.float32))
     largest = jnp.abs(flat).max(axis=1, keepdims=True)
@@ -87,7 +85,7 @@ def _jacobian(f: Partial, x: Array) -> Array:
     y, pull = jax.vjp(flat, x.ravel())
     if y.size <= x.size:
         return jax.lax.map(row, jnp.eye(y.size, dtype=y.dtype), batch_size=ROWS_AT_ONCE)
-    # Not jax.jvp: a function with a custom gradient, such as our convolution, has no forward mode.
+    # jax.jvp would fail for a function with a custom gradient, such as our convolution.
     push = jax.linear_transpose(row, y)
     columns = jnp.eye(x.size, dtype=x.dtype)
     return jax.lax.map(lambda v: push(v)[0], columns, batch_size=ROWS_AT_ONCE).T
@@ -107,7 +105,6 @@ def _probe_norms(f: Partial, x: Array, keys: Array) -> Array:
 
 
 def _traceable(f: Function) -> Partial:
-    """f as an argument of a compiled function."""
     if isinstance(f, nnx.Module):
         return Partial(_call, f)
     return f if isinstance(f, Partial) else Partial(f)

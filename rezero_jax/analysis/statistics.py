@@ -13,12 +13,12 @@ from rezero_jax.errors import UserError
 class Estimate:
     """The mean of a population, estimated from independent draws.
 
-    Student's intervals suit the few seeds of a comparison, where a bootstrap covers far less than
-    it claims. Intervals and p-values are NaN for a single draw.
+    The intervals are Student's, because a bootstrap undercovers for the few seeds of a comparison.
+    Intervals and p-values are NaN for a single draw.
 
     Attributes:
       mean: mean of the draws.
-      standard_error: standard deviation of the draws (with n - 1) over sqrt(n); NaN for one draw.
+      standard_error: sample standard deviation over sqrt(n); NaN for one draw.
       count: n, the number of draws.
     """
 
@@ -28,7 +28,7 @@ class Estimate:
 
     @classmethod
     def of(cls, draws: Sequence[float] | np.ndarray) -> "Estimate":
-        """The estimate from at least one draw; otherwise a UserError."""
+        """The estimate from the draws; raises UserError if there are none."""
         values = np.asarray(draws, float)
         if not values.size:
             raise UserError("a mean of no values is undefined; give at least one")
@@ -38,7 +38,7 @@ class Estimate:
 
     @classmethod
     def of_all(cls, draws: Sequence[float | None]) -> "Estimate | None":
-        """The estimate from draws of which None is missing; None unless all draws are known."""
+        """The estimate from the draws, or None if a draw is missing (None)."""
         known = [draw for draw in draws if draw is not None]
         return cls.of(known) if known and len(known) == len(draws) else None
 
@@ -51,7 +51,7 @@ class Estimate:
         return self._around_mean(self.standard_error, confidence)
 
     def prediction(self, confidence: float = 0.95) -> tuple[float, float]:
-        """Student's interval for one more draw from a normal population; see `interval`."""
+        """Student's prediction interval for one more draw; see `interval`."""
         return self._around_mean(self.standard_error * float(np.sqrt(self.count + 1)), confidence)
 
     def _around_mean(self, scale: float, confidence: float) -> tuple[float, float]:
@@ -63,10 +63,7 @@ class Estimate:
         return self.mean - half, self.mean + half
 
     def p_value(self, mean: float) -> float:
-        """The p-value of Student's two-sided test that the true mean is `mean`.
-
-        The p-value is at most 1 - c exactly if `mean` is outside the interval of confidence c.
-        """
+        """The p-value of Student's two-sided test that the true mean is `mean`."""
         if self.count < 2:
             return np.nan
         gap = abs(self.mean - mean)

@@ -1,8 +1,8 @@
 """A Markdown table that compares runs: `python -m rezero_jax.analysis.table WORKDIR [WORKDIR ...]`.
 
-The table has mean training losses of epochs and the epochs until chosen losses are reached; or test
-accuracies (--accuracy), or bits per byte by step (--bits_per_byte). A row is a setting, with mean
-and range over the runs that differ only in seed.
+The table shows the mean training loss of chosen epochs and the epochs to target losses, or test
+accuracies (--accuracy), or bits per byte by step (--bits_per_byte). A row is a setting, with the
+mean and range over its seeds.
 """
 
 import json
@@ -17,7 +17,7 @@ from rezero_jax.formatting import markdown_table, number
 from rezero_jax.runs.folder import TOPOLOGY
 from rezero_jax.runs.reader import Run
 
-# Heads of the columns of values and of times to a target, by metric.
+# {metric: (head of a column of values, head of a column of times to a target)}.
 HEADS = {
     "loss": ("epoch {}", "epochs to {}"),
     "accuracy": ("epoch {}", "first at {:.0%}"),
@@ -26,7 +26,7 @@ HEADS = {
 
 
 def by_label(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """The runs by label: the config fields, except the seed, in which the runs differ."""
+    """Groups runs by the config fields in which they differ, except the seed."""
     keys = sorted({key for run in runs for key in run.config} - {"seed"})
     keys = [key for key in keys if not key.startswith(TOPOLOGY)]
 
@@ -34,8 +34,8 @@ def by_label(runs: Sequence[Run]) -> dict[str, list[Run]]:
         return [json.dumps([run.config.get(key) for key in keys]) for run in runs]
 
     differing = [key for key in keys if len(set(values([key]))) > 1]
-    # Lengths and intervals rarely matter to a reader, and settings of the optimizer often follow
-    # from the rule. The labels have the shortest list of keys that separates the same runs.
+    # Lengths and intervals rarely matter to a reader, and optimizer settings often follow from the
+    # rule, so labels have the shortest list of keys that separates the same runs.
     recipe = [key for key in differing if key.startswith(("model.", "optim.", "data.name"))]
     model = [key for key in recipe if key.startswith("model.")]
     shared = [key for key in model if all(key in run.config for run in runs)]  # by all families
@@ -57,17 +57,17 @@ def table(
     confidence: float | None = None,
     metric: str = "loss",
 ) -> str:
-    """The Markdown table: values after some epochs or steps, then the times to some targets.
+    """The Markdown table of values after some epochs or steps, and of times to targets.
 
     Args:
       runs: the runs.
       after: epochs; for bits per byte, steps.
-      targets: values of the metric, for columns with the `Run.time_to` of each.
+      targets: values of the metric; each has a column of `Run.time_to`.
       confidence: shows `Estimate.interval` beside the mean over seeds; None shows the range.
-      metric: "loss", the mean training loss (nats) of an epoch; "accuracy", of the evaluation after
-        an epoch, in percent, with targets as fractions; "bits_per_byte", of the evaluation after a
-        step. The last column of bits per byte is the speed-up of the paper's table (supplement B):
-        the first setting's mean steps to the last target over the row's.
+      metric: "loss" (mean training loss of an epoch, in nats), "accuracy" (of evaluations, in
+        percent; targets are fractions) or "bits_per_byte" (of evaluations). For bits per byte, the
+        last column is the speed-up of the paper's table (supplement B): the first setting's mean
+        steps to the last target, divided by the row's.
     """
     value_head, time_head = HEADS[metric]
     speedup = metric == "bits_per_byte" and bool(targets)
@@ -90,7 +90,6 @@ def table(
 
 
 def _values(run: Run, metric: str) -> Mapping[int, float]:
-    """The metric by epoch, or the bits per byte by step, as the table shows them."""
     match metric:
         case "loss":
             return dict(enumerate(run.epoch_losses(), 1))
@@ -100,10 +99,8 @@ def _values(run: Run, metric: str) -> Mapping[int, float]:
 
 
 def _cell(values: Sequence[float | None], confidence: float | None, digits: int = 2) -> str:
-    """The mean of a setting's runs with its range or interval, to `digits` after the point."""
-
     def text(value: float) -> str:
-        # Losses of a network that fits its data need more digits: 0.0021 is not 0.00.
+        # Small losses need more digits: 0.0021 is not 0.00.
         return number(value, 2) if digits and abs(value) < 0.1 else f"{value:.{digits}f}"
 
     known = [value for value in values if value is not None]
@@ -123,9 +120,9 @@ def main(argv: Sequence[str]) -> int:
     parser = command.parser("python -m rezero_jax.analysis.table", __doc__)
     parser.add_argument("workdirs", type=command.workdir, nargs="+", metavar="WORKDIR")
     for name, kind, default, text in (
-        ("epochs", int, [1, 2, 5, 10], "epochs whose losses or accuracies are shown"),
-        ("steps", int, [], "steps whose bits per byte are shown"),
-        ("targets", float, [], "values whose times of reaching are shown"),
+        ("epochs", int, [1, 2, 5, 10], "epochs after which to show losses or accuracies"),
+        ("steps", int, [], "steps after which to show bits per byte"),
+        ("targets", float, [], "values to which to show the time"),
     ):
         text += f" (default: {' '.join(map(str, default)) or 'none'})"
         parser.add_argument(f"--{name}", nargs="*", type=kind, default=default, help=text)

@@ -1,4 +1,4 @@
-"""The theme of all figures: legible in a printed column, with curves distinct without colour."""
+"""The theme of all figures: legible in a printed column, and in black and white."""
 
 import io
 import textwrap
@@ -16,8 +16,7 @@ from numpy.typing import ArrayLike
 from rezero_jax.errors import UserError, choose_from
 from rezero_jax.runs.files import AnyPath
 
-# Okabe and Ito's colours are distinct in every common colour vision; lines and markers are distinct
-# in black and white.
+# Okabe and Ito's colours are distinct to colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = cycler(
     color=COLOURS,
@@ -43,7 +42,7 @@ RC_PARAMS: dict[str, Any] = {
     "svg.fonttype": "none",  # text remains text
 }
 
-# A decorator, so that only the figure that the function makes has this theme.
+# A decorator that applies the theme to the figure of one function only.
 themed = matplotlib.rc_context(RC_PARAMS)  # type: ignore[arg-type]
 
 
@@ -69,7 +68,7 @@ def legend(figure: Figure, axis: Axes) -> None:
 
 
 def plain_ticks(axis: Axes) -> None:
-    """Labels ticks of a log axis as 0.2, not 2e-01, and only as many ticks as have room."""
+    """Labels ticks of a log axis as 0.2, not 2e-01, and omits labels that would overlap."""
     low, high = axis.get_ylim()
     most = {2: "123456789", 30: "12346", 500: "13"}  # first digits by the span of the axis
     labelled = next((digits for span, digits in most.items() if high / low < span), "1")
