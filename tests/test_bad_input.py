@@ -213,6 +213,11 @@ def test_a_config_that_cannot_be(monkeypatch, tmp_path):
         ("x = 1\ny = x / 0\n", r"own.py, line 2, failed \(ZeroDivisionError: "),
         ("def get_config(arg):\n    return int('x')\n", r"own.py, line 2, failed \(ValueError: "),
         ("import sys\nsys.exit(0)\n", r"own.py, line 2, failed \(SystemExit: 0\)"),
+        (
+            "from ml_collections import ConfigDict\n"
+            "def get_config(arg):\n    return ConfigDict({'rate': float('nan')})\n",
+            "rate=nan is not finite",
+        ),
     ):
         (tmp_path / "own.py").write_text(text)
         with pytest.raises(UserError, match=words):

@@ -254,9 +254,19 @@ def test_a_json_file_is_the_old_or_the_new_one(tmp_path):
     write_json(path, {"a": 1})
     with pytest.raises(TypeError):
         write_json(path, {"a": object()})
-    assert read_json(path) == {"a": 1}
+    with path.open() as old:  # a file rewritten in place would be half written after a kill
+        write_json(path, {"a": 2})
+        assert json.load(old) == {"a": 1}
+    assert read_json(path) == {"a": 2}
     path.write_text("[]")
     with pytest.raises(UserError, match=r"final\.json is broken"):
         read_json(path)
     with pytest.raises(UserError, match=r"no run: there is no config\.json"):
         read_json(tmp_path / "config.json")
+
+
+def test_the_best_bits_per_byte_are_the_fewest(trained):
+    lines = read_metrics(trained("transformer"))
+    bits = [line["eval/bits_per_byte"] for line in lines if "eval/bits_per_byte" in line]
+    final = read_json(trained("transformer") / "final.json")
+    assert final["best/eval/bits_per_byte"] == min(bits) < max(bits)

@@ -11,6 +11,7 @@ from rezero_jax.config import base_config
 from rezero_jax.data import standardise
 from rezero_jax.formatting import path_text
 from rezero_jax.models.mlp import MLP
+from rezero_jax.models.resnet.batch_norm import BatchNorm
 from rezero_jax.models.transformer.layer import Encoder
 from rezero_jax.training.optim import make_optimizer
 from rezero_jax.training.state import init_state, model_spec
@@ -133,6 +134,22 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(rezero):
         assert np.abs(grad).max() > 0
     for name, value in whole_metrics.items():
         np.testing.assert_allclose(averaged_metrics[name], value, rtol=16 * EPS)
+
+
+def test_each_microbatch_moves_the_running_statistics_once():
+    def objective(model, batch, key):
+        return {"loss": model(batch["x"]).sum(axis=-1)}
+
+    def make(rngs):
+        return BatchNorm(3)
+
+    x = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+    train_step = make_train_step(model_spec(make), objective, REMEMBER, 2, seed=0)
+    state, _ = train_step(start(make, REMEMBER), {"x": jnp.asarray(x)})
+    mean = np.zeros(3)
+    for j in range(2):  # microbatch j has every second example from j on
+        mean += 0.1 * (x[j::2].mean(axis=0) - mean)
+    np.testing.assert_allclose(state["stats"]["mean"], mean, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.guarantee("step")
