@@ -109,8 +109,10 @@ def test_a_finished_run_says_so_and_another_config_is_refused(copy_of, trained, 
     assert loop.train(CONFIG, workdir)["status"] == "finished"
     assert f"holds a finished run of {STEPS} steps; nothing to do" in capsys.readouterr().out
     for folder in (workdir, copy_of("mlp", 4)):
-        with pytest.raises(UserError, match=r"another config \(optim.learning_rate: 0.01 -> 0.5\)"):
-            loop.train(MLP.load_config(**{"optim.learning_rate": 0.5}), folder)
+        for field, old, new in (("optim.learning_rate", 0.01, 0.5), ("data.flip", False, True)):
+            change = rf"another config \({field}: {old} -> {new}\)"
+            with pytest.raises(UserError, match=change):
+                loop.train(MLP.load_config(**{field: new}), folder)
     assert contents(workdir) == before
 
 
