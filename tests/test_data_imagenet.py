@@ -136,7 +136,7 @@ def test_a_folder_without_a_split_is_refused(data_dir: Path, tmp_path: Path) -> 
     info = json.loads((folder / "dataset_info.json").read_text())
     info["splits"] = [split for split in info["splits"] if split["name"] == "train"]
     (folder / "dataset_info.json").write_text(json.dumps(info))
-    with pytest.raises(UserError, match=f"in {folder} has no validation split; delete that"):
+    with pytest.raises(UserError, match=f"in {folder} has no validation split; delete this"):
         load("imagenet", str(tmp_path))
 
 

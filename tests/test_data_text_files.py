@@ -147,8 +147,8 @@ def test_a_download_that_fails_leaves_nothing(
     [
         ("enwik8", TEXT, None),
         ("enwik8.zip", ARCHIVE, None),
-        ("enwik8", TEXT[:-1], "of 9999 bytes, is not enwik8"),
-        ("enwik8.zip", zipped(TEXT[::-1]), "is not enwik8, .* MD5 .*; delete that file"),
+        ("enwik8", TEXT[:-1], "9999 bytes. is not enwik8"),
+        ("enwik8.zip", zipped(TEXT[::-1]), "is not enwik8 .*MD5 .*; delete this file"),
         ("enwik8.zip", zipped(TEXT, "enwik9"), "is not an archive of enwik8"),
         ("enwik8.zip", ARCHIVE[:-100], "is not an archive of enwik8"),
     ],

@@ -23,8 +23,8 @@ class Augmentation:
 
     crop_padding=4, jitter=0.25, rotation=2.0 and flip=True match ReZero supplement E.2 and the
     authors' code: torchvision's RandomCrop, ColorJitter, RandomRotation and RandomHorizontalFlip on
-    PIL images. Rotation takes the same pixels as PIL.Image.rotate. Jitter stays float32, where
-    torchvision truncates to whole levels after each change: pixels are brighter by one or two.
+    PIL images. Rotation selects the same pixels as PIL.Image.rotate. Jitter computes in float32;
+    torchvision truncates to integers after each change, so its pixels are darker by one or two.
 
     Attributes:
       crop_padding: black pixels added on each side before a random crop to the original size,
@@ -51,19 +51,19 @@ class Augmentation:
                 raise UserError(f"data.{name}={value} is out of range; set it to 0 (off) .. {most}")
 
     def __call__(self, image: Array, key: Array) -> Array:
-        """`apply` with the draws of `key`: a pure function of key and position in the batch."""
+        """Augments images by random numbers that depend on key and position in the batch alone."""
         return self.apply(image, self.draw(key, image.shape[0]))
 
     def draw(self, key: Array, batch: int) -> dict[str, Array]:
-        """The random numbers for `batch` images; each change has its own, whatever else is on.
+        """Draws the random numbers for `batch` images; enabling a change does not affect another.
 
         Returns:
-          For each change that is on: "crop" int32 (batch, 2), row and column of the crop's corner
-          in the padded image; "factors" float32 (batch, 3), of brightness, contrast and saturation;
+          For each enabled change: "crop" int32 (batch, 2), row and column of the crop's corner in
+          the padded image; "factors" float32 (batch, 3), of brightness, contrast and saturation;
           "order" int32 (batch, 3) of the three; "angle" float32 (batch,); "flip" bool (batch,).
         """
-        # One call, because each call takes a third of a second to compile. A float32 has 23 random
-        # bits, so n options are equally likely to within n / 2**23.
+        # One call, because each takes a third of a second to compile. A float32 has 23 random bits,
+        # so n options are equally likely to within n / 2**23.
         uniform = jax.random.uniform(key, (batch, 8), jnp.float32)
         draws = {}
         if self.crop_padding:
@@ -79,10 +79,12 @@ class Augmentation:
         return draws
 
     def apply(self, image: Array, draws: dict[str, Array]) -> Array:
-        """Changes images, uint8 (B, H, W, C) with sides below 16384, by what `draw` returned.
+        """Augments images, uint8 (B, H, W, C) with sides below 16384, by the result of `draw`.
 
-        With jitter, the result is float32 within 0 .. 255. Jitter of images that have neither 1 nor
-        3 channels raises UserError.
+        With jitter, the result is float32 in 0 .. 255.
+
+        Raises:
+          UserError: jitter of images with neither 1 nor 3 channels.
         """
         if self.crop_padding:
             row, column = (draws["crop"] - self.crop_padding).T[..., None, None]
@@ -94,7 +96,7 @@ class Augmentation:
         if self.rotation:
             image = _rotate(image, draws["angle"])
         if self.flip:
-            # A gather, because XLA on a CPU would recompute both operands of a select.
+            # A gather, because XLA on a CPU would compute both operands of a select twice.
             column = jnp.arange(image.shape[2]).reshape(1, 1, -1, 1)
             mirrored = draws["flip"].reshape(-1, 1, 1, 1)
             column = jnp.where(mirrored, image.shape[2] - 1 - column, column)
@@ -103,7 +105,7 @@ class Augmentation:
 
 
 def augment(config: ConfigDict) -> Callable[[dict[str, Array], Array], dict[str, Array]] | None:
-    """The augmentation of config.data as a function (batch, key) -> batch; None if all is off."""
+    """The augmentation of config.data as a function (batch, key) -> batch, or None for none."""
     augmentation = Augmentation(config.crop_padding, config.flip, config.jitter, config.rotation)
     if augmentation == Augmentation():
         return None
@@ -121,7 +123,7 @@ def _sample(image: Array, row: Array, column: Array) -> Array:
 
 
 def _jitter(image: Array, factors: Array, order: Array) -> Array:
-    """Three blends in a row, float32, towards the targets in each image's `order`."""
+    """Blends each image, in float32, with three targets in its `order`."""
     channels = image.shape[-1]
     if channels not in (1, 3):
         raise UserError(f"data.jitter needs 1 or 3 channels, not {channels}; set it to 0")
@@ -135,17 +137,17 @@ def _jitter(image: Array, factors: Array, order: Array) -> Array:
             grey = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
         mean = grey.mean(axis=(1, 2, 3), keepdims=True)
         target = jnp.where(kind == SATURATION, grey, jnp.where(kind == CONTRAST, mean, 0.0))
-        # f x + (1 - f) target, in a form that returns x to the bit where x equals the target.
+        # f x + (1 - f) target, in a form that returns x exactly where x equals the target.
         image = (target + factor.reshape(-1, 1, 1, 1) * (image - target)).clip(0, 255)
     return image
 
 
 def _rotate(image: Array, degrees: Array) -> Array:
-    """Rotates about the centre in PIL's arithmetic, whole multiples of 1/65536 of a pixel."""
+    """Rotates about the centre in PIL's fixed-point arithmetic, in units of 1/65536 pixel."""
     _, height, width, _ = image.shape
     theta = jnp.deg2rad(degrees).reshape(-1, 1, 1)
     sine = jnp.sin(theta)
-    versine = 2 * jnp.sin(theta / 2) ** 2  # 1 - cosine, for which float32 has too few digits
+    versine = 2 * jnp.sin(theta / 2) ** 2  # 1 - cosine without cancellation
     x0, y0 = (width - 1) / 2, (height - 1) / 2
     x, y = jnp.arange(width).reshape(1, 1, -1), jnp.arange(height).reshape(1, -1, 1)
 

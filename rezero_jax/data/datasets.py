@@ -1,4 +1,4 @@
-"""Data sets by name, and stand-ins of their sizes."""
+"""Loads data sets by name, and makes stand-ins of their sizes."""
 
 import dataclasses
 import io
@@ -18,7 +18,7 @@ from rezero_jax.data.tfds.prepare import prepared_builder
 from rezero_jax.data.tfds.source import TfdsSource, cached_arrays
 from rezero_jax.errors import UserError, choose_from
 
-# Image data sets: examples to train on and to evaluate on, shape of an image, classes.
+# {image data set: ((training examples, evaluation examples), shape of an image, classes)}.
 IMAGES = {
     "digits": ((1_437, 360), (8, 8, 1), 10),
     "cifar10": ((50_000, 10_000), (32, 32, 3), 10),
@@ -32,10 +32,10 @@ NAMES = (*IMAGES, *TEXT_NAMES)
 
 
 def load(config: ConfigDict, seed: int = 0) -> Dataset | Text:
-    """The data set that config.data names, downloaded on first use; the augmentation is not read.
+    """Loads the data set that config.data names, after a download on first use.
 
-    "digits" and "stdlib" come with Python packages, "text" is the user's own. With the number of
-    the update, `seed` decides random crops ("imagenet") and windows (text).
+    "digits" and "stdlib" come with Python packages; "text" is the user's. `seed` and the number of
+    the update determine random crops ("imagenet") and windows (text).
 
     Raises:
       UserError: a field is invalid, or the data set cannot be read or downloaded.
@@ -49,8 +49,8 @@ def load(config: ConfigDict, seed: int = 0) -> Dataset | Text:
 def stand_in(config: ConfigDict) -> Dataset | Text | None:
     """Zeros in the sizes of the data set that config.data names, for plans.
 
-    Nothing is read or downloaded, and hardly any memory is taken. Returns None for "digits",
-    "stdlib" and "text", which need no download.
+    This needs neither a download nor memory. Returns None for "digits", "stdlib" and "text", which
+    need no download.
 
     Raises:
       UserError: a field is invalid.
@@ -72,7 +72,7 @@ def stand_in(config: ConfigDict) -> Dataset | Text | None:
 
 
 def digits(config: ConfigDict) -> Dataset:
-    """scikit-learn's 1,797 handwritten digits: every fifth of a class is for evaluation."""
+    """scikit-learn's 1,797 handwritten digits; every fifth digit of a class is for evaluation."""
     from sklearn.datasets import load_digits
 
     loaded = load_digits()
@@ -90,9 +90,9 @@ def digits(config: ConfigDict) -> Dataset:
 def tfds_images(config: ConfigDict, seed: int) -> Dataset:
     """Loads the image data set that config.data names from TFDS.
 
-    The images are decoded once, cached on disk and kept on the device; with config.stream they are
-    decoded anew for each batch, and the batches are the same. The images of "imagenet" are always
-    streamed, as random crops for training and central crops for evaluation.
+    Images are decoded once, cached on disk and kept on the device, or, with config.stream, decoded
+    for each batch; the batches are equal. "imagenet" is always streamed, as random crops for
+    training and central crops for evaluation.
     """
     name, imagenet = config.name, config.name == "imagenet"
     builder = prepared_builder("imagenet2012" if imagenet else name, config.dir)
@@ -136,7 +136,6 @@ def _example_shape(config: ConfigDict) -> tuple[int, ...]:
 
 
 def _dataset(config: ConfigDict, train: Split, held: Split) -> Dataset:
-    """The data set with config.mean and config.std, or else ImageNet's numbers or 0.5."""
     shape, name = _example_shape(config), config.name
     half = (0.5,) * shape[-1]
     own_mean, own_std = (MEAN, STD) if name == "imagenet" else (half, half)

@@ -1,4 +1,4 @@
-"""Which examples make up a batch: a pure function of the seed and the number of the update."""
+"""The examples of a batch, as a pure function of the seed and the number of the update."""
 
 import dataclasses
 import functools
@@ -11,14 +11,15 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
 class SplitMix64:
-    """Random numbers by SplitMix64 (Steele, Lea and Flood 2014), started at a hash of a key.
+    """SplitMix64 (Steele, Lea and Flood 2014), seeded by a hash of a key.
 
-    np.random.Generator may change with NumPy's version, and a resumed run would then see other
-    batches. The key is integers in 0 .. 2**64 - 1, such as a seed and the number of an epoch.
+    The key consists of integers in 0 .. 2**64 - 1, such as a seed and the number of an epoch. The
+    numbers are the same in every version, unlike those of np.random.Generator, because a resumed
+    run must see the same batches.
     """
 
     def __init__(self, *key: int):
-        self._state = np.zeros(1, np.uint64)  # an array, because scalars warn when they overflow
+        self._state = np.zeros(1, np.uint64)  # an array, because scalars warn about overflow
         for number in key:
             self._state = _mix(self._state + _GAMMA + np.uint64(number))
 
@@ -29,11 +30,11 @@ class SplitMix64:
         return _mix(states)
 
     def integers(self, high: int, size: int) -> np.ndarray:
-        """Uniform in 0 .. high - 1, to within high / 2**64; int64 (size,)."""
+        """Uniform integers in 0 .. high - 1, to within high / 2**64; int64 (size,)."""
         return (self.bits(size) % np.uint64(high)).astype(np.int64)
 
     def uniform(self, low: float, high: float) -> float:
-        """Uniform in low .. high, from 53 bits."""
+        """A uniform number in low .. high, from 53 bits."""
         return low + (high - low) * (float(self.bits(1)[0] >> np.uint64(11)) * 2.0**-53)
 
 
@@ -46,7 +47,7 @@ def _mix(state: np.ndarray) -> np.ndarray:
 
 @functools.lru_cache(maxsize=2)  # a batch may straddle two epochs
 def _permutation(seed: int, size: int, epoch: int) -> np.ndarray:
-    """The order of the examples in one epoch, int32 (size,); callers must not change it."""
+    """The order of the examples in one epoch, int32 (size,); callers must not modify the array."""
     return np.argsort(SplitMix64(seed, epoch).bits(size), kind="stable").astype(np.int32)
 
 
@@ -54,13 +55,11 @@ def _permutation(seed: int, size: int, epoch: int) -> np.ndarray:
 class Order:
     """The endless stream of shuffled epochs, divided into batches.
 
-    Epoch e is a permutation drawn from (seed, e), so it visits every example exactly once. The
-    epochs follow each other without a gap, also within a batch. There is no state, so the batch of
-    any update is available at any time.
+    Epoch e is a permutation drawn from (seed, e). A batch may straddle two epochs. There is no
+    state, so the batch of any update is available at any time.
 
     Raises:
-      UserError: the seed is not in 0 .. 2**32 - 1, or the batch is empty or larger than the data
-        set.
+      UserError: seed or batch size are out of range.
     """
 
     seed: int
@@ -68,7 +67,7 @@ class Order:
     batch_size: int
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**32:  # JAX makes the same key of a larger seed and a smaller one
+        if not 0 <= self.seed < 2**32:  # JAX would truncate a larger seed
             raise UserError(f"seed={self.seed} is out of range; set it to 0 .. {2**32 - 1}")
         if not 1 <= self.batch_size <= self.size:
             raise UserError(
@@ -77,7 +76,7 @@ class Order:
             )
 
     def indices(self, step: int) -> np.ndarray:
-        """The examples of update number `step` (0 is the first), int32 (batch_size,)."""
+        """The examples of update `step` (from 0), int32 (batch_size,)."""
         epoch, start = divmod(int(step) * self.batch_size, self.size)
         batch = _permutation(self.seed, self.size, epoch)[start : start + self.batch_size]
         missing = self.batch_size - len(batch)
@@ -90,11 +89,11 @@ class Order:
 def eval_batches(
     size: int, batch_size: int, examples: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Every example once, or the first `examples` of them, in order, in batches of one shape.
+    """Divides all examples, or the first `examples`, into batches of one shape, in order.
 
     Returns:
-      indices, int32 (batches, batch_size), and mask, bool of the same shape, False where the last
-      batch is padded by index 0.
+      indices, int32 (batches, batch_size), and mask, bool of the same shape, False where index 0
+      pads the last batch.
 
     Raises:
       UserError: batch_size is not in 1 .. 1,000,000, or examples is below 1.

@@ -1,4 +1,4 @@
-"""A split read from disk batch by batch, decoded ahead by threads or worker processes of Grain."""
+"""Streams a split from disk, with images decoded by Grain's threads or worker processes."""
 
 import dataclasses
 import functools
@@ -19,24 +19,28 @@ from rezero_jax.errors import UserError
 
 @runtime_checkable  # for type checkers at run time
 class DataSource(Protocol):
-    """Random access to encoded examples, from several threads at once (as in Grain)."""
+    """Thread-safe random access to encoded examples, as in Grain."""
 
     def __len__(self) -> int:
         """The number of examples."""
 
     def __getitems__(self, keys: Sequence[int]) -> Sequence[Mapping[str, Any]]:
-        """The examples at `keys`, each {"image": what `pixels` takes, "label": int}."""
+        """The examples at `keys`, each {"image": argument of `pixels`, "label": int}."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StreamSplit(Split):
-    """A split too large to live on the device: decoded images travel for each batch.
+    """A split that does not fit on the device: decoded images are transferred for each batch.
 
-    `threads` of this process, or `workers` processes with one thread each, keep up to `ahead`
-    batches decoded beyond the one in use. The batches are the same.
-
-    `pixels` is a pure, thread-safe function (encoded image, step, position in the batch) -> uint8
-    (H, W, C). `name` and `num_classes` are for errors; None leaves labels unchecked.
+    Attributes:
+      source: the encoded examples.
+      threads: threads of this process that decode, if there are no `workers`.
+      ahead: batches to decode in advance.
+      pixels: pure, thread-safe function (encoded image, step, position in the batch) -> uint8
+        (H, W, C).
+      name: name of the data set in errors.
+      num_classes: bound on labels; None disables the check.
+      workers: processes that decode, with one thread each.
     """
 
     source: DataSource
@@ -55,8 +59,7 @@ class StreamSplit(Split):
         """{"image": uint8 (B, H, W, C), "label": int32 (B,)}.
 
         Raises:
-          IndexError: an index is outside 0 .. size - 1.
-          UserError: the images differ in shape, or a label is not in 0 .. num_classes - 1.
+          UserError: images differ in shape, or a label is not in 0 .. num_classes - 1.
         """
         check_range(indices, self.size)
         positions = np.arange(len(indices))[rows].tolist()
@@ -71,14 +74,14 @@ class StreamSplit(Split):
         if len(shapes := sorted({image.shape for image in images})) > 1:
             raise UserError(
                 f'data set "{self.name}" has images of shapes {shapes[0]} and {shapes[1]}, which '
-                "make no batch; crop or resize them to one shape"
+                "cannot form a batch; crop or resize them to one shape"
             )
         return {"image": np.stack(images), "label": label}
 
     def batches(
         self, indices: Callable[[int], np.ndarray], first: int, last: int, rows: Rows = ALL
     ) -> Iterator[HostBatch]:
-        """See Split.batches; closing the iterator, or dropping it, stops the workers."""
+        """See Split.batches; closing or deleting the iterator stops the workers."""
         import grain
         from absl import flags
 
@@ -89,8 +92,8 @@ class StreamSplit(Split):
             iterator = iter(steps.to_iter_dataset(options))
         else:
             if not flags.FLAGS.is_parsed():
-                flags.FLAGS.mark_as_parsed()  # Grain reads its own absl flags, which nobody sets
-            # Each worker keeps `ahead` batches ready, and this process `ahead` more of each worker.
+                flags.FLAGS.mark_as_parsed()  # Grain reads absl flags, which may not be parsed
+            # Each worker buffers `ahead` batches, and this process `ahead` more per worker.
             ahead = max(self.ahead // (2 * self.workers), 1)
             own = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
             workers = grain.MultiprocessingOptions(self.workers, per_worker_buffer_size=ahead)
@@ -101,7 +104,7 @@ class StreamSplit(Split):
             while batch is not None:
                 yield batch
                 batch = next(iterator, None)
-        except UserError as error:  # Grain appends lines about its traceback
+        except UserError as error:  # Grain appends a traceback to the message
             raise UserError(str(error).splitlines()[0]) from None
         finally:
             iterator.close()
@@ -114,12 +117,12 @@ class StreamSplit(Split):
 
 
 def _without_signals(call: Callable[[], Any]) -> Any:
-    """Calls a function; processes that it starts ignore SIGINT and SIGTERM.
+    """Calls a function with SIGINT and SIGTERM blocked, so that new processes inherit this.
 
-    A terminal or a job sends these signals to all processes of a run. New processes inherit the
-    signals that this thread blocks; other threads receive them meanwhile.
+    A terminal or a job sends these signals to all processes of a run, but only the main process
+    handles them.
     """
-    resource_tracker.ensure_running()  # starting it later would end the blocking
+    resource_tracker.ensure_running()  # starting it later would unblock the signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
         return call()
@@ -128,7 +131,7 @@ def _without_signals(call: Callable[[], Any]) -> Any:
 
 
 def _start_worker(index: int, count: int) -> None:
-    """Hides the accelerators from a worker, and ends it with the process that started it."""
+    """Hides accelerators from a worker, and ends the worker with its parent."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     parent = multiprocessing.parent_process()
     assert parent is not None

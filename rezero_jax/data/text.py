@@ -1,4 +1,4 @@
-"""Text as bytes: windows to train on, and windows that score each byte of a text exactly once."""
+"""Text as bytes: training windows, and evaluation windows that score each byte exactly once."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -17,27 +17,27 @@ EVAL_SPLITS = ("validation", "test")
 TEXT_NAMES = ("enwik8", "stdlib", "text")
 WINDOWS = ("segments", "random")
 
-_LONGEST = 2**31 - 2  # bytes; positions, the start byte included, must fit int32
-_STREAM = 0x7E87  # separates the random numbers of windows from those that shuffle the examples
+_LONGEST = 2**31 - 2  # bytes; positions, including the start byte, must fit in int32
+_STREAM = 0x7E87  # separates the random numbers for windows from those for shuffling
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TextSplit(Split):
     """Windows of T = `length` bytes of a text of N bytes; the whole text is on the device.
 
-    The target at position p is byte p of the text and the input is the byte before it, or 0.
+    The target at position p is byte p of the text; the input is the byte before it, or 0.
 
     For training (`whole` is False), the examples are the N // T full segments: example i has the
-    targets i T .. (i+1) T - 1. With `random`, an example is instead a window that starts anywhere,
-    drawn from (seed, step) whatever the example's index.
+    targets i T .. (i+1) T - 1. With `random`, each example is instead a window at a random start,
+    drawn from (seed, step).
 
     For evaluation (`whole` is True), example i scores the S = T - context targets
-    i S .. (i+1) S - 1, or up to the end of the text. Its window starts `context` targets earlier,
-    moved to be within the text. Each byte is thus scored once, and sees at least `context` bytes
-    before it, or all that precede it.
+    i S .. (i+1) S - 1, up to the end of the text. Its window starts `context` targets earlier, and
+    is shifted to be within the text. Each byte is thus scored once, after at least `context` bytes
+    or all bytes that precede it.
 
     Raises:
-      UserError: length or context is out of its range, or the text is too short or too long.
+      UserError: length or context is out of range, or the text is too short or too long.
     """
 
     text: np.ndarray  # uint8 (N,), N at most 2,147,483,646
@@ -52,7 +52,7 @@ class TextSplit(Split):
         _check_window(self.length, self.context)
         if not self.length <= len(self.text) <= _LONGEST:
             raise UserError(
-                f"{self.name} has {len(self.text)} bytes; take a text of data.length={self.length} "
+                f"{self.name} has {len(self.text)} bytes; give a text of data.length={self.length} "
                 f"to {_LONGEST} bytes"
             )
 
@@ -64,13 +64,13 @@ class TextSplit(Split):
 
     @property
     def resident(self) -> Mapping[str, np.ndarray]:
-        """{"text": uint8 (N + 1,)}, the start byte and the text."""
+        """{"text": uint8 (N + 1,)}: the start byte and the text."""
         return {"text": np.concatenate([np.zeros(1, np.uint8), self.text])}
 
     def fetch(self, indices: np.ndarray, step: int = 0, rows: Rows = ALL) -> HostBatch:
-        """{"start"}, the first targets, and if `whole`, "first" .. "last" - 1, those that count.
+        """Positions, int32 (B,): "start", the first target; if `whole`, "first" and "last".
 
-        All are int32 (B,).
+        The targets first .. last - 1 are scored.
         """
         check_range(indices, self.size)
         count, example = len(self.text), np.asarray(indices, np.int64)
@@ -87,9 +87,9 @@ class TextSplit(Split):
         return {name: values[rows].astype(np.int32) for name, values in positions.items()}
 
     def gather(self, resident: Mapping[str, jax.Array], fetched: Mapping[str, jax.Array]) -> Batch:
-        """{"tokens", "targets"}, the inputs and targets, int32 (B, T) in 0 .. 255; traceable.
+        """{"tokens", "targets"}: inputs and targets, int32 (B, T) in 0 .. 255; traceable.
 
-        If `whole`, also "weight", float32 (B, T): 1 for a target that counts and 0 for another.
+        If `whole`, also "weight", float32 (B, T): 1 for targets that are scored, else 0.
         """
         start = fetched["start"][:, None]
         position = start + jnp.arange(self.length + 1, dtype=jnp.int32)[None, :]
@@ -104,7 +104,7 @@ class TextSplit(Split):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Text:
-    """A text data set: its two splits, with windows of one length."""
+    """A text data set: two splits with windows of one length."""
 
     name: str
     train: TextSplit
@@ -117,9 +117,10 @@ class Text:
 
 
 def read_text(config: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
-    """The bytes of the training split and of config.eval_split, uint8 (N,) each; see text_files.
+    """Reads the bytes of the training split and of config.eval_split, uint8 (N,) each.
 
-    "enwik8" and "text" are divided into 90 % training, 5 % validation and 5 % test.
+    "enwik8" and "text" are divided into 90 % training, 5 % validation and 5 % test; `stdlib_files`
+    divides "stdlib".
     """
     if config.name == "stdlib":
         return stdlib_text("train"), stdlib_text(config.eval_split)
@@ -128,10 +129,7 @@ def read_text(config: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
 
 
 def load_text(config: ConfigDict, seed: int = 0, text: np.ndarray | None = None) -> Text:
-    """The text that config.data names, one of TEXT_NAMES.
-
-    `text`, uint8 (N,), is used instead of the bytes that `read_text` reads.
-    """
+    """Loads the text that config.data names; `text`, uint8 (N,), replaces its bytes if given."""
     for field, valid in (("windows", WINDOWS), ("eval_split", EVAL_SPLITS)):
         if config[field] not in valid:
             raise choose_from(f"data.{field}", config[field], valid)
@@ -147,7 +145,6 @@ def load_text(config: ConfigDict, seed: int = 0, text: np.ndarray | None = None)
 
 
 def _divided(text: np.ndarray, eval_split: str) -> tuple[np.ndarray, np.ndarray]:
-    """The first 90 % of a text, and the next 5 % (validation) or the last 5 % (test)."""
     train, validation, test = np.split(text, [len(text) * percent // 100 for percent in (90, 95)])
     return train, validation if eval_split == "validation" else test
 

@@ -16,7 +16,7 @@ from rezero_jax.data.tfds.prepare import data_folder
 from rezero_jax.data.tfds.source import whole_file
 from rezero_jax.errors import UserError, closest_beside
 
-# Folders of the standard library that are not read: foreign code, tests, and folders that some
+# Folders to exclude from the standard library: third-party code, tests, and folders that some
 # installations lack.
 LEFT_OUT = {"__pycache__", "dist-packages", "site-packages", "test", "tests"}
 LEFT_OUT |= {"ensurepip", "idlelib", "lib2to3", "turtledemo"}
@@ -24,7 +24,7 @@ LEFT_OUT |= {"ensurepip", "idlelib", "lib2to3", "turtledemo"}
 ENWIK8_URL = "http://mattmahoney.net/dc/enwik8.zip"
 ENWIK8_ARCHIVE_BYTES = 36_445_475
 ENWIK8_SHA256 = "547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc"  # of the archive
-# The file in the archive, as http://mattmahoney.net/dc/textdata.html describes it.
+# Of the file in the archive, from http://mattmahoney.net/dc/textdata.html.
 ENWIK8_BYTES = 100_000_000
 ENWIK8_MD5 = "a1fa5ffddb56f4953e226637dabbb36a"
 
@@ -32,17 +32,16 @@ ENWIK8_MD5 = "a1fa5ffddb56f4953e226637dabbb36a"
 def user_text(path: str | None) -> np.ndarray:
     """The bytes of a file, or of the files below a folder joined by newlines, uint8 (N,).
 
-    Files come in the order of their paths; hidden files are skipped.
+    Files are in the order of their paths; hidden files are skipped.
 
     Raises:
-      UserError: there is no path, no regular file or folder at the path, or no text in it, or a
-        file cannot be read.
+      UserError: the path is unset, not a regular file or folder, unreadable, or without text.
     """
     if not path:
         raise UserError("data.name=text needs a file or folder; set --config.data.path=...")
     root = Path(path).expanduser()
     try:
-        if not (root.is_file() or root.is_dir()):  # reading a pipe could wait for ever
+        if not (root.is_file() or root.is_dir()):  # reading a pipe could block forever
             close = closest_beside(root)
             hint = f"did you mean {close}?" if close else "give another path"
             raise UserError(f"data.path={path} is not a file or folder; {hint}")
@@ -50,10 +49,10 @@ def user_text(path: str | None) -> np.ndarray:
         text = b"\n".join(file.read_bytes() for file in files)
     except OSError as error:
         raise UserError(
-            f"{error.filename} cannot be read ({error.strerror}); make it readable or leave it out"
+            f"{error.filename} cannot be read ({error.strerror}); make it readable or remove it"
         ) from error
     if not text:
-        raise UserError(f"data.path={path} contains no text; give a file or folder that does")
+        raise UserError(f"data.path={path} contains no text; give a file or folder with text")
     return np.frombuffer(text, np.uint8)
 
 
@@ -64,11 +63,11 @@ def stdlib_text(split: str) -> np.ndarray:
 
 
 def stdlib_files(split: str) -> list[Path]:
-    """The .py files of a split of Python's standard library outside LEFT_OUT.
+    """The .py files of a split of Python's standard library, without LEFT_OUT.
 
-    The library has about 580 such files and 11 MB, which differ between versions and installations
-    of Python. In the order of their paths, number 10 of each 20 (counting from 0) is in
-    "validation", number 11 in "test" and the others in "train".
+    There are about 580 files with 11 MB; they differ between versions and installations of Python.
+    In the order of their paths, file 10 of every 20 (counting from 0) is in "validation", file 11
+    in "test", and the others are in "train".
     """
     paths = files_below(Path(sysconfig.get_paths()["stdlib"]), LEFT_OUT)
     sources = [path for path in paths if path.suffix == ".py"]
@@ -79,10 +78,10 @@ def stdlib_files(split: str) -> list[Path]:
 def files_below(root: Path, left_out: Collection[str] = ()) -> list[Path]:
     """The regular files below `root`, sorted by relative path with / as the separator.
 
-    Hidden files and folders and folders named in `left_out` are skipped.
+    Hidden files, hidden folders and folders named in `left_out` are skipped.
     """
     paths = []
-    for folder, folders, names in os.walk(root, onerror=_raise):  # by default it skips errors
+    for folder, folders, names in os.walk(root, onerror=_raise):  # by default, errors are ignored
         folders[:] = [name for name in folders if not name.startswith(".") and name not in left_out]
         paths += [Path(folder, name) for name in names if not name.startswith(".")]
     return sorted(filter(Path.is_file, paths), key=lambda path: path.relative_to(root).as_posix())
@@ -91,17 +90,17 @@ def files_below(root: Path, left_out: Collection[str] = ()) -> list[Path]:
 def enwik8_text(data_dir: str | None = None) -> np.ndarray:
     """enwik8, the first 100,000,000 bytes of an English Wikipedia dump of 2006, uint8 (N,).
 
-    The folder downloads/manual of tfds.prepare.data_folder(data_dir) may contain enwik8 or
-    enwik8.zip. Otherwise the archive is downloaded to the folder downloads, once.
+    If downloads/manual in tfds.prepare.data_folder(data_dir) has neither enwik8 nor enwik8.zip, the
+    archive is downloaded to downloads, once.
 
     Raises:
-      UserError: the archive cannot be downloaded, or the file that was found is not enwik8.
+      UserError: the archive cannot be downloaded, or the file is not enwik8.
     """
     downloads = data_folder(data_dir) / "downloads"
     archive = downloads / "enwik8.zip"
     given = (downloads / "manual" / "enwik8", downloads / "manual" / "enwik8.zip")
     path = next(filter(Path.exists, given), archive)
-    again = "delete that file to have enwik8 downloaded again"
+    again = "delete this file to download enwik8 again"
     try:
         if not path.exists():
             _download(archive)
@@ -116,18 +115,18 @@ def enwik8_text(data_dir: str | None = None) -> np.ndarray:
         raise UserError(
             f"enwik8 is not in {downloads} and could not be downloaded from {ENWIK8_URL} "
             f"({' '.join(str(error).split())}); put enwik8.zip into {downloads / 'manual'}, or set "
-            "--config.data.dir to a folder that has it"
+            "--config.data.dir to a folder that contains enwik8"
         ) from error
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != ENWIK8_MD5:
         raise UserError(
-            f"the text in {path}, of {len(content)} bytes, is not enwik8, which has {ENWIK8_BYTES} "
-            f"and the MD5 checksum {ENWIK8_MD5}; {again}"
+            f"the text in {path} ({len(content)} bytes) is not enwik8 ({ENWIK8_BYTES} bytes, MD5 "
+            f"checksum {ENWIK8_MD5}); {again}"
         )
     return np.frombuffer(content, np.uint8)
 
 
 def _download(path: Path) -> None:
-    """Writes the archive of enwik8; raises OSError or HTTPException if it does not arrive whole."""
+    """Downloads the archive of enwik8; raises OSError or HTTPException if this fails."""
     digest = hashlib.sha256()
     size = ENWIK8_ARCHIVE_BYTES
     with (
@@ -139,7 +138,7 @@ def _download(path: Path) -> None:
             digest.update(chunk)
             bar.update(file.write(chunk))
         if bar.n != size or digest.hexdigest() != ENWIK8_SHA256:
-            raise OSError("what was downloaded has the wrong size or checksum")
+            raise OSError("the download has the wrong size or checksum")
 
 
 def _raise(error: OSError) -> None:

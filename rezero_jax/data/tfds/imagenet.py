@@ -1,4 +1,4 @@
-"""Crops of ImageNet's JPEGs (ILSVRC 2012): random ones for training, central for evaluation."""
+"""Crops of ImageNet's JPEGs (ILSVRC 2012): random for training, central for evaluation."""
 
 import dataclasses
 import io
@@ -11,15 +11,15 @@ from rezero_jax.data.order import SplitMix64
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the whole image
 
-MEAN = (0.485, 0.456, 0.406)  # of the training images, per channel: the customary numbers
+MEAN = (0.485, 0.456, 0.406)  # of the training images, per channel; the conventional values
 STD = (0.229, 0.224, 0.225)
 
 
 @dataclasses.dataclass(frozen=True)
 class Crop:
-    """A box of a JPEG, resized to uint8 (size, size, 3): bilinear, antialiased where it shrinks.
+    """Crops a JPEG and resizes it to uint8 (size, size, 3), bilinear with antialiasing.
 
-    With a seed, the box is a `random_box` of (seed, step, position in the batch), otherwise the
+    With a seed, the crop is a `random_box` of (seed, step, position in the batch), otherwise the
     `central_box`.
     """
 
@@ -35,8 +35,8 @@ class Crop:
             else:
                 box = random_box(SplitMix64(self.seed, step, position), width, height)
             left, top, right, bottom = box
-            # The decoder can shrink a JPEG by a power of two at a fraction of the work, which is
-            # allowed as long as the box keeps the pixels that the result needs.
+            # Decoding at 1/2, 1/4 or 1/8 of the size is cheaper, and allowed if the box retains at
+            # least `size` pixels on each side.
             shrink = next((s for s in (8, 4, 2) if s * size <= min(right - left, bottom - top)), 1)
             if image.draft(None, (width // shrink, height // shrink)) is None:
                 shrink = 1
@@ -46,10 +46,10 @@ class Crop:
 
 
 def random_box(rng: SplitMix64, width: int, height: int) -> Box:
-    """The box that torchvision's RandomResizedCrop draws from an image of width x height pixels.
+    """Draws a box in an image of width x height pixels like torchvision's RandomResizedCrop.
 
-    The share of the area is uniform in 0.08 .. 1, and the aspect ratio log-uniform in 3/4 .. 4/3.
-    After ten misses, takes the largest central box whose ratio is in that range.
+    The fraction of the area is uniform in 0.08 .. 1, the aspect ratio log-uniform in 3/4 .. 4/3.
+    After ten boxes that do not fit, returns the largest central box with a ratio in this range.
     """
     low, high = 3 / 4, 4 / 3
     for _ in range(10):
@@ -68,7 +68,7 @@ def random_box(rng: SplitMix64, width: int, height: int) -> Box:
 def central_box(size: int, width: int, height: int) -> Box:
     """The central size x size pixels after a resize of the short side to size * 256 / 224, rounded.
 
-    The box is in pixels of the image before that resize, which is width x height.
+    The box is in pixels of the original image, which is width x height.
     """
     short = round(size * 256 / 224)
     w, h = (short * side // min(width, height) for side in (width, height))

@@ -1,8 +1,8 @@
 """Prepares a TFDS data set as array_record files, without TensorFlow.
 
-TFDS's own builder downloads, verifies checksums, splits and shuffles. Its two steps that need
-TensorFlow are replaced: file access (`tf.io.gfile`) and encoding images. Pixels are encoded as PNG;
-images that come as files (ImageNet's JPEGs) stay byte for byte.
+TFDS's own builder downloads, verifies checksums, splits and shuffles. This module replaces the two
+steps that need TensorFlow: file access (`tf.io.gfile`) and image encoding. Pixels are encoded as
+PNG; images that are files (ImageNet's JPEGs) are unchanged.
 """
 
 import contextlib
@@ -27,9 +27,9 @@ from rezero_jax.errors import UserError, closest_beside
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hides TFDS's guesses and retries from the log: a failure that remains is raised."""
+    """Hides TFDS's warnings and retries from the log; a persistent failure raises."""
 
-    def is_error(record: logging.LogRecord) -> bool:  # a new one for each of several threads
+    def is_error(record: logging.LogRecord) -> bool:  # a new object per thread
         return record.levelno >= logging.ERROR
 
     with contextlib.ExitStack() as stack:
@@ -41,16 +41,15 @@ def _quiet() -> Iterator[None]:
 
 @_quiet()
 def prepared_builder(name: str, data_dir: str | None = None) -> Any:
-    """The TFDS builder of `name`, its data ready to be read with `as_data_source`.
+    """The TFDS builder of `name`, with its data ready for `as_data_source`.
 
     Missing data is downloaded and prepared in `data_folder`, or prepared from archives in
-    downloads/manual where TFDS cannot download them (imagenet2012); other processes that need it
-    wait. Memory stays below about 1 GB plus 1/256 of a split.
+    downloads/manual if TFDS cannot download them (imagenet2012); other processes wait. Memory stays
+    below about 1 GB plus 1/256 of a split.
 
     Raises:
-      UserError: there is no such folder, the data set could not be downloaded, an archive that only
-        the user can get is missing, the data is damaged or in another format, or the system allows
-        too few open files.
+      UserError: the folder or an archive is missing, the download fails, the data is damaged or in
+        another format, or the system allows too few open files.
     """
     data_folder(data_dir)
     builder = _builder(name, data_dir)
@@ -64,9 +63,9 @@ def prepared_builder(name: str, data_dir: str | None = None) -> Any:
     file_format = builder.info.file_format.value
     if file_format != "array_record":
         raise UserError(
-            f'data set "{builder.name}" in {builder.data_dir} is in {file_format} form, which only '
-            "TensorFlow reads; set TFDS_DATA_DIR or --config.data.dir to another folder, where it "
-            "can be prepared as array_record"
+            f'data set "{builder.name}" in {builder.data_dir} is in {file_format} format, which '
+            "needs TensorFlow; set TFDS_DATA_DIR or --config.data.dir to another folder, to "
+            "prepare the data set there as array_record"
         )
     allow_open_files(sum(len(split.filepaths) for split in builder.info.splits.values()))
     return builder
@@ -76,7 +75,7 @@ def data_folder(data_dir: str | None) -> Path:
     """The folder of downloaded data: `data_dir`, $TFDS_DATA_DIR or ~/tensorflow_datasets.
 
     Raises:
-      UserError: the folder was given and is missing.
+      UserError: the given folder is missing.
     """
     given = data_dir or os.environ.get("TFDS_DATA_DIR")
     folder = Path(given or "~/tensorflow_datasets").expanduser()
@@ -96,14 +95,14 @@ def _builder(name: str, data_dir: str | None) -> Any:
         return tfds.builder(name, data_dir=data_dir)
     except ParseError as error:
         raise UserError(
-            f"dataset_info.json in {data_folder(data_dir) / name} cannot be read; delete that "
-            "folder to have the data set prepared again"
+            f"dataset_info.json in {data_folder(data_dir) / name} cannot be read; delete this "
+            "folder to prepare the data set again"
         ) from error
 
 
 @contextlib.contextmanager
 def _alone(builder: Any) -> Iterator[None]:
-    """Lets one process at a time prepare data in a folder; a failure leaves no temporary files."""
+    """Locks the data folder while one process prepares data; a failure removes temporary files."""
     root = Path(builder.data_dir_root)
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -115,7 +114,7 @@ def _alone(builder: Any) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             log = logging.getLogger(__name__)
-            log.warning("another process prepares data in %s; waiting for it", root)
+            log.warning("waiting for another process that prepares data in %s", root)
             fcntl.flock(lock, fcntl.LOCK_EX)
         try:
             yield
@@ -142,7 +141,7 @@ def _prepare(builder: Any) -> None:
             yield key, example
 
     builder._generate_examples = generate_encoded
-    # The few files of ImageNet that are not RGB JPEGs are converted when they are read instead.
+    # Crop converts the few files of ImageNet that are not RGB JPEGs when it reads them.
     builder._fix_image = lambda name, image: image
     try:
         with contextlib.ExitStack() as replaced:
@@ -150,13 +149,13 @@ def _prepare(builder: Any) -> None:
             for module in (own, imagenet_common, extractor, shuffle):
                 if hasattr(module, "tf"):
                     replaced.enter_context(patch.object(module, "tf", _file_access()))
-            # Many systems allow fewer than a thousand open files. The order is the same.
+            # Many systems allow fewer than a thousand open files; the order is the same.
             replaced.enter_context(patch.object(shuffle, "BUCKETS_NUMBER", 256))
-            # Ten retries, each after twice the wait, are three silent minutes without a network.
+            # Ten retries with exponential backoff would take three silent minutes when offline.
             replaced.enter_context(patch.object(downloader, "MAX_RETRIES", 4))
             builder.download_and_prepare(
                 file_format="array_record",
-                # The bucket of ready-made data has tfrecord files only.
+                # TFDS's bucket of prepared data has tfrecord files only.
                 download_config=tfds.download.DownloadConfig(try_download_gcs=False),
             )
     except tarfile.TarError as error:
@@ -165,7 +164,7 @@ def _prepare(builder: Any) -> None:
             f"damaged ({' '.join(str(error).split())}); download it again"
         ) from error
     except download_manager.NonMatchingChecksumError as error:
-        raise _unavailable(builder, "what was downloaded has the wrong checksum") from error
+        raise _unavailable(builder, "the download has the wrong checksum") from error
     # OSError covers the network, the disk and permissions.
     except (OSError, tfds.download.DownloadError, extractor.ExtractError) as error:
         raise _unavailable(builder, error) from error
@@ -175,12 +174,12 @@ def _unavailable(builder: Any, reason: object) -> UserError:
     return UserError(
         f'data set "{builder.name}" is not prepared in {builder.data_dir_root} and could not be '
         f"downloaded ({' '.join(str(reason).split())}); set TFDS_DATA_DIR or --config.data.dir to "
-        "a folder that has it"
+        "a folder that contains it"
     )
 
 
 def _check_archives(builder: Any) -> None:
-    """Raises UserError unless the user has put every archive where the builder looks for it."""
+    """Raises UserError unless every archive is in downloads/manual."""
     folder = Path(builder.data_dir_root) / "downloads" / "manual"
     wrong = []
     for url, info in builder.url_infos.items():
@@ -192,14 +191,14 @@ def _check_archives(builder: Any) -> None:
             f'data set "{builder.name}" is not prepared in {builder.data_dir_root} and cannot be '
             f"downloaded without an account; register at {builder.info.homepage} and put "
             f"{' and '.join(wrong)} into {folder}, or set TFDS_DATA_DIR or --config.data.dir to "
-            "a folder that has the prepared data set"
+            "a folder that contains the prepared data set"
         )
 
 
 def allow_open_files(count: int) -> None:
-    """Raises this process's limit so that array_record's readers can open `count` files at once.
+    """Raises the process's limit of open files so that array_record can open `count` files at once.
 
-    ImageNet has 1,088 files, and most systems allow a process 1,024 unless it asks for more.
+    ImageNet has 1,088 files, and most systems allow 1,024 by default.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count + 256
@@ -215,7 +214,7 @@ def allow_open_files(count: int) -> None:
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """PNG bytes of uint8 pixels (H, W, 3) or (H, W, 1); lossless."""
+    """Encodes uint8 pixels (H, W, 3) or (H, W, 1) as PNG."""
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -224,7 +223,7 @@ def encode_png(image: np.ndarray) -> bytes:
 
 
 def _file_access() -> types.SimpleNamespace:
-    """The functions of `tf` that TFDS calls while it prepares a data set."""
+    """Replacements for the functions of `tf` that TFDS calls to prepare a data set."""
     space = types.SimpleNamespace
     return space(
         io=space(gfile=space(GFile=open, exists=os.path.exists, remove=os.remove)),

@@ -1,4 +1,4 @@
-"""Reads a split of a prepared TFDS data set without TensorFlow, encoded or decoded and cached."""
+"""Reads splits of prepared TFDS data sets without TensorFlow, and caches decoded images."""
 
 import contextlib
 import hashlib
@@ -16,13 +16,13 @@ from rezero_jax.data.stream import StreamSplit
 from rezero_jax.devices import cache_folder
 from rezero_jax.errors import UserError
 
-_CHUNK = 500  # examples decoded by one worker at a time
+_CHUNK = 500  # examples that a thread decodes at a time
 
 
 class TfdsSource:
-    """The examples of a split; see stream.DataSource. Reading damaged files raises UserError.
+    """The examples of a split, as a stream.DataSource; reading damaged files raises UserError.
 
-    Images stay PNG or JPEG bytes, which Pillow decodes to the same pixels on every machine.
+    Images are PNG or JPEG bytes, which Pillow decodes to the same pixels on every machine.
     """
 
     def __init__(self, builder: Any, split: str) -> None:
@@ -31,7 +31,7 @@ class TfdsSource:
         if split not in builder.info.splits:
             raise UserError(
                 f'data set "{builder.name}" in {builder.data_dir} has no {split} split; delete '
-                "that folder to have the data set prepared again"
+                "this folder to prepare the data set again"
             )
         self._paths = builder.info.splits[split].filepaths
         self._source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
@@ -42,11 +42,11 @@ class TfdsSource:
     def __getitems__(self, keys: Sequence[int]) -> list[Mapping[str, Any]]:
         try:
             return self._source.__getitems__(list(keys))
-        except RuntimeError as error:  # array_record checks a hash of every chunk
+        except RuntimeError as error:  # array_record verifies a hash of every chunk
             raise self._damaged(error) from error
 
     def fingerprint(self) -> str:
-        """Hexadecimal digits that depend on every byte of the files."""
+        """A hash of all bytes of the files, in hexadecimal digits."""
         digest = hashlib.sha256()
         try:
             for path in self._paths:
@@ -59,27 +59,27 @@ class TfdsSource:
     def _damaged(self, error: Exception) -> UserError:
         info = self._source.dataset_info
         return UserError(
-            f'data set "{info.name}" in {info.data_dir} is damaged ({error}); delete that folder '
-            "to have the data set prepared again"
+            f'data set "{info.name}" in {info.data_dir} is damaged ({error}); delete this folder '
+            "to prepare the data set again"
         )
 
 
 def cached_arrays(key: str, split: StreamSplit) -> dict[str, np.ndarray]:
     """All examples of `split`: {"image": uint8 (N, H, W, C), "label": int32 (N,)}.
 
-    The arrays are read from <key>.npz in devices.cache_folder, or decoded and written there. A
-    damaged file is written again.
+    The arrays are read from <key>.npz in devices.cache_folder, or, if this file is missing or
+    damaged, decoded and written there.
     """
     path = cache_folder() / f"{key}.npz"
     warn = logging.getLogger(__name__).warning
     try:
         with path.open("rb") as file:
             stored = np.load(file, allow_pickle=False)
-            return {name: stored[name] for name in ("image", "label")}  # zip compares their CRC-32
+            return {name: stored[name] for name in ("image", "label")}  # zip verifies the CRC-32
     except OSError:
         pass
-    except Exception as error:  # a damaged zip file raises errors of many kinds
-        warn("%s is damaged (%s); the images are decoded again", path, error)
+    except Exception as error:  # a damaged zip file raises many kinds of errors
+        warn("%s is damaged (%s); decoding the images again", path, error)
     starts = range(0, split.size, _CHUNK)
     chunks = split.batches(
         lambda i: np.arange(starts[i], min(starts[i] + _CHUNK, split.size)), 0, len(starts)
@@ -91,13 +91,13 @@ def cached_arrays(key: str, split: StreamSplit) -> dict[str, np.ndarray]:
         with whole_file(path) as file:
             np.savez(file, image=arrays["image"], label=arrays["label"])
     except OSError as error:
-        warn("the decoded %s is not cached: %s", key, error)
+        warn("cannot cache the decoded %s: %s", key, error)
     return arrays
 
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file opened for writing that has its name only if the context ends without an error."""
+    """Opens a file for writing; the file appears at `path` only if no error occurs."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
     try:
