@@ -14,6 +14,7 @@ def workers(**code):
     return {name: [sys.executable, "-c", lines] for name, lines in code.items()}
 
 
+@pytest.mark.slow
 def test_whole_configs_are_timed_in_turns_with_their_baseline(capfd, monkeypatch):
     monkeypatch.setattr(updates, "SHORTEST", 0.01)
     configs = ["configs/mlp.py:smoke train.batch_size=10", "configs/no.py"]

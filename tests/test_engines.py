@@ -3,7 +3,6 @@
 Bash runs the scripts, with stand-ins for the programs that they call.
 """
 
-import json
 import os
 import re
 import signal
@@ -16,7 +15,6 @@ import pytest
 import yaml
 
 from launch.flags import parse
-from launch.local import free_port
 from rezero_jax.config import load_config
 from rezero_jax.runs.metrics import read_metrics
 from tests.families import ROOT
@@ -191,21 +189,6 @@ def put_project(host, steps):
     host.add("rezero_jax/.venv/bin/python", f'exec {sys.executable} "$@" {fields}')
     for program in ("bin/git", "bin/curl", "bin/uv", "bin/pip", "rezero_jax/.venv/bin/pip"):
         host.add(program, "exit 0")
-
-
-@pytest.mark.slow
-def test_skypilots_nodes_train_as_one(host):
-    put_project(host, steps=60)
-    text = simulated("skypilot_gpu.yaml").replace(":8476", f":{free_port()}")
-    shared = {"REPOSITORY": "none", "BUCKET": str(host.folder / "bucket")}
-    shared |= {"SKYPILOT_NODE_IPS": "localhost\nelsewhere", "SKYPILOT_NUM_NODES": "2"}
-    nodes = [host.start(text, SKYPILOT_NODE_RANK=str(i), **shared) for i in range(2)]
-    (status, first), (other_status, second) = map(finish, nodes)
-    assert (status, other_status) == (0, 0), first + second
-    assert "finished 60 steps" in first
-    assert "finished" not in second
-    environment = json.loads((host.folder / "bucket/enwik8-128/environment.json").read_text())
-    assert environment["processes"] == 2
 
 
 @pytest.mark.slow

@@ -75,6 +75,7 @@ def models(trained, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_another_process_has_the_same_logits_to_the_bit_without_the_data(trained, models):
     np.savez(models / "inputs.npz", **INPUTS)
     done = elsewhere(ELSEWHERE, models, {})
@@ -112,7 +113,9 @@ def run_card(folder):
     return names
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", ["mlp", "resnet", "transformer", pytest.param("vit", marks=pytest.mark.slow)]
+)
 def test_the_card_describes_the_run_and_its_python_runs(family, models, monkeypatch):
     card = (models / family / "README.md").read_text()
     assert card.startswith(f"# {family}, rezero, ")

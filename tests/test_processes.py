@@ -74,13 +74,17 @@ def wait_until(true):
         time.sleep(0.01)
 
 
-def assert_same_curve(one, other):
-    """Asserts that lines agree, except for the order in which float32 is summed."""
-    a, b = read_metrics(one), read_metrics(other)
-    assert [line["step"] for line in a] == [line["step"] for line in b]
+def assert_same_curve(one, other, steps=None):
+    """Asserts that lines up to a step agree, except for the order in which float32 is summed."""
+    a, b = (
+        [line for line in read_metrics(x) if not steps or line["step"] <= steps]
+        for x in (one, other)
+    )
+    assert [line["step"] for line in a] == [line["step"] for line in b] != []
     for name in ("train/loss", "grad_norm", "param_norm"):
         np.testing.assert_allclose([x[name] for x in a], [x[name] for x in b], rtol=2e-3)
-    np.testing.assert_allclose(a[-1]["eval/loss"], b[-1]["eval/loss"], rtol=1e-3)
+    if not steps:
+        np.testing.assert_allclose(a[-1]["eval/loss"], b[-1]["eval/loss"], rtol=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +95,7 @@ def straight(tmp_path_factory):
     return workdir
 
 
-def test_a_signal_to_one_process_stops_all_and_another_topology_resumes(straight, tmp_path):
+def test_two_processes_train_as_one_and_a_signal_to_one_stops_both(straight, tmp_path):
     processes = start(2, tmp_path)
     wait_until(lambda: (tmp_path / "metrics.jsonl").exists() and read_metrics(tmp_path))
     processes[1].send_signal(signal.SIGTERM)
@@ -105,13 +109,12 @@ def test_a_signal_to_one_process_stops_all_and_another_topology_resumes(straight
     assert "device(s)" not in out_1  # the first process speaks for all
     assert not (tmp_path / "final.json").exists()
     assert json.loads((tmp_path / "environment.json").read_text())["processes"] == 2
-    alone(tmp_path, 1)
-    assert_same_curve(straight, tmp_path)
+    assert_same_curve(straight, tmp_path, step)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_process_ends_the_others_and_the_command_resumes(victim, straight, tmp_path):
+def test_a_killed_process_ends_the_others_and_any_topology_resumes(victim, straight, tmp_path):
     processes = start(2, tmp_path)
     wait_until((tmp_path / "checkpoints" / str(SAVE)).exists)
     processes[victim].kill()
@@ -122,9 +125,12 @@ def test_a_killed_process_ends_the_others_and_the_command_resumes(victim, straig
     status, _, err = results[1 - victim]
     assert status in (4, -signal.SIGABRT), err  # JAX aborts when the coordinator is lost
     assert AGAIN in err or "JAX distributed service detected fatal errors" in err
-    (status, out, err), (status_1, *_) = end(start(2, tmp_path))
-    assert (status, status_1) == (0, 0), err
-    assert "resuming after step " in out
+    if victim == 0:
+        (status, out, err), (status_1, *_) = end(start(2, tmp_path))
+        assert (status, status_1) == (0, 0), err
+        assert "resuming after step " in out
+    else:
+        alone(tmp_path, 1)
     assert_same_curve(straight, tmp_path)
 
 

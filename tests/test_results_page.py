@@ -31,6 +31,7 @@ from tests.test_docs import check
 COMMAND = "python -m experiments results"
 
 
+@pytest.mark.slow
 def test_the_pages_are_what_the_command_writes():
     compared = comparisons()
     tables = committed_tables(compared)

@@ -68,12 +68,6 @@ def test_killed_and_stopped_processes_resume_to_the_same_bits(tmp_path):
     assert differences(workdir, straight) == []
 
 
-def test_the_stop_signal_is_reported():
-    trainer = MLP.trainer()
-    _, report = trainer.dispatch(trainer.init(), [next(trainer.batches(0))], stop=15)
-    assert report["stop"] == 15
-
-
 def test_a_checkpoint_too_many_is_deleted(copy_of, trained):
     """A process that is killed after its last save leaves the checkpoint that it replaces."""
     workdir = copy_of("mlp", STEPS)

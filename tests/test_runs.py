@@ -105,6 +105,7 @@ def test_numbers_are_those_of_the_program(config, lines):
         start = end
 
 
+@pytest.mark.slow
 def test_a_run_with_fewer_lines_has_the_same_numbers_and_utilisation(
     config, lines, tmp_path, monkeypatch
 ):

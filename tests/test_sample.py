@@ -167,21 +167,6 @@ def test_a_run_in_use_can_be_sampled_and_nothing_changes(capsys, copy_of):
     held.release()
 
 
-def test_a_damaged_checkpoint_is_skipped_with_a_warning_and_kept(capsys, copy_of):
-    folder = copy_of("transformer", 4)
-    (folder / "checkpoints" / "4" / "state" / "_METADATA").unlink()
-    before = contents(folder)
-    status, _, err = run(capsys, folder, "--bytes=2")
-    assert status == 0
-    assert err.startswith("warning: checkpoint 4 is damaged (")
-    assert " after 2 updates:" in err
-    assert contents(folder) == before
-    (folder / "checkpoints" / "2" / "state" / "_METADATA").unlink()
-    status, _, err = run(capsys, folder, "--bytes=2")
-    assert status == 2
-    assert "no good checkpoint" in err.splitlines()[-1]
-
-
 def test_a_wrong_option_is_one_sentence(capsys, workdir):
     for flag, text in (
         ("--prompt=", "--prompt is empty"),
