@@ -16,9 +16,9 @@
 Two runs of a comparison differ only in `model.residual` and, with it, in the variance of the hidden
 weights: 0.25 / width for `residual`, 2 / width for every other rule (paper, section 4).
 
-Batches of 100, pixels scaled to -1 .. 1 and no augmentation are from the authors' notebook, because
-the paper does not state them. Unlike in the notebook, the layers of `norm` do not share one
-LayerNorm.
+The paper does not state batch size, scaling and augmentation. As in the authors' notebook, batches
+have 100 examples, pixels are scaled to -1 .. 1, and nothing is augmented. Unlike in the notebook,
+the layers of `norm` do not share one LayerNorm.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -46,17 +46,17 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.residual = args.residual
     config.model.depth = 4 if args.smoke else args.depth
     config.model.width = 8 if args.smoke else args.width or (64 if digits else 256)
-    # Unset: 0.25 for `residual` and 2 for every other rule, so that overriding the rule is safe.
+    # Unset: 0.25 for `residual` and 2 for every other rule, also if the command overrides the rule.
     config.model.weight_variance = config_dict.placeholder(float)
     config.model.scan = True
     config.model.remat = "none"
-    config.model.dtype = "float32"  # by its estimate a TPU is slower at bfloat16 here
+    config.model.dtype = "float32"  # bfloat16 is slower by the TPU compiler's estimate
 
     config.data.name = args.dataset
 
     config.train.epochs = args.epochs or (2.0 if args.smoke else 20.0 if digits else 10.0)
     config.train.batch_size = 50 if digits else 100
-    # The steps of a dispatch share temporary memory, but a Ctrl-C waits for the end of a dispatch.
+    # A Ctrl-C waits for the end of a dispatch.
     depth = config.model.depth
     config.train.steps_per_dispatch = 20 if depth < 500 else 5
 

@@ -11,18 +11,18 @@
         the notebook's short runs: 49.5 % after one epoch of ReZero; a few minutes on 2 cores
 
     python train.py --config=configs/resnet.py:depth=20,epochs=10 ...
-        the paper's recipe on a twentieth of its schedule: the milestones are fractions of the run
+        the paper's recipe, with its schedule shortened to a twentieth
 
-Two runs of a comparison differ only in `model.residual` and, as in the authors' code, in what
-belongs to the rule: the initial weights of `gated` and `fixup`, and the learning rate of Fixup's
-multipliers. batch_norm=False removes every BatchNorm. lr= sets the learning rate of every group.
+Two runs of a comparison differ only in `model.residual` and, as in the authors' code, in settings
+of the rule: the initial weights of `gated` and `fixup`, and the learning rate of Fixup's
+multipliers. batch_norm=False removes every BatchNorm. lr= scales the learning rate of every group.
 
-recipe=paper follows the code behind the table: weight decay 5e-4 on every parameter, the gates
-included, and a learning rate of 0.1 that falls to a tenth at half and at three quarters of the run.
-Biases (and Fixup's multipliers) have 0.01, and from half of the run a hundredth of that, which is a
-slip in the authors' code that this recipe repeats. recipe=notebook has weight decay 1e-4, one
-constant learning rate (the notebook's runs end long before its first milestone), and ImageNet's
-mean and standard deviation.
+recipe=paper follows the code behind the table: weight decay 5e-4 on every parameter, including the
+gates, and a learning rate of 0.1 that drops tenfold at 1/2 and at 3/4 of the run. Biases and
+Fixup's multipliers have 0.01, which drops a hundredfold at 1/2 of the run, a bug in the authors'
+code that this recipe reproduces. recipe=notebook has weight decay 1e-4, one constant learning rate
+(the notebook's runs end long before its first milestone), and ImageNet's mean and standard
+deviation.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -66,13 +66,13 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.alpha_init = config_dict.placeholder(float)  # unset: 0
     config.model.scan = False
     config.model.remat = "none"
-    config.model.dtype = "float32"  # by its estimate a TPU is slower at bfloat16 here
+    config.model.dtype = "float32"  # bfloat16 is slower by the TPU compiler's estimate
 
     config.data.name = "digits" if args.smoke else args.dataset
     if config.data.name == "cifar10":
         config.data.mean, config.data.std = MEAN_STD[args.recipe]
     config.data.crop_padding = 4
-    config.data.flip = config.data.name.startswith("cifar")  # a mirrored digit is not a digit
+    config.data.flip = config.data.name.startswith("cifar")  # mirrored digits are not digits
 
     config.train.epochs = args.epochs or (1.0 if args.smoke else 200.0 if paper else 2.0)
     config.train.steps_per_dispatch = 10
@@ -82,7 +82,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optim.learning_rate = args.lr
     config.optim.weight_decay = 5e-4 if paper else 1e-4
     config.optim.schedule = "multistep" if paper else "constant"  # epochs 100 and 150 of 200
-    config.optim.alpha.weight_decay = None  # the weights' own, which is not our default
+    config.optim.alpha.weight_decay = None  # that of the weights, unlike in base_config
     if paper:
         config.optim.groups.bias = optim_group(
             path=r"bias|/(entry|blocks|\d+)/scale$",  # Fixup's scale, not BatchNorm's

@@ -1,10 +1,10 @@
-"""PreAct-ResNet-50 with ReZero on ImageNet. Not an experiment of the paper; for accelerators.
+"""PreAct-ResNet-50 with ReZero on ImageNet, for accelerators; not an experiment of the paper.
 
     python train.py --config=configs/resnet_imagenet.py:depth=50 --workdir=runs/imagenet
-        90 epochs of the usual recipe: SGD with 0.1 for batches of 256, a tenth of that after 30, 60
-        and 80 epochs, random resized crops of 224 pixels and flips. We have no result yet
+        90 epochs of the usual recipe: SGD at a rate of 0.1 for batches of 256, divided by 10 after
+        30, 60 and 80 epochs, random resized crops of 224 pixels and flips. We have no result yet
 
-The data set is read from disk while training; docs/data.md says where its archives belong.
+The data set is read from disk while training; see docs/data.md for the location of its archives.
 """
 
 from ml_collections import ConfigDict, config_dict

@@ -6,14 +6,14 @@
     python train.py --config=configs/resnet_superconvergence.py:residual=residual --workdir=...
         the baseline, which reaches 94 % at epoch 60: 65 epochs, a longer rise, no gates
 
-The learning rate rises to 1.2 and falls again while momentum does the opposite. The gates do not
-take part: they have an Adagrad of their own with the constant learning rate 0.1 and no decay,
-because gates under the cycled SGD became NaN for the authors.
+The learning rate rises to 1.2 and falls again while momentum does the opposite. The gates have
+their own Adagrad with a constant learning rate of 0.1 and no decay, because gates under the cyclic
+SGD became NaN for the authors.
 
-Batches continue into the next epoch, so that 45 epochs are 4,395 updates of 512 examples, where the
-authors have 4,410 with a smaller last batch in each epoch. The authors' log does not state two
-choices for the baseline: its learning rate rises and falls for 39 % of the run each, and its
-momentum mirrors the learning rate between 0.95 and 0.85.
+Batches straddle epochs, so 45 epochs are 4,395 updates of 512 examples. The authors have 4,410,
+with a smaller last batch in each epoch. The authors' log does not state two choices for the
+baseline: its learning rate rises and falls for 39 % of the run each, and its momentum mirrors the
+learning rate between 0.95 and 0.85.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -37,7 +37,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.alpha_init = config_dict.placeholder(float)  # unset: 0
     config.model.scan = False
     config.model.remat = "none"
-    config.model.dtype = "float32"  # by its estimate a TPU is slower at bfloat16 here
+    config.model.dtype = "float32"  # bfloat16 is slower by the TPU compiler's estimate
 
     config.data.name = "digits" if args.smoke else "cifar10"
     if not args.smoke:

@@ -1,4 +1,4 @@
-"""The paper's language models on enwik8 (section 5; supplement B and C). For accelerators.
+"""The paper's language models on enwik8 (section 5; supplement B and C), for accelerators.
 
     python train.py --config=configs/transformer_enwik8.py:layers=12,residual=rezero --workdir=...
         38 million parameters. The paper reaches 1.2 bits per byte on the validation split after
@@ -16,14 +16,17 @@
 
 The models have width 512 (256 from 64 layers on), 2 heads, 512 bytes, GELU and dropout 0.2. LAMB
 has a constant learning rate: 0.016 for the batch of 1,080, and 0.0005 sqrt(batch) for the batches
-of 304 and 144. The paper used eight GPUs. Here one device computes a batch in `accumulate`
-microbatches, for an accelerator with 80 GB (not tried); eight devices need an eighth of them.
+of 304 and 144. The paper used eight GPUs. Here one device with 80 GB computes a batch in
+`accumulate` microbatches (not tried); eight devices need an eighth of them.
 
-The paper does not state these choices: a feed-forward of 4 times the width (which gives its
-parameter counts, except the 34 million of its 12-layer ReZero networks), 2 heads at width 256 too,
-sinusoidal positions and the embedding's distribution (both from the authors' notebook), dropout
-after the embedding, no final norm for any rule, LAMB with Adam's bias correction and without a
-limit on the norm of the weights, and 130 epochs at 12 layers (which its slowest rule took).
+The paper does not state these choices:
+- a feed-forward of 4 times the width, which gives the paper's parameter counts except the 34
+  million of its 12-layer ReZero networks;
+- 2 heads at width 256, too;
+- sinusoidal positions and the embedding's distribution, both from the authors' notebook;
+- dropout after the embedding, and no final norm for any rule;
+- LAMB with Adam's bias correction and without a bound on the norm of the weights;
+- 130 epochs at 12 layers, the length of the paper's slowest run.
 """
 
 from ml_collections import ConfigDict

@@ -1,19 +1,19 @@
-"""The language models of the authors' notebook, 12 to 128 layers and deeper, here on bytes.
+"""The language models of the authors' notebook, with 12 to 128 layers or more, on bytes.
 
     python train.py --config=configs/transformer_notebook.py:layers=128 --workdir=runs/deep
-        128 ReZero layers on the sources of Python's standard library; trains on a CPU, at several
-        seconds per update
+        128 ReZero layers on the sources of Python's standard library, at several seconds per update
+        on a CPU
 
     ...:layers=128,residual=post_norm
-        the same without gates, which does not learn at this depth
+        the post-norm baseline, which does not learn at this depth
 
     ...:path=book.txt
-        on a text of your own, a file or a folder
+        your own text, a file or a folder
 
-Batches have 50 rows of 35 bytes. Adagrad starts at 0.01 and loses a tenth of its rate after each of
-3 epochs, or each third of steps=N updates. The notebook trains on words of WikiText-2, so its
-perplexities cannot be compared. As in the notebook, pre_norm has no final norm. Unlike in the
-notebook, the two LayerNorms of a layer are not shared.
+Batches have 50 rows of 35 bytes. The learning rate of Adagrad starts at 0.01 and drops by a tenth
+after each of 3 epochs, or each third of steps=N updates. The notebook trains on words of
+WikiText-2, so its perplexities are not comparable. As in the notebook, pre_norm has no final norm.
+Unlike in the notebook, the two LayerNorms of a layer are not shared.
 """
 
 from ml_collections import ConfigDict

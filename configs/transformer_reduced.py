@@ -1,14 +1,13 @@
-"""The comparison of the paper's section 5 at a size for a CPU: which rule learns faster.
+"""The comparison of the rules' learning speed in the paper's section 5, reduced to fit a CPU.
 
     python train.py --config=configs/transformer_reduced.py:residual=RULE,path=FILE --workdir=...
         RULE is rezero, post_norm, pre_norm or gpt2_norm. rezero,alpha_init=1 starts with open
         gates; post_norm,warmup=100 has a warm-up
 
-As in the paper, all rules have the same optimizer settings: LAMB at a constant learning rate. The
-models have 12 layers as in the paper, but width 128, feed-forward 256 and 8 heads where the paper
-has 512, 2048 and 2. An update sees 2,048 bytes instead of 552,960, and dropout is 0 instead of 0.2.
-No rule has a final norm. The learning rate of 0.002 is the paper's 0.0005 sqrt(batch) for batches
-of 16. Runs of this size cannot confirm or refute the paper.
+As in the paper, all rules have 12 layers, no final norm, and LAMB at the same constant learning
+rate, 0.0005 sqrt(batch) = 0.002. Width, feed-forward and heads are 128, 256 and 8 (paper: 512,
+2048 and 2). An update sees 2,048 bytes (paper: 552,960), without dropout (paper: 0.2). Runs of this
+size neither confirm nor refute the paper.
 """
 
 from ml_collections import ConfigDict

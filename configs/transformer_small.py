@@ -4,10 +4,10 @@ python train.py --config=configs/transformer_small.py --workdir=runs/stdlib
     4 layers on the sources of Python's standard library; several minutes on 2 cores
 
 python sample.py --workdir=runs/stdlib --prompt="def main("
-    text that the model writes
+    samples text from the model
 
 python train.py --config=configs/transformer_small.py:path=book.txt --workdir=runs/book
-    the same on a text of your own, a file or a folder
+    trains on your own text, a file or a folder
 
 python train.py --config=configs/transformer_small.py:residual=pre_norm --workdir=runs/pre_norm
     a baseline: post_norm, pre_norm or gpt2_norm; rezero,alpha_init=1 starts with open gates
@@ -44,7 +44,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.max_len = 8 if args.smoke else args.length
     config.model.positions = "rotary"
     config.model.final_norm = RuleConfig(args.residual).rule.norms_branch
-    # Unrolling 12 layers saves a fifth of a step on a CPU, but deep stacks would compile for long.
+    # On a CPU, unrolling 12 layers saves a fifth of the time, but deep stacks compile slowly.
     config.model.scan = args.depth > 16
 
     config.data.name = "text" if args.path else "stdlib"

@@ -1,4 +1,4 @@
-"""Vision Transformers on CIFAR-10. Not an experiment of the paper.
+"""Vision Transformers on CIFAR-10; not an experiment of the paper.
 
     python train.py --config=configs/vit.py:depth=6,residual=rezero --workdir=runs/vit
         6 layers of width 192 on patches of 4 x 4 pixels for 100 epochs; for accelerators.
@@ -6,11 +6,11 @@
         work too. We have no result at full length yet
 
     python train.py --config=configs/vit.py:dataset=digits,epochs=30 --workdir=...
-        scikit-learn's digits, patches of 2 x 2: minutes on 2 cores
+        scikit-learn's digits, patches of 2 x 2 pixels; minutes on 2 cores
 
-Images are padded, cropped and flipped. The head sees the mean over the patches, because a class
-token would see no pixel while all gates are 0. Two runs of a comparison differ only in
-`model.residual` and, with it, in the final norm, which `pre_norm` has. AdamW decays only matrices.
+Images are padded, cropped and flipped. The head takes the mean over the patches, because a class
+token would contain no pixels while all gates are 0. Two runs of a comparison differ only in
+`model.residual` and in the final norm, which only `pre_norm` has. AdamW decays only matrices.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -29,7 +29,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.name = "digits" if args.smoke else args.dataset
     digits = config.data.name == "digits"
     config.data.crop_padding = 1 if digits else 4
-    config.data.flip = config.data.name.startswith("cifar")  # a mirrored digit is not a digit
+    config.data.flip = config.data.name.startswith("cifar")  # mirrored digits are not digits
 
     config.model = option_fields(TransformerConfig(activation="gelu"))
     del config.model.dropout  # image classifiers train without dropout
@@ -40,9 +40,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.heads = 2 if args.smoke else 3
     config.model.residual = args.residual
     config.model.pool = "mean"  # token, mean
-    # Unset: where the rule normalises the branch alone, so that overriding the rule is safe.
+    # Unset: present if the rule (which the command may override) normalises the branch alone.
     config.model.final_norm = config_dict.placeholder(bool)
-    # Unrolling 12 layers saves a fifth of a step on a CPU, but deep stacks would compile for long.
+    # On a CPU, unrolling 12 layers saves a fifth of the time, but deep stacks compile slowly.
     config.model.scan = args.depth > 16
     config.model.remat = "none"
     config.model.dtype = "auto"

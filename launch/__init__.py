@@ -1,1 +1,1 @@
-"""Entry points: flags, signals, and processes on one machine or on clusters."""
+"""Helpers of the entry points: flags, signals, and processes on one machine or on clusters."""

@@ -1,4 +1,4 @@
-"""Connects the processes of a run, before JAX starts its devices."""
+"""Connects the processes of a run before JAX starts its devices."""
 
 import threading
 import warnings
@@ -9,7 +9,7 @@ from rezero_jax.errors import UserError, first_line
 from rezero_jax.processes import Lost
 
 WAIT = 300  # seconds within which all processes of a run must connect
-HEARTBEAT = 30  # seconds without a sign of life after which a process counts as lost
+HEARTBEAT = 30  # seconds after which an unresponsive process counts as lost
 
 
 def connect(
@@ -18,12 +18,12 @@ def connect(
     num_processes: int | None = None,
     wait: float = WAIT,
 ) -> None:
-    """Connects the processes of the run; to be called before JAX starts its devices.
+    """Connects the processes of the run.
 
-    Without arguments the processes of a TPU slice, a Slurm step or an indexed Kubernetes job find
+    Without arguments, the processes of a TPU slice, a Slurm step or an indexed Kubernetes job find
     each other automatically; elsewhere, and with num_processes=1, the process runs alone.
 
-    A process that is silent for HEARTBEAT seconds later makes JAX abort the others (SIGABRT).
+    If a process is later unresponsive for HEARTBEAT seconds, JAX aborts the others (SIGABRT).
 
     Args:
       coordinator: host:port of process 0, which all processes can reach.
@@ -33,13 +33,13 @@ def connect(
 
     Raises:
       UserError: the arguments contradict each other, or a cluster's processes cannot be found.
-      Lost: not all processes have connected in time. JAX aborts this process a minute later, so it
-        should end.
+      Lost: not all processes connected in time; end this process, because JAX will abort it within
+        a minute.
     """
     if num_processes == 1:
         return
     is_given = _are_given(coordinator, process_id, num_processes)
-    # Otherwise JAX's own notice of a preemption would catch SIGTERM before the training loop.
+    # JAX's preemption service would otherwise intercept SIGTERM before the training loop.
     jax.config.update("jax_enable_preemption_service", False)
     errors: list[Exception] = []
 
@@ -49,7 +49,7 @@ def connect(
                 coordinator,
                 num_processes,
                 process_id,
-                initialization_timeout=int(wait) + 60,  # JAX would abort without a sentence
+                initialization_timeout=int(wait) + 60,  # JAX would abort without an error message
                 heartbeat_timeout_seconds=HEARTBEAT,
             )
         except Exception as error:
@@ -63,23 +63,23 @@ def connect(
     if thread.is_alive():
         where = f" at {coordinator}" if is_given else ""
         raise Lost(
-            f"the other processes of this run did not all connect{where} within {wait:g} s; start "
-            "the same command on every host, each with its own --process_id where you give one, or "
-            "with --num_processes=1 on one host alone"
+            f"not all other processes of this run connected{where} within {wait:g} s; start the "
+            "same command on every host (with a different --process_id each, if you give one), or "
+            "give --num_processes=1 to run on one host alone"
         )
     if errors:
         no_cluster = isinstance(errors[0], ValueError)
-        has_started = "must be called before" in str(errors[0])  # whoever started JAX has decided
+        has_started = "must be called before" in str(errors[0])  # JAX is already initialised
         if is_given or not (no_cluster or has_started):
             raise UserError(
                 f"cannot connect to the other processes of this run ({first_line(errors[0])}); "
-                "check that process 0 runs where --coordinator says, or give --num_processes=1 to "
-                "run alone"
+                "check that process 0 runs at the address of --coordinator, or give "
+                "--num_processes=1 to run alone"
             ) from errors[0]
 
 
 def _are_given(coordinator: str | None, process_id: int | None, num_processes: int | None) -> bool:
-    """Whether the three flags are given; raises a UserError if they do not fit each other."""
+    """Whether the three flags are given; raises UserError if they contradict each other."""
     flags = {"coordinator": coordinator, "process_id": process_id, "num_processes": num_processes}
     missing = [f"--{flag}" for flag, value in flags.items() if value is None]
     if len(missing) == len(flags):
@@ -96,5 +96,5 @@ def _are_given(coordinator: str | None, process_id: int | None, num_processes: i
         )
     host, _, port = coordinator.rpartition(":")
     if not (host and port.isdecimal()):
-        raise UserError(f"--coordinator={coordinator} is not HOST:PORT; give such as 10.0.0.1:8476")
+        raise UserError(f"--coordinator={coordinator} is not HOST:PORT, such as 10.0.0.1:8476")
     return True

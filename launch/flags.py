@@ -4,7 +4,7 @@ import argparse
 
 EXAMPLES = """\
 examples:
-  train a ReZero network on scikit-learn's digits, in seconds:
+  train a ReZero network on scikit-learn's digits within seconds:
     python train.py --config=configs/mlp.py --workdir=runs/digits
   train the authors' 64-layer network on CIFAR-10, and one of its baselines:
     python train.py --config=configs/mlp.py:depth=64,dataset=cifar10 --workdir=runs/rezero
@@ -15,29 +15,25 @@ examples:
       --workdir=runs/slow_alpha
   evaluate the newest checkpoint of a run:
     python train.py --config=configs/mlp.py --workdir=runs/digits --mode=eval
-  run a config at a size that ends within a minute, to see that everything works:
+  run a tiny version of a config, to check within a minute that everything works:
     python train.py --config=configs/transformer_small.py:smoke --workdir=runs/smoke
-  print what a run needs, here or on a TPU that is not available, without training:
+  print memory, FLOPs and time of a run on these devices, or on an absent TPU:
     python train.py --config=configs/transformer_enwik8.py:layers=64 --plan
     python train.py --config=configs/transformer_enwik8.py:layers=64 --plan=v5e:2x4
 
 exit status:
   0         the run is finished
-  2         the command, the config or the workdir is wrong
-  3         the loss, a gradient or a parameter stopped being finite
-  4         another process of the run was lost or did not connect, or the bucket does not answer
-  134       JAX aborted, because another process of the run was silent
+  2         the command, the config or the workdir is invalid
+  3         the run diverged: the loss, a gradient or a parameter is not finite
+  4         another process of the run was lost or did not connect, or the bucket does not respond
+  134       JAX aborted, because another process of the run was unresponsive
   130, 143  Ctrl-C or SIGTERM stopped the run; if training had begun, its state is saved
 After 4, 130, 134 and 143 the same command resumes the run.
 """
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Parses a command line into its flags and the texts "KEY=VALUE" of its --config.KEY=VALUE.
-
-    Raises:
-      SystemExit: a flag is wrong or missing (status 2, with a sentence on stderr), or --help.
-    """
+    """Parses a command line into its flags and the texts "KEY=VALUE" of --config.KEY=VALUE."""
     parser = _parser()
     overrides = [text.removeprefix("--config.") for text in argv if text.startswith("--config.")]
     args = parser.parse_args([text for text in argv if not text.startswith("--config.")])
@@ -61,12 +57,12 @@ def _parser() -> argparse.ArgumentParser:
         "--config",
         required=True,
         metavar="FILE[:KEY=VALUE,...]",
-        help="config file, such as configs/mlp.py, and its arguments, listed in its docstring",
+        help="config file, such as configs/mlp.py, and its arguments (see the file's docstring)",
     )
     parser.add_argument(
         "--config.KEY", metavar="VALUE", help="value of a config field, such as --config.seed=1"
     )
-    parser.add_argument("--workdir", metavar="DIR", help="folder of the run, made if missing")
+    parser.add_argument("--workdir", metavar="DIR", help="folder of the run, created if missing")
     parser.add_argument(
         "--mode",
         choices=("train", "eval"),
@@ -78,12 +74,12 @@ def _parser() -> argparse.ArgumentParser:
         nargs="?",
         const="here",
         metavar="TOPOLOGY",
-        help="print memory, FLOPs and time of the run instead of training: measured here, or by "
-        "the compiler of absent devices such as v5e:2x4, 2xv5e:4x4 (two slices), v5p:4x4x4, 8xh100 "
-        "(default: the devices here)",
+        help="print memory, FLOPs and time of the run instead of training: measured on these "
+        "devices, or estimated by the compiler of absent devices such as v5e:2x4, 2xv5e:4x4 (two "
+        "slices), v5p:4x4x4, 8xh100 (default: these devices)",
     )
     parser.add_argument(
-        "--plan_json", metavar="FILE", help="file that also receives the plan, as JSON"
+        "--plan_json", metavar="FILE", help="file to also write the plan to, as JSON"
     )
     parser.add_argument(
         "--profile_steps",
@@ -110,10 +106,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _steps(text: str) -> tuple[int, int]:
-    """Reads "10:20", the first and the last update to trace."""
     first, _, last = text.partition(":")
     if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not FIRST:LAST; give two numbers of updates, such as 10:20"
+            f"{text!r} is not FIRST:LAST; give two update numbers, such as 10:20"
         )
     return int(first), int(last)

@@ -1,4 +1,4 @@
-"""Handlers of SIGINT and SIGTERM for entry points; imports nothing slow, to work from the start."""
+"""Handlers of SIGINT and SIGTERM for entry points, without slow imports."""
 
 import os
 import signal
@@ -7,28 +7,28 @@ from typing import Self
 
 
 def end_on_interrupt(program: str) -> None:
-    """Makes SIGINT end the process at once, with a sentence and status 130.
+    """Makes SIGINT end the process immediately, with a message and status 130.
 
-    A KeyboardInterrupt would not do: the start-up code of some C extensions swallows it, and other
-    code turns it into pages of traceback.
+    A KeyboardInterrupt is no substitute: some C extensions swallow it when they start, and
+    elsewhere it prints pages of traceback.
     """
 
     def end(signum: int, frame: FrameType | None) -> None:
         _end(program, signum)
 
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in a shell's background job
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # ignored in a background job
         signal.signal(signal.SIGINT, end)
 
 
 class StopSignal:
-    """Notes SIGINT and SIGTERM within a context, so that a run can save its state and stop.
+    """Records SIGINT and SIGTERM within a context, so that a run can save its state and stop.
 
-    The object itself is the argument `stop` of `rezero_jax.training.loop.train`. Until the run
-    first calls it there is nothing to save, so a signal ends the process at once; a second signal
-    always does.
+    The object is the argument `stop` of `rezero_jax.training.loop.train`. A signal before the run
+    first calls the object ends the process immediately, because there is nothing to save. A second
+    signal always does.
 
     Args:
-      program: the name that begins the sentence of a process that ends at once.
+      program: name of the program in the message of a process that ends immediately.
     """
 
     def __init__(self, program: str):
@@ -37,7 +37,7 @@ class StopSignal:
         self._has_begun = False
 
     def __call__(self) -> int:
-        """The number of the signal that arrived, or 0."""
+        """The number of the received signal, or 0."""
         self._has_begun = True
         return self._signum
 
@@ -55,7 +55,7 @@ class StopSignal:
         if not self._has_begun:
             _end(self._program, signum)
         self._signum = signum
-        os.write(2, b"\nstopping after this step and saving; a second signal stops at once\n")
+        os.write(2, b"\nsaving and stopping after this step; a second signal stops immediately\n")
 
 
 def _end(program: str, signum: int) -> None:

@@ -29,7 +29,7 @@ Start N processes of train.py on this machine's CPU, which communicate as hosts 
 share the cores, and each line of output begins with the number of its process. Ctrl-C and SIGTERM
 reach all processes. If one fails, the others are stopped and this program exits with its status.
 
-Use this program to try out a run of several hosts: {SLOW}.
+Use this program only to try out a run of several hosts: {SLOW}.
 """
 EXAMPLES = """\
 example:
@@ -43,7 +43,7 @@ def main(argv: Sequence[str], program: Path = TRAIN, grace: float = GRACE) -> in
     Args:
       argv: options, then "--" and the arguments of the program.
       program: the Python file to start.
-      grace: seconds in which the other processes must end once one has failed.
+      grace: seconds after a failure within which the other processes must end.
     """
     parser = argparse.ArgumentParser(
         prog="local.py",
@@ -68,11 +68,7 @@ def main(argv: Sequence[str], program: Path = TRAIN, grace: float = GRACE) -> in
 
 
 def _run(command: Sequence[str], count: int, grace: float, supervisor: Supervisor) -> int:
-    """Runs `count` processes of the command; returns 0 or the status of the first failure.
-
-    After a failure the other processes are sent SIGTERM, unless a signal already reached them, and
-    killed `grace` seconds later.
-    """
+    """Runs `count` processes of the command; returns 0 or the status of the first failure."""
     address = f"localhost:{free_port()}"
     # Several processes cannot share an accelerator.
     environment = {"JAX_PLATFORMS": "cpu"} | os.environ | {"PYTHONUNBUFFERED": "1"}
@@ -109,7 +105,6 @@ def _run(command: Sequence[str], count: int, grace: float, supervisor: Superviso
 
 
 def _copy(number: int, source: IO[bytes], target: IO[bytes], lock: threading.Lock) -> None:
-    """Copies lines, each preceded by the number of its process."""
     for line in source:
         with lock:
             target.write(b"[%d] %b\n" % (number, line.rstrip(b"\n")))
@@ -117,7 +112,7 @@ def _copy(number: int, source: IO[bytes], target: IO[bytes], lock: threading.Loc
 
 
 def free_port() -> int:
-    """A port of this machine on which no process listens."""
+    """A free port of this machine."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return probe.getsockname()[1]

@@ -10,9 +10,9 @@ from typing import Any, Self
 
 
 class Supervisor:
-    """Forwards each SIGINT and SIGTERM to its processes, which decide when to end.
+    """Forwards SIGINT and SIGTERM to its processes, which decide when to end.
 
-    At the end of the context, processes that still run are sent SIGTERM.
+    At the end of the context, processes that still run receive SIGTERM.
 
     Attributes:
       signum: the first signal received, or None.
@@ -51,10 +51,8 @@ class Supervisor:
 def start(command: Sequence[str], cores: frozenset[int], **options: Any) -> subprocess.Popen[bytes]:
     """Starts a process that may use only these cores; an empty set allows all of ours.
 
-    The process has a process group of its own: otherwise a terminal's Ctrl-C would reach it twice.
-
-    Args:
-      **options: passed to `subprocess.Popen`.
+    The process has its own process group, because a terminal's Ctrl-C would otherwise reach it
+    twice. `options` are passed to `subprocess.Popen`.
     """
     if not cores:
         return subprocess.Popen(command, process_group=0, **options)
