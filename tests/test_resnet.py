@@ -21,14 +21,14 @@ PREACT = partial(ResNet.preact, 18, num_classes=5, width=1, scan=True)
 PREACT50 = partial(ResNet.preact, 50, num_classes=5, width=1, scan=True)
 FAST = {
     "cifar_zero_gamma": partial(CIFAR, residual="zero_gamma"),
-    "cifar_gated": partial(CIFAR, residual="gated"),
     "cifar_rezero": partial(CIFAR, residual="rezero"),
     "cifar_fixup": partial(CIFAR, residual="fixup"),
-    "cifar_rezero_subsample": partial(CIFAR, residual="rezero", variant="notebook"),
     "preact_rezero": partial(PREACT, residual="rezero"),
-    "preact_fixup": partial(PREACT, residual="fixup"),
 }
 SLOW = {
+    "preact_fixup": partial(PREACT, residual="fixup"),
+    "cifar_rezero_subsample": partial(CIFAR, residual="rezero", variant="notebook"),
+    "cifar_gated": partial(CIFAR, residual="gated"),
     "cifar_residual": partial(CIFAR, residual="residual"),
     "cifar_skipinit": partial(CIFAR, residual="skipinit"),
     "cifar_rezero_no_norm": partial(CIFAR, residual="rezero", batch_norm=False),

@@ -117,11 +117,9 @@ def test_rezero_norm_has_one_gate_and_a_norm_for_each_sublayer():
     assert each.rules[0].alpha is not each.rules[1].alpha
 
 
-SLOW = ("layernorm_scaling", "rezero_norm", "hyper_connections", "mhc")
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "rule", ["x0_scalars", *(pytest.param(rule, marks=pytest.mark.slow) for rule in SLOW)]
+    "rule", ["x0_scalars", "layernorm_scaling", "rezero_norm", "hyper_connections", "mhc"]
 )
 def test_scanned_is_unrolled_in_the_language_model(rule):
     """Outputs, gradients and parameters, what is not trained among them; decoding too."""

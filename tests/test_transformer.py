@@ -69,17 +69,13 @@ def gradients_and_logits(params=None, **options):
     return compiled(**options)(params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
         {"positions": "sinusoidal", "kv_heads": 2, "dropout": 0.1},
-        pytest.param(
-            {"positions": "learned", "kv_heads": 1, "scan": False}, marks=pytest.mark.slow
-        ),
-        pytest.param(
-            {"positions": "rotary", "residual": "pre_norm", "final_norm": True, "remat": "full"},
-            marks=pytest.mark.slow,
-        ),
+        {"positions": "learned", "kv_heads": 1, "scan": False},
+        {"positions": "rotary", "residual": "pre_norm", "final_norm": True, "remat": "full"},
     ],
 )
 def test_logits_depend_on_their_own_and_earlier_tokens_and_on_no_later_one(options, monkeypatch):
@@ -139,6 +135,7 @@ def test_embeddings_and_head_start_uniform():
     assert len(set(map(float, corners))) == 3
 
 
+@pytest.mark.slow
 def test_a_tied_head_is_the_embedding_and_feels_both_its_uses():
     tied, untied = structure_of(tied=True), structure_of()
     params = some_params(tied)
@@ -177,12 +174,6 @@ def test_parameter_counts_of_variants():
         ({"bias": False}, -2 * (36 + 12 + 48 + 12) - 13),
         ({"feedforward": 5}, -2 * (48 - 5) * (12 + 12 + 1)),
         ({"alpha_per": "sublayer"}, 2),
-        ({"residual": "gated"}, 0),
-        ({"residual": "rezero_channel"}, -2 + 2 * 12),
-        ({"residual": "plain"}, -2),
-        ({"residual": "residual"}, -2),
-        ({"residual": "norm"}, -2 + 4 * 24),
-        ({"residual": "post_norm"}, -2 + 4 * 24),
         ({"residual": "gpt2_norm", "alpha_per": "sublayer"}, -2 + 4 * 24),
         ({"residual": "pre_norm", "final_norm": True}, -2 + 5 * 24),
     ):
@@ -226,6 +217,7 @@ def test_losses_are_the_cross_entropy_of_the_next_token():
     assert np.std(losses) > 0.1
 
 
+@pytest.mark.slow
 def test_losses_in_chunks_are_the_same_and_take_less_memory(monkeypatch):
     vocab, batch, length = 5_000, 4, 12
     rng = np.random.default_rng(0)
@@ -261,9 +253,6 @@ def test_models_that_cannot_be():
         ({"vocab_size": 0}, "vocab_size is 0"),
         ({"max_len": 0}, "max_len is 0"),
         ({"positions": "rotery"}, 'positions "rotery".*"rotary"'),
-        ({"residual": "rezerro"}, '"rezero"'),
-        ({"heads": 3}, "heads=3 .* 1, 2, 4, 8"),
-        ({"heads": 8, "positions": "rotary"}, "rotary"),
         ({"depth": 0}, "depth is 0"),
     ):
         with pytest.raises(UserError, match=text):

@@ -198,25 +198,16 @@ def assert_output(module, arrays):
 
 @pytest.mark.guarantee("PyTorch parity")
 @pytest.mark.parametrize(
-    ("file", "case", "make"),
+    ("case", "make"),
     [
-        ("transformer", "encoder", partial(EncoderLayer, 16, 4, 32)),
-        ("transformer", "decoder_plain", partial(DecoderLayer, 16, 4, 32)),
-        ("transformer", "post_norm", partial(EncoderLayer, 16, 4, 32, residual="post_norm")),
-        (
-            "transformer",
-            "post_norm_decoder",
-            partial(DecoderLayer, 16, 4, 32, residual="post_norm"),
-        ),
-        ("transformer", "pre_norm_decoder", partial(DecoderLayer, 16, 4, 32, residual="pre_norm")),
-        ("torch_layers", "pre_norm_decoder_layer", MODULES["pre_norm_decoder_layer"]),
-        ("torch_layers", "encoder", MODULES["encoder"]),
-        ("torch_layers", "encoder", MODULES["encoder_unrolled"]),
-        ("torch_layers", "pre_norm_encoder", MODULES["pre_norm_encoder"]),
+        ("pre_norm_decoder_layer", MODULES["pre_norm_decoder_layer"]),
+        ("encoder", MODULES["encoder"]),
+        ("encoder", MODULES["encoder_unrolled"]),
+        ("pre_norm_encoder", MODULES["pre_norm_encoder"]),
     ],
 )
-def test_stored_layers_of_pytorch_compute_the_same_here_and_return_to_the_bit(file, case, make):
-    arrays = under(f"{case}/", stored(file))
+def test_stored_layers_of_pytorch_compute_the_same_here_and_return_to_the_bit(case, make):
+    arrays = under(f"{case}/", stored("torch_layers"))
     module = abstract(make)
     from_torch(module, under("state/", arrays))
     assert_output(module, arrays)
