@@ -1,1 +1,1 @@
-"""Plans for machines that are not here: compiled by their own compilers, without running."""
+"""Compiles programs for absent accelerators to estimate their time and memory."""

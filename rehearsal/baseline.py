@@ -1,10 +1,9 @@
-"""Networks in idiomatic Flax NNX, the baselines that our programs are compared to.
+"""Baseline networks in idiomatic Flax NNX.
 
-They are what one writes after reading the documentation of NNX: ReZero networks of the layers of
-`nnx` at their defaults, with parameters stacked by `nnx.vmap` and run by `nnx.scan`. Sizes, dtype,
-rematerialisation and the number of parameters are those of our config. Attention draws a dropout
-mask for each head and example, as ours does (`broadcast_dropout=False`, not the default). The
-blocks of a residual network are in a list. rehearsal/baseline_step.py has the training step.
+The networks follow NNX's documentation: ReZero networks of `nnx` layers at their defaults, with
+parameters stacked by `nnx.vmap` and run by `nnx.scan` (a ResNet's blocks are in a list). Sizes,
+dtype, rematerialisation and the number of parameters are those of our config. As in ours, attention
+draws a dropout mask for each head and example (`broadcast_dropout=False`, not the default).
 """
 
 from collections.abc import Callable
@@ -150,7 +149,7 @@ class Block(nnx.Module):
 
 
 class ResNet(nnx.Module):
-    """6n + 2 layers for CIFAR; maps (batch, height, width, channels) to float32 logits."""
+    """CIFAR network of 6n + 2 layers; maps (batch, height, width, channels) to float32 logits."""
 
     def __init__(self, model: ConfigDict, channels: int, classes: int, *, rngs: nnx.Rngs):
         dtype = jnp.dtype(compute_dtype(model.dtype))
@@ -170,15 +169,15 @@ class ResNet(nnx.Module):
 
 
 def make_model(model: ConfigDict, example: tuple[int, ...], classes: int, seed: int) -> nnx.Module:
-    """The baseline of our model.
+    """Makes the baseline of our model.
 
     Args:
       model: config.model.
-      example: shape of an image (height, width, channels); a language model ignores it.
-      classes: number of classes; a language model ignores it.
+      example: shape of an image (height, width, channels); language models ignore it.
+      classes: number of classes; language models ignore it.
 
     Raises:
-      NotImplementedError: NNX has no such layer, or this file does not use it.
+      NotImplementedError: the model has no baseline.
     """
     cifar = model.name != "resnet" or (model.family == "cifar" and model.variant == "paper")
     plain = model.name != "transformer" or (
@@ -186,7 +185,7 @@ def make_model(model: ConfigDict, example: tuple[int, ...], classes: int, seed: 
     )
     known = model.name in ("transformer", "mlp", "resnet")
     if not known or model.residual != "rezero" or not cifar or not plain:
-        raise NotImplementedError("the baselines are ReZero networks of some variants only")
+        raise NotImplementedError("only some ReZero networks have a baseline")
     rngs = nnx.Rngs(seed)
     if model.name == "transformer":
         return Transformer(model, rngs=rngs)

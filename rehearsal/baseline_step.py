@@ -1,11 +1,10 @@
 """The training step of the baselines in idiomatic Flax NNX, compiled for any devices.
 
-`nnx.value_and_grad`, `nnx.Optimizer` with an optimizer of optax by its name, one jitted update with
-a donated state, the batch handed in and sharded over the devices. Optimizer, its constants and
-gradient accumulation are those of our config. Where NNX's documentation is simpler than ours, the
-baseline does less work: pixels come as float32, standardised and augmented; no norm of the
-gradients is reported; every parameter has one constant learning rate, and LAMB one trust ratio for
-all layers of a stack.
+The step uses `nnx.value_and_grad`, `nnx.Optimizer` with an optax optimizer, and one jitted update
+with a donated state and a sharded batch. The optimizer, its constants and gradient accumulation are
+those of our config. The baseline does less work than our step: pixels are float32, already
+standardised and augmented; no gradient norm is reported; every parameter has one constant learning
+rate, and LAMB has one trust ratio for all layers of a stack.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +30,7 @@ Update = Callable[[State, Batch], tuple[State, Array]]
 
 
 def make_optimizer(optim: ConfigDict) -> optax.GradientTransformation:
-    """The optimizer of config.optim by its name in optax, at a constant rate."""
+    """The optax optimizer of config.optim, at a constant learning rate."""
     rate, decay, moments = optim.learning_rate, optim.weight_decay, (optim.b1, optim.b2)
     match optim.name:
         case "adagrad":
@@ -54,12 +53,12 @@ def make_optimizer(optim: ConfigDict) -> optax.GradientTransformation:
 def make_update(
     make: Callable[[], nnx.Module], optim: ConfigDict, accumulate: int = 1
 ) -> tuple[Callable[[], State], Update]:
-    """init() -> state, and update(state, (inputs, targets)) -> (state, loss), neither jitted.
+    """Returns init() -> state and update(state, batch) -> (state, loss), neither jitted.
 
     Args:
       make: makes the model.
       optim: config.optim.
-      accumulate: number of microbatches of a batch.
+      accumulate: number of microbatches per batch.
     """
 
     def create() -> tuple[nnx.Module, nnx.Optimizer]:
@@ -82,7 +81,7 @@ def make_update(
             found = nnx.value_and_grad(loss)(model, microbatch)
             return model, jax.tree.map(jnp.add, sums, found)
 
-        # Microbatch j holds every accumulate-th example, so that each device keeps its examples.
+        # Microbatch j has every accumulate-th example, so that no example changes its device.
         split = jax.tree.map(
             lambda leaf: leaf.reshape(-1, accumulate, *leaf.shape[1:]).swapaxes(0, 1), batch
         )
@@ -107,7 +106,7 @@ class Baseline:
 
     Args:
       config: a config of train.py.
-      devices: the batch is sharded over all; with config.mesh.fully_sharded the state is, too.
+      devices: devices to shard the batch over and, with config.mesh.fully_sharded, the state.
       example, classes: see `make_model`; a language model reads config.data.length bytes.
     """
 
@@ -140,11 +139,11 @@ class Baseline:
         self.batch = tuple(jax.ShapeDtypeStruct(*a, sharding=sharded) for a in (inputs, targets))
 
     def compile(self) -> jax.stages.Compiled:
-        """The update: maps a donated state and a batch to the next state and the loss."""
+        """The compiled update: maps a donated state and a batch to the next state and the loss."""
         with jax.set_mesh(self._mesh):
             return self._update.lower(self._state, self.batch).compile()
 
     def init(self) -> State:
-        """The state after no updates."""
+        """The initial state."""
         with jax.set_mesh(self._mesh):
             return self._init()

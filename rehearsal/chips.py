@@ -1,4 +1,4 @@
-"""What one device can do, by its maker's data sheet."""
+"""Data sheets of accelerators."""
 
 from typing import Any, NamedTuple
 
@@ -6,14 +6,13 @@ from rezero_jax.training.cost import PEAK_FLOPS, chip_kind
 
 
 class Chip(NamedTuple):
-    """What one device can do.
+    """Data sheet of one device.
 
     Attributes:
       kind: a key of PEAK_FLOPS, the beginning of JAX's `device_kind`.
-      bandwidth: bytes per second of its memory.
-      memory: bytes of its memory.
-      hertz: cycles per second of a TPU core, which turn the compiler's estimate into a time; None
-        for GPUs.
+      bandwidth: memory bandwidth in bytes per second.
+      memory: memory in bytes.
+      hertz: clock of a TPU core, which converts the compiler's estimate to seconds; None for GPUs.
     """
 
     kind: str
@@ -23,12 +22,12 @@ class Chip(NamedTuple):
 
     @property
     def flops(self) -> float:
-        """bfloat16 operations per second at best, matrix products without sparsity."""
+        """Peak bfloat16 FLOP/s of matrix products, without sparsity."""
         return PEAK_FLOPS[self.kind]
 
 
-# The sources are those of PEAK_FLOPS. The clock is the peak rate over the multiply-adds of a cycle,
-# with matrix units of 128 x 128 (v6e and tpu7x: 256 x 256).
+# The sources are those of PEAK_FLOPS. The clock is the peak rate divided by the FLOPs per cycle of
+# all matrix units of 128 x 128 (v6e and tpu7x: 256 x 256).
 CHIPS = {
     "v4": Chip("TPU v4", 1228e9, 32e9, 1.05e9),
     "v5e": Chip("TPU v5 lite", 819e9, 16e9, 1.5e9),
@@ -42,6 +41,6 @@ CHIPS = {
 
 
 def chip_of(device: Any) -> Chip | None:
-    """The data sheet of a device; None if it is not in CHIPS."""
+    """The data sheet of a device, or None if CHIPS does not have it."""
     kind = chip_kind(device)
     return next((chip for chip in CHIPS.values() if chip.kind == kind), None)

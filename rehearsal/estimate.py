@@ -1,9 +1,9 @@
-"""What one device needs for a compiled program: the compiler's estimate, memory and collectives.
+"""Time, memory and collectives of a compiled program on one device, estimated by the compiler.
 
-The TPU's compiler writes the cycles that it expects beside each instruction. Their sum, with a
-loop's body times its trip count, is its estimate of the time. The sum leaves out waiting for
-collectives, transfers between memories that overlap with work, and kernels written in Pallas. A
-GPU's compiler gives no such estimate.
+The TPU's compiler annotates each instruction with its estimated cycles. Their sum, with a loop's
+body times its trip count, is the estimate of the time. The estimate excludes waiting for
+collectives, transfers between memories that overlap with work, and Pallas kernels. A GPU's compiler
+gives no estimate.
 """
 
 import math
@@ -25,9 +25,9 @@ class Collective(NamedTuple):
 
     Attributes:
       kind: "all-reduce", ...; "all-reduce between slices" uses the data-centre network.
-      size: bytes of its result on one device.
-      groups: which devices take part together, as HLO writes it.
-      trips: number of times that it happens.
+      size: bytes of the result on one device.
+      groups: groups of participating devices, in HLO's notation.
+      trips: number of executions.
     """
 
     kind: str
@@ -42,12 +42,11 @@ class Account:
 
     Attributes:
       cycles: the compiler's estimate, by operation.
-      bytes: read from and written to the device's memory, if no instruction reads anything twice;
-        an array that is sliced or updated in place counts by that slice.
+      bytes: bytes read from and written to memory, if no instruction reads anything twice; for an
+        array that is sliced or updated in place, the bytes of the slice.
       collectives: see `Collective`.
-      kernels: bytes read and written by what carries no estimate (Pallas kernels, the generator of
-        random bits), by name.
-      kernel_flops: floating-point operations, at least, of splash attention's kernels among them.
+      kernels: bytes read and written by kernels without an estimate (Pallas, random bits), by name.
+      kernel_flops: minimum FLOPs of splash attention's kernels.
     """
 
     cycles: Counter[str] = field(default_factory=Counter)
@@ -57,11 +56,11 @@ class Account:
     kernel_flops: int = 0
 
     def seconds(self, chip: Chip) -> float | None:
-        """The compiler's estimate; None for GPUs."""
+        """The compiler's estimate of the time, or None for GPUs."""
         return self.cycles.total() / chip.hertz if chip.hertz else None
 
     def kernel_seconds(self, chip: Chip) -> float:
-        """A lower bound on the time of `kernels`, at the chip's best."""
+        """A lower bound on the time of `kernels`, from the chip's peak rates."""
         return max(self.kernels.total() / chip.bandwidth, self.kernel_flops / chip.flops)
 
     def add(self, other: "Account") -> None:
@@ -74,30 +73,24 @@ class Account:
 
 
 class Estimate(NamedTuple):
-    """What one device needs for a program.
+    """Costs of a program on one device."""
 
-    Attributes:
-      update: the account of one update.
-      dispatch: the account of a dispatch outside its updates.
-      memory: see `memory_of`.
-    """
-
-    update: Account
-    dispatch: Account
-    memory: int
+    update: Account  # of one update
+    dispatch: Account  # of a dispatch outside its updates
+    memory: int  # see `memory_of`
 
 
 def estimate(compiled: jax.stages.Compiled) -> Estimate:
-    """The estimate of a compiled dispatch, or of a single update that was compiled by itself.
+    """Estimates the costs of a compiled dispatch or of a single compiled update.
 
-    The loop over the updates of a dispatch is the loop with an unknown trip count, and its body is
-    the update. Without such a loop the whole program is the update.
+    The update is the body of the loop with an unknown trip count, or, without such a loop, the
+    whole program.
     """
     return Estimate(*accounts(compiled.as_text() or ""), memory_of(compiled))
 
 
 def memory_of(compiled: jax.stages.Compiled) -> int:
-    """Bytes of a program on one device: arguments, results and temporaries; 0 if unknown."""
+    """Bytes of arguments, results and temporaries of a program on one device; 0 if unknown."""
     memory = compiled.memory_analysis()
     if memory is None:
         return 0
@@ -106,12 +99,11 @@ def memory_of(compiled: jax.stages.Compiled) -> int:
 
 
 def collectives(account: Account, devices: int) -> list[dict[str, Any]]:
-    """The collectives of an account as JSON data, summed by kind, size and groups.
-
-    The collectives that move the most bytes come first.
+    """The collectives of an account as JSON data, by kind, size and groups, most bytes first.
 
     Args:
-      devices: of the mesh.
+      account: the account.
+      devices: number of devices of the mesh.
     """
     counts: Counter[tuple[str, int, str]] = Counter()
     for one in account.collectives:
@@ -131,7 +123,7 @@ def collectives(account: Account, devices: int) -> list[dict[str, Any]]:
 
 
 def group_size(groups: str) -> int | None:
-    """The number of devices of a collective that take part together; None if it is not given."""
+    """The number of devices in a group of a collective, or None if HLO does not state it."""
     if mesh := re.match(r"mesh\[(.*?)\] ?\{(.*?)\}", groups):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", mesh[2]))
@@ -187,7 +179,7 @@ def _collective(one: Instruction, trips: int) -> Collective | None:
     if kind in _COLLECTIVES:
         groups = re.search(r"(?:replica_groups|source_target_pairs)=(.*?), \w+=", one.rest)
         size = shape_bytes(one.result)
-        if one.opcode == "all-gather-start":  # its result names the operands, too
+        if one.opcode == "all-gather-start":  # the result includes the operands
             size = max(shape_bytes(part) for part in one.result.strip("()").split(", "))
         return Collective(kind, size, groups[1] if groups else "", trips)
     if one.opcode == "send" and "_xla_megascale_target" in one.rest:
@@ -205,13 +197,13 @@ def _is_kernel(one: Instruction) -> bool:
     )
 
 
-# Matrix products of a kernel of splash attention. "fwd" has q k and weights v; the two backward
-# kernels rematerialise q k and have two or three gradients.
+# Number of matrix products in each kernel of splash attention. "fwd" has q k and weights v; the two
+# backward kernels rematerialise q k and have two or three gradients.
 _SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 
 
 def _splash_flops(one: Instruction) -> int:
-    """Operations of a kernel of splash attention where half of the scores count (causal)."""
+    """FLOPs of a kernel of causal splash attention, which needs half of the scores."""
     kind = re.match(r"splash_mha_(fwd|dq|dkv)", one.name)
     if kind is None:
         return 0

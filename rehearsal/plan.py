@@ -1,4 +1,4 @@
-"""What a run will need and how long it will take, before it trains: `train.py --plan`."""
+"""Plans memory, FLOPs and time of a run before it trains: `train.py --plan`."""
 
 import math
 import re
@@ -22,19 +22,20 @@ from rezero_jax.training.sharding import device_bytes
 from rezero_jax.training.trainer import Trainer
 
 OPERATIONS = 8  # number of the costliest operations to show
-WIDTH = 30  # of the column of names
+WIDTH = 30  # characters in the column of names
 
 
 def plan(config: ConfigDict, topology: str | None = None) -> dict[str, Any]:
-    """The plan of the run that `config` describes, as plain JSON data; `render` makes it text.
+    """Plans the run of `config`, as JSON data; `render` formats the plan as text.
 
     Args:
-      topology: the devices to compile for, see `topologies.devices_of` (default: this machine's
-        devices, on which updates of a discarded state are measured).
+      config: a config of train.py.
+      topology: devices to compile for, see `topologies.devices_of` (default: this machine's
+        devices, which run some updates to measure their time).
 
     Raises:
-      UserError: the topology is unknown or its compiler missing, the run does not fit the memory of
-        its devices, or anything in the config is invalid.
+      UserError: the config is invalid, the topology is unknown, its compiler is missing, or the run
+        does not fit in memory.
     """
     trainer = trainer_for_sizes(config, None if topology is None else devices_of(topology))
     mesh, shapes = trainer.mesh, trainer.shapes
@@ -85,10 +86,10 @@ def plan(config: ConfigDict, topology: str | None = None) -> dict[str, Any]:
 
 
 def render(account: dict[str, Any]) -> str:
-    """The result of `plan` as lines of text."""
+    """Formats the result of `plan` as lines of text."""
     size = account["bytes"]
     mesh = " x ".join(f"{name} {count}" for name, count in account["mesh"].items())
-    spread = "spread over data" if account["fully_sharded"] else "whole on each along data"
+    spread = "sharded over data" if account["fully_sharded"] else "replicated along data"
     limit = f" of {_size(size['available'])}" if size["available"] else ""
     rows = [
         ("parameters", f"{account['parameters']:,}"),
@@ -115,7 +116,7 @@ def render(account: dict[str, Any]) -> str:
         share = f"{account['bound_by_flops'] / seconds:.1%} of the peak"
         rows += [
             ("an update", f"{_time(seconds)} by the compiler's estimate, {share}"),
-            ("  and a dispatch", f"{_time(account['estimate_of_a_dispatch'])} beside its updates"),
+            ("  and a dispatch", f"{_time(account['estimate_of_a_dispatch'])} outside its updates"),
             *(
                 (f"  {name}"[: WIDTH - 1], f"{part:.1%}")
                 for name, part in account["operations"].items()
@@ -124,7 +125,7 @@ def render(account: dict[str, Any]) -> str:
     if seconds:
         dispatches = account["updates"] / account["updates_per_dispatch"]
         total = account["updates"] * seconds + dispatches * account.get("estimate_of_a_dispatch", 0)
-        rows.append(("the run", f"{duration(total)}, evaluations and saves apart"))
+        rows.append(("the run", f"{duration(total)}, without evaluations and saves"))
     for one in account["collectives"]:
         what = f"{one['count']:,} x {_size(one['bytes'])} among {one['devices']} devices"
         rows.append((one["kind"], what))
@@ -137,19 +138,12 @@ def render(account: dict[str, Any]) -> str:
 
 
 def trainer_for_sizes(config: ConfigDict, devices: list[jax.Device] | None = None) -> Trainer:
-    """The Trainer of a config, on zeros instead of a data set that would have to be downloaded.
-
-    Args:
-      devices: see `Trainer`; devices of `topologies.devices_of` can only be compiled for.
-
-    Raises:
-      UserError: anything in the config is invalid.
-    """
+    """The Trainer of a config, on zeros instead of a data set that needs a download."""
     return Trainer(config, stand_in(config.data), devices)
 
 
 def compile_dispatch(trainer: Trainer) -> jax.stages.Compiled:
-    """The updates of one dispatch, compiled for the trainer's devices, which may be absent."""
+    """Compiles the updates of one dispatch for the trainer's devices, which may be absent."""
     mesh, (rows, whole, each) = trainer.mesh, trainer.placement
     resident, batch = first_batch(trainer)
     steps = trainer.config.train.steps_per_dispatch
@@ -174,7 +168,7 @@ def _compile(trainer: Trainer, topology: str | None) -> jax.stages.Compiled:
         need = f"needs {sizes[0]} of the {sizes[1]}" if len(sizes) > 1 else "needs more than the"
         raise UserError(
             f"this run {need} bytes of memory of a device of {topology or 'this machine'}; raise "
-            "train.accumulate, set model.remat=full or mesh.fully_sharded=True, or take more "
+            "train.accumulate, set model.remat=full or mesh.fully_sharded=True, or use more "
             "devices"
         ) from None
 

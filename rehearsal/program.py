@@ -1,4 +1,4 @@
-"""Reads optimised HLO, the text of a compiled program, as far as estimates need it."""
+"""Parses optimised HLO, the text of a compiled program."""
 
 import math
 import re
@@ -16,28 +16,22 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}|(?:true|false)_computat
 
 
 class Instruction(NamedTuple):
-    """One line of optimised HLO.
+    """One line of optimised HLO."""
 
-    Attributes:
-      name, opcode: such as "fusion.3" and "fusion".
-      result: the text of the result's shape.
-      rest: the text after the opening parenthesis of the operands.
-    """
-
-    name: str
-    opcode: str
-    result: str
-    rest: str
+    name: str  # such as "fusion.3"
+    opcode: str  # such as "fusion"
+    result: str  # text of the result's shape
+    rest: str  # text after the opening parenthesis of the operands
 
     @property
     def cycles(self) -> int:
-        """The compiler's estimate; 0 if the instruction carries none."""
+        """The compiler's estimate, or 0 if there is none."""
         found = re.search(r'"estimated_cycles":"(\d+)"', self.rest)
         return int(found[1]) if found else 0
 
     @property
     def operation(self) -> str:
-        """The operation of JAX that the instruction comes from, else the opcode."""
+        """The JAX operation that the instruction implements, or else the opcode."""
         found = re.search(r'op_name="([^"]*)"', self.rest)
         return found[1].split("/")[-1].split("[")[0] if found and found[1] else self.opcode
 
@@ -59,7 +53,7 @@ class Instruction(NamedTuple):
 
 
 def parse(hlo: str) -> tuple[dict[str, list[Instruction]], str]:
-    """The instructions of each computation, and the name of the entry."""
+    """The instructions of each computation, and the name of the entry computation."""
     computations: dict[str, list[Instruction]] = {}
     entry, current = "", ""
     for line in hlo.splitlines():
@@ -74,7 +68,7 @@ def parse(hlo: str) -> tuple[dict[str, list[Instruction]], str]:
 
 
 def trip_count(loop: Instruction, computations: dict[str, list[Instruction]]) -> int | None:
-    """The trip count of a `while`: the compiler's, or the constant in the condition, or None."""
+    """The trip count of a `while`, from the compiler or the loop's condition; None if unknown."""
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest):
         return int(known[1])
     limits = [
@@ -87,7 +81,7 @@ def trip_count(loop: Instruction, computations: dict[str, list[Instruction]]) ->
 
 
 def shape_bytes(text: str) -> int:
-    """Bytes of all arrays in the text of a shape."""
+    """Total bytes of the arrays in the text of a shape."""
     return math.ceil(
         sum(
             _BYTES.get(kind, 0) * math.prod(int(side) for side in sides.split(",") if side)
@@ -99,7 +93,7 @@ def shape_bytes(text: str) -> int:
 class Traffic:
     """Bytes that an instruction moves to and from the device's memory."""
 
-    # Instructions that move nothing themselves: what they call or wait for does.
+    # Instructions that move nothing themselves, unlike the computations that they call.
     FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "iota", "after-all")
     CALLS = ("while", "call", "conditional")
 
@@ -109,7 +103,7 @@ class Traffic:
         }
 
     def of(self, one: Instruction, computation: str) -> int:
-        """Bytes of an instruction of this computation."""
+        """Bytes that an instruction of this computation moves."""
         if one.opcode in self.FREE + self.CALLS or one.opcode.endswith("-done"):
             return 0
         names = self._by_name[computation]
@@ -118,14 +112,14 @@ class Traffic:
             return 2 * _main_memory(one.result)
         if one.opcode == "dynamic-update-slice":
             return 2 * _main_memory(shapes[1])
-        if one.opcode.endswith("-start"):  # its result names its operands, too
+        if one.opcode.endswith("-start"):  # the result includes the operands
             return _main_memory(re.sub(r"\(\(.*?\)\),", "(", one.result))
         if one.opcode == "fusion":
             return self._of_fusion(one, shapes)
         return _main_memory(one.result) + sum(map(_main_memory, shapes))
 
     def _of_fusion(self, fusion: Instruction, shapes: list[str]) -> int:
-        """Bytes of a fusion; an operand that it slices or updates in place counts by the slice."""
+        """Bytes that a fusion moves; for an operand sliced or updated in place, the slice."""
         total, in_place = 0, 0
         for place, shape in enumerate(shapes):
             whole = _main_memory(shape)
@@ -145,7 +139,7 @@ class Traffic:
     def _uses(self, place: int, computation: str) -> list[tuple[Instruction, int, Names]]:
         """Each user of a parameter, its operand number, and the instructions of its computation.
 
-        Bitcasts and fusions within fusions are followed to their users.
+        The users of a bitcast or a nested fusion replace it.
         """
         names = self._by_name[computation]
         waiting = [
@@ -170,5 +164,5 @@ class Traffic:
 
 
 def _main_memory(shape: str) -> int:
-    """Bytes of the arrays of a shape, except arrays in a faster memory, S(1) and up."""
+    """Bytes of the arrays of a shape in main memory, not in a faster memory space S(1), ..."""
     return shape_bytes(re.sub(r"\w+\[[\d,]*\]\{[^}]*S\([1-9]\d*\)[^}]*\}", "", shape))

@@ -1,21 +1,20 @@
-"""What the compilers of absent accelerators expect of our configs, and of idiomatic Flax NNX.
+"""Compilers' estimates of our configs, and of idiomatic Flax NNX, for absent accelerators.
 
     make rehearse                    the table; one row takes from seconds to some minutes
-    make rehearse ARGS=--set=ci      small networks, ours alone, in seconds each
-    make rehearse ARGS=--set=weak    two networks on ever more chips, with constant work per chip
+    make rehearse ARGS=--set=ci      small networks, without baselines, in seconds each
+    make rehearse ARGS=--set=weak    weak scaling of two networks: constant work per chip
     make rehearse ARGS=--set=rules   small networks with every residual rule, in hours
 
-Each command makes the environment that has the TPU's compiler. Nothing is computed, and nothing is
-measured except the time to compile. The times are the TPU compiler's own estimates, the same in
-every run of one version, so that a change can be judged by them; rehearsal/estimate.py says what
-they leave out. "kernels" is what the estimates leave out of ours, Pallas kernels and random bits,
-at the chip's best. "bound" is the FLOPs of our update at the peak rate of the chips; "share" is the
-bound over estimate and kernels. For a GPU there is memory alone. The baselines are the networks of
-rehearsal/baseline.py; where a cell has two numbers, the second is the baseline's.
+Each command installs the TPU's compiler in an environment. Only the compile time is measured. The
+other times are the TPU compiler's estimates, which are the same in every run of one version;
+rehearsal/estimate.py lists what they exclude. "kernels" is a lower bound on the time of Pallas
+kernels and random bits, which the estimates exclude. "bound" is the FLOPs of our update at the peak
+rate of the chips; "share" is the bound divided by estimate plus kernels. GPUs have no estimates,
+only memory. If a cell has two numbers, the second is the baseline's (rehearsal/baseline.py).
 
-A config is as in --config of train.py, with fields after it: "FILE:ARG model.dtype=bfloat16". Each
-program is compiled in a process of its own. A program that its compiler refuses has the reason in
-its row, and the exit status is 1.
+A config is as in --config of train.py, followed by fields: "FILE:ARG model.dtype=bfloat16". Each
+program is compiled in its own process. If the compiler rejects a program, the row shows the reason
+and the exit status is 1.
 """
 
 import json
@@ -49,7 +48,7 @@ BILLION = (
     "train.steps_per_dispatch=1 mesh.fully_sharded=True"
 )
 SETS = {
-    # 18 sequences per chip, 2 of the larger model: the work per chip stays while the chips grow.
+    # 18 sequences per chip, or 2 of the larger model.
     "weak": [
         (f"{spec} train.batch_size={share * chips}", topology)
         for spec, share in ((f"{ENWIK8}=128", 18), (BILLION, 2))
@@ -123,17 +122,17 @@ HEAD = (
 
 
 def account(spec: str, topology: str, who: str) -> dict[str, Any]:
-    """The `plan` of a config, or the part of it that concerns the baseline's update.
+    """The `plan` of a config, or the corresponding entries for the baseline's update.
 
     Args:
-      spec: the config and its fields, see above.
+      spec: the config, followed by fields.
       topology: see `topologies.devices_of`.
       who: "ours" or "baseline".
 
     Raises:
       UserError: config or topology are invalid, or the topology's compiler is missing.
       NotImplementedError: the config has no baseline.
-      jax.errors.JaxRuntimeError: the compiler refuses the program.
+      jax.errors.JaxRuntimeError: the compiler rejects the program.
     """
     name, *fields = spec.split()
     config = load_config(name, fields)
@@ -154,7 +153,7 @@ def account(spec: str, topology: str, who: str) -> dict[str, Any]:
 
 
 def account_alone(spec: str, topology: str, who: str) -> dict[str, Any]:
-    """`account` by a new process, whose memory is given back; {"error": sentence} if it fails."""
+    """Runs `account` in a new process, to free its memory; returns {"error": text} on failure."""
     command = [sys.executable, "-m", "rehearsal.table", "--one", spec, topology, who]
     # The host's JAX must not look for a TPU just because its compiler is installed.
     env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": ""}
@@ -166,7 +165,7 @@ def account_alone(spec: str, topology: str, who: str) -> dict[str, Any]:
 
 
 def table_row(row: dict[str, Any]) -> list[str]:
-    """A row of the table under HEAD."""
+    """The cells of a row, in the order of HEAD."""
     ours, baseline = row["ours"], row["baseline"] or {}
     spec = row["config"].removeprefix("configs/")
     if "error" in ours:
@@ -192,7 +191,7 @@ def table_row(row: dict[str, Any]) -> list[str]:
 
 
 def _sums(collectives: list[dict[str, Any]]) -> str:
-    """Their bytes, by kind and number of devices that take part together, from 1 MB up."""
+    """Sums of at least 1 MB, by kind of collective and number of participating devices."""
     sums: Counter[tuple[str, int]] = Counter()
     for one in collectives:
         sums[one["kind"], one["devices"]] += one["bytes"] * one["count"]
@@ -215,7 +214,7 @@ def _print_one(spec: str, topology: str, who: str) -> int:
         print(error)
         return 1
     except jax.errors.JaxRuntimeError as error:
-        print("refused by the compiler:", " ".join(str(error).split())[:300])
+        print("rejected by the compiler:", " ".join(str(error).split())[:300])
         return 1
     return 0
 
@@ -228,7 +227,7 @@ def main(argv: list[str]) -> int:
     )
     options.add_argument("--configs", nargs="+", help="configs instead of a set, for v5e:2x4")
     options.add_argument("--topologies", nargs="+", help="topologies for each of the configs")
-    options.add_argument("--only-ours", action="store_true", help="leave the baselines out")
+    options.add_argument("--only-ours", action="store_true", help="omit the baselines")
     options.add_argument("--json", metavar="FILE", help="also write the table as JSON")
     options.add_argument("--one", nargs=3, help=SUPPRESS)
     args = options.parse_args(argv)

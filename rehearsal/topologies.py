@@ -1,7 +1,6 @@
-"""Devices of absent TPU and GPU topologies, which programs can be compiled for.
+"""Devices of absent TPU and GPU topologies, for compilation only.
 
-The compilers come with `pip install "jax[tpu]"` and `pip install "jax[cuda13]"`. No array can be
-put on these devices.
+`pip install "jax[tpu]"` and `pip install "jax[cuda13]"` install the compilers.
 """
 
 import importlib.util
@@ -16,7 +15,7 @@ from rezero_jax.errors import UserError, choose_from, first_line
 
 GPU_NODE = 8  # GPUs per host
 
-# XLA's description of an H100 SXM, with which it compiles in the absence of one.
+# XLA's description of an H100 SXM, for compilation without the device.
 _H100 = """
 gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
@@ -37,7 +36,7 @@ def devices_of(name: str) -> list[jax.Device]:
 
     Args:
       name: "v5e:2x4", a TPU generation and the chips along each axis of its torus; "2xv5e:4x4", two
-        such slices joined by the data-centre network; "8xh100", eight GPUs, with 8 GPUs per host.
+        slices connected by the data-centre network; "16xh100", 16 GPUs on hosts with 8 GPUs each.
 
     Raises:
       UserError: the topology is unknown, or its compiler is not installed.
@@ -71,7 +70,7 @@ def _tpus(generation: str, shape: str, slices: int) -> list[jax.Device]:
         options["chips_per_host_bounds"] = [1, 1, 1]
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
-            f"compiling for {generation} needs the TPU's compiler; install it with "
+            f"compiling for {generation} needs the TPU's compiler; run "
             f'pip install "jax[tpu]=={jax.__version__}"'
         )
     try:
@@ -93,12 +92,12 @@ def _h100s(count: int) -> list[jax.Device]:
         from jaxlib import xla_client
     except ImportError:
         raise UserError(
-            "compiling for the H100 needs JAX's CUDA plugin; install it with "
+            "compiling for the H100 needs JAX's CUDA plugin; run "
             f'pip install "jax[cuda13]=={jax.__version__}"'
         ) from None
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
-    jax.devices("cpu")  # finds the plugins
-    try:  # JAX has no public name for this, so the next jaxlib may move it
+    jax.devices("cpu")  # loads the plugins
+    try:  # these functions are private to jaxlib, so the next version may move them
         topology = xla_client._xla.get_default_c_api_topology(
             "cuda", "", {"target_config": _H100, "topology": f"1x{nodes}x{per_node}"}
         )
