@@ -205,7 +205,9 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters_and_logits()
     assert 0 < error.max() < 0.05 * np.abs(logits).max()
 
 
-def test_losses_are_the_cross_entropy_of_the_next_token():
+@pytest.mark.parametrize("chunk", [LENGTH, 1])
+def test_losses_are_the_cross_entropy_of_the_next_token(chunk, monkeypatch):
+    monkeypatch.setattr(transformer, "LOGITS_AT_ONCE", chunk * TOKENS.shape[0] * VOCAB)
     structure = structure_of()
     model = structure.model(some_params(structure), {})
     losses, logits = jax.jit(lambda m: (m.losses(TOKENS, TARGETS), m(TOKENS)))(model)
