@@ -135,9 +135,8 @@ def optim_group(**settings: Any) -> ConfigDict:
 def parse_arg(arg: str, **defaults: Any) -> ConfigDict:
     """Parses the ARG of `--config=FILE:ARG`: "key=value,key=value,switch".
 
-    Args:
-      arg: the text; a key without a value sets a bool to True.
-      **defaults: every valid key with its default, or with its type if it is unset by default.
+    A key without a value sets a bool to True. `defaults` has every valid key with its default, or
+    with its type if it is unset by default.
 
     Raises:
       UserError: an unknown key or a value of another type.
@@ -154,11 +153,9 @@ def parse_arg(arg: str, **defaults: Any) -> ConfigDict:
 
 
 def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
-    """The locked config of `--config=SPEC --config.a.b=value ...`.
+    """The locked config of `--config=SPEC --config.a.b=value ...`, with `overrides` "a.b=value".
 
-    Args:
-      spec: FILE or FILE:ARG, where FILE defines `get_config(arg: str) -> ConfigDict`.
-      overrides: texts "a.b=value"; see `override`.
+    `spec` is FILE or FILE:ARG, where FILE defines `get_config(arg: str) -> ConfigDict`.
 
     Raises:
       UserError: the file is missing or fails, a key is unknown, or a value has the wrong type, is
@@ -178,7 +175,6 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
 
 
 def _get_config(path: str, arg: str) -> ConfigDict:
-    """Calls `get_config(arg)` of a Python file; raises UserError for any failure."""
     try:
         variables = runpy.run_path(path)
         if "get_config" not in variables:

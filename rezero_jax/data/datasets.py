@@ -80,11 +80,9 @@ def digits(config: ConfigDict) -> Dataset:
     label = loaded.target.astype(np.int32)
     held_out = np.zeros(len(label), bool)
     held_out[np.argsort(label, kind="stable")[::5]] = True
-    train, held = (
-        ResidentSplit({"image": image[part], "label": label[part]})
-        for part in (~held_out, held_out)
-    )
-    return _dataset(config, train, held)
+    parts = (~held_out, held_out)
+    splits = (ResidentSplit({"image": image[part], "label": label[part]}) for part in parts)
+    return _dataset(config, *splits)
 
 
 def tfds_images(config: ConfigDict, seed: int) -> Dataset:

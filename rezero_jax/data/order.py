@@ -79,8 +79,7 @@ class Order:
         """The examples of update `step` (from 0), int32 (batch_size,)."""
         epoch, start = divmod(int(step) * self.batch_size, self.size)
         batch = _permutation(self.seed, self.size, epoch)[start : start + self.batch_size]
-        missing = self.batch_size - len(batch)
-        if missing:
+        if missing := self.batch_size - len(batch):
             following = _permutation(self.seed, self.size, epoch + 1)
             return np.concatenate([batch, following[:missing]])
         return batch.copy()

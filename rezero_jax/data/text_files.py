@@ -127,8 +127,7 @@ def enwik8_text(data_dir: str | None = None) -> np.ndarray:
 
 def _download(path: Path) -> None:
     """Downloads the archive of enwik8; raises OSError or HTTPException if this fails."""
-    digest = hashlib.sha256()
-    size = ENWIK8_ARCHIVE_BYTES
+    digest, size = hashlib.sha256(), ENWIK8_ARCHIVE_BYTES
     with (
         whole_file(path) as file,
         urllib.request.urlopen(ENWIK8_URL, timeout=30) as response,

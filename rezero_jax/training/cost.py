@@ -138,7 +138,6 @@ def _product(equation: core.JaxprEqn) -> int:
 
 
 def _inner(equation: core.JaxprEqn) -> Iterator[core.Jaxpr]:
-    """The functions within an operation."""
     for value in jax.tree.leaves(equation.params):
         if isinstance(value, core.ClosedJaxpr):
             yield value.jaxpr

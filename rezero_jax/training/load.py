@@ -39,10 +39,7 @@ def load_language_model(workdir: AnyPath) -> tuple[Transformer, int]:
 def restored(workdir: AnyPath, config: ConfigDict, make: MakeModel) -> tuple[nnx.Module, int]:
     """The model of a run on one device, in evaluation mode, and its number of updates.
 
-    Args:
-      workdir: the run's folder, which is only read.
-      config: the run's config.
-      make: the constructor of its model.
+    `config` and `make` are the config of the run and the constructor of its model.
 
     Raises:
       UserError: there is no good checkpoint, or it is of a model of another structure.
@@ -58,11 +55,8 @@ def restored(workdir: AnyPath, config: ConfigDict, make: MakeModel) -> tuple[nnx
 def load_model(workdir: AnyPath, step: int | None = None) -> tuple[nnx.Module, int, Trainer]:
     """The model of a run of any family, its number of updates, and the trainer of its config.
 
-    As `restored`, but the data set is needed.
-
-    Args:
-      workdir: the run's folder, which is only read.
-      step: which checkpoint, by default the newest good one; 0 is the initial model.
+    As `restored`, but the data set is needed. `step` selects the checkpoint, by default the newest
+    good one; 0 is the initial model.
 
     Raises:
       UserError: there is no run or no such checkpoint, the checkpoint is damaged or of another

@@ -99,7 +99,6 @@ def _train(
     began: float,
     stop: Callable[[], int],
 ) -> dict[str, Any]:
-    """`train` in a workdir that this run owns."""
     # ---- Resume, or begin
     config, intervals, folder = trainer.config, trainer.intervals, home.folder
     restored = checkpoints.restore(trainer.shapes)
@@ -186,10 +185,7 @@ def evaluate(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
 class Profile:
     """Traces the dispatches with the updates first .. last, from 1, in the first process.
 
-    Args:
-      folder: the folder of the trace.
-      steps: (first, last); (0, 0) traces nothing.
-      say: prints a line.
+    With `steps` = (first, last) = (0, 0) it traces nothing.
     """
 
     def __init__(self, folder: AnyPath, steps: tuple[int, int], say: Callable[[str], None]):

@@ -32,11 +32,8 @@ def make_optimizer(
 ) -> tuple[optax.GradientTransformation, dict[str, optax.Schedule]]:
     """The optimizer and the learning-rate schedule of each of its groups.
 
-    In stacked parameters LAMB's trust ratio and Muon's matrix are those of one layer.
-
-    Args:
-      config: config.optim.
-      total_steps: updates in the run, which the schedules span.
+    `config` is config.optim; the schedules span `total_steps` updates. In stacked parameters LAMB's
+    trust ratio and Muon's matrix are those of one layer.
 
     Raises:
       UserError: a value is out of range, the path of a group matches no parameter, or a parameter
@@ -77,7 +74,6 @@ def _check_ranges(settings: ConfigDict) -> None:
 
 
 def _labels(config: ConfigDict, spec: ModelSpec) -> Any:
-    """A tree like the parameters with the name of each one's group."""
     patterns = {}
     for name, group in config.groups.items():
         try:
@@ -169,7 +165,6 @@ def _stateless(scale: Callable[[Any, Array, Array], Array]) -> optax.GradientTra
 
 
 def _scale_by_layer_trust_ratio(spec: ModelSpec) -> optax.GradientTransformation:
-    """LAMB's trust ratio, per layer in stacked parameters."""
     ratio = optax.scale_by_trust_ratio()
 
     def scale_layer(update: Array, param: Array) -> Array:
@@ -217,11 +212,8 @@ def _scale_by_muon(
 def make_schedule(settings: ConfigDict, total_steps: int) -> optax.Schedule:
     """The learning rate of one parameter group as a function of the step, from 0.
 
-    A warm-up precedes the schedule: its step t has (t + 1) / warmup_steps of the peak rate.
-
-    Args:
-      settings: config.optim with the group's own values in it.
-      total_steps: updates in the run, which the schedule spans.
+    `settings` is config.optim with the group's own values in it; the schedule spans `total_steps`
+    updates. A warm-up precedes it: step t has (t + 1) / warmup_steps of the peak rate.
 
     Raises:
       UserError: the schedule is unknown, or its points are invalid.
@@ -251,11 +243,9 @@ def make_schedule(settings: ConfigDict, total_steps: int) -> optax.Schedule:
 
 
 def _interpolate(key: str, points: Sequence[Any], limit: float, total_steps: int) -> optax.Schedule:
-    """Linear interpolation between `points` (fraction of the run, value) at a step.
+    """Linear interpolation between `points` (fraction of the run, value below `limit`) at a step.
 
-    Args:
-      key: the config field of the points, for errors.
-      limit: the upper bound of the values, excluded; the lower bound is 0.
+    `key` is the config field of the points, for errors.
     """
     try:
         fractions, levels = zip(*points, strict=True)

@@ -42,7 +42,6 @@ class Progress:
       clock: times the waits of the loop.
 
     Args:
-      trainer, home: of the run.
       step: updates made so far.
       saved: the `snapshot` in the checkpoint from which the run resumes; None for a new run.
       began: time.perf_counter() when this start of the run began.

@@ -24,11 +24,8 @@ FULLY_SHARDED_FROM = 1024  # elements
 def make_mesh(config: ConfigDict, available: Sequence[jax.Device], key: str, size: int) -> Mesh:
     """The mesh of config.mesh on the `available` devices of all processes; see `place_devices`.
 
-    With mesh.data = -1 the mesh has the most devices among which the batch divides.
-
-    Args:
-      key: the config field that gives the batch size, for errors.
-      size: the batch size.
+    With mesh.data = -1 the mesh has the most devices among which the batch divides. The batch size
+    is `size`, and errors name its config field `key`.
 
     Raises:
       UserError: the mesh does not divide the devices, the batch or the slices, or devices of
@@ -177,8 +174,7 @@ def own_rows(mesh: Mesh, size: int) -> np.ndarray:
 def put(tree: Any, sharding: Any) -> Any:
     """Puts NumPy arrays on the devices; each process gives the elements that its devices hold.
 
-    Args:
-      sharding: a NamedSharding, or a tree of them that is a prefix of `tree`.
+    `sharding` is a NamedSharding, or a tree of them that is a prefix of `tree`.
     """
     with jax.transfer_guard_host_to_device("allow"):  # this transfer is intended
         return jax.make_array_from_process_local_data(sharding, tree)

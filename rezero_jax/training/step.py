@@ -25,11 +25,9 @@ Update = Callable[..., tuple[State, dict[str, Array]]]
 def classification(
     standardise: Callable[[Array], Array], input_shape: tuple[int, ...]
 ) -> Objective:
-    """Cross entropy (nats) and accuracy of a model that maps inputs to logits.
+    """Cross entropy (nats) and accuracy of a model that maps inputs of input_shape to logits.
 
-    Args:
-      standardise: maps images 0 .. 255 to float32.
-      input_shape: shape of one input of the model.
+    `standardise` maps images 0 .. 255 to float32.
     """
 
     def objective(model: nnx.Module, batch: Batch, key: Array) -> dict[str, Array]:

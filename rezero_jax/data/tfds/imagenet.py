@@ -31,10 +31,10 @@ class Crop:
         with Image.open(io.BytesIO(encoded)) as image:
             width, height = image.size
             if self.seed is None:
-                box = central_box(size, width, height)
+                left, top, right, bottom = central_box(size, width, height)
             else:
-                box = random_box(SplitMix64(self.seed, step, position), width, height)
-            left, top, right, bottom = box
+                rng = SplitMix64(self.seed, step, position)
+                left, top, right, bottom = random_box(rng, width, height)
             # Decoding at 1/2, 1/4 or 1/8 of the size is cheaper, and allowed if the box retains at
             # least `size` pixels on each side.
             shrink = next((s for s in (8, 4, 2) if s * size <= min(right - left, bottom - top)), 1)
@@ -59,8 +59,7 @@ def random_box(rng: SplitMix64, width: int, height: int) -> Box:
         if 0 < w <= width and 0 < h <= height:
             top, left = (int(rng.integers(room + 1, size=1)[0]) for room in (height - h, width - w))
             return left, top, left + w, top + h
-    w = min(width, round(height * high))
-    h = min(height, round(width / low))
+    w, h = min(width, round(height * high)), min(height, round(width / low))
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
 
