@@ -1,1 +1,1 @@
-"""Speed and memory, each against a baseline in the same run: `python -m benchmarks.NAME`."""
+"""Benchmarks of speed and memory, with baselines in the same run: `python -m benchmarks.NAME`."""

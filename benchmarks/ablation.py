@@ -1,11 +1,11 @@
-"""What each of our measures gains in the training step of a CIFAR ResNet.
+"""Ablation of our optimizations in the training step of a CIFAR ResNet.
 
     python -m benchmarks.ablation
 
-The first row is a step in idiomatic Flax NNX, handed one batch of float images on one device. The
-rows after it are the whole step of train.py, augmentation included, and each adds a measure to the
-row above. All rows are timed in turns; a ratio above 1 says that the default is faster. Run it on
-an otherwise idle machine.
+The first row is a step in idiomatic Flax NNX on one batch of float images and one device. Each
+further row is the whole step of train.py, including augmentation, with one more optimization than
+the row above. The rows are timed in turns; the default is faster if a ratio exceeds 1. Run the
+benchmark on an otherwise idle machine.
 """
 
 import sys
@@ -36,7 +36,7 @@ def serve_stage(depth: int, stage: str) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     options = parser("benchmarks.ablation", __doc__)
-    options.add_argument("--turns", type=int, default=11, help="turns of each row (default: 11)")
+    options.add_argument("--turns", type=int, default=11, help="timings per row (default: 11)")
     options.add_argument("--depth", type=int, default=20, help="number of layers (default: 20)")
     options.add_argument("--serve", choices=STAGES, help="time one row as a worker")
     args = options.parse_args(argv)

@@ -1,11 +1,11 @@
-"""ImageNet images read, decoded and cropped per second, by the number of workers.
+"""Throughput of reading, decoding and cropping ImageNet images, by the number of workers.
 
     python -m benchmarks.input
 
-Batches of 256 random crops of 224 pixels come from JPEGs in memory of 500 x 375, the mean size of
-ImageNet's images, and about 110 kB. The numbers of workers (data.workers; 0 is a thread for each
-core) take turns. "first batch" is the time to the first batch, which starts the workers; the rate
-counts from then on. The numbers are medians, with the range in brackets.
+Batches have 256 random crops of 224 pixels, from JPEGs in memory of about 110 kB and 500 x 375
+pixels, the mean size of ImageNet's images. The numbers of workers (data.workers; 0 is a thread per
+core) take turns. "first batch" includes the start of the workers; the rate excludes it. The numbers
+are medians, with the range in brackets.
 """
 
 import io
@@ -30,7 +30,7 @@ SIZE, BATCH, DISTINCT = 1_281_167, 256, 32
 
 
 class Jpegs:
-    """A stream.DataSource of the size of ImageNet, with few distinct images."""
+    """A stream.DataSource of ImageNet's size, with few distinct images."""
 
     def __init__(self) -> None:
         rng = np.random.default_rng(0)
@@ -45,7 +45,7 @@ class Jpegs:
 
 
 def _jpeg(rng: np.random.Generator) -> bytes:
-    """Noise of all scales whose contrast falls with the scale, as in photographs."""
+    """Noise whose contrast grows with its scale, as in photographs."""
     pixels = np.full((HEIGHT, WIDTH, 3), 128.0)
     for scale in (128, 64, 32, 16, 8, 4, 2, 1):
         small = rng.normal(size=(-(-HEIGHT // scale), -(-WIDTH // scale), 3))
@@ -64,7 +64,7 @@ def measure(source: Jpegs, workers: int, batches: int) -> tuple[float, float]:
     stream = split.batches(order.indices, 0, 10**6)
     next(stream)
     first = time.perf_counter()
-    for _ in range(4):  # read ahead during the wait for the first batch
+    for _ in range(4):  # discards batches that were read while waiting for the first one
         next(stream)
     started = time.perf_counter()
     for _ in range(batches):
@@ -77,7 +77,7 @@ def measure(source: Jpegs, workers: int, batches: int) -> tuple[float, float]:
 def main() -> None:
     """Runs the command line."""
     options = parser("benchmarks.input", __doc__)
-    options.add_argument("--turns", type=int, default=3, help="turns of each number (default: 3)")
+    options.add_argument("--turns", type=int, default=3, help="timings per row (default: 3)")
     options.add_argument("--batches", type=int, default=8, help="batches to time (default: 8)")
     args = options.parse_args()
     source = Jpegs()

@@ -1,14 +1,14 @@
-"""Programs of JAX on random data, timed; see benchmarks/worker.py.
+"""Times JAX programs on random data; see benchmarks/worker.py.
 
     python -m benchmarks.jax_worker PROGRAM SPEC
 
-"ours" is the training step of train.py. It gathers the batch from data on the device, augments and
-standardises images, and applies the update, several steps a dispatch. "nnx" is the training step of
-the baseline in idiomatic Flax NNX (rehearsal/baseline.py), handed one batch. "generation" continues
-16 bytes by the likeliest one, one sequence at a time; a step is a byte. "product" is a float32
-matrix product of size 2,048. "first" prints times and memory of the first updates as JSON instead.
+"ours" is the training step of train.py, which gathers the batch from data on the device, augments
+and standardises images, and updates, in dispatches of several steps. "nnx" is the training step of
+the baseline in idiomatic Flax NNX (rehearsal/baseline.py) on one given batch. "generation"
+continues 16 bytes greedily, one sequence at a time; a step is a byte. "product" is a float32 matrix
+product of size 2,048. "first" instead prints times and memory of the first updates as JSON.
 
-SPEC is a config as in --config of train.py, with fields after it in the same argument:
+SPEC is a config as in --config of train.py, followed by fields in the same argument:
 "configs/mlp.py:depth=64 train.batch_size=100".
 """
 
@@ -40,14 +40,15 @@ from rezero_jax.training.cost import model_flops, peak_flops
 from rezero_jax.training.trainer import Trainer
 
 EXAMPLES, SIZE = 2560, 2048
-Steps = Callable[[int], None]  # makes n steps and waits for them
-Program = tuple[Steps, dict[str, float]]  # and what it costs, see benchmarks/updates.py
+Steps = Callable[[int], None]  # runs n steps and waits for the result
+Program = tuple[Steps, dict[str, float]]  # with its costs, see benchmarks/updates.py
 
 
 def endless(spec: str, **fields: Any) -> ConfigDict:
-    """The config of a spec, for more updates than anybody times.
+    """The config of a spec, for practically unlimited updates.
 
     Args:
+      spec: the config, followed by fields.
       **fields: further fields, with "__" for the dot of their names.
     """
     name, *given = spec.split()
@@ -57,7 +58,7 @@ def endless(spec: str, **fields: Any) -> ConfigDict:
 
 
 def random_data(config: ConfigDict) -> Dataset | Text:
-    """Random data in the shape of what config.data names: speed does not depend on its content."""
+    """Random data in the shape of the data set that config.data names."""
     rng = np.random.default_rng(0)
     if config.model.name == "transformer":
         text, length = rng.integers(0, 256, 1_000_000, np.uint8), config.data.length
@@ -73,7 +74,7 @@ def random_data(config: ConfigDict) -> Dataset | Text:
 
 
 def updates_of(trainer: Trainer) -> Steps:
-    """Updates by whole dispatches and a rest."""
+    """A function that runs updates of the trainer."""
     state, batches = trainer.init(), trainer.batches(0)
     dispatch = trainer.config.train.steps_per_dispatch
 
@@ -131,7 +132,7 @@ def baseline(config: ConfigDict) -> Program:
 
 
 def generation(config: ConfigDict) -> Program:
-    """Bytes that continue a prompt, the reading of the prompt included."""
+    """Greedy generation, including the prefill of the prompt."""
     model = jax.jit(lambda: make_language_model(config.model)(nnx.Rngs(0)))()
     prompt = np.arange(PROMPT)[None]
 
@@ -155,12 +156,12 @@ def product(config: ConfigDict) -> Program:
 
 
 def first_updates(config: ConfigDict) -> dict[str, float]:
-    """Times in seconds and memory in GiB of the first four updates, one a dispatch.
+    """Times in seconds and memory in GiB of the first four updates, one per dispatch.
 
     Returns:
-      "first", from nothing to the end of the first update; "later", the fastest update after it;
-      "held" and "peak", the most memory of this process before the first update and after all;
-      "loss", of the third update.
+      "first", from the construction to the end of the first update; "later", the fastest later
+      update; "held" and "peak", peak memory before the first update and at the end; "loss", of the
+      third update.
     """
     dataset = random_data(config)
     started = time.perf_counter()
@@ -178,7 +179,7 @@ def first_updates(config: ConfigDict) -> dict[str, float]:
 
 
 def peak_gib() -> float:
-    """The most memory that this process has held."""
+    """The peak memory of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 

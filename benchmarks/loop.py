@@ -1,15 +1,15 @@
-"""What the loop of train.py adds to bare updates, and how long a save keeps it waiting.
+"""Overhead of the loop of train.py over bare updates, and cost of saving a checkpoint.
 
     python -m benchmarks.loop
 
 The first table compares a step within the loop (metrics, checkpoints, progress) with the bare
 jitted step, for MLPs of width 256, in turns.
 
-The second table saves the state of a Transformer of 200 million parameters between updates, as
+The second table saves the state of a Transformer with 200 million parameters between updates, as
 train.py does: 16 layers of width 1024 with AdamW, 2.4 GB in float32. "blocked" is the duration of
-the call that saves, of which the fingerprint of the arrays is a part. "next update" is made while
-the checkpoint is being written. "durable" ends when the checkpoint is on disk. The numbers are
-medians, with the range in brackets.
+the call that saves, including the fingerprint of the arrays. "next update" runs while the
+checkpoint is being written. "durable" ends when the checkpoint is on disk. The numbers are medians,
+with the range in brackets.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ from rezero_jax.training.trainer import Trainer
 
 
 def loop_over_bare(depth: int, turns: int, count: int = 400) -> list[float]:
-    """Seconds per step in the loop of train.py over those of the bare step, turn by turn."""
+    """The time of a step in the loop of train.py, divided by that of the bare step, by turn."""
     spec = f"configs/mlp.py:depth={depth},width=256,dataset=cifar10 eval.every_epochs=None"
     config = endless(spec, train__steps=count, checkpoint__every_steps=count)
     dataset, per_dispatch = random_data(config), config.train.steps_per_dispatch
@@ -55,7 +55,7 @@ def loop_over_bare(depth: int, turns: int, count: int = 400) -> list[float]:
 
 
 def saves(trainer: Trainer, count: int, folder: Path) -> dict[str, list[float]]:
-    """What each part of a save took, in seconds, for each of `count` saves."""
+    """Durations in seconds of each stage of a save, for each of `count` saves."""
     batches, state = trainer.batches(0), trainer.init()
     checkpoints = Checkpoints(folder, base_config().checkpoint)
     seconds: dict[str, list[float]] = {}
@@ -74,7 +74,7 @@ def saves(trainer: Trainer, count: int, folder: Path) -> dict[str, list[float]]:
     update()  # compiles
     fingerprint(state)
     for step in range(1, count + 1):
-        update()  # the first update after a save still pays for it
+        update()  # warms up after the last save
         with timed("update"):
             update()
         with timed("fingerprint"):
@@ -92,12 +92,17 @@ def saves(trainer: Trainer, count: int, folder: Path) -> dict[str, list[float]]:
 def main() -> None:
     """Runs the command line."""
     options = parser("benchmarks.loop", __doc__)
-    options.add_argument("--mlp-depths", type=int, nargs="*", default=[32, 64], help="of the MLPs")
-    options.add_argument("--turns", type=int, default=3, help="turns of each MLP (default: 3)")
-    options.add_argument("--depth", type=int, default=16, help="layers of the Transformer")
-    options.add_argument("--width", type=int, default=1024, help="width of the Transformer")
-    options.add_argument("--batch", type=int, default=4, help="sequences of 128 bytes")
-    options.add_argument("--saves", type=int, default=3, help="saves to time; 0 skips them")
+    for name, default, text in (
+        ("--turns", 3, "timings per MLP"),
+        ("--depth", 16, "layers of the Transformer"),
+        ("--width", 1024, "width of the Transformer"),
+        ("--batch", 4, "number of sequences of 128 bytes in the Transformer's batch"),
+        ("--saves", 3, "number of saves to time; 0 skips them"),
+    ):
+        help_text = f"{text} (default: {default})"
+        options.add_argument(name, type=int, default=default, help=help_text)
+    text = "depths of the MLPs (default: 32 and 64)"
+    options.add_argument("--mlp-depths", type=int, nargs="*", default=[32, 64], help=text)
     args = options.parse_args()
     if args.mlp_depths:
         print("| MLP | step in the loop / bare step |\n| --- | --- |")

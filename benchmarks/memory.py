@@ -1,12 +1,12 @@
-"""What rematerialisation and accumulation save: memory and time of a step at 1,000 layers.
+"""Memory and time of a step at 1,000 layers, by rematerialisation and accumulation.
 
     python -m benchmarks.memory
 
-Each row is a process of its own that makes four updates: a fully connected network of width 256 on
-1,000 images, and a Transformer of width 64 on 4 sequences of 128 bytes. "remat" is model.remat and
-"microbatches" is train.accumulate. "beyond the state" leaves out what the process holds before the
-first update: the program, the data and the state. The loss after three updates shows that the rows
-of a network compute the same.
+Each row is a separate process that makes four updates, of a fully connected network of width 256 on
+1,000 images or a Transformer of width 64 on 4 sequences of 128 bytes. "remat" is model.remat and
+"microbatches" is train.accumulate. "beyond the state" subtracts the memory before the first update:
+the program, the data and the state. The loss of the third update shows that the rows of a network
+are equivalent.
 """
 
 from benchmarks.worker import alone

@@ -1,13 +1,13 @@
-"""The start of the authors' ResNet notebook, with its random numbers drawn again in PyTorch.
+"""Reproduces the start of the authors' ResNet notebook in PyTorch, with the same random numbers.
 
     python -m benchmarks.notebook_start               the first batch of each of its six nets
     python -m benchmarks.notebook_start --updates=131 also the first updates of its vanilla
-                                                      ResNet-56, from its own draw and from seed 1
+                                                      ResNet-56, with its own draw and with seed 1
 
-The notebook seeds PyTorch once, with 0. Its nets and loaders then draw one after another: initial
+The notebook seeds PyTorch once, with 0. Its nets and loaders then draw in sequence: initial
 weights, the order of each epoch, and a worker's seed for crops and flips. All draws happen on the
-CPU, so the first batch of every net is known without training the nets before it. Needs CIFAR-10 in
-TFDS_DATA_DIR, and PyTorch (benchmarks/requirements.txt) besides requirements.txt.
+CPU, so the first batch of every net is known without training the nets before it. The program needs
+CIFAR-10 in TFDS_DATA_DIR, and benchmarks/requirements.txt in addition to requirements.txt.
 """
 
 import random
@@ -30,18 +30,13 @@ STD = np.array((0.229, 0.224, 0.225), np.float32)
 
 
 class Cell(NamedTuple):
-    """A net of the notebook, and the loss and accuracy that it printed for the first batch.
-
-    Attributes:
-      epochs: number of epochs of its training.
-      loss, accuracy: in nats and %.
-    """
+    """A net of the notebook, and the loss and accuracy that it printed for the first batch."""
 
     depth: int
     rezero: bool
-    epochs: int
-    loss: float
-    accuracy: float
+    epochs: int  # of the net's training
+    loss: float  # nats
+    accuracy: float  # %
 
 
 CELLS = (
@@ -55,7 +50,7 @@ CELLS = (
 
 
 class Block(nn.Module):
-    """The notebook's block; its shortcut adds zeros on both sides of the channels."""
+    """The notebook's block; the shortcut pads the channels with zeros on both sides."""
 
     def __init__(self, channels: int, features: int, rezero: bool):
         super().__init__()
@@ -75,7 +70,7 @@ class Block(nn.Module):
 
 
 def make_net(depth: int, rezero: bool) -> nn.Module:
-    """Makes a net, which draws PyTorch's default weights and then Kaiming's, by module."""
+    """Makes a net; draws PyTorch's default weights and then Kaiming's, by module."""
     widths = [16, *(16 * 2**i for i in range(3) for _ in range((depth - 2) // 6))]
     net = nn.Sequential(
         nn.Conv2d(3, 16, 3, 1, 1, bias=False),
@@ -106,7 +101,7 @@ def pass_epochs(count: int) -> None:
 
 
 def batches(data: dict[str, np.ndarray], seed: int, order: np.ndarray) -> Iterator[list[Tensor]]:
-    """Images and labels, flipped and then cropped as by one worker of torchvision 0.5."""
+    """Yields images and labels, flipped and then cropped as by one worker of torchvision 0.5."""
     worker = random.Random(seed)
     for start in range(0, EXAMPLES, BATCH):
         chosen, images = order[start : start + BATCH], []
@@ -148,7 +143,7 @@ def _print_updates(name: str, net: nn.Module, data: dict[str, np.ndarray], updat
 
 
 def read_training_images() -> dict[str, np.ndarray]:
-    """CIFAR-10 in its original order, which the names of TFDS's examples contain."""
+    """CIFAR-10 in its original order, from the ids of TFDS's examples."""
     images = np.zeros((EXAMPLES, 32, 32, 3), np.uint8)
     labels = np.zeros(EXAMPLES, np.int64)
     for example in tfds.data_source("cifar10", split="train"):
@@ -158,9 +153,10 @@ def read_training_images() -> dict[str, np.ndarray]:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Prints a line for each net."""
+    """Runs the command line."""
     options = parser("benchmarks.notebook_start", __doc__)
-    options.add_argument("--updates", type=int, default=0, help="updates to make (default: none)")
+    text = "number of updates of the vanilla ResNet-56 (default: 0)"
+    options.add_argument("--updates", type=int, default=0, help=text)
     args = options.parse_args(argv)
     data = read_training_images()
     torch.manual_seed(0)

@@ -1,10 +1,10 @@
-"""Training loss by the dtypes of computation and trunk: what a float32 trunk gains.
+"""Training loss by the dtypes of computation and trunk.
 
     python -m benchmarks.precision mlp --dir=DATA     64 layers of width 256 on CIFAR-10
     python -m benchmarks.precision transformer        12 layers of width 128 on Python's sources
 
-Every row trains the same networks from the same numbers on the same batches, one for each seed. The
-loss is the mean over the last updates. A bfloat16 trunk exists only in this comparison.
+Every row trains the same networks on the same batches, one per seed. The loss is the mean over the
+last updates. Only this benchmark has a bfloat16 trunk.
 """
 
 import statistics
@@ -46,10 +46,10 @@ def main() -> None:
     options = parser("benchmarks.precision", __doc__)
     options.add_argument("network", choices=CONFIGS, help="family to train")
     options.add_argument("--dir", help="folder of the prepared data sets (default: TFDS's)")
-    options.add_argument("--steps", type=int, default=300, help="updates of a run (default: 300)")
-    options.add_argument("--seeds", type=int, default=3, help="runs of each row (default: 3)")
+    options.add_argument("--steps", type=int, default=300, help="updates per run (default: 300)")
+    options.add_argument("--seeds", type=int, default=3, help="runs per row (default: 3)")
     options.add_argument(
-        "--fields", nargs="*", default=[], help="further fields of the config, as KEY=VALUE"
+        "--fields", nargs="*", default=[], help="config fields, as KEY=VALUE (default: none)"
     )
     args = options.parse_args()
     fields = [

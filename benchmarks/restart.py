@@ -1,15 +1,14 @@
-"""Time to the first update: of a command, and of networks by depth.
+"""Time to the first update, by command and by depth.
 
     python -m benchmarks.restart
 
-In the first table, "first" starts with no compiled code on disk. "again" is the same command in
-another folder, which finds what the first one compiled. "resumed" is the same command in the first
-folder and also reads a checkpoint. The seconds run from the start of the process to the end of its
-first dispatch; in brackets is this dispatch alone, which compiles or reads compiled code and
-computes an update.
+In the first table, "first" starts with an empty compilation cache. "again" is the same command in
+another folder, with a warm cache. "resumed" is the same command in the first folder, and also reads
+a checkpoint. The seconds count from the start of the process to the end of its first dispatch; in
+brackets is this dispatch alone, which compiles or reads compiled code and computes an update.
 
-The second table starts when JAX is imported and includes construction, initialisation and
-compilation.
+The second table counts from the construction of the network, after imports, and includes
+initialisation and compilation.
 """
 
 import os
@@ -46,10 +45,7 @@ FIELDS = [
 
 
 def seconds_to_first_update(run: list[str], workdir: Path, cache: Path) -> tuple[float, float]:
-    """Seconds from the start of a run to the end of its first dispatch, and of this dispatch.
-
-    Then stops the run.
-    """
+    """Seconds from the start of a run to the end of its first dispatch, and of this dispatch."""
     spec, *fields = run
     flags = [f"--config.{field}" for field in (*FIELDS, *fields)]
     command = [sys.executable, "train.py", f"--config={spec}", f"--workdir={workdir}", *flags]
@@ -62,7 +58,7 @@ def seconds_to_first_update(run: list[str], workdir: Path, cache: Path) -> tuple
         for line in process.stdout:
             if found := re.match(rb"first .* compilation: ([\d.]+) s", line):
                 seconds = time.perf_counter() - began
-                process.send_signal(signal.SIGTERM)  # which saves
+                process.send_signal(signal.SIGTERM)  # saves a checkpoint for "resumed"
                 process.stdout.read()
                 process.wait()
                 return seconds, float(found[1])

@@ -1,8 +1,8 @@
-"""How much a reader of the project has to read, as one Markdown table: `make size`.
+"""The size of the project as a Markdown table: `make size`.
 
 A read path lists the files that a reader opens to follow one update, from the command to the
-changed parameter. Lines are those of the files that git tracks, blank lines and docstrings
-included. tests/test_structure.py holds the limits.
+changed parameter. Lines include blank lines and docstrings, in files that git tracks.
+tests/test_structure.py checks the limits.
 """
 
 import subprocess
@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-SHORT = 60  # lines; a file with fewer could be part of another one
+SHORT = 60  # lines; a shorter file could be part of another one
 
 READ_BY_ALL = (
     "train.py",
@@ -63,7 +63,7 @@ def lines_of(path: Path) -> int:
 
 
 def tracked(*folders: str, root: Path = ROOT) -> dict[str, int]:
-    """{path: lines} of the Python files below these folders that git tracks."""
+    """{path: lines} of the tracked Python files below these folders."""
     command = ["git", "-C", str(root), "ls-files", "--", *folders]
     paths = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     lines = {path: lines_of(root / path) for path in paths if path.endswith(".py")}
@@ -71,7 +71,7 @@ def tracked(*folders: str, root: Path = ROOT) -> dict[str, int]:
 
 
 def short(files: dict[str, int]) -> list[str]:
-    """The paths of files under SHORT lines, packages' `__init__.py` excepted."""
+    """The paths of files under SHORT lines, except `__init__.py`."""
     return [p for p, lines in files.items() if lines < SHORT and not p.endswith("__init__.py")]
 
 
@@ -81,7 +81,7 @@ def read_path(family: str, root: Path = ROOT) -> dict[str, int]:
 
 
 def frames(family: str, root: Path = ROOT) -> list[str]:
-    """The project's own functions on the stack, from the training step to the residual rule."""
+    """The project's functions on the stack, from the training step to the residual rule."""
     from rezero_jax.config import load_config
     from rezero_jax.training.trainer import Trainer
 
@@ -109,14 +109,13 @@ def frames(family: str, root: Path = ROOT) -> list[str]:
 
 
 def _stack(frame: FrameType | None) -> Iterator[tuple[str, str]]:
-    """(function, file) of the frames, outermost first."""
     if frame is not None:
         yield from _stack(frame.f_back)
         yield frame.f_code.co_qualname, frame.f_code.co_filename
 
 
 def loaded_by(module: str, root: Path = ROOT) -> list[str]:
-    """The project's own files that importing a module loads."""
+    """The project's files that an import of the module loads."""
     code = (
         f"import sys, {module}; files = [getattr(m, '__file__', None) for m in "
         f"sys.modules.values()]; print(*[f for f in files if f and f.startswith({str(root)!r})])"

@@ -1,6 +1,6 @@
-"""The MLP of the authors' notebook in PyTorch, layer by layer as one writes it there.
+"""The MLP of the authors' notebook in idiomatic PyTorch.
 
-Needs the environment of benchmarks/requirements.txt; nothing of rezero_jax is imported.
+This module needs benchmarks/requirements.txt, and imports nothing of rezero_jax.
 """
 
 import torch

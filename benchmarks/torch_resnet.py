@@ -1,10 +1,10 @@
 """The ResNets of the authors' CIFAR-10 experiments and their baselines in PyTorch.
 
-Needs the environment of benchmarks/requirements.txt; nothing of rezero_jax is imported. The
-networks are the authors', also where another version is better known: they have BatchNorm on the
-shortcut, and no norm or ReLU before the head of a pre-activation network. One network differs: the
-authors' ReZero network without BatchNorm keeps it in the stem and on the shortcuts, and has no
-biases in the convolutions.
+This module needs benchmarks/requirements.txt, and imports nothing of rezero_jax. The networks
+follow the authors' code, not the better-known versions: shortcuts have BatchNorm, and a
+pre-activation network has no norm or ReLU before the head. One network differs: the authors' ReZero
+network without BatchNorm keeps BatchNorm in the stem and on the shortcuts, and has no biases in the
+convolutions.
 """
 
 import torch
@@ -19,17 +19,17 @@ def scalar(value: float = 0.0) -> nn.Parameter:
 
 
 def conv(channels: int, features: int, size: int, stride: int, bias: bool) -> nn.Conv2d:
-    """A convolution that keeps the size of its input, except for the stride."""
+    """A convolution with same padding."""
     return nn.Conv2d(channels, features, size, stride, padding=size // 2, bias=bias)
 
 
 def make_norm(channels: int, norm: bool) -> nn.Module:
-    """BatchNorm, or nothing."""
+    """BatchNorm, or the identity."""
     return nn.BatchNorm2d(channels) if norm else nn.Identity()
 
 
 class CifarBlock(nn.Module):
-    """Two 3x3 convolutions; a shortcut without weights: every second pixel, channels of zeros."""
+    """Two 3x3 convolutions; the shortcut subsamples and pads the channels with zeros."""
 
     def __init__(
         self, channels: int, features: int, stride: int, residual: str, norm: bool, shortcut: str
@@ -64,7 +64,7 @@ class CifarBlock(nn.Module):
         return nn.functional.pad(x, (0, 0, 0, 0, 0, self.added))
 
     def forward(self, x: Tensor) -> Tensor:
-        # The ReLUs work in place, as the authors' do in these networks: PyTorch is faster so.
+        # In-place ReLUs, as in the authors' code, are faster in PyTorch.
         if self.residual == "fixup":
             u = x + self.bias1a
             fx = torch.relu_(self.conv1(u) + self.bias1b)
@@ -139,7 +139,7 @@ class PreactBlock(nn.Module):
 
 
 class Stem(nn.Module):
-    """From images to the channels of the first stage; `imagenet` makes them four times smaller."""
+    """Maps images to the channels of the first stage; `imagenet` divides the resolution by 4."""
 
     def __init__(self, family: str, width: int, residual: str, norm: bool, imagenet: bool):
         super().__init__()
@@ -163,15 +163,15 @@ class TorchResNet(nn.Module):
     """Stem, stages of blocks joined by a rule, mean over the pixels, linear head.
 
     Args:
-      family: "cifar" has three stages of basic blocks; "preact" has four, of pre-activation blocks.
-      depth: 6n + 2 with n blocks a stage for "cifar"; 18, 34 or 50 for "preact".
-      residual: "residual", "zero_gamma" ("cifar" alone), "gated", "rezero"; "skipinit" and "fixup",
+      family: "cifar" (three stages of basic blocks) or "preact" (four of pre-activation blocks).
+      depth: 6n + 2 for n blocks per stage of "cifar"; 18, 34 or 50 for "preact".
+      residual: "residual", "zero_gamma" ("cifar" only), "gated", "rezero"; "skipinit" and "fixup",
         which have no BatchNorm.
       num_classes: number of logits.
-      batch_norm: False leaves out every BatchNorm and gives the convolutions a bias.
-      shortcut: "norm" or "subsample": with BatchNorm at the stage changes of "cifar", or without.
+      batch_norm: False removes every BatchNorm and adds biases to the convolutions.
+      shortcut: "norm" (BatchNorm on shortcuts that change the shape) or "subsample" (none).
       stem: "cifar", a 3x3 convolution; or "imagenet", a 7x7 one and a pool, each of stride 2.
-      width: channels of the first stage, doubled at each stage change; default 16 or 64.
+      width: channels of the first stage, doubled in each later stage (default: 16 or 64).
     """
 
     def __init__(

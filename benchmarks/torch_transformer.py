@@ -1,9 +1,8 @@
 """Two causal byte-level language models in PyTorch.
 
-Needs the environment of benchmarks/requirements.txt; nothing of rezero_jax is imported. "official"
-consists of the authors' own ReZero layers, from the package rezero. "x-transformers" is the decoder
-of that package, with LayerNorm before each branch and no biases in the attention: the package has
-neither ReZero nor such biases.
+This module needs benchmarks/requirements.txt, and imports nothing of rezero_jax. "official"
+consists of the authors' ReZero layers, from the package rezero. "x-transformers" is the decoder of
+that package, which is pre-norm and has neither ReZero nor biases in the attention.
 """
 
 import math
@@ -38,7 +37,7 @@ class OfficialLM(nn.Module):
         self.head = nn.Linear(width, VOCABULARY)
         angles = torch.arange(length)[:, None] / 10_000 ** (torch.arange(0, width, 2) / width)
         positions = torch.stack((angles.sin(), angles.cos()), dim=-1).reshape(length, 1, width)
-        # Added to the scores; every layer would convert a bool mask into this one.
+        # A float mask, because every layer would convert a bool mask.
         mask = nn.Transformer.generate_square_subsequent_mask(length, torch.get_default_device())
         self.register_buffer("positions", positions, persistent=False)
         self.register_buffer("mask", mask, persistent=False)
@@ -55,7 +54,7 @@ class OfficialLM(nn.Module):
 
 
 def x_transformers_lm(depth: int, width: int, length: int, heads: int, flash: bool) -> nn.Module:
-    """The decoder of x-transformers, of the same sizes."""
+    """The decoder of x-transformers in the same sizes."""
     layers = Decoder(
         dim=width,
         depth=depth,
@@ -81,8 +80,8 @@ def make_model(mode: str, depth: int, width: int, length: int, heads: int = 8) -
 
 
 def generate(model: nn.Module, prompt: Tensor, count: int) -> Tensor:
-    """The likeliest `count` tokens after `prompt` (batch, time), one after the other."""
-    if isinstance(model, TransformerWrapper):  # it has a cache of keys and values
+    """Greedily generates `count` tokens after `prompt` (batch, time)."""
+    if isinstance(model, TransformerWrapper):  # has a KV cache
         return AutoregressiveWrapper(model).generate(prompt, count, temperature=0.0)
     tokens = prompt
     with torch.inference_mode():

@@ -1,16 +1,15 @@
-"""Training steps, and generation, of the PyTorch networks, timed; see benchmarks/worker.py.
+"""Times training steps and generation of the PyTorch networks; see benchmarks/worker.py.
 
-Needs the environment of benchmarks/requirements.txt; nothing of rezero_jax is imported. On a GPU,
-float32 matrices are multiplied in TF32, JAX's default there, and the language models compute in
-bfloat16, as ours do; a CPU computes in float32.
+This module needs benchmarks/requirements.txt, and imports nothing of rezero_jax. On a GPU, float32
+matrix products use TF32, JAX's default there, and the language models compute in bfloat16, as ours
+do; a CPU computes in float32.
 
-Modes of "mlp" and "resnet": eager, compile (torch.compile), compile-graphs (with CUDA graphs). For
-"resnet" also channels_last, a memory format that the compiled modes use too. Modes of "transformer"
-and "generation": official, the authors' own ReZero layers; x-transformers, that package's pre-norm
-decoder; x-transformers-flash, its attention by PyTorch's fused kernel. In training each may be
-followed by -compile or -compile-graphs. Every mode may end in -fused: the optimizer with
-fused=True, which is not PyTorch's default. The official layers have no cache and read the whole
-sequence again for each byte.
+Modes of "mlp" and "resnet" are eager, compile (torch.compile) and compile-graphs (with CUDA
+graphs). "resnet" also has channels_last, a memory format that the compiled modes use, too. Modes of
+"transformer" and "generation" are official (the authors' ReZero layers), x-transformers (that
+package's pre-norm decoder) and x-transformers-flash (with PyTorch's fused attention). For training,
+-compile or -compile-graphs may follow. Every mode may end in -fused, which sets the optimizer's
+fused=True. The official layers have no KV cache and process the whole sequence for each byte.
 """
 
 import argparse
@@ -25,7 +24,7 @@ from benchmarks.worker import PROMPT, serve
 
 
 def use_gpu() -> None:
-    """Makes a GPU, if there is one, PyTorch's default device."""
+    """Makes a GPU PyTorch's default device, if there is one."""
     if torch.cuda.is_available():
         torch.set_default_device("cuda")
         torch.set_float32_matmul_precision("high")  # TF32, JAX's default
@@ -39,7 +38,7 @@ def finish() -> None:
 
 
 def in_bfloat16(wanted: bool = True) -> torch.autocast:
-    """A context in which a GPU computes in bfloat16, if that is wanted; a CPU does not."""
+    """A context in which a GPU computes in bfloat16, if wanted; a CPU does not."""
     return torch.autocast("cuda", torch.bfloat16, enabled=wanted and torch.cuda.is_available())
 
 
@@ -55,9 +54,9 @@ def serve_training(
 
     Args:
       model: maps a batch to logits.
-      optimizer: of its parameters.
+      optimizer: optimizer of the model's parameters.
       inputs, targets: the batches, used in turn.
-      mode: compiles the loss if it contains "compile", into a CUDA graph if also "graphs".
+      mode: "compile" in the mode compiles the loss, and "graphs" uses CUDA graphs.
       half: whether to compute in bfloat16 on a GPU.
     """
 

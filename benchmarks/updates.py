@@ -1,4 +1,4 @@
-"""Updates of whole configs, and generation: ours against Flax NNX and PyTorch, in turns.
+"""Compares updates of whole configs, and generation, with Flax NNX and PyTorch.
 
     python -m benchmarks.updates
     python -m benchmarks.updates --baselines eager compile --torch-python=.venv-torch/bin/python \\
@@ -6,21 +6,21 @@
     python -m benchmarks.updates --generate --baselines official x-transformers \\
         --torch-python=.venv-torch/bin/python --configs "configs/transformer_small.py:depth=12"
 
-where .venv-torch is an environment of its own:
+where .venv-torch is a separate environment:
 
     python3 -m venv .venv-torch && .venv-torch/bin/pip install -r benchmarks/requirements.txt
 
-A config is as in --config of train.py, with fields after it. All programs of a config take turns,
-each in a process of its own (benchmarks/jax_worker.py and benchmarks/torch_worker.py describe
-them), on random data. A baseline is "nnx", idiomatic Flax NNX, which has no network for some
-configs; "other-layout", ours scanned instead of unrolled, or the reverse; or a mode of PyTorch,
-whose networks are those of the config's sizes, on images of CIFAR-10's size or on bytes.
+A config is as in --config of train.py, followed by fields. All programs of a config take turns on
+random data, each in its own process (see benchmarks/jax_worker.py and benchmarks/torch_worker.py).
+A baseline is "nnx", idiomatic Flax NNX, which does not support some configs; "other-layout", ours
+scanned instead of unrolled or the reverse; or a mode of PyTorch, with a network of the config's
+sizes on images of CIFAR-10's size or on bytes.
 
-A ratio above 1 says that ours is faster. "bound" is the model FLOPs at the peak rate of the
-devices, and "MFU" the bound over our time; rematerialisation is not counted (arXiv 2204.02311, B).
-Where the peak is unknown, as on CPUs, --product times a float32 matrix product in the same turns,
-whose rate is the peak. "memory" is what the compiler allots to the program. Run it on an otherwise
-idle machine.
+Ours is faster if a ratio exceeds 1. "bound" is the time of the model FLOPs at the peak rate of the
+devices, and "MFU" the bound divided by our time; rematerialisation is excluded (arXiv 2204.02311,
+B). If the peak is unknown, as on CPUs, --product substitutes the rate of a float32 matrix product,
+timed in the same turns. "memory" is the compiler's allocation for the program. Run the benchmark on
+an otherwise idle machine.
 """
 
 import argparse
@@ -59,7 +59,7 @@ HEAD = (
 def commands(
     spec: str, baselines: Sequence[str], torch_python: str | None, generate: bool, product: bool
 ) -> dict[str, list[str]]:
-    """The commands of the workers of a config, ours first."""
+    """The commands of a config's workers, ours first."""
     config = endless(spec)
     jax = [sys.executable, "-m", "benchmarks.jax_worker"]
     found = {"ours": [*jax, "generation" if generate else "ours", spec]}
@@ -84,7 +84,7 @@ def commands(
 
 
 def rows(spec: str, args: argparse.Namespace) -> list[list[str]]:
-    """The rows of a config under HEAD.
+    """The rows of a config, with the columns of HEAD.
 
     Raises:
       UserError: the config is invalid, or a baseline needs PyTorch.
@@ -122,14 +122,16 @@ def rows(spec: str, args: argparse.Namespace) -> list[list[str]]:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line and returns the exit status."""
     options = parser("benchmarks.updates", __doc__)
-    options.add_argument("--configs", nargs="+", default=CONFIGS, help="configs to time")
+    text = f"configs to time (default: {len(CONFIGS)} of them)"
+    options.add_argument("--configs", nargs="+", default=CONFIGS, help=text)
     options.add_argument(
         "--baselines", nargs="*", default=["nnx"], help="programs to compare with (default: nnx)"
     )
-    options.add_argument("--torch-python", metavar="FILE", help="a Python that has PyTorch")
-    options.add_argument("--turns", type=int, default=7, help="turns of each (default: 7)")
+    text = "Python interpreter with PyTorch, for its baselines (default: none)"
+    options.add_argument("--torch-python", metavar="FILE", help=text)
+    options.add_argument("--turns", type=int, default=7, help="timings per program (default: 7)")
     options.add_argument(
-        "--steps", type=int, default=10, help="least number of steps in a turn (default: 10)"
+        "--steps", type=int, default=10, help="minimum steps per timing (default: 10)"
     )
     options.add_argument("--generate", action="store_true", help="time generation, byte by byte")
     options.add_argument("--product", action="store_true", help="also time a matrix product")

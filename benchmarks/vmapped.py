@@ -1,10 +1,10 @@
-"""Training several nets in one program, vmapped over them, against training each in turn.
+"""Compares training several nets in one vmapped program with training them one after another.
 
     python -m benchmarks.vmapped
 
-This is what a search of learning rates could gain. The nets are those of configs/mlp.py on its
-embedded digits, each with its own parameters, all on the same batch and one device. Each turn times
-both programs, one after the other, without start and compilation.
+The speed-up is what a search of learning rates could gain. The nets are those of configs/mlp.py on
+digits, each with its own parameters, all on the same batch and one device. Each turn times both
+programs, without start and compilation.
 """
 
 import time
@@ -23,7 +23,7 @@ from rezero_jax.training.step import make_train_step
 from rezero_jax.training.trainer import Trainer
 
 SIZES = ((8, 32), (8, 256), (32, 32), (32, 256))  # layers, width
-UPDATES = 20  # of each net, in a turn
+UPDATES = 20  # updates of each net per turn
 
 
 def seconds(update: Callable[[State], State], states: list[State]) -> float:
@@ -37,7 +37,7 @@ def seconds(update: Callable[[State], State], states: list[State]) -> float:
 
 
 def ratios(depth: int, width: int, nets: int, turns: int) -> list[float]:
-    """Time of the nets one after another over the time of all at once, turn by turn."""
+    """Time of the nets one after another, divided by the time of all at once, by turn."""
     config = load_config(f"configs/mlp.py:depth={depth},width={width}", [])
     dataset = data.load(config.data)
     trainer = Trainer(config, dataset, jax.devices()[:1])
@@ -58,9 +58,9 @@ def main() -> None:
     """Runs the command line."""
     options = parser("benchmarks.vmapped", __doc__)
     options.add_argument(
-        "--nets", type=int, nargs="+", default=[4, 16], help="nets (default: 4 and 16)"
+        "--nets", type=int, nargs="+", default=[4, 16], help="numbers of nets (default: 4 and 16)"
     )
-    options.add_argument("--turns", type=int, default=7, help="turns of each size (default: 7)")
+    options.add_argument("--turns", type=int, default=7, help="timings per size (default: 7)")
     args = options.parse_args()
     print("| size | nets | in turn / at once: median (range) |\n| --- | --- | --- |")
     for depth, width in SIZES:

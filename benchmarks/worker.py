@@ -1,8 +1,8 @@
-"""A process that times its work on request, so that programs can be timed in alternation.
+"""Worker processes that time their work on request, so that programs are timed in alternation.
 
-The parent writes a number n to the worker's standard input; the worker makes n steps and answers
-with the seconds per step. While one worker is timed, every other one waits for input. Workers start
-and compile side by side; workers on a GPU share its memory.
+The parent writes a number n to the worker's standard input; the worker runs n steps and prints the
+seconds per step. While one worker is timed, the others wait for input. Workers start and compile
+concurrently; workers on a GPU share its memory.
 """
 
 import contextlib
@@ -16,16 +16,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-SHORTEST = 0.3  # seconds of a turn; in a shorter one, a GPU's queue would count
+SHORTEST = 0.3  # minimum seconds per turn; a GPU's queue would distort shorter ones
 PROMPT = 16  # bytes that generation continues
 
 
 def serve(steps: Callable[[int], None], cost: Mapping[str, float] | None = None) -> None:
-    """Warms up, prints `cost` and "ready", and answers numbers n on stdin with times of steps(n).
-
-    Args:
-      cost: what the program costs, for the parent.
-    """
+    """Warms up, prints `cost` and "ready", and answers each n on stdin with the time per step."""
     steps(3)
     print(json.dumps(cost or {}))
     print("ready", flush=True)
@@ -58,7 +54,7 @@ class Worker:
         self._command, self._in, self._out = command, self._process.stdin, self._process.stdout
 
     def wait(self) -> dict[str, float]:
-        """Waits until the worker has warmed up, and returns the cost that it gave to `serve`.
+        """Waits until the worker has warmed up, and returns its `cost`.
 
         Raises:
           RuntimeError: the worker ended before it was ready.
@@ -71,7 +67,7 @@ class Worker:
         return json.loads(last)
 
     def seconds_per_step(self, count: int) -> float:
-        """Makes `count` steps."""
+        """Seconds per step of `count` steps."""
         self._in.write(f"{count}\n")
         return float(self._out.readline())
 
@@ -87,12 +83,13 @@ def take_turns(
 ) -> tuple[dict[str, list[float]], dict[str, dict[str, float]]]:
     """Seconds per step of each worker in each turn, and the cost of each worker.
 
-    A worker that ends before it is ready, unlike the first one, is left out of both; its message is
-    on stderr.
+    The results omit a worker, except the first, that ends before it is ready.
 
     Args:
-      count: least number of steps in a turn.
-      shortest: least duration of the first worker's turns in seconds, reached by more steps.
+      commands: {name: command of a worker}.
+      turns: number of timings per worker.
+      count: minimum number of steps per turn.
+      shortest: minimum duration of the first worker's turns in seconds.
 
     Raises:
       RuntimeError: the first worker ended before it was ready.
@@ -121,7 +118,7 @@ def take_turns(
 
 
 def alone(module: str, *arguments: str) -> Any:
-    """The JSON that `python -m module` prints, from a process of its own, which frees its memory.
+    """Runs `python -m module` in a new process, to free its memory, and returns the printed JSON.
 
     Raises:
       subprocess.CalledProcessError: the process fails.
