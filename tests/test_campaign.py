@@ -138,6 +138,7 @@ def test_what_became_of_a_damaged_checkpoint(text, code, is_as_saved, is_finishe
     assert found == expected
 
 
+@pytest.mark.slow
 def test_a_checkpoint_restored_to_other_numbers_is_not_harmless(trained, tmp_path):
     sound, evidence = epath.Path(trained("mlp") / "checkpoints/8"), tmp_path / "evidence/8"
     shutil.copytree(sound, evidence)

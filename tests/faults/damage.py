@@ -15,7 +15,6 @@ from tests.faults.runs import ROOT, UNAVAILABLE, Said, Task
 FOUND, HARMLESS, UNFINISHED = "found and set aside", "harmless", "taken as unfinished"
 LOADED, CRASHED, PASSED_OVER = "LOADED", "CRASHED", "PASSED OVER SILENTLY"
 GOOD = (FOUND, HARMLESS, UNFINISHED)
-OUTCOMES = (*GOOD, LOADED, CRASHED, PASSED_OVER)
 RECORD = "record/metadata"
 
 # Takes the checkpoint's folder, the folder of another checkpoint, and what draws; returns the
@@ -197,7 +196,7 @@ class DamagedRun:
     kind: str
     what: str  # the changed files
     step: int  # step of the checkpoint, the newest one
-    outcome: str  # one of OUTCOMES
+    outcome: str  # one of GOOD, or LOADED, CRASHED or PASSED_OVER
     problems: list[str]  # empty if nothing was lost
     outages: int  # see `kill.KilledRun`
 
