@@ -152,7 +152,6 @@ def export(workdir: str, out: str) -> None:
 def _card(
     config: Any, description: Mapping[str, Any], final: Mapping[str, Any], folder: str
 ) -> str:
-    """The model card, Markdown."""
     model, data, steps = description["model"], description.get("data"), description["steps"]
     metrics = "The run had not ended after these updates, so there are no final metrics."
     if final.get("steps") == steps:

@@ -70,7 +70,6 @@ class Diagnosis:
         return f"{summary}, largest {largest}" + self._named("; shut", gated & ~is_open)
 
     def _named(self, what: str, chosen: Bool[np.ndarray, " layers"]) -> str:
-        """`what` and the names of the chosen layers, neighbours as a range; empty if none."""
         ends = np.flatnonzero(np.diff(chosen.astype(int), prepend=0, append=0)).reshape(-1, 2)
         names = self.propagation.names
         ranges = [
@@ -104,9 +103,6 @@ def diagnose(
     Args:
       model, x, loss: see `propagate`; call `model.eval()` first if the model has dropout.
       subject: title of the page; by default the model's class and the number of examples.
-
-    Raises:
-      UserError: see `propagate`.
     """
     found = propagate(model, x, loss)
     f, entered = trunk(model, x, loss)

@@ -119,7 +119,6 @@ def write_plot(
     """Plots one run or several, and returns the path of the file.
 
     Args:
-      workdirs: the runs' folders.
       out: a PNG, SVG or PDF file; by default curves.png in the first workdir.
       target: training loss (nats), or bits per byte if all runs are language models; plots the time
         to the target instead of curves.

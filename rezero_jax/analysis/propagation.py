@@ -122,9 +122,6 @@ def trunk(
 ) -> tuple[Callable[[Array], Array], Array]:
     """The layers of the model as a function, for `rezero_jax.analysis.singular_values`.
 
-    Args:
-      model, x, loss: see `propagate`.
-
     Returns:
       A function from the first layer's input to the last layer's output, for batches of x's size,
       and the first layer's input for x.
@@ -145,9 +142,6 @@ def trunk_ends(
     loss(_probed(model, tape), x)
     runs = list(tape.runs.values())
     return runs[0][0], runs[-1][1]
-
-
-# ---- Probes
 
 
 class _Measured(nnx.Variable):
@@ -289,7 +283,6 @@ def _segment_paths(model: nnx.Module) -> list[ModulePath]:
 
 
 def _has_rule(module: nnx.Module) -> bool:
-    """Whether the module has a rule as an attribute, or in a list that is an attribute."""
     parts = list(vars(module).values())
     parts += [part for some in parts if isinstance(some, nnx.List) for part in some]
     return any(isinstance(part, Rule) for part in parts) and not isinstance(module, nnx.List)

@@ -54,10 +54,7 @@ def mean_squared_singular_value(
 
     The sum of squares is |J|^2 = E |J^T u|^2 for u uniform on the sphere |u|^2 = outputs; the mean
     divides it by min(outputs, inputs). A probe costs one backward pass, and is exact if all
-    singular values are equal.
-
-    Returns:
-      The mean over the probes; the standard error covers the probes, not the examples.
+    singular values are equal. The standard error covers the probes, not the examples.
     """
     compute = _traceable(f)
     outputs, inputs = (a.size // len(x) for a in (jax.eval_shape(compute, x), x))
@@ -67,8 +64,7 @@ def mean_squared_singular_value(
 
 def safe_norms(x: Float[AnyArray, "batch ..."]) -> Float[Array, " batch"]:
     """|x| of every example in float32 or wider, without overflow or underflow of the squares."""
-    flat = x.reshape(len(x), -1)
-    flat = flat.astype(jnp.promote_types(x.dtype, jnp.float32))
+    flat = x.reshape(len(x), -1).astype(jnp.promote_types(x.dtype, jnp.float32))
     largest = jnp.abs(flat).max(axis=1, keepdims=True)
     scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
     return jnp.linalg.norm(flat / scale, axis=1) * scale[:, 0]
@@ -92,8 +88,7 @@ def _jacobian(f: Partial, x: Array) -> Array:
 
 
 @jax.jit
-def _probe_norms(f: Partial, x: Array, keys: Array) -> Array:
-    """|J^T u| of every probe and example, (probes, batch)."""
+def _probe_norms(f: Partial, x: Array, keys: Array) -> Float[Array, "probes batch"]:
     y, pull = jax.vjp(f, x)
 
     def norms(key: Array) -> Array:

@@ -60,7 +60,6 @@ def table(
     """The Markdown table of values after some epochs or steps, and of times to targets.
 
     Args:
-      runs: the runs.
       after: epochs; for bits per byte, steps.
       targets: values of the metric; each has a column of `Run.time_to`.
       confidence: shows `Estimate.interval` beside the mean over seeds; None shows the range.

@@ -47,9 +47,8 @@ class Checkpoints:
         if config.keep_best:
             kept.append(_Best(folder, config.keep_best))
         modes = ocp.options.AtomicityMode  # AUTO would rename in buckets other than Google's.
-        atomicity = ocp.options.AtomicityOptions(
-            mode=modes.COMMIT_FILE if is_bucket(folder) else modes.ATOMIC_RENAME
-        )
+        mode = modes.COMMIT_FILE if is_bucket(folder) else modes.ATOMIC_RENAME
+        atomicity = ocp.options.AtomicityOptions(mode=mode)
         self._options = ocp.CheckpointManagerOptions(
             atomicity_options=atomicity,
             preservation_policy=policies.AnyPreservationPolicy(kept),
@@ -103,9 +102,8 @@ class Checkpoints:
             "fingerprint": fingerprint(state),
         }
         manifest["checksum"] = checksum(manifest)
-        items = ocp.args.Composite(
-            state=ocp.args.PyTreeSave(state), record=ocp.args.JsonSave(manifest)
-        )
+        arrays, record = ocp.args.PyTreeSave(state), ocp.args.JsonSave(manifest)
+        items = ocp.args.Composite(state=arrays, record=record)
         with _write_errors():
             self._manager.save(step, args=items, metrics=metrics)
 

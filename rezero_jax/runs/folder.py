@@ -154,8 +154,6 @@ def check_config(
     """Checks that the run in a folder, if there is one, has this config, see `continued`.
 
     Args:
-      folder: a workdir.
-      config: the config.
       free: prefixes of the fields that may differ.
       advice: what the user should do.
 
@@ -189,7 +187,6 @@ def continued(folder: AnyPath, config: ConfigDict) -> ConfigDict:
 
 
 def _recorded_seconds(folder: epath.Path) -> float:
-    """Wall time of the earlier starts of a run, as far as it is recorded."""
     path = folder / "environment.json"
     start = read_json(path) if path.exists() else {}
     lines = read_metrics(folder) if (folder / "metrics.jsonl").exists() else []

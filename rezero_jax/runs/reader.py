@@ -13,8 +13,6 @@ from rezero_jax.runs.files import AnyPath, folder_of, read_json
 from rezero_jax.runs.folder import device, read_final
 from rezero_jax.runs.metrics import read_metrics
 
-METRICS = ("loss", "accuracy", "bits_per_byte")
-
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -63,7 +61,7 @@ class Run:
             case "bits_per_byte":
                 steps, values = self.series("eval/bits_per_byte")
                 return min(steps[values <= target], default=None)
-        raise choose_from("metric", metric, METRICS)
+        raise choose_from("metric", metric, ("loss", "accuracy", "bits_per_byte"))
 
     def alphas(self) -> tuple[np.ndarray, np.ndarray]:
         """Steps (lines,) and the gates at these steps (lines, layers); without gates, 0 layers."""
@@ -92,10 +90,7 @@ def epochs_to(losses: Sequence[float] | np.ndarray, target: float) -> float | No
 
     Args:
       losses: mean losses of epochs 1, 2, ...
-      target: a loss above 0.
-
-    Returns:
-      None if the target is never reached.
+      target: a loss above 0; if it is never reached, the result is None.
     """
     if target <= 0:
         raise UserError(f"the target loss {target} is not positive; give one above 0")

@@ -37,7 +37,6 @@ def read(folder: epath.Path, step: int, shapes: Any) -> tuple[Any, dict[str, Any
 
     Args:
       folder: the checkpoints of a run.
-      step: step of the checkpoint.
       shapes: the state's shapes, dtypes and shardings; the shardings may differ from those saved.
 
     Raises:
@@ -72,7 +71,6 @@ def read_newest(
     """`read` of the newest good checkpoint, or None if there is none.
 
     Args:
-      folder, shapes: see `read`.
       warn: called with a sentence on each damaged checkpoint.
       set_aside: moves a damaged checkpoint away and returns its new path; None leaves it.
     """
@@ -122,7 +120,6 @@ def _load(folder: epath.Path, shapes: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def _differing(saved: Any, wanted: Any) -> list[str]:
-    """One text for each array that differs in dtype or shape, the model's parameters first."""
     here, there = (
         {
             path_text(path): f"{leaf.dtype}{tuple(leaf.shape)}"

@@ -9,7 +9,7 @@ from flax import nnx
 from jax import Array
 from jax.nn.initializers import Initializer
 
-from rezero_jax.errors import UserError, choose_from
+from rezero_jax.errors import UserError, check_sizes, choose_from
 from rezero_jax.models import init
 from rezero_jax.models.resnet.batch_norm import BatchNorm
 from rezero_jax.models.resnet.conv import as_general
@@ -63,9 +63,7 @@ class ResNetConfig:
         ):
             if name not in valid:
                 raise choose_from(what, name, valid)
-        for option in ("num_classes", "width", "in_channels"):
-            if getattr(self, option) < 1:
-                raise UserError(f"{option} is {getattr(self, option)}; give at least 1")
+        check_sizes(num_classes=self.num_classes, width=self.width, in_channels=self.in_channels)
         if self.family == "preact" and self.depth not in PREACT_BLOCKS:
             raise choose_from("depth", self.depth, map(str, PREACT_BLOCKS))
         if self.family == "cifar" and (self.depth < 8 or (self.depth - 2) % 6):
@@ -82,9 +80,8 @@ class ResNetConfig:
     @property
     def stages(self) -> tuple[int, ...]:
         """Number of blocks in each stage."""
-        return (
-            PREACT_BLOCKS[self.depth] if self.family == "preact" else ((self.depth - 2) // 6,) * 3
-        )
+        preact = self.family == "preact"
+        return PREACT_BLOCKS[self.depth] if preact else ((self.depth - 2) // 6,) * 3
 
     @property
     def expansion(self) -> int:

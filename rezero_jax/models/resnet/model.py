@@ -79,9 +79,8 @@ class ResNet(nnx.Module):
         features = config.width * 2 ** (count - 1) * config.expansion
         fixup = config.residual == "fixup"
         bias_init = ZEROS if fixup else init.torch_uniform(features)
-        kernel_init = bias_init
-        if config.variant == "notebook" and not fixup:
-            kernel_init = init.kaiming_normal("fan_in")
+        he = config.variant == "notebook" and not fixup
+        kernel_init = init.kaiming_normal("fan_in") if he else bias_init
         self.head_bias = scalar(0.0) if fixup else None
         self.head = nnx.Linear(
             features, config.num_classes, kernel_init=kernel_init, bias_init=bias_init, rngs=rngs
@@ -103,21 +102,11 @@ class ResNet(nnx.Module):
     @classmethod
     @takes_options("depth", "residual", "num_classes")
     def cifar(cls, *, config: CifarConfig = CifarConfig(), rngs: nnx.Rngs) -> "ResNet":
-        """The network of He et al. for CIFAR-10: three stages of post-activation blocks.
-
-        Args:
-          config: options of the network; each option is an argument, too.
-          rngs: source of the initial parameters.
-        """
+        """The network of He et al. for CIFAR-10: three stages of post-activation blocks."""
         return cls(config, rngs=rngs)
 
     @classmethod
     @takes_options("depth", "residual", "num_classes")
     def preact(cls, *, config: PreactConfig = PreactConfig(), rngs: nnx.Rngs) -> "ResNet":
-        """The paper's pre-activation network: four stages, with PyTorch's default weights.
-
-        Args:
-          config: options of the network; each option is an argument, too.
-          rngs: source of the initial parameters.
-        """
+        """The paper's pre-activation network: four stages, with PyTorch's default weights."""
         return cls(config, rngs=rngs)
