@@ -21,7 +21,7 @@ from flax import nnx
 from rezero_jax import command
 from rezero_jax.errors import UserError, first_line
 from rezero_jax.models.build import make_language_model, make_model
-from rezero_jax.models.weights import row_major
+from rezero_jax.models.weights import row_major, variables_of
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -90,7 +90,7 @@ def load(folder: str | os.PathLike[str]) -> nnx.Module:
     content = (path / WEIGHTS).read_bytes()
     if hashlib.sha256(content).hexdigest() != digest:
         raise UserError(f"{path / WEIGHTS} is damaged; export the run again")
-    arrays, variables = safetensors.numpy.load(content), _variables(model)
+    arrays, variables = safetensors.numpy.load(content), variables_of(model)
     shapes = {name: variable.shape for name, variable in variables.items()}
     if {name: array.shape for name, array in arrays.items()} != shapes:
         raise UserError(
@@ -133,7 +133,7 @@ def export(workdir: str, out: str) -> None:
         names = ("name", "example_shape", "num_classes", "mean", "std")
         description["data"] = {name: getattr(dataset, name) for name in names}
     model, steps = restored(workdir, config, constructor(description))
-    arrays = row_major({name: leaf[...] for name, leaf in _variables(model).items()})
+    arrays = row_major({name: leaf[...] for name, leaf in variables_of(model).items()})
     content = safetensors.numpy.save(arrays)
     description |= {"steps": steps, "sha256": hashlib.sha256(content).hexdigest()}
     try:
@@ -181,18 +181,12 @@ def _card(
     )
 
 
-def _variables(model: nnx.Module) -> dict[str, nnx.Variable]:
-    """Parameters and running statistics by name, such as "trunk.blocks.linear.kernel"."""
-    return {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(nnx.state(model))}
-
-
 def main(argv: Sequence[str]) -> int:
     """Runs the command line and returns the exit status."""
     parser = command.parser("python -m rezero_jax.export", __doc__)
     parser.add_argument("workdir", type=command.workdir, metavar="WORKDIR", help="the run's folder")
-    parser.add_argument(
-        "--out", required=True, metavar="DIR", help="folder to write to; made if it is missing"
-    )
+    text = "folder to write to; made if it is missing"
+    parser.add_argument("--out", required=True, metavar="DIR", help=text)
     args = parser.parse_args(argv)
     return command.exit_status("export", lambda: export(args.workdir, args.out))
 

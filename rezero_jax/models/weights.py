@@ -157,6 +157,11 @@ def row_major(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {name: np.array(array, order="C") for name, array in arrays.items()}
 
 
+def variables_of(module: nnx.Module) -> dict[str, nnx.Variable]:
+    """Variables of a module by name, such as "trunk.blocks.linear.kernel"."""
+    return {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(nnx.state(module))}
+
+
 class _Place(NamedTuple):
     """Location of a PyTorch tensor: a parameter, or one layer of a stacked parameter."""
 
@@ -247,10 +252,7 @@ def _layer(layer: TransformerLayer, index: tuple[int, ...]) -> Iterator[tuple[st
     ):
         if wrong:
             raise UserError(f"PyTorch's layers have no {what}; make the module with {how}")
-    params = {
-        ".".join(map(str, path)): param
-        for path, param in nnx.to_flat_state(nnx.state(layer, nnx.Param))
-    }
+    params: dict[str, Any] = variables_of(layer)
     for theirs, (ours, axes) in NAMES.items():
         if ours in params:
             yield theirs, _Place(params[ours], axes, index)
