@@ -167,7 +167,7 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
     if not Path(path).exists():
         close = closest_beside(Path(path))
         hint = f"did you mean {close}? The" if close else "the"
-        raise UserError(f"there is no config file {path}; {hint} project's own are in configs/")
+        raise UserError(f"there is no config file {path}; {hint} project's files are in configs/")
     config = _get_config(path, arg)
     override(config, overrides)
     check_numbers(config)
@@ -219,7 +219,7 @@ def check_numbers(config: ConfigDict) -> None:
     for key, value in flatten(config.to_dict()).items():
         for number in jax.tree.leaves(value):
             if isinstance(value, tuple) and not isinstance(number, int | float):
-                raise UserError(f"{key}={value} contains {number!r}; give numbers alone")
+                raise UserError(f"{key}={value} contains {number!r}; give only numbers")
             most = LARGEST if isinstance(number, int) else LARGEST_FLOAT
             if isinstance(number, int | float) and not abs(number) <= most and key != "seed":
                 raise UserError(f"{key}={number} is not finite or too large; give at most {most}")

@@ -39,7 +39,6 @@ class SplitMix64:
 
 
 def _mix(state: np.ndarray) -> np.ndarray:
-    """The output of SplitMix64 for each state: a bijection of uint64."""
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return state ^ (state >> np.uint64(31))
