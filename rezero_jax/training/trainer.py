@@ -188,6 +188,7 @@ def microbatches(accumulate: int, batch_size: int, devices: int) -> int:
 
 def _task(model: ConfigDict, dataset: Dataset | Text) -> tuple[MakeModel, step.Objective]:
     if isinstance(dataset, Text):
+        make: MakeModel = make_language_model(model)
         if (length := dataset.train.length) > model.max_len:
             raise UserError(
                 f"data.length={length} is more than model.max_len={model.max_len}; lower "
@@ -198,7 +199,7 @@ def _task(model: ConfigDict, dataset: Dataset | Text) -> tuple[MakeModel, step.O
                 f'the text "{dataset.name}" has the byte {dataset.largest}, which is not in '
                 f"model.vocab_size={model.vocab_size}; set it to 256"
             )
-        return make_language_model(model), step.language_modelling
+        return make, step.language_modelling
     make, input_shape = make_model(model, dataset.example_shape, dataset.num_classes)
     pixels = partial(standardise, mean=dataset.mean, std=dataset.std)
     return make, step.classification(pixels, input_shape)
