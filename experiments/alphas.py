@@ -22,10 +22,7 @@ AFTER = "mean |alpha| after iteration"
 
 
 def _order_of_peaks(gates: Gates) -> float:
-    """Rank correlation of layer and update of the peak; NaN if it is undefined.
-
-    A gate that is largest at the end has a censored peak and is left out.
-    """
+    """Rank correlation of layer and update of the peak, without gates that still grow; or NaN."""
     past = np.flatnonzero(gates.peak_steps < gates.steps[-1])
     peaks = gates.peak_steps[past]
     return float(spearmanr(past, peaks)[0]) if len(set(peaks)) > 1 else np.nan

@@ -10,12 +10,7 @@ SIGTERM with all runs saved, and the same command resumes them.
 
 
 def add_rules(parser: argparse.ArgumentParser, sizes: str, rules: str) -> None:
-    """Adds the flags that say which config runs under which residual rules.
-
-    Args:
-      sizes: the arguments beside residual= that the config must take.
-      rules: the help text of --rules.
-    """
+    """Adds --config, which must take residual= and `sizes`, and --rules with its help text."""
     parser.add_argument(
         "--config",
         required=True,

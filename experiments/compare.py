@@ -1,11 +1,9 @@
 """Compares residual rules by depth: each at its own best learning rate, with seeds and intervals.
 
-For every rule and depth the learning rate is tuned on a grid around the config's own, on separate
-seeds, by the final test loss; the grid is extended while the best rate is at its edge. With the
-best rate each rule then has runs of seeds 0, 1, ..., which see the same batches in the same order
-under every rule. The first rule is the control that the others are compared with. The rule
-rezero_frozen is ReZero with every alpha frozen at 0: a net that is no better has learned nothing
-with its layers.
+For every rule and depth the learning rate is tuned on separate seeds by the final test loss, on a
+grid that is extended while the best rate is at its edge. The runs of a seed see the same batches
+under every rule. The first rule is the control; rezero_frozen is ReZero with every alpha frozen at
+0, so that a net that is no better has learned nothing with its layers.
 
 The report is DIR/report.md; the numbers are in DIR/comparison.json.
 """
@@ -63,11 +61,7 @@ class Grid(NamedTuple):
         return float(f"{self.middle * self.factor**k:.4g}")
 
     def untried(self, losses: Mapping[int, float]) -> list[int]:
-        """The k to try next; empty once the best k has a worse neighbour on both sides.
-
-        Args:
-          losses: final loss by k; not finite where training diverged.
-        """
+        """The k to try next by final loss; empty once both neighbours of the best are worse."""
         if missing := [k for k in self.first if k not in losses]:
             return missing
         best = best_of(losses)
@@ -95,11 +89,9 @@ class Plan(NamedTuple):
 
     @property
     def cells(self) -> list[tuple[str, int]]:
-        """Every rule at every depth."""
         return [(rule, depth) for depth in self.depths for rule in self.rules]
 
     def job(self, rule: str, depth: int, rate: float, seed: int) -> Job:
-        """The run of a rule, depth, learning rate and seed."""
         residual, frozen = ("rezero", FROZEN) if rule == NO_LAYERS else (rule, ())
         config = arguments.with_arguments(self.config, f"residual={residual}", f"depth={depth}")
         overrides = (*self.overrides, f"optim.learning_rate={rate:g}", *frozen, f"seed={seed}")
@@ -132,12 +124,7 @@ class Plan(NamedTuple):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command line and returns the exit status.
-
-    Raises:
-      UserError: a flag is wrong, or a run failed.
-      Stopped: on SIGINT or SIGTERM.
-    """
+    """Runs the command line and returns the exit status; raises UserError or Stopped."""
     args, plan = parsed(argv)
     devices.use_cpu()  # leaves the accelerators to the runs
     for cell in plan.cells:  # raises for a wrong name before anything runs
@@ -207,8 +194,7 @@ def _compare(plan: Plan, out: Path, slots: int, target: float | None, shown: str
     for cell, of_rates in losses.items():
         rule, depth = cell
         for k, draws in sorted(of_rates.items()):
-            fields = {"size": depth, "rate": grids[cell].rate(k), "seed": TUNING}
-            results.add(rule, LOSS, draws, **fields)
+            results.add(rule, LOSS, draws, size=depth, rate=grids[cell].rate(k), seed=TUNING)
         if of_cell := reported.get(cell):
             _measure(results, cell, of_cell[0], [runs[job.name] for job in of_cell], target)
     of_reported = [job for of_cell in reported.values() for job in of_cell]
@@ -227,11 +213,7 @@ def _measure(
     runs: Sequence[Run],
     target: float | None,
 ) -> None:
-    """Adds the rows of the reported runs of a cell, and the curves of those that did not diverge.
-
-    Args:
-      job: one of the runs, all of which have its config but for the seed.
-    """
+    """Adds the rows of a cell's reported runs, of which `job` is one, and their finite curves."""
     rule, depth = cell
     config = job.load()
     updates, flops = update_flops(config)

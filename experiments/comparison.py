@@ -1,7 +1,6 @@
 """A comparison of residual rules: its cells, and which differences are significant.
 
-The results of a comparison have the rule as setting and the depth as size. The first rule is the
-control. Test losses of seeds from TUNING on chose the learning rate; the others are reported.
+Its results have the rule as setting, the first one being the control, and the depth as size.
 """
 
 import dataclasses
@@ -86,15 +85,10 @@ class Cell:
 
 
 class Difference(NamedTuple):
-    """A rule against the control, in pairs of seeds.
+    """A rule against the control, in pairs of seeds."""
 
-    Attributes:
-      sample: differences of final test losses (nats), or ratios of times to the target.
-      verdict: of an interval that is wide enough for all rules and depths at once (Bonferroni).
-    """
-
-    sample: Sample
-    verdict: str
+    sample: Sample  # differences of final test losses (nats), or ratios of times to the target
+    verdict: str  # Bonferroni: by an interval that is wide enough for all rules and depths at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,12 +110,10 @@ class Comparison:
 
     @property
     def control(self) -> str:
-        """The rule that the others are compared with."""
         return self.cells[0].rule
 
     @property
     def depths(self) -> list[int]:
-        """The depths in ascending order."""
         return sorted({cell.depth for cell in self.cells})
 
     @property
@@ -130,11 +122,9 @@ class Comparison:
         return any(row.metric.startswith(TARGET) for row in self.results.rows)
 
     def at(self, depth: int) -> list[Cell]:
-        """The cells of a depth."""
         return [cell for cell in self.cells if cell.depth == depth]
 
     def of(self, rule: str) -> list[Cell]:
-        """The cells of a rule."""
         return [cell for cell in self.cells if cell.rule == rule]
 
     def control_of(self, cell: Cell) -> Cell:
@@ -152,9 +142,8 @@ class Comparison:
         if cell is control or cell.final is None or control.final is None:
             return None
         sample = Sample(paired(cell.final.draws, control.final.draws))
-        if sample.interval() is None:
-            return None
-        return Difference(sample, verdict(sample.interval(LEVEL / self.count), 0))
+        wide = sample.interval(LEVEL / self.count)
+        return Difference(sample, verdict(wide, 0)) if wide else None
 
     def times(self, cell: Cell) -> Difference | None:
         """A rule's updates to the target over the control's; None if the control misses it."""
@@ -172,10 +161,9 @@ class Comparison:
         return {depth: self.many_against_one(depth) for depth in self.depths}
 
     def many_against_one(self, depth: int) -> dict[str, str]:
-        """Verdicts on the log of the final test loss at a depth by Dunnett's test.
+        """Verdicts on the log of the final test loss by Dunnett's test.
 
-        Rules of which a run diverged or ended at more than BROKEN times the median rule's loss are
-        left out, as their variance would swamp that of the others.
+        Rules that diverged or are BROKEN are left out: they would swamp the shared variance.
         """
         means = {c.rule: c.final.mean for c in self.at(depth) if c.final and c.final.mean}
         bound = BROKEN * np.median(list(means.values())) if means else 0.0
@@ -192,20 +180,13 @@ class Comparison:
 
     @property
     def noise(self) -> float | None:
-        """The noise floor: deviation (nats) of the final loss between seeds, median of all cells.
-
-        The median ignores nets that diverge slowly, with finite losses in the thousands.
-        """
+        """The noise floor (nats): deviation of final losses between seeds, median of all cells."""
         finals = [cell.final.estimate for cell in self.cells if cell.final]
         deviations = [f.standard_error * math.sqrt(f.count) for f in finals if f and f.count > 1]
         return float(np.median(deviations)) if deviations else None
 
     def equal(self, cell: Cell, what: str) -> float | None:
-        """The training loss (nats) where every rule of this depth has spent the same.
-
-        Args:
-          what: "flops" or "seconds"; every rule may spend what the cheapest one's whole run costs.
-        """
+        """The training loss (nats) at the flops or seconds of the cheapest rule's whole run."""
         spent = [c.updates * getattr(c, what) for c in self.at(cell.depth) if c.curves]
         cost = getattr(cell, what)
         return cell.loss_at(min(spent) / cost) if spent and cost and cell.curves else None

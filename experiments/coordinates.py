@@ -1,14 +1,10 @@
 """The coordinate check: how much activations change with depth or width while training begins.
 
-The command measures what the last layer returns for 16 examples of the evaluation split, before a
-final norm: the mean |x| over its coordinates after each update, and the mean |x - x_0| from the
-value before training. Where hyperparameters transfer, the change is the same at every size: the
-slope of log |x - x_0| over log size is 0. Seeds differ in the initial weights alone.
-
-Nor should layers become linear in their parameters as a net grows. The nonlinearity of a layer is
-|x - x_0 - J d| / |J d|, where the last layer is as after the last update and all else as before the
-first, and J d is the first-order effect on x of the change d of its parameters. The measures are
-our own, after Figures 7 and 6 of arXiv 2505.01618.
+For 16 examples it measures the mean |x| of the last layer after each update, and the mean change
+|x - x_0| by training; where hyperparameters transfer, its slope over the size is 0. Nor should the
+last layer become linear in its parameters: its nonlinearity is |x - x_0 - J d| / |J d| with J d the
+first-order effect on x of the change d of its parameters, all else as before training.
+docs/experiments.md explains both. Seeds differ in the initial weights alone.
 
 The plot is DIR/coordinates.png and .svg; the numbers are in DIR/coordinates.json.
 """
@@ -62,16 +58,12 @@ does pre_norm transfer over depth, and does completep?
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command line and returns the exit status.
-
-    Raises:
-      UserError: a flag is wrong, or the config does not take these rules or sizes.
-    """
+    """Runs the command line and returns the exit status; raises UserError for a wrong flag."""
     parser = command.parser("python -m experiments coordinates", __doc__, EXAMPLES)
     arguments.add_rules(parser, "depth= or width=", "residual rules")
-    sizes = parser.add_mutually_exclusive_group(required=True)
+    group = parser.add_mutually_exclusive_group(required=True)
     for axis, text in (("depth", "numbers of layers"), ("width", "widths, instead of --depths")):
-        sizes.add_argument(f"--{axis}s", type=arguments.sizes, metavar="N,...", help=text)
+        group.add_argument(f"--{axis}s", type=arguments.sizes, metavar="N,...", help=text)
     arguments.add_count(parser, "steps", "updates", 10)
     arguments.add_count(parser, "seeds", "seeds of the initial weights", 3)
     text = "output folder (default: runs/coordinates)"
@@ -82,10 +74,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"a slope needs two sizes; give --{axis}s=2,8,32")
     results = Results("coordinates", "")
     for rule in args.rules:
-        configs = {
-            size: _config(args.config, overrides, rule, axis, size)
-            for size in args.depths or args.widths
-        }
+        sizes = args.depths or args.widths
+        configs = {size: _config(args.config, overrides, rule, axis, size) for size in sizes}
         add_rows(results, rule, configs, args.steps, args.seeds)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -137,12 +127,7 @@ def slopes_of(sizes: Sequence[int], values: np.ndarray) -> np.ndarray:
 
 
 def measure(config: ConfigDict, steps: int, seeds: int) -> tuple[np.ndarray, np.ndarray]:
-    """Trains a config for some updates and watches its last layer.
-
-    Returns:
-      Mean |x| and mean |x - x_0| of the last layer, (2, seeds, steps + 1); and its nonlinearity in
-      the change of its parameters, (seeds,).
-    """
+    """Mean |x| and |x - x_0| of the last layer (2, seeds, steps + 1), nonlinearity (seeds,)."""
     config = config.copy_and_resolve_references()
     config.train.steps_per_dispatch = 1
     trainer = Trainer(config, data.load(config.data, config.seed), jax.devices()[:1])
@@ -158,10 +143,9 @@ def measure(config: ConfigDict, steps: int, seeds: int) -> tuple[np.ndarray, np.
     def last_layer(state: State, batch: Batch) -> Array:
         model = trainer.spec.model(state["params"], state["stats"])
         model.eval()
-        _, left = trunk_ends(
-            model, batch, lambda model, batch: trainer.objective(model, batch, jax.random.key(0))
-        )
-        return leave(left)
+        key = jax.random.key(0)
+        ends = trunk_ends(model, batch, lambda model, batch: trainer.objective(model, batch, key))
+        return leave(ends[1])
 
     @jax.jit
     def nonlinearity(before: State, after: State, batch: Batch) -> Array:

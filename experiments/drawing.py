@@ -25,10 +25,7 @@ def sheet(
     width: float = 3.3,
     margin: float = 0.0,
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with a caption below its panels, of which a row has at most `columns`.
-
-    Panels have this height and width (inches), and `margin` is additional height for the text.
-    """
+    """A figure with panels of this size (inches), at most `columns` in a row, above a caption."""
     columns = min(panels, columns)
     rows = -(-panels // columns)
     figure = Figure(figsize=(2.4 + width * columns, height * rows + margin))
@@ -112,11 +109,7 @@ def target(axis: Axes, value: float, label: str | None = None) -> None:
 def bits_per_byte(
     axis: Axes, results: Results, unit: str, split: str, also: Sequence[float] = ()
 ) -> None:
-    """Labels an axis of drawn curves of bits per byte, with the entropies of the text as levels.
-
-    Args:
-      also: values that need to be visible.
-    """
+    """Labels an axis of bits per byte that shows the text's entropies and the values `also`."""
     levels(axis, results.levels)
     drawn = [np.asarray(line.get_ydata(), float) for line in axis.lines]
     values = np.concatenate([*drawn, list(results.levels.values()), list(also)])

@@ -21,8 +21,7 @@ def of_run(folder: epath.Path) -> dict[str, float]:
 def of_text(text: UInt8[np.ndarray, " bytes"]) -> dict[str, float]:
     """Bits per byte of a byte given the 0, 1 or 2 bytes before it, by frequencies in this text.
 
-    The entropy is H(n bytes) - H(n - 1 bytes), over the windows of n bytes: the loss of a table of
-    these frequencies on this text. The table's loss on another text is higher.
+    That is H(n bytes) - H(n - 1 bytes), over the windows of n bytes.
     """
     entropies = {}
     codes = np.zeros(len(text) + 1, np.int32)

@@ -64,11 +64,7 @@ def means_of_ten(values: np.ndarray, draws: int = 10_000) -> np.ndarray:
 def judge_notebook(
     results: Results, setting: str, means: np.ndarray, count: int
 ) -> tuple[float, float]:
-    """Whether a number of the notebook is one of the means of ten nets, by E4 A.
-
-    Returns:
-      The interval that holds 95 % of the means.
-    """
+    """E4 A: is the notebook's number one of the means of ten nets? Returns their 95 % interval."""
     theirs = published("initialisation")[setting, SQUARES].value or 0.0
     if theirs:
         tail = 2 * min((means <= theirs).mean(), (means >= theirs).mean())

@@ -42,9 +42,8 @@ class Job(NamedTuple):
 
     def with_seed(self, seed: int) -> "Job":
         """The same run with another seed, in a folder of its own."""
-        return self._replace(
-            name=f"{self.name}-{seed}", overrides=(*self.overrides, f"seed={seed}")
-        )
+        overrides = (*self.overrides, f"seed={seed}")
+        return self._replace(name=f"{self.name}-{seed}", overrides=overrides)
 
     def load(self) -> ConfigDict:
         """The config; raises UserError if the file or one of its fields does not exist."""
@@ -69,12 +68,7 @@ class Job(NamedTuple):
 
 
 class Status(NamedTuple):
-    """The progress of a run.
-
-    Attributes:
-      kind: "new", "begun", "diverged" or "done".
-      step: updates that are saved.
-    """
+    """The progress of a run: "new", "begun", "diverged" or "done", and the updates saved."""
 
     kind: str
     step: int = 0
@@ -119,8 +113,13 @@ def planned(experiment: str, scale: str) -> list[Job]:
     """The runs that an experiment needs at a scale, without their seeds."""
     lines = csv.DictReader((HERE / "runs.csv").read_text().splitlines())
     return [
-        Job(line["setting"], line["name"], line["config"], tuple(line["overrides"].split()), test)
-        for line in lines
-        if (line["experiment"], line["scale"]) == (experiment, scale)
-        for test in (bool(line["test"]),)
+        Job(
+            at["setting"],
+            at["name"],
+            at["config"],
+            tuple(at["overrides"].split()),
+            bool(at["test"]),
+        )
+        for at in lines
+        if (at["experiment"], at["scale"]) == (experiment, scale)
     ]

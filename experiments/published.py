@@ -19,19 +19,12 @@ INFORMATIVE = 2.5  # times: a prediction interval with ends further apart hardly
 
 
 class Published(NamedTuple):
-    """A number of the paper.
+    """A number of the paper."""
 
-    Attributes:
-      value: None where the paper has a word, such as "diverged".
-      text: as written in published.csv.
-      error: the standard error, if given; half of a bin for a number read off a histogram.
-      source: a key of SOURCES and a place, after "derived" perhaps a second one.
-    """
-
-    value: float | None
-    text: str
-    error: float | None
-    source: str
+    value: float | None  # None where the paper has a word, such as "diverged"
+    text: str  # as written in published.csv
+    error: float | None  # the standard error; half of a bin for a number read off a histogram
+    source: str  # a key of SOURCES and a place, after "derived" perhaps a second one
 
     @property
     def shown(self) -> str:
@@ -63,10 +56,7 @@ def _float(text: str) -> float | None:
 
 
 def curve(experiment: str, setting: str, prefix: str) -> list[tuple[float, float]]:
-    """The values of a setting whose metric is `prefix` followed by a number x, as (x, value).
-
-    For example, curve("fc", "FC", "loss of epoch") is [(50, 0.76), (100, 0.25), (150, 0.096)].
-    """
+    """The values of a setting whose metric is `prefix` followed by a number x, as (x, value)."""
     points = []
     for (of, metric), paper in published(experiment).items():
         if of == setting and metric.startswith(prefix) and paper.value is not None:
@@ -75,24 +65,16 @@ def curve(experiment: str, setting: str, prefix: str) -> list[tuple[float, float
 
 
 class Claim(NamedTuple):
-    """A sentence of the paper and the evidence for it.
-
-    Attributes:
-      holds: what our runs say; None if that is not significant.
-      n: the runs, pairs of runs or networks behind the claim.
-      interval: of the quantity in `evidence`; None for a single run or an exact result.
-      reduced: whether our setting is smaller than the paper's and so tests nothing about it.
-      weak: whether the claim could hardly have failed.
-    """
+    """A sentence of the paper and the evidence for it."""
 
     text: str
     source: str
-    holds: bool | None
+    holds: bool | None  # what our runs say; None if that is not significant
     evidence: str
-    n: int = 1
-    interval: Interval | None = None
-    reduced: bool = False
-    weak: bool = False
+    n: int = 1  # the runs, pairs of runs or networks behind the claim
+    interval: Interval | None = None  # of the quantity in `evidence`; None if single or exact
+    reduced: bool = False  # our setting is smaller than the paper's, so tests nothing about it
+    weak: bool = False  # the claim could hardly have failed
 
     @classmethod
     def of_json(cls, fields: dict[str, Any]) -> "Claim":

@@ -39,28 +39,17 @@ Runs: TypeAlias = Mapping[str, Sequence[Run]]  # of each setting, by seed
 
 @dataclasses.dataclass(frozen=True)
 class Row(Draws):
-    """The records of one metric in one setting, a draw for each seed.
+    """The records of one metric in one setting, a draw for each seed."""
 
-    Attributes:
-      setting, metric: as in published.csv, where the paper has the number; of a comparison the
-        setting is the residual rule.
-      headline: whether the row is part of the summary.
-      reduced: whether our experiment is smaller than the paper's, so that no number of the paper
-        is shown beside the row.
-      size: the depth or width, where an experiment varies one.
-      rate: the learning rate, where it is tuned.
-      seed: of the first draw; the others follow.
-    """
-
-    setting: str
+    setting: str  # as in published.csv, like the metric; of a comparison the residual rule
     metric: str
     draws: tuple[Draw, ...]
-    headline: bool = False
-    reduced: bool = False
+    headline: bool = False  # part of the summary
+    reduced: bool = False  # ours is smaller than the paper's: no number of it is shown beside
     log: bool = False
-    size: int | None = None
-    rate: float | None = None
-    seed: int = 0
+    size: int | None = None  # the depth or width, where an experiment varies one
+    rate: float | None = None  # the learning rate, where it is tuned
+    seed: int = 0  # of the first draw; the others follow
 
 
 class Curve(NamedTuple):
@@ -94,38 +83,25 @@ class Curve(NamedTuple):
 
 
 class Made(NamedTuple):
-    """How results were made.
+    """How results were made."""
 
-    Attributes:
-      command: of `experiments`.
-      device: that the runs used.
-      seconds: of all runs, one after another, and of the computations on them.
-      runs: the commands of the runs.
-    """
-
-    command: str
-    device: str
-    seconds: float
-    runs: list[str]
+    command: str  # of `experiments`
+    device: str  # of the runs
+    seconds: float  # of all runs, one after another, and of the computations on them
+    runs: list[str]  # their commands
 
 
 @dataclasses.dataclass
 class Results:
-    """All that an experiment found at a scale.
-
-    Attributes:
-      scale: "paper", "cpu" or "smoke"; "" for a command that has none.
-      remarks: sentences on secondary outcomes.
-      levels: horizontal lines of the plot by their label, such as the entropies of a text.
-    """
+    """All that an experiment found at a scale: "paper", "cpu", "smoke", or "" if it has none."""
 
     experiment: str
     scale: str
     rows: list[Row] = dataclasses.field(default_factory=list)
     claims: list[Claim] = dataclasses.field(default_factory=list)
     curves: dict[str, Curve] = dataclasses.field(default_factory=dict)
-    remarks: list[str] = dataclasses.field(default_factory=list)
-    levels: dict[str, float] = dataclasses.field(default_factory=dict)
+    remarks: list[str] = dataclasses.field(default_factory=list)  # on secondary outcomes
+    levels: dict[str, float] = dataclasses.field(default_factory=dict)  # lines, such as entropies
     made: Made | None = None
 
     @property
@@ -140,7 +116,6 @@ class Results:
         self.rows.append(Row(setting, metric, tuple(draws), **fields))
 
     def row(self, setting: str, metric: str) -> Row:
-        """The row of a setting and a metric."""
         return next(r for r in self.rows if (r.setting, r.metric) == (setting, metric))
 
     def differences(self, metric: str, one: str, other: str) -> tuple[Draw, ...]:
@@ -181,15 +156,11 @@ class Results:
         """Adds the claim that the one run of a notebook could be one more run of ours.
 
         The claim holds if each printed number lies in the 95 % prediction interval of its row, and
-        is contradicted if one lies outside the interval of confidence 1 - LEVEL / tests.
-
-        Args:
-          rows: at least one, each with a number in published.csv.
-          tests: how many numbers all such claims of the experiment test.
+        is contradicted if one lies outside the interval of confidence 1 - LEVEL / tests, where
+        `tests` numbers are tested by all such claims of the experiment.
         """
         theirs = published(self.experiment)
-        parts, outside = list[bool | None](), list[str]()
-        widths = list[tuple[float, Interval]]()
+        parts, outside, widths = list[bool | None](), list[str](), list[tuple[float, Interval]]()
         for row in rows:
             paper, interval = theirs[row.setting, row.metric], row.prediction()
             if interval is None:
@@ -251,11 +222,9 @@ def _records(rows: Iterable[Row]) -> Iterable[tuple]:
     """The rows as records of COLUMNS."""
     for row in rows:
         for seed, draw in enumerate(row.draws, row.seed):
-            status = ""
+            status = CENSORED if isinstance(draw, Censored) else ""
             if draw is None or not math.isfinite(draw):
                 status = DIVERGED if draw is None else UNDEFINED
-            elif isinstance(draw, Censored):
-                status = CENSORED
             yield row.setting, row.size, row.rate, row.metric, seed, draw, status
 
 

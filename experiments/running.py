@@ -31,14 +31,8 @@ class Stopped(Exception):
 def run_all(jobs: Sequence[Job], folder: Path, slots: int) -> Iterator[tuple[Job, str | None]]:
     """Runs each job in folder/NAME, `slots` at once, each on its own cores of a CPU.
 
-    The progress is printed; the output of a run goes to NAME.log beside its folder.
-
-    Yields:
-      Each job as it ends, with None or a sentence on why it failed.
-
-    Raises:
-      UserError: a run folder holds another run, or this is not a checkout with train.py.
-      Stopped: on SIGINT or SIGTERM.
+    The output of a run goes to NAME.log beside its folder. Yields each job as it ends, with None or
+    a sentence on why it failed; raises Stopped on SIGINT or SIGTERM.
     """
     if not (ROOT / "train.py").is_file():
         raise UserError(f"{ROOT} has no train.py; run this command in a checkout of the project")
@@ -55,24 +49,20 @@ def run_all(jobs: Sequence[Job], folder: Path, slots: int) -> Iterator[tuple[Job
         while running or (waiting and not supervised.signum):
             while waiting and free and not supervised.signum:
                 running.append(_Process(waiting.pop(0), folder, free.pop(0), supervised))
-                _say(f"{running[-1].job.name}: started")
+                print(f"{running[-1].job.name}: started", flush=True)
             for process in [process for process in running if process.has_ended()]:
                 running.remove(process)
                 free.append(process.cores)
-                _say(f"{process.job.name}: {process.sentence or process.outcome}")
+                print(f"{process.job.name}: {process.sentence or process.outcome}", flush=True)
                 if not supervised.signum:
                     yield process.job, process.sentence
             if time.monotonic() - spoke > SILENCE:
                 spoke = time.monotonic()
                 for process in running:
-                    _say(f"{process.job.name}: {process.last_line()}")
+                    print(f"{process.job.name}: {process.last_line()}", flush=True)
             time.sleep(0.1)
     if supervised.signum:
         raise Stopped(supervised.signum)
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
 
 
 class _Process:

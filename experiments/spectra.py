@@ -61,11 +61,7 @@ def encoder(residual: str, depth: int, key: Array) -> Encoder:
 def mean_squares(rule: str, depth: int, count: int) -> Float[np.ndarray, " count"]:
     """The mean squared singular value of each of `count` encoders with its normal input.
 
-    A matrix's squared singular values and its squared entries have the same sum, so that no matrix
-    is decomposed.
-
-    Args:
-      rule: a key of RULES.
+    It is that of the squared entries, which have the same sum, so that no matrix is decomposed.
     """
 
     def one(key: Array) -> Array:
@@ -84,8 +80,7 @@ def layer_norm(count: int) -> Float[np.ndarray, "count values"]:
 def attention(count: int, *, uniform: bool) -> Float[np.ndarray, "count values"]:
     """Singular values of self-attention with new Xavier-uniform weights for each input.
 
-    Args:
-      uniform: sets queries and keys to 0, so that each token attends to all tokens equally.
+    `uniform` sets queries and keys to 0, so that each token attends to all tokens equally.
     """
 
     def one(key: Array) -> Array:

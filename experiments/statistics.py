@@ -25,11 +25,9 @@ Draw: TypeAlias = float | Censored | None
 
 
 def verdict(interval: Interval | None, low: float, high: float | None = None) -> str:
-    """Where a whole interval is relative to [low, high]: "lower", "within", "higher" or neither.
+    """Where a whole interval is relative to [low, high] or, without `high`, to the bound `low`.
 
-    Args:
-      interval: of an estimate; None or NaN is "not significant".
-      low, high: the bounds; without `high` there is the single bound `low`.
+    "lower", "within", "higher" or, for all else, None and NaN, "not significant".
     """
     high = low if high is None else high
     if interval is None or math.isnan(interval[0] + interval[1]):
@@ -55,15 +53,10 @@ def together(parts: Sequence[bool | None]) -> bool | None:
 
 
 class Draws:
-    """Statistics of independent draws.
+    """Statistics of independent draws."""
 
-    Attributes:
-      draws: a value for each run.
-      log: whether means are geometric and intervals those of the logarithms.
-    """
-
-    draws: tuple[Draw, ...]
-    log: bool
+    draws: tuple[Draw, ...]  # a value for each run
+    log: bool  # whether means are geometric and intervals those of the logarithms
 
     @property
     def estimate(self) -> Estimate | None:
@@ -167,11 +160,10 @@ def mapped(of: Callable[[float], float], draws: Sequence[Draw]) -> tuple[Draw, .
 
 
 def holm(p_values: Sequence[float], level: float = LEVEL) -> list[tuple[float, bool]]:
-    """Holm's step-down procedure (1979) over m tests.
+    """Holm's step-down procedure (1979): each test's level, and whether it is significant.
 
-    Returns:
-      For each test, the level that its p-value is compared with, level / (m + 1 - k) for the k-th
-      smallest, and whether it is significant: all p-values up to it are at or below their levels.
+    The k-th smallest of m p-values is compared with level / (m + 1 - k), if all smaller ones are
+    significant.
     """
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
     found, significant = {}, True
@@ -201,11 +193,7 @@ def decide(samples: Sequence[Draws], low: float, high: float) -> list[Decision]:
 
 
 def dunnett(control: Sequence[float], others: Sequence[Sequence[float]]) -> list[Interval]:
-    """Simultaneous intervals of the differences others - control, by Dunnett's test.
-
-    All samples share one estimate of the variance, so they need a scale on which their variances
-    are comparable. The confidence of 1 - LEVEL holds for all intervals at once.
-    """
+    """Simultaneous intervals of others - control by Dunnett's test, with a pooled variance."""
     result = stats.dunnett(*others, control=control, rng=np.random.default_rng(0))
     ends = result.confidence_interval(1 - LEVEL)
     return [(float(low), float(high)) for low, high in zip(ends.low, ends.high, strict=True)]

@@ -66,10 +66,7 @@ def soft_gradient(alpha: float, w: float, layers: int) -> tuple[float, float]:
 def largest_stable_rate(layers: int, *, gated: bool) -> float:
     """The largest learning rate whose first updates never raise `soft_cost` above its start.
 
-    The search bisects the logarithm of the rate.
-
-    Args:
-      gated: whether alpha starts at 0 and is trained; otherwise alpha stays 1. w starts at 1.
+    If gated, alpha starts at 0 and is trained; otherwise alpha stays 1. w starts at 1.
     """
 
     def is_stable(rate: float) -> bool:
@@ -120,9 +117,8 @@ def plot(results: Results) -> Figure:
     with np.errstate(divide="ignore"):
         height = np.log(np.hypot(*gradient(alpha, w)))
     axis.grid(False)
-    shades = axis.contourf(
-        alpha, w, height, levels=np.arange(-4, 20.1, 1), cmap="Greys", extend="both"
-    )
+    heights = np.arange(-4, 20.1, 1)
+    shades = axis.contourf(alpha, w, height, levels=heights, cmap="Greys", extend="both")
     shades.set_rasterized(True)
     axis.contour(alpha, w, height, levels=np.arange(0, 20, 4), colors="#666666", linewidths=0.6)
     figure.colorbar(shades, ax=axis, label="ln of the gradient's norm")

@@ -73,10 +73,7 @@ def _judge(results: Results, runs: Runs) -> None:
 
 
 def _all_later(results: Results, pairs: Sequence[tuple[str, str]]) -> bool | None:
-    """Whether the second rule of each pair is later, after Holm's correction.
-
-    False if the second rule of one pair is significantly earlier.
-    """
+    """Whether the second rule of each pair is later, Holm-corrected; False if one is earlier."""
 
     def ratio(earlier: str, later: str) -> Sample:
         draws = (results.row(setting, TIME).draws for setting in (later, earlier))
