@@ -76,10 +76,8 @@ def plot(results: Results) -> Figure:
         drawing.line(left, drawn, label, colour)
     paper = results.scale == "paper"
     drawing.target(left, TARGET)
-    left.set(
-        xlabel="iteration" if paper else "epoch",
-        ylabel="bits per byte, validation" if paper else "training cross entropy (nats)",
-    )
+    loss = "bits per byte, validation" if paper else "training cross entropy (nats)"
+    left.set(xlabel="iteration" if paper else "epoch", ylabel=loss)
     lowest = min(min(drawn.y, default=TARGET) for drawn in results.curves.values())
     left.set_ylim(min(lowest, TARGET) - 0.1, TOP)  # what exploded at first comes in from above
     left.legend(fontsize=7)

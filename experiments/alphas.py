@@ -17,7 +17,6 @@ from experiments.results import ALPHA_AT_END, Curve, Results, Runs
 from rezero_jax.analysis.gates import Gates
 
 SHALLOW, OPEN, DEEP = "alpha = 0, 12 layers", "alpha = 1, 12 layers", "alpha = 0, 64 layers"
-FIRST = 50  # iterations in which gates that start at 1 shrink, says the paper
 AFTER = "mean |alpha| after iteration"
 
 
@@ -56,9 +55,9 @@ PATTERNS: dict[str, list[tuple[str, str, Callable[[Gates], float], float, float]
     SHALLOW: [_ONE_OVER_L],  # of this and DEEP the paper prints 1.08 and 1.18
     OPEN: [
         (
-            f"gates that start at 1 are pushed down in the first {FIRST} iterations",
-            f"the mean |alpha| after {FIRST}",
-            partial(_after, step=FIRST),
+            "gates that start at 1 are pushed down in the first 50 iterations",
+            "the mean |alpha| after 50",
+            partial(_after, step=50),
             *(-np.inf, 1),
         )
     ],
@@ -130,9 +129,8 @@ def plot(results: Results) -> Figure:
         drawn = results.curves[setting]
         gates = np.array(drawn.y)
         layers = np.arange(1, gates.shape[1] + 1)
-        mesh = axis.pcolormesh(
-            drawn.x, layers, gates.T, cmap="magma", shading="nearest", rasterized=True
-        )
+        style = {"cmap": "magma", "shading": "nearest", "rasterized": True}
+        mesh = axis.pcolormesh(drawn.x, layers, gates.T, **style)
         figure.colorbar(mesh, ax=axis, label="|alpha|")
         axis.grid(False)
         axis.yaxis.set_major_locator(MaxNLocator(integer=True))

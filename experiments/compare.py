@@ -207,11 +207,7 @@ def _compare(plan: Plan, out: Path, slots: int, target: float | None, shown: str
 
 
 def _measure(
-    results: Results,
-    cell: tuple[str, int],
-    job: Job,
-    runs: Sequence[Run],
-    target: float | None,
+    results: Results, cell: tuple[str, int], job: Job, runs: Sequence[Run], target: float | None
 ) -> None:
     """Adds the rows of a cell's reported runs, of which `job` is one, and their finite curves."""
     rule, depth = cell

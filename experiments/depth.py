@@ -35,20 +35,14 @@ def measure(results: Results, runs: Runs) -> None:
         results.add(setting, "test accuracy %", (100 * f["eval/accuracy"] for f in finals))
         results.add(setting, ALPHA_AT_END, gates_at_end(seeds))
         results.curves[setting] = Curve.logged(seeds)
-    results.bounded(
-        "ReZero nets of up to 10,000 layers can be trained",
-        "UAI 6",
-        f"training loss of {deepest} minus that of the net with {CONTROL}",
-        results.differences(loss, deepest, CONTROL),
-        high=0,
-    )
-    results.bounded(
-        "ReZero nets of 10,000 layers overfit the training set",
-        "UAI 6, footnote 2",
-        f"training accuracy (%) of {deepest}, above {FITTED}",
-        results.row(deepest, accuracy).draws,
-        low=FITTED,
-    )
+    text = "ReZero nets of up to 10,000 layers can be trained"
+    gaps = results.differences(loss, deepest, CONTROL)
+    quantity = f"training loss of {deepest} minus that of the net with {CONTROL}"
+    results.bounded(text, "UAI 6", quantity, gaps, high=0)
+    text = "ReZero nets of 10,000 layers overfit the training set"
+    draws = results.row(deepest, accuracy).draws
+    quantity = f"training accuracy (%) of {deepest}, above {FITTED}"
+    results.bounded(text, "UAI 6, footnote 2", quantity, draws, low=FITTED)
 
 
 def plot(results: Results) -> Figure:

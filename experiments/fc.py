@@ -37,13 +37,10 @@ def measure(results: Results, runs: Runs) -> None:
                 results.add(setting, f"loss of epoch {epoch}", values, log=True)
         results.curves[setting] = Curve.by_epoch(found)
     times_faster(results)
-    results.bounded(
-        "The ReZero net could not fit the data so fast without its layers (control)",
-        "UAI 6",
-        f"ln of the ratio of losses in ReZero's last epoch, {CONTROL} over ReZero",
-        map(_log_ratio_at_end, losses[OURS], losses[CONTROL]),
-        low=0,
-    )
+    text = "The ReZero net could not fit the data so fast without its layers (control)"
+    quantity = f"ln of the ratio of losses in ReZero's last epoch, {CONTROL} over ReZero"
+    gaps = map(_log_ratio_at_end, losses[OURS], losses[CONTROL])
+    results.bounded(text, "UAI 6", quantity, gaps, low=0)
     results.remarks += [_secondary(results, target) for target in TARGETS]
 
 
@@ -63,26 +60,18 @@ def times_faster(results: Results) -> None:
     decisions = decide(list(ratios.values()), *FASTER)
     n = len(ratios[PLAIN].draws)
     shown = ", ".join(f"{name} {ratio.shown}" for name, ratio in ratios.items())
-    results.claim(
-        "ReZero fits the training data 7 to 15 times faster than its baselines",
-        "UAI 6",
-        together([holds(decision.verdict) for decision in decisions]),
-        f"ratios of epochs to a loss of {PRIMARY}: {shown}",
-        n,
-    )
+    text = "ReZero fits the training data 7 to 15 times faster than its baselines"
+    found = together([holds(decision.verdict) for decision in decisions])
+    results.claim(text, "UAI 6", found, f"ratios of epochs to a loss of {PRIMARY}: {shown}", n)
     for (setting, ratio), decision in zip(ratios.items(), decisions, strict=True):
         corrected = decision.interval and f"; Holm-corrected {between(decision.interval)}"
         evidence = f"the ratio of epochs is {ratio.shown}{corrected or ''}"
         text, found = f"7 to 15 times faster than {setting}", holds(decision.verdict)
         results.claim(text, "UAI 6", found, evidence, n, interval=ratio.interval())
     res, plain = (results.row(name, f"epochs to {PRIMARY}").draws for name in (RES, PLAIN))
-    results.bounded(
-        "A residual connection alone makes the net slower than the plain one (secondary)",
-        "UAI 6",
-        f"ln of the ratio of epochs to {PRIMARY}, {RES} over {PLAIN}",
-        mapped(math.log, quotients(res, plain)),
-        low=0,
-    )
+    text = "A residual connection alone makes the net slower than the plain one (secondary)"
+    quantity = f"ln of the ratio of epochs to {PRIMARY}, {RES} over {PLAIN}"
+    results.bounded(text, "UAI 6", quantity, mapped(math.log, quotients(res, plain)), low=0)
 
 
 def _secondary(results: Results, target: str) -> str:
@@ -103,10 +92,7 @@ def _secondary(results: Results, target: str) -> str:
 
 
 def plot(results: Results) -> Figure:
-    """The losses by epoch, and the epochs to each loss with their intervals.
-
-    Except in the smoke test, crosses show the paper's numbers.
-    """
+    """The losses by epoch and the epochs to each loss; except in the smoke test with crosses."""
     figure, (axis,) = drawing.sheet_of(results)
     drawing.epoch_losses(axis, results, float(TARGETS[-1]))
     reached = [row for row in results.rows if row.metric.startswith("epochs to") and row.mean]

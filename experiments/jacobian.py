@@ -12,12 +12,10 @@ from experiments.spectra import BIN, SQUARES, logs, mode
 from experiments.statistics import mapped, paired
 
 VANISHED = 1e-10
-HEADLINES = (
-    ("ResNet-110, epoch 0", "largest log10"),
-    ("ResNet-110, epoch 0", "mean of log10"),
-    ("ResNet-110 + ReZero, epoch 0", "mean of log10"),
-)
 VANILLA, DEEP = "ResNet-110", "ReZero, 64 layers"
+FRESH, FRESH_REZERO = f"{VANILLA}, epoch 0", f"{VANILLA} + ReZero, epoch 0"
+MEAN, LARGEST = "mean of log10", "largest log10"
+HEADLINES = ((FRESH, LARGEST), (FRESH, MEAN), (FRESH_REZERO, MEAN))
 # The seeds of the ResNets at initialisation; seed 0, that of the run, was known before E4 D.
 UNTRAINED = {"paper": range(1, 11), "cpu": range(1, 11), "smoke": range(1, 3)}
 # By scale, the paper's epochs and the updates after which we measure ResNets and the Transformer.
@@ -28,11 +26,11 @@ STAGES = {
 }
 MEASURES = {
     SQUARES: lambda values: (values**2).mean(),
-    "mean of log10": lambda values: logs(values).mean(),
+    MEAN: lambda values: logs(values).mean(),
     "median of log10": lambda values: np.median(logs(values)),
     "deviation of log10": lambda values: logs(values).std(),
     "mode of log10": lambda values: mode(logs(values)),
-    "largest log10": lambda values: logs(values).max(),
+    LARGEST: lambda values: logs(values).max(),
     "share below 1e-10": lambda values: (values < VANISHED).mean(),
 }
 
@@ -56,22 +54,17 @@ def measure(results: Results, runs: Runs) -> None:
 
 
 def _add(
-    results: Results,
-    setting: str,
-    found: Sequence[np.ndarray],
-    *,
-    reduced: bool,
-    fresh: bool = False,
+    results: Results, setting: str, found: Sequence[np.ndarray], reduced: bool, fresh: bool = False
 ) -> None:
     """Adds the numbers of each spectrum, and the histogram of all.
 
-    Those of fresh Transformers are of all networks together but for the mean square, which alone
-    counts as the same experiment: the paper does not describe the networks of Figure 4a.
+    Fresh Transformers have only their mean square in common with the paper, which does not describe
+    those of Figure 4a; their other numbers are of all networks together.
     """
     results.curves[setting] = Curve(*spectra.histogram(found))
     for metric, of in MEASURES.items():
         pooled = fresh and metric != SQUARES
-        if not (fresh and metric == "largest log10"):
+        if not (fresh and metric == LARGEST):
             values = [np.concatenate(found)] if pooled else found
             fields = {"reduced": reduced or pooled or results.reduced}
             fields["headline"] = (setting, metric) in HEADLINES
@@ -89,15 +82,10 @@ def _judge(results: Results) -> None:
         f"mean square {quoted(squares)}, deviation of log10 {quoted(deviations)}; exact",
         len(squares),
     )
-    means = results.row(late, "mean of log10")
-    results.bounded(
-        "In training the singular values of the ReZero Transformer stay near 1",
-        "UAI 5",
-        "mean of log10, within 1 of 0",
-        means.draws,
-        *(-1, 1),
-        reduced=means.reduced,
-    )
+    means = results.row(late, MEAN)
+    text = "In training the singular values of the ReZero Transformer stay near 1"
+    quantity = f"{MEAN}, within 1 of 0"
+    results.bounded(text, "UAI 5", quantity, means.draws, -1, 1, reduced=means.reduced)
     if results.scale == "smoke":
         return
     (vanished,) = results.row("post-norm, 64 layers", "share below 1e-10").draws
@@ -112,23 +100,13 @@ def _judge(results: Results) -> None:
         10,
         reduced=True,
     )
-    start = f"{VANILLA}, epoch 0"
-    results.bounded(
-        "The vanilla ResNet-110 multiplies signals by up to 10^8 at initialisation",
-        "UAI 5",
-        "the largest log10, 7 to 9",
-        results.row(start, "largest log10").draws,
-        *(7, 9),
-    )
-    nets = (start, f"{VANILLA} + ReZero, epoch 0")
-    before, after = (mapped(abs, results.row(net, "mean of log10").draws) for net in nets)
-    results.bounded(
-        "ReZero improves signal propagation in ResNet-110 by about 10^6",
-        "UAI 5",
-        "how much nearer to 0 the mean of log10 is, 5 to 7",
-        paired(before, after),
-        *(5, 7),
-    )
+    text = "The vanilla ResNet-110 multiplies signals by up to 10^8 at initialisation"
+    largest = results.row(FRESH, LARGEST).draws
+    results.bounded(text, "UAI 5", f"the {LARGEST}, 7 to 9", largest, 7, 9)
+    before, after = (mapped(abs, results.row(n, MEAN).draws) for n in (FRESH, FRESH_REZERO))
+    text = "ReZero improves signal propagation in ResNet-110 by about 10^6"
+    quantity = f"how much nearer to 0 the {MEAN} is, 5 to 7"
+    results.bounded(text, "UAI 5", quantity, paired(before, after), 5, 7)
 
 
 def plot(results: Results) -> Figure:

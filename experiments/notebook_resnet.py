@@ -24,13 +24,9 @@ def measure(results: Results, runs: Runs) -> None:
         name = f"{DEEPEST} + ReZero"
         to_half = [times_to(runs[net], "accuracy", 0.5) for net in (DEEPEST, name)]
         results.add(name, '"up to" times fewer epochs to 50 %', quotients(*to_half), log=True)
-    results.bounded(
-        "ResNet-20 with ReZero is ahead of the vanilla net after an epoch, as in the notebook",
-        "NB-RN",
-        "points that ReZero is ahead",
-        results.differences(f"{ACCURACY} 1", "ResNet-20 + ReZero", "ResNet-20"),
-        low=0,
-    )
+    text = "ResNet-20 with ReZero is ahead of the vanilla net after an epoch, as in the notebook"
+    ahead = results.differences(f"{ACCURACY} 1", "ResNet-20 + ReZero", "ResNet-20")
+    results.bounded(text, "NB-RN", "points that ReZero is ahead", ahead, low=0)
     printed = [row for row in results.rows if row.metric.startswith("accuracy")]
     for setting in runs:
         text = f"{setting}: the accuracy of the notebook's first epochs"
@@ -50,7 +46,6 @@ def plot(results: Results) -> Figure:
             axis.plot(paper.value, height, "x", color=COLOURS[1], markersize=7)
     labels = [f"{row.setting}, epoch {row.metric.split()[-1]}" for row in rows]
     axis.set_yticks(range(len(rows)), labels)
-    axis.set(
-        xlabel="test accuracy (%); dots ours, crosses the notebook's", ylim=(-0.5, len(rows) - 0.5)
-    )
+    axis.set(xlabel="test accuracy (%); dots ours, crosses the notebook's")
+    axis.set_ylim(-0.5, len(rows) - 0.5)
     return figure

@@ -69,21 +69,14 @@ def _add_fewer(results: Results, net: str, metric: str) -> None:
 
 def _judge(results: Results, net: str) -> None:
     """The paper's claims on ReZero and the vanilla net, by differences of pairs."""
-    results.bounded(
-        f"ReZero reaches 80 % accuracy in fewer epochs than {net}",
-        "SUP 3, UAI 2",
-        "epochs minus the vanilla net's",
-        results.differences("epochs to 80 %", f"{net} + ReZero", net),
-        high=0,
-    )
+    text, ours = f"ReZero reaches 80 % accuracy in fewer epochs than {net}", f"{net} + ReZero"
+    gaps = results.differences("epochs to 80 %", ours, net)
+    results.bounded(text, "SUP 3, UAI 2", "epochs minus the vanilla net's", gaps, high=0)
     if net in LOWER:
-        results.bounded(
-            f"ReZero ends with a {'lower' if LOWER[net] else 'higher'} error than {net}",
-            "SUP 3",
-            "error (%) minus the vanilla net's",
-            results.differences("error %", f"{net} + ReZero", net),
-            *((-math.inf, 0) if LOWER[net] else (0, math.inf)),
-        )
+        text = f"ReZero ends with a {'lower' if LOWER[net] else 'higher'} error than {net}"
+        gaps = results.differences("error %", ours, net)
+        bounds = (-math.inf, 0) if LOWER[net] else (0, math.inf)
+        results.bounded(text, "SUP 3", "error (%) minus the vanilla net's", gaps, *bounds)
 
 
 def plot(results: Results) -> Figure:
