@@ -55,31 +55,17 @@ def _paper(argv: Sequence[str]) -> int:
     """Runs the paper's experiments; raises UserError or Stopped."""
     parser = command.parser("python -m experiments", __doc__, EXAMPLES)
     parser.add_argument("names", nargs="+", metavar="NAME", help=f"all, {', '.join(EXPERIMENTS)}")
-    parser.add_argument(
-        "--scale",
-        default="cpu",
-        help="paper: as in the paper, for accelerators; cpu: some hours on two cores; smoke: a "
-        "test (default: cpu)",
-    )
-    parser.add_argument(
-        "--out",
-        default="runs/paper",
-        metavar="DIR",
-        help="results go to DIR/SCALE, runs to DIR/SCALE/runs (default: runs/paper)",
-    )
-    arguments.add_count(
-        parser,
-        "seeds",
-        "runs of each setting, with seeds 0 .. N-1 (default: 1; at the paper's scale the paper's "
-        "number)",
-    )
+    text = "paper: for accelerators; cpu: some hours on two cores; smoke: a test (default: cpu)"
+    parser.add_argument("--scale", default="cpu", help=text)
+    text = "results go to DIR/SCALE, runs to DIR/SCALE/runs (default: runs/paper)"
+    parser.add_argument("--out", default="runs/paper", metavar="DIR", help=text)
+    text = "runs of each setting, seeds 0 .. N-1 (default: 1; at scale paper the paper's number)"
+    arguments.add_count(parser, "seeds", text)
     arguments.add_count(parser, "jobs", "runs at the same time, on a CPU each on its own cores", 1)
-    parser.add_argument(
-        "--text", metavar="PATH", help="text for Transformers (default: the standard library's)"
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="list the runs with their status and time"
-    )
+    text = "text for Transformers (default: the standard library's)"
+    parser.add_argument("--text", metavar="PATH", help=text)
+    text = "list the runs with their status and time"
+    parser.add_argument("--dry-run", action="store_true", help=text)
     args = parser.parse_args(argv)
     devices.use_cpu()  # leaves the accelerators to the runs
     for name in args.names:

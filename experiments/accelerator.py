@@ -2,9 +2,8 @@
 
     python -m experiments.accelerator docs/paper/v5e-8.json
 
-This needs the compiler that `make rehearse` installs, and some minutes. One network is compiled for
-each size, ReZero's where there is one; its baselines are assumed to take the same time. Evaluations
-and checkpoints are left out.
+This needs the compiler that `make rehearse` installs. One network of each size is compiled, that of
+ReZero where there is one. Evaluations and checkpoints are left out.
 """
 
 import shlex
@@ -42,8 +41,8 @@ def main(path: str) -> None:
                 per_update[size] = account["estimate"] + account["kernels_at_least"] + dispatch
             total = trainer_of(config).intervals.total
             updates, seconds = updates + total, seconds + total * per_update[size]
-        numbers = {"runs": len(needed), "updates": updates, "seconds": seconds}
         if needed:
+            numbers = {"runs": len(needed), "updates": updates, "seconds": seconds}
             costs.append({"experiment": name} | numbers)
             print(costs[-1], file=sys.stderr, flush=True)
     write_json(Path(path), {"topology": TOPOLOGY, "costs": costs})

@@ -40,7 +40,6 @@ def _after(gates: Gates, step: float) -> float:
 
 
 def _variation(gates: Gates) -> float:
-    """The deviation over the mean of the layers at the end."""
     return gates.alphas[-1].std() / gates.alphas[-1].mean()
 
 

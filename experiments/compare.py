@@ -99,11 +99,9 @@ class Plan(NamedTuple):
         return Job(f"{rule}, {depth} layers", name, config, overrides)
 
     def reported(self, rule: str, depth: int, rate: float) -> list[Job]:
-        """The reported runs of a rule and depth."""
         return [self.job(rule, depth, rate, seed) for seed in range(self.seeds)]
 
     def tuned(self, rule: str, depth: int, rate: float) -> list[Job]:
-        """The runs that try a learning rate."""
         return [self.job(rule, depth, rate, TUNING + i) for i in range(self.tuning_seeds)]
 
     def grid(self, rule: str, depth: int) -> Grid:
@@ -150,13 +148,11 @@ def parsed(argv: Sequence[str]) -> tuple[argparse.Namespace, Plan]:
     )
     arguments.add_count(parser, "seeds", "reported runs of each rule and depth", 3)
     arguments.add_count(parser, "rates", "learning rates in the initial grid", 3)
-    parser.add_argument(
-        "--factor", type=float, default=2.0, help="ratio of neighbouring rates (default: 2)"
-    )
+    text = "ratio of neighbouring rates (default: 2)"
+    parser.add_argument("--factor", type=float, default=2.0, help=text)
     arguments.add_count(parser, "tuning-seeds", "runs of each learning rate", 1)
-    parser.add_argument(
-        "--target", type=float, metavar="LOSS", help="training loss at which to record the update"
-    )
+    text = "training loss at which to record the update"
+    parser.add_argument("--target", type=float, metavar="LOSS", help=text)
     arguments.add_count(parser, "jobs", "runs at the same time", 1)
     text = "output folder (default: runs/compare)"
     parser.add_argument("--out", default="runs/compare", metavar="DIR", help=text)
@@ -184,8 +180,7 @@ def _compare(plan: Plan, out: Path, slots: int, target: float | None, shown: str
             losses[cell][k] = [_final_loss(runs[job.name]) for job in of_one]
     reported = {}
     for cell in plan.cells:
-        best = best_of(_means(losses[cell]))
-        if best is not None:
+        if (best := best_of(_means(losses[cell]))) is not None:
             reported[cell] = plan.reported(*cell, grids[cell].rate(best))
     # Seed by seed: a stopped comparison has complete seeds, which a smaller --seeds reports.
     jobs_by_seed = (job for of_seed in zip(*reported.values(), strict=True) for job in of_seed)

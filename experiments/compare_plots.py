@@ -64,8 +64,7 @@ def _draw_differences(
     for y, (rule, difference) in enumerate(found.items()):
         if difference is None:
             final = cells[rule].final
-            lost = final is None or None in final.draws
-            text = "diverged" if lost else "not comparable"
+            text = "not comparable" if final and None not in final.draws else "diverged"
         elif drawn[rule][0] > high:
             text = f"+{number(drawn[rule][0], 2)}, {difference.verdict}"
         else:

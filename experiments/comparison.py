@@ -118,7 +118,6 @@ class Comparison:
 
     @property
     def has_target(self) -> bool:
-        """Whether updates to a training loss were counted."""
         return any(row.metric.startswith(TARGET) for row in self.results.rows)
 
     def at(self, depth: int) -> list[Cell]:
@@ -128,7 +127,6 @@ class Comparison:
         return [cell for cell in self.cells if cell.rule == rule]
 
     def control_of(self, cell: Cell) -> Cell:
-        """The control at the depth of a cell."""
         return next(c for c in self.at(cell.depth) if c.rule == self.control)
 
     @property

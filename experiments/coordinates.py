@@ -41,15 +41,10 @@ from rezero_jax.training.trainer import Trainer
 
 EXAMPLES_SEEN = 16
 ACTIVATION, CHANGE, NONLINEARITY = "mean |x|", "mean |x - x_0|", "nonlinearity"  # metrics
-# How far from 0 a slope may be to be flat: half of the smallest slope that another theory predicts.
-FLAT = {
-    # Branches times depth^-alpha, at a rate that does not fall with depth, change activations by
-    # about depth^(1 - alpha) at first: slopes of 1, 1/2 and 0 for alpha 0, 1/2 and 1 (CompleteP).
-    CHANGE: 1 / 4,
-    # The nonlinearity of a layer in a change d of its weights is about |d| for a smooth activation
-    # and |d|^(1/2) for one with a kink. Under depth_mup d is about depth^(-1/2).
-    NONLINEARITY: 1 / 8,
-}
+# Slopes nearer to 0 are flat: half of the smallest slope that another theory predicts. Under a rate
+# that does not fall with depth, branches times depth^-1/2 give changes a slope of 1/2, and under
+# depth_mup an activation with a kink gives the nonlinearity one of -1/4.
+FLAT = {CHANGE: 1 / 4, NONLINEARITY: 1 / 8}
 EXAMPLES = """\
 does pre_norm transfer over depth, and does completep?
   python -m experiments coordinates --config=configs/transformer_small.py:width=64,length=64 \\

@@ -32,5 +32,4 @@ def of_text(text: UInt8[np.ndarray, " bytes"]) -> dict[str, float]:
 
 
 def _entropy(codes: np.ndarray) -> float:
-    """Bits of the empirical distribution of integers."""
     return float(stats.entropy(np.unique(codes, return_counts=True)[1], base=2))

@@ -57,8 +57,7 @@ def measure(results: Results, runs: Any) -> None:
 
 def means_of_ten(values: np.ndarray, draws: int = 10_000) -> np.ndarray:
     """Means of ten of the values, drawn with replacement, ascending."""
-    chosen = np.random.default_rng(0).choice(values, (draws, 10))
-    return np.sort(chosen.mean(axis=1))
+    return np.sort(np.random.default_rng(0).choice(values, (draws, 10)).mean(axis=1))
 
 
 def judge_notebook(
@@ -71,16 +70,12 @@ def judge_notebook(
     else:
         tail = 2 * (means < ROUNDS_TO_ZERO).mean()
     low, high = map(float, np.quantile(means, [LEVEL / 2, 1 - LEVEL / 2]))
-    results.claim(
-        f"{setting}: the notebook's mean squared singular value over ten nets, {theirs}",
-        "NB-TX",
-        True if tail >= LEVEL else False if tail < LEVEL / len(NETS) else None,
-        f"two-sided p = {min(tail, 1):.2f} among our means over ten nets, of which the interval "
-        "holds 95 %",
-        count,
-        interval=(low, high),
-        weak=high > INFORMATIVE * low,
-    )
+    text = f"{setting}: the notebook's mean squared singular value over ten nets, {theirs}"
+    found = True if tail >= LEVEL else False if tail < LEVEL / len(NETS) else None
+    evidence = f"two-sided p = {min(tail, 1):.2f} among our means over ten nets, of which the "
+    evidence += "interval holds 95 %"
+    fields: Any = {"interval": (low, high), "weak": high > INFORMATIVE * low}
+    results.claim(text, "NB-TX", found, evidence, count, **fields)
     return low, high
 
 
@@ -100,23 +95,17 @@ def judge_equation_7(results: Results) -> None:
     layers = np.array(LAYERS)
     residual, rezero = (np.array(results.curves[name].y) for name in ("residual", "ReZero"))
     slope = np.polyfit(layers - 1, np.log(layers * residual), 1)[0]
-    power = np.polyfit(np.log(layers), np.log(rezero), 1)[0]
-    gap = rezero[-1] / residual[-1]
-    for text, found, evidence in (
-        (
-            "Without gates the largest learning rate falls as 2^-(L-1) / L",
-            abs(slope / np.log(2) + 1) <= 0.05,
-            f"slope of ln(L rate) over L - 1 is {number(slope)}, -ln 2 is -0.6931; exact",
-        ),
-        (
-            "With ReZero the largest learning rate does not fall exponentially",
-            gap > 1e6 and -3 < power < -1,
-            f"it falls as L to the {number(power)}, and is {number(gap)} times that of "
-            f"the residual net at {layers[-1]} layers; exact",
-        ),
-    ):
-        source = "UAI 4, equation 7"
-        results.claim(text, source, bool(found), evidence, len(layers), reduced=False)
+    source, n = "UAI 4, equation 7", len(layers)
+    text = "Without gates the largest learning rate falls as 2^-(L-1) / L"
+    found = bool(abs(slope / np.log(2) + 1) <= 0.05)
+    evidence = f"slope of ln(L rate) over L - 1 is {number(slope)}, -ln 2 is -0.6931; exact"
+    results.claim(text, source, found, evidence, n, reduced=False)
+    power, gap = np.polyfit(np.log(layers), np.log(rezero), 1)[0], rezero[-1] / residual[-1]
+    text = "With ReZero the largest learning rate does not fall exponentially"
+    found = bool(gap > 1e6 and -3 < power < -1)
+    evidence = f"it falls as L to the {number(power)}, and is {number(gap)} times that of "
+    evidence += f"the residual net at {layers[-1]} layers; exact"
+    results.claim(text, source, found, evidence, n, reduced=False)
 
 
 def plot(results: Results) -> Figure:

@@ -75,13 +75,10 @@ def _judge(results: Results) -> None:
     deep = f"{DEEP}, epoch 0"
     late = [row for row in results.rows if row.setting.startswith(DEEP)][-1].setting
     squares, deviations = (results.row(deep, m).draws for m in (SQUARES, "deviation of log10"))
-    results.claim(
-        "At initialisation all singular values of the ReZero Transformer are 1",
-        "UAI 5",
-        set(squares) == {1.0} and set(deviations) == {0.0},
-        f"mean square {quoted(squares)}, deviation of log10 {quoted(deviations)}; exact",
-        len(squares),
-    )
+    text = "At initialisation all singular values of the ReZero Transformer are 1"
+    found = set(squares) == {1.0} and set(deviations) == {0.0}
+    evidence = f"mean square {quoted(squares)}, deviation of log10 {quoted(deviations)}; exact"
+    results.claim(text, "UAI 5", found, evidence, len(squares))
     means = results.row(late, MEAN)
     text = "In training the singular values of the ReZero Transformer stay near 1"
     quantity = f"{MEAN}, within 1 of 0"
@@ -90,16 +87,13 @@ def _judge(results: Results) -> None:
         return
     (vanished,) = results.row("post-norm, 64 layers", "share below 1e-10").draws
     modes = [results.row(f"post-norm, {n} layers", "mode of log10").draws[0] for n in (4, 12, 64)]
-    results.claim(
-        "At initialisation the singular values of the post-norm Transformer vanish with depth, "
-        "at 64 layers to machine precision",
-        "UAI 5",
-        None,
+    text = "At initialisation the singular values of the post-norm Transformer vanish with depth, "
+    text += "at 64 layers to machine precision"
+    evidence = (
         f"{vanished or 0:.0%} are below 1e-10; the modes of log10 at 4, 12 and 64 layers are "
-        f"{quoted(modes)}, in networks of the notebook's size; Figure 4a's size is unknown",
-        10,
-        reduced=True,
     )
+    evidence += f"{quoted(modes)}, in networks of the notebook's size; Figure 4a's size is unknown"
+    results.claim(text, "UAI 5", None, evidence, 10, reduced=True)
     text = "The vanilla ResNet-110 multiplies signals by up to 10^8 at initialisation"
     largest = results.row(FRESH, LARGEST).draws
     results.bounded(text, "UAI 5", f"the {LARGEST}, 7 to 9", largest, 7, 9)

@@ -50,7 +50,6 @@ class Job(NamedTuple):
         return load_config(f"{ROOT / 'configs'}/{self.config}", self.overrides)
 
     def command(self, workdir: Path) -> list[str]:
-        """The command that executes the run."""
         return [sys.executable, *self._arguments(f"{ROOT}/", workdir)]
 
     @property
@@ -113,13 +112,8 @@ def planned(experiment: str, scale: str) -> list[Job]:
     """The runs that an experiment needs at a scale, without their seeds."""
     lines = csv.DictReader((HERE / "runs.csv").read_text().splitlines())
     return [
-        Job(
-            at["setting"],
-            at["name"],
-            at["config"],
-            tuple(at["overrides"].split()),
-            bool(at["test"]),
-        )
-        for at in lines
-        if (at["experiment"], at["scale"]) == (experiment, scale)
+        Job(line["setting"], line["name"], line["config"], tuple(line["overrides"].split()), test)
+        for line in lines
+        if (line["experiment"], line["scale"]) == (experiment, scale)
+        for test in (bool(line["test"]),)
     ]

@@ -78,13 +78,11 @@ class Claim(NamedTuple):
 
     @classmethod
     def of_json(cls, fields: dict[str, Any]) -> "Claim":
-        """The claim whose fields a result file holds."""
         ends = fields["interval"]
         return cls(**fields | {"interval": (ends[0], ends[1]) if ends else None})
 
     @property
     def status(self) -> str:
-        """One of STATUSES."""
         if self.reduced:
             return "not tested"
         if not self.holds:

@@ -69,10 +69,7 @@ def commands_table(found: Sequence[Results]) -> str:
 
 
 def settings_table(results: Results) -> str:
-    """Every number of an experiment by setting and metric, beside the paper's, and its remarks.
-
-    Settings that have a metric in common share a table, whose longer side is the vertical one.
-    """
+    """Every number beside the paper's, a table for settings that share metrics; the remarks."""
     cells: dict[str, dict[str, str]] = {}
     for row in results.rows:
         paper = results.paper(row)
@@ -187,10 +184,7 @@ def loss_and_difference(comparison: Comparison, cell: Cell) -> str:
 
 
 def to_target(comparison: Comparison, cell: Cell) -> str:
-    """The updates of a cell to the target, over the control's, and the verdict.
-
-    Where runs are censored, p is that of Fisher's exact test.
-    """
+    """Updates to the target, over the control's, and the verdict; p is Fisher's if censored."""
     row, ours = cell.to_target, comparison.control_of(cell).to_target
     if row is None:
         return ""
@@ -212,7 +206,6 @@ def _rate(comparison: Comparison, cell: Cell) -> str:
 
 
 def _equal(comparison: Comparison, cell: Cell, what: str) -> str:
-    """The training loss at equal cost."""
     loss = comparison.equal(cell, what)
     return "" if loss is None else number(loss)
 

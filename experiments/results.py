@@ -206,7 +206,6 @@ class Results:
 
     @classmethod
     def read(cls, path: Path) -> "Results":
-        """The results that `write` wrote."""
         content = json.loads(path.read_text())
         names = ("experiment", "scale", "remarks", "levels")
         return cls(
@@ -219,7 +218,6 @@ class Results:
 
 
 def _records(rows: Iterable[Row]) -> Iterable[tuple]:
-    """The rows as records of COLUMNS."""
     for row in rows:
         for seed, draw in enumerate(row.draws, row.seed):
             status = CENSORED if isinstance(draw, Censored) else ""

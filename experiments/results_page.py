@@ -2,8 +2,7 @@
 
     python -m experiments results
 
-The tables come from the results in docs/paper and docs/comparisons, and from the residual rules. A
-table is between <!-- NAME --> and <!-- end -->; all else in the pages is written by hand.
+A table is between <!-- NAME --> and <!-- end -->; all else in the pages is written by hand.
 """
 
 import inspect
@@ -37,8 +36,6 @@ COMPARISONS = ROOT / "docs" / "comparisons"  # written by `python -m experiments
 PAGES = ("README.md", "docs/results.md", "docs/schemes.md")
 COSTS = FOLDER / "v5e-8.json"  # written by experiments.accelerator
 CLAIMS = tomllib.loads((COMPARISONS / "claims.toml").read_text())
-
-
 WIDTH, HEADS, LAYERS = 256, 4, 12
 Table: TypeAlias = Mapping[str, Any]  # of claims.toml
 
@@ -169,11 +166,7 @@ def costs_table(costs: Sequence[Mapping[str, str | int | float]]) -> str:
 
 
 def rules_table() -> str:
-    """Each rule's equation, initial values, costs and sources, in Markdown.
-
-    The costs are the parameters of an encoder layer of WIDTH, and the floating-point operations of
-    its forward pass for each position, minus the costs of a layer under `residual`.
-    """
+    """Each rule's equation, initial values, sources, and costs minus those of `residual`."""
     base = _costs("residual")
     head = ("name", "rule", "initial values", "parameters", "operations", "source")
     rows: list[Sequence[str]] = [(*head, "reference code")]
@@ -181,28 +174,16 @@ def rules_table() -> str:
         more, count = (x - y for x, y in zip(_costs(name), base, strict=True))
         if count >= 10_000:  # what JAX makes of an equation differs between its versions
             count = round(count, 3 - len(str(count)))
-        rows.append(
-            (
-                f"`{name}`",
-                (inspect.getdoc(rule) or "").splitlines()[0].rstrip("."),
-                rule.reference.start,
-                f"{more:,}",
-                f"{count:,}",
-                rule.reference.paper,
-                rule.reference.code,
-            )
-        )
+        equation = (inspect.getdoc(rule) or "").splitlines()[0].rstrip(".")
+        start, paper, code = rule.reference.start, rule.reference.paper, rule.reference.code
+        rows.append((f"`{name}`", equation, start, f"{more:,}", f"{count:,}", paper, code))
     return markdown_table(rows)
 
 
 def _costs(rule: str) -> tuple[int, int]:
-    """Parameters of an encoder layer, and its operations for each position."""
-    place = Place(1, LAYERS)
-    layer = nnx.eval_shape(
-        lambda: EncoderLayer(
-            WIDTH, HEADS, residual=rule, attention="plain", place=place, rngs=nnx.Rngs(0)
-        )
-    )
+    """Parameters of an encoder layer, and the operations of its forward pass for each position."""
+    options: Any = {"residual": rule, "attention": "plain", "place": Place(1, LAYERS)}
+    layer = nnx.eval_shape(lambda: EncoderLayer(WIDTH, HEADS, **options, rngs=nnx.Rngs(0)))
     graphdef, state = nnx.split(layer)
     x = jax.eval_shape(RULES[rule].enter, jax.ShapeDtypeStruct((1, 1, WIDTH), jnp.float32))
     operations = flops(lambda state, x: nnx.merge(graphdef, state)(x), state, x, everything=True)
@@ -211,20 +192,15 @@ def _costs(rule: str) -> tuple[int, int]:
 
 
 def rewritten(text: str, tables: Mapping[str, str]) -> str:
-    """The page with the current version of each of its tables.
-
-    Raises:
-      UserError: a table has no end, or an unknown name.
-    """
+    """The page with the current version of each of its tables."""
 
     def table(place: re.Match[str]) -> str:
         if place[1] not in tables:
             raise UserError(f"there is no table {place[1]!r}; give one of {', '.join(tables)}")
         return f"<!-- {place[1]} -->\n{tables[place[1]]}\n<!-- end -->"
 
-    written, count = re.subn(
-        r"<!-- (?!end )(\w+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL
-    )
+    pattern = r"(?s)<!-- (?!end )(\w+) -->\n.*?<!-- end -->"
+    written, count = re.subn(pattern, table, text)
     if 2 * count != text.count("<!--"):
         raise UserError("a table has no <!-- NAME --> or no <!-- end -->; write both around it")
     return written

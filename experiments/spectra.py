@@ -141,7 +141,6 @@ def _values(run: Run, model: nnx.Module) -> np.ndarray:
 
 
 def _trunk(model: Transformer, x: Array) -> Array:
-    """The causal layers, from the output of the embedding to the input of the head."""
     return nnx.clone(model).trunk(x, is_causal=True)
 
 

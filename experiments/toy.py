@@ -1,10 +1,8 @@
 """Figure 2: paths of gradient descent in a net of five layers with one weight and one gate.
 
 The net is x_L = (1 + alpha w)^L x_0 with L = 5 (equation 5). It learns x_L = 50 x_0 from nine
-inputs by plain gradient descent on the mean of (x_L - 50 x_0)^2, computed here without runs.
-
-Largest stable learning rates (equation 7) are those of the cost mean ln cosh(x_L - 50 x_0): its
-derivative by x_L is at most 1, as a cross entropy's is.
+inputs by plain gradient descent on the mean of (x_L - 50 x_0)^2. Largest stable learning rates
+(equation 7) are those of ln cosh, whose derivative is at most 1 like a cross entropy's.
 """
 
 from typing import Any
