@@ -128,8 +128,9 @@ def plot(results: Results) -> Figure:
         drawn = results.curves[setting]
         gates = np.array(drawn.y)
         layers = np.arange(1, gates.shape[1] + 1)
-        style = {"cmap": "magma", "shading": "nearest", "rasterized": True}
-        mesh = axis.pcolormesh(drawn.x, layers, gates.T, **style)
+        mesh = axis.pcolormesh(
+            drawn.x, layers, gates.T, cmap="magma", shading="nearest", rasterized=True
+        )
         figure.colorbar(mesh, ax=axis, label="|alpha|")
         axis.grid(False)
         axis.yaxis.set_major_locator(MaxNLocator(integer=True))
