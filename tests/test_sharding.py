@@ -62,7 +62,7 @@ MESHES = {  # data, model, fully_sharded
     "data 4 x model 2": (4, 2, False),
 }
 FAST = {
-    ("mlp", "data 4"),
+    *product(["mlp", "resnet", "transformer"], ["data 4"]),
     ("resnet", "full 4"),  # convolutions are not sharded over channels
     *product(["mlp", "transformer"], ["full 4 x model 2"]),
 }
