@@ -9,13 +9,13 @@ import sys
 from collections import Counter
 from functools import partial
 from itertools import islice, product
-from types import SimpleNamespace
 
 import jax
 import numpy as np
 import optax
 import pytest
 from jax.sharding import AxisType, Mesh, PartitionSpec
+from ml_collections import ConfigDict
 
 from rehearsal.plan import compile_dispatch
 from rezero_jax import MLP, Transformer
@@ -356,7 +356,7 @@ def test_a_mesh_that_does_not_fit_is_an_error():
 
 
 def mesh_for(devices, size, data=-1, model=1):
-    fields = SimpleNamespace(data=data, model=model)
+    fields = ConfigDict({"data": data, "model": model})
     return sharding.make_mesh(fields, devices, "train.batch_size", size)
 
 

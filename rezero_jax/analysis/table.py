@@ -88,7 +88,7 @@ def table(
     return markdown_table(rows)
 
 
-def _values(run: Run, metric: str) -> Mapping[int, float]:
+def _values(run: Run, metric: str) -> Mapping[float, float]:
     match metric:
         case "loss":
             return dict(enumerate(run.epoch_losses(), 1))

@@ -17,6 +17,7 @@ from rezero_jax.models.transformer.config import TransformerConfig, check_heads
 
 Hidden = Float[Array, "batch length width"]
 Heads = Float[Array, "batch length heads size"]
+KeyHeads = Float[Array, "batch keys kv_heads size"]
 Mask = Bool[Array, "#batch #heads #queries keys"]
 KeyMask = Bool[Array, "batch keys"]
 # Keys and values of the positions so far, of one layer or of all layers of a scan.
@@ -123,7 +124,9 @@ class Attention(nnx.Module):
         out = attend(q, keys[layer], values[layer], mask=seen[:, None])
         return self._join(out), (keys, values)
 
-    def _project(self, x: Hidden, memory: Hidden | None = None) -> tuple[Heads, Heads, Heads]:
+    def _project(
+        self, x: Hidden, memory: Float[Array, "batch keys width"] | None = None
+    ) -> tuple[Heads, KeyHeads, KeyHeads]:
         """Queries of x, and keys and values of the memory or of x itself."""
 
         def project(x: Hidden, slots: slice) -> Array:
