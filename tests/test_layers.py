@@ -125,7 +125,9 @@ def assert_close(actual, expected, name="", relative=1e-5):
         ("post_norm_decoder", True),
         *(
             pytest.param(case, case not in NOT_CAUSAL, marks=pytest.mark.slow)
-            for case in MAKE.keys() - {"encoder_12", "decoder", "pre_norm", "post_norm_decoder"}
+            for case in sorted(
+                MAKE.keys() - {"encoder_12", "decoder", "pre_norm", "post_norm_decoder"}
+            )
         ),
         pytest.param("encoder_causal", False, marks=pytest.mark.slow),
     ],
