@@ -148,7 +148,7 @@ class Attention(nnx.Module):
 
 
 def joint_mask(mask: Array | None, key_mask: KeyMask | None) -> Mask | None:
-    """A layer's two masks, which are bool, as one with four axes, of which some have size 1."""
+    """Combines a layer's two bool masks; broadcasts to (batch, heads, queries, keys)."""
     for given in (mask, key_mask):
         if given is not None and given.dtype != bool:
             raise UserError(f"a mask is bool, not {given.dtype}; give True where to attend")
