@@ -94,13 +94,6 @@ def _judge(results: Results) -> None:
     )
     evidence += f"{quoted(modes)}, in networks of the notebook's size; Figure 4a's size is unknown"
     results.claim(text, "UAI 5", None, evidence, 10, reduced=True)
-    text = "The vanilla ResNet-110 multiplies signals by up to 10^8 at initialisation"
-    largest = results.row(FRESH, LARGEST).draws
-    results.bounded(text, "UAI 5", f"the {LARGEST}, 7 to 9", largest, 7, 9)
-    before, after = (mapped(abs, results.row(n, MEAN).draws) for n in (FRESH, FRESH_REZERO))
-    text = "ReZero improves signal propagation in ResNet-110 by about 10^6"
-    quantity = f"how much nearer to 0 the {MEAN} is, 5 to 7"
-    results.bounded(text, "UAI 5", quantity, paired(before, after), 5, 7)
 
 
 def plot(results: Results) -> Figure:

@@ -3,7 +3,7 @@
 Network or layer i of several is initialised from key i, whatever their number.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -14,9 +14,12 @@ from flax import nnx
 from jax import Array
 from jax.tree_util import Partial
 from jaxtyping import Float
+from ml_collections import ConfigDict
 
 from rezero_jax import MLP, Encoder
 from rezero_jax.analysis.singular_values import singular_values
+from rezero_jax.models.build import make_model
+from rezero_jax.models.resnet.batch_norm import BatchNorm
 from rezero_jax.models.transformer.attention import Attention
 from rezero_jax.models.transformer.config import TransformerConfig
 from rezero_jax.models.transformer.model import Transformer
@@ -28,7 +31,7 @@ SQUARES = "mean squared singular value"  # a metric
 NOTEBOOK, FIGURE = (12, 128), (4, 12, 64)  # layers at initialisation, there and in Figure 4a
 TOKENS, WIDTH, HEADS = 4, 16, 4  # of the authors' Transformer notebook
 TOGETHER = 50  # Jacobians in one batch
-IMAGES = 30  # normal inputs of 32x32x3
+IMAGES, CIFAR = 30, (32, 32, 3)  # normal inputs, and their shape
 BIN = 0.25  # of the histograms of log10
 FLOOR = 1e-16
 
@@ -128,15 +131,42 @@ def untrained(run: Run, seeds: Iterable[int]) -> list[np.ndarray]:
     return [_values(run, model) for model in models]
 
 
+def resnets(model: ConfigDict, seeds: Iterable[int]) -> Iterator[nnx.Module]:
+    """The ResNet of `config.model` for CIFAR-10's shapes, initialised from each of the seeds."""
+    make, _ = make_model(model, CIFAR, 10)
+    init = nnx.jit(lambda key: make(nnx.Rngs(key)))
+    for seed in seeds:
+        yield init(jax.random.key(seed))
+
+
+def with_batch_statistics(net: nnx.Module) -> nnx.Module:
+    """A copy whose running statistics are those of the images of `of_images`."""
+    copy: Any = nnx.clone(net)
+    for _, module in nnx.iter_modules(copy):
+        if isinstance(module, BatchNorm):
+            module.momentum = 1.0
+    copy.train()
+    nnx.jit(lambda net, images: net(images))(copy, _images(CIFAR))
+    return copy
+
+
+def of_images(net: nnx.Module) -> np.ndarray:
+    """Singular values of a network in evaluation mode at normal images, (images, values)."""
+    net.eval()
+    return singular_values(net, _images(CIFAR))  # type: ignore[arg-type]
+
+
+def _images(shape: tuple[int, ...]) -> Array:
+    return jax.random.normal(jax.random.key(0), (IMAGES, *shape))
+
+
 def _values(run: Run, model: nnx.Module) -> np.ndarray:
     """Singular values of a network of the run at normal inputs, in evaluation mode."""
     model.eval()
-    key = jax.random.key(0)
     if isinstance(model, Transformer):
-        width = run.config["model.width"]
-        return singular_values(Partial(_trunk, model), jax.random.normal(key, (10, 4, width)))
-    shape = (32, 32, 3) if run.config["data.name"] == "cifar10" else (8, 8, 1)
-    images = jax.random.normal(key, (IMAGES, *shape))
+        inputs = jax.random.normal(jax.random.key(0), (10, 4, run.config["model.width"]))
+        return singular_values(Partial(_trunk, model), inputs)
+    images = _images(CIFAR if run.config["data.name"] == "cifar10" else (8, 8, 1))
     return singular_values(model, images.reshape(IMAGES, -1) if isinstance(model, MLP) else images)
 
 
