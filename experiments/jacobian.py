@@ -9,7 +9,6 @@ from experiments import drawing, spectra
 from experiments.published import quoted
 from experiments.results import Curve, Results, Runs
 from experiments.spectra import BIN, SQUARES, logs, mode
-from experiments.statistics import mapped, paired
 
 VANISHED = 1e-10
 VANILLA, DEEP = "ResNet-110", "ReZero, 64 layers"

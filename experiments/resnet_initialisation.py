@@ -1,4 +1,4 @@
-"""ResNet-110 at initialisation with two kinds of BatchNorm statistics: protocol.md's E4 D and D2."""
+"""ResNet-110 at initialisation, with two kinds of BatchNorm statistics (protocol.md, E4 D, D2)."""
 
 from typing import Any
 
@@ -13,6 +13,7 @@ from experiments.statistics import mapped, paired
 from rezero_jax.config import load_config
 
 SEEDS = {"paper": range(1, 11), "cpu": range(1, 11), "smoke": range(1, 3)}  # 0 was known before D
+CONFIG = f"{HERE.parent}/configs/resnet.py:recipe=notebook"
 NETS = {"vanilla": "residual", "ReZero": "rezero"}
 INERT, OF_BATCH = "statistics 0 and 1", "statistics of a batch"
 MEAN, LARGEST = "mean of log10", "largest log10"
