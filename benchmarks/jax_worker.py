@@ -6,14 +6,12 @@
 and standardises images, and updates, in dispatches of several steps. "nnx" is the training step of
 the baseline in idiomatic Flax NNX (rehearsal/baseline.py) on one given batch. "generation"
 continues 16 bytes greedily, one sequence at a time; a step is a byte. "product" is a float32 matrix
-product of size 2,048. "first" instead prints times and memory of the first updates as JSON.
+product of size 2,048.
 
 SPEC is a config as in --config of train.py, followed by fields in the same argument:
 "configs/mlp.py:depth=64 train.batch_size=100".
 """
 
-import json
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -155,55 +153,23 @@ def product(config: ConfigDict) -> Program:
     return steps, {"flops": 2 * SIZE**3}
 
 
-def first_updates(config: ConfigDict) -> dict[str, float]:
-    """Times in seconds and memory in GiB of the first four updates, one per dispatch.
-
-    Returns:
-      "first", from the construction to the end of the first update; "later", the fastest later
-      update; "held" and "peak", peak memory before the first update and at the end; "loss", of the
-      third update.
-    """
-    dataset = random_data(config)
-    started = time.perf_counter()
-    trainer = Trainer(config, dataset)
-    state, batches = jax.block_until_ready(trainer.init()), trainer.batches(0)
-    held, seconds, losses = peak_gib(), [], []
-    for _ in range(4):
-        state, report = trainer.dispatch(state, [next(batches)])
-        jax.block_until_ready((state, report))
-        seconds.append(time.perf_counter() - started)
-        losses.append(float(np.asarray(report["loss"])[0]))
-        started = time.perf_counter()
-    times = {"first": seconds[0], "later": min(seconds[1:])}
-    return times | {"held": held, "peak": peak_gib(), "loss": losses[2]}
-
-
-def peak_gib() -> float:
-    """The peak memory of this process."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
 PROGRAMS = {"ours": ours, "nnx": baseline, "generation": generation, "product": product}
 
 
 def main(argv: list[str]) -> None:
     """Runs the command line."""
     options = parser("benchmarks.jax_worker", __doc__)
-    options.add_argument("program", choices=[*PROGRAMS, "first"])
+    options.add_argument("program", choices=PROGRAMS)
     options.add_argument("spec", metavar="SPEC")
     args = options.parse_args(argv)
-    program, spec = args.program, args.spec
-    config = endless(spec)
-    if config.mesh.cpu_devices is not None and program != "product":
+    config = endless(args.spec)
+    if config.mesh.cpu_devices is not None and args.program != "product":
         set_cpu_devices(config.mesh.cpu_devices)
-    if program == "first":
-        print(json.dumps(first_updates(config)))
-        return
     cache_compilations()
     try:
-        steps, cost = PROGRAMS[program](config)
+        steps, cost = PROGRAMS[args.program](config)
     except (UserError, NotImplementedError) as error:
-        sys.exit(f"{program} of {spec}: {error}")
+        sys.exit(f"{args.program} of {args.spec}: {error}")
     serve(steps, cost)
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import jax
 
 from benchmarks.jax_worker import endless, random_data, updates_of
-from benchmarks.worker import spread
+from benchmarks.worker import print_head, print_row, spread
 from rezero_jax.command import parser
 from rezero_jax.config import base_config
 from rezero_jax.runs.checkpoint import Checkpoints
@@ -105,9 +105,9 @@ def main() -> None:
     options.add_argument("--mlp-depths", type=int, nargs="*", default=[32, 64], help=text)
     args = options.parse_args()
     if args.mlp_depths:
-        print("| MLP | step in the loop / bare step |\n| --- | --- |")
+        print_head("MLP", "step in the loop / bare step")
     for depth in args.mlp_depths:
-        print(f"| {depth} x 256 | {spread(loop_over_bare(depth, args.turns))} |", flush=True)
+        print_row(f"{depth} x 256", spread(loop_over_bare(depth, args.turns)))
     if not args.saves:
         return
     spec = f"configs/transformer_small.py:depth={args.depth},width={args.width},length=128"
@@ -119,13 +119,12 @@ def main() -> None:
     every = base_config().checkpoint.every_steps
     parameters = trainer.spec.parameter_count / 1e6
     print(f"\n{parameters:,.0f} million parameters, a save every {every:,} updates\n")
-    print("| | seconds | share of an update | share of the time between saves |")
-    print("| --- | --- | --- | --- |")
+    print_head("", "seconds", "share of an update", "share of the time between saves")
     update = statistics.median(seconds["update"])
     for name, values in seconds.items():
         median = statistics.median(values)
-        share = f"{median / update:.1%} | {median / (update * every):.4%}"
-        print(f"| {name} | {spread(values)} | {share} |")
+        shares = (f"{median / update:.1%}", f"{median / (update * every):.4%}")
+        print_row(name, spread(values), *shares)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ CIFAR-10 in TFDS_DATA_DIR, and benchmarks/requirements.txt in addition to requir
 import random
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.torch_resnet import TorchResNet
 from rezero_jax.command import parser
 
 BATCH, EXAMPLES = 128, 50_000
@@ -49,38 +49,10 @@ CELLS = (
 )
 
 
-class Block(nn.Module):
-    """The notebook's block; the shortcut pads the channels with zeros on both sides."""
-
-    def __init__(self, channels: int, features: int, rezero: bool):
-        super().__init__()
-        self.stride = features // channels
-        self.conv1 = nn.Conv2d(channels, features, 3, self.stride, 1, bias=False)
-        self.norm1 = nn.BatchNorm2d(features)
-        self.conv2 = nn.Conv2d(features, features, 3, 1, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(features)
-        self.zeros = (features - channels) // 2
-        self.alpha = nn.Parameter(torch.zeros(1)) if rezero else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        f = self.norm2(self.conv2(torch.relu(self.norm1(self.conv1(x)))))
-        x = x[:, :, :: self.stride, :: self.stride]
-        x = functional.pad(x, (0, 0, 0, 0, self.zeros, self.zeros))
-        return torch.relu(x + f) if self.alpha is None else x + self.alpha * torch.relu(f)
-
-
 def make_net(depth: int, rezero: bool) -> nn.Module:
     """Makes a net; draws PyTorch's default weights and then Kaiming's, by module."""
-    widths = [16, *(16 * 2**i for i in range(3) for _ in range((depth - 2) // 6))]
-    net = nn.Sequential(
-        nn.Conv2d(3, 16, 3, 1, 1, bias=False),
-        nn.BatchNorm2d(16),
-        nn.ReLU(),
-        *(Block(a, b, rezero) for a, b in pairwise(widths)),
-        nn.AvgPool2d(8),
-        nn.Flatten(),
-        nn.Linear(64, 10),
-    )
+    residual = "rezero" if rezero else "residual"
+    net = TorchResNet("cifar", depth, residual, shortcut="centred")
     for module in net.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             nn.init.kaiming_normal_(module.weight)

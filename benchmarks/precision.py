@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from benchmarks.worker import print_head, print_row
 from rezero_jax import data
 from rezero_jax.command import parser
 from rezero_jax.config import load_config
@@ -62,7 +63,7 @@ def main() -> None:
     config = load_config(CONFIGS[args.network], fields)
     config.data.dir = args.dir
     dataset = data.load(config.data)
-    print("| computation | trunk | loss: mean (each seed) | s a run |\n| --- | --- | --- | --- |")
+    print_head("computation", "trunk", "loss: mean (each seed)", "s a run")
     for dtype, trunk in ROWS:
         config.model.dtype = dtype
         losses, started = [], time.perf_counter()
@@ -70,7 +71,7 @@ def main() -> None:
             losses.append(final_loss(config, dataset, trunk))
         each = ", ".join(f"{loss:.4f}" for loss in losses)
         seconds = (time.perf_counter() - started) / args.seeds
-        print(f"| {dtype} | {trunk} | {statistics.mean(losses):.4f} ({each}) | {seconds:.0f} |")
+        print_row(dtype, trunk, f"{statistics.mean(losses):.4f} ({each})", f"{seconds:.0f}")
 
 
 if __name__ == "__main__":

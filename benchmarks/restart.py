@@ -1,14 +1,12 @@
-"""Time to the first update, by command and by depth.
+"""Time to the first update of a run, by the state of its caches.
 
     python -m benchmarks.restart
 
-In the first table, "first" starts with an empty compilation cache. "again" is the same command in
-another folder, with a warm cache. "resumed" is the same command in the first folder, and also reads
-a checkpoint. The seconds count from the start of the process to the end of its first dispatch; in
-brackets is this dispatch alone, which compiles or reads compiled code and computes an update.
+"first" starts with an empty compilation cache. "again" is the same command in another folder, with
+a warm cache. "resumed" is the same command in the first folder, and also reads a checkpoint.
 
-The second table counts from the construction of the network, after imports, and includes
-initialisation and compilation.
+The seconds count from the start of the process to the end of its first dispatch; in
+brackets is this dispatch alone, which compiles or reads compiled code and computes an update.
 """
 
 import os
@@ -20,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.worker import alone
+from benchmarks.worker import print_head, print_row
 from rezero_jax.command import parser
 
 ROOT = Path(__file__).parents[1]
@@ -29,11 +27,6 @@ RUNS = {
     "MLP, 10,000 x 150": ["configs/mlp.py:depth=10000,width=150,lr=0.003"],
     "ResNet-20": ["configs/resnet.py:smoke", "model.depth=20"],
     "Transformer, 12 x 128": ["configs/transformer_small.py", "model.depth=12"],
-}
-BY_DEPTH = {
-    "configs/mlp.py:depth={},width=150,lr=0.003,dataset=cifar10": (100, 1000, 10_000),
-    "configs/transformer_small.py:depth={},width=256,length=256 model.heads=8 model.scan=True "
-    "train.batch_size=8": (12, 64, 128),
 }
 FIELDS = [
     "train.epochs=None",
@@ -68,8 +61,7 @@ def seconds_to_first_update(run: list[str], workdir: Path, cache: Path) -> tuple
 def main() -> None:
     """Runs the command line."""
     parser("benchmarks.restart", __doc__).parse_args()
-    print("| seconds to the first update | first | again | resumed |")
-    print("| --- | --- | --- | --- |")
+    print_head("seconds to the first update", "first", "again", "resumed")
     for name, run in RUNS.items():
         with tempfile.TemporaryDirectory() as folder:
             cache, one, other = (Path(folder) / part for part in ("cache", "one", "other"))
@@ -77,18 +69,7 @@ def main() -> None:
             for workdir in (one, other, one):
                 seconds, dispatch = seconds_to_first_update(run, workdir, cache)
                 cells.append(f"{seconds:.1f} ({dispatch:.1f})")
-        print(f"| {name} | {' | '.join(cells)} |", flush=True)
-    print("\n| network | depth | first update, s | later update, s | peak memory, GiB |")
-    print("| --- | --- | --- | --- | --- |")
-    for spec, depths in BY_DEPTH.items():
-        for depth in depths:
-            found = alone("benchmarks.jax_worker", "first", spec.format(depth))
-            name = spec.removeprefix("configs/").partition(".")[0]
-            print(
-                f"| {name} | {depth:,} | {found['first']:.1f} | {found['later']:.3f} | "
-                f"{found['peak']:.2f} |",
-                flush=True,
-            )
+        print_row(name, *cells)
 
 
 if __name__ == "__main__":

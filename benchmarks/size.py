@@ -7,11 +7,13 @@ tests/test_structure.py checks the limits.
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+from rezero_jax.formatting import markdown_table
 
 ROOT = Path(__file__).parents[1]
 SHORT = 60  # lines; a shorter file could be part of another one
@@ -57,17 +59,16 @@ READ_PATHS = {
 CONFIGS = {"MLP": "configs/mlp.py:smoke", "Transformer": "configs/transformer_small.py:smoke"}
 
 
-def lines_of(path: Path) -> int:
-    """The lines of a file; 0 if it is absent."""
-    return len(path.read_text().splitlines()) if path.is_file() else 0
+def lines_of(path: str | Path) -> int:
+    """The lines of a file, given relative to the repository."""
+    return len((ROOT / path).read_text().splitlines())
 
 
-def tracked(*folders: str, root: Path = ROOT) -> dict[str, int]:
+def tracked(*folders: str) -> dict[str, int]:
     """{path: lines} of the tracked Python files below these folders."""
-    command = ["git", "-C", str(root), "ls-files", "--", *folders]
+    command = ["git", "-C", str(ROOT), "ls-files", "--", *folders]
     paths = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    lines = {path: lines_of(root / path) for path in paths if path.endswith(".py")}
-    return {path: count for path, count in lines.items() if (root / path).is_file()}
+    return {p: lines_of(p) for p in paths if p.endswith(".py") and (ROOT / p).is_file()}
 
 
 def short(files: dict[str, int]) -> list[str]:
@@ -75,30 +76,24 @@ def short(files: dict[str, int]) -> list[str]:
     return [p for p, lines in files.items() if lines < SHORT and not p.endswith("__init__.py")]
 
 
-def read_path(family: str, root: Path = ROOT) -> dict[str, int]:
-    """{path: lines} of a read path."""
-    return {path: lines_of(root / path) for path in READ_PATHS[family]}
-
-
-def frames(family: str, root: Path = ROOT) -> list[str]:
+def frames(family: str) -> list[str]:
     """The project's functions on the stack, from the training step to the residual rule."""
     from rezero_jax.config import load_config
     from rezero_jax.training.trainer import Trainer
 
-    package = str(root / "rezero_jax")
+    package = str(ROOT / "rezero_jax")
+    rules = f"{package}/residual/"
     longest: list[str] = []
 
     def profile(frame: FrameType, event: str, _: Any) -> None:
-        if event == "call" and frame.f_code.co_filename.startswith(f"{package}/residual/"):
+        if event == "call" and frame.f_code.co_filename.startswith(rules):
             own = [(name, file) for name, file in _stack(frame) if file.startswith(package)]
             starts = [i for i, (name, _) in enumerate(own) if name.endswith("train_step")]
-            rules = [
-                i for i, (_, file) in enumerate(own) if file.startswith(f"{package}/residual/")
-            ]
-            if starts and rules[0] - starts[-1] >= len(longest):
-                longest[:] = [name for name, _ in own[starts[-1] : rules[0] + 1]]
+            end = next(i for i, (_, file) in enumerate(own) if file.startswith(rules))
+            if starts and end - starts[-1] >= len(longest):
+                longest[:] = [name for name, _ in own[starts[-1] : end + 1]]
 
-    trainer = Trainer(load_config(str(root / CONFIGS[family])))
+    trainer = Trainer(load_config(str(ROOT / CONFIGS[family])))
     state, batches = trainer.init(), list(islice(trainer.batches(0), 1))
     sys.setprofile(profile)
     try:
@@ -114,53 +109,47 @@ def _stack(frame: FrameType | None) -> Iterator[tuple[str, str]]:
         yield frame.f_code.co_qualname, frame.f_code.co_filename
 
 
-def loaded_by(module: str, root: Path = ROOT) -> list[str]:
+def loaded_by(module: str) -> list[str]:
     """The project's files that an import of the module loads."""
     code = (
         f"import sys, {module}; files = [getattr(m, '__file__', None) for m in "
-        f"sys.modules.values()]; print(*[f for f in files if f and f.startswith({str(root)!r})])"
+        f"sys.modules.values()]; print(*[f for f in files if f and f.startswith({str(ROOT)!r})])"
     )
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
-    inside = (Path(file).relative_to(root) for file in done.stdout.split())
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    inside = (Path(file).relative_to(ROOT) for file in done.stdout.split())
     return sorted(str(path) for path in inside if not path.parts[0].startswith("."))
 
 
-def table(root: Path = ROOT) -> Iterator[str]:
-    """The lines of the Markdown table, and of the read paths below it."""
-    yield "| | files | lines |"
-    yield "| --- | --- | --- |"
+def table() -> Iterator[Sequence[object]]:
+    """The rows of the table."""
+    yield "", "files", "lines"
+    for family, paths in READ_PATHS.items():
+        lines = map(lines_of, paths)
+        yield f"read from the command to the updated parameter, {family}", *_sum(lines)
     for family in READ_PATHS:
-        path = read_path(family, root)
-        yield f"| read from the command to the updated parameter, {family} | {_sum(path)} |"
-    for family in READ_PATHS:
-        depth = len(frames(family, root))
-        yield f"| own stack frames from step to residual add, {family} | {depth} | |"
-    package = tracked("rezero_jax", root=root)
-    yield f"| rezero_jax | {_sum(package)} |"
-    yield f"| experiments | {_sum(tracked('experiments', root=root))} |"
-    yield f"| benchmarks, rehearsal | {_sum(tracked('benchmarks', 'rehearsal', root=root))} |"
-    yield f"| tests | {_sum(tracked('tests', root=root))} |"
-    few = len(short(package))
-    yield f"| rezero_jax, files under {SHORT} lines (without `__init__`) | {few} | |"
+        yield f"own stack frames from step to residual add, {family}", len(frames(family)), ""
+    for folders in (("rezero_jax",), ("experiments",), ("benchmarks", "rehearsal"), ("tests",)):
+        yield ", ".join(folders), *_sum(tracked(*folders).values())
+    package = tracked("rezero_jax")
+    yield f"rezero_jax, files under {SHORT} lines (without `__init__`)", len(short(package)), ""
     longest = max(package, key=lambda path: package[path])
-    yield f"| rezero_jax, longest file: {longest} | | {package[longest]:,} |"
-    loaded = loaded_by("rezero_jax.residual", root)
-    yield f"| loaded by `import rezero_jax.residual` | {len(loaded)} | |"
-    for family in READ_PATHS:
-        yield f"\nRead path, {family}:\n"
-        yield from (f"- {path}: {lines}" for path, lines in read_path(family, root).items())
+    yield f"rezero_jax, longest file: {longest}", "", f"{package[longest]:,}"
+    yield "loaded by `import rezero_jax.residual`", len(loaded_by("rezero_jax.residual")), ""
 
 
-def _sum(files: dict[str, int]) -> str:
-    """The cells "files | lines"."""
-    return f"{len(files)} | {sum(files.values()):,}"
+def _sum(lines: Iterable[int]) -> tuple[int, str]:
+    """The cells "files" and "lines"."""
+    counts = list(lines)
+    return len(counts), f"{sum(counts):,}"
 
 
 def main() -> None:
-    """Prints the table."""
-    for line in table():
-        print(line)
+    """Prints the table, and the read paths below it."""
+    print(markdown_table(table()))
+    for family, paths in READ_PATHS.items():
+        print(f"\nRead path, {family}:\n")
+        print("\n".join(f"- {path}: {lines_of(path)}" for path in paths))
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ class CifarBlock(nn.Module):
         self.residual = residual
         self.stride = stride
         self.added = features - channels
+        self.added_before = self.added // 2 if shortcut == "centred" else 0
         self.changes_shape = stride != 1 or channels != features
         bias = not norm and residual != "fixup"
         self.conv1 = conv(channels, features, 3, stride, bias)
@@ -61,7 +62,8 @@ class CifarBlock(nn.Module):
         if not self.changes_shape:
             return x
         x = self.shortcut_norm(x[:, :, :: self.stride, :: self.stride])
-        return nn.functional.pad(x, (0, 0, 0, 0, 0, self.added))
+        before = self.added_before
+        return nn.functional.pad(x, (0, 0, 0, 0, before, self.added - before))
 
     def forward(self, x: Tensor) -> Tensor:
         # In-place ReLUs, as in the authors' code, are faster in PyTorch.
@@ -169,7 +171,8 @@ class TorchResNet(nn.Module):
         which have no BatchNorm.
       num_classes: number of logits.
       batch_norm: False removes every BatchNorm and adds biases to the convolutions.
-      shortcut: "norm" (BatchNorm on shortcuts that change the shape) or "subsample" (none).
+      shortcut: "norm" (BatchNorm on shortcuts that change the shape), "subsample" (none) or
+        "centred" (none, and zeros on both sides of the channels, as in the authors' notebook).
       stem: "cifar", a 3x3 convolution; or "imagenet", a 7x7 one and a pool, each of stride 2.
       width: channels of the first stage, doubled in each later stage (default: 16 or 64).
     """
@@ -216,5 +219,5 @@ class TorchResNet(nn.Module):
         x = self.stem(x)
         for stage in self.stages:
             x = stage(x)
-        x = x.mean((2, 3))
+        x = nn.functional.avg_pool2d(x, x.shape[2:]).flatten(1)
         return self.head(x if self.head_bias is None else x + self.head_bias)

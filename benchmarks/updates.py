@@ -12,9 +12,9 @@ where .venv-torch is a separate environment:
 
 A config is as in --config of train.py, followed by fields. All programs of a config take turns on
 random data, each in its own process (see benchmarks/jax_worker.py and benchmarks/torch_worker.py).
-A baseline is "nnx", idiomatic Flax NNX, which does not support some configs; "other-layout", ours
-scanned instead of unrolled or the reverse; or a mode of PyTorch, with a network of the config's
-sizes on images of CIFAR-10's size or on bytes.
+A baseline is "nnx", idiomatic Flax NNX, which does not support some configs; a field such as
+"model.scan=True", ours with that field; or a mode of PyTorch, with a network of the config's sizes
+on images of CIFAR-10's size or on bytes.
 
 Ours is faster if a ratio exceeds 1. "bound" is the time of the model FLOPs at the peak rate of the
 devices, and "MFU" the bound divided by our time; rematerialisation is excluded (arXiv 2204.02311,
@@ -26,10 +26,17 @@ an otherwise idle machine.
 import argparse
 import statistics
 import sys
-from collections.abc import Sequence
 
 from benchmarks.jax_worker import endless
-from benchmarks.worker import PROMPT, SHORTEST, milliseconds, spread, take_turns
+from benchmarks.worker import (
+    PROMPT,
+    SHORTEST,
+    milliseconds,
+    print_head,
+    print_row,
+    spread,
+    take_turns,
+)
 from rezero_jax.command import parser
 from rezero_jax.errors import UserError
 from rezero_jax.formatting import number
@@ -56,30 +63,27 @@ HEAD = (
 )
 
 
-def commands(
-    spec: str, baselines: Sequence[str], torch_python: str | None, generate: bool, product: bool
-) -> dict[str, list[str]]:
+def commands(spec: str, args: argparse.Namespace) -> dict[str, list[str]]:
     """The commands of a config's workers, ours first."""
     config = endless(spec)
     jax = [sys.executable, "-m", "benchmarks.jax_worker"]
-    found = {"ours": [*jax, "generation" if generate else "ours", spec]}
-    if product:
+    found = {"ours": [*jax, "generation" if args.generate else "ours", spec]}
+    if args.product:
         found["product"] = [*jax, "product", spec]
-    network = "generation" if generate else config.model.name
+    network = "generation" if args.generate else config.model.name
     sizes = {name: config.model.get(name, 0) for name in ("depth", "width", "heads")}
     sizes |= {"length": config.data.length, "batch": config.train.batch_size}
-    for name in baselines:
+    for name in args.baselines:
         if name == "nnx":
             found[name] = [*jax, "nnx", spec]
-        elif name == "other-layout":
-            other = not config.model.scan
-            title = "ours, scanned" if other else "ours, unrolled"
-            found[title] = [*found["ours"][:-1], f"{spec} model.scan={other}"]
-        elif torch_python is None:
+        elif "=" in name:
+            found[name] = [*found["ours"][:-1], f"{spec} {name}"]
+        elif args.torch_python is None:
             raise UserError(f"--baselines {name} needs PyTorch; give --torch-python, see --help")
         else:
             options = [f"--{key}={value}" for key, value in sizes.items()]
-            found[name] = [torch_python, "-m", "benchmarks.torch_worker", network, name, *options]
+            worker = [args.torch_python, "-m", "benchmarks.torch_worker"]
+            found[name] = [*worker, network, name, *options]
     return found
 
 
@@ -90,12 +94,11 @@ def rows(spec: str, args: argparse.Namespace) -> list[list[str]]:
       UserError: the config is invalid, or a baseline needs PyTorch.
       RuntimeError: ours does not start.
     """
-    chosen = commands(spec, args.baselines, args.torch_python, args.generate, args.product)
     if args.generate:
         count, shortest = endless(spec).data.length - PROMPT, 0.0
     else:
         count, shortest = args.steps, SHORTEST
-    times, costs = take_turns(chosen, args.turns, count, shortest)
+    times, costs = take_turns(commands(spec, args), args.turns, count, shortest)
     cells = []
     for name, seconds in times.items():
         cost, ratios = costs[name], [b / a for a, b in zip(times["ours"], seconds, strict=True)]
@@ -136,12 +139,12 @@ def main(argv: list[str] | None = None) -> int:
     options.add_argument("--generate", action="store_true", help="time generation, byte by byte")
     options.add_argument("--product", action="store_true", help="also time a matrix product")
     args = options.parse_args(argv)
-    print(f"| {' | '.join(HEAD)} |\n|{' --- |' * len(HEAD)}")
+    print_head(*HEAD)
     failed = False
     for spec in args.configs:
         try:
             for row in rows(spec, args):
-                print(f"| {' | '.join(row)} |", flush=True)
+                print_row(*row)
         except (UserError, RuntimeError) as error:
             print(f"{spec}: {error}", file=sys.stderr, flush=True)
             failed = True

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 SHORTEST = 0.3  # minimum seconds per turn; a GPU's queue would distort shorter ones
 PROMPT = 16  # bytes that generation continues
@@ -117,15 +116,15 @@ def take_turns(
     return times, costs
 
 
-def alone(module: str, *arguments: str) -> Any:
-    """Runs `python -m module` in a new process, to free its memory, and returns the printed JSON.
+def print_head(*names: str) -> None:
+    """Prints the head of a Markdown table."""
+    print_row(*names)
+    print_row(*["---"] * len(names))
 
-    Raises:
-      subprocess.CalledProcessError: the process fails.
-    """
-    command = [sys.executable, "-m", module, *arguments]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+
+def print_row(*cells: object) -> None:
+    """Prints a row of a Markdown table as soon as it is known."""
+    print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 def spread(values: Sequence[float], form: str = ".2f") -> str:
