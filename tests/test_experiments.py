@@ -13,23 +13,18 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
 from experiments import dry_run as dry
 from experiments import entropies, fc, jobs, running, spectra, toy
 from experiments.__main__ import EXPERIMENTS, _jobs, main
-from experiments.jobs import DESCRIPTIONS, planned
+from experiments.jobs import planned
 from experiments.published import MARKS, SOURCES, STATUSES, Claim, curve, published
 from experiments.results import COLUMNS, Curve, Made, Results, Row
 from experiments.statistics import Censored
 from launch import supervisor
 from rezero_jax.config import load_config
-from rezero_jax.errors import UserError
 from rezero_jax.runs.files import write_json
 from rezero_jax.runs.reader import Run
-from rezero_jax.training import loop
-from rezero_jax.training.load import load_model
-from rezero_jax.training.trainer import Trainer
 
 # Settings that no experiment of ours has: results that the paper copies from others, and two curves
 # whose labels do not fit its own table.
@@ -54,19 +49,6 @@ def test_the_toy_gradient_is_that_of_its_cost():
             np.testing.assert_allclose(toy.gradient(alpha, w), expected, rtol=1e-12)
             learned = np.mean([((1 + alpha * w) ** 5 * x - 50 * x) ** 2 for x in toy.INPUTS])
             np.testing.assert_allclose(toy.cost(alpha, w), learned, rtol=1e-12)
-
-
-def test_toy_paths_end_on_the_solution_where_the_flow_does():
-    solution = 50**0.2 - 1
-    for start in toy.STARTS:
-        # w^2 - alpha^2 is constant in the flow; the error of descent is of the order of its rate.
-        w = math.sqrt((start**2 + math.sqrt(start**4 + 4 * solution**2)) / 2)
-        ends = [toy.descend(start, rate)[-1] for rate in (1e-6, 0.5e-6)]
-        for alpha_end, w_end in ends:
-            assert alpha_end * w_end == pytest.approx(solution, rel=1e-12)
-        errors = [abs(end[1] - w) for end in ends]
-        assert errors[0] < 2e-3
-        assert errors[0] / errors[1] == pytest.approx(2, rel=0.1)
 
 
 def test_the_toy_results_are_the_papers():
@@ -326,23 +308,6 @@ def test_all_at_smoke_scale_on_stand_ins(stand_ins, monkeypatch, tmp_path, capsy
     assert [line[2] for line in lines if line[:1] == ["fc"]] == ["done"] * 5 + ["0"]
 
 
-@pytest.mark.slow
-def test_plots_promise_only_what_was_run(stand_ins, tmp_path):
-    """No title has the paper's sizes; crosses are promised where there are some."""
-    for described in DESCRIPTIONS.values():
-        assert not set("0123456789") & set(described.title)
-    for scale, crossed in (("smoke", False), ("cpu", True)):
-        (axis,) = fc.plot(measured("fc", scale, tmp_path / scale)).axes
-        assert any(line.get_marker() == "x" for line in axis.lines) is crossed
-        assert ("crosses" in axis.get_legend().get_title().get_text()) is crossed
-    for name in ("transformer12", "transformer_deep"):
-        (axis,) = EXPERIMENTS[name].plot(measured(name, "smoke", tmp_path / name)).axes
-        assert [text.get_text() for text in axis.texts] == ["unigram\n4.50", "bigram\n3.50"]
-        heights = [line.get_ydata()[0] for line in axis.lines]
-        low, high = axis.get_ylim()
-        assert all(value in heights and low < value < high for value in (4.5, 3.5))
-
-
 def test_the_control_is_the_shallowest_net_with_its_gates_frozen():
     for name in ("depth", "transformer_deep"):
         control = next(j for j in planned(name, "cpu") if "frozen" in j.setting).load()
@@ -456,30 +421,6 @@ def test_missing_data_are_reported_once(monkeypatch, tmp_path, capsys):
     assert error.endswith("fc, depth\n")
     assert len(started) == 8
     assert (tmp_path / "smoke/report.md").exists()
-
-
-@pytest.mark.slow
-def test_a_network_at_the_moments_that_the_jacobian_looks_at(tmp_path):
-    job = planned("depth", "smoke")[1].with_seed(3)
-    fields = ("train.epochs=None", "train.steps=4", "checkpoint.every_steps=2", "mesh.data=1")
-    config = job._replace(overrides=(*job.overrides, *fields)).load()
-    loop.train(config, tmp_path)
-    trainer = Trainer(config)
-    state, batches = trainer.init(), trainer.batches(0)
-    for step in range(3):
-        if step in (0, 2):
-            model, at, _ = load_model(tmp_path, step)
-            assert at == step
-            found = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-            jax.tree.map(np.testing.assert_array_equal, found, state["params"])
-        state, _ = trainer.dispatch(state, [next(batches)])
-    run = Run.read(tmp_path)
-    assert spectra.after(run, 2).shape == (spectra.IMAGES, 10)  # of flat images
-    same, other = spectra.untrained(run, (3, 4))
-    np.testing.assert_array_equal(same, spectra.after(run, 0))
-    assert not np.array_equal(same, other)
-    with pytest.raises(UserError, match="no checkpoint 3"):
-        load_model(tmp_path, 3)
 
 
 def test_a_run_that_diverged_is_over_and_one_of_another_config_is_refused(

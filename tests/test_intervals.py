@@ -1,12 +1,8 @@
 """Nothing that is due is ever stepped over."""
 
 import itertools
-import math
-
-import pytest
 
 from rezero_jax.config import base_config
-from rezero_jax.errors import UserError
 from rezero_jax.training.intervals import Intervals, in_examples
 
 CASES = [
@@ -68,15 +64,6 @@ def test_a_walk_from_anywhere_meets_the_same_due_steps():
             assert {s for s in due if s > start} <= stops
 
 
-@pytest.mark.parametrize("batch", [1, 3, 5, 7, 10])
-@pytest.mark.parametrize("size", [10, 21, 1437])
-def test_epoch_e_ends_after_its_last_example(size, batch):
-    times = Intervals(size, batch, 10**6, 1, 1, 1, None)
-    ends = {math.ceil(e * size / batch) for e in range(1, 5)}
-    steps = range(1, math.ceil(4 * size / batch) + 1)
-    assert {step for step in steps if times.ends_epoch(step)} == ends
-
-
 def config_with(**fields):
     config = base_config()
     config.train.batch_size = 8
@@ -105,20 +92,3 @@ def test_a_run_takes_whole_steps_and_evaluation_has_its_own_unit():
         assert (times.total, times.eval_every) == (total, None)
     config = config_with(train__steps=3, eval__every_epochs=0.5)
     assert Intervals.from_config(config, size=30).eval_every == 15
-
-
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        ({}, "no length"),
-        ({"train__steps": 1, "train__epochs": 1.0}, r"train\.steps and train\.epochs"),
-        ({"train__steps": 0}, r"train\.steps=0"),
-        ({"train__epochs": -1.0}, r"train\.epochs=-1\.0"),
-        ({"train__steps": 1, "log__every_steps": 0}, r"log\.every_steps=0"),
-        ({"train__steps": 1, "train__until_loss": -1.0}, r"train\.until_loss=-1\.0"),
-        ({"train__steps": 1, "train__steps_per_dispatch": 10**5}, r"train\.steps_per_dispatch"),
-    ],
-)
-def test_an_impossible_length_is_refused(fields, words):
-    with pytest.raises(UserError, match=words):
-        Intervals.from_config(config_with(**fields), size=30)

@@ -21,7 +21,7 @@ FAMILIES = {  # how a network is made, and its input
     "cifar": (partial(ResNet.cifar, 14, width=2, scan=True), IMAGES),
     "preact": (partial(ResNet.preact, 18, width=2, scan=True), IMAGES),
 }
-MLP_RULES = ("norm", "post_norm", "x0_scalars")  # of the others see test_mlp
+MLP_RULES = [rule for rule in RULES if rule != "sub_norm"]
 FAST = [("mlp", "norm"), ("transformer", "rezero"), ("transformer", "mhc"), ("cifar", "rezero")]
 CASES = [
     pytest.param(family, rule, marks=[] if (family, rule) in FAST else [pytest.mark.slow])

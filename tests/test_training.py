@@ -127,33 +127,6 @@ def test_everything_random_and_every_optimizer_is_the_same_on_any_mesh(make, fie
 # ---- ResNets: microbatches and augmentation
 
 
-@pytest.mark.slow
-def test_accumulation_normalises_each_microbatch_and_updates_the_statistics_for_each():
-    """As a PyTorch loop that accumulates: gradients averaged, statistics one after another."""
-    settings = resnet()
-    spec = model_spec(make_model(settings.model, (8, 8, 3), 10)[0])
-
-    def objective(model, batch, key):
-        return {"loss": jnp.square(model(batch["image"])).mean(axis=1)}
-
-    batch = {"image": jnp.asarray(RNG.normal(size=(8, 8, 8, 3)), jnp.float32)}
-    state = Trainer(settings, IMAGES).init() | {"opt_state": None}
-    one, two = (
-        jax.jit(make_train_step(spec, objective, REMEMBER, count, seed=0)) for count in (1, 2)
-    )
-    both, metrics = two(state, batch)
-    stats, losses, grads = state["stats"], [], []
-    for start in range(2):  # microbatch j holds every second example from j on
-        after, report = one(state | {"stats": stats}, {"image": batch["image"][start::2]})
-        stats = after["stats"]
-        losses.append(float(report["loss"]))
-        grads.append(after["opt_state"])
-    mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *grads)
-    assert_trees_close(both["opt_state"], mean, rtol=1e-5, atol=1e-6)
-    assert_trees_close(both["stats"], stats, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(metrics["loss"], np.mean(losses), rtol=1e-5)
-
-
 def test_the_config_turns_each_augmentation_on_for_training_alone():
     fields = {"crop_padding": 3, "flip": True, "jitter": 0.3, "rotation": 20.0}
     trainer = Trainer(resnet(**{f"data.{k}": v for k, v in fields.items()}), IMAGES)
