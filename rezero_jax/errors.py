@@ -11,9 +11,15 @@ class UserError(ValueError):
 
     Attributes:
       status: exit status of train.py.
+
+    Args:
+      message: the sentence, which may name files and folders of strangers.
     """
 
     status = 2
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))
 
 
 class Unavailable(UserError):
@@ -28,6 +34,11 @@ def choose_from(what: str, name: object, valid: Iterable[str]) -> UserError:
     close = difflib.get_close_matches(str(name), options, n=1)
     hint = f'did you mean "{close[0]}"? The valid ones are' if close else "choose one of"
     return UserError(f'unknown {what} "{name}"; {hint} {", ".join(options)}')
+
+
+def printable(text: object) -> str:
+    """The text with control characters escaped, such as \\x1b, which could rewrite a terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 
 def check_sizes(**sizes: int | None) -> None:

@@ -121,17 +121,17 @@ def export(workdir: str, out: str) -> None:
     Raises:
       UserError: there is no run or no good checkpoint, or `out` cannot be written.
     """
-    from rezero_jax import __version__, data
-    from rezero_jax.runs.files import folder_of
+    from rezero_jax import __version__
+    from rezero_jax.runs.files import folder_of, read_json
     from rezero_jax.runs.folder import read_config, read_final
     from rezero_jax.training.load import restored
 
     config, folder = read_config(workdir), folder_of(out)
     description = {"rezero_jax": __version__, "model": config.model.to_dict()}
     if config.model.name != "transformer":
-        dataset: Any = data.stand_in(config.data) or data.load(config.data, config.seed)
-        names = ("name", "example_shape", "num_classes", "mean", "std")
-        description["data"] = {name: getattr(dataset, name) for name in names}
+        data = read_json(folder_of(workdir) / "data.json")
+        names = ("name", "example_shape", "num_classes", "classes", "mean", "std")
+        description["data"] = {name: data[name] for name in names}
     model, steps = restored(workdir, config, constructor(description))
     arrays = row_major({name: leaf[...] for name, leaf in variables_of(model).items()})
     content = safetensors.numpy.save(arrays)

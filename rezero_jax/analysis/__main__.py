@@ -31,15 +31,17 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("workdir", type=command.workdir, metavar="WORKDIR", help="the run's folder")
     text = "picture, a PNG, SVG or PDF file (default: diagnosis.png in the run folder)"
     parser.add_argument("--out", metavar="FILE", help=text)
+    text = "where the run's data set is: data.path of images or text, data.dir of other data"
+    parser.add_argument("--data", metavar="PATH", help=text)
     args = parser.parse_args(argv)
-    return command.exit_status("analysis", lambda: _diagnose(args.workdir, args.out))
+    return command.exit_status("analysis", lambda: _diagnose(args.workdir, args.out, args.data))
 
 
-def _diagnose(workdir: str, out: str | None) -> None:
+def _diagnose(workdir: str, out: str | None, source: str | None) -> None:
     picture = epath.Path(out) if out else folder_of(workdir) / "diagnosis.png"
     check_ending(picture)
     cache_compilations()
-    model, step, trainer = load_model(workdir)
+    model, step, trainer = load_model(workdir, source=source)
     batch = trainer.examples(EXAMPLES)
     examples = len(jax.tree.leaves(batch)[0])
     diagnosis = diagnose(

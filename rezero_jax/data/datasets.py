@@ -29,21 +29,26 @@ IMAGES = {
     "imagenet": ((1_281_167, 50_000), (224, 224, 3), 1000),  # in the usual size
 }
 NAMES = (*IMAGES, *TEXT_NAMES)
+OF_USERS = ("text",)  # read from data.path
 
 
-def load(config: ConfigDict, seed: int = 0) -> Dataset | Text:
-    """Loads the data set that config.data names, after a download on first use.
+def load(config: ConfigDict, seed: int = 0, download: bool = True) -> Dataset | Text:
+    """Loads the data set that config.data names.
 
-    "digits" and "stdlib" come with Python packages; "text" is the user's. `seed` and the number of
-    the update determine random crops ("imagenet") and windows (text).
+    "digits" and "stdlib" come with Python packages; "text" is the user's.
+
+    Args:
+      config: config.data.
+      seed: determines, with the number of the update, random crops ("imagenet") and windows (text).
+      download: whether to download and prepare other data sets on first use.
 
     Raises:
       UserError: a field is invalid, or the data set cannot be read or downloaded.
     """
     _check(config)
     if config.name in TEXT_NAMES:
-        return load_text(config, seed)
-    return digits(config) if config.name == "digits" else tfds_images(config, seed)
+        return load_text(config, seed, download=download)
+    return digits(config) if config.name == "digits" else tfds_images(config, seed, download)
 
 
 def stand_in(config: ConfigDict) -> Dataset | Text | None:
@@ -85,7 +90,7 @@ def digits(config: ConfigDict) -> Dataset:
     return _dataset(config, *splits)
 
 
-def tfds_images(config: ConfigDict, seed: int) -> Dataset:
+def tfds_images(config: ConfigDict, seed: int, download: bool = True) -> Dataset:
     """Loads the image data set that config.data names from TFDS.
 
     Images are decoded once, cached on disk and kept on the device, or, with config.stream, decoded
@@ -93,7 +98,7 @@ def tfds_images(config: ConfigDict, seed: int) -> Dataset:
     training and central crops for evaluation.
     """
     name, imagenet = config.name, config.name == "imagenet"
-    builder = prepared_builder("imagenet2012" if imagenet else name, config.dir)
+    builder = prepared_builder("imagenet2012" if imagenet else name, config.dir, download)
     threads = min(16 if imagenet else 8, os.cpu_count() or 1)
 
     def split(part: str, pixels: Callable[[Any, int, int], np.ndarray], workers: int = 0) -> Split:

@@ -2,7 +2,9 @@
 
 import abc
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +34,10 @@ class Split(abc.ABC):
     def resident(self) -> Mapping[str, np.ndarray]:
         """Arrays that remain on the device for the whole run (default: none)."""
         return {}
+
+    def record(self) -> dict[str, Any]:
+        """What a run records of the split: its size and, if it is known, a hash of its content."""
+        return {"examples": self.size}
 
     @abc.abstractmethod
     def fetch(self, indices: np.ndarray, step: int = 0, rows: Rows = ALL) -> HostBatch:
@@ -78,6 +84,9 @@ class ResidentSplit(Split):
         """`arrays` with flattened examples: a TPU would copy 4-D images in every dispatch."""
         return {name: x.reshape(len(x), -1) if x.ndim > 1 else x for name, x in self.arrays.items()}
 
+    def record(self) -> dict[str, Any]:
+        return super().record() | {"content": content_hash(*self.arrays.values())}
+
     def fetch(self, indices: np.ndarray, step: int = 0, rows: Rows = ALL) -> HostBatch:
         """{"index": int32 (B,)}."""
         check_range(indices, self.size)
@@ -104,6 +113,7 @@ class Dataset:
     num_classes: int
     mean: tuple[float, ...]  # (C,), of pixels scaled to 0 .. 1
     std: tuple[float, ...]  # (C,)
+    classes: tuple[str, ...] = ()  # names of the classes, if they are known
 
     def __post_init__(self) -> None:
         channels = self.example_shape[-1]
@@ -124,6 +134,20 @@ class Dataset:
                         f"convert them to uint8, 0 .. 255, of example_shape {shape}"
                     )
                 check_labels(self.name, split.arrays["label"], self.num_classes)
+
+    def record(self) -> dict[str, Any]:
+        """What a run records of its data, as JSON: the fields and, per split, `Split.record`."""
+        names = ("name", "example_shape", "num_classes", "classes", "mean", "std")
+        fields = {name: getattr(self, name) for name in names}
+        return fields | {"train": self.train.record(), "eval": self.eval.record()}
+
+
+def content_hash(*arrays: np.ndarray) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of the arrays' bytes, one after another."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()[:16]
 
 
 def check_range(indices: np.ndarray, size: int) -> None:

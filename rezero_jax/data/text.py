@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,15 +10,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rezero_jax.data.order import SplitMix64
-from rezero_jax.data.split import ALL, Batch, HostBatch, Rows, Split, check_range
-from rezero_jax.data.text_files import enwik8_text, stdlib_text, user_text
+from rezero_jax.data.split import ALL, Batch, HostBatch, Rows, Split, check_range, content_hash
+from rezero_jax.data.text_files import LONGEST, enwik8_text, stdlib_text, user_text
 from rezero_jax.errors import UserError, choose_from
 
 EVAL_SPLITS = ("validation", "test")
 TEXT_NAMES = ("enwik8", "stdlib", "text")
 WINDOWS = ("segments", "random")
 
-_LONGEST = 2**31 - 2  # bytes; positions, including the start byte, must fit in int32
 _STREAM = 0x7E87  # separates the random numbers for windows from those for shuffling
 
 
@@ -50,10 +50,10 @@ class TextSplit(Split):
 
     def __post_init__(self) -> None:
         _check_window(self.length, self.context)
-        if not self.length <= len(self.text) <= _LONGEST:
+        if not self.length <= len(self.text) <= LONGEST:
             raise UserError(
                 f"{self.name} has {len(self.text)} bytes; give a text of data.length={self.length} "
-                f"to {_LONGEST} bytes"
+                f"to {LONGEST} bytes"
             )
 
     @property
@@ -66,6 +66,9 @@ class TextSplit(Split):
     def resident(self) -> Mapping[str, np.ndarray]:
         """{"text": uint8 (N + 1,)}: the start byte and the text."""
         return {"text": np.concatenate([np.zeros(1, np.uint8), self.text])}
+
+    def record(self) -> dict[str, Any]:
+        return {"bytes": len(self.text), "content": content_hash(self.text)}
 
     def fetch(self, indices: np.ndarray, step: int = 0, rows: Rows = ALL) -> HostBatch:
         """Positions, int32 (B,): "start", the first target; if `whole`, "first" and "last".
@@ -115,8 +118,12 @@ class Text:
         """The largest byte value in the two splits."""
         return int(max(self.train.text.max(), self.eval.text.max()))
 
+    def record(self) -> dict[str, Any]:
+        """What a run records of its data, as JSON; see `Split.record`."""
+        return {"name": self.name, "train": self.train.record(), "eval": self.eval.record()}
 
-def read_text(config: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
+
+def read_text(config: ConfigDict, download: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """Reads the bytes of the training split and of config.eval_split, uint8 (N,) each.
 
     "enwik8" and "text" are divided into 90 % training, 5 % validation and 5 % test; `stdlib_files`
@@ -124,17 +131,19 @@ def read_text(config: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
     """
     if config.name == "stdlib":
         return stdlib_text("train"), stdlib_text(config.eval_split)
-    text = enwik8_text(config.dir) if config.name == "enwik8" else user_text(config.path)
+    text = enwik8_text(config.dir, download) if config.name == "enwik8" else user_text(config.path)
     return _divided(text, config.eval_split)
 
 
-def load_text(config: ConfigDict, seed: int = 0, text: np.ndarray | None = None) -> Text:
+def load_text(
+    config: ConfigDict, seed: int = 0, text: np.ndarray | None = None, download: bool = True
+) -> Text:
     """Loads the text that config.data names; `text`, uint8 (N,), replaces its bytes if given."""
     for field, valid in (("windows", WINDOWS), ("eval_split", EVAL_SPLITS)):
         if config[field] not in valid:
             raise choose_from(f"data.{field}", config[field], valid)
     _check_window(config.length, config.context)  # before anything is downloaded
-    train, held = read_text(config) if text is None else _divided(text, config.eval_split)
+    train, held = read_text(config, download) if text is None else _divided(text, config.eval_split)
     length, random = config.length, config.windows == "random"
     names = [f"the {split} split of {config.name}" for split in ("train", config.eval_split)]
     return Text(

@@ -2,10 +2,12 @@
 
 import hashlib
 import http.client
+import logging
 import os
 import sysconfig
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Collection
 from pathlib import Path
 
@@ -14,7 +16,9 @@ from tqdm import tqdm
 
 from rezero_jax.data.tfds.prepare import data_folder
 from rezero_jax.data.tfds.source import whole_file
-from rezero_jax.errors import UserError, closest_beside
+from rezero_jax.errors import UserError, closest_beside, printable
+
+LONGEST = 2**31 - 2  # bytes; positions, including the start byte, must fit in int32
 
 # Folders to exclude from the standard library: third-party code, tests, and folders that some
 # installations lack.
@@ -32,10 +36,11 @@ ENWIK8_MD5 = "a1fa5ffddb56f4953e226637dabbb36a"
 def user_text(path: str | None) -> np.ndarray:
     """The bytes of a file, or of the files below a folder joined by newlines, uint8 (N,).
 
-    Files are in the order of their paths; hidden files are skipped.
+    Files are in the order of their paths; see `files_below`.
 
     Raises:
-      UserError: the path is unset, not a regular file or folder, unreadable, or without text.
+      UserError: the path is unset, not a regular file or folder, unreadable, without text or with
+        more than LONGEST bytes.
     """
     if not path:
         raise UserError("data.name=text needs a file or folder; set --config.data.path=...")
@@ -46,6 +51,11 @@ def user_text(path: str | None) -> np.ndarray:
             hint = f"did you mean {close}?" if close else "give another path"
             raise UserError(f"data.path={path} is not a file or folder; {hint}")
         files = files_below(root) if root.is_dir() else [root]
+        size = sum(file.stat().st_size + 1 for file in files) - 1
+        if size > LONGEST:  # before memory is taken
+            raise UserError(
+                f"data.path={path} has {size:,} bytes; give a text of at most {LONGEST:,} bytes"
+            )
         text = b"\n".join(file.read_bytes() for file in files)
     except OSError as error:
         raise UserError(
@@ -78,20 +88,36 @@ def stdlib_files(split: str) -> list[Path]:
 def files_below(root: Path, left_out: Collection[str] = ()) -> list[Path]:
     """The regular files below `root`, sorted by relative path with / as the separator.
 
-    Hidden files, hidden folders and folders named in `left_out` are skipped.
+    Links are followed, but a folder that several paths reach is read once. Hidden files, hidden
+    folders and folders named in `left_out` are skipped. What is not a file, such as a broken link
+    or a pipe, is skipped with a warning.
     """
-    paths = []
-    for folder, folders, names in os.walk(root, onerror=_raise):  # by default, errors are ignored
-        folders[:] = [name for name in folders if not name.startswith(".") and name not in left_out]
-        paths += [Path(folder, name) for name in names if not name.startswith(".")]
-    return sorted(filter(Path.is_file, paths), key=lambda path: path.relative_to(root).as_posix())
+    files: list[Path] = []
+    others: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    # By default, os.walk ignores errors.
+    for folder, folders, names in os.walk(root, onerror=_raise, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:  # perhaps a cycle of links
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(n for n in folders if not n.startswith(".") and n not in left_out)
+        for path in (Path(folder, name) for name in names if not name.startswith(".")):
+            (files if path.is_file() else others).append(path)
+    if others:
+        warn = logging.getLogger(__name__).warning
+        warn(
+            "left out %d entries that are not files, such as %s", len(others), printable(others[0])
+        )
+    return sorted(files, key=lambda path: path.relative_to(root).as_posix())
 
 
-def enwik8_text(data_dir: str | None = None) -> np.ndarray:
+def enwik8_text(data_dir: str | None = None, download: bool = True) -> np.ndarray:
     """enwik8, the first 100,000,000 bytes of an English Wikipedia dump of 2006, uint8 (N,).
 
     If downloads/manual in tfds.prepare.data_folder(data_dir) has neither enwik8 nor enwik8.zip, the
-    archive is downloaded to downloads, once.
+    archive is downloaded to downloads, once, or with `download=False` is an error.
 
     Raises:
       UserError: the archive cannot be downloaded, or the file is not enwik8.
@@ -99,17 +125,24 @@ def enwik8_text(data_dir: str | None = None) -> np.ndarray:
     downloads = data_folder(data_dir) / "downloads"
     archive = downloads / "enwik8.zip"
     given = (downloads / "manual" / "enwik8", downloads / "manual" / "enwik8.zip")
-    path = next(filter(Path.exists, given), archive)
+    path = next(filter(os.path.lexists, given), archive)
     again = "delete this file to download enwik8 again"
     try:
-        if not path.exists():
+        if not download and not path.exists():
+            raise OSError("this command downloads nothing")
+        if not os.path.lexists(path):
             _download(archive)
+        if not path.is_file():  # reading a pipe could block forever
+            raise UserError(f"{path} is not a file; {again}")
         if path.suffix == ".zip":
             with zipfile.ZipFile(path) as opened:
-                content = opened.read("enwik8")
+                size = opened.getinfo("enwik8").file_size
+                content = opened.read("enwik8") if size == ENWIK8_BYTES else b""
         else:
-            content = path.read_bytes()
-    except (zipfile.BadZipFile, KeyError) as error:
+            size = path.stat().st_size
+            content = path.read_bytes() if size == ENWIK8_BYTES else b""
+    # RuntimeError: encrypted, or compressed in another way.
+    except (zipfile.BadZipFile, zlib.error, KeyError, RuntimeError) as error:
         raise UserError(f"{path} is not an archive of enwik8 ({error.args[0]}); {again}") from error
     except (OSError, http.client.HTTPException) as error:
         raise UserError(
@@ -119,7 +152,7 @@ def enwik8_text(data_dir: str | None = None) -> np.ndarray:
         ) from error
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != ENWIK8_MD5:
         raise UserError(
-            f"the text in {path} ({len(content)} bytes) is not enwik8 ({ENWIK8_BYTES} bytes, MD5 "
+            f"the text in {path} ({size} bytes) is not enwik8 ({ENWIK8_BYTES} bytes, MD5 "
             f"checksum {ENWIK8_MD5}); {again}"
         )
     return np.frombuffer(content, np.uint8)

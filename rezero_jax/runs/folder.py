@@ -2,6 +2,7 @@
 
 .lock              the identifier of the newest start
 config.json        the config, with model.dtype resolved
+data.json          the data: names, shapes, classes, statistics, counts and hashes of the content
 environment.json   versions, device and commit of the last start, and the wall seconds before it
 metrics.jsonl      one line per logged step, flushed
 tensorboard/       the same numbers as TensorBoard events
@@ -17,6 +18,7 @@ import platform
 import shutil
 import subprocess
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -25,7 +27,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from rezero_jax import devices, processes
-from rezero_jax.config import differences
+from rezero_jax.config import differences, flatten
 from rezero_jax.errors import UserError
 from rezero_jax.runs.files import (
     AnyPath,
@@ -39,7 +41,8 @@ from rezero_jax.runs.files import (
 from rezero_jax.runs.metrics import read_metrics
 
 # Prefixes of fields that may change between two starts: where and on how much hardware a run is.
-TOPOLOGY = ("mesh.", "data.dir", "data.stream", "data.workers")
+# `check_data` notices other data in another place.
+TOPOLOGY = ("mesh.", "data.dir", "data.path", "data.stream", "data.workers")
 # Prefixes of fields that an evaluation may set to other values than the run.
 EVALUATION = ("eval.", "data.context", "data.eval_split")
 LOCK = ".lock"
@@ -60,13 +63,15 @@ class Workdir:
     Args:
       folder: the workdir, made if it does not exist.
       config: the config of the run.
+      data: what to record of its data, see `check_data`.
 
     Raises:
       UserError: the folder cannot be written, has a path that Orbax cannot read, belongs to another
-        config, lacks files of a finished run, is in use, or is not shared by all processes.
+        config or other data, lacks files of a finished run, is in use, or is not shared by all
+        processes.
     """
 
-    def __init__(self, folder: AnyPath, config: ConfigDict):
+    def __init__(self, folder: AnyPath, config: ConfigDict, data: Mapping[str, Any] | None = None):
         self.folder = folder_of(folder)
         if set("*?[").intersection(os.fspath(self.folder)):  # Orbax takes the path for a pattern.
             raise UserError(
@@ -75,7 +80,9 @@ class Workdir:
             )
         self._lock: TextIO | None = None
         try:
-            self._id, self.final = processes.on_first(lambda: self._claim(folder, config))
+            self._id, self.final = processes.on_first(
+                lambda: self._claim(folder, config, data or {})
+            )
             if not processes.agree((self.folder / "config.json").exists()):
                 raise UserError(
                     f"not every process finds the workdir {folder}; choose a --workdir on storage "
@@ -85,7 +92,9 @@ class Workdir:
             self.release()
             raise
 
-    def _claim(self, folder: AnyPath, config: ConfigDict) -> tuple[str, dict[str, Any] | None]:
+    def _claim(
+        self, folder: AnyPath, config: ConfigDict, data: Mapping[str, Any]
+    ) -> tuple[str, dict[str, Any] | None]:
         identifier = uuid.uuid4().hex
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -101,8 +110,10 @@ class Workdir:
                     pass
             if not _is_begun(self.folder) and (self.folder / "environment.json").exists():
                 # Left by a start that ended before its first update.
-                (self.folder / "config.json").unlink(missing_ok=True)
+                for name in ("config.json", "data.json"):
+                    (self.folder / name).unlink(missing_ok=True)
             check_config(self.folder, config)
+            check_data(self.folder, data)
             final = read_final(self.folder)
             if final.get("status") == "finished":
                 names = ("config.json", "checkpoints")
@@ -113,6 +124,8 @@ class Workdir:
                     )
                 return identifier, final
             (self.folder / LOCK).write_text(identifier)  # in place, as the lock is on this file
+            if not (self.folder / "data.json").exists():
+                write_json(self.folder / "data.json", data)
             write_json(self.folder / "config.json", json.loads(config.to_json()))
             seconds = {"seconds": _recorded_seconds(self.folder)}
             write_json(self.folder / "environment.json", environment() | seconds)
@@ -167,6 +180,47 @@ def check_config(
     changes = [change for change in differences(old, new) if not change.startswith(free)]
     if changes:
         raise UserError(f"{folder} holds a run of another config ({'; '.join(changes)}); {advice}")
+
+
+def check_data(folder: AnyPath, data: Mapping[str, Any]) -> None:
+    """Checks that the run in a folder, if there is one, was trained on the same data.
+
+    Args:
+      data: the record of the data, see `Dataset.record`. What only one of the two records has, such
+        as the hash of pixels that are streamed, is not compared.
+
+    Raises:
+      UserError: the data are others, or data.json is broken.
+    """
+    old, new = flatten(recorded_data(folder)), flatten(json.loads(json.dumps(data)))
+    both = old.keys() & new.keys() - {"passed"}
+    changed = sorted(key for key in both if old[key] != new[key])
+    if changed:
+        changes = (f"{key}: {str(old[key])[:80]!r} -> {str(new[key])[:80]!r}" for key in changed)
+        raise UserError(
+            f"{folder} holds a run on other data ({'; '.join(changes)}); restore the data or name "
+            "the data of the run, or choose another --workdir"
+        )
+
+
+def recorded_data(folder: AnyPath) -> dict[str, Any]:
+    """The record of the data of the run in a folder; empty if there is none."""
+    path = folder_of(folder) / "data.json"
+    return read_json(path) if path.exists() else {}
+
+
+def check_passed(folder: AnyPath, passed: bool) -> None:
+    """Raises a UserError if the run needs a data set that its config does not name.
+
+    Args:
+      passed: whether the caller passes a data set, as the caller of `train` did.
+    """
+    recorded = recorded_data(folder)
+    if recorded.get("passed") and not passed:
+        raise UserError(
+            f'{folder} holds a run on the data set "{recorded.get("name")}", which was passed to '
+            "train() in Python; pass it as dataset= again"
+        )
 
 
 def read_config(folder: AnyPath) -> ConfigDict:

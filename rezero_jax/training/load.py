@@ -8,11 +8,14 @@ from flax import nnx
 from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 
+from rezero_jax.data import Dataset, Text
+from rezero_jax.data import load as load_data
+from rezero_jax.data.datasets import OF_USERS
 from rezero_jax.errors import UserError
 from rezero_jax.models.build import make_language_model
 from rezero_jax.models.transformer.model import Transformer
 from rezero_jax.runs.files import AnyPath, folder_of
-from rezero_jax.runs.folder import read_config, saved_steps
+from rezero_jax.runs.folder import check_data, check_passed, read_config, saved_steps
 from rezero_jax.runs.restore import Damaged, read, read_newest
 from rezero_jax.training.optim import make_optimizer
 from rezero_jax.training.state import MakeModel, ModelSpec, State, init_state, model_spec
@@ -52,19 +55,40 @@ def restored(workdir: AnyPath, config: ConfigDict, make: MakeModel) -> tuple[nnx
     return _model(spec, load_state(workdir, shapes))
 
 
-def load_model(workdir: AnyPath, step: int | None = None) -> tuple[nnx.Module, int, Trainer]:
+def load_model(
+    workdir: AnyPath,
+    step: int | None = None,
+    source: str | None = None,
+    dataset: Dataset | Text | None = None,
+) -> tuple[nnx.Module, int, Trainer]:
     """The model of a run of any family, its number of updates, and the trainer of its config.
 
-    As `restored`, but the data set is needed. `step` selects the checkpoint, by default the newest
-    good one; 0 is the initial model.
+    As `restored`, but the data set is needed. The run may be a stranger's: no path that it recorded
+    is opened, and nothing is downloaded.
+
+    Args:
+      step: the checkpoint, by default the newest good one; 0 is the initial model.
+      source: data.path or data.dir of the run's data set, if it needs one.
+      dataset: the data set that was passed to `train`, if one was.
 
     Raises:
       UserError: there is no run or no such checkpoint, the checkpoint is damaged or of another
-        structure, or the data set is missing.
+        structure, or the data set is missing or another one.
     """
     config = read_config(workdir)
     config.mesh.data = config.mesh.model = 1
-    trainer = Trainer(config)
+    check_passed(workdir, dataset is not None)
+    if dataset is None:
+        recorded = config.data.path
+        config.data.path = config.data.dir = source
+        if config.data.name in OF_USERS and not source:
+            raise UserError(
+                f"{workdir} holds a run on data.path={recorded!r}, and a path that a run recorded "
+                "is only used when it is named again; give it as --data=PATH"
+            )
+        dataset = load_data(config.data, config.seed, download=False)
+    trainer = Trainer(config, dataset)
+    check_data(workdir, trainer.dataset.record())
     state = trainer.init() if step == 0 else load_state(workdir, trainer.shapes, step)
     return *_model(trainer.spec, state), trainer
 

@@ -16,7 +16,16 @@ from rezero_jax.data import Dataset, Text
 from rezero_jax.errors import UserError
 from rezero_jax.runs.checkpoint import Checkpoints
 from rezero_jax.runs.files import AnyPath, Upload, is_of_storage, storage_error
-from rezero_jax.runs.folder import EVALUATION, TOPOLOGY, Workdir, check_config, continued
+from rezero_jax.runs.folder import (
+    EVALUATION,
+    TOPOLOGY,
+    Workdir,
+    check_config,
+    check_data,
+    check_passed,
+    continued,
+    read_config,
+)
 from rezero_jax.training.cost import check_memory
 from rezero_jax.training.load import load_state
 from rezero_jax.training.progress import Diverged, Progress
@@ -47,7 +56,8 @@ def train(
     Args:
       config: see rezero_jax.config.base_config.
       workdir: the run's folder; see rezero_jax.runs.folder.
-      dataset: what to train on; by default the data set that config.data names.
+      dataset: what to train on; by default the data set that config.data names. A run on a data set
+        that is passed needs it again to resume and to be evaluated.
       profile: first and last update, from 1, to trace into workdir/profile.
       began: time.perf_counter() from which the run's wall time counts; by default now.
       stop: called in each dispatch; returns the number of a signal that asked this process to stop,
@@ -66,6 +76,7 @@ def train(
     # ---- Set up
     began = time.perf_counter() if began is None else began
     config = continued(workdir, config)
+    check_passed(workdir, dataset is not None)
     trainer = Trainer(config, dataset)
     check_memory(trainer)
     if profile is not None and profile[1] > trainer.intervals.total:
@@ -73,7 +84,8 @@ def train(
             f"--profile_steps={profile[0]}:{profile[1]} goes beyond the last step of the run; give "
             f"two numbers from 1 to {trainer.intervals.total}"
         )
-    home = Workdir(workdir, trainer.config)
+    data = trainer.dataset.record() | {"passed": dataset is not None}
+    home = Workdir(workdir, trainer.config, data)
     try:
         if (final := home.final) is not None:
             if processes.is_first():
@@ -167,18 +179,26 @@ def _train(
         tracing.close()
 
 
-def evaluate(config: ConfigDict, workdir: AnyPath) -> dict[str, float]:
+def evaluate(
+    config: ConfigDict, workdir: AnyPath, dataset: Dataset | Text | None = None
+) -> dict[str, float]:
     """Evaluates a run's newest good checkpoint, only reading: {"step": ..., "eval/loss": ...}.
 
-    The config fields in folder.EVALUATION may differ from the run's own.
+    The config fields in folder.EVALUATION may differ from the run's own. `dataset` is the data set
+    that was passed to `train`, if one was.
 
     Raises:
-      UserError: there is no good checkpoint, or its config or structure differs.
+      UserError: there is no good checkpoint, or its config, data or structure differ.
     """
     config = continued(workdir, config)
-    trainer = Trainer(config)
+    check_passed(workdir, dataset is not None)
+    trainer = Trainer(config, dataset)
     check_config(workdir, trainer.config, free=TOPOLOGY + EVALUATION)
     state = load_state(workdir, trainer.shapes)
+    record = trainer.dataset.record()
+    if config.data.eval_split != read_config(workdir).data.eval_split:
+        del record["eval"]
+    check_data(workdir, record)
     return {"step": int(state["step"])} | trainer.evaluate(state)
 
 

@@ -28,7 +28,8 @@ class Trainer:
     """Everything that a config computes; holds no training state.
 
     Attributes:
-      config: the config, in which model.dtype "auto" is the dtype that suits the devices.
+      config: the config, in which model.dtype "auto" is the dtype that suits the devices, and
+        data.name is the name of `dataset`.
       dataset: the training and evaluation data.
       spec: the model's structure.
       objective: the loss and the metrics, see `step.Objective`.
@@ -63,6 +64,7 @@ class Trainer:
         config = config.copy_and_resolve_references()
         with config.unlocked():
             config.model.dtype = compute_dtype(config.model.dtype, platform)
+            config.data.name = dataset.name
         self.config, self.dataset = config, dataset
         self._order = Order(config.seed, dataset.train.size, config.train.batch_size)
         self.intervals = Intervals.from_config(config, dataset.train.size)

@@ -40,12 +40,12 @@ def _quiet() -> Iterator[None]:
 
 
 @_quiet()
-def prepared_builder(name: str, data_dir: str | None = None) -> Any:
+def prepared_builder(name: str, data_dir: str | None = None, download: bool = True) -> Any:
     """The TFDS builder of `name`, with its data ready for `as_data_source`.
 
     Missing data is downloaded and prepared in `data_folder`, or prepared from archives in
     downloads/manual if TFDS cannot download them (imagenet2012); other processes wait. Memory stays
-    below about 1 GB plus 1/256 of a split.
+    below about 1 GB plus 1/256 of a split. Without `download`, missing data is an error.
 
     Raises:
       UserError: the folder or an archive is missing, the download fails, the data is damaged or in
@@ -54,6 +54,11 @@ def prepared_builder(name: str, data_dir: str | None = None) -> Any:
     data_folder(data_dir)
     builder = _builder(name, data_dir)
     if not builder.is_prepared():
+        if not download:
+            raise UserError(
+                f'data set "{name}" is not prepared in {builder.data_dir_root}, and this command '
+                "downloads nothing; set TFDS_DATA_DIR or name a folder that contains the data set"
+            )
         if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
             _check_archives(builder)
         with _alone(builder):
