@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from rehearsal.chips import chip_of
-from rehearsal.estimate import collectives, estimate
+from rehearsal.estimate import chip_of, collectives, estimate
 from rehearsal.topologies import devices_of
 from rezero_jax.data import stand_in
 from rezero_jax.errors import UserError

@@ -30,8 +30,7 @@ from typing import Any
 import jax
 
 from rehearsal.baseline_step import Baseline
-from rehearsal.chips import chip_of
-from rehearsal.estimate import estimate
+from rehearsal.estimate import chip_of, estimate
 from rehearsal.plan import plan, trainer_for_sizes
 from rehearsal.topologies import devices_of
 from rezero_jax.command import parser

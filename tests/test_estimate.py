@@ -8,8 +8,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from rehearsal.chips import CHIPS, chip_of
-from rehearsal.estimate import accounts, estimate, group_size
+from rehearsal.estimate import CHIPS, accounts, chip_of, estimate, group_size
 from rehearsal.plan import WIDTH, render
 from rehearsal.program import Traffic, parse, shape_bytes, trip_count
 from rehearsal.topologies import devices_of
