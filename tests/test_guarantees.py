@@ -90,10 +90,17 @@ def test_gates_learn_first_and_branches_after_one_update(family):
             assert np.all(np.any(layers != 0, axis=1)), path
 
 
+RULES = ("x0_scalars", "layernorm_scaling", "rezero_norm", "hyper_connections", "mhc")
+
+
 @pytest.mark.guarantee("scanned equals unrolled")
-@every_family
-def test_scanned_equals_unrolled(family):
-    x, options = FAMILIES[family].example(3), {"alpha_init": 0.5}
+@pytest.mark.parametrize(
+    ("family", "rule"),
+    [pytest.param(family, "rezero", id=family) for family in FAMILIES]
+    + [pytest.param("transformer", rule, marks=pytest.mark.slow) for rule in RULES],
+)
+def test_scanned_equals_unrolled(family, rule):
+    x, options = FAMILIES[family].example(3), {"residual": rule, "alpha_init": 0.5}
     if family == "resnet":
         options["depth"] = 20  # two blocks after the first one of a stage
     scanned, unrolled = (make(family, scan=scan, **options) for scan in (True, False))

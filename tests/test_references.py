@@ -15,7 +15,6 @@ from tests.families import stored
         ("mlp", ["torch"], 1e-4),
         ("resnet", ["torch"], 2e-5),  # the file keeps 16 significant bits
         ("transformer", ["torch", "rezero"], 1e-5),
-        ("torch_layers", ["torch", "rezero"], 1e-5),
         ("vit", ["torch", "timm"], 1e-4),
         ("schemes", ["torch", "timm", "torchscale"], 1e-4),
     ],

@@ -265,17 +265,6 @@ def test_rezero_wraps_functions_and_modules_with_further_arguments():
     assert isinstance(shifted.alpha, Alpha)
 
 
-def test_gradient_at_the_start_reaches_alpha_alone():
-    """dL/dalpha = <dL/dx', F(x)>, and F's own gradient is exactly zero (paper, section 1)."""
-    block = ReZero(nnx.Linear(8, 8, rngs=nnx.Rngs(0)))
-    target = jax.random.normal(jax.random.key(2), X.shape)
-    gradient = jax.grad(lambda block: jnp.sum(block(X) * target))(block)
-    np.testing.assert_allclose(gradient.alpha[...], jnp.vdot(target, block.f(X)), rtol=1e-5)
-    assert abs(float(gradient.alpha[...])) > 1e-3
-    np.testing.assert_array_equal(gradient.f.kernel[...], np.zeros((8, 8)))
-    np.testing.assert_array_equal(gradient.f.bias[...], np.zeros(8))
-
-
 def test_a_branch_of_another_shape_is_an_error():
     for name in RULES:
         with pytest.raises(ValueError, match=r"maps \(5, 8\) to \(5, 1\)"):

@@ -112,16 +112,6 @@ def test_every_mesh_trains_the_same(family, mesh, runs):
             np.testing.assert_allclose(b, a, rtol=rtol, atol=atol * np.abs(a).max())
 
 
-@pytest.mark.slow
-@pytest.mark.optimised
-@pytest.mark.parametrize("family", FAMILIES)
-def test_fully_optimised_programs_train_the_same(family):
-    fields = {"train.steps": 8, "train.steps_per_dispatch": 8}
-    mesh = "full 4" if family == "resnet" else "full 4 x model 2"
-    one, other = (train(make_trainer(family, name, **fields))[0] for name in ("one", mesh))
-    np.testing.assert_allclose(other, one, rtol=2e-5)
-
-
 @pytest.mark.parametrize(("family", "mesh"), CASES)
 def test_each_device_holds_its_share(family, mesh, runs):
     trainer, state, *_ = runs(family, mesh)

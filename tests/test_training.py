@@ -297,38 +297,6 @@ def test_superconvergence_cycles_sgd_and_leaves_the_gates_to_a_constant_adagrad(
             np.testing.assert_allclose(update, expected, rtol=1e-4, err_msg=path)
 
 
-def test_the_notebooks_recipe_has_one_constant_rate_for_all():
-    settings = config("resnet.py:recipe=notebook,lr=0.2")
-    optim, data = settings.optim, settings.data
-    assert (optim.learning_rate, optim.schedule, optim.weight_decay) == (0.2, "constant", 1e-4)
-    assert (dict(optim.groups), optim.alpha.weight_decay) == ({}, None)
-    assert (data.mean, data.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
-
-def test_the_papers_language_models():
-    for layers, width, batch, rate, epochs in (
-        (12, 512, 1080, 0.016, 130.0),
-        (64, 256, 304, 0.00872, 100.0),
-        (128, 256, 144, 0.006, 100.0),
-    ):
-        settings = config(f"transformer_enwik8.py:layers={layers}")
-        model, optim, data = settings.model, settings.optim, settings.data
-        assert (model.depth, model.width, model.heads) == (layers, width, 2)
-        assert model.feedforward is None
-        assert (model.residual, model.alpha_init, model.alpha_per) == ("rezero", None, "layer")
-        assert (model.dropout, model.activation, model.vocab_size) == (0.2, "gelu", 256)
-        assert (data.name, data.length, model.max_len) == ("enwik8", 512, 512)
-        assert (settings.train.batch_size, settings.train.epochs) == (batch, epochs)
-        assert (optim.name, optim.schedule, optim.warmup_steps) == ("lamb", "constant", 0)
-        assert optim.learning_rate == pytest.approx(rate, rel=3e-3)
-        assert batch % settings.train.accumulate == 0
-    arg = "residual=post_norm,warmup=100,alpha_init=1.0,accumulate=1,epochs=2.5"
-    settings = config(f"transformer_enwik8.py:{arg}")
-    assert (settings.model.residual, settings.model.alpha_init) == ("post_norm", 1.0)
-    assert (settings.optim.warmup_steps, settings.optim.learning_rate) == (100, 0.016)
-    assert (settings.train.accumulate, settings.train.epochs) == (1, 2.5)
-
-
 @pytest.mark.guarantee("optimizer groups")
 def test_of_a_vit_matrices_alone_decay_and_gates_are_a_group():
     for settings in (vit("smoke,residual=pre_norm", **{"model.pool": "token"}), vit()):

@@ -1,8 +1,7 @@
-"""Weights from PyTorch and back: round trips, files, errors, and PyTorch's own outputs."""
+"""Weights from PyTorch and back: round trips, names, files and errors."""
 
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -12,7 +11,6 @@ from flax import nnx
 from rezero_jax import MLP, Decoder, DecoderLayer, Encoder, EncoderLayer
 from rezero_jax.errors import UserError
 from rezero_jax.models.weights import from_torch, load_tensors, save_tensors, to_torch
-from tests.families import stored, under
 
 LAYER = partial(EncoderLayer, 8, 2, 12)
 MODULES = {
@@ -28,7 +26,6 @@ MODULES = {
     ),
     "decoder": partial(Decoder, 8, 2, 2, feedforward=12, final_norm=True),
 }
-INPUTS = {"x": (2, 5, 8), "memory": (2, 3, 8)}
 
 
 def normal(seed, *shape):
@@ -87,6 +84,9 @@ def test_names_and_shapes_are_pytorchs():
     expected |= {"linear2.weight": (8, 12), "linear2.bias": (8,), "resweight": (1,)}
     tensors = to_torch(new(MODULES["decoder_layer"]))
     assert {name: tensor.shape for name, tensor in tensors.items()} == expected
+    layer = {"norm1", "norm2", "linear1", "linear2", "self_attn"}
+    stack = {name.rpartition(".")[0] for name in to_torch(new(MODULES["pre_norm_encoder"]))}
+    assert {f"layers.{i}.{name}" for i in (0, 1) for name in layer} | {"norm"} <= stack
 
 
 def test_scanned_and_unrolled_stacks_and_their_layers_share_tensors():
@@ -182,33 +182,3 @@ def test_modules_that_pytorch_lacks(name):
             assert sentence(f, module).endswith(f"make the module with {text}")
     mlp = abstract(partial(MLP, 4, 4, 1, 2))
     assert "PyTorch has no equivalent of MLP; give an EncoderLayer" in sentence(to_torch, mlp)
-
-
-# ---- PyTorch
-
-
-def assert_output(module, arrays):
-    """Rounding in float32 is relative to the largest of the numbers summed."""
-    inputs = [arrays[name] for name in INPUTS if name in arrays]
-    options = {"is_causal": True} if "mask" in arrays else {}
-    out = jax.jit(lambda module, inputs: module(*inputs, **options))(module, inputs)
-    bound = 1e-5 * np.abs(arrays["out"]).max()
-    np.testing.assert_allclose(out, arrays["out"], rtol=0, atol=bound)
-
-
-@pytest.mark.guarantee("PyTorch parity")
-@pytest.mark.parametrize(
-    ("case", "make"),
-    [
-        ("pre_norm_decoder_layer", MODULES["pre_norm_decoder_layer"]),
-        ("encoder", MODULES["encoder"]),
-        ("encoder", MODULES["encoder_unrolled"]),
-        ("pre_norm_encoder", MODULES["pre_norm_encoder"]),
-    ],
-)
-def test_stored_layers_of_pytorch_compute_the_same_here_and_return_to_the_bit(case, make):
-    arrays = under(f"{case}/", stored("torch_layers"))
-    module = abstract(make)
-    from_torch(module, under("state/", arrays))
-    assert_output(module, arrays)
-    assert_equal(to_torch(module), under("state/", arrays))

@@ -2,11 +2,11 @@
 
     python -m tests.reference NAME
 
-writes NAME.npz: mlp, resnet, transformer and torch_layers in the environment of
-benchmarks/requirements.txt, vit with torch 2.14 and timm 1.0, and schemes with torch, torchscale
-0.3.0 and timm 0.6.13. `reference(case)` of make_NAME.py computes the arrays of a case, whose names
-are case/what/parameter. Files are float32; where PyTorch computes in float64, a deviation is not
-its rounding.
+writes NAME.npz: mlp, resnet and transformer in the environment of benchmarks/requirements.txt, vit
+with torch 2.14 and timm 1.0, and schemes with torch, torchscale 0.3.0 and timm 0.6.13.
+`reference(case)` of make_NAME.py computes the arrays of a case, whose names are
+case/what/parameter. Files are float32; where PyTorch computes in float64, a deviation is not its
+rounding.
 """
 
 import importlib
