@@ -2,6 +2,7 @@
 
 import codecs
 import itertools
+import os
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -44,11 +45,15 @@ def main(argv: list[str]) -> int:
         ("seed", int, 0, "seed of the sampling (default: 0)"),
     ):
         parser.add_argument(f"--{name}", type=kind, default=default, help=text)
+    command.add_allow(parser)
     args = parser.parse_args(argv)
+    sys.path.append(os.getcwd())  # where the allowed modules are
     return command.exit_status("sample.py", lambda: sample(**vars(args)))
 
 
-def sample(workdir: str, prompt: str, bytes: int, seed: int, **options: Any) -> None:
+def sample(
+    workdir: str, prompt: str, bytes: int, seed: int, allow: list[str], **options: Any
+) -> None:
     """Prints the prompt and `bytes` more bytes; `Transformer.generate` documents the options."""
     from flax import nnx
 
@@ -60,7 +65,7 @@ def sample(workdir: str, prompt: str, bytes: int, seed: int, **options: Any) -> 
     if bytes < 1:
         raise UserError(f"--bytes={bytes} asks for nothing; give at least 1")
     cache_compilations()
-    model, step = load_language_model(workdir)
+    model, step = load_language_model(workdir, allow)
     typed = prompt.encode(errors="surrogateescape")  # the bytes on the command line
     written = write(model, typed, bytes, rngs=nnx.Rngs(seed), **options)
     first = next(written)  # raises for an invalid option, before anything is printed

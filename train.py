@@ -33,6 +33,8 @@ def main(argv: list[str]) -> int:
     from rezero_jax.runs.files import write_json
     from rezero_jax.training.loop import Diverged, Interrupted, evaluate, train
 
+    # A config file may import modules beside it, and name those and the user's by "module:name".
+    sys.path += [os.getcwd(), os.path.dirname(os.path.abspath(args.config.partition(":")[0]))]
     status = 0
     lines: Iterable[str]
     try:

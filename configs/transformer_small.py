@@ -17,8 +17,7 @@ from ml_collections import ConfigDict
 
 from rezero_jax.config import base_config, parse_arg
 from rezero_jax.devices import default_cpu_devices
-from rezero_jax.models.build import transformer_model
-from rezero_jax.residual import RuleConfig
+from rezero_jax.models.build import rule_named, transformer_model
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -43,7 +42,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.heads = 4
     config.model.max_len = 8 if args.smoke else args.length
     config.model.positions = "rotary"
-    config.model.final_norm = RuleConfig(args.residual).rule.norms_branch
+    config.model.final_norm = rule_named(args.residual).norms_branch
     # On a CPU, unrolling 12 layers saves a fifth of the time, but deep stacks compile slowly.
     config.model.scan = args.depth > 16
 

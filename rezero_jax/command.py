@@ -33,6 +33,18 @@ def exit_status(name: str, work: Callable[[], None]) -> int:
     return 0
 
 
+def add_allow(parser: argparse.ArgumentParser) -> None:
+    """Adds --allow, the list of modules that the config of a run may import."""
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="module of your own rule, model or objective that the run's config may import and "
+        "run; may be repeated (default: none)",
+    )
+
+
 def workdir(text: str) -> str:
     """The argparse type of a run folder."""
     if not text:

@@ -57,6 +57,11 @@ def base_config() -> ConfigDict:
     config.train.examples = config_dict.placeholder(int)
     # Stop after the first epoch whose mean training loss (nats) is at most this; unset: never.
     config.train.until_loss = config_dict.placeholder(float)
+    # A run folder, an exported model or a .safetensors file with the initial parameters.
+    config.train.init_from = config_dict.placeholder(str)
+    config.train.objective = config_dict.placeholder(
+        str
+    )  # your own loss and metrics, "module:name"
     config.train.batch_size = 128
     # Microbatches per batch on one device; more need less memory. Several devices use fewer, except
     # for networks with BatchNorm, which always use this number.

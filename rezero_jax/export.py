@@ -22,13 +22,14 @@ from rezero_jax import command
 from rezero_jax.errors import UserError, first_line
 from rezero_jax.models.build import make_language_model, make_model
 from rezero_jax.models.weights import row_major, variables_of
+from rezero_jax.user_code import check_allowed, own_names
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 CARD_TEXT = """\
-# {model[name]}, {model[residual]}, {config.data.name}
+# {title}
 
-A {model[name]} ({sizes}) with the residual rule `{model[residual]}`, trained by rezero_jax \
+A {model[name]} ({sizes}) with the residual rule `{rule}`, trained by rezero_jax \
 (ReZero in JAX and Flax NNX).
 
 - Data: `{config.data.name}`
@@ -60,14 +61,20 @@ images = (pixels / 255 - np.array({mean})) / np.array({std})
 logits = model(jnp.asarray(images{flat}, jnp.float32))  # (1, {data[num_classes]})"""
 
 
-def load(folder: str | os.PathLike[str]) -> nnx.Module:
+def load(folder: str | os.PathLike[str], allow: Sequence[str] = ()) -> nnx.Module:
     """The model that `python -m rezero_jax.export` wrote to a folder, in evaluation mode.
 
     Neither the run nor its data set is needed, and on the same machine the outputs equal those of
     the run's model to the bit. The folder's README.md shows how to call the model.
 
+    Args:
+      folder: the folder.
+      allow: names of the modules that may be imported for the model, which then run their code and
+        get the arguments that the folder's config.json has; by default none.
+
     Raises:
-      UserError: the folder has no exported model, or the model is damaged or of another version.
+      UserError: the folder has no exported model, the model is damaged or of another version, or it
+        needs a module that is not allowed.
     """
     path = epath.Path(folder).expanduser()
     for name in (CONFIG, WEIGHTS):
@@ -76,13 +83,17 @@ def load(folder: str | os.PathLike[str]) -> nnx.Module:
                 f"{folder} has no exported model: there is no {name} in it; write one by python -m "
                 f"rezero_jax.export WORKDIR --out={folder}"
             )
+    description: dict[str, Any] = {}
     try:
         description = dict(json.loads((path / CONFIG).read_text()))
+        check_allowed(description, allow, path / CONFIG)
         digest, make = description["sha256"], constructor(description)
         model = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
     except UserError:
         raise
     except (ValueError, KeyError, TypeError) as error:
+        if own_names(description):  # an error in the user's own code
+            raise
         raise UserError(
             f"{path / CONFIG} is broken or of another version of rezero_jax "
             f"({type(error).__name__}: {first_line(error)}); export the run again"
@@ -115,8 +126,8 @@ def constructor(description: Mapping[str, Any]) -> Callable[[nnx.Rngs], nnx.Modu
     return make_model(model, tuple(data["example_shape"]), data["num_classes"])[0]
 
 
-def export(workdir: str, out: str) -> None:
-    """Writes the model of the run in `workdir` to the folder `out`.
+def export(workdir: str, out: str, allow: Sequence[str] = ()) -> None:
+    """Writes the model of the run in `workdir` to the folder `out`; `allow` is that of `load`.
 
     Raises:
       UserError: there is no run or no good checkpoint, or `out` cannot be written.
@@ -126,12 +137,13 @@ def export(workdir: str, out: str) -> None:
     from rezero_jax.runs.folder import read_config, read_final
     from rezero_jax.training.load import restored
 
-    config, folder = read_config(workdir), folder_of(out)
+    config, folder = read_config(workdir, allow), folder_of(out)
     description = {"rezero_jax": __version__, "model": config.model.to_dict()}
     if config.model.name != "transformer":
         data = read_json(folder_of(workdir) / "data.json")
         names = ("name", "example_shape", "num_classes", "classes", "mean", "std")
-        description["data"] = {name: data[name] for name in names}
+        if "example_shape" in data:  # not of the user's own language model
+            description["data"] = {name: data[name] for name in names}
     model, steps = restored(workdir, config, constructor(description))
     arrays = row_major({name: leaf[...] for name, leaf in variables_of(model).items()})
     content = safetensors.numpy.save(arrays)
@@ -158,7 +170,10 @@ def _card(
         numbers = {key: value for key, value in final.items() if isinstance(value, int | float)}
         rows = [f"| {key} | {value:.6g} |" for key, value in numbers.items()]
         metrics = "\n".join(["| at the end of the run | |", "| --- | --- |", *rows])
-    if data is None:
+    allow = sorted({name.partition(":")[0] for name in own_names(description).values()})
+    if allow:  # Nothing is known of how the model is called.
+        usage = f"import rezero_jax\n\nmodel = rezero_jax.load({folder!r}, allow={tuple(allow)})"
+    elif data is None:
         usage = TEXT_USAGE.format(folder=folder, count=min(100, model["max_len"] - 1))
     else:
         usage = IMAGE_USAGE.format(
@@ -169,10 +184,13 @@ def _card(
             std=np.round(data["std"], 6).tolist(),
             flat=".reshape(len(pixels), -1)" if model["name"] == "mlp" else "",
         )
+    rule = model.get("residual", "of the model itself")
     sizes = (f"{key} {model[key]}" for key in ("depth", "width", "heads") if key in model)
     return CARD_TEXT.format(
         model=model,
         config=config,
+        title=f"{model['name']}, {rule}, {config.data.name}",
+        rule=rule,
         sizes=", ".join(sizes),
         steps=steps,
         version=description["rezero_jax"],
@@ -187,8 +205,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("workdir", type=command.workdir, metavar="WORKDIR", help="the run's folder")
     text = "folder to write to; made if it is missing"
     parser.add_argument("--out", required=True, metavar="DIR", help=text)
+    command.add_allow(parser)
     args = parser.parse_args(argv)
-    return command.exit_status("export", lambda: export(args.workdir, args.out))
+    return command.exit_status("export", lambda: export(args.workdir, args.out, args.allow))
 
 
 if __name__ == "__main__":

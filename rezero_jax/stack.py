@@ -13,7 +13,7 @@ from jax import Array
 from jax.sharding import PartitionSpec
 
 from rezero_jax import devices
-from rezero_jax.errors import check_sizes, choose_from
+from rezero_jax.errors import UserError, check_sizes, choose_from
 from rezero_jax.residual import Constant
 
 LayerState = tuple[nnx.State, nnx.State, Array | None]  # parameters, other arrays, random key
@@ -122,7 +122,14 @@ class Stack(nnx.Module):
             merged = nnx.merge(graphdef, *arrays)
             x = _shard_batch(x)
             random = {} if key is None else {"rngs": nnx.Rngs(dropout=key)}
-            return merged(x, *args, **kwargs, **random), nnx.state(merged, CHANGES)
+            y = merged(x, *args, **kwargs, **random)
+            kept, found = ((getattr(a, "shape", None), getattr(a, "dtype", a)) for a in (x, y))
+            if kept != found:
+                raise UserError(
+                    f"a block of a Stack must keep the shape and the dtype of x, but it maps "
+                    f"{x.dtype}{x.shape} to {found[1]}{found[0]}; correct the block or its rule"
+                )
+            return y, nnx.state(merged, CHANGES)
 
         if self.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[self.remat], prevent_cse=False)

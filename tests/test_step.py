@@ -13,10 +13,10 @@ from rezero_jax.formatting import path_text
 from rezero_jax.models.mlp import MLP
 from rezero_jax.models.resnet.batch_norm import BatchNorm
 from rezero_jax.models.transformer.layer import Encoder
+from rezero_jax.training.objective import classification, cross_entropy
 from rezero_jax.training.optim import make_optimizer
 from rezero_jax.training.state import init_state, model_spec
 from rezero_jax.training.step import (
-    classification,
     make_dispatch,
     make_eval_step,
     make_train_step,
@@ -27,7 +27,8 @@ DEPTH = 3
 BATCH = 16
 GO = jnp.zeros(3, jnp.int32)  # no device stops
 EPS = float(jnp.finfo(jnp.float32).eps)
-OBJECTIVE = classification(partial(standardise, mean=(0.5,), std=(0.5,)), (16,))
+PIXELS = partial(standardise, mean=(0.5,), std=(0.5,))
+OBJECTIVE = classification(PIXELS, (16,), partial(cross_entropy, classes=10))
 
 
 @cache

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 # From the ground up: a file imports from its own line or the lines above.
 LAYERS = (
     ("rezero_jax.errors", "rezero_jax.formatting"),
-    ("rezero_jax.command",),
+    ("rezero_jax.command", "rezero_jax.user_code"),
     ("rezero_jax.config", "rezero_jax.devices", "rezero_jax.processes", "rezero_jax.residual"),
     ("rezero_jax.stack",),
     ("rezero_jax.models", "rezero_jax.data", "rezero_jax.runs"),

@@ -15,9 +15,10 @@ from rezero_jax.data.augment import Augmentation, augment
 from rezero_jax.errors import UserError
 from rezero_jax.formatting import path_text
 from rezero_jax.models.build import make_model
+from rezero_jax.training.objective import language_modelling
 from rezero_jax.training.optim import _labels, make_optimizer
 from rezero_jax.training.state import model_spec
-from rezero_jax.training.step import language_modelling, make_train_step
+from rezero_jax.training.step import make_train_step
 from rezero_jax.training.trainer import Trainer
 from tests.families import REMEMBER, assert_trees_close, config, flat, tokens, train
 

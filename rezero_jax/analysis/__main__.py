@@ -8,6 +8,7 @@ in the run folder. The command writes nothing else, so the run may still be trai
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 from etils import epath
@@ -33,15 +34,17 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", metavar="FILE", help=text)
     text = "where the run's data set is: data.path of images or text, data.dir of other data"
     parser.add_argument("--data", metavar="PATH", help=text)
+    command.add_allow(parser)
     args = parser.parse_args(argv)
-    return command.exit_status("analysis", lambda: _diagnose(args.workdir, args.out, args.data))
+    work = partial(_diagnose, args.workdir, args.out, args.data, args.allow)
+    return command.exit_status("analysis", work)
 
 
-def _diagnose(workdir: str, out: str | None, source: str | None) -> None:
+def _diagnose(workdir: str, out: str | None, source: str | None, allow: Sequence[str]) -> None:
     picture = epath.Path(out) if out else folder_of(workdir) / "diagnosis.png"
     check_ending(picture)
     cache_compilations()
-    model, step, trainer = load_model(workdir, source=source)
+    model, step, trainer = load_model(workdir, source=source, allow=allow)
     batch = trainer.examples(EXAMPLES)
     examples = len(jax.tree.leaves(batch)[0])
     diagnosis = diagnose(

@@ -1,4 +1,7 @@
-"""From config.model to a model: the one place that knows the families by name."""
+"""From config.model to a model: the one place that knows the families by name.
+
+A model or a residual rule may also be the user's own, "module:name".
+"""
 
 import math
 from collections.abc import Callable
@@ -14,6 +17,8 @@ from rezero_jax.models.resnet.model import ResNet
 from rezero_jax.models.transformer.config import TransformerConfig
 from rezero_jax.models.transformer.model import Transformer
 from rezero_jax.models.vit import ViT
+from rezero_jax.residual import Rule, RuleConfig
+from rezero_jax.user_code import check_call, find, is_own
 
 NAMES = ("mlp", "resnet", "transformer", "vit")
 DTYPES = ("auto", "bfloat16", "float32")
@@ -50,6 +55,9 @@ def make_model(
       UserError: an unknown model or dtype, or a language model; the constructor checks the rest.
     """
     name, options = _options(config)
+    if is_own(name):
+        options |= {"example_shape": tuple(example_shape), "num_classes": num_classes}
+        return _own_model(name, options), example_shape
     if name == "transformer":
         raise UserError(
             "model.name=transformer reads text, not images; set data.name to stdlib, text or "
@@ -74,13 +82,15 @@ def make_model(
     return lambda rngs: families[family](**options, rngs=rngs), example_shape
 
 
-def make_language_model(config: Any) -> Callable[[nnx.Rngs], Transformer]:
+def make_language_model(config: Any) -> Callable[[nnx.Rngs], nnx.Module]:
     """The constructor of the language model that config.model, or the same as a dict, describes.
 
     Raises:
       UserError: an unknown model or dtype, or a classifier; the constructor checks the rest.
     """
     name, options = _options(config)
+    if is_own(name):
+        return _own_model(name, options)
     if name != "transformer":
         raise UserError(
             f"model.name={name} reads images, not text; set it to transformer, or choose other data"
@@ -88,15 +98,51 @@ def make_language_model(config: Any) -> Callable[[nnx.Rngs], Transformer]:
     return lambda rngs: Transformer(**options, rngs=rngs)
 
 
+def rule_named(name: str) -> type[Rule]:
+    """The residual rule of a name of the package, or the user's own of a name "module:name".
+
+    Raises:
+      UserError: there is no such rule, or it has another signature than `Rule`.
+    """
+    if not is_own(name):
+        return RuleConfig(name).rule
+    what, rule = f"model.residual={name!r}", find("model.residual", name)
+    if not (isinstance(rule, type) and issubclass(rule, Rule)):
+        raise UserError(f"{what} is no subclass of rezero_jax.residual.Rule; make it one")
+    check_call(what, rule, "config", "features", "place", "rngs")
+    check_call(f"{what}.__call__", rule.__call__, "self", "x", "f")
+    return rule
+
+
+def _own_model(name: str, arguments: dict[str, Any]) -> Callable[[nnx.Rngs], nnx.Module]:
+    what, make = f"model.name={name!r}", find("model.name", name)
+    # As in the config, also where it was read from JSON.
+    arguments = {key: tuple(v) if isinstance(v, list) else v for key, v in arguments.items()}
+    check_call(what, make, **arguments, rngs=None)
+
+    def construct(rngs: nnx.Rngs) -> nnx.Module:
+        model = make(**arguments, rngs=rngs)
+        if not isinstance(model, nnx.Module):
+            kind = type(model).__name__
+            raise UserError(f"{what} made a {kind}; it must return a flax.nnx.Module")
+        return model
+
+    return construct
+
+
 def _options(config: Any) -> tuple[str, dict[str, Any]]:
     """The model's name, and the arguments of its constructor."""
     options = dict(config)
-    name, dtype = options.pop("name"), options["dtype"]
-    if name not in NAMES:
+    name = options.pop("name")
+    if name not in NAMES and not is_own(name):
         raise choose_from("model", name, NAMES)
-    if dtype not in DTYPES:
-        raise choose_from("dtype", dtype, DTYPES)
+    if "dtype" in options or not is_own(name):
+        if options["dtype"] not in DTYPES:
+            raise choose_from("dtype", options["dtype"], DTYPES)
+        options["dtype"] = getattr(jnp, compute_dtype(options["dtype"]))
+    if is_own(options.get("residual")):
+        options["residual"] = rule_named(options["residual"])
     for key, value in options.items():
         if isinstance(value, int) and value > LARGEST:
             raise UserError(f"model.{key}={value} is too large; give at most {LARGEST}")
-    return name, options | {"dtype": getattr(jnp, compute_dtype(dtype))}
+    return name, options

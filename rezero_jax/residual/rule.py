@@ -1,6 +1,6 @@
 """The gate `Alpha`, the wrappers `ReZero` and `AdaLNZero`, and what all residual rules share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -123,7 +123,7 @@ class RuleConfig:
     """Options of a residual rule.
 
     Attributes:
-      residual: name of the rule, a key of `rezero_jax.residual.RULES`.
+      residual: name of the rule, a key of `rezero_jax.residual.RULES`, or a subclass of `Rule`.
       alpha_init: initial gate, for a rule that has one; None is the rule's own.
       norm: kind of every norm: "layer_norm", with PyTorch's epsilon, or "dyt" (arXiv 2503.10622).
       base_depth: number of layers at which `completep` and `depth_mup` are x + F(LN x).
@@ -132,21 +132,20 @@ class RuleConfig:
       UserError: an option is unknown or out of range.
     """
 
-    residual: str = "rezero"
+    residual: "str | type[Rule]" = "rezero"
     alpha_init: float | None = None
     norm: str = "layer_norm"
     base_depth: int = 2
 
     def __post_init__(self) -> None:
-        if self.residual not in RULES:
-            raise choose_from("residual rule", self.residual, RULES)
+        check_rule(self.residual, RULES)
         if self.norm not in NORMS:
             raise choose_from("norm", self.norm, NORMS)
         check_sizes(base_depth=self.base_depth)
 
     @property
     def rule(self) -> type["Rule"]:
-        return RULES[self.residual]
+        return RULES[self.residual] if isinstance(self.residual, str) else self.residual
 
     def make_norm(
         self, features: int, *, dtype: Any = None, rngs: nnx.Rngs
@@ -251,13 +250,26 @@ class Rule(nnx.Module):
         return x if cls.streams == 1 else x.sum(axis=-2)
 
 
+def check_rule(rule: object, valid: Iterable[str]) -> None:
+    """Raises a UserError unless `rule` is a name in `valid` or a subclass of `Rule`."""
+    if isinstance(rule, str):
+        if rule not in valid:
+            raise choose_from("residual rule", rule, valid)
+    elif not (isinstance(rule, type) and issubclass(rule, Rule)):
+        raise UserError(f"residual={rule!r} is no subclass of rezero_jax.residual.Rule; give one")
+
+
 def make_rule(
-    rule: str | RuleConfig, features: int, *, place: Place | None = None, rngs: nnx.Rngs
+    rule: str | type[Rule] | RuleConfig,
+    features: int,
+    *,
+    place: Place | None = None,
+    rngs: nnx.Rngs,
 ) -> Rule:
-    """The rule of this name or these options; the other arguments are those of `Rule`.
+    """The rule of this name, class or these options; the other arguments are those of `Rule`.
 
     Raises:
       UserError: no rule has this name, or the rule needs a place.
     """
-    config = RuleConfig(rule) if isinstance(rule, str) else rule
+    config = rule if isinstance(rule, RuleConfig) else RuleConfig(rule)
     return config.rule(config, features, place, rngs)

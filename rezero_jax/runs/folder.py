@@ -18,7 +18,7 @@ import platform
 import shutil
 import subprocess
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -39,6 +39,7 @@ from rezero_jax.runs.files import (
     write_json,
 )
 from rezero_jax.runs.metrics import read_metrics
+from rezero_jax.user_code import check_allowed
 
 # Prefixes of fields that may change between two starts: where and on how much hardware a run is.
 # `check_data` notices other data in another place.
@@ -175,7 +176,7 @@ def check_config(
     """
     if not (epath.Path(folder) / "config.json").exists():
         return
-    both = (read_config(folder), continued(folder, config))
+    both = (recorded_config(folder), continued(folder, config))
     old, new = (json.loads(one.to_json()) for one in both)
     changes = [change for change in differences(old, new) if not change.startswith(free)]
     if changes:
@@ -223,8 +224,19 @@ def check_passed(folder: AnyPath, passed: bool) -> None:
         )
 
 
-def read_config(folder: AnyPath) -> ConfigDict:
-    """The config of the run in a folder; raises a UserError if there is none."""
+def read_config(folder: AnyPath, allow: Sequence[str] = ()) -> ConfigDict:
+    """The config of the run in a folder, to make its model.
+
+    Raises:
+      UserError: there is none, or it names a module that `allow`, names of modules, does not have.
+    """
+    config = recorded_config(folder)
+    check_allowed(config, allow, folder)
+    return config
+
+
+def recorded_config(folder: AnyPath) -> ConfigDict:
+    """The config of the run in a folder, to read fields of it; see `read_config` for its model."""
     return ConfigDict(read_json(folder_of(folder) / "config.json"))
 
 
@@ -234,9 +246,9 @@ def continued(folder: AnyPath, config: ConfigDict) -> ConfigDict:
     So a run that began on an accelerator keeps its dtype on a CPU.
     """
     config = config.copy_and_resolve_references()
-    if config.model.dtype == "auto" and (folder_of(folder) / "config.json").exists():
+    if config.model.get("dtype") == "auto" and (folder_of(folder) / "config.json").exists():
         with config.unlocked():
-            config.model.dtype = read_config(folder).model.dtype
+            config.model.dtype = recorded_config(folder).model.dtype
     return config
 
 

@@ -1,5 +1,6 @@
 """Models of runs, restored from their checkpoints: to sample from, to study or to export."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -20,23 +21,28 @@ from rezero_jax.runs.restore import Damaged, read, read_newest
 from rezero_jax.training.optim import make_optimizer
 from rezero_jax.training.state import MakeModel, ModelSpec, State, init_state, model_spec
 from rezero_jax.training.trainer import Trainer
+from rezero_jax.user_code import is_own
 
 
-def load_language_model(workdir: AnyPath) -> tuple[Transformer, int]:
+def load_language_model(workdir: AnyPath, allow: Sequence[str] = ()) -> tuple[Transformer, int]:
     """The language model of a run, in evaluation mode, and its number of updates.
 
-    The run may still be training, because this function only reads.
+    The run may still be training, because this function only reads. `allow` has the names of the
+    modules that the run's config may import.
 
     Raises:
       UserError: there is no run or no good checkpoint, or it is of another family or structure.
     """
-    config = read_config(workdir)
-    if config.model.name != "transformer":
+    config = read_config(workdir, allow)
+    found = None
+    if config.model.name == "transformer" or is_own(config.model.name):
+        found = restored(workdir, config, make_language_model(config.model))
+    if found is None or not isinstance(found[0], Transformer):
         raise UserError(
             f"{workdir} holds a run of model.name={config.model.name}, which writes no text; "
             "choose a run of a transformer"
         )
-    return restored(workdir, config, make_language_model(config.model))  # type: ignore[return-value]
+    return found
 
 
 def restored(workdir: AnyPath, config: ConfigDict, make: MakeModel) -> tuple[nnx.Module, int]:
@@ -60,6 +66,7 @@ def load_model(
     step: int | None = None,
     source: str | None = None,
     dataset: Dataset | Text | None = None,
+    allow: Sequence[str] = (),
 ) -> tuple[nnx.Module, int, Trainer]:
     """The model of a run of any family, its number of updates, and the trainer of its config.
 
@@ -70,12 +77,18 @@ def load_model(
       step: the checkpoint, by default the newest good one; 0 is the initial model.
       source: data.path or data.dir of the run's data set, if it needs one.
       dataset: the data set that was passed to `train`, if one was.
+      allow: names of the modules that the run's config may import.
 
     Raises:
       UserError: there is no run or no such checkpoint, the checkpoint is damaged or of another
         structure, or the data set is missing or another one.
     """
-    config = read_config(workdir)
+    config = read_config(workdir, allow)
+    if step == 0 and config.train.get("init_from"):
+        raise UserError(
+            f"the run in {workdir} began with the parameters of {config.train.init_from}; choose "
+            "that one, or a checkpoint"
+        )
     config.mesh.data = config.mesh.model = 1
     check_passed(workdir, dataset is not None)
     if dataset is None:

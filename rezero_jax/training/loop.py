@@ -24,7 +24,7 @@ from rezero_jax.runs.folder import (
     check_data,
     check_passed,
     continued,
-    read_config,
+    recorded_config,
 )
 from rezero_jax.training.cost import check_memory
 from rezero_jax.training.load import load_state
@@ -196,7 +196,7 @@ def evaluate(
     check_config(workdir, trainer.config, free=TOPOLOGY + EVALUATION)
     state = load_state(workdir, trainer.shapes)
     record = trainer.dataset.record()
-    if config.data.eval_split != read_config(workdir).data.eval_split:
+    if config.data.eval_split != recorded_config(workdir).data.eval_split:
         del record["eval"]
     check_data(workdir, record)
     return {"step": int(state["step"])} | trainer.evaluate(state)

@@ -18,6 +18,7 @@ from rezero_jax.runs.files import read_json, write_json
 from rezero_jax.runs.folder import Workdir
 from rezero_jax.runs.metrics import MetricsWriter
 from rezero_jax.training.cost import model_flops, peak_flops
+from rezero_jax.training.objective import REPORTED
 from rezero_jax.training.trainer import Trainer
 
 Line = dict[str, float]
@@ -133,7 +134,8 @@ class Progress:
         line: Line = {"epoch": last * self._intervals.batch_size / self._intervals.size}
         alphas = values.pop("alphas")
         for name, value in values.items():
-            key = name if "norm" in name or "rate" in name else f"train/{name}"
+            is_metric = name not in REPORTED and not name.startswith("learning_rate/")
+            key = f"train/{name}" if is_metric else name
             line[key] = float(value[last - first - 1] if value.ndim else value)
         line |= {f"alpha/{layer}": float(alpha) for layer, alpha in enumerate(alphas)}
         if self._intervals.ends_epoch(last):

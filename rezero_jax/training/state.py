@@ -10,6 +10,7 @@ import optax
 from flax import nnx
 from jax import Array
 
+from rezero_jax.errors import UserError
 from rezero_jax.formatting import path_text
 from rezero_jax.residual import Alpha, Constant, Rule, StreamWeight
 from rezero_jax.stack import Stack, split_params
@@ -94,6 +95,13 @@ def model_spec(make_model: MakeModel) -> ModelSpec:
     """The spec of the model that `make_model(rngs)` returns; computes no array."""
     model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
     graphdef, params, stats = split_params(model)
+    for path, variable in nnx.to_flat_state(stats):
+        if isinstance(variable, nnx.RngState):
+            raise UserError(
+                f"the model keeps random keys ({'.'.join(map(str, path))}), but all randomness is "
+                "a function of the seed and the step; make dropout without rngs=, and give it the "
+                "rngs of each call"
+            )
     stacks = {path: module for path, module in nnx.iter_modules(model) if isinstance(module, Stack)}
     rules = {  # of the layers of each stack; the base class scales nothing
         path: next((m for _, m in nnx.iter_modules(stack) if isinstance(m, Rule)), Rule)

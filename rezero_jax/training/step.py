@@ -1,6 +1,5 @@
 """The pure functions of training: one update, a dispatch of several, and an evaluation."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,39 +19,6 @@ Objective = Callable[[nnx.Module, Batch, Array], dict[str, Array]]
 Gather = Callable[[Batch, Batch], Batch]
 # (state, ...) -> (state, report).
 Update = Callable[..., tuple[State, dict[str, Array]]]
-
-
-def classification(
-    standardise: Callable[[Array], Array], input_shape: tuple[int, ...]
-) -> Objective:
-    """Cross entropy (nats) and accuracy of a model that maps inputs of input_shape to logits.
-
-    `standardise` maps images 0 .. 255 to float32.
-    """
-
-    def objective(model: nnx.Module, batch: Batch, key: Array) -> dict[str, Array]:
-        images = standardise(batch["image"])
-        logits = model(images.reshape(images.shape[0], *input_shape))
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-        hits = (logits.argmax(axis=-1) == batch["label"]).astype(jnp.float32)
-        return {"loss": losses, "accuracy": hits}
-
-    return objective
-
-
-def language_modelling(model: Any, batch: Batch, key: Array) -> dict[str, Array]:
-    """Mean cross entropy of an example's targets, in nats ("loss") and in bits per byte.
-
-    With batch["weight"] (batch, length) the mean is over the targets with weight 1, and "weight" of
-    an example is the number of these targets.
-    """
-    losses = model.losses(batch["tokens"], batch["targets"], rngs=nnx.Rngs(dropout=key))
-    if "weight" not in batch:
-        loss = losses.mean(axis=1)
-        return {"loss": loss, "bits_per_byte": loss / math.log(2)}
-    counted = batch["weight"].sum(axis=1)
-    loss = (losses * batch["weight"]).sum(axis=1) / jnp.maximum(counted, 1)
-    return {"loss": loss, "bits_per_byte": loss / math.log(2), "weight": counted}
 
 
 def make_train_step(

@@ -13,15 +13,15 @@ from ml_collections import ConfigDict
 from rezero_jax import data, processes
 from rezero_jax.data.augment import augment
 from rezero_jax.data.order import Order, eval_batches
-from rezero_jax.data.split import Dataset, HostBatch, standardise
+from rezero_jax.data.split import Dataset, HostBatch
 from rezero_jax.data.text import Text
 from rezero_jax.devices import batch_shards, compute_dtype, generator
 from rezero_jax.errors import UserError
-from rezero_jax.models.build import make_language_model, make_model
 from rezero_jax.training import sharding, step
 from rezero_jax.training.intervals import Intervals
+from rezero_jax.training.objective import check_own, make_task
 from rezero_jax.training.optim import make_optimizer
-from rezero_jax.training.state import MakeModel, ModelSpec, State, init_state, model_spec
+from rezero_jax.training.state import ModelSpec, State, init_state, model_spec
 
 
 class Trainer:
@@ -63,12 +63,13 @@ class Trainer:
         platform = devices[0].platform
         config = config.copy_and_resolve_references()
         with config.unlocked():
-            config.model.dtype = compute_dtype(config.model.dtype, platform)
+            if "dtype" in config.model:  # The user's own model may have none.
+                config.model.dtype = compute_dtype(config.model.dtype, platform)
             config.data.name = dataset.name
         self.config, self.dataset = config, dataset
         self._order = Order(config.seed, dataset.train.size, config.train.batch_size)
         self.intervals = Intervals.from_config(config, dataset.train.size)
-        make, self.objective = _task(config.model, dataset)
+        make, self.objective = make_task(config, dataset)
         self.spec = model_spec(make)
         self.mesh, count = _mesh(config, self.spec, devices)
         shards = batch_shards(self.mesh)
@@ -92,6 +93,7 @@ class Trainer:
         shapes = jax.eval_shape(init, jax.random.key(0))
         placed = sharding.state_shardings(shapes, self.mesh, self.spec, config.mesh.fully_sharded)
         self.shapes = jax.tree.map(lambda leaf, place: leaf.update(sharding=place), shapes, placed)
+        check_own(config, dataset, self.spec, self.shapes, self.objective)
         self._init = jax.jit(init, out_shardings=placed)
         self.jitted_dispatch = jax.jit(
             dispatch, donate_argnums=0, out_shardings=(placed, self._whole)
@@ -186,22 +188,3 @@ def microbatches(accumulate: int, batch_size: int, devices: int) -> int:
     """
     rows = batch_size // devices
     return next(n for n in range(1, rows + 1) if rows % n == 0 and n * devices >= accumulate)
-
-
-def _task(model: ConfigDict, dataset: Dataset | Text) -> tuple[MakeModel, step.Objective]:
-    if isinstance(dataset, Text):
-        make: MakeModel = make_language_model(model)
-        if (length := dataset.train.length) > model.max_len:
-            raise UserError(
-                f"data.length={length} is more than model.max_len={model.max_len}; lower "
-                "it, or raise model.max_len"
-            )
-        if dataset.largest >= model.vocab_size:
-            raise UserError(
-                f'the text "{dataset.name}" has the byte {dataset.largest}, which is not in '
-                f"model.vocab_size={model.vocab_size}; set it to 256"
-            )
-        return make, step.language_modelling
-    make, input_shape = make_model(model, dataset.example_shape, dataset.num_classes)
-    pixels = partial(standardise, mean=dataset.mean, std=dataset.std)
-    return make, step.classification(pixels, input_shape)

@@ -13,6 +13,7 @@ convolutions; a pre-activation block (arXiv 1603.05027) has it before them.
     skipinit     x' = relu(s(x) + a F(x)), F without bn   x' = s(x) + a F(x), F without bn
     rezero       x' = s(x) + a relu(F(x))                 x' = s(x) + a F(x)
     rezero_channel: as rezero, with one a per channel
+    a subclass of Rule: x' = rule(s(x), relu(F(x)))       x' = rule(s(x), F(x))
     fixup        scalar biases and a multiplier instead of bn: see `PostFixup` and `PreFixup`
 
 The gate a is a scalar that starts at 0. The paper reports `residual` and `rezero` for both columns,
@@ -61,7 +62,8 @@ class PostBlock(nnx.Module):
         changes = config.changes_shape(cin, channels, stride)
         self.shortcut = Shortcut(config, cin, channels, stride) if changes else nnx.identity
         self.rule = config.rule(channels, rngs)
-        self.relu_in_branch = config.residual in ("rezero", "rezero_channel", "gated")
+        gated = ("rezero", "rezero_channel", "gated")
+        self.relu_in_branch = config.residual in gated or isinstance(config.residual, type)
 
     def branch(self, x: Images) -> Images:
         """F(x)."""

@@ -14,6 +14,7 @@ from rezero_jax.models import init
 from rezero_jax.models.resnet.batch_norm import BatchNorm
 from rezero_jax.models.resnet.conv import as_general
 from rezero_jax.residual import Rule, RuleConfig, make_rule
+from rezero_jax.residual.rule import check_rule
 
 RULES = ("residual", "zero_gamma", "gated", "fixup", "skipinit", "rezero", "rezero_channel")
 PREACT_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
@@ -24,7 +25,8 @@ class ResNetConfig:
     """Options of a residual network.
 
     Attributes:
-      residual: one of `rezero_jax.models.resnet.config.RULES`; `preact` has no `zero_gamma`.
+      residual: one of `rezero_jax.models.resnet.config.RULES`, or a subclass of `Rule` with one
+        stream; `preact` has no `zero_gamma`.
       num_classes: number of logits.
       width: channels of the first stage; each later stage has twice as many.
       in_channels: 3 for colour images, 1 for grey images.
@@ -40,7 +42,7 @@ class ResNetConfig:
     """
 
     depth: int = 20
-    residual: str = "rezero"
+    residual: str | type[Rule] = "rezero"
     num_classes: int = 10
     width: int = 16
     in_channels: int = 3
@@ -56,8 +58,10 @@ class ResNetConfig:
     stem = "cifar"
 
     def __post_init__(self) -> None:
+        check_rule(self.residual, RULES)
+        if isinstance(self.residual, type) and self.residual.streams > 1:
+            raise UserError("a ResNet's trunk is one stream; choose a rule with streams = 1")
         for what, name, valid in (
-            ("residual rule", self.residual, RULES),
             ("variant", self.variant, ("paper", "notebook")),
             ("stem", self.stem, ("cifar", "imagenet")),
         ):
