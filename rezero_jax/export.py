@@ -22,7 +22,7 @@ from rezero_jax import command
 from rezero_jax.errors import UserError, first_line
 from rezero_jax.models.build import make_language_model, make_model
 from rezero_jax.models.weights import row_major, variables_of
-from rezero_jax.user_code import check_allowed, own_names
+from rezero_jax.user_code import check_allowed, is_own, own_names
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -47,7 +47,7 @@ TEXT_USAGE = """\
 import rezero_jax
 from flax import nnx
 
-model = rezero_jax.load("{folder}")
+{load}
 prompts = [list(b"a")]  # the bytes to continue
 new = model.generate(prompts, max_new_tokens={count}, rngs=nnx.Rngs(0))"""
 IMAGE_USAGE = """\
@@ -55,7 +55,7 @@ import jax.numpy as jnp
 import numpy as np
 import rezero_jax
 
-model = rezero_jax.load("{folder}")
+{load}
 pixels = np.zeros({shape}, np.uint8)  # replace them with your images
 images = (pixels / 255 - np.array({mean})) / np.array({std})
 logits = model(jnp.asarray(images{flat}, jnp.float32))  # (1, {data[num_classes]})"""
@@ -171,13 +171,15 @@ def _card(
         rows = [f"| {key} | {value:.6g} |" for key, value in numbers.items()]
         metrics = "\n".join(["| at the end of the run | |", "| --- | --- |", *rows])
     allow = sorted({name.partition(":")[0] for name in own_names(description).values()})
-    if allow:  # Nothing is known of how the model is called.
-        usage = f"import rezero_jax\n\nmodel = rezero_jax.load({folder!r}, allow={tuple(allow)})"
+    options = f", allow={allow}" if allow else ""
+    load = f'model = rezero_jax.load("{folder}"{options})'
+    if data is None and is_own(model["name"]):  # Nothing is known of how the model is called.
+        usage = f"import rezero_jax\n\n{load}"
     elif data is None:
-        usage = TEXT_USAGE.format(folder=folder, count=min(100, model["max_len"] - 1))
+        usage = TEXT_USAGE.format(load=load, count=min(100, model["max_len"] - 1))
     else:
         usage = IMAGE_USAGE.format(
-            folder=folder,
+            load=load,
             data=data,
             shape=(1, *data["example_shape"]),
             mean=np.round(data["mean"], 6).tolist(),

@@ -11,7 +11,7 @@ from typing import Any
 
 from rezero_jax.errors import UserError
 
-FIELDS = ("model.name", "model.residual", "train.objective")
+FIELDS = ("model.residual", "model.name", "train.objective")
 
 
 def is_own(name: object) -> bool:

@@ -20,7 +20,7 @@ from rezero_jax.errors import UserError
 from rezero_jax.models.build import make_language_model, make_model
 from rezero_jax.training.state import MakeModel, ModelSpec, State
 from rezero_jax.training.step import Batch, Objective
-from rezero_jax.user_code import check_call, find, is_own
+from rezero_jax.user_code import check_call, find, own_names
 
 REPORTED = ("alphas", "grad_norm", "param_norm", "stop")  # see `step.make_dispatch`
 
@@ -114,15 +114,15 @@ def language_modelling(model: Any, batch: Batch, key: Array) -> dict[str, Array]
 def check_own(
     config: ConfigDict, dataset: Dataset | Text, spec: ModelSpec, state: State, objective: Objective
 ) -> None:
-    """Checks what the user's own model or objective, if there is one, returns; computes nothing.
+    """Checks what the user's own rule, model or objective returns; computes nothing.
 
     `state` has the shapes of the training state. Errors in the user's code pass unchanged.
 
     Raises:
-      UserError: the objective does not return one number per example, by name.
+      UserError: the objective does not return one number per example, by name; or the rule or the
+        model returns another shape than it should.
     """
-    name, own = config.model.name, config.train.get("objective")
-    if not (own or is_own(name)):
+    if not (names := own_names(config)):
         return
     split, count = dataset.train, 3
 
@@ -134,7 +134,8 @@ def check_own(
     arrays = (state["params"], state["stats"], dict(split.resident), fetched)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arrays)
     values = jax.eval_shape(evaluate, *shapes)
-    what = f"train.objective={own!r}" if own else f"model.name={name!r}"
+    key, name = list(names.items())[-1]  # the objective, or the model
+    what = f"{key}={name!r}"
     if not isinstance(values, dict) or "loss" not in values:
         raise UserError(f'{what} returns {values}; it must return a dict that has "loss"')
     for key, value in values.items():
