@@ -1,13 +1,17 @@
 """A workdir in a bucket: the bits of a run on a disk, one start at a time, errors in a sentence."""
 
+import json
 import time
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.parse import urlencode
+from urllib.request import Request, urlopen
 
 import jax.numpy as jnp
 import pytest
 from aiohttp import ClientPayloadError, ServerDisconnectedError, SocketTimeoutError
 from etils import epath
-from gcsfs.retry import HttpError
+from gcsfs.retry import HttpError as GcsError
 from google.auth.exceptions import RefreshError, TransportError
 
 from rezero_jax.analysis.plots import write_plot
@@ -138,6 +142,37 @@ def test_lines_are_uploaded_while_the_run_trains_unless_a_newer_start_has_claime
     assert not writer._upload.folder.exists()
 
 
+def test_the_server_replaces_an_object_only_if_it_has_the_generation_given(server):
+    """The rule of Cloud Storage that claims and saves rely on."""
+    address = server.environment["STORAGE_EMULATOR_HOST"]
+
+    def ask(method, path, data=None, **query):
+        url = f"{address}{path}?{urlencode(query)}"
+        try:
+            with urlopen(Request(url, data, method=method)) as answer:
+                return answer.status, answer.read()
+        except HTTPError as error:
+            return error.code, error.read()
+
+    def put(data, **query):
+        """The new generation, or the status of a refusal."""
+        upload = "/upload/storage/v1/b/runs/o"
+        status, content = ask("POST", upload, data, uploadType="media", name="a", **query)
+        return int(json.loads(content)["generation"]) if status == 200 else status
+
+    place = "/storage/v1/b/runs/o/a"
+    first = put(b"1", ifGenerationMatch=0)
+    assert put(b"2", ifGenerationMatch=0) == 412
+    second = put(b"2", ifGenerationMatch=first)
+    assert put(b"3", ifGenerationMatch=first) == 412
+    assert ask("DELETE", place, ifGenerationMatch=first)[0] == 412
+    assert ask("GET", place, alt="media") == (200, b"2")
+    assert ask("GET", place, alt="media", ifGenerationNotMatch=second)[0] == 304
+    assert ask("DELETE", place, ifGenerationMatch=second)[0] == 204
+    assert ask("DELETE", place)[0] == 404
+    assert put(b"", ifGenerationMatch=0) > second
+
+
 # ---- Errors
 
 
@@ -179,11 +214,11 @@ def test_an_outage_is_told_from_an_answer():
     of_tensorstore = ValueError("UNAVAILABLE: Error reading")
     kinds = (SocketTimeoutError, ServerDisconnectedError, TransportError, RefreshError)
     errors = [kind() for kind in (*kinds, TimeoutError, ConnectionResetError)]
-    for error in (HttpError({"code": 503}), HttpError({"code": 429}), of_tensorstore, *errors):
+    for error in (GcsError({"code": 503}), GcsError({"code": 429}), of_tensorstore, *errors):
         assert files.is_outage("gs://runs/x", error), error
         assert not files.is_outage("/disk/x", error), error
     answers = (FileNotFoundError(), FileExistsError(), OSError("Forbidden"))
-    for error in (HttpError({"code": 400}), *answers):
+    for error in (GcsError({"code": 400}), *answers):
         assert not files.is_outage("gs://runs/x", error), error
 
 
@@ -211,7 +246,7 @@ def test_a_checkpoint_that_an_outage_hides_is_not_called_damaged(monkeypatch, tm
 
 def test_a_save_that_an_outage_ends_is_reported_as_an_outage(monkeypatch, tmp_path):
     checkpoints = Checkpoints(Path(tmp_path) / "checkpoints", base_config().checkpoint)
-    for error in (HttpError({"code": 503, "message": "try again"}), OSError("Forbidden")):
+    for error in (GcsError({"code": 503, "message": "try again"}), OSError("Forbidden")):
 
         def fail(*_, error=error, **__):
             raise error
@@ -219,4 +254,4 @@ def test_a_save_that_an_outage_ends_is_reported_as_an_outage(monkeypatch, tmp_pa
         monkeypatch.setattr(checkpoints._manager, "save", fail)
         with pytest.raises(OSError, match=first_line(error)) as raised:
             checkpoints.save(1, {"x": jnp.zeros(1)}, {}, None)
-        assert files.is_outage("gs://runs/x", raised.value) == isinstance(error, HttpError)
+        assert files.is_outage("gs://runs/x", raised.value) == isinstance(error, GcsError)

@@ -13,10 +13,9 @@ from etils import epath
 from rezero_jax.runs.checkpoint import Checkpoints
 from rezero_jax.runs.metrics import MetricsWriter
 from tests.families import FAMILIES
-from tests.faults import damage, kill
+from tests.faults import damage
 from tests.faults.campaign import main
-from tests.faults.compare import Judge, differences
-from tests.faults.runs import Said
+from tests.faults.compare import differences
 
 CONFIG = FAMILIES["mlp"].load_config()
 STEPS = (5, 10)
@@ -113,58 +112,7 @@ def test_a_damage_changes_the_files_that_it_names(kind, one, tmp_path):
     assert len(said) > 1 or kind.__name__.endswith("of_another_checkpoint")
 
 
-BEGUN = "902 parameters, 2,000 steps of 50 examples on 1 device(s), in run\n"
-AT_10 = BEGUN + "resuming after step 10\n"
-AT_5 = BEGUN + "resuming after step 5\n"
-WARNED = "warning: checkpoint 10 is damaged (bad); moved it to run/damaged/10\n"
-
-
-@pytest.mark.parametrize(
-    ("text", "code", "is_as_saved", "is_finished", "expected"),
-    [
-        (WARNED + AT_5, 0, True, True, damage.FOUND),
-        (AT_10, 0, True, True, damage.HARMLESS),
-        (AT_10, 0, False, True, damage.LOADED),
-        (AT_5, 0, True, True, damage.PASSED_OVER),
-        (BEGUN, 0, True, True, damage.PASSED_OVER),
-        (WARNED + BEGUN, 0, True, True, damage.PASSED_OVER),
-        (WARNED + AT_5, 1, True, True, damage.CRASHED),
-        (AT_5, 0, True, False, damage.UNFINISHED),
-        (BEGUN, 0, True, False, damage.PASSED_OVER),
-    ],
-)
-def test_what_became_of_a_damaged_checkpoint(text, code, is_as_saved, is_finished, expected):
-    found = damage.classify(Said(text), code, 10, 5, lambda: is_as_saved, is_finished)
-    assert found == expected
-
-
-@pytest.mark.slow
-def test_a_checkpoint_restored_to_other_numbers_is_not_harmless(trained, tmp_path):
-    sound, evidence = epath.Path(trained("mlp") / "checkpoints/8"), tmp_path / "evidence/8"
-    shutil.copytree(sound, evidence)
-    (evidence / "commit_success.txt").unlink()
-    judge = Judge()
-    assert judge.are_restored_alike("mlp", CONFIG, evidence, sound)
-    record = evidence / "record/metadata"
-    record.write_text(record.read_text().replace('"steps": 8', '"steps": 9'))
-    assert not judge.are_restored_alike("mlp", CONFIG, evidence, sound)
-
-
 # ---- Kills
-
-
-@pytest.mark.parametrize(
-    ("newest", "text", "expected"),
-    [
-        (10, AT_10, []),
-        (10, AT_5, ["resumed after 5 though 10 was saved"]),
-        (5, BEGUN, ["resumed after 0 though 5 was saved"]),
-        (5, WARNED + AT_5, ["checkpoint 10 called damaged after a kill"]),
-    ],
-)
-def test_what_a_restart_may_not_do(newest, text, expected):
-    kills = [kill.Kill("any", 3.0, "training", newest)]
-    assert kill.check_resumed(kills, Said(text)) == expected
 
 
 @pytest.mark.campaign
