@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     summary = "Writes text with the newest checkpoint of a run, byte by byte."
     parser = command.parser("sample.py", summary, EXAMPLES)
     parser.add_argument(
-        "--workdir", required=True, type=command.workdir, metavar="DIR", help="the run's folder"
+        "--workdir", required=True, type=command.path, metavar="DIR", help="the run's folder"
     )
     for name, kind, default, text in (
         ("prompt", str, "\n", "text to continue (default: a new line)"),

@@ -8,13 +8,13 @@ from jaxtyping import UInt8
 from scipy import stats
 
 from rezero_jax.data.text import TEXT_NAMES, read_text
-from rezero_jax.runs.folder import read_config
+from rezero_jax.runs.folder import recorded_config
 
 
 @cache
 def of_run(folder: epath.Path) -> dict[str, float]:
     """Unigram, bigram and trigram entropy (bits per byte) of a run's text; empty without a text."""
-    config = read_config(folder).data
+    config = recorded_config(folder).data
     return of_text(read_text(config)[0]) if config.name in TEXT_NAMES else {}
 
 

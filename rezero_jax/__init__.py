@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rezero_jax.export import load as load
+    from rezero_jax.export import save as save
     from rezero_jax.models.mlp import MLP as MLP
     from rezero_jax.models.resnet.model import ResNet as ResNet
     from rezero_jax.models.transformer.config import TransformerConfig as TransformerConfig
@@ -25,7 +26,7 @@ __version__ = "0.1.0"
 # Each public name is imported when it is first used, so that `import rezero_jax.residual` loads the
 # rules alone.
 _MODULES = {
-    "export": ("load",),
+    "export": ("load", "save"),
     "models.mlp": ("MLP",),
     "models.resnet.model": ("ResNet",),
     "models.transformer.config": ("TransformerConfig",),

@@ -45,8 +45,8 @@ def add_allow(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def workdir(text: str) -> str:
-    """The argparse type of a run folder."""
+def path(text: str) -> str:
+    """The argparse type of a file or folder."""
     if not text:
-        raise argparse.ArgumentTypeError("is empty (an unset variable?); name the run's folder")
+        raise argparse.ArgumentTypeError("is empty (an unset variable?); name a file or folder")
     return text

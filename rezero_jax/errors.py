@@ -1,8 +1,9 @@
 """Errors that state in one sentence what is wrong and what the user should do."""
 
+import contextlib
 import difflib
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 
@@ -58,3 +59,20 @@ def closest_beside(path: Path) -> Path | None:
 def first_line(error: Exception) -> str:
     """The first line of an error's text, which may fill pages in JAX and Orbax."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+@contextlib.contextmanager
+def foreign(path: str | os.PathLike[str], own: Collection[str] = ()) -> Iterator[None]:
+    """Raises whatever the use of a JSON file raises, which may hold anything, as a UserError.
+
+    Errors pass as they are if the file names the user's `own` code, which may have raised them.
+    """
+    try:
+        yield
+    except Exception as error:
+        if own or isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{path} is broken or of another version of rezero_jax ({type(error).__name__}: "
+            f"{first_line(error)}); restore it from a copy, or write it again"
+        ) from error

@@ -1,10 +1,12 @@
-"""Writes the model of a run to a folder: `python -m rezero_jax.export WORKDIR --out=DIR`.
+"""Models in folders: `save`, `load`, and for runs `python -m rezero_jax.export WORKDIR --out=DIR`.
 
-DIR then has model.safetensors (parameters and running statistics of the newest checkpoint),
-config.json (a description of the model) and README.md (a model card). `rezero_jax.load(DIR)` makes
-the model from them, anywhere. Both folders may be on any storage, and the data set is not needed.
+A folder has model.safetensors (parameters and running statistics), config.json (the arguments that
+make the model) and README.md (a model card). `rezero_jax.load(DIR)` makes the model from them,
+anywhere. Folders may be on any storage. To export a run, its data set is not needed.
 """
 
+import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -12,6 +14,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
@@ -19,36 +22,43 @@ from etils import epath
 from flax import nnx
 
 from rezero_jax import command
-from rezero_jax.errors import UserError, first_line
-from rezero_jax.models.build import make_language_model, make_model
-from rezero_jax.models.weights import row_major, variables_of
+from rezero_jax.errors import UserError, choose_from, foreign, printable
+from rezero_jax.formatting import markdown, markdown_table
+from rezero_jax.models.build import check_options, make_language_model, make_model, rule_named
+from rezero_jax.models.weights import open_tensors, row_major, variables_of
 from rezero_jax.user_code import check_allowed, is_own, own_names
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+AnyPath = str | os.PathLike[str]
+
+FILES = CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+LONGEST = 1_000_000  # bytes of a config.json
+MODELS = (
+    *("MLP", "ResNet.cifar", "ResNet.preact", "Transformer", "ViT"),
+    *("Encoder", "EncoderLayer", "Decoder", "DecoderLayer"),
+)
 
 CARD_TEXT = """\
 # {title}
 
-A {model[name]} ({sizes}) with the residual rule `{rule}`, trained by rezero_jax \
-(ReZero in JAX and Flax NNX).
+A {name} of rezero_jax {version} (ReZero in JAX and Flax NNX); config.json has all arguments of its
+constructor.
 
-- Data: `{config.data.name}`
-- Training: {steps:,} updates of batches of {config.train.batch_size}, {config.optim.name}, \
-learning rate {config.optim.learning_rate}, seed {config.seed}
-- Written by rezero_jax {version}; config.json has all sizes
-
-{metrics}
+{facts}
 
 ```python
 {usage}
 ```
 """
+USAGE = """\
+import rezero_jax
+
+{load}  # in evaluation mode"""
 TEXT_USAGE = """\
 import rezero_jax
 from flax import nnx
 
 {load}
-prompts = [list(b"a")]  # the bytes to continue
+prompts = [[0]]  # the tokens to continue: in a model of bytes, such as list(b"a")
 new = model.generate(prompts, max_new_tokens={count}, rngs=nnx.Rngs(0))"""
 IMAGE_USAGE = """\
 import jax.numpy as jnp
@@ -61,11 +71,11 @@ images = (pixels / 255 - np.array({mean})) / np.array({std})
 logits = model(jnp.asarray(images{flat}, jnp.float32))  # (1, {data[num_classes]})"""
 
 
-def load(folder: str | os.PathLike[str], allow: Sequence[str] = ()) -> nnx.Module:
-    """The model that `python -m rezero_jax.export` wrote to a folder, in evaluation mode.
+def load(folder: AnyPath, allow: Sequence[str] = ()) -> nnx.Module:
+    """The model in a folder that `save` or `python -m rezero_jax.export` wrote, for evaluation.
 
-    Neither the run nor its data set is needed, and on the same machine the outputs equal those of
-    the run's model to the bit. The folder's README.md shows how to call the model.
+    On the same machine, the outputs equal those of the saved model to the bit. The folder's
+    README.md shows how to call the model.
 
     Args:
       folder: the folder.
@@ -78,135 +88,232 @@ def load(folder: str | os.PathLike[str], allow: Sequence[str] = ()) -> nnx.Modul
     """
     path = epath.Path(folder).expanduser()
     for name in (CONFIG, WEIGHTS):
-        if not (path / name).exists():
+        if not (path / name).is_file():
             raise UserError(
                 f"{folder} has no exported model: there is no {name} in it; write one by python -m "
-                f"rezero_jax.export WORKDIR --out={folder}"
+                f"rezero_jax.export WORKDIR --out={folder}, or by rezero_jax.save"
             )
-    description: dict[str, Any] = {}
-    try:
-        description = dict(json.loads((path / CONFIG).read_text()))
-        check_allowed(description, allow, path / CONFIG)
-        digest, make = description["sha256"], constructor(description)
+    with foreign(path / CONFIG):
+        description = _read_object(path / CONFIG)
+        digest, _ = description["sha256"], dict(description["model"])
+    check_allowed(description, allow, path / CONFIG)
+    with foreign(path / CONFIG, own_names(description)):
+        make = constructor(description)
         model = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
-    except UserError:
-        raise
-    except (ValueError, KeyError, TypeError) as error:
-        if own_names(description):  # an error in the user's own code
-            raise
-        raise UserError(
-            f"{path / CONFIG} is broken or of another version of rezero_jax "
-            f"({type(error).__name__}: {first_line(error)}); export the run again"
-        ) from None
-    content = (path / WEIGHTS).read_bytes()
-    if hashlib.sha256(content).hexdigest() != digest:
-        raise UserError(f"{path / WEIGHTS} is damaged; export the run again")
-    arrays, variables = safetensors.numpy.load(content), variables_of(model)
-    shapes = {name: variable.shape for name, variable in variables.items()}
-    if {name: array.shape for name, array in arrays.items()} != shapes:
-        raise UserError(
-            f"{path / WEIGHTS} is not of the model that {CONFIG} describes; export the run again"
-        )
-    for name, variable in variables.items():
-        variable.set_value(jnp.asarray(arrays[name], variable.dtype))
+    variables = variables_of(model)
+    with open_tensors(path / WEIGHTS) as (weights, file):
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        if shapes != {name: variable.shape for name, variable in variables.items()}:
+            raise UserError(
+                f"{path / WEIGHTS} is not of the model that {CONFIG} describes; export it again"
+            )
+        with weights.open("rb") as content:
+            if hashlib.file_digest(content, "sha256").hexdigest() != digest:
+                raise UserError(f"{path / WEIGHTS} is damaged; export the model again")
+        for name, variable in variables.items():
+            variable.set_value(jnp.asarray(file.get_tensor(name), variable.dtype))
     model.eval()
     return model
 
 
 def constructor(description: Mapping[str, Any]) -> Callable[[nnx.Rngs], nnx.Module]:
-    """The constructor of a described model.
+    """The constructor of the model in a config.json, which is one of MODELS or the user's own.
 
-    The description has "model", the fields of config.model; and, for a classifier, "data" with the
-    "example_shape" and "num_classes" of its data set.
+    "model" has its name and arguments. For a user's own classifier, "data" has the "example_shape"
+    and the "num_classes" of its data set.
+
+    Raises:
+      UserError: an unknown model, or a size that is too large.
     """
-    model = description["model"]
-    if "data" not in description:
-        return make_language_model(model)
-    data = description["data"]
-    return make_model(model, tuple(data["example_shape"]), data["num_classes"])[0]
+    import rezero_jax
+
+    arguments, data = dict(description["model"]), description.get("data")
+    if is_own(name := arguments.pop("name")):
+        if data is None:
+            return make_language_model(description["model"])
+        return make_model(description["model"], data["example_shape"], data["num_classes"])[0]
+    if name not in MODELS:
+        raise choose_from("model", name, MODELS)
+    check_options(arguments)
+    if "residual" in arguments:
+        arguments["residual"] = rule_named(arguments["residual"])
+    make: Any = functools.reduce(getattr, name.split("."), rezero_jax)
+    return lambda rngs: make(**arguments, rngs=rngs)
+
+
+def save(model: nnx.Module, folder: AnyPath) -> None:
+    """Writes a model of this package to a folder, from which `load` makes it again, to the bit.
+
+    The model is one of MODELS, from a run or not. The folder may be missing, empty, or an exported
+    model, which is replaced in one step: readers, and a process that is killed, find the old or the
+    new one. In a bucket, or where the system cannot exchange folders (the current folder, a mount
+    point), the files are replaced one after another, and `load` refuses a mixture.
+
+    Raises:
+      UserError: the model is of another class or was changed after it was made; or the folder has
+        other files, or cannot be written.
+    """
+    _save(model, folder, None, {}, {})
 
 
 def export(workdir: str, out: str, allow: Sequence[str] = ()) -> None:
     """Writes the model of the run in `workdir` to the folder `out`; `allow` is that of `load`.
 
     Raises:
-      UserError: there is no run or no good checkpoint, or `out` cannot be written.
+      UserError: there is no run or no good checkpoint, or as `save`.
+    """
+    from rezero_jax.runs.files import folder_of, read_json
+    from rezero_jax.runs.folder import read_final
+    from rezero_jax.training.load import checked_config, restored
+
+    _check_out(out)
+    config, folder = checked_config(workdir, allow), folder_of(workdir)
+    recorded, data = read_json(folder / "data.json"), {}
+    with foreign(folder / "data.json", own_names(config)):
+        if "example_shape" in recorded:  # not of a language model
+            names = ("name", "example_shape", "num_classes", "classes", "mean", "std")
+            data = {"data": {name: recorded[name] for name in names}}
+            shape, classes = tuple(recorded["example_shape"]), recorded["num_classes"]
+            make: Any = make_model(config.model, shape, classes)[0]
+        else:
+            make = make_language_model(config.model)
+    model, steps = restored(workdir, config, make)
+    facts = {
+        "data": recorded.get("name"),
+        "updates": f"{steps:,}",
+        "batch size": config.train.batch_size,
+        "optimizer": config.optim.name,
+        "learning rate": config.optim.learning_rate,
+        "seed": config.seed,
+    }
+    with foreign(folder / "final.json"):
+        if (final := read_final(workdir)).get("steps") == steps:
+            numbers = {key: value for key, value in final.items() if isinstance(value, int | float)}
+            facts |= {key: f"{value:.6g}" for key, value in numbers.items()}
+    own = config.model.to_dict() if is_own(config.model.name) else None
+    _save(model, out, own, data | {"steps": steps}, facts)
+    print(
+        f"wrote the model after {steps:,} updates to {printable(out)}; load it by "
+        f"rezero_jax.load({out!r})"
+    )
+
+
+def _save(
+    model: nnx.Module,
+    out: AnyPath,
+    arguments: dict[str, Any] | None,
+    more: dict[str, Any],
+    facts: dict[str, Any],
+) -> None:
+    """Writes a model made with `arguments`, by default those that the model has kept.
+
+    `more` is for config.json, and `facts` are for the table of the card.
     """
     from rezero_jax import __version__
-    from rezero_jax.runs.files import folder_of, read_json
-    from rezero_jax.runs.folder import read_config, read_final
-    from rezero_jax.training.load import restored
+    from rezero_jax.runs.files import folder_of, replace_folder
 
-    config, folder = read_config(workdir, allow), folder_of(out)
-    description = {"rezero_jax": __version__, "model": config.model.to_dict()}
-    if config.model.name != "transformer":
-        data = read_json(folder_of(workdir) / "data.json")
-        names = ("name", "example_shape", "num_classes", "classes", "mean", "std")
-        if "example_shape" in data:  # not of the user's own language model
-            description["data"] = {name: data[name] for name in names}
-    model, steps = restored(workdir, config, constructor(description))
+    _check_out(out)
+    arguments, folder = arguments or _arguments(model), folder_of(out)
     arrays = row_major({name: leaf[...] for name, leaf in variables_of(model).items()})
     content = safetensors.numpy.save(arrays)
-    description |= {"steps": steps, "sha256": hashlib.sha256(content).hexdigest()}
+    digest = {"sha256": hashlib.sha256(content).hexdigest()}
+    description = {"rezero_jax": __version__, "model": arguments, **more, **digest}
+    keys = ("residual", "depth", "width", "heads")
+    facts = {key: arguments[key] for key in keys if key in arguments} | facts
+    title = (arguments["name"], facts.get("residual"), facts.get("data"))
+    card = CARD_TEXT.format(
+        title=markdown(", ".join(str(part) for part in title if part is not None)),
+        name=markdown(arguments["name"]),
+        version=__version__,
+        facts=markdown_table([("", ""), *((markdown(k), markdown(v)) for k, v in facts.items())]),
+        usage=_usage(description, folder.name),
+    )
+    text = json.dumps(description, indent=2) + "\n"
+    files = {WEIGHTS: content, CONFIG: text.encode(), CARD: card.encode()}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / WEIGHTS).write_bytes(content)
-        (folder / CONFIG).write_text(json.dumps(description, indent=2) + "\n")
-        card = _card(config, description, read_final(workdir), folder.name)
-        (folder / "README.md").write_text(card)
+        replace_folder(folder, files)
     except OSError as error:
+        raise _unwritable(out, error) from error
+
+
+def _arguments(model: nnx.Module) -> dict[str, Any]:
+    """The name and the arguments of the constructor that made a model of this structure."""
+    kind, made_by = type(model).__name__, getattr(model, "made_by", None)
+    arguments = json.loads(made_by) if made_by else {}
+    advice = "or save only its arrays, with rezero_jax.models.weights.save_tensors"
+    if arguments.get("name") not in MODELS:
         raise UserError(
-            f"{out} cannot be written ({error.strerror}); choose another folder"
-        ) from None
-    print(f"wrote the model after {steps:,} updates to {out}; load it by rezero_jax.load({out!r})")
+            f"this {kind} was not made from numbers and names alone; save one of "
+            f"{', '.join(MODELS)}, {advice}"
+        )
+    make, structures = constructor({"model": arguments}), []
+    for one in (nnx.clone(model), nnx.eval_shape(lambda: make(nnx.Rngs(0)))):
+        one.eval()
+        graph, state = nnx.split(one)
+        structures.append((graph, jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state)))
+    if structures[0] != structures[1]:
+        raise UserError(
+            f"this {kind} was changed after it was made; make it with the arguments of its present "
+            f"structure, {advice}"
+        )
+    return arguments
 
 
-def _card(
-    config: Any, description: Mapping[str, Any], final: Mapping[str, Any], folder: str
-) -> str:
-    model, data, steps = description["model"], description.get("data"), description["steps"]
-    metrics = "The run had not ended after these updates, so there are no final metrics."
-    if final.get("steps") == steps:
-        numbers = {key: value for key, value in final.items() if isinstance(value, int | float)}
-        rows = [f"| {key} | {value:.6g} |" for key, value in numbers.items()]
-        metrics = "\n".join(["| at the end of the run | |", "| --- | --- |", *rows])
+def _usage(description: Mapping[str, Any], folder: str) -> str:
+    """Python that loads the model from its folder and calls it."""
+    model, data = description["model"], description.get("data")
     allow = sorted({name.partition(":")[0] for name in own_names(description).values()})
-    options = f", allow={allow}" if allow else ""
-    load = f'model = rezero_jax.load("{folder}"{options})'
-    if data is None and is_own(model["name"]):  # Nothing is known of how the model is called.
-        usage = f"import rezero_jax\n\n{load}"
-    elif data is None:
-        usage = TEXT_USAGE.format(load=load, count=min(100, model["max_len"] - 1))
-    else:
-        usage = IMAGE_USAGE.format(
+    load = f"model = rezero_jax.load({folder!a}{f', allow={allow}' if allow else ''})"
+    if data is not None:
+        return IMAGE_USAGE.format(
             load=load,
             data=data,
             shape=(1, *data["example_shape"]),
             mean=np.round(data["mean"], 6).tolist(),
             std=np.round(data["std"], 6).tolist(),
-            flat=".reshape(len(pixels), -1)" if model["name"] == "mlp" else "",
+            flat=".reshape(len(pixels), -1)" if model["name"] == "MLP" else "",
         )
-    rule = model.get("residual", "of the model itself")
-    sizes = (f"{key} {model[key]}" for key in ("depth", "width", "heads") if key in model)
-    return CARD_TEXT.format(
-        model=model,
-        config=config,
-        title=f"{model['name']}, {rule}, {config.data.name}",
-        rule=rule,
-        sizes=", ".join(sizes),
-        steps=steps,
-        version=description["rezero_jax"],
-        metrics=metrics,
-        usage=usage,
-    )
+    usage = TEXT_USAGE if model["name"] == "Transformer" else USAGE
+    return usage.format(load=load, count=min(100, model.get("max_len", 1) - 1))
+
+
+def _check_out(out: AnyPath) -> None:
+    """Raises a UserError if a folder has, or may have, other files than those of an export."""
+    from rezero_jax.runs.files import STAGED, folder_of
+
+    if not os.fspath(out):
+        raise UserError("the name of the folder to write to is empty; name a folder")
+    folder = folder_of(out)
+    try:
+        names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    except OSError as error:
+        raise _unwritable(out, error) from error
+    others = [name for name in names if name not in FILES and not STAGED.fullmatch(name)]
+    is_export = not names
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        is_export = is_export or {"rezero_jax", "sha256"} <= _read_object(folder / CONFIG).keys()
+    if others or not is_export:
+        raise UserError(
+            f"{out} has files of something else ({', '.join((others or names)[:3])}); choose a new "
+            "folder"
+        )
+
+
+def _unwritable(out: AnyPath, error: OSError) -> UserError:
+    return UserError(f"{out} cannot be written ({error.strerror}); choose another folder")
+
+
+def _read_object(path: epath.Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return dict(json.loads(file.read(LONGEST)))
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command line and returns the exit status."""
     parser = command.parser("python -m rezero_jax.export", __doc__)
-    parser.add_argument("workdir", type=command.workdir, metavar="WORKDIR", help="the run's folder")
-    text = "folder to write to; made if it is missing"
-    parser.add_argument("--out", required=True, metavar="DIR", help=text)
+    parser.add_argument("workdir", type=command.path, metavar="WORKDIR", help="the run's folder")
+    text = "folder to write to: new, empty, or an older export"
+    parser.add_argument("--out", type=command.path, required=True, metavar="DIR", help=text)
     command.add_allow(parser)
     args = parser.parse_args(argv)
     return command.exit_status("export", lambda: export(args.workdir, args.out, args.allow))

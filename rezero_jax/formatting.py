@@ -1,10 +1,13 @@
 """Numbers, durations, paths in a pytree and tables as text."""
 
 import datetime
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
+
+from rezero_jax.errors import printable
 
 
 def number(value: float, digits: int = 4) -> str:
@@ -18,6 +21,11 @@ def number(value: float, digits: int = 4) -> str:
 def duration(seconds: float) -> str:
     """Seconds as "3 days, 4:05:06"."""
     return str(datetime.timedelta(seconds=round(seconds)))
+
+
+def markdown(text: object) -> str:
+    """A foreign text as it is in Markdown: `printable`, and without links, HTML and emphasis."""
+    return re.sub(r"[\\`*<>\[\]]|:(?=//)", r"\\\g<0>", printable(text))
 
 
 def path_text(path: Any) -> str:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from rezero_jax.errors import Unavailable, UserError, first_line
+from rezero_jax.errors import Unavailable, UserError, first_line, printable
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ def is_first() -> bool:
 def warn(text: str) -> None:
     """Prints a warning, in the first process alone."""
     if is_first():
-        print(f"warning: {text}", file=sys.stderr)
+        print(f"warning: {printable(text)}", file=sys.stderr)
 
 
 def on_first(work: Callable[[], Any]) -> Any:

@@ -17,8 +17,7 @@ import rezero_jax
 from rezero_jax.errors import UserError
 from rezero_jax.export import constructor, export, main
 from rezero_jax.models.weights import load_tensors, save_tensors
-from rezero_jax.runs.folder import read_config
-from rezero_jax.training.load import restored
+from rezero_jax.training.load import checked_config, restored
 from tests.families import FAMILIES, ROOT, STEPS
 from tests.gcs.server import serving
 
@@ -83,7 +82,7 @@ def test_another_process_has_the_same_logits_to_the_bit_without_the_data(trained
     found = np.load(models / "logits.npz")
     for family, x in INPUTS.items():
         make = constructor(json.loads((models / family / "config.json").read_text()))
-        model, steps = restored(trained(family), read_config(trained(family)), make)
+        model, steps = restored(trained(family), checked_config(trained(family)), make)
         assert steps == STEPS
         expected = jax.jit(lambda model, x: model(x))(model, jnp.asarray(x))
         np.testing.assert_array_equal(found[family], expected, err_msg=family)
@@ -118,8 +117,9 @@ def run_card(folder):
 )
 def test_the_card_describes_the_run_and_its_python_runs(family, models, monkeypatch):
     card = (models / family / "README.md").read_text()
-    assert card.startswith(f"# {family}, rezero, ")
-    assert f"{STEPS} updates of batches of 16, " in card
+    names = {"mlp": "MLP", "resnet": "ResNet.cifar", "transformer": "Transformer", "vit": "ViT"}
+    assert card.startswith(f"# {names[family]}, rezero, ")
+    assert f"| updates | {STEPS} |\n| batch size | 16 |\n" in card
     assert "| eval/loss | " in card
     monkeypatch.chdir(models)
     names = run_card(models / family)
@@ -168,7 +168,7 @@ def test_folders_without_a_model_or_with_a_damaged_one(models, tmp_path):
         weights.write_bytes(content)
         assert "is damaged" in sentence(folder)
     save_tensors(weights, arrays | {"more": arrays["head.kernel"]})
-    assert "is damaged" in sentence(folder)
+    assert "is not of the model that config.json describes" in sentence(folder)
     weights.write_bytes(whole)
     rezero_jax.load(folder)
     for broken in (text[:-20], "[]", "{}", text.replace('"width"', '"breadth"')):
@@ -184,8 +184,8 @@ def test_folders_without_a_model_or_with_a_damaged_one(models, tmp_path):
 def test_a_run_that_has_not_ended_and_mistakes_of_the_command(trained, copy_of, tmp_path, capsys):
     export(str(copy_of("mlp", 4)), str(tmp_path / "model"))
     card = (tmp_path / "model" / "README.md").read_text()
-    assert "4 updates" in card
-    assert "there are no final metrics" in card
+    assert "| updates | 4 |" in card
+    assert "eval/loss" not in card
     capsys.readouterr()
     (tmp_path / "file").write_text("")
     for workdir, out, text in (

@@ -29,7 +29,7 @@ EXAMPLES = 16
 def main(argv: Sequence[str]) -> int:
     """Runs the command line and returns the exit status."""
     parser = command.parser("python -m rezero_jax.analysis", __doc__)
-    parser.add_argument("workdir", type=command.workdir, metavar="WORKDIR", help="the run's folder")
+    parser.add_argument("workdir", type=command.path, metavar="WORKDIR", help="the run's folder")
     text = "picture, a PNG, SVG or PDF file (default: diagnosis.png in the run folder)"
     parser.add_argument("--out", metavar="FILE", help=text)
     text = "where the run's data set is: data.path of images or text, data.dir of other data"

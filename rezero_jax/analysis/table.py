@@ -117,7 +117,7 @@ def _cell(values: Sequence[float | None], confidence: float | None, digits: int 
 def main(argv: Sequence[str]) -> int:
     """Runs the command line and returns the exit status."""
     parser = command.parser("python -m rezero_jax.analysis.table", __doc__)
-    parser.add_argument("workdirs", type=command.workdir, nargs="+", metavar="WORKDIR")
+    parser.add_argument("workdirs", type=command.path, nargs="+", metavar="WORKDIR")
     for name, kind, default, text in (
         ("epochs", int, [1, 2, 5, 10], "epochs after which to show losses or accuracies"),
         ("steps", int, [], "steps after which to show bits per byte"),

@@ -4,7 +4,7 @@ A model or a residual rule may also be the user's own, "module:name".
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from rezero_jax.user_code import check_call, find, is_own
 NAMES = ("mlp", "resnet", "transformer", "vit")
 DTYPES = ("auto", "bfloat16", "float32")
 LARGEST = 10_000_000  # of every size in config.model
+DEEPEST_UNROLLED = 10_000  # layers, each of which is made and compiled by itself
 
 
 def transformer_model() -> Any:
@@ -142,7 +143,17 @@ def _options(config: Any) -> tuple[str, dict[str, Any]]:
         options["dtype"] = getattr(jnp, compute_dtype(options["dtype"]))
     if is_own(options.get("residual")):
         options["residual"] = rule_named(options["residual"])
-    for key, value in options.items():
-        if isinstance(value, int) and value > LARGEST:
-            raise UserError(f"model.{key}={value} is too large; give at most {LARGEST}")
+    check_options(options)
     return name, options
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raises a UserError for a number that is too large in any model; a model checks the rest."""
+    for key, value in options.items():
+        if isinstance(value, int | float) and not abs(value) <= LARGEST:
+            raise UserError(f"model.{key}={value} is too large; give at most {LARGEST}")
+    if not options.get("scan") and (depth := options.get("depth", 1)) > DEEPEST_UNROLLED:
+        raise UserError(
+            f"model.depth={depth} is too large without a scan; set model.scan=True, or give at "
+            f"most {DEEPEST_UNROLLED}"
+        )

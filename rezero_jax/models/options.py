@@ -2,13 +2,18 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Any, ParamSpec, TypeVar
 
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax import Array
 
 from rezero_jax.errors import UserError
+from rezero_jax.residual import RULES, Rule
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -20,7 +25,8 @@ def takes_options(*positional: str) -> Callable[[Callable[P, T]], Callable[P, T]
 
     The default of `config` is a dataclass with the defaults of the new arguments, which override
     the fields of a given `config`. The signature and the docstring then have all arguments. The
-    function declares `**options`, and `*args` if options are positional, for type checkers.
+    function declares `**options`, and `*args` if options are positional, for type checkers. A
+    module that the function makes keeps its arguments in `made_by`, for `rezero_jax.save`.
 
     Args:
       *positional: fields that may be given by position, after the function's positional arguments.
@@ -29,6 +35,7 @@ def takes_options(*positional: str) -> Callable[[Callable[P, T]], Callable[P, T]
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
         own = dict(inspect.signature(function).parameters)
         default = own["config"].default
+        defaults = {name: p.default for name, p in own.items() if p.default is not p.empty}
         own["config"] = own["config"].replace(default=None, annotation=type(default) | None)
         options = {
             field.name: inspect.Parameter(
@@ -45,18 +52,48 @@ def takes_options(*positional: str) -> Callable[[Callable[P, T]], Callable[P, T]
         @functools.wraps(function)
         def decorated(*args: P.args, **kwargs: P.kwargs) -> T:
             arguments = signature.bind(*args, **kwargs).arguments
+            if "dtype" in arguments:  # np.float32 and "float32" are jnp.float32
+                arguments["dtype"] = getattr(jnp, jnp.dtype(arguments["dtype"]).name)
             given = {name: arguments.pop(name) for name in options if name in arguments}
             config = arguments.pop("config", None) or default
             if not isinstance(config, type(default)):
                 wanted = type(default).__name__
                 raise UserError(f"config is a {type(config).__name__}; give a {wanted}")
-            return function(**arguments, config=replace(config, **given))  # type: ignore[call-arg]
+            config = replace(config, **given)
+            made = function(**arguments, config=config)  # type: ignore[call-arg]
+            module = arguments.get("self") if function.__name__ == "__init__" else made
+            if isinstance(module, nnx.Module):
+                name = type(module).__name__
+                name += "" if module is not made else f".{function.__name__}"
+                module.made_by = _call_text(name, defaults | arguments | vars(config))
+            return made
 
         decorated.__signature__ = signature  # type: ignore[attr-defined]
         decorated.__doc__ = _documented(function.__doc__, type(default))
         return decorated
 
     return decorate
+
+
+def _call_text(name: str, arguments: Mapping[str, Any]) -> str | None:
+    """The name and the arguments of a constructor as JSON; None if an argument is an object."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, np.generic | np.ndarray | Array):
+            return value.item()
+        if isinstance(value, type) and issubclass(value, Rule):
+            own = f"{value.__module__}:{value.__qualname__}"
+            return next((name for name, rule in RULES.items() if rule is value), own)
+        if value is arguments.get("dtype"):
+            return jnp.dtype(value).name
+        raise TypeError
+
+    others = ("self", "cls", "config", "rngs")
+    call = {"name": name} | {k: v for k, v in arguments.items() if k not in others}
+    try:
+        return json.dumps(call, default=plain, allow_nan=False)
+    except (TypeError, ValueError):
+        return None
 
 
 def _documented(doc: str | None, config: type) -> str:

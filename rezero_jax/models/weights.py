@@ -17,7 +17,10 @@ whether a layer is post-norm or pre-norm: make the module with the PyTorch model
 here take (batch, length, width), and their masks are True where PyTorch's are False.
 """
 
+import contextlib
 import math
+import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
@@ -27,10 +30,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
+from etils import epath
 from flax import nnx
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
-from rezero_jax.errors import UserError
+from rezero_jax.errors import UserError, closest_beside, first_line
 from rezero_jax.models.transformer.layer import LayerStack, TransformerLayer
 from rezero_jax.models.vit import ViT
 from rezero_jax.residual import DyT
@@ -130,21 +134,46 @@ def to_torch(module: nnx.Module, prefix: str = "") -> dict[str, np.ndarray]:
     return row_major(tensors)
 
 
-def load_tensors(path: str | Path) -> dict[str, np.ndarray]:
+def load_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Reads the tensors of a .safetensors file.
 
     Raises:
-      UserError: the file is damaged or in another format.
-      OSError: the file is missing or unreadable.
+      UserError: the file is missing, unreadable, damaged or in another format.
     """
-    path = Path(path).expanduser()
-    try:
-        return safetensors.numpy.load_file(path)
-    except (SafetensorError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(
-            f"{path} is damaged, not a safetensors file, or has a dtype that NumPy lacks; write it "
-            "in PyTorch with safetensors.torch.save_file(model.float().state_dict(), path)"
-        ) from error
+    with open_tensors(path) as (_, file):
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+@contextlib.contextmanager
+def open_tensors(path: str | os.PathLike[str]) -> Iterator[tuple[Path, Any]]:
+    """A .safetensors file, as a local path and as safetensors' reader of single tensors.
+
+    The reader has checked the header against the file's size, and has read no tensor.
+
+    Raises:
+      UserError: as `load_tensors`, also for errors of the reader.
+    """
+    file = epath.Path(path).expanduser()
+    with contextlib.ExitStack() as stack:
+        try:
+            if not file.is_file():  # a folder, or a pipe that nobody may write to
+                beside = None if "://" in str(file) else closest_beside(Path(file))
+                hint = f"did you mean {beside}?" if beside else "name another file"
+                raise UserError(f"{file} is missing or not a file; {hint}")
+            if "://" in str(file):  # in a bucket
+                copy = stack.enter_context(tempfile.NamedTemporaryFile())
+                copy.write(file.read_bytes())
+                copy.flush()
+                file = epath.Path(copy.name)
+            yield Path(file), stack.enter_context(safe_open(file, "np"))
+        except (SafetensorError, OSError, KeyError, AttributeError, TypeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(
+                f"{path} is damaged, not a safetensors file, or has a dtype that NumPy lacks "
+                f"({first_line(error)}); write it in PyTorch with "
+                "safetensors.torch.save_file(model.float().state_dict(), path)"
+            ) from error
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Any]) -> None:

@@ -4,12 +4,19 @@ A path with a scheme, such as gs://bucket/run, is in a bucket, which has no fold
 locks, and whose objects are written whole and never grow.
 """
 
+import contextlib
+import ctypes
+import errno
+import fcntl
 import json
 import os
+import re
+import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +26,7 @@ from rezero_jax.errors import Unavailable, UserError, first_line
 
 AnyPath = str | os.PathLike[str]
 
+STAGED = re.compile(r"\..*\.[0-9a-f]{32}")  # a hidden folder of a process that is writing
 PATIENCE = 6.0  # seconds in which a bucket must answer when a run starts
 PERIOD = 1.0  # seconds between two copies; Cloud Storage takes one write a second of an object
 SHARE = 0.05  # of the time, at most, that copying at log lines takes
@@ -173,6 +181,64 @@ def copy_folder(source: epath.Path, target: epath.Path) -> None:
         else:
             target.mkdir(parents=True, exist_ok=True)
             (target / path.name).write_bytes(path.read_bytes())
+
+
+def replace_folder(path: AnyPath, files: Mapping[str, bytes]) -> None:
+    """Makes a folder of these files, or replaces one that has no others.
+
+    This is one step if the system can exchange folders. In a bucket, at a mount point and in the
+    current folder, the files are written one after another.
+    """
+    if is_bucket(path):
+        for name, content in files.items():
+            (epath.Path(path) / name).write_bytes(content)
+        return
+    folder = Path(os.path.realpath(path))
+    is_new = not folder.exists()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with _staged(folder.parent, folder.name, files) as new:
+            return new.replace(folder) if is_new else _exchange(new, folder)
+    except OSError:
+        if is_new:
+            raise
+    with _staged(folder, folder.name, files) as new:
+        for name in files:
+            (new / name).replace(folder / name)  # a link is replaced, not followed
+
+
+@contextlib.contextmanager
+def _staged(parent: Path, name: str, files: Mapping[str, bytes]) -> Iterator[Path]:
+    """A hidden folder with these files, removed in the end, as are those of killed processes."""
+    lock = os.open(parent, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # The file system may have no locks.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        for left in parent.iterdir():
+            if left.name.startswith(f".{name}.") and STAGED.fullmatch(left.name):
+                shutil.rmtree(left, ignore_errors=True)
+        new = parent / f".{name}.{uuid.uuid4().hex}"
+        try:
+            new.mkdir()
+            for file, content in files.items():
+                (new / file).write_bytes(content)
+            yield new
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+    finally:
+        os.close(lock)
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Exchanges two folders in one step; raises an OSError if the system cannot."""
+    if Path.cwd().is_relative_to(old):
+        raise OSError(errno.EBUSY, "this is the current folder")
+    shutil.copymode(old, new)
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # of Linux
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    paths = (here, os.fsencode(new), here, os.fsencode(old))
+    if renameat2 is None or renameat2(*paths, exchange):
+        raise OSError(ctypes.get_errno(), "folders cannot be exchanged")
 
 
 class Upload:

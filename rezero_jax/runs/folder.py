@@ -18,7 +18,7 @@ import platform
 import shutil
 import subprocess
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -39,7 +39,6 @@ from rezero_jax.runs.files import (
     write_json,
 )
 from rezero_jax.runs.metrics import read_metrics
-from rezero_jax.user_code import check_allowed
 
 # Prefixes of fields that may change between two starts: where and on how much hardware a run is.
 # `check_data` notices other data in another place.
@@ -224,19 +223,8 @@ def check_passed(folder: AnyPath, passed: bool) -> None:
         )
 
 
-def read_config(folder: AnyPath, allow: Sequence[str] = ()) -> ConfigDict:
-    """The config of the run in a folder, to make its model.
-
-    Raises:
-      UserError: there is none, or it names a module that `allow`, names of modules, does not have.
-    """
-    config = recorded_config(folder)
-    check_allowed(config, allow, folder)
-    return config
-
-
 def recorded_config(folder: AnyPath) -> ConfigDict:
-    """The config of the run in a folder, to read fields of it; see `read_config` for its model."""
+    """The config of the run in a folder, to read fields of it; to make its model, see `load`."""
     return ConfigDict(read_json(folder_of(folder) / "config.json"))
 
 

@@ -9,19 +9,20 @@ from flax import nnx
 from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 
+from rezero_jax.config import base_config, check_numbers
 from rezero_jax.data import Dataset, Text
 from rezero_jax.data import load as load_data
 from rezero_jax.data.datasets import OF_USERS
-from rezero_jax.errors import UserError
+from rezero_jax.errors import UserError, foreign
 from rezero_jax.models.build import make_language_model
 from rezero_jax.models.transformer.model import Transformer
-from rezero_jax.runs.files import AnyPath, folder_of
-from rezero_jax.runs.folder import check_data, check_passed, read_config, saved_steps
+from rezero_jax.runs.files import AnyPath, folder_of, read_json
+from rezero_jax.runs.folder import check_data, check_passed, saved_steps
 from rezero_jax.runs.restore import Damaged, read, read_newest
 from rezero_jax.training.optim import make_optimizer
 from rezero_jax.training.state import MakeModel, ModelSpec, State, init_state, model_spec
 from rezero_jax.training.trainer import Trainer
-from rezero_jax.user_code import is_own
+from rezero_jax.user_code import check_allowed, is_own, own_names
 
 
 def load_language_model(workdir: AnyPath, allow: Sequence[str] = ()) -> tuple[Transformer, int]:
@@ -33,16 +34,35 @@ def load_language_model(workdir: AnyPath, allow: Sequence[str] = ()) -> tuple[Tr
     Raises:
       UserError: there is no run or no good checkpoint, or it is of another family or structure.
     """
-    config = read_config(workdir, allow)
+    config = checked_config(workdir, allow)
     found = None
     if config.model.name == "transformer" or is_own(config.model.name):
-        found = restored(workdir, config, make_language_model(config.model))
+        with foreign(folder_of(workdir) / "config.json", own_names(config)):
+            make = make_language_model(config.model)
+        found = restored(workdir, config, make)
     if found is None or not isinstance(found[0], Transformer):
         raise UserError(
             f"{workdir} holds a run of model.name={config.model.name}, which writes no text; "
             "choose a run of a transformer"
         )
     return found
+
+
+def checked_config(workdir: AnyPath, allow: Sequence[str] = ()) -> ConfigDict:
+    """The config of a run, perhaps a stranger's, with every field checked as on a command line.
+
+    Raises:
+      UserError: there is no run, a section or a field is missing, of another type or too large, or
+        it names a module that `allow`, names of modules, does not have.
+    """
+    path, config = folder_of(workdir) / "config.json", base_config()
+    values = read_json(path)
+    check_allowed(values, allow, workdir)
+    with foreign(path):
+        config.update({name: values[name] for name in config})
+        check_numbers(config)
+        str(config.model.name)  # It is read before any model is made.
+    return config
 
 
 def restored(workdir: AnyPath, config: ConfigDict, make: MakeModel) -> tuple[nnx.Module, int]:
@@ -53,10 +73,11 @@ def restored(workdir: AnyPath, config: ConfigDict, make: MakeModel) -> tuple[nnx
     Raises:
       UserError: there is no good checkpoint, or it is of a model of another structure.
     """
-    spec = model_spec(make)
-    optimizer, _ = make_optimizer(config.optim, 1, spec)
+    with foreign(folder_of(workdir) / "config.json", own_names(config)):
+        spec = model_spec(make)
+        optimizer, _ = make_optimizer(config.optim, 1, spec)
+        shapes = jax.eval_shape(partial(init_state, make, optimizer), jax.random.key(0))
     device = SingleDeviceSharding(jax.devices()[0])
-    shapes = jax.eval_shape(partial(init_state, make, optimizer), jax.random.key(0))
     shapes = jax.tree.map(lambda leaf: leaf.update(sharding=device), shapes)
     return _model(spec, load_state(workdir, shapes))
 
@@ -83,7 +104,7 @@ def load_model(
       UserError: there is no run or no such checkpoint, the checkpoint is damaged or of another
         structure, or the data set is missing or another one.
     """
-    config = read_config(workdir, allow)
+    config = checked_config(workdir, allow)
     if step == 0 and config.train.get("init_from"):
         raise UserError(
             f"the run in {workdir} began with the parameters of {config.train.init_from}; choose "
@@ -100,7 +121,8 @@ def load_model(
                 "is only used when it is named again; give it as --data=PATH"
             )
         dataset = load_data(config.data, config.seed, download=False)
-    trainer = Trainer(config, dataset)
+    with foreign(folder_of(workdir) / "config.json", own_names(config)):
+        trainer = Trainer(config, dataset)
     check_data(workdir, trainer.dataset.record())
     state = trainer.init() if step == 0 else load_state(workdir, trainer.shapes, step)
     return *_model(trainer.spec, state), trainer
