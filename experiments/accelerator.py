@@ -8,14 +8,14 @@ ReZero where there is one. Evaluations and checkpoints are left out.
 
 import shlex
 import sys
-import tomllib
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from experiments import compare
 from experiments.dry_run import trainer_of
-from experiments.jobs import DESCRIPTIONS, ROOT, Job, planned
+from experiments.jobs import DESCRIPTIONS, Job, planned
+from experiments.summary import CLAIMS
 from rehearsal.plan import plan
 from rezero_jax.runs.files import write_json
 
@@ -49,8 +49,8 @@ def main(path: str) -> None:
 
 
 def compared() -> dict[str, list[Job]]:
-    """The runs of the comparisons that docs/comparisons/claims.toml names under [costs]."""
-    commands = tomllib.loads((ROOT / "docs/comparisons/claims.toml").read_text())["costs"]
+    """The runs of the comparisons that claims.toml names under [costs]."""
+    commands = CLAIMS["costs"]
     plans = {name: compare.parsed(shlex.split(text))[1] for name, text in commands.items()}
     return {name: [*chain(*plan.certain().values())] for name, plan in plans.items()}
 

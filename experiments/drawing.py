@@ -14,6 +14,16 @@ from experiments.results import Curve, Results
 from rezero_jax.analysis.theme import COLOURS, plain_ticks
 
 GREY = "#888888"
+OF_RULES = {  # in order: the first word that a name contains decides
+    "frozen": GREY,
+    "rezero": "#D55E00",
+    "layerscale": "#000000",
+    "pre": "#56B4E9",
+    "post": "#E69F00",
+    "norm": "#CC79A7",
+    "res": "#009E73",
+    "": "#0072B2",
+}
 
 
 def sheet(
@@ -41,6 +51,12 @@ def sheet_of(results: Results, panels: int = 1, height: float = 3.8) -> tuple[Fi
     described = DESCRIPTIONS[results.experiment]
     caption = f"Scale {results.scale}. {described.setting[results.scale]}"
     return sheet(described.title, caption, panels, height)
+
+
+def colour_of(name: str) -> str:
+    """The colour that a residual rule has in every figure, by the first of OF_RULES in its name."""
+    lowered = name.lower()
+    return next((colour for word, colour in OF_RULES.items() if word in lowered), COLOURS[0])
 
 
 def colours(names: Iterable[str]) -> dict[str, str]:

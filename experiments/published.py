@@ -13,7 +13,7 @@ from rezero_jax.formatting import number
 _SOURCES = tomllib.loads((HERE / "sources.toml").read_text())
 SOURCES = {mark: source["text"] for mark, source in _SOURCES.items()}
 MARKS = {mark: source["word"] for mark, source in _SOURCES.items() if "word" in source}
-STATUSES = ("replicated", "compatible", "contradicted", NOT_SIGNIFICANT, "not tested")
+STATUSES = ("replicated", "compatible", "not supported", "not tested")
 WORDS = {True: "supported", False: "contradicted", None: NOT_SIGNIFICANT}
 INFORMATIVE = 2.5  # times: a prediction interval with ends further apart hardly tests a claim
 
@@ -83,10 +83,16 @@ class Claim(NamedTuple):
 
     @property
     def status(self) -> str:
+        """One of STATUSES.
+
+        "replicated": in the paper's setting, the claim could have failed and did not; "compatible":
+        it could hardly have failed; "not supported": it failed, or the evidence is not significant;
+        "not tested": our setting is smaller.
+        """
         if self.reduced:
             return "not tested"
         if not self.holds:
-            return NOT_SIGNIFICANT if self.holds is None else "contradicted"
+            return "not supported"
         return "compatible" if self.weak else "replicated"
 
 

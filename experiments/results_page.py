@@ -9,21 +9,20 @@ import inspect
 import json
 import math
 import re
-import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments import drawing, report
-from experiments.comparison import NO_LAYERS, Cell, Comparison
+from experiments import drawing, report, summary, summary_plots
+from experiments.comparison import Comparison
 from experiments.jobs import ROOT
-from experiments.results import Results, Row
-from experiments.statistics import NOT_SIGNIFICANT, Sample, holds, paired, quotients, together
+from experiments.results import Results
+from experiments.summary import Found
 from rezero_jax.analysis.theme import themed
 from rezero_jax.errors import UserError
 from rezero_jax.formatting import markdown_table, number
@@ -33,46 +32,58 @@ from rezero_jax.training.cost import flops
 
 FOLDER = ROOT / "docs" / "paper"
 COMPARISONS = ROOT / "docs" / "comparisons"  # written by `python -m experiments compare`
-PAGES = ("README.md", "docs/results.md", "docs/schemes.md")
+PAGES = (
+    "README.md",
+    "docs/results.md",
+    "docs/evidence.md",
+    "docs/rules-compared.md",
+    "docs/schemes.md",
+)
+FIGURES = ROOT / "docs" / "figures"
 COSTS = FOLDER / "v5e-8.json"  # written by experiments.accelerator
-CLAIMS = tomllib.loads((COMPARISONS / "claims.toml").read_text())
 WIDTH, HEADS, LAYERS = 256, 4, 12
-Table: TypeAlias = Mapping[str, Any]  # of claims.toml
 
 
 def main(argv: Sequence[str]) -> int:
     """Writes all pages, the reports of comparisons and all plots; returns the exit status."""
     if argv:
         raise UserError(f"`python -m experiments results` takes no arguments; leave out {argv[0]}")
-    compared = comparisons()
-    tables = committed_tables(compared)
+    found = read_all()
+    tables = committed_tables(found)
     for page in PAGES:
         path = ROOT / page
         path.write_text(rewritten(path.read_text(), tables))
         print(path)
-    for name, comparison in compared.items():
+    for name, comparison in found.compared.items():
         print(report.write_comparison(comparison, COMPARISONS / name, svg=False))
-    for results in read_all():
+    for name, draw in summary_plots.PLOTS.items():
+        drawing.save(themed(draw)(found), FIGURES, name)
+    for results in found.results.values():
         plot = themed(import_module(f"experiments.{results.experiment}").plot)
         drawing.save(plot(results), FOLDER, results.experiment, svg=False)
     return 0
 
 
-def read_all() -> list[Results]:
-    """All committed results of the paper's experiments, by name."""
-    return [Results.read(path) for path in sorted(set(FOLDER.glob("*.json")) - {COSTS})]
-
-
-def comparisons() -> dict[str, Comparison]:
-    """All committed comparisons, by name."""
+def read_all() -> Found:
+    """All committed results, by experiment and by comparison."""
+    stored = [Results.read(path) for path in sorted(set(FOLDER.glob("*.json")) - {COSTS})]
     files = sorted(COMPARISONS.glob("*/comparison.json"))
-    return {path.parent.name: Comparison(Results.read(path)) for path in files}
+    compared = {path.parent.name: Comparison(Results.read(path)) for path in files}
+    return Found({results.experiment: results for results in stored}, compared)
 
 
-def committed_tables(compared: Mapping[str, Comparison]) -> dict[str, str]:
+def committed_tables(found: Found) -> dict[str, str]:
     """The current tables of the pages: of results, comparisons and rules."""
-    tables = all_tables([*read_all(), *judge(CLAIMS, compared)])
-    tables |= {"schemes": rules_table(), "across": across(CLAIMS["across"], compared)}
+    results, compared = list(found.results.values()), found.compared
+    named = [replace(c.results, experiment=f"compare: {name}") for name, c in compared.items()]
+    tables = all_tables(results) | {
+        "commands": report.commands_table([*results, *named]),
+        "paper_claims": summary.paper_table(found),
+        "own_findings": summary.own_table(found),
+        "found": summary.filled(summary.CLAIMS["readme"]["found"].strip(), found),
+        "across": summary.across(compared),
+        "schemes": rules_table(),
+    }
     for name, comparison in compared.items():
         tables[f"compared_{name}"] = report.comparison_summary(comparison)
         if comparison.has_target:
@@ -85,73 +96,13 @@ def all_tables(found: Sequence[Results]) -> dict[str, str]:
     full, reduced = report.number_tables(found)
     costs = json.loads(COSTS.read_text())["costs"]
     whole = {results.experiment for results in found if results.scale == "paper"}
-    chosen = []
-    for results in found:
-        start = CLAIMS["foremost"].get(results.experiment)
-        claims = [claim for claim in results.claims if start and claim.text.startswith(start)]
-        chosen.append(replace(results, claims=claims))
     tables = {
         "claims": report.claims_table(found),
-        "foremost": report.claims_table(chosen),
         "numbers": full,
         "reduced": reduced,
-        "commands": report.commands_table(found),
         "costs": costs_table([cost for cost in costs if cost["experiment"] not in whole]),
     }
     return tables | {results.experiment: report.settings_table(results) for results in found}
-
-
-def judge(claims: Table, compared: Mapping[str, Comparison]) -> list[Results]:
-    """The claims on comparisons, all of settings smaller than the paper's."""
-    judged = []
-    for within in claims["within"]:
-        name = within["comparison"]
-        comparison = compared[name]
-        results = Results(name, "", made=comparison.results.made)
-        cells = [c for c in comparison.cells if c.rule not in (comparison.control, NO_LAYERS)]
-        words = [d.verdict if (d := comparison.difference(c)) else NOT_SIGNIFICANT for c in cells]
-        found = together([holds(word, within["needs"]) for word in words])
-        shown = [f"{cell.rule} {report.loss_and_difference(comparison, cell)}" for cell in cells]
-        evidence = f"final test loss (nats), and minus ReZero's: {'; '.join(shown)}"
-        n = len(cells[0].final.draws) if cells[0].final else 0
-        results.claim(within["claim"], within["source"], found, evidence, n, reduced=True)
-        for pair in claims["across"]:
-            if "claim" in pair and pair["one"][0] == name:
-                bits = bits_across(pair, compared).draws
-                of = (pair["claim"], "protocol.md, E2", "bits per byte minus the other's", bits)
-                results.bounded(*of, high=0, reduced=True)
-        judged.append(results)
-    return judged
-
-
-def _shared(rows: Iterable[Row | None]) -> list[tuple]:
-    """The draws of two rows for the seeds that both have."""
-    draws = [row.draws if row else () for row in rows]
-    return [one[: min(map(len, draws))] for one in draws]
-
-
-def _sides(pair: Table, compared: Mapping[str, Comparison]) -> list[Cell]:
-    """The one and the other cell; each comparison has a single depth."""
-    return [cell for key in ("one", "other") for cell in compared[pair[key][0]].of(pair[key][1])]
-
-
-def bits_across(pair: Table, compared: Mapping[str, Comparison]) -> Sample:
-    """Bits per byte of the one minus those of the other, for each seed that both have."""
-    one, other = _shared(cell.final for cell in _sides(pair, compared))
-    return Sample(x if x is None else x / math.log(2) for x in paired(one, other))
-
-
-def across(pairs: Sequence[Table], compared: Mapping[str, Comparison]) -> str:
-    """A line for each rule of one comparison against a rule of another."""
-    head = ("one", "other", "bits per byte of the one minus the other's", "n")
-    lines: list[Sequence[str]] = [(*head, "updates to the target, the other's over the one's")]
-    for pair in pairs:
-        bits = bits_across(pair, compared)
-        names = (f"`{rule}` of `{name}`" for name, rule in (pair["one"], pair["other"]))
-        one, other = _shared(cell.to_target for cell in _sides(pair, compared))
-        times = Sample(quotients(other, one), log=True).shown
-        lines.append((*names, bits.shown, str(len(bits.draws)), times))
-    return markdown_table(lines)
 
 
 def costs_table(costs: Sequence[Mapping[str, str | int | float]]) -> str:
