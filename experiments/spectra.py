@@ -34,6 +34,7 @@ TOGETHER = 50  # Jacobians in one batch
 IMAGES, CIFAR = 30, (32, 32, 3)  # normal inputs, and their shape
 BIN = 0.25  # of the histograms of log10
 FLOOR = 1e-16
+FIRST_KEY = 2**31  # of `Trainer.init`
 
 
 def at_initialisation(scale: str) -> dict[str, list[np.ndarray]]:
@@ -132,11 +133,11 @@ def untrained(run: Run, seeds: Iterable[int]) -> list[np.ndarray]:
 
 
 def resnets(model: ConfigDict, seeds: Iterable[int]) -> Iterator[nnx.Module]:
-    """The ResNet of `config.model` for CIFAR-10's shapes, initialised from each of the seeds."""
+    """The ResNet of `config.model` for CIFAR-10, as runs with each of the seeds begin."""
     make, _ = make_model(model, CIFAR, 10)
     init = nnx.jit(lambda key: make(nnx.Rngs(key)))
     for seed in seeds:
-        yield init(jax.random.key(seed))
+        yield init(jax.random.fold_in(jax.random.key(seed), FIRST_KEY))
 
 
 def with_batch_statistics(net: nnx.Module) -> nnx.Module:

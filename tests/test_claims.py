@@ -1,5 +1,6 @@
 """Statistics against numbers computed by hand or by SciPy, and the claims that they decide."""
 
+import itertools
 import math
 
 import numpy as np
@@ -198,33 +199,35 @@ def claim(draws, **kwargs):
 
 def test_an_interval_decides_a_claim_and_never_a_mean():
     half = T4 * ERROR
-    assert claim(spread(half + 0.01, ERROR), low=0).status == "replicated"
-    assert claim(spread(half - 0.01, ERROR), low=0).status == NOT_SIGNIFICANT  # the mean is 1.9
-    assert claim(spread(-half - 0.01, ERROR), low=0).status == "contradicted"
+    assert claim(spread(half + 0.01, ERROR), low=0).holds is True
+    assert claim(spread(half - 0.01, ERROR), low=0).holds is None  # the mean is 1.9
+    assert claim(spread(-half - 0.01, ERROR), low=0).holds is False
     found = claim(spread(3, ERROR), low=0)
     assert found.n == 5
     assert found.interval == pytest.approx((3 - half, 3 + half), rel=1e-5)
     for draws in ([7.0], [7.0, None, 7.1]):
-        assert claim(draws, low=0).status == NOT_SIGNIFICANT
+        assert claim(draws, low=0).holds is None
 
 
-def test_a_reduced_setting_tests_nothing_and_a_weak_test_is_at_most_compatible():
+def test_the_status_of_a_claim():
+    """A reduced setting tests nothing, and a weak test is at most compatible."""
     for mean in (-9.0, 9.0):
         assert claim(spread(mean, 0.1), low=0, reduced=True).status == "not tested"
+    assert Claim("a", "UAI 1", True, "x").status == "replicated"
     assert Claim("a", "UAI 1", True, "x", weak=True).status == "compatible"
-    assert Claim("a", "UAI 1", False, "x", weak=True).status == "contradicted"
+    for found, weak in itertools.product((None, False), (True, False)):
+        assert Claim("a", "UAI 1", found, "x", weak=weak).status == "not supported"
 
 
 def test_figure_5_is_judged_by_three_ratios():
-    """One ratio of 6.9 alone does not contradict the claim, as its interval holds 7."""
+    """All are above 1; one of 6.9 is not significant against 7 to 15, as its interval holds 7."""
     results = Results("fc", "paper")
     for setting, mean, error in zip(fc.BASELINES, (6.9, 10, 10), (0.1, 0.05, 0.05), strict=True):
         draws = ratio(mean, error).draws
         results.add(setting, "epochs to 0.1", draws)
         results.add(setting, "times ReZero's epochs to 0.1", draws, log=True)
     fc.times_faster(results)
-    words = [NOT_SIGNIFICANT, NOT_SIGNIFICANT, "replicated", "replicated", "replicated"]
-    assert [one.status for one in results.claims] == words
+    assert [one.holds for one in results.claims] == [True] * 3 + [None, None] + [True] * 3
 
 
 @pytest.mark.parametrize(
@@ -273,12 +276,12 @@ def notebook_claim(*gaps, scale="paper"):
 def test_a_notebooks_run_is_judged_by_the_prediction_interval():
     inside, outside = T4 - 0.01, 3.495406 + 0.01  # the latter at 97.5 %, as two numbers are tested
     assert notebook_claim(inside, -inside).status == "replicated"
-    assert notebook_claim(inside, T4 + 0.01).status == NOT_SIGNIFICANT
-    assert notebook_claim(outside, inside).status == "contradicted"
+    assert notebook_claim(inside, T4 + 0.01).holds is None
+    assert notebook_claim(outside, inside).holds is False
     assert notebook_claim(outside, scale="smoke").status == "not tested"
     # A printed number is inside if a number that rounds to it is.
     assert notebook_claim(T4 + 0.004).status == "replicated"
-    assert notebook_claim(T4 + 0.006).status == NOT_SIGNIFICANT
+    assert notebook_claim(T4 + 0.006).holds is None
     single = Row("ResNet-20", "accuracy % after epoch 1", (43.43,))
     assert of_one_more_run(single).holds is None
     wide = Row("ResNet-20", "accuracy % after epoch 1", tuple(spread(43, 5)))

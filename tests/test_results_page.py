@@ -1,28 +1,26 @@
 """The tables of the README and the docs are those of the rules and of the committed results."""
 
 import math
+import re
 
 import pytest
 
-from experiments import accelerator, report
+from experiments import accelerator, report, summary
 from experiments.__main__ import main
 from experiments.published import Claim
 from experiments.results import Made, Results, Row
 from experiments.results_page import (
-    CLAIMS,
     COMPARISONS,
     PAGES,
     ROOT,
-    across,
     all_tables,
     committed_tables,
-    comparisons,
     costs_table,
-    judge,
     read_all,
     rewritten,
 )
 from experiments.statistics import Censored
+from experiments.summary import Found
 from rezero_jax.errors import UserError
 from rezero_jax.formatting import number
 from tests.test_compare import compare, rows
@@ -33,25 +31,33 @@ COMMAND = "python -m experiments results"
 
 @pytest.mark.slow
 def test_the_pages_are_what_the_command_writes():
-    compared = comparisons()
-    tables = committed_tables(compared)
+    found = read_all()
+    tables = committed_tables(found)
+    compared = found.compared
     used = "".join((ROOT / page).read_text() for page in PAGES)
     for page in PAGES:
         text = (ROOT / page).read_text()
         assert rewritten(text, tables) == text, f"run `{COMMAND}`"
-    for name in ("claims", "foremost", "numbers", "reduced", "commands", "costs", "schemes"):
+    for name in (
+        "claims",
+        "paper_claims",
+        "own_findings",
+        "found",
+        "numbers",
+        "reduced",
+        "commands",
+        "costs",
+        "schemes",
+    ):
         assert f"<!-- {name} -->" in used
     for name, comparison in compared.items():
-        assert any(f"<!-- {kind}_{name} -->" in used for kind in ("compared", "target"))
         text = (COMPARISONS / name / "report.md").read_text()
         assert text == report.comparison_report(comparison), f"run `{COMMAND}`"
-    # Each claim of the README is one claim.
-    assert tables["foremost"].count("\n") == 1 + len(CLAIMS["foremost"])
 
 
 def test_the_commands_of_all_results_are_accepted(monkeypatch):
     monkeypatch.chdir(ROOT)
-    for results in read_all():
+    for results in read_all().results.values():
         check(results.made.command.split(), monkeypatch)
 
 
@@ -78,7 +84,7 @@ def test_a_new_number_changes_the_tables():
     tables = all_tables([found])
     assert tables["claims"].splitlines()[2:] == [  # by status
         "| so is this | replicated | 5 | 1 to 2 | seen | `fc` |",
-        "| it is so | not significant | 1 | none | nobody knows | `fc` |",
+        "| it is so | not supported | 1 | none | nobody knows | `fc` |",
         "| here too | not tested | 1 | none | supported in this setting; seen | `fc` |",
     ]
     assert tables["numbers"].splitlines()[2:] == [
@@ -86,7 +92,7 @@ def test_a_new_number_changes_the_tables():
         r"| a net, \|width\| | 7 | not given | 1 | `fc` |",
     ]
     assert tables["reduced"].splitlines()[2:] == ["| FC, epochs to 0.8 | 48 | 1 | `fc` |"]
-    assert tables["commands"].endswith(
+    assert report.commands_table([found]).endswith(
         "| `fc` | `python -m experiments fc` | 8 x TPU v5 lite | 1:01:40 |"
     )
     assert tables["fc"] == (
@@ -135,45 +141,78 @@ def test_an_argument_is_refused(capsys):
     assert "--out=x" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("losses", "of_baselines", "of_the_norm"),
-    [
-        ([1.5, 1.52, 1.49], False, True),  # better than ReZero
-        ([1.7, 1.72, 1.69], True, False),
-        ([1.5, 1.75, 1.61], None, None),
-    ],
-)
-def test_the_verdict_of_a_comparison_decides_the_claim_on_it(losses, of_baselines, of_the_norm):
-    found = compare(rows("rezero", [1.6, 1.62, 1.59]), rows("rezero_norm", losses))
-    for needs, expected in (("higher", of_baselines), ("lower", of_the_norm)):
-        fields = {"comparison": "language", "claim": "a claim", "source": "UAI 7", "needs": needs}
-        (judged,) = judge({"within": [fields], "across": []}, {"language": found})
-        (claim,) = judged.claims
-        assert claim.status == "not tested"
-        assert claim.holds is expected
+def found(**compared):
+    return Found({"fc": results_of_fc()}, compared)
+
+
+def results_of_fc():
+    results = Results("fc", "paper", [Row("FC", "epochs to 1.2", (30.0, 32.0))])
+    results.claim("ReZero is so", "UAI 1", True, "seen", 5, interval=(1.0, 2.0))
+    results.claim("ReZero is not", "UAI 1", None, "seen", 3)
+    return results
+
+
+def test_a_row_of_the_papers_claims_has_the_status_of_its_weakest_part(monkeypatch):
+    entry = {"claim": "c", "paper": "30", "ours": "{fc|FC|epochs to 1.2}", "experiment": "fc"}
+    entry |= {"setting": "same", "link": "x"}
+    for starts, status in ((["ReZero is so"], "replicated"), (["ReZero is"], "not supported")):
+        monkeypatch.setitem(summary.CLAIMS, "paper", [entry | {"claims": starts}])
+        row = summary.paper_table(found()).splitlines()[-1]
+        assert f"| 31 (18.29 to 43.71) | {5 if status == 'replicated' else 3} | same |" in row
+        assert row.endswith(f"[{status}](evidence.md#x) |")
+    monkeypatch.setitem(summary.CLAIMS, "paper", [entry | {"claims": ["no such"]}])
+    with pytest.raises(UserError, match="no such"):
+        summary.paper_table(found())
+
+
+def test_a_text_asks_for_numbers_that_are_stored():
+    ours = compare(rows("rezero", [1.6, 1.62, 1.59]), rows("norm", [1.5, 1.52, 1.49]))
+    text = "{fc|FC|epochs to 1.2|mean} and {a|norm|bits} or {a|norm|8 nats}"
+    assert summary.filled(text, found(a=ours)) == "31 and 0.14 or 0.1"
+    for name in ("fc|FC|depth", "a|norm|7 nats", "nothing", "b|norm|bits"):
+        with pytest.raises(UserError, match=re.escape(name)):
+            summary.filled(f"{{{name}}}", found(a=ours))
 
 
 @pytest.mark.parametrize(
-    ("bits", "shown", "expected"),
+    ("losses", "word"),
+    [([1.5, 1.52, 1.49], "significant"), ([1.5, 1.75, 1.61], "not significant")],
+)
+def test_a_finding_is_significant_by_its_interval(losses, word, monkeypatch):
+    ours = compare(rows("rezero", [1.6, 1.62, 1.59]), rows("norm", losses))
+    entries = [
+        {"effect": "e", "kind": "within", "comparison": "a", "rules": ["norm"]},
+        {"effect": "e", "kind": "count", "comparison": "a", "test": "Bonferroni"},
+    ]
+    monkeypatch.setitem(summary.CLAIMS, "own", entries)
+    within, counted = summary.own_table(found(a=ours)).splitlines()[2:]
+    assert within.endswith(f"| 3 | {word} |")
+    against = 1 if word == "significant" else 0
+    assert f"0 of 1 for ReZero, {against} against" in counted
+
+
+@pytest.mark.parametrize(
+    ("bits", "shown"),
     [
-        ([-1.0, -1.2, -1.1], "-1.1 (-1.348 to -0.8516)", True),
-        ([1.0, 1.2, 1.1], "1.1 (0.8516 to 1.348)", False),
-        ([-1.0, 1.2, 0.1], "0.1 (-2.633 to 2.833)", None),
+        ([-1.0, -1.2, -1.1], "-1.1 (-1.348 to -0.8516)"),
+        ([1.0, 1.2, 1.1], "1.1 (0.8516 to 1.348)"),
+        ([-1.0, 1.2, 0.1], "0.1 (-2.633 to 2.833)"),
     ],
 )
-def test_a_rule_minus_one_of_another_comparison_in_pairs_of_seeds(bits, shown, expected):
+def test_a_rule_minus_one_of_another_comparison_in_pairs_of_seeds(bits, shown, monkeypatch):
     losses = [1.5, 1.7, 1.4, 9.0]  # the last seed has no pair
     ours = [loss + math.log(2) * gap for loss, gap in zip(losses, bits, strict=False)]
     compared = {
         "a": compare(rows("rezero", ours, [40.0] * 3), rows("norm", ours)),
         "b": compare(rows("rezero", losses, [60.0, 60.0, Censored(60.0), 60.0])),
     }
-    pair = {"one": ["a", "rezero"], "other": ["b", "rezero"], "claim": "a has fewer bits than b"}
+    pair = {"one": ["a", "rezero"], "other": ["b", "rezero"], "kind": "across", "effect": "e"}
+    monkeypatch.setitem(summary.CLAIMS, "own", [pair])
+    monkeypatch.setitem(summary.CLAIMS, "across", [])
     times = ">= 1.5 (1 of 3 right-censored)"
-    assert across([pair], compared).splitlines()[-1] == (
+    assert summary.across(compared).splitlines()[-1] == (
         f"| `rezero` of `a` | `rezero` of `b` | {shown} | 3 | {times} |"
     )
-    within = {"comparison": "a", "claim": "x", "source": "UAI 7", "needs": "higher"}
-    (judged,) = judge({"within": [within], "across": [pair]}, compared)
-    claim = judged.claims[-1]
-    assert (claim.text, claim.holds, claim.n, claim.reduced) == (pair["claim"], expected, 3, True)
+    word = "significant" if abs(bits[2]) > 1 else "not significant"
+    line = summary.own_table(Found({}, compared)).splitlines()[-1]
+    assert line == f"| e | {shown} | 3 | {word} (uncorrected) |"
