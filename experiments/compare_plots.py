@@ -94,7 +94,7 @@ def plot_rates(comparison: Comparison) -> Figure:
     shown = rates[:: -(-len(rates) // 3)]
     for axis in axes:
         axis.set_xscale("log")
-        axis.set_xticks(shown, [f"{rate:.2g}" for rate in shown])
+        axis.set_xticks(shown, [f"{rate:.3g}" for rate in shown])
         axis.minorticks_off()
     figure.supylabel("final test loss (nats), by learning rate", fontsize=8)
     return figure

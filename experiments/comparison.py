@@ -16,6 +16,7 @@ from experiments.statistics import LEVEL, Sample, dunnett, paired, quotients, ve
 
 TUNING = 100  # the first seed of those that learning rates are tuned on
 WINDOW = 0.05  # of the updates, over which a training loss is averaged
+SMOOTHED = 5  # logged lines at least, in the loss at equal costs
 NO_LAYERS = "rezero_frozen"  # the rule: ReZero with every alpha frozen at 0
 BROKEN = 10  # times the median rule's loss: a net that is worse has not trained
 LOSS, TARGET = "test loss", "updates to a training loss of"  # metrics in nats, the latter + number
@@ -27,10 +28,15 @@ def curve_name(rule: str, depth: int, seed: int) -> str:
     return f"{rule}, {depth} layers, seed {seed}"
 
 
-def loss_at(curve: Curve, update: float) -> float | None:
-    """The mean loss over the WINDOW that ends with an update; None before the first line."""
+def loss_at(curve: Curve, update: float, lines: int = 0) -> float | None:
+    """The mean loss over the WINDOW that ends with an update, or over more: its last `lines` lines.
+
+    None before the first line.
+    """
     updates, losses = np.array(curve.x), np.array(curve.y)
-    within = (updates <= update) & (updates > update - WINDOW * updates[-1])
+    until = updates <= update * (1 + 1e-9)  # a quotient of costs is rounded
+    within = until & (updates > update - WINDOW * updates[-1])
+    within[np.flatnonzero(until)[-lines:] if lines else []] = True
     return float(losses[within].mean()) if within.any() else None
 
 
@@ -78,7 +84,7 @@ class Cell:
 
     def loss_at(self, update: float) -> float | None:
         """The mean training loss (nats) of the seeds at an update; None if one diverged."""
-        values = [loss_at(curve, update) for curve in self.curves]
+        values = [loss_at(curve, update, SMOOTHED) for curve in self.curves]
         known = [value for value in values if value is not None]
         complete = self.final is not None and len(known) == len(self.final.draws) > 0
         return float(np.mean(known)) if complete else None

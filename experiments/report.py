@@ -74,7 +74,8 @@ def settings_table(results: Results) -> str:
     for row in results.rows:
         paper = results.paper(row)
         shown = f"{row.shown}; paper {paper.shown}" if paper else row.shown
-        cells.setdefault(row.setting, {})[row.metric] = shown
+        setting = f"{row.setting} (a small stand-in)" if results.scale == "smoke" else row.setting
+        cells.setdefault(setting, {})[row.metric] = shown
     tables: list[dict[str, dict[str, str]]] = []
     for setting, numbers in cells.items():
         shared = (table for table in tables for one in table.values() if one.keys() & numbers)
@@ -123,12 +124,17 @@ def write_report(folder: Path, scale: str) -> Path:
 
 def write_comparison(comparison: Comparison, folder: Path, *, svg: bool = True) -> Path:
     """Writes report.md and its plots; returns the former's path."""
-    for name in PLOTS:
+    for name in plots_of(comparison):
         plot = themed(getattr(compare_plots, f"plot_{name}"))
         drawing.save(plot(comparison), folder, name, svg=svg)
     path = folder / "report.md"
     path.write_text(comparison_report(comparison))
     return path
+
+
+def plots_of(comparison: Comparison) -> list[str]:
+    """The names of the plots: without a second rule there are no differences."""
+    return [name for name in PLOTS if name != "differences" or len(comparison.rules) > 1]
 
 
 def comparison_report(comparison: Comparison) -> str:
@@ -157,7 +163,7 @@ def comparison_report(comparison: Comparison) -> str:
         for title, shown in TABLES.items()
         if comparison.has_target or shown is not to_target
     ]
-    parts += [*notes, *(f"![{text}]({name}.png)" for name, text in PLOTS.items())]
+    parts += [*notes, *(f"![{PLOTS[name]}]({name}.png)" for name in plots_of(comparison))]
     return "\n\n".join(parts) + "\n"
 
 

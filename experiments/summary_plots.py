@@ -89,7 +89,7 @@ def _depth_panel(axis: Axes, comparison: Comparison, control: float) -> None:
             axis.annotate(
                 f"{rule}: leaves the panel",
                 (x[-1], means[-1]),
-                xytext=(4, 6),
+                xytext=(6, -12),
                 textcoords="offset points",
                 color=drawing.colour_of(rule),
             )

@@ -6,9 +6,10 @@ from functools import reduce
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from rezero_jax.analysis import __main__ as diagnosis
-from rezero_jax.analysis import figures, plots, table
+from rezero_jax.analysis import figures, plots, table, theme
 from rezero_jax.analysis.gates import Gates
 from rezero_jax.analysis.statistics import Estimate
 from rezero_jax.analysis.table import by_label
@@ -91,6 +92,37 @@ def test_labels_name_the_fields_that_differ(tmp_path):
     # The optimizer's settings for a rule are left out unless they separate runs of the rule.
     assert by_label(runs[:3]) == {"residual=fixup": runs[:1], "residual=rezero": runs[1:3]}
     assert list(by_label(runs))[1:] == ["residual=rezero, rate=1", "residual=rezero, rate=3"]
+    # Fields that follow from the rule are left out.
+    norm = make_run(tmp_path / "n", [1.0], **{RESIDUAL: "pre_norm", "model.final_norm": True})
+    gated = make_run(tmp_path / "g", [1.0], **{"model.final_norm": False, "model.scan": True})
+    assert list(by_label([norm, gated])) == ["residual=pre_norm", "residual=rezero"]
+
+
+def test_of_several_folders_those_without_a_run_are_left_out(tmp_path, capsys):
+    run = make_run(tmp_path / "a", [1.0])
+    (tmp_path / "notes.txt").write_text("x")
+    assert [r.folder for r in Run.read_all(sorted(tmp_path.iterdir()))] == [run.folder]
+    assert "notes.txt holds no run" in capsys.readouterr().err
+    with pytest.raises(UserError, match="none of the 2"):
+        Run.read_all([tmp_path / "notes.txt", tmp_path])
+
+
+def test_many_lines_have_styles_of_their_own():
+    styles = [tuple(map(str, style.values())) for style in theme.line_styles(49)]
+    assert len(set(styles)) == 49
+
+
+@pytest.mark.parametrize("ends", [(0.2, 0.9), (0.3, 3.3), (0.02, 9.0), (1e-9, 2.0)])
+def test_a_log_axis_has_several_labels_in_its_range(ends):
+    axis = Figure().subplots()
+    axis.set(yscale="log", ylim=ends)
+    theme.plain_ticks(axis)
+    axis.figure.canvas.draw()
+    labels = [(text.get_text(), text.get_position()[1]) for text in axis.get_yticklabels()]
+    labels += [
+        (text.get_text(), text.get_position()[1]) for text in axis.get_yticklabels(minor=True)
+    ]
+    assert sum(bool(text) and ends[0] <= y <= ends[1] for text, y in labels) > 1
 
 
 def test_table_has_mean_and_range_or_interval_over_seeds(tmp_path):
@@ -141,7 +173,7 @@ def test_bits_per_byte_by_steps_and_the_speed_up_over_the_first_run(tmp_path):
         make_text_run(tmp_path / "a", [4.0, 3.0, 2.5, 2.0], **{RESIDUAL: "pre_norm"}),
         make_text_run(tmp_path / "b", [3.0, 2.0]),
         make_text_run(tmp_path / "c", [2.0, 2.2], seed=1),
-        make_text_run(tmp_path / "d", [8.0], **{RESIDUAL: "post_norm"}),
+        make_text_run(tmp_path / "d", [1.5], **{RESIDUAL: "post_norm"}),
     ]
     # pre_norm takes 40 steps to 2.0; rezero's seeds 20 and 10.
     assert table.table(runs, [10, 20], [2.5, 2.0], metric="bits_per_byte").splitlines() == [
@@ -150,7 +182,7 @@ def test_bits_per_byte_by_steps_and_the_speed_up_over_the_first_run(tmp_path):
         "| residual=pre_norm | 1 | 4.00 | 3.00 | 30 | 40 | 1.00 |",
         "| residual=rezero | 2 | 2.50 (2.00-3.00) | 2.10 (2.00-2.20) | 15 (10-20) | 15 (10-20) "
         "| 2.67 |",
-        "| residual=post_norm | 1 | 8.00 | not reached | not reached | not reached |  |",
+        "| residual=post_norm | 1 | 1.50 | not reached | 10 | 10 |  |",  # a single evaluation
     ]
 
 

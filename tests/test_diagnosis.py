@@ -14,6 +14,7 @@ from rezero_jax.analysis import __main__ as analysis
 from rezero_jax.analysis.diagnosis import diagnose
 from rezero_jax.analysis.figures import plot_diagnosis, plot_propagation
 from rezero_jax.analysis.gates import Gates
+from rezero_jax.residual import make_rule
 from rezero_jax.runs.reader import Run
 from rezero_jax.training.load import load_model
 from tests.families import STEPS
@@ -26,6 +27,28 @@ class Scaled(nnx.Module):
 
     def __call__(self, x):
         return 2 * x
+
+
+class Loop(nnx.Module):
+    """A model of a user's own that calls a rule for each of its functions."""
+
+    def __init__(self, depth):
+        self.rules = nnx.List([make_rule("rezero", 6, rngs=nnx.Rngs(0)) for _ in range(depth)])
+        self.functions = nnx.List([Scaled() for _ in range(depth)])
+
+    def __call__(self, x):
+        for rule, f in zip(self.rules, self.functions, strict=True):
+            x = rule(x, f)
+        return x
+
+
+def test_a_model_that_calls_a_list_of_rules_has_a_layer_for_each():
+    model = Loop(3)
+    model.rules[1].alpha[...] = 0.5
+    found = diagnose(model, X).propagation
+    assert found.names == ("rules.0", "rules.1", "rules.2")
+    np.testing.assert_allclose(found.alpha, [0, 0.5, 0])
+    np.testing.assert_allclose(found.signal / found.signal[0], [1, 1, 2, 2], rtol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +94,12 @@ def test_a_deep_network_without_gates_still_fits_a_page():
     head, entries, table = page(diagnosis)
     assert (head, entries["gates"]) == ("a name", "none")
     assert "x - before, - after" in entries["angles"]  # one example has no angle
-    assert "alpha" not in table[0]
+    assert "alpha" not in table[1]
     lines = str(diagnosis).split("\n")
     assert len(lines) < 50
     assert max(map(len, lines)) <= 100
-    assert (table[1].split()[0], table[-1].split()[0]) == ("(input)", "model.99")
+    assert table[0] == "23 of 100 layers, evenly spaced:"
+    assert (table[2].split()[0], table[-1].split()[0]) == ("(input)", "model.99")
 
 
 def test_the_picture_shows_the_numbers(toy):

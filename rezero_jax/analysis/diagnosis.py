@@ -87,6 +87,8 @@ class Diagnosis:
         width = max(len("after layer"), *map(len, names))
         head = ("|x|", "|dL/dx|", "cosine", "|x'-x|/|x|", *["alpha"] * bool(self.is_gated.any()))
         lines = [f"{'after layer':<{width}}" + "".join(f"{name:>12}" for name in head)]
+        if len(rows) <= layers:
+            lines.insert(0, f"{len(rows) - 1} of {layers} layers, evenly spaced:")
         of_layers = (np.append(np.nan, values) for values in (found.share, found.alpha))
         columns = np.stack([found.signal, found.gradient, found.cosine, *of_layers])
         for row in rows:

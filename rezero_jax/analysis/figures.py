@@ -61,7 +61,7 @@ def _draw_propagation(axes: Sequence[Axes], networks: Mapping[str, Propagation])
         for axis, values in ((signal, network.signal), (gradient, network.gradient)):
             plot_line(axis, points, values, **style, label=label)
         plot_line(cosine, points, network.cosine, **style)
-        plot_line(share, points[1:], network.share, **style)
+        plot_line(share, points[:-1], network.share, **style)
         share.axhline(network.idle_below, color=style["color"], linewidth=0.8, linestyle=":")
     signal.set(title="|x|")
     gradient.set(title="|dL/dx|")
@@ -75,7 +75,7 @@ def _draw_propagation(axes: Sequence[Axes], networks: Mapping[str, Propagation])
             axis.set_ylim(low / widen, high * widen)
             plain_ticks(axis)
     for axis in axes:
-        axis.set_xlabel("layers passed")
+        axis.set_xlabel("layer, from 0" if axis is share else "layers passed")
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
 
 
@@ -94,7 +94,7 @@ def plot_diagnosis(diagnosis: Diagnosis, gates: Gates | None = None) -> Figure:
         if few:
             axes[0, 2].vlines(layers, 0, alpha, color=COLOURS[0], linewidth=1)
         axes[0, 2].plot(layers, alpha, "o", color=COLOURS[0], markersize=3.5 if few else 0.5)
-        axes[0, 2].set(xlabel="layer", title="alpha")
+        axes[0, 2].set(xlabel="layer, from 0", title="alpha")
         axes[0, 2].xaxis.set_major_locator(MaxNLocator(6, integer=True))
         if gates is None:
             axes[1, 2].remove()
@@ -130,7 +130,7 @@ def draw_gates(axis: Axes, x: np.ndarray, alphas: np.ndarray, xlabel: str = "ste
     colours = {"cmap": "PuOr", "vmin": -bound, "vmax": bound, "rasterized": True}
     mesh = axis.pcolormesh(x, np.arange(alphas.shape[1]), alphas.T, **colours)
     axis.figure.colorbar(mesh, ax=axis)
-    axis.set(xlabel=xlabel, ylabel="layer", title="alpha")
+    axis.set(xlabel=xlabel, ylabel="layer, from 0", title="alpha")
     axis.grid(False)
     axis.yaxis.set_major_locator(MaxNLocator(integer=True))
 

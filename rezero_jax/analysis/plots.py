@@ -68,11 +68,15 @@ def plot_comparison(runs: Sequence[Run]) -> Figure:
     """One curve per setting: mean and range over its seeds, up to the end of the shortest run.
 
     Language models are compared by their evaluations' bits per byte, other runs by their epoch
-    losses. If a run lacks these, all runs are compared by the loss of training batches.
+    losses. If a run has fewer than two of these, all runs are compared by training batches.
     """
-    if all(_is_text(run) and len(run.series("eval/bits_per_byte")[0]) for run in runs):
+
+    def have(key: str) -> bool:
+        return all(len(run.series(key)[0]) > 1 for run in runs)
+
+    if have("eval/bits_per_byte"):
         key, x, ylabel = "eval/bits_per_byte", "step", "bits per byte, evaluation"
-    elif all(len(run.epoch_losses()) for run in runs):
+    elif have("train/epoch_loss"):
         key, x, ylabel = "train/epoch_loss", "epoch", "training loss (nats), mean over the epoch"
     else:
         key, x, ylabel = "train/loss", "step", "training loss (nats), of batches"
@@ -126,7 +130,7 @@ def write_plot(
     Raises:
       UserError: a workdir has no run or no logged line yet, or the file cannot be written.
     """
-    runs = [Run.read(folder) for folder in workdirs]
+    runs = Run.read_all(workdirs)
     for run in runs:
         if not run.lines:
             raise UserError(f"the run in {run.folder} has logged nothing yet; plot it later")

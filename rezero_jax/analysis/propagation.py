@@ -279,7 +279,9 @@ def _segment_paths(model: nnx.Module) -> list[ModulePath]:
     # A layer within a layer is part of the outer one, but a model with layers is not a layer.
     inner = [path for path in dict.fromkeys(found) if path]
     outer = [p for p in inner if not any(p[:i] in inner for i in range(1, len(p)))]
-    return outer or found
+    # A model that itself calls several rules has a layer for each of them.
+    rules = [path for path, module in nnx.iter_modules(model) if isinstance(module, Rule)]
+    return outer or (rules if len(rules) > 1 else found)
 
 
 def _has_rule(module: nnx.Module) -> bool:

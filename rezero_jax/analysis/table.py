@@ -17,6 +17,7 @@ from rezero_jax.formatting import markdown_table, number
 from rezero_jax.runs.folder import TOPOLOGY
 from rezero_jax.runs.reader import Run
 
+TELLING = ("residual", "name", "depth", "width")  # fields of the model that labels always name
 # {metric: (head of a column of values, head of a column of times to a target)}.
 HEADS = {
     "loss": ("epoch {}", "epochs to {}"),
@@ -34,20 +35,28 @@ def by_label(runs: Sequence[Run]) -> dict[str, list[Run]]:
         return [json.dumps([run.config.get(key) for key in keys]) for run in runs]
 
     differing = [key for key in keys if len(set(values([key]))) > 1]
-    # Lengths and intervals rarely matter to a reader, and optimizer settings often follow from the
-    # rule, so labels have the shortest list of keys that separates the same runs.
+    # Lengths and intervals rarely matter to a reader.
     recipe = [key for key in differing if key.startswith(("model.", "optim.", "data.name"))]
-    model = [key for key in recipe if key.startswith("model.")]
-    shared = [key for key in model if all(key in run.config for run in runs)]  # by all families
-    settings = len(set(values(recipe)))
-    choices = (keys for keys in (shared, model, recipe) if keys)
-    chosen = next((keys for keys in choices if len(set(values(keys))) == settings), differing)
+    chosen = sorted(recipe or differing, key=_telling)
+    settings = len(set(values(chosen)))
+    for key in chosen[::-1]:  # many fields follow from others, such as from the rule
+        if key.startswith("model.") and key.removeprefix("model.") in TELLING:
+            break
+        fewer = [other for other in chosen if other != key]
+        chosen = fewer if fewer and len(set(values(fewer))) == settings else chosen
     found: dict[str, list[Run]] = {}
     for run in runs:
         label = ", ".join(f"{key.split('.')[-1]}={run.config.get(key)}" for key in chosen)
         label = label or str(run.config.get("model.residual", run.folder.name))
         found.setdefault(label, []).append(run)
     return found
+
+
+def _telling(key: str) -> tuple[bool, int, str]:
+    """Sorts fields by what they tell a reader: TELLING, others of the model, then the rest."""
+    section, _, name = key.partition(".")
+    place = TELLING.index(name) if section == "model" and name in TELLING else len(TELLING)
+    return section != "model", place, key
 
 
 def table(
@@ -81,7 +90,8 @@ def table(
             times = [run.time_to(metric, target) for run in seeds]
             row.append(_cell(times, confidence, digits=2 if metric == "loss" else 0))
         if speedup:
-            mean = Estimate.of_all(times)
+            # A single evaluation says nothing about when the target was reached.
+            mean = Estimate.of_all(times) if min(map(len, values)) > 1 else None
             first = mean if len(rows) == 1 else first
             row.append(f"{first.mean / mean.mean:.2f}" if first and mean else "")
         rows.append([label, len(seeds), *row])
@@ -137,7 +147,7 @@ def main(argv: Sequence[str]) -> int:
     after = args.steps if args.bits_per_byte else args.epochs
 
     def work() -> None:
-        runs = [Run.read(folder) for folder in args.workdirs]
+        runs = Run.read_all(args.workdirs)
         print(table(runs, after, args.targets, args.confidence, metric))
 
     return command.exit_status("table", work)

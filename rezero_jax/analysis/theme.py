@@ -1,8 +1,8 @@
 """The theme of all figures: legible in a printed column, and in black and white."""
 
 import io
+import math
 import textwrap
-from itertools import islice
 from typing import Any
 
 import matplotlib
@@ -18,11 +18,8 @@ from rezero_jax.runs.files import AnyPath
 
 # Okabe and Ito's colours are distinct to colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-STYLES = cycler(
-    color=COLOURS,
-    linestyle=("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1))),
-    marker=("o", "s", "^", "D", "v", "P", "X"),
-)
+LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 FORMATS = (".png", ".svg", ".pdf")
 RC_PARAMS: dict[str, Any] = {
@@ -47,8 +44,10 @@ themed = matplotlib.rc_context(RC_PARAMS)  # type: ignore[arg-type]
 
 
 def line_styles(count: int) -> list[dict[str, Any]]:
-    """Colour, line and marker of each of `count` curves, for Axes.plot."""
-    return list(islice(STYLES(), count))
+    """Colour, line and marker of each of `count` curves, for Axes.plot; the first 49 differ."""
+    kinds = len(COLOURS)
+    shifted = [(i % kinds, (i + i // kinds) % kinds) for i in range(count)]
+    return [{"color": COLOURS[i], "linestyle": LINES[k], "marker": MARKERS[k]} for i, k in shifted]
 
 
 def plot_line(axis: Axes, x: np.ndarray, y: ArrayLike, **style: Any) -> None:
@@ -70,8 +69,13 @@ def legend(figure: Figure, axis: Axes) -> None:
 def plain_ticks(axis: Axes) -> None:
     """Labels ticks of a log axis as 0.2, not 2e-01, and omits labels that would overlap."""
     low, high = axis.get_ylim()
-    most = {2: "123456789", 30: "12346", 500: "13"}  # first digits by the span of the axis
-    labelled = next((digits for span, digits in most.items() if high / low < span), "1")
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    choices = ("1", "13", "12346", "123456789")  # first digits
+
+    def shown(digits: str) -> int:
+        return sum(low <= int(d) * 10.0**decade <= high for decade in decades for d in digits)
+
+    labelled = next((digits for digits in choices if shown(digits) > 2), choices[-1])
 
     def text(value: float, position: float | int | None) -> str:
         return f"{value:g}" if f"{value:e}"[0] in labelled else ""

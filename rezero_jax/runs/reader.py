@@ -1,6 +1,7 @@
 """Reads a finished or unfinished run: its config, its metrics, and when it reached a target."""
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +28,19 @@ class Run:
         """The run in `folder`, finished or not; raises a UserError if there is none."""
         home = folder_of(folder)
         return cls(home, flatten(read_json(home / "config.json")), read_metrics(home))
+
+    @classmethod
+    def read_all(cls, folders: Sequence[AnyPath]) -> list["Run"]:
+        """The runs in `folders`; of several folders, those without a run are named and left out."""
+        found = []
+        for folder in folders:
+            if len(folders) == 1 or (folder_of(folder) / "config.json").is_file():
+                found.append(cls.read(folder))
+            else:
+                print(f"{folder} holds no run and is left out", file=sys.stderr)
+        if not found:
+            raise UserError(f"none of the {len(folders)} folders holds a run; name run folders")
+        return found
 
     def series(self, key: str, x: str = "step") -> tuple[np.ndarray, np.ndarray]:
         """(x, values) of the lines that have `key`, float64 (lines,) each."""
