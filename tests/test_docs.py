@@ -28,7 +28,7 @@ PLACEHOLDERS |= {"NAME": "toy", "DEPTH": "20", "LR": "0.1", "EPOCHS": "2"}
 PLACEHOLDERS |= {"HOST": "localhost", "PORT": "8476", "N": "2", "I": "1"}
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 MAKE_TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
-ELSEWHERE = ("export", "gcloud", "kubectl", "sbatch", "sky")  # other projects' programs
+ELSEWHERE = ("export", "gcloud", "git", "kubectl", "sbatch", "sky")  # other projects' programs
 
 
 def read(name):
@@ -160,9 +160,7 @@ def test_python_blocks_compile_and_their_imports_exist(page):
 @pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md"])
 def test_commands_are_accepted(page, monkeypatch):
     monkeypatch.chdir(ROOT)
-    found = list(commands(page))
-    assert found or page in ("docs/index.md", "docs/models.md", "docs/schemes.md")
-    for words in found:
+    for words in commands(page):
         check(words, monkeypatch)
 
 
@@ -194,7 +192,7 @@ def anchors(page):
 @pytest.mark.parametrize("page", TEXTS)
 def test_relative_links_resolve(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", read(page)):
-        if target.startswith("https://"):
+        if target.startswith(("https://", "../../actions/")):  # the latter on GitHub
             continue
         path, _, anchor = target.partition("#")
         linked = (ROOT / page).parent / path if path else ROOT / page
