@@ -127,21 +127,21 @@ def test_a_number_of_the_notebook_is_judged_by_the_share_of_means_beyond_it():
         return [1.0] * (1000 - m) + [1.1] * m
 
     name = "ReZero, 12 layers"
-    assert [claim(name, beyond(m)).status for m in (500, 25)] == ["replicated"] * 2
-    assert [claim(name, beyond(m)).status for m in (24, 5)] == ["not significant"] * 2
-    assert [claim(name, beyond(m)).status for m in (4, 0)] == ["contradicted"] * 2
+    assert [claim(name, beyond(m)).holds for m in (500, 25)] == [True] * 2
+    assert [claim(name, beyond(m)).holds for m in (24, 5)] == [None] * 2
+    assert [claim(name, beyond(m)).holds for m in (4, 0)] == [False] * 2
     zero = [claim("post-norm, 128 layers", [0.0] * m + [0.3] * (1000 - m)) for m in (0, 10, 25)]
-    assert [found.status for found in zero] == ["contradicted", "not significant", "replicated"]
+    assert [found.holds for found in zero] == [False, None, True]
 
 
 def test_equation_7_is_judged_by_slopes():
     layers = np.array(initialisation.LAYERS)
     bound, power = 2.0**-layers / layers, 10.0 * layers**-2.0
-    for residual, rezero, status in ((bound, power, "replicated"), (power, bound, "contradicted")):
+    for residual, rezero, holds in ((bound, power, True), (power, bound, False)):
         curves = {"residual": Curve([], residual), "ReZero": Curve([], rezero)}
         results = Results("initialisation", "paper", curves=curves)
         initialisation.judge_equation_7(results)
-        assert [one.status for one in results.claims] == [status] * 2
+        assert [one.holds for one in results.claims] == [holds] * 2
 
 
 # ---- The paper's numbers
