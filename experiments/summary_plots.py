@@ -87,7 +87,7 @@ def _depth_panel(axis: Axes, comparison: Comparison, control: float) -> None:
             ends.append((means[-1], rule))
         elif known:
             axis.annotate(
-                f"{rule}: leaves the panel",
+                f"{rule}: blows up",
                 (x[-1], means[-1]),
                 xytext=(6, -12),
                 textcoords="offset points",
