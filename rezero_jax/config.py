@@ -31,24 +31,27 @@ def base_config() -> ConfigDict:
     config.model = ConfigDict()  # its fields depend on model.name; each config file sets them
 
     config.data = ConfigDict()
-    config.data.name = "digits"  # a name of rezero_jax.data.NAMES
+    config.data.name = "digits"  # a name of rezero_jax.data.NAMES, or tfds:NAME
     config.data.dir = config_dict.placeholder(str)  # unset: $TFDS_DATA_DIR, ~/tensorflow_datasets
     config.data.stream = False  # read images from disk while training, instead of once into memory
     config.data.workers = 0  # processes that decode streamed training images; 0: threads
     # Channel means and standard deviations of pixels in 0 .. 1; unset: the data set's defaults.
     config.data.mean = config_dict.placeholder(tuple)
     config.data.std = config_dict.placeholder(tuple)
-    config.data.image_size = 224  # imagenet: height and width of the crops, in pixels
+    # Height and width of images, which are cropped and resized; unset: 224 for imagenet, else the
+    # images' own.
+    config.data.image_size = config_dict.placeholder(int)
+    config.data.eval_fraction = 0.1  # of images without a split for evaluation
     # Augmentation of training images, see data.augment; 0 and False disable it.
     config.data.crop_padding = 0  # pixels added on each side before a random crop
     config.data.flip = False  # mirror left to right with probability 1/2
     config.data.jitter = 0.0  # largest relative change of brightness, contrast and saturation
     config.data.rotation = 0.0  # largest angle, in degrees
-    config.data.path = config_dict.placeholder(str)  # text: the file or folder
+    config.data.path = config_dict.placeholder(str)  # images, text: the file or folder
     config.data.length = 256  # text: bytes in an example
     config.data.windows = "segments"  # text: the training examples; segments, random
     config.data.context = 0  # text: minimum number of bytes before each evaluated byte
-    config.data.eval_split = "validation"  # text: validation, test
+    config.data.eval_split = "validation"  # images, text: validation, test
 
     config.train = ConfigDict()
     # Length of the run; exactly one of the three is set.

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rezero_jax.data.datasets import decode
+from rezero_jax.data.pixels import Decode
 from rezero_jax.data.tfds.prepare import encode_png, prepared_builder
 from rezero_jax.data.tfds.source import TfdsSource
 from rezero_jax.errors import UserError
@@ -373,4 +373,4 @@ def test_mnist_is_read_from_its_idx_files(
 def test_png_keeps_every_pixel() -> None:
     for channels in (1, 3):
         image = RNG.integers(0, 256, (28, 28, channels), np.uint8)
-        np.testing.assert_array_equal(decode(encode_png(image)), image)
+        np.testing.assert_array_equal(Decode(channels=channels)(encode_png(image)), image)

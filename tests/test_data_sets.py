@@ -115,7 +115,7 @@ def test_a_stand_in_needs_no_data_and_makes_nothing(tmp_path: Path) -> None:
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert peak < 10e6
-        assert (dataset is None) == (name in ("digits", "stdlib", "text"))
+        assert (dataset is None) == (name in ("digits", "images", "stdlib", "text"))
         assert not any(tmp_path.iterdir())
         if dataset is not None:
             assert dataset.name == name

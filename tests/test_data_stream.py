@@ -126,7 +126,8 @@ def test_streamed_examples_that_make_no_batch_are_refused() -> None:
 
     split = StreamSplit(Memory(), pixels=cropped, name="mine")
     assert split.fetch(np.arange(2))["image"].shape == (2, 4, 4, 3)
-    with pytest.raises(UserError, match=r'"mine" has images of shapes \(3, 4, 3\) and \(4, 4, 3\)'):
+    words = r'example 2 of data set "mine" is an image of uint8 \(3, 4, 3\), not uint8 \(4, 4, 3\)'
+    with pytest.raises(UserError, match=words):
         split.fetch(np.arange(3))
 
 

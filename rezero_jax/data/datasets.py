@@ -1,21 +1,23 @@
 """Loads data sets by name, and makes stand-ins of their sizes."""
 
 import dataclasses
-import io
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from rezero_jax.data.images import Arrays, evaluation_part, own_images
+from rezero_jax.data.pixels import Decode
 from rezero_jax.data.split import Dataset, ResidentSplit, Split
-from rezero_jax.data.stream import StreamSplit
-from rezero_jax.data.text import TEXT_NAMES, Text, load_text
+from rezero_jax.data.stream import DataSource, StreamSplit
+from rezero_jax.data.text import EVAL_SPLITS, TEXT_NAMES, Text, load_text
 from rezero_jax.data.text_files import ENWIK8_BYTES
 from rezero_jax.data.tfds.imagenet import MEAN, STD, Crop
 from rezero_jax.data.tfds.prepare import prepared_builder
-from rezero_jax.data.tfds.source import TfdsSource, cached_arrays
+from rezero_jax.data.tfds.source import TfdsSource, cached_arrays, supervised
 from rezero_jax.errors import UserError, choose_from
 
 # {image data set: ((training examples, evaluation examples), shape of an image, classes)}.
@@ -28,14 +30,14 @@ IMAGES = {
     "svhn_cropped": ((73_257, 26_032), (32, 32, 3), 10),
     "imagenet": ((1_281_167, 50_000), (224, 224, 3), 1000),  # in the usual size
 }
-NAMES = (*IMAGES, *TEXT_NAMES)
-OF_USERS = ("text",)  # read from data.path
+NAMES = (*IMAGES, "images", *TEXT_NAMES)
+OF_USERS = ("images", "text")  # read from data.path
 
 
 def load(config: ConfigDict, seed: int = 0, download: bool = True) -> Dataset | Text:
     """Loads the data set that config.data names.
 
-    "digits" and "stdlib" come with Python packages; "text" is the user's.
+    "digits" and "stdlib" come with Python packages; "images" and "text" are the user's.
 
     Args:
       config: config.data.
@@ -48,14 +50,19 @@ def load(config: ConfigDict, seed: int = 0, download: bool = True) -> Dataset | 
     _check(config)
     if config.name in TEXT_NAMES:
         return load_text(config, seed, download=download)
-    return digits(config) if config.name == "digits" else tfds_images(config, seed, download)
+    if config.name == "digits":
+        return digits(config)
+    if config.name == "images":
+        sources, classes, pixels = own_images(config)
+        return _images(config, sources, classes, [pixels] * 2)
+    return tfds_images(config, seed, download)
 
 
 def stand_in(config: ConfigDict) -> Dataset | Text | None:
     """Zeros in the sizes of the data set that config.data names, for plans.
 
-    This needs neither a download nor memory. Returns None for "digits", "stdlib" and "text", which
-    need no download.
+    This needs neither a download nor memory. Returns None for data sets that need no download, and
+    for those of other sizes than IMAGES has.
 
     Raises:
       UserError: a field is invalid.
@@ -63,7 +70,7 @@ def stand_in(config: ConfigDict) -> Dataset | Text | None:
     _check(config)
     if config.name == "enwik8":
         return load_text(config, text=np.broadcast_to(np.uint8(0), ENWIK8_BYTES))
-    if config.name in ("digits", *TEXT_NAMES):
+    if config.name == "digits" or config.name not in IMAGES:
         return None
     shape = _example_shape(config)
 
@@ -73,7 +80,8 @@ def stand_in(config: ConfigDict) -> Dataset | Text | None:
         image, label = np.broadcast_to(np.uint8(0), (size, *shape)), np.zeros(size, np.int32)
         return ResidentSplit({"image": image, "label": label})
 
-    return _dataset(config, *map(split, IMAGES[config.name][0]))
+    sizes, _, count = IMAGES[config.name]
+    return _dataset(config, *map(split, sizes), shape, tuple(map(str, range(count))))
 
 
 def digits(config: ConfigDict) -> Dataset:
@@ -87,63 +95,98 @@ def digits(config: ConfigDict) -> Dataset:
     held_out[np.argsort(label, kind="stable")[::5]] = True
     parts = (~held_out, held_out)
     splits = (ResidentSplit({"image": image[part], "label": label[part]}) for part in parts)
-    return _dataset(config, *splits)
+    return _dataset(config, *splits, IMAGES["digits"][1], tuple("0123456789"))
 
 
 def tfds_images(config: ConfigDict, seed: int, download: bool = True) -> Dataset:
     """Loads the image data set that config.data names from TFDS.
 
-    Images are decoded once, cached on disk and kept on the device, or, with config.stream, decoded
-    for each batch; the batches are equal. "imagenet" is always streamed, as random crops for
-    training and central crops for evaluation.
+    "imagenet" is always streamed, as random crops for training and central crops for evaluation. Of
+    "tfds:NAME", where NAME may have a configuration and a version (name/config:1.0.0), the splits
+    are train and config.eval_split, or else the other one of validation and test, or else the last
+    `config.eval_fraction` of train.
     """
-    name, imagenet = config.name, config.name == "imagenet"
+    name, imagenet = config.name.removeprefix("tfds:"), config.name == "imagenet"
     builder = prepared_builder("imagenet2012" if imagenet else name, config.dir, download)
-    threads = min(16 if imagenet else 8, os.cpu_count() or 1)
-
-    def split(part: str, pixels: Callable[[Any, int, int], np.ndarray], workers: int = 0) -> Split:
-        source, classes = TfdsSource(builder, part), IMAGES[name][2]
-        streamed = StreamSplit(source, threads, 16, pixels, name, classes, workers)
-        if config.stream or imagenet:
-            return streamed
-        return ResidentSplit(cached_arrays(f"{name}/{part}-{source.fingerprint()}", streamed))
-
-    if imagenet:
-        train = split("train", Crop(config.image_size, seed), config.workers)
-        held = split("validation", Crop(config.image_size))
-    else:
-        train, held = split("train", decode, config.workers), split("test", decode)
-    return _dataset(config, train, held)
+    keys, channels, classes = supervised(builder)
+    held: str | None = "validation" if imagenet else "test"
+    train = "train"
+    if name != config.name and not (held := evaluation_part(config, builder.info.splits)):
+        percent = round(100 * (1 - config.eval_fraction))
+        train, held = f"train[:{percent}%]", f"train[{percent}%:]"
+    sources = {part: TfdsSource(builder, part, keys) for part in (train, held)}
+    if not imagenet:
+        return _images(config, sources, classes, [Decode(config.image_size, channels)] * 2)
+    size = _example_shape(config)[0]
+    return _images(config, sources, classes, [Crop(size, seed), Crop(size)], stream=True)
 
 
-def decode(encoded: bytes, step: int = 0, position: int = 0) -> np.ndarray:
-    """The pixels of an encoded image, uint8 (H, W, C); see stream.StreamSplit."""
-    from PIL import Image
+def _images(
+    config: ConfigDict,
+    sources: Mapping[str, DataSource],
+    classes: tuple[str, ...],
+    pixels: Sequence[Callable[[Any, int, int], np.ndarray]],
+    stream: bool = False,
+) -> Dataset:
+    """The data set of a training and an evaluation source, whose images `pixels` decode.
 
-    with Image.open(io.BytesIO(encoded)) as image:
-        return np.atleast_3d(np.asarray(image))
+    Images are decoded once, cached on disk and kept on the device, or, with `stream` or
+    config.stream, decoded for each batch; the batches are equal.
+    """
+    splits: list[Split] = []
+    shape = None  # of the first image
+    for (part, source), decode in zip(sources.items(), pixels, strict=True):
+        name, workers = f"{config.name}/{part}", 0 if splits else config.workers
+        if not len(source):
+            raise UserError(f"{name} has no images; add images, or change data.eval_fraction")
+        threads = min(16 if stream else 8, os.cpu_count() or 1)
+        split = StreamSplit(source, threads, 16, decode, name, len(classes), shape, workers)
+        if shape is None:
+            shape = split.fetch(np.zeros(1, np.int32))["image"].shape[1:]
+            split = dataclasses.replace(split, shape=shape)
+        if stream or config.stream:
+            splits.append(split)
+        elif isinstance(source, Arrays):
+            splits.append(ResidentSplit({"image": source.image, "label": source.label}))
+        else:
+            size = "" if config.image_size is None else f"-{config.image_size}"
+            key = f"{re.sub('[^0-9A-Za-z_/]+', '-', name)}-{source.fingerprint()}{size}"
+            splits.append(ResidentSplit(cached_arrays(key, split)))
+    return _dataset(config, *splits, shape, classes)
 
 
 def _check(config: ConfigDict) -> None:
-    if config.name not in NAMES:
-        raise choose_from("data set", config.name, NAMES)
-    for field, low, high in (("workers", 0, 1024), ("image_size", 1, 10_000)):
+    if config.name not in NAMES and not config.name.startswith("tfds:"):
+        raise choose_from("data set", config.name, (*NAMES, "tfds:NAME"))
+    for field, low, high in (
+        ("workers", 0, 1024),
+        ("image_size", 1, 10_000),
+        ("eval_fraction", 0.01, 0.99),
+    ):
         value = config[field]
-        if not low <= value <= high:
+        if value is not None and not low <= value <= high:
             raise UserError(f"data.{field}={value} is out of range; set it to {low} .. {high}")
+    if config.eval_split not in EVAL_SPLITS:
+        raise choose_from("data.eval_split", config.eval_split, EVAL_SPLITS)
 
 
 def _example_shape(config: ConfigDict) -> tuple[int, ...]:
-    size = config.image_size
-    return (size, size, 3) if config.name == "imagenet" else IMAGES[config.name][1]
+    """The shape of the images of a data set in IMAGES."""
+    *sides, channels = IMAGES[config.name][1]
+    return (*([config.image_size] * 2 if config.image_size else sides), channels)
 
 
-def _dataset(config: ConfigDict, train: Split, held: Split) -> Dataset:
-    shape, name = _example_shape(config), config.name
+def _dataset(
+    config: ConfigDict,
+    train: Split,
+    held: Split,
+    shape: tuple[int, ...],
+    classes: tuple[str, ...],
+) -> Dataset:
     half = (0.5,) * shape[-1]
-    own_mean, own_std = (MEAN, STD) if name == "imagenet" else (half, half)
+    own_mean, own_std = (MEAN, STD) if config.name == "imagenet" else (half, half)
     mean, std = tuple(config.mean or own_mean), tuple(config.std or own_std)
-    return Dataset(name, train, held, shape, IMAGES[name][2], mean, std)
+    return Dataset(config.name, train, held, shape, len(classes), mean, std, classes)
 
 
 @dataclasses.dataclass(frozen=True)

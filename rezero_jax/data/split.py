@@ -30,6 +30,16 @@ class Split(abc.ABC):
     def size(self) -> int:
         """The number of examples."""
 
+    def checked(self, name: str, shape: tuple[int, ...], num_classes: int) -> "Split":
+        """The split of a data set called `name`, after a check of its images and labels.
+
+        Streamed examples are checked when they are fetched.
+
+        Raises:
+          UserError: an image is not uint8 of `shape`, or a label not in 0 .. num_classes - 1.
+        """
+        return self
+
     @property
     def resident(self) -> Mapping[str, np.ndarray]:
         """Arrays that remain on the device for the whole run (default: none)."""
@@ -84,6 +94,16 @@ class ResidentSplit(Split):
         """`arrays` with flattened examples: a TPU would copy 4-D images in every dispatch."""
         return {name: x.reshape(len(x), -1) if x.ndim > 1 else x for name, x in self.arrays.items()}
 
+    def checked(self, name: str, shape: tuple[int, ...], num_classes: int) -> "ResidentSplit":
+        image = self.arrays["image"]
+        if (image.dtype, image.shape[1:]) != (np.uint8, shape):
+            raise UserError(
+                f'data set "{name}" has images of {image.dtype} {image.shape[1:]}; convert them to '
+                f"uint8, 0 .. 255, of example_shape {shape}"
+            )
+        check_labels(name, self.arrays["label"], num_classes)
+        return self
+
     def record(self) -> dict[str, Any]:
         return super().record() | {"content": content_hash(*self.arrays.values())}
 
@@ -125,15 +145,10 @@ class Dataset:
                 )
         if not all(value > 0 for value in self.std):
             raise UserError(f"data.std={self.std} is not positive; give numbers above 0")
-        for split in (self.train, self.eval):
-            if isinstance(split, ResidentSplit):
-                image, shape = split.arrays["image"], tuple(self.example_shape)
-                if (image.dtype, image.shape[1:]) != (np.uint8, shape):
-                    raise UserError(
-                        f'data set "{self.name}" has images of {image.dtype} {image.shape[1:]}; '
-                        f"convert them to uint8, 0 .. 255, of example_shape {shape}"
-                    )
-                check_labels(self.name, split.arrays["label"], self.num_classes)
+        shape = tuple(self.example_shape)
+        for part, split in (("train", self.train), ("eval", self.eval)):
+            checked = split.checked(self.name, shape, self.num_classes)
+            object.__setattr__(self, part, checked)  # the class is frozen
 
     def record(self) -> dict[str, Any]:
         """What a run records of its data, as JSON: the fields and, per split, `Split.record`."""

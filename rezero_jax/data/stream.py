@@ -40,6 +40,7 @@ class StreamSplit(Split):
         (H, W, C).
       name: name of the data set in errors.
       num_classes: bound on labels; None disables the check.
+      shape: shape of an image; None: that of the first image of a batch.
       workers: processes that decode, with one thread each.
     """
 
@@ -49,17 +50,27 @@ class StreamSplit(Split):
     pixels: Callable[[Any, int, int], np.ndarray] = lambda image, step, position: image
     name: str = "stream"
     num_classes: int | None = None
+    shape: tuple[int, ...] | None = None
     workers: int = 0
 
     @property
     def size(self) -> int:
         return len(self.source)
 
+    def checked(self, name: str, shape: tuple[int, ...], num_classes: int) -> "StreamSplit":
+        own = name if self.name == "stream" else self.name
+        return dataclasses.replace(self, name=own, shape=shape, num_classes=num_classes)
+
+    def record(self) -> dict[str, Any]:
+        files = getattr(self.source, "files", None)  # of the user's own images
+        return super().record() | ({"files": files()} if files else {})
+
     def fetch(self, indices: np.ndarray, step: int = 0, rows: Rows = ALL) -> HostBatch:
         """{"image": uint8 (B, H, W, C), "label": int32 (B,)}.
 
         Raises:
-          UserError: images differ in shape, or a label is not in 0 .. num_classes - 1.
+          UserError: an image cannot be decoded or is not uint8 of one shape, or a label is not in
+            0 .. num_classes - 1.
         """
         check_range(indices, self.size)
         positions = np.arange(len(indices))[rows].tolist()
@@ -67,15 +78,20 @@ class StreamSplit(Split):
         label = np.array([example["label"] for example in examples], np.int32)
         if self.num_classes is not None:
             check_labels(self.name, label, self.num_classes)
-        images = [
-            self.pixels(example["image"], step, position)
-            for position, example in zip(positions, examples, strict=True)
-        ]
-        if len(shapes := sorted({image.shape for image in images})) > 1:
-            raise UserError(
-                f'data set "{self.name}" has images of shapes {shapes[0]} and {shapes[1]}, which '
-                "cannot form a batch; crop or resize them to one shape"
-            )
+        images: list[np.ndarray] = []
+        for position, example in zip(positions, examples, strict=True):
+            file = os.fsdecode(example.get("file_name", f"example {indices[position]}"))
+            try:
+                image = self.pixels(example["image"], step, position)
+            except UserError as error:
+                raise UserError(f'{file} of data set "{self.name}" {error}') from error
+            shape = self.shape or (images or [image])[0].shape
+            if (image.dtype, image.shape) != (np.uint8, shape):
+                raise UserError(
+                    f'{file} of data set "{self.name}" is an image of {image.dtype} {image.shape}, '
+                    f"not uint8 {shape}; set data.image_size, or convert the images to one shape"
+                )
+            images.append(image)
         return {"image": np.stack(images), "label": label}
 
     def batches(

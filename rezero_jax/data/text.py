@@ -139,9 +139,8 @@ def load_text(
     config: ConfigDict, seed: int = 0, text: np.ndarray | None = None, download: bool = True
 ) -> Text:
     """Loads the text that config.data names; `text`, uint8 (N,), replaces its bytes if given."""
-    for field, valid in (("windows", WINDOWS), ("eval_split", EVAL_SPLITS)):
-        if config[field] not in valid:
-            raise choose_from(f"data.{field}", config[field], valid)
+    if config.windows not in WINDOWS:
+        raise choose_from("data.windows", config.windows, WINDOWS)
     _check_window(config.length, config.context)  # before anything is downloaded
     train, held = read_text(config, download) if text is None else _divided(text, config.eval_split)
     length, random = config.length, config.windows == "random"

@@ -1,13 +1,13 @@
 """Crops of ImageNet's JPEGs (ILSVRC 2012): random for training, central for evaluation."""
 
 import dataclasses
-import io
 import math
 
 import numpy as np
 from PIL import Image
 
 from rezero_jax.data.order import SplitMix64
+from rezero_jax.data.pixels import opened
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the whole image
 
@@ -28,7 +28,7 @@ class Crop:
 
     def __call__(self, encoded: bytes, step: int = 0, position: int = 0) -> np.ndarray:
         size = self.size
-        with Image.open(io.BytesIO(encoded)) as image:
+        with opened(encoded) as image:
             width, height = image.size
             if self.seed is None:
                 left, top, right, bottom = central_box(size, width, height)

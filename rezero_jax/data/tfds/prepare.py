@@ -10,6 +10,7 @@ import fcntl
 import io
 import logging
 import os
+import re
 import resource
 import shutil
 import sys
@@ -96,8 +97,18 @@ def _builder(name: str, data_dir: str | None) -> Any:
     import tensorflow_datasets as tfds
     from google.protobuf.json_format import ParseError
 
+    # Other forms of a name, such as "namespace:name", would download and run code.
+    if not re.fullmatch(r"[a-z]\w*(/[\w.+-]+)?(:\d+\.\d+\.\d+)?", name):
+        raise UserError(
+            f'"tfds:{name}" has no data set\'s name; give tfds:NAME, such as tfds:cifar10'
+        )
     try:
         return tfds.builder(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError:
+        raise UserError(
+            f'TensorFlow Datasets and its folder have no data set "{name}"; choose one of '
+            "https://www.tensorflow.org/datasets/catalog"
+        ) from None
     except ParseError as error:
         raise UserError(
             f"dataset_info.json in {data_folder(data_dir) / name} cannot be read; delete this "

@@ -3,8 +3,10 @@
 import contextlib
 import hashlib
 import logging
+import math
 import os
 import tempfile
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,34 +24,44 @@ _CHUNK = 500  # examples that a thread decodes at a time
 class TfdsSource:
     """The examples of a split, as a stream.DataSource; reading damaged files raises UserError.
 
-    Images are PNG or JPEG bytes, which Pillow decodes to the same pixels on every machine.
+    Images are PNG or JPEG bytes, which Pillow decodes to the same pixels on every machine. `keys`
+    are the names of the image and of the label in an example.
     """
 
-    def __init__(self, builder: Any, split: str) -> None:
+    def __init__(
+        self, builder: Any, split: str, keys: tuple[str, str] = ("image", "label")
+    ) -> None:
         import tensorflow_datasets as tfds
 
-        if split not in builder.info.splits:
+        if split.partition("[")[0] not in builder.info.splits:
             raise UserError(
                 f'data set "{builder.name}" in {builder.data_dir} has no {split} split; delete '
                 "this folder to prepare the data set again"
             )
         self._paths = builder.info.splits[split].filepaths
-        self._source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+        self._keys = keys
+        self._source = builder.as_data_source(split, decoders={keys[0]: tfds.decode.SkipDecoding()})
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitems__(self, keys: Sequence[int]) -> list[Mapping[str, Any]]:
+        image, label = self._keys
         try:
-            return self._source.__getitems__(list(keys))
+            examples = self._source.__getitems__(list(keys))
         except RuntimeError as error:  # array_record verifies a hash of every chunk
             raise self._damaged(error) from error
+        return [
+            example | {"image": example[image], "label": example[label]} for example in examples
+        ]
 
     def fingerprint(self) -> str:
         """A hash of all bytes of the files, in hexadecimal digits."""
         digest = hashlib.sha256()
         try:
             for path in self._paths:
+                if not os.path.isfile(path):  # reading a pipe could block forever
+                    raise FileNotFoundError(2, "No such file", path)
                 with open(path, "rb") as file:
                     digest.update(hashlib.file_digest(file, "sha256").digest())
         except OSError as error:
@@ -64,18 +76,43 @@ class TfdsSource:
         )
 
 
+def supervised(builder: Any) -> tuple[tuple[str, str], int, tuple[str, ...]]:
+    """The names of image and label in an example, the number of channels, and the classes.
+
+    Raises:
+      UserError: the data set does not consist of images of 8 bits with one label each.
+    """
+    import tensorflow_datasets as tfds
+
+    keys, features = builder.info.supervised_keys or (), builder.info.features
+    match [features[key] for key in keys if isinstance(key, str)]:
+        case [tfds.features.Image() as image, tfds.features.ClassLabel() as label]:
+            if image.np_dtype == np.uint8:
+                return keys, image.shape[-1], tuple(label.names)
+    raise UserError(
+        f'data set "{builder.name}" is not one of images of 8 bits with one label each; choose '
+        "another, or write its images into a folder for data.name=images"
+    )
+
+
 def cached_arrays(key: str, split: StreamSplit) -> dict[str, np.ndarray]:
     """All examples of `split`: {"image": uint8 (N, H, W, C), "label": int32 (N,)}.
 
     The arrays are read from <key>.npz in devices.cache_folder, or, if this file is missing or
     damaged, decoded and written there.
+
+    Raises:
+      UserError: an image cannot be decoded, or the arrays exceed the memory of this machine.
     """
     path = cache_folder() / f"{key}.npz"
     warn = logging.getLogger(__name__).warning
+    check_memory(split.name, split.size * math.prod(split.shape or ()))
     try:
-        with path.open("rb") as file:
-            stored = np.load(file, allow_pickle=False)
-            return {name: stored[name] for name in ("image", "label")}  # zip verifies the CRC-32
+        if path.is_file():  # reading a pipe could block forever
+            stored = read_npz(path)
+            if stored["image"].shape == (split.size, *(split.shape or ())):
+                return {name: stored[name] for name in ("image", "label")}
+            raise ValueError("images of other shapes")
     except OSError:
         pass
     except Exception as error:  # a damaged zip file raises many kinds of errors
@@ -93,6 +130,27 @@ def cached_arrays(key: str, split: StreamSplit) -> dict[str, np.ndarray]:
     except OSError as error:
         warn("cannot cache the decoded %s: %s", key, error)
     return arrays
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file; raises a UserError if they exceed the memory of this machine.
+
+    A damaged file raises many kinds of errors.
+    """
+    with zipfile.ZipFile(path) as archive:
+        check_memory(str(path), sum(member.file_size for member in archive.infolist()))
+    with np.load(path, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}  # zip verifies the CRC-32
+
+
+def check_memory(name: str, size: int) -> None:
+    """Raises a UserError if `size` bytes are more than the memory of this machine."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > memory:
+        raise UserError(
+            f"{name} needs {size / 1e9:,.1f} GB of the {memory / 1e9:,.1f} GB of memory; put the "
+            "images into files and set data.stream=True"
+        )
 
 
 @contextlib.contextmanager
