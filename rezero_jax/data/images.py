@@ -191,7 +191,7 @@ def _examples(root: Path, classes: tuple[str, ...]) -> list[tuple[float, str, in
             raise UserError(f"{folder} has no PNG or JPEG images; add images or remove the folder")
     if shown := [path for path in others if not path.name.startswith(".")]:
         warn = logging.getLogger(__name__).warning
-        text = "files left out, as they are no PNG or JPEG images of a class: %d, such as %s"
+        text = "left out, as they are no PNG or JPEG images of a class: %d, such as %s"
         warn(text, len(shown), printable(shown[0]))
     return sorted(found)
 

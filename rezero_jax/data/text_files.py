@@ -107,9 +107,7 @@ def files_below(root: Path, left_out: Collection[str] = ()) -> list[Path]:
             (files if path.is_file() else others).append(path)
     if others:
         warn = logging.getLogger(__name__).warning
-        warn(
-            "left out %d entries that are not files, such as %s", len(others), printable(others[0])
-        )
+        warn("left out, as they are no files: %d, such as %s", len(others), printable(others[0]))
     return sorted(files, key=lambda path: path.relative_to(root).as_posix())
 
 

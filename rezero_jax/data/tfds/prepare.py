@@ -23,7 +23,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from rezero_jax.errors import UserError, closest_beside
+from rezero_jax.errors import UserError, closest_beside, first_line
 
 
 @contextlib.contextmanager
@@ -114,6 +114,11 @@ def _builder(name: str, data_dir: str | None) -> Any:
             f"dataset_info.json in {data_folder(data_dir) / name} cannot be read; delete this "
             "folder to prepare the data set again"
         ) from error
+    except Exception as error:  # of any builder: an unknown version, or code that needs TensorFlow
+        raise UserError(
+            f'TensorFlow Datasets cannot use data set "{name}" ({first_line(error)}); choose '
+            "another version or data set"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -184,6 +189,11 @@ def _prepare(builder: Any) -> None:
     # OSError covers the network, the disk and permissions.
     except (OSError, tfds.download.DownloadError, extractor.ExtractError) as error:
         raise _unavailable(builder, error) from error
+    except (AttributeError, ImportError) as error:  # of `tf`
+        raise UserError(
+            f'data set "{builder.name}" cannot be prepared without TensorFlow ({first_line(error)})'
+            "; prepare it elsewhere in array_record format, and name its folder in data.dir"
+        ) from error
 
 
 def _unavailable(builder: Any, reason: object) -> UserError:
