@@ -8,12 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh
 from PIL import Image, ImageEnhance
 
 from rezero_jax.data.augment import Augmentation
 from rezero_jax.errors import UserError
-from rezero_jax.training.sharding import batched, replicated
+from rezero_jax.training.sharding import batched, place_devices, replicated
 
 PAPER = Augmentation(crop_padding=4, flip=True, jitter=0.25, rotation=2.0)
 KEY = jax.random.key(7)
@@ -209,8 +208,7 @@ def test_the_key_and_the_place_in_the_batch_decide() -> None:
 def test_four_devices_make_the_images_of_one_without_talking() -> None:
     results = []
     for count in (1, 4):
-        devices = np.asarray(jax.devices()[:count]).reshape(count, 1)
-        mesh = Mesh(devices, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+        mesh = place_devices(jax.devices(), count, 1)
         image = jax.device_put(images(128), batched(mesh))
         key = jax.device_put(KEY, replicated(mesh))
         compiled = jax.jit(PAPER).lower(image, key).compile()

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from rezero_jax.models.resnet.batch_norm import BatchNorm
+from rezero_jax.training.sharding import place_devices
 
 RNG = np.random.default_rng(0)
 
@@ -78,7 +79,7 @@ def test_a_batch_of_one_pixel_is_its_own_mean():
 
 @pytest.mark.devices(4)
 def test_statistics_cover_the_whole_batch_on_several_devices():
-    mesh = Mesh(np.asarray(jax.devices()[:4]), ("data",), axis_types=(AxisType.Auto,))
+    mesh = place_devices(jax.devices(), 4, 1)
     x = images((8, 4, 4, 5)) + jnp.arange(8.0).reshape(8, 1, 1, 1)  # devices hold different means
     graphdef, state = nnx.split(make())
 

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import AxisType, Mesh
 
 from rezero_jax.models.dropout import LEVELS, Dropout
+from rezero_jax.training.sharding import place_devices
 
 X = jnp.ones((8, 16, 1024))
 MEAN = 4 * (0.25 / 0.75 / X.size) ** 0.5  # four standard deviations of the mean of X after it
@@ -18,8 +18,7 @@ def dropped(key, x=X, rate=0.25):
 
 
 def on_mesh(data, key):
-    devices = np.asarray(jax.devices()[:data]).reshape(data, 1)
-    with jax.set_mesh(Mesh(devices, ("data", "model"), axis_types=(AxisType.Auto,) * 2)):
+    with jax.set_mesh(place_devices(jax.devices(), data, 1)):
         return np.asarray(jax.jit(dropped)(key))
 
 
@@ -55,8 +54,7 @@ def test_gradients_flow_where_it_keeps():
 @pytest.mark.devices(4)
 def test_each_device_draws_its_own_bits_and_nothing_travels():
     key = jax.random.key(0, impl="rbg")
-    devices = np.asarray(jax.devices()[:4]).reshape(4, 1)
-    with jax.set_mesh(Mesh(devices, ("data", "model"), axis_types=(AxisType.Auto,) * 2)):
+    with jax.set_mesh(place_devices(jax.devices(), 4, 1)):
         rows = jax.sharding.NamedSharding(jax.sharding.get_mesh(), jax.P("data"))
         x = jax.ShapeDtypeStruct(X.shape, X.dtype, sharding=rows)
         text = jax.jit(dropped).lower(key, x).compile().as_text()

@@ -14,7 +14,6 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import dry_run as dry
 from experiments import entropies, fc, initialisation, jobs, running, spectra, toy
 from experiments.__main__ import EXPERIMENTS, _jobs, main
 from experiments.jobs import planned
@@ -550,25 +549,6 @@ def test_seeds_and_text_go_into_the_runs(stand_ins, tmp_path):
     results = Results.read(tmp_path / "smoke/transformer_deep.json")
     assert results.made.command.endswith("--scale=smoke --seeds=2 --text=book.txt")
     assert [row.draws for row in results.rows if row.metric == "bits per byte"] == [(1.25, 1.25)]
-
-
-@pytest.mark.slow
-def test_costs_at_the_papers_scale(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(dry, "_matmul_rate", lambda: 1e14)
-    argv = ["fc", "--scale=paper", "--seeds=1", f"--out={tmp_path}", "--dry-run"]
-    assert main(argv) == 0
-    out = capsys.readouterr().out
-    # Forward, and backward but for the gradient of the images.
-    deep, frozen = (
-        100 * 2 * (3 * (3072 * 256 + depth * 256**2 + 256 * 10) - 3072 * 256) for depth in (32, 1)
-    )
-    lines = [line.split() for line in out.splitlines() if line.startswith("fc") and "new" in line]
-    *rules, control = lines
-    assert [line[2:4] for line in lines] == [["new", "150,000"]] * 4 + [["new", "25,000"]]
-    assert all(float(line[4]) == pytest.approx(150_000 * deep, rel=0.06) for line in rules)
-    assert float(control[4]) == pytest.approx(25_000 * frozen, rel=0.06)
-    assert f"left: 0:00:{round((4 * 150_000 * deep + 25_000 * frozen) / 0.4e14):02}" in out
-    assert not list(tmp_path.iterdir())
 
 
 def test_mistakes_are_reported_before_anything_is_written(capsys, tmp_path):

@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rezero_jax.config import base_config
 from rezero_jax.runs.checkpoint import Checkpoints
 from rezero_jax.runs.restore import fingerprint
+from rezero_jax.training.sharding import place_devices
 
 SPECS = {
     "step": P(),
@@ -41,7 +42,7 @@ def bit_sum(array):
 
 @pytest.fixture
 def state():
-    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    mesh = place_devices(jax.devices(), 4, 2)
     return {
         name: jax.device_put(array, NamedSharding(mesh, SPECS[name]))
         for name, array in numbers().items()

@@ -1,11 +1,8 @@
 """One code path for any devices: the same training, however batch and state are sharded."""
 
 import dataclasses
-import importlib.util
 import random
 import re
-import subprocess
-import sys
 from collections import Counter
 from functools import partial
 from itertools import islice, product
@@ -26,7 +23,7 @@ from rezero_jax.runs.checkpoint import Checkpoints
 from rezero_jax.training import sharding
 from rezero_jax.training.state import init_state, model_spec
 from rezero_jax.training.trainer import Trainer, microbatches
-from tests.families import ROOT, SGD, config, train
+from tests.families import SGD, config, train
 from tests.test_processes import alone, assert_same_curve, end, start
 
 STEPS = 20
@@ -401,17 +398,6 @@ def test_a_cpu_keeps_its_order():
     assert mesh.devices.tolist() == [devices[:3], devices[3:6]]
 
 
-def test_devices_that_share_a_matrix_are_a_line_of_the_torus(unchecked):
-    mesh = sharding.place_devices(slices(1), 4, 4)
-    for line in mesh.devices:
-        xs, ys = ({device.coords[axis] for device in line} for axis in (0, 1))
-        assert sorted(map(len, (xs, ys))) == [1, 4]
-    # Sorted by process they would be squares.
-    assert len({device.process_index for device in mesh.devices[0]}) == 2
-    two_cores = [dataclasses.replace(device, core_on_chip=1) for device in slices(1)]
-    assert len(set(sharding.place_devices(two_cores, 16, 1).devices.flat)) == 16
-
-
 @pytest.mark.parametrize("platform", ["tpu", "gpu"])
 def test_slices_have_an_axis_of_their_own(unchecked, platform):
     kind = {"tpu": "TPU v5 lite", "gpu": "NVIDIA H100 80GB HBM3"}[platform]
@@ -465,35 +451,3 @@ def test_processes_whose_rows_are_not_adjacent_train_as_one(tmp_path):
     for status, _, err in end(processes):
         assert status == 0, err
     assert_same_curve(tmp_path / "one", tmp_path / "two")
-
-
-# ---- With the compiler of TPUs, where it is installed
-
-TWO_SLICES = """\
-import jax
-jax.config.update("jax_platforms", "cpu")
-from rehearsal.plan import compile_dispatch
-from rehearsal.topologies import devices_of
-from rezero_jax.config import load_config
-from rezero_jax.data import stand_in
-from rezero_jax.training.trainer import Trainer
-fields = ("mesh.fully_sharded=True", "train.batch_size=64", "train.steps_per_dispatch=1")
-config = load_config("configs/mlp.py:dataset=cifar10,depth=4,width=512", fields)
-trainer = Trainer(config, stand_in(config.data), devices_of("2xv5e:2x4"))
-print(dict(trainer.mesh.shape), compile_dispatch(trainer).as_text())
-"""
-
-
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason='pip install "jax[tpu]" for absent devices'
-)
-def test_full_sharding_fetches_weights_within_a_slice():
-    result = subprocess.run(
-        [sys.executable, "-c", TWO_SLICES], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
-    assert "'replica': 2, 'data': 8, 'model': 1" in result.stdout
-    assert " all-gather(" in result.stdout
-    # By the compiler's account only sums of gradients cross from slice to slice.
-    crossing = re.findall(r'_xla_megascale_transfer_type="(\w+)"', result.stdout)
-    assert set(crossing) == {"ALL_REDUCE"}
