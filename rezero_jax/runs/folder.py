@@ -4,6 +4,7 @@
 config.json        the config, with model.dtype resolved
 data.json          the data: names, shapes, classes, statistics, counts and hashes of the content
 environment.json   versions, device and commit of the last start, and the wall seconds before it
+init_from.json     the source of the initial parameters, if train.init_from names one
 metrics.jsonl      one line per logged step, flushed
 tensorboard/       the same numbers as TensorBoard events
 checkpoints/       see rezero_jax.runs.checkpoint
@@ -27,7 +28,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from rezero_jax import devices, processes
-from rezero_jax.config import differences, flatten
+from rezero_jax.config import LENGTHS, differences, flatten
 from rezero_jax.errors import UserError
 from rezero_jax.runs.files import (
     AnyPath,
@@ -45,6 +46,8 @@ from rezero_jax.runs.metrics import read_metrics
 TOPOLOGY = ("mesh.", "data.dir", "data.path", "data.stream", "data.workers")
 # Prefixes of fields that an evaluation may set to other values than the run.
 EVALUATION = ("eval.", "data.context", "data.eval_split")
+# Fields in which a longer run differs from the run that it lengthens, as `differences` begins them.
+LENGTH_FIELDS = tuple(f"train.{field}:" for field in LENGTHS["train"])
 LOCK = ".lock"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -64,6 +67,7 @@ class Workdir:
       folder: the workdir, made if it does not exist.
       config: the config of the run.
       data: what to record of its data, see `check_data`.
+      lengthened: whether the run in the folder may be a shorter one, see `start.lengthens`.
 
     Raises:
       UserError: the folder cannot be written, has a path that Orbax cannot read, belongs to another
@@ -71,7 +75,13 @@ class Workdir:
         processes.
     """
 
-    def __init__(self, folder: AnyPath, config: ConfigDict, data: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        folder: AnyPath,
+        config: ConfigDict,
+        data: Mapping[str, Any] | None = None,
+        lengthened: bool = False,
+    ):
         self.folder = folder_of(folder)
         if set("*?[").intersection(os.fspath(self.folder)):  # Orbax takes the path for a pattern.
             raise UserError(
@@ -81,7 +91,7 @@ class Workdir:
         self._lock: TextIO | None = None
         try:
             self._id, self.final = processes.on_first(
-                lambda: self._claim(folder, config, data or {})
+                lambda: self._claim(folder, config, data or {}, lengthened)
             )
             if not processes.agree((self.folder / "config.json").exists()):
                 raise UserError(
@@ -93,7 +103,7 @@ class Workdir:
             raise
 
     def _claim(
-        self, folder: AnyPath, config: ConfigDict, data: Mapping[str, Any]
+        self, folder: AnyPath, config: ConfigDict, data: Mapping[str, Any], lengthened: bool
     ) -> tuple[str, dict[str, Any] | None]:
         identifier = uuid.uuid4().hex
         try:
@@ -112,10 +122,10 @@ class Workdir:
                 # Left by a start that ended before its first update.
                 for name in ("config.json", "data.json"):
                     (self.folder / name).unlink(missing_ok=True)
-            check_config(self.folder, config)
+            check_config(self.folder, config, TOPOLOGY + LENGTH_FIELDS * lengthened)
             check_data(self.folder, data)
             final = read_final(self.folder)
-            if final.get("status") == "finished":
+            if final.get("status") == "finished" and not lengthened:
                 names = ("config.json", "checkpoints")
                 if missing := [name for name in names if not (self.folder / name).exists()]:
                     raise UserError(
@@ -124,6 +134,8 @@ class Workdir:
                     )
                 return identifier, final
             (self.folder / LOCK).write_text(identifier)  # in place, as the lock is on this file
+            if lengthened:
+                (self.folder / "final.json").unlink(missing_ok=True)
             if not (self.folder / "data.json").exists():
                 write_json(self.folder / "data.json", data)
             write_json(self.folder / "config.json", json.loads(config.to_json()))

@@ -38,6 +38,7 @@ def read(folder: epath.Path, step: int, shapes: Any) -> tuple[Any, dict[str, Any
     Args:
       folder: the checkpoints of a run.
       shapes: the state's shapes, dtypes and shardings; the shardings may differ from those saved.
+        None reads the arrays as they were saved to one device.
 
     Raises:
       Damaged: the checksum or a fingerprint does not match, or the checkpoint cannot be read.
@@ -101,15 +102,18 @@ def _load(folder: epath.Path, shapes: Any) -> tuple[Any, dict[str, Any]]:
             return handler.restore(folder / "state", args=ocp.args.StandardRestore(shapes))
 
         saved = handler.metadata(folder / "state").tree
-        differing = _differing(saved, shapes)
-        if not differing:
+        differing = [] if shapes is None else _differing(saved, shapes)
+        if shapes is not None and not differing:
             return restore(shapes), manifest
-        # Damage can look like another structure, unless the arrays are as they were saved.
         here = SingleDeviceSharding(jax.local_devices()[0])
         own_shapes = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), saved
         )
-        if fingerprint(restore(own_shapes)) != manifest["fingerprint"]:
+        as_saved = restore(own_shapes)
+        if shapes is None:
+            return as_saved, manifest
+        # Damage can look like another structure, unless the arrays are as they were saved.
+        if fingerprint(as_saved) != manifest["fingerprint"]:
             raise ValueError("its arrays are not those that were saved")
     more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
     raise UserError(

@@ -137,6 +137,8 @@ def _model(spec: ModelSpec, state: State) -> tuple[nnx.Module, int]:
 def load_state(workdir: AnyPath, shapes: Any, step: int | None = None) -> State:
     """The state in a checkpoint of a run, by default the newest good one; moves no damaged ones.
 
+    `shapes` is that of `restore.read`.
+
     Raises:
       UserError: there is no such checkpoint, it is damaged, or of a model of another structure.
     """

@@ -15,7 +15,14 @@ from rezero_jax import processes
 from rezero_jax.data import Dataset, Text
 from rezero_jax.errors import UserError
 from rezero_jax.runs.checkpoint import Checkpoints
-from rezero_jax.runs.files import AnyPath, Upload, is_of_storage, storage_error
+from rezero_jax.runs.files import (
+    AnyPath,
+    Upload,
+    folder_of,
+    is_of_storage,
+    storage_error,
+    write_json,
+)
 from rezero_jax.runs.folder import (
     EVALUATION,
     TOPOLOGY,
@@ -25,10 +32,12 @@ from rezero_jax.runs.folder import (
     check_passed,
     continued,
     recorded_config,
+    saved_steps,
 )
 from rezero_jax.training.cost import check_memory
 from rezero_jax.training.load import load_state
 from rezero_jax.training.progress import Diverged, Progress
+from rezero_jax.training.start import Start, lengthens, read_start
 from rezero_jax.training.trainer import Trainer
 
 __all__ = ["Diverged", "Interrupted", "evaluate", "train"]
@@ -85,7 +94,10 @@ def train(
             f"two numbers from 1 to {trainer.intervals.total}"
         )
     data = trainer.dataset.record() | {"passed": dataset is not None}
-    home = Workdir(workdir, trainer.config, data)
+    is_longer = processes.on_first(lambda: lengthens(workdir, trainer))
+    is_new = processes.on_first(lambda: not saved_steps(folder_of(workdir)))
+    start = read_start(trainer) if is_new else None
+    home = Workdir(workdir, trainer.config, data, is_longer)
     try:
         if (final := home.final) is not None:
             if processes.is_first():
@@ -94,7 +106,7 @@ def train(
             return final
         folder, config = home.folder / "checkpoints", trainer.config.checkpoint
         with Checkpoints(folder, config, home.check) as checkpoints:
-            return _train(trainer, home, checkpoints, profile, began, stop or (lambda: 0))
+            return _train(trainer, home, checkpoints, start, profile, began, stop or (lambda: 0))
     except Exception as error:
         if not is_of_storage(error):
             raise
@@ -107,6 +119,7 @@ def _train(
     trainer: Trainer,
     home: Workdir,
     checkpoints: Checkpoints,
+    start: Start | None,
     profile: tuple[int, int] | None,
     began: float,
     stop: Callable[[], int],
@@ -115,12 +128,16 @@ def _train(
     config, intervals, folder = trainer.config, trainer.intervals, home.folder
     restored = checkpoints.restore(trainer.shapes)
     state, saved_progress = restored or (trainer.init(), None)
+    if restored is None and (start := start or read_start(trainer)):
+        state = start.apply(state)
+        processes.on_first(lambda: write_json(folder / "init_from.json", start.record))
     now = int(state["step"])
     progress = Progress(trainer, home, now, saved_progress, began)
     progress.say(
         f"{trainer.spec.parameter_count:,} parameters, {intervals.total:,} steps of "
         f"{intervals.batch_size} examples on {trainer.mesh.size} device(s), in {folder}"
         + (f"\nresuming after step {now:,}" if now else "")
+        + (f"\n{start}" if start else "")
     )
     tracing = Profile(folder / "profile", profile or (0, 0), progress.say)
     if profile is not None and profile[1] <= now:

@@ -7,7 +7,7 @@ otherwise "base".
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -44,11 +44,9 @@ def make_optimizer(
             f"optim.clip_norm={config.clip_norm} is not positive; None disables clipping"
         )
     labels = _labels(config, spec)
-    groups = {"base": {}, "alpha": config.alpha, **config.groups}
     optimizers, schedules = {}, {}
     for name in sorted(set(jax.tree.leaves(labels))):
-        own = {key: value for key, value in groups[name].items() if value is not None}
-        settings = ConfigDict({**config, **own})
+        settings = _settings(config, name)
         _check_ranges(settings)
         schedules[name] = make_schedule(settings, total_steps)
         optimizers[name] = _one_group(settings, schedules[name], total_steps, spec)
@@ -58,6 +56,33 @@ def make_optimizer(
     if config.clip_norm is not None:
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
     return optimizer, schedules
+
+
+def _settings(config: ConfigDict, name: str) -> ConfigDict:
+    """config.optim with the values of a parameter group in it."""
+    group = {"base": {}, "alpha": config.alpha, **config.groups}[name]
+    return ConfigDict({**config, **{key: v for key, v in group.items() if v is not None}})
+
+
+def has_same_rates(config: ConfigDict, total: int, other: int, steps: int) -> bool:
+    """Whether runs of two lengths have the same rates and momenta in their first `steps` updates.
+
+    `config` is config.optim.
+    """
+
+    def rates(total_steps: int) -> Iterator[Any]:
+        for name in ("base", "alpha", *config.groups):
+            yield make_schedule(_settings(config, name), total_steps)
+        if points := config.momentum_points:
+            yield _interpolate("optim.momentum_points", points, 1, total_steps)
+
+    def values(schedule: optax.Schedule) -> Array:
+        return jax.vmap(lambda step: jnp.asarray(schedule(step)))(jnp.arange(steps))
+
+    return all(
+        bool((values(one) == values(two)).all())
+        for one, two in zip(rates(total), rates(other), strict=True)
+    )
 
 
 def _check_ranges(settings: ConfigDict) -> None:
