@@ -135,7 +135,7 @@ def constructor(description: Mapping[str, Any]) -> Callable[[nnx.Rngs], nnx.Modu
     if name not in MODELS:
         raise choose_from("model", name, MODELS)
     check_options(arguments)
-    if "residual" in arguments:
+    if is_own(arguments.get("residual")):
         arguments["residual"] = rule_named(arguments["residual"])
     make: Any = functools.reduce(getattr, name.split("."), rezero_jax)
     return lambda rngs: make(**arguments, rngs=rngs)

@@ -197,3 +197,13 @@ def test_a_run_that_has_not_ended_and_mistakes_of_the_command(trained, copy_of, 
         assert error.startswith("export: ")
         assert text in error
     assert not (tmp_path / "out").exists()
+
+
+def test_a_saved_resnet_has_the_blocks_of_its_rule(tmp_path):
+    """Rules of ResNets are names that determine more than how a branch joins the trunk."""
+    x = jnp.asarray(RNG.normal(size=(2, 8, 8, 3)), jnp.float32)
+    for rule in ("residual", "fixup"):
+        model = rezero_jax.ResNet.cifar(8, rule, 4, width=4, rngs=nnx.Rngs(0))
+        rezero_jax.export.save(model, tmp_path / rule)
+        model.eval()
+        np.testing.assert_array_equal(rezero_jax.load(tmp_path / rule)(x), model(x))
