@@ -100,4 +100,4 @@ def write(model: "Transformer", prompt: bytes, count: int, **options: Any) -> It
 
 if __name__ == "__main__":
     end_on_interrupt("sample.py")
-    sys.exit(main(sys.argv[1:]))
+    command.run(main, sys.argv[1:])

@@ -4,9 +4,11 @@ import os
 import sys
 
 from launch.interrupt import StopSignal, end_on_interrupt
+from rezero_jax import command
 
 if __name__ == "__main__":
     end_on_interrupt("train.py")  # before any slow import
+    command.open_streams(lasting=True)
 
 import json
 import time
@@ -44,7 +46,8 @@ def main(argv: list[str]) -> int:
         if args.plan not in (None, "here"):
             devices.use_cpu()
         devices.cache_compilations()
-        connect(args.coordinator, args.process_id, args.num_processes)
+        if args.plan is None:  # a plan is made by this process alone
+            connect(args.coordinator, args.process_id, args.num_processes)
         try:
             if args.plan is not None:
                 from rehearsal.plan import plan, render

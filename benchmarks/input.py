@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.worker import spread
-from rezero_jax.command import parser
+from rezero_jax.command import parser, run
 from rezero_jax.data import Order, StreamSplit
 from rezero_jax.data.tfds.imagenet import Crop
 from rezero_jax.formatting import markdown_table
@@ -96,4 +96,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

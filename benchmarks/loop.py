@@ -24,7 +24,7 @@ import jax
 
 from benchmarks.jax_worker import endless, random_data, updates_of
 from benchmarks.worker import print_head, print_row, spread
-from rezero_jax.command import parser
+from rezero_jax.command import parser, run
 from rezero_jax.config import base_config
 from rezero_jax.runs.checkpoint import Checkpoints
 from rezero_jax.runs.metrics import read_metrics
@@ -128,4 +128,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

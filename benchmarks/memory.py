@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.jax_worker import endless, random_data
 from benchmarks.worker import print_head, print_row
-from rezero_jax.command import parser
+from rezero_jax.command import parser, run
 from rezero_jax.devices import set_cpu_devices
 from rezero_jax.training.trainer import Trainer
 
@@ -98,4 +98,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

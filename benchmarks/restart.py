@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from benchmarks.worker import print_head, print_row
-from rezero_jax.command import parser
+from rezero_jax.command import parser, run
 
 ROOT = Path(__file__).parents[1]
 RUNS = {
@@ -62,15 +62,15 @@ def main() -> None:
     """Runs the command line."""
     parser("benchmarks.restart", __doc__).parse_args()
     print_head("seconds to the first update", "first", "again", "resumed")
-    for name, run in RUNS.items():
+    for name, words in RUNS.items():
         with tempfile.TemporaryDirectory() as folder:
             cache, one, other = (Path(folder) / part for part in ("cache", "one", "other"))
             cells = []
             for workdir in (one, other, one):
-                seconds, dispatch = seconds_to_first_update(run, workdir, cache)
+                seconds, dispatch = seconds_to_first_update(words, workdir, cache)
                 cells.append(f"{seconds:.1f} ({dispatch:.1f})")
         print_row(name, *cells)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

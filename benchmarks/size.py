@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from rezero_jax.command import run
 from rezero_jax.formatting import markdown_table
 
 ROOT = Path(__file__).parents[1]
@@ -153,4 +154,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -37,7 +37,7 @@ from benchmarks.worker import (
     spread,
     take_turns,
 )
-from rezero_jax.command import parser
+from rezero_jax.command import parser, run
 from rezero_jax.errors import UserError
 from rezero_jax.formatting import number
 
@@ -152,4 +152,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

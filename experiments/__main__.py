@@ -146,4 +146,4 @@ def _write(name: str, jobs: Sequence[Job], folder: Path, args: argparse.Namespac
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    command.run(main, sys.argv[1:])

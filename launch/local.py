@@ -16,6 +16,7 @@ from typing import IO
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a script finds only its own folder
 
 from launch.supervisor import Supervisor, core_shares, start
+from rezero_jax import command
 
 TRAIN = Path(__file__).parents[1] / "train.py"
 GRACE = 30.0  # seconds
@@ -62,9 +63,9 @@ def main(argv: Sequence[str], program: Path = TRAIN, grace: float = GRACE) -> in
 
     if args.processes > 1 and program == TRAIN:
         print(f"local.py: {SLOW}", file=sys.stderr)
-    command = [sys.executable, str(program), *args.arguments]
+    words = [sys.executable, str(program), *args.arguments]
     with Supervisor() as supervisor:
-        return _run(command, args.processes, grace, supervisor)
+        return _run(words, args.processes, grace, supervisor)
 
 
 def _run(command: Sequence[str], count: int, grace: float, supervisor: Supervisor) -> int:
@@ -119,4 +120,5 @@ def free_port() -> int:
 
 
 if __name__ == "__main__":
+    command.open_streams(lasting=True)
     sys.exit(main(sys.argv[1:]))

@@ -33,7 +33,7 @@ from rehearsal.baseline_step import Baseline
 from rehearsal.estimate import chip_of, estimate
 from rehearsal.plan import plan, trainer_for_sizes
 from rehearsal.topologies import devices_of
-from rezero_jax.command import parser
+from rezero_jax.command import parser, run
 from rezero_jax.config import load_config
 from rezero_jax.errors import UserError
 from rezero_jax.formatting import markdown_table, number
@@ -255,4 +255,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run(main, sys.argv[1:])

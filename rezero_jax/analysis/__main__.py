@@ -60,4 +60,4 @@ def _diagnose(workdir: str, out: str | None, source: str | None, allow: Sequence
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    command.run(main, sys.argv[1:])
