@@ -13,7 +13,6 @@ CIFAR-10 in TFDS_DATA_DIR, and benchmarks/requirements.txt in addition to requir
 import random
 import sys
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -29,23 +28,15 @@ MEAN = np.array((0.485, 0.456, 0.406), np.float32)
 STD = np.array((0.229, 0.224, 0.225), np.float32)
 
 
-class Cell(NamedTuple):
-    """A net of the notebook, and the loss and accuracy that it printed for the first batch."""
-
-    depth: int
-    rezero: bool
-    epochs: int  # of the net's training
-    loss: float  # nats
-    accuracy: float  # %
-
-
-CELLS = (
-    Cell(20, True, 1, 2.382, 5.47),
-    Cell(20, False, 2, 3.223, 9.38),
-    Cell(56, True, 1, 2.377, 3.12),
-    Cell(56, False, 4, 11.472, 8.59),
-    Cell(110, True, 1, 2.402, 9.38),
-    Cell(110, False, 8, 12.921, 10.16),
+# Depth, ReZero, epochs of training; then the loss (nats) and accuracy (%) that the notebook printed
+# for the first batch.
+NETS = (
+    (20, True, 1, 2.382, 5.47),
+    (20, False, 2, 3.223, 9.38),
+    (56, True, 1, 2.377, 3.12),
+    (56, False, 4, 11.472, 8.59),
+    (110, True, 1, 2.402, 9.38),
+    (110, False, 8, 12.921, 10.16),
 )
 
 
@@ -132,24 +123,24 @@ def main(argv: Sequence[str]) -> None:
     args = options.parse_args(argv)
     data = read_training_images()
     torch.manual_seed(0)
-    for cell in CELLS:
-        net = make_net(cell.depth, cell.rezero)
+    for depth, rezero, epochs, printed, accuracy_printed in NETS:
+        net = make_net(depth, rezero)
         state = torch.get_rng_state()
         with torch.no_grad():
             images, labels = next(batches(data, *begin_epoch()))
             loss, accuracy = judge(net(images), labels)
         print(
-            f"ResNet-{cell.depth}{' + ReZero' * cell.rezero}: first batch {loss:.3f} nats, "
-            f"{accuracy:.2f} %; the notebook printed {cell.loss} and {cell.accuracy} %",
+            f"ResNet-{depth}{' + ReZero' * rezero}: first batch {loss:.3f} nats, {accuracy:.2f} %; "
+            f"the notebook printed {printed} and {accuracy_printed} %",
             flush=True,
         )
         torch.set_rng_state(state)
-        if args.updates and cell.depth == 56 and not cell.rezero:
+        if args.updates and depth == 56 and not rezero:
             _print_updates("the notebook's draw", net, data, args.updates)
             torch.manual_seed(1)
-            _print_updates("seed 1", make_net(cell.depth, cell.rezero), data, args.updates)
+            _print_updates("seed 1", make_net(depth, rezero), data, args.updates)
             return
-        pass_epochs(cell.epochs)
+        pass_epochs(epochs)
 
 
 if __name__ == "__main__":

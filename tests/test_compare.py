@@ -29,7 +29,7 @@ from experiments.results import Curve, Made, Results, Row
 from experiments.statistics import NOT_SIGNIFICANT, Censored
 from rezero_jax.config import load_config
 from rezero_jax.training import loop
-from tests.test_experiments import Ended, status_of
+from tests.test_experiments import Ended
 
 GRID = Grid(0.01, 2.0, range(-1, 2))
 RATES = {0.01: 1.0, 0.02: 0.5, 0.04: None}
@@ -230,21 +230,6 @@ def test_results_far_from_the_control_are_drawn_as_words_and_crosses() -> None:
         assert [label.get_text() for label in axis.texts] == ["bigram\n2.41"]
 
 
-def test_mistakes_are_reported_before_anything_runs(tmp_path: Path, capsys) -> None:
-    given = ["--config=configs/mlp.py", "--rules=rezero", "--depths=2", f"--out={tmp_path}/out"]
-    for flag, sentence in (
-        ("--rules=rezro", 'did you mean "rezero"'),
-        ("--depths=2,x", "--depths"),
-        ("--factor=1", "--factor"),
-        ("--seeds=0", "--seeds"),
-        ("--config=mlp.py", "--config: mlp.py"),
-        ("--config.seed=3", "--config.seed"),
-    ):
-        assert status_of(["compare", *given, flag]) == 2
-        assert sentence in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
 def in_process(command, cores, log):
     """Instead of a process with train.py: trains here, where programs are compiled once."""
     given = [text.removeprefix("--") for text in command[2:]]
@@ -266,13 +251,3 @@ def test_a_comparison_from_beginning_to_end(tmp_path: Path, monkeypatch) -> None
     before = (tmp_path / "report.md").read_text()
     assert main(["compare", *flags]) == 0  # nothing is left to train
     assert (tmp_path / "report.md").read_text() == before
-
-
-@pytest.mark.slow
-def test_a_comparison_of_two_rules_with_pairs_of_seeds(tmp_path: Path) -> None:
-    flags = ["--config=configs/mlp.py:epochs=1,width=8", "--rules=rezero,plain", "--depths=2"]
-    flags += ["--seeds=2", "--factor=4", "--jobs=2", "--target=2.2", f"--out={tmp_path}"]
-    assert main(["compare", *flags]) == 0
-    found = Comparison(Results.read(tmp_path / "comparison.json"))
-    assert [len(cell.final.draws) for cell in found.cells] == [2, 2]
-    assert found.times(second(found)) is not None

@@ -13,7 +13,6 @@ from experiments.results import Results
 from rezero_jax import data
 from rezero_jax.config import load_config
 from rezero_jax.training.trainer import Trainer
-from tests.test_experiments import status_of
 
 SIZES = [2, 8, 32]
 NAMES = ("kernel", "bias")
@@ -123,21 +122,6 @@ def test_the_command_writes_its_numbers_and_its_plot(monkeypatch, tmp_path, caps
     assert results.row("pre_norm", f"{CHANGE} after update 2").draws[1] == 2 * 1.01 * 2**0.5
     names = {f"coordinates.{end}" for end in ("json", "png", "svg")}
     assert {path.name for path in tmp_path.iterdir()} == names
-
-
-def test_a_wrong_flag_is_reported(capsys, tmp_path) -> None:
-    command = ["coordinates", "--config=configs/mlp.py", "--rules=rezero", f"--out={tmp_path}"]
-    for flags, message in (
-        (["--depths=2"], "--depths=2,8"),
-        (["--widths=8,x"], "--widths: x"),
-        (["--depths=2,4", "--seeds=0"], "--seeds: 0"),
-        (["--depths=2,8", "--config=mlp.py"], "--config: mlp.py"),
-        (["--depths=2,8", "--config=configs/mlp.py:smoke"], "sets the depth to 4"),
-        (["--depths=2,8", "--rules=prenorm"], 'did you mean "pre_norm"'),
-        (["--depths=2,8", "--steps=700"], "train.steps"),
-    ):
-        assert status_of([*command, *flags]) == 2
-        assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow

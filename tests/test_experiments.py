@@ -551,6 +551,10 @@ def test_seeds_and_text_go_into_the_runs(stand_ins, tmp_path):
     assert [row.draws for row in results.rows if row.metric == "bits per byte"] == [(1.25, 1.25)]
 
 
+COMPARE = ["compare", "--config=configs/mlp.py", "--rules=rezero", "--depths=2"]
+COORDINATES = ["coordinates", "--config=configs/mlp.py", "--rules=rezero", "--depths=2,8"]
+
+
 def test_mistakes_are_reported_before_anything_is_written(capsys, tmp_path):
     for argv, sentence in (
         (["tyo"], 'did you mean "toy"?'),
@@ -558,6 +562,17 @@ def test_mistakes_are_reported_before_anything_is_written(capsys, tmp_path):
         (["toy", "--seeds=0"], "--seeds: 0"),
         (["toy", "--scale=paper", "--text=x"], "leave out --text"),
         (["toy", "--text=nowhere"], "--text=nowhere"),
+        ([*COMPARE, "--rules=rezro"], 'did you mean "rezero"'),
+        ([*COMPARE, "--depths=2,x"], "--depths"),
+        ([*COMPARE, "--factor=1"], "--factor"),
+        ([*COMPARE, "--seeds=0"], "--seeds"),
+        ([*COMPARE, "--config=mlp.py"], "--config: mlp.py"),
+        ([*COMPARE, "--config.seed=3"], "--config.seed"),
+        ([*COORDINATES, "--depths=2"], "--depths=2,8"),
+        ([*COORDINATES[:-1], "--widths=8,x"], "--widths: x"),
+        ([*COORDINATES, "--config=configs/mlp.py:smoke"], "sets the depth to 4"),
+        ([*COORDINATES, "--rules=prenorm"], 'did you mean "pre_norm"'),
+        ([*COORDINATES, "--steps=700"], "train.steps"),
     ):
         assert status_of([*argv, f"--out={tmp_path}"]) == 2
         assert sentence in capsys.readouterr().err.splitlines()[-1]
