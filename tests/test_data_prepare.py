@@ -9,9 +9,11 @@ import hashlib
 import io
 import json
 import logging
+import os
 import re
 import sys
 import tarfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,11 +23,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rezero_jax.data import datasets
 from rezero_jax.data.pixels import Decode
 from rezero_jax.data.tfds.prepare import encode_png, prepared_builder
 from rezero_jax.data.tfds.source import TfdsSource
 from rezero_jax.errors import UserError
-from tests.data import load
+from tests.data import load, section
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -140,6 +143,50 @@ def same(dataset: Any, image: Any = IMAGES, label: Any = LABELS) -> bool:
     )
 
 
+def test_any_set_of_labelled_images_is_read_by_its_name(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(
+        UserError, match=f"not prepared in {data_dir}, and this .*downloads nothing"
+    ):
+        datasets.load(section("tfds:cifar10", str(data_dir)), download=False)
+    dataset = load("tfds:cifar10:3.0.2", str(data_dir))
+    assert same(dataset)
+    assert dataset.classes == tuple(NAMES)
+    assert load("tfds:cifar10", str(data_dir), image_size=8).example_shape == (8, 8, 3)
+    info = data_dir / "cifar10" / "3.0.2" / "dataset_info.json"
+    content = json.loads(info.read_text())
+    content["splits"] = [split for split in content["splits"] if split["name"] == "train"]
+    info.write_text(json.dumps(content))
+    dataset = load("tfds:cifar10", str(data_dir), eval_fraction=0.2)
+    both = [
+        np.concatenate([getattr(dataset, part).arrays[name] for part in ("train", "eval")])
+        for name in ("image", "label")
+    ]
+    assert (dataset.train.size, dataset.eval.size) == (28, 7)
+    assert rows(*both) == rows(IMAGES["train"], LABELS["train"])
+    with pytest.raises(UserError, match="has no test split"):
+        load("cifar10", str(data_dir))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("", "has no data set's name"),
+        ("huggingface:mnist", "has no data set's name"),  # which would run code
+        ("../cifar10", "has no data set's name"),
+        ("cifra10", 'have no data set "cifra10"'),
+        ("cifar10:1.2.3", r"cannot use .*only: 3\.0\.2"),
+        ("imdb_reviews", "images of 8 bits with one label each|not prepared|cannot use"),
+    ],
+)
+def test_a_name_that_is_none_of_labelled_images_is_refused(
+    name: str, words: str, data_dir: Path
+) -> None:
+    with pytest.raises(UserError, match=words):
+        datasets.load(section(f"tfds:{name}", str(data_dir)), download=False)
+
+
 def test_two_at_once_prepare_it_once(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     requested = serve(monkeypatch, {URL: ARCHIVE})
     with ThreadPoolExecutor(2) as pool:
@@ -184,6 +231,9 @@ def test_a_damaged_cache_file_is_noticed_and_rebuilt(
         assert re.search(rf"{path.name} is damaged \({words}", message)
         caplog.clear()
 
+    for age, name in ((0, "new"), (4000, "old")):
+        (path.parent / f"{name}.partial").touch()
+        os.utime(path.parent / f"{name}.partial", (time.time() - age,) * 2)
     pickle = io.BytesIO()
     np.savez(pickle, image=np.array([{}]), label=np.zeros(35, np.int32))
     for content in (good[:-100], b"", pickle.getvalue()):
@@ -192,7 +242,7 @@ def test_a_damaged_cache_file_is_noticed_and_rebuilt(
         flipped = bytearray(good)
         flipped[place] ^= 1 << int(RNG.integers(8))
         check(bytes(flipped), "Bad CRC-32")
-    assert not list(path.parent.glob("*.partial"))
+    assert [left.name for left in path.parent.glob("*.partial")] == ["new.partial"]
 
 
 def test_a_download_that_fails_is_one_sentence_and_leaves_nothing(
@@ -287,7 +337,7 @@ def test_the_cache_of_decoded_images_is_keyed_by_every_byte_of_the_files(data_di
     assert len(keys) == 4
 
 
-def test_damaged_files_are_named_and_give_no_wrong_pixels(data_dir: Path) -> None:
+def test_damaged_files_are_named_and_give_no_wrong_pixels(data_dir: Path, tmp_path: Path) -> None:
     load("cifar10", str(data_dir), stream=True)  # which leaves no cache
     folder = data_dir / "cifar10" / "3.0.2"
 
@@ -298,6 +348,11 @@ def test_damaged_files_are_named_and_give_no_wrong_pixels(data_dir: Path) -> Non
 
     (path,) = folder.glob("cifar10-train.array_record*")
     good = path.read_bytes()
+    for file in (path, folder / "dataset_info.json"):
+        file.rename(tmp_path / "kept")
+        os.mkfifo(file)
+        refused("is damaged .*No such file|is not a file; delete it")
+        (tmp_path / "kept").replace(file)
     flipped = bytearray(good)
     flipped[len(good) // 2] ^= 1
     path.write_bytes(flipped)

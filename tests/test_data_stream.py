@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from rezero_jax.data import Order, ResidentSplit, StreamSplit
+from rezero_jax.data import Dataset, Order, ResidentSplit, StreamSplit
 from rezero_jax.errors import UserError
 
 SIZE = 23
@@ -129,6 +129,21 @@ def test_streamed_examples_that_make_no_batch_are_refused() -> None:
     words = r'example 2 of data set "mine" is an image of uint8 \(3, 4, 3\), not uint8 \(4, 4, 3\)'
     with pytest.raises(UserError, match=words):
         split.fetch(np.arange(3))
+
+
+def test_a_data_set_checks_streamed_examples_like_resident_ones() -> None:
+    """Each image and label, by the data set's own shape and number of classes."""
+    for pixels, shape, classes, words in (
+        (shifted, (4, 4, 1), 10, r"uint8 \(4, 4, 3\), not uint8 \(4, 4, 1\)"),
+        (lambda image, *_: image / 255, (4, 4, 3), 10, r"float64 \(4, 4, 3\), not uint8"),
+        (shifted, (4, 4, 3), 9, "label 9, which is not in 0 .. 8"),
+    ):
+        split = StreamSplit(Memory(), pixels=pixels)
+        half = (0.5,) * shape[-1]
+        dataset = Dataset("mine", split, split, shape, classes, half, half)
+        for part in (dataset.train, dataset.eval):
+            with pytest.raises(UserError, match=f'"mine" .*{words}'):
+                list(part.batches(lambda step: np.arange(SIZE), 0, 1))
 
 
 def test_workers_use_no_device_ignore_signals_and_end_with_the_run() -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import re
 import sysconfig
 import zipfile
 from pathlib import Path
@@ -30,9 +31,43 @@ def test_a_folder_is_its_files_in_the_order_of_their_paths(tmp_path: Path) -> No
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)
-    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     expected = b"zero\nhalf\none\ntwo\n\n\n\xff\x00"
     assert user_text(str(tmp_path)).tobytes() == expected
+
+
+def test_links_are_followed_once_and_what_is_no_file_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root, other = tmp_path / "root", tmp_path / "other"
+    for folder in (root / "a", other / "deep"):
+        folder.mkdir(parents=True)
+    (root / "a" / "1").write_text("one")
+    (other / "2").write_text("two")
+    (other / "deep" / "3").write_text("three")
+    (root / "b").symlink_to(other)  # a folder
+    (root / "c").symlink_to(other / "2")  # a file
+    (root / "a" / "up").symlink_to(root)  # a cycle
+    (other / "deep" / "self").symlink_to(other / "deep")
+    (root / "d").symlink_to(other)  # again
+    assert user_text(str(root)).tobytes() == b"one\ntwo\nthree\ntwo"
+    assert not caplog.messages
+    (root / "gone\x1b").symlink_to("nowhere")
+    os.mkfifo(root / "pipe")
+    assert user_text(str(root)).tobytes() == b"one\ntwo\nthree\ntwo"
+    assert len(caplog.messages) == 1
+    assert re.search(r"no files: 2, such as .*(gone\\x1b|pipe)$", caplog.text.strip())
+
+
+def test_the_length_of_a_text_is_checked_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "read_bytes", None)
+    for name in ("one", "two"):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(2**31 - 1)  # without any blocks on the disk
+    for path in (tmp_path / "one", tmp_path):
+        with pytest.raises(UserError, match=r"has [\d,]+ bytes; give a text of at most"):
+            user_text(str(path))
 
 
 def test_the_standard_library_is_three_sets_of_its_own_sources() -> None:
@@ -131,6 +166,8 @@ def test_a_download_that_fails_leaves_nothing(
         server.write_bytes(content)
         with pytest.raises(UserError, match=r"could not be downloaded.*wrong size or checksum"):
             enwik8_text(str(data))
+    with pytest.raises(UserError, match="downloads nothing"):
+        enwik8_text(str(data), download=False)
     server.unlink()
     with pytest.raises(UserError, match=f"put enwik8.zip into {data}/downloads/manual, or set"):
         enwik8_text(str(data))
@@ -151,19 +188,25 @@ def test_a_download_that_fails_leaves_nothing(
         ("enwik8.zip", zipped(TEXT[::-1]), "is not enwik8 .*MD5 .*; delete this file"),
         ("enwik8.zip", zipped(TEXT, "enwik9"), "is not an archive of enwik8"),
         ("enwik8.zip", ARCHIVE[:-100], "is not an archive of enwik8"),
+        ("enwik8.zip", zipped(bytes(10**7)), "10000000 bytes. is not enwik8"),
+        ("enwik8", "pipe", "is not a file"),
+        ("enwik8.zip", "folder", "is not a file"),
     ],
 )
 def test_a_file_of_the_users_is_used_or_named(
-    name: str, content: bytes, words: str | None, server: Path, tmp_path: Path
+    name: str, content: bytes | str, words: str | None, server: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "data" / "downloads" / "manual" / name
     path.parent.mkdir(parents=True)
-    path.write_bytes(content)
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        os.mkfifo(path) if content == "pipe" else path.mkdir()
     if words is None:
         server.unlink()
     else:
         with pytest.raises(UserError, match=words) as info:
             enwik8_text(str(tmp_path / "data"))
         assert str(path) in str(info.value)
-        path.unlink()
+        path.rmdir() if content == "folder" else path.unlink()
     assert enwik8_text(str(tmp_path / "data")).tobytes() == TEXT

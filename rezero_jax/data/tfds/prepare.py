@@ -102,6 +102,9 @@ def _builder(name: str, data_dir: str | None) -> Any:
         raise UserError(
             f'"tfds:{name}" has no data set\'s name; give tfds:NAME, such as tfds:cifar10'
         )
+    for path in (data_folder(data_dir) / name.partition(":")[0]).rglob("*.json"):
+        if not path.is_file():  # reading a pipe could block forever
+            raise UserError(f"{path} is not a file; delete it to prepare the data set again")
     try:
         return tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError:
@@ -115,9 +118,10 @@ def _builder(name: str, data_dir: str | None) -> Any:
             "folder to prepare the data set again"
         ) from error
     except Exception as error:  # of any builder: an unknown version, or code that needs TensorFlow
+        reason = " ".join(str(error).rpartition('}": ')[2].split())  # without its arguments
         raise UserError(
-            f'TensorFlow Datasets cannot use data set "{name}" ({first_line(error)}); choose '
-            "another version or data set"
+            f'TensorFlow Datasets cannot use data set "{name}" ({reason[:200]}); choose another '
+            "version or data set"
         ) from error
 
 

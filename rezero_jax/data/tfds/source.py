@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import tempfile
+import time
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -39,7 +40,10 @@ class TfdsSource:
                 "this folder to prepare the data set again"
             )
         self._paths = builder.info.splits[split].filepaths
-        self._keys = keys
+        self._info, self._keys = builder.info, keys
+        for path in self._paths:
+            if not os.path.isfile(path):  # reading a pipe could block forever
+                raise self._damaged(f"No such file: {path}")
         self._source = builder.as_data_source(split, decoders={keys[0]: tfds.decode.SkipDecoding()})
 
     def __len__(self) -> int:
@@ -60,16 +64,14 @@ class TfdsSource:
         digest = hashlib.sha256()
         try:
             for path in self._paths:
-                if not os.path.isfile(path):  # reading a pipe could block forever
-                    raise FileNotFoundError(2, "No such file", path)
                 with open(path, "rb") as file:
                     digest.update(hashlib.file_digest(file, "sha256").digest())
         except OSError as error:
             raise self._damaged(error) from error
         return digest.hexdigest()[:16]
 
-    def _damaged(self, error: Exception) -> UserError:
-        info = self._source.dataset_info
+    def _damaged(self, error: object) -> UserError:
+        info = self._info
         return UserError(
             f'data set "{info.name}" in {info.data_dir} is damaged ({error}); delete this folder '
             "to prepare the data set again"
@@ -157,6 +159,10 @@ def check_memory(name: str, size: int) -> None:
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Opens a file for writing; the file appears at `path` only if no error occurs."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob("*.partial"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - left.lstat().st_mtime > 3600:  # of a process that was killed
+                left.unlink()
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
     try:
         with os.fdopen(handle, "wb") as file:
