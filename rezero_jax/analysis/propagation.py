@@ -72,7 +72,7 @@ class Propagation:
 def random_projection(model: Any, x: Any) -> Array:
     """The loss <v, model(x)> of every example, (batch,), for a fixed standard normal v."""
     y = model(x)
-    v = jax.random.normal(jax.random.key(0), y.shape[1:])
+    v = jax.random.normal(jax.random.key(0), y.shape[1:], y.dtype)
     return (y * v[None]).reshape(len(y), -1).sum(axis=1)
 
 

@@ -1,4 +1,4 @@
-"""Initial distributions that JAX lacks or compiles slowly, and linear layers that use them."""
+"""Initial distributions that JAX lacks or compiles slowly, and layers that use them."""
 
 import math
 from collections.abc import Sequence
@@ -9,6 +9,11 @@ import numpy as np
 from flax import nnx
 from jax import Array
 from jax.nn.initializers import Initializer
+
+
+def identity(x: Array) -> Array:
+    """Returns x, in the place of a norm that a model lacks; unlike nnx.identity it is picklable."""
+    return x
 
 
 def uniform(bound: float) -> Initializer:

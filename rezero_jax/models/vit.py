@@ -75,14 +75,14 @@ class ViT(Module):
         self.image_size, self.patch = image_size, patch
         pixels, patches = patch * patch * in_channels, (image_size // patch) ** 2
         self.embedding = init.linear(pixels, width, dtype=config.dtype, rngs=rngs)
-        self.token = nnx.Param(jnp.zeros((width,))) if pool == "token" else None
+        self.token = nnx.Param(jnp.zeros((width,), jnp.float32)) if pool == "token" else None
         normal = nnx.initializers.normal(POSITION_DEVIATION)
         length = patches + (pool == "token")
         self.position = nnx.Param(normal(rngs.params(), (length, width), jnp.float32))
         self.trunk = Encoder(width, heads, depth, scan=scan, remat=remat, config=config, rngs=rngs)
         if final_norm is None:
             final_norm = config.rule.norms_branch
-        self.norm = config.make_norm(width, rngs=rngs) if final_norm else nnx.identity
+        self.norm = config.make_norm(width, rngs=rngs) if final_norm else init.identity
         self.head = init.linear(width, num_classes, rngs=rngs)
         for _, module in nnx.iter_modules(self):
             if isinstance(module, nnx.LayerNorm):

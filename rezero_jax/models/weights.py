@@ -35,6 +35,7 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 
 from rezero_jax.errors import UserError, closest_beside, first_line
+from rezero_jax.models import init
 from rezero_jax.models.transformer.layer import LayerStack, TransformerLayer
 from rezero_jax.models.vit import ViT
 from rezero_jax.residual import DyT
@@ -231,7 +232,7 @@ def _vit(model: ViT) -> Iterator[tuple[str, _Place]]:
     embedding: Any = model.embedding
     head: Any = model.head
     rule = (blocks[0] if isinstance(blocks, nnx.List) else blocks).rules[0]
-    if type(rule) is not PreNorm or model.norm is nnx.identity:
+    if type(rule) is not PreNorm or model.norm is init.identity:
         raise UserError(
             "timm's vision Transformers are pre-norm with a final norm; make the model with "
             'residual="pre_norm" and its final norm'
@@ -263,7 +264,7 @@ def _stack(module: LayerStack, name: str) -> Iterator[tuple[str, _Place]]:
 def _vectors(name: str, norm: Any) -> Iterator[tuple[str, _Place]]:
     if isinstance(norm, DyT):
         raise UserError('PyTorch\'s layers have no DyT; make the module with norm="layer_norm"')
-    if norm is not nnx.identity:
+    if norm is not init.identity:
         yield f"{name}.weight", _Place(norm.scale, VECTOR)
         yield f"{name}.bias", _Place(norm.bias, VECTOR)
 

@@ -43,7 +43,7 @@ class Shortcut(nnx.Module):
     """
 
     def __init__(self, config: ResNetConfig, cin: int, cout: int, stride: int):
-        self.norm = config.norm(cin) if config.variant == "paper" else nnx.identity
+        self.norm = config.norm(cin) if config.variant == "paper" else init.identity
         self.stride, self.added = stride, cout - cin
 
     def __call__(self, x: Images) -> Images:
@@ -60,7 +60,7 @@ class PostBlock(nnx.Module):
         self.conv2 = config.conv(channels, channels, 3, rngs=rngs)
         self.norm2 = config.norm(channels, 0.0 if config.residual == "zero_gamma" else 1.0)
         changes = config.changes_shape(cin, channels, stride)
-        self.shortcut = Shortcut(config, cin, channels, stride) if changes else nnx.identity
+        self.shortcut = Shortcut(config, cin, channels, stride) if changes else init.identity
         self.rule = config.rule(channels, rngs)
         gated = ("rezero", "rezero_channel", "gated")
         self.relu_in_branch = config.residual in gated or isinstance(config.residual, type)
@@ -92,7 +92,7 @@ class PreBlock(nnx.Module):
         self.conv1 = conv(cin, channels, 1) if bottleneck else conv(cin, channels, 3, stride)
         self.norm2 = config.norm(channels)
         self.conv2 = conv(channels, channels, 3, stride if bottleneck else 1)
-        self.norm3 = config.norm(channels) if bottleneck else nnx.identity
+        self.norm3 = config.norm(channels) if bottleneck else init.identity
         self.conv3 = conv(channels, out, 1) if bottleneck else None
         self.rule = config.rule(out, rngs)
 

@@ -133,7 +133,7 @@ class ResNetConfig:
 
     def norm(self, features: int, scale_init: float = 1.0) -> Callable[[Array], Array]:
         """A BatchNorm, or the identity in a network without BatchNorm."""
-        return BatchNorm(features, scale_init=scale_init) if self.has_norm else nnx.identity
+        return BatchNorm(features, scale_init=scale_init) if self.has_norm else init.identity
 
     def rule(self, features: int, rngs: nnx.Rngs) -> Rule:
         """The residual rule of a block without Fixup."""

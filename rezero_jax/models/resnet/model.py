@@ -50,7 +50,7 @@ class Stem(nnx.Module):
         kernel, stride = (7, 2) if self.pool else (3, 1)
         self.conv = config.conv(config.in_channels, config.width, kernel, stride, rngs=rngs)
         self.activate = config.family == "cifar"
-        self.norm = config.norm(config.width) if self.activate else nnx.identity
+        self.norm = config.norm(config.width) if self.activate else init.identity
         self.bias = scalar(0.0) if self.activate and config.residual == "fixup" else None
 
     def __call__(self, x: Images) -> Images:

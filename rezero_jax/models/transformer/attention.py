@@ -77,7 +77,7 @@ class Attention(nnx.Module):
             rngs=rngs,
         )
         self.plain = config.attention == "plain"
-        self.norm = config.make_norm(width, rngs=rngs) if inner_norm else nnx.identity
+        self.norm = config.make_norm(width, rngs=rngs) if inner_norm else init.identity
         self.dropout = Dropout(config.dropout)
 
     def __call__(

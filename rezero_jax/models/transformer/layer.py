@@ -61,7 +61,7 @@ class FeedForward(nnx.Module):
         self.up = linear(width, hidden, kernel_metadata=sharded, bias_metadata=sharded)
         self.down = linear(hidden, width, kernel_metadata={"model_axis": -2})
         self.dropout = Dropout(config.dropout)
-        self.norm = config.make_norm(hidden, rngs=rngs) if inner_norm else nnx.identity
+        self.norm = config.make_norm(hidden, rngs=rngs) if inner_norm else init.identity
 
     def __call__(self, x: Hidden, *, rngs: nnx.Rngs | None = None) -> Hidden:
         hidden = ACTIVATIONS[self.activation](self.up(x))
@@ -127,7 +127,7 @@ class TransformerLayer(Module):
         rule = self.rules[sublayer % len(self.rules)]
         return rule(x, lambda u: self.dropout(f(u), rngs=rngs))
 
-    def checked_attention(
+    def _checked_attention(
         self,
         x: Trunk,
         mask: Array | None,
@@ -178,7 +178,7 @@ class EncoderLayer(TransformerLayer):
         Raises:
           UserError: x has another shape, a mask is not bool, or dropout lacks its `rngs`.
         """
-        attention = self.checked_attention(x, mask, key_mask, is_causal, rngs)
+        attention = self._checked_attention(x, mask, key_mask, is_causal, rngs)
         x = self.join(0, x, attention, rngs)
         return self.join(1, x, partial(self.feedforward, rngs=rngs), rngs)
 
@@ -214,7 +214,7 @@ class DecoderLayer(TransformerLayer):
         rngs: nnx.Rngs | None = None,
     ) -> Trunk:
         """Returns x after the layer; the masks are as in `EncoderLayer`, for x and for `memory`."""
-        attention = self.checked_attention(x, mask, key_mask, is_causal, rngs)
+        attention = self._checked_attention(x, mask, key_mask, is_causal, rngs)
         x = self.join(0, x, attention, rngs)
         if memory.ndim != 3 or memory.shape[::2] != (x.shape[0], x.shape[-1]):
             raise UserError(
@@ -268,7 +268,7 @@ class LayerStack(Module):
             rngs=rngs,
         )
         self.norm = (
-            config.make_norm(width, dtype=config.dtype, rngs=rngs) if final_norm else nnx.identity
+            config.make_norm(width, dtype=config.dtype, rngs=rngs) if final_norm else init.identity
         )
 
     def __call__(self, x: Hidden, *args: Any, **kwargs: Any) -> Hidden:

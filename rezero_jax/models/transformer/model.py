@@ -1,5 +1,6 @@
 """The decoder-only language model of the paper's section 5, for bytes or any other tokens."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -95,7 +96,8 @@ class Transformer(Module):
         self.head = (
             None if tied else nnx.Param(uniform(rngs.params(), (width, vocab_size)), model_axis=-1)
         )
-        self.head_bias = nnx.Param(jnp.zeros((vocab_size,)), model_axis=-1) if config.bias else None
+        zeros = jnp.zeros((vocab_size,), jnp.float32)
+        self.head_bias = nnx.Param(zeros, model_axis=-1) if config.bias else None
         self.dropout = Dropout(config.dropout)
 
     def __call__(
@@ -210,7 +212,7 @@ class Transformer(Module):
         x = jnp.take(self.embedding[...], tokens, axis=0)
         if self.position is not None:
             x = x + jnp.take(self.position[...], positions, axis=0)
-        x = x * np.sqrt(x.shape[-1])
+        x = x * math.sqrt(x.shape[-1])
         if self.positions == "sinusoidal":
             x = x + sinusoids(positions, x.shape[-1])
         return x.astype(trunk_dtype(self.dtype))
