@@ -122,7 +122,8 @@ def option_fields(options: Any) -> ConfigDict:
     for name, kind in get_type_hints(type(options)).items():
         kinds = get_args(kind) or (kind,)  # float | None
         if kinds[0] in (bool, int, float, str):
-            section[name] = config_dict.placeholder(kinds[0])
+            if type(None) in kinds:
+                section[name] = config_dict.placeholder(kinds[0])
             section[name] = getattr(options, name)
     return section
 
@@ -225,12 +226,18 @@ def check_numbers(config: ConfigDict) -> None:
     The seed is exempt: data.Order checks its bounds.
     """
     for key, value in flatten(config.to_dict()).items():
-        for number in jax.tree.leaves(value):
-            if isinstance(value, tuple) and not isinstance(number, int | float):
+        numbers = value if isinstance(value, tuple) else (value,)
+        if key.endswith("points"):  # pairs
+            numbers = jax.tree.leaves(value, is_leaf=lambda item: not isinstance(item, tuple))
+        for number in numbers:
+            is_number = isinstance(number, int | float)
+            if isinstance(value, tuple) and (not is_number or isinstance(number, bool)):
                 raise UserError(f"{key}={value} contains {number!r}; give only numbers")
             most = LARGEST if isinstance(number, int) else LARGEST_FLOAT
-            if isinstance(number, int | float) and not abs(number) <= most and key != "seed":
-                raise UserError(f"{key}={number} is not finite or too large; give at most {most}")
+            if is_number and not abs(number) <= most and key != "seed":
+                raise UserError(
+                    f"{key}={number!r:.80} is not finite or too large; give at most {most}"
+                )
 
 
 def override(config: ConfigDict, texts: Iterable[str]) -> None:
@@ -270,12 +277,17 @@ def assign(section: ConfigDict, key: str, text: str, shown: str) -> None:
             value = None
         else:
             value = text if wanted is str else ast.literal_eval(text.strip().capitalize())
-            if wanted is tuple and not isinstance(value, tuple):
-                value = (value,)
+            if wanted is tuple:
+                value = _tuples(value) if isinstance(value, list | tuple) else (value,)
             if value is None or (isinstance(value, bool) and wanted is not bool):
                 raise ValueError
         section[key] = value
-    except (TypeError, ValueError, SyntaxError):
+    except (TypeError, ValueError, SyntaxError, OverflowError, MemoryError, RecursionError):
         kind = {"int": "a whole number", "float": "a number", "bool": "True or False"}
         name = kind.get(wanted.__name__, f"a {wanted.__name__}")
-        raise UserError(f"{shown} takes {name}, not {text!r}") from None
+        raise UserError(f"{shown} takes {name}, not {text!r:.80}") from None
+
+
+def _tuples(value: Any) -> Any:
+    """Nested lists and tuples as nested tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value

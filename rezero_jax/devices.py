@@ -4,12 +4,15 @@ Only entry points call `cache_compilations`, `set_cpu_devices` and `use_cpu`: th
 config for the whole process.
 """
 
+import contextlib
 import math
 import os
 import platform
 import re
+import sys
+import warnings
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import AbstractMesh, Mesh
@@ -64,24 +67,67 @@ def processor() -> str:
     return model[1] if model else platform.processor() or platform.machine()
 
 
-def cache_folder() -> Path:
-    """Folder of files that can be made again, in $XDG_CACHE_HOME (default: ~/.cache)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rezero_jax"
+def cache_folder() -> Path | None:
+    """Folder of files that can be made again, in $XDG_CACHE_HOME (default: ~/.cache).
+
+    Only its owner may read or write it, because compiled programs are executed. None if there is no
+    home, or the folder cannot be written or is another user's.
+    """
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rezero_jax"
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+    except (OSError, RuntimeError):  # a RuntimeError of Path.home
+        return None
+    return folder
 
 
 def cache_compilations() -> None:
     """Makes JAX keep compiled programs, so that a restart compiles nothing.
 
-    $JAX_COMPILATION_CACHE_DIR names the folder, perhaps in a bucket; empty, it disables the cache.
-    By default each host has its own folder, as hosts with different processors may share a home.
+    JAX executes what it finds in the folder. $JAX_COMPILATION_CACHE_DIR names it, perhaps in a
+    bucket; empty, it disables the cache. By default each host has its own folder in `cache_folder`,
+    as hosts with different processors may share a home.
     """
     folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     if folder is None:
-        folder = str(cache_folder() / "xla" / platform.node())
+        parent = cache_folder()
+        folder = "" if parent is None else str(parent / "xla" / platform.node())
         jax.config.update("jax_compilation_cache_dir", folder)
     if "://" in folder:  # XLA's own cache reads disks alone
         jax.config.update("jax_persistent_cache_enable_xla_caches", "")
+    elif folder and not Path(folder).exists():
+        with contextlib.suppress(OSError):  # JAX will say that it cannot write
+            Path(folder).parent.mkdir(parents=True, exist_ok=True)
+            Path(folder).mkdir(mode=0o700)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    _handle_cache_warnings(folder)
+
+
+def _handle_cache_warnings(folder: str) -> None:
+    """Prints one line on a cache that fails, and deletes entries that JAX cannot read or write.
+
+    JAX warns of each program, and keeps an entry that a full disk or a kill has truncated.
+    """
+    show, told = warnings.showwarning, set[str]()
+
+    def handle(message: Warning | str, *others: Any, **options: Any) -> None:
+        found = re.match(r"Error (\w+) persistent .* entry for '(.+?)': (.*)", str(message))
+        if found is None:
+            show(message, *others, **options)
+            return
+        action, program, why = found.groups()
+        if "://" not in folder:
+            for path in Path(folder).glob(f"{program}-*-cache"):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+        if action not in told:
+            told.add(action)
+            print(
+                f"warning: {action} compiled programs in {folder} failed ({why})", file=sys.stderr
+            )
+
+    warnings.showwarning = handle
 
 
 def default_cpu_devices() -> int:

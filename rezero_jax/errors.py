@@ -34,7 +34,7 @@ def choose_from(what: str, name: object, valid: Iterable[str]) -> UserError:
     options = sorted(valid)
     close = difflib.get_close_matches(str(name), options, n=1)
     hint = f'did you mean "{close[0]}"? The valid ones are' if close else "choose one of"
-    return UserError(f'unknown {what} "{name}"; {hint} {", ".join(options)}')
+    return UserError(f'unknown {what} "{name!s:.80}"; {hint} {", ".join(options)}')
 
 
 def printable(text: object) -> str:

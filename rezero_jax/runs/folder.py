@@ -16,7 +16,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import shutil
 import subprocess
 import uuid
 from collections.abc import Mapping
@@ -278,19 +277,35 @@ def read_final(folder: AnyPath) -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """Versions, device and commit, as far as they can be known."""
-    commit = ""
-    if shutil.which("git"):
-        git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-        commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        **{name: _version(name) for name in PACKAGES},
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
         "processes": jax.process_count(),
         "machine": f"{devices.processor()}, {os.cpu_count()} cores",
-        "commit": commit or None,
+        "commit": _commit(Path(__file__).parents[1]),
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit(package: Path) -> str | None:
+    """The commit of this project's repository; None if the package is in another one or in none."""
+    git = ["git", "-C", str(package), "rev-parse", "--show-prefix", "HEAD", ":./__init__.py"]
+    # Variables such as GIT_DIR, which Git sets in hooks, would name another repository.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    try:
+        done = subprocess.run(git, env=env, capture_output=True, text=True, timeout=10, check=True)
+        prefix, commit, _ = done.stdout.splitlines()
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+    return commit if prefix == f"{package.name}/" else None
 
 
 def device(environment: dict[str, Any]) -> str:

@@ -100,13 +100,13 @@ def supervised(builder: Any) -> tuple[tuple[str, str], int, tuple[str, ...]]:
 def cached_arrays(key: str, split: StreamSplit) -> dict[str, np.ndarray]:
     """All examples of `split`: {"image": uint8 (N, H, W, C), "label": int32 (N,)}.
 
-    The arrays are read from <key>.npz in devices.cache_folder, or, if this file is missing or
-    damaged, decoded and written there.
+    The arrays are read from <key>.npz in devices.cache_folder, if there is one, or, if this file is
+    missing or damaged, decoded and written there.
 
     Raises:
       UserError: an image cannot be decoded, or the arrays exceed the memory of this machine.
     """
-    path = cache_folder() / f"{key}.npz"
+    path = (cache_folder() or Path(os.devnull)) / f"{key}.npz"  # which cannot be read or written
     warn = logging.getLogger(__name__).warning
     check_memory(split.name, split.size * math.prod(split.shape or ()))
     try:
