@@ -29,6 +29,10 @@ class Unavailable(UserError):
     status = 4
 
 
+class Diverged(Exception):
+    """A loss, gradient, parameter or evaluation is not finite; the sentence names the step."""
+
+
 def choose_from(what: str, name: object, valid: Iterable[str]) -> UserError:
     """The error for a `name` that is not in `valid`; it suggests the closest valid name."""
     options = sorted(valid)

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from rezero_jax import processes
 from rezero_jax.data import Dataset, Text
-from rezero_jax.errors import UserError
+from rezero_jax.errors import Diverged, UserError
 from rezero_jax.runs.checkpoint import Checkpoints
 from rezero_jax.runs.files import (
     AnyPath,
@@ -36,7 +36,7 @@ from rezero_jax.runs.folder import (
 )
 from rezero_jax.training.cost import check_memory
 from rezero_jax.training.load import load_state
-from rezero_jax.training.progress import Diverged, Progress
+from rezero_jax.training.progress import Progress
 from rezero_jax.training.start import Start, lengthens, read_start
 from rezero_jax.training.trainer import Trainer
 
@@ -79,7 +79,7 @@ def train(
       UserError: the config or the workdir is invalid, which is found before the workdir is touched;
         or the workdir can no longer be written, or belongs to a newer start of the run.
       Unavailable: the bucket does not answer, or another process is lost; the same call resumes.
-      Diverged: a loss, gradient or parameter is not finite; nothing is saved after it.
+      Diverged: a loss, gradient, parameter or evaluation is not finite; nothing is saved after it.
       Interrupted: `stop` returned a signal in any process; the state is saved.
     """
     # ---- Set up
@@ -139,6 +139,11 @@ def _train(
         + (f"\nresuming after step {now:,}" if now else "")
         + (f"\n{start}" if start else "")
     )
+    if config.optim.warmup_steps >= intervals.total:
+        processes.warn(
+            f"the run ends within its warm-up (optim.warmup_steps={config.optim.warmup_steps}, "
+            f"{intervals.total} steps in all); lower optim.warmup_steps or train longer"
+        )
     tracing = Profile(folder / "profile", profile or (0, 0), progress.say)
     if profile is not None and profile[1] <= now:
         progress.say(f"no trace: the updates {profile[0]} to {profile[1]} were made before")

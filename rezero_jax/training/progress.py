@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from rezero_jax import processes
+from rezero_jax.errors import Diverged
 from rezero_jax.runs.files import read_json, write_json
 from rezero_jax.runs.folder import Workdir
 from rezero_jax.runs.metrics import MetricsWriter
@@ -30,10 +31,6 @@ TIMES = ("update", "start", "compilation", "data", "evaluation", "checkpoint", "
 PAUSES = ("evaluation", "checkpoint")  # waits of training that its rates leave out
 WINDOW = 5.0  # seconds of training over which examples per second are measured
 SILENCE = 20.0  # seconds without a printed line after which one is printed
-
-
-class Diverged(Exception):
-    """The loss, the gradients or the parameters stopped being finite; the sentence says when."""
 
 
 class Progress:
@@ -168,9 +165,8 @@ class Progress:
         last |= {k: v for k, v in line.items() if k.startswith(("train/", "eval/", "epoch"))}
         evaluation = {k: v for k, v in line.items() if k.startswith("eval/")}
         for name, value in evaluation.items():
-            if not math.isnan(value):
-                pick = max if name.endswith("accuracy") else min
-                best[f"best/{name}"] = pick(best.get(f"best/{name}", value), value)
+            pick = max if name.endswith("accuracy") else min
+            best[f"best/{name}"] = pick(best.get(f"best/{name}", value), value)
         if not evaluation and time.perf_counter() - self._spoke < SILENCE:
             return
         self._spoke = time.perf_counter()

@@ -16,7 +16,7 @@ from rezero_jax.data.order import Order, eval_batches
 from rezero_jax.data.split import Dataset, HostBatch
 from rezero_jax.data.text import Text
 from rezero_jax.devices import batch_shards, compute_dtype, generator
-from rezero_jax.errors import UserError
+from rezero_jax.errors import Diverged, UserError
 from rezero_jax.training import sharding, step
 from rezero_jax.training.intervals import Intervals
 from rezero_jax.training.objective import check_own, make_task
@@ -142,6 +142,9 @@ class Trainer:
 
         The means are over examples, or over the bytes of a text; with eval.examples set, over the
         first `eval.examples` examples.
+
+        Raises:
+          Diverged: a mean is not finite.
         """
         indices, mask = self._eval_batches
         rows = sharding.own_rows(self.mesh, mask.shape[1])
@@ -154,7 +157,14 @@ class Trainer:
             # Two pending batches keep the devices busy. With dozens, the devices of a CPU can
             # deadlock: one waits in a collective, the other to begin.
             jax.block_until_ready(sums[-2:-1])
-        totals = {name: math.fsum(float(one[name]) for one in sums) for name in sums[0]}
+        parts = {name: [float(one[name]) for one in sums] for name in sums[0]}
+        for name, values in parts.items():
+            if not all(map(math.isfinite, values)):
+                raise Diverged(
+                    f"eval/{name} is not finite after step {int(state['step'])}; lower "
+                    "optim.learning_rate or set optim.clip_norm, and start in a new --workdir"
+                )
+        totals = {name: math.fsum(values) for name, values in parts.items()}
         count = totals.pop("weight")
         return {f"eval/{name}": total / count for name, total in totals.items()}
 
