@@ -226,12 +226,15 @@ def check_numbers(config: ConfigDict) -> None:
     The seed is exempt: data.Order checks its bounds.
     """
     for key, value in flatten(config.to_dict()).items():
-        numbers = value if isinstance(value, tuple) else (value,)
+        is_sequence = isinstance(value, list | tuple)  # lists come from JSON
+        numbers = value if is_sequence else (value,)
         if key.endswith("points"):  # pairs
-            numbers = jax.tree.leaves(value, is_leaf=lambda item: not isinstance(item, tuple))
+            numbers = jax.tree.leaves(
+                value, is_leaf=lambda item: not isinstance(item, list | tuple)
+            )
         for number in numbers:
             is_number = isinstance(number, int | float)
-            if isinstance(value, tuple) and (not is_number or isinstance(number, bool)):
+            if is_sequence and (not is_number or isinstance(number, bool)):
                 raise UserError(f"{key}={value} contains {number!r}; give only numbers")
             most = LARGEST if isinstance(number, int) else LARGEST_FLOAT
             if is_number and not abs(number) <= most and key != "seed":
