@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rezero_jax.analysis.opened import open_run as open_run
     from rezero_jax.export import load as load
     from rezero_jax.export import save as save
     from rezero_jax.models.mlp import MLP as MLP
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 # Each public name is imported when it is first used, so that `import rezero_jax.residual` loads the
 # rules alone.
 _MODULES = {
+    "analysis.opened": ("open_run",),
     "export": ("load", "save"),
     "models.mlp": ("MLP",),
     "models.resnet.model": ("ResNet",),

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import rezero_jax
 from rezero_jax import ReZero, Stack
 from rezero_jax.analysis import __main__ as analysis
+from rezero_jax.analysis.ablation import ablate, plot_ablation
 from rezero_jax.analysis.diagnosis import diagnose
 from rezero_jax.analysis.figures import plot_diagnosis, plot_propagation
 from rezero_jax.analysis.gates import Gates
@@ -49,6 +51,39 @@ def test_a_model_that_calls_a_list_of_rules_has_a_layer_for_each():
     assert found.names == ("rules.0", "rules.1", "rules.2")
     np.testing.assert_allclose(found.alpha, [0, 0.5, 0])
     np.testing.assert_allclose(found.signal / found.signal[0], [1, 1, 2, 2], rtol=1e-6)
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_a_layer_that_is_left_out_is_a_gate_at_0(scan):
+    """Three layers x -> (1 + 2 alpha) x, for gates of 0.5, -0.25 and 1.5."""
+    stack = Stack(lambda _: ReZero(Scaled()), 3, scan=scan, rngs=nnx.Rngs(0))
+    for i, gate in enumerate((0.5, -0.25, 1.5)):
+        if scan:
+            stack.blocks.alpha[...] = stack.blocks.alpha[...].at[i].set(gate)
+        else:
+            stack.blocks[i].alpha[...] = jnp.array(gate)
+    found = ablate(stack, jnp.ones((2, 6)), lambda model, x: model(x).mean(1))
+    assert found.names == ("model.0", "model.1", "model.2")
+    assert found.loss == pytest.approx(2 * 0.5 * 4)
+    np.testing.assert_allclose(found.without, [2, 8, 1])
+    assert found.order.tolist() == [2, 0, 1]
+    np.testing.assert_allclose(found.cumulative, [1, 0.5, 1])
+    assert "| model.1 | 8 | +4 |" in str(found)
+    assert len(plot_ablation(found).axes[0].patches) == 3
+
+
+def test_an_open_run_evaluates_as_training_did_and_again_after_a_change(trained):
+    run = rezero_jax.open_run(trained("mlp"))
+    last = run.log.lines[-1]
+    found = run.evaluate()
+    assert run.step == last["step"]
+    assert found["eval/loss"] == pytest.approx(last["eval/loss"], rel=1e-6)
+    assert np.mean(run.losses(run.model, run.examples(5))) > 0
+    assert len(run.frame()) == len(run.log.lines)
+    names = list(run.layers())
+    assert names == list(diagnose(run.model, run.examples(4), run.losses).propagation.names)
+    run.model.head.kernel[...] *= 0
+    assert run.evaluate()["eval/loss"] != found["eval/loss"]
 
 
 @pytest.fixture(scope="module")

@@ -47,6 +47,20 @@ class Gates:
         return np.where(is_open.any(axis=0), self.steps[is_open.argmax(axis=0)], np.nan)
 
     @property
+    def opening(self) -> str:
+        """When the gates opened, in a sentence."""
+        steps = self.opening_steps
+        known, count = steps[~np.isnan(steps)], len(steps)
+        if not known.size:
+            return f"none of {count} gates has opened (|alpha| >= 0.1 / {count})"
+        first, half, last = (int(np.quantile(known, q, method="lower")) for q in (0, 0.5, 1))
+        return (
+            f"{len(known)} of {count} gates opened (|alpha| >= 0.1 / {count}), the first by step "
+            f"{first:,}, half of them by step {half:,}, the last by step {last:,}; the earliest is "
+            f"layer {int(np.nanargmin(steps))} and the latest layer {int(np.nanargmax(steps))}"
+        )
+
+    @property
     def peak_steps(self) -> Real[np.ndarray, " layers"]:
         """The logged step at which each |alpha| is largest."""
         return self.steps[np.abs(self.alphas).argmax(axis=0)]

@@ -159,7 +159,7 @@ class _Probe(nnx.Module):
         cosine of neighbouring examples' x      cosine of neighbouring examples' x'
         NaN                                     |x' - x| / |x|
 
-    `depth` is () for one layer, or (layers,) for the stacked layers of a scanned stack.
+    `depth` is that of `wrapped`.
     """
 
     def __init__(self, layer: nnx.Module, depth: tuple[int, ...] = ()):
@@ -227,13 +227,7 @@ class _Segment(nnx.Module):
 
     def __init__(self, module: nnx.Module, path: ModulePath, tape: _Tape):
         self.path, self.tape = nnx.static(path), nnx.static(tape)
-        self.module: nnx.Module = module
-        if not isinstance(module, Stack):
-            self.module = _Probe(module)
-        elif isinstance(module.blocks, nnx.List):
-            module.blocks = nnx.List([_Probe(block) for block in module.blocks])
-        else:
-            module.blocks = _Probe(module.blocks, (module.depth,))
+        self.module = wrapped(module, _Probe)
 
     def __call__(self, x: Array, *args: Any, **kwargs: Any) -> Array:
         tape = self.tape
@@ -249,13 +243,22 @@ class _Segment(nnx.Module):
         return y
 
 
+def wrapped(module: nnx.Module, wrap: Callable[..., nnx.Module]) -> nnx.Module:
+    """A layer, or a stack, with each layer replaced by wrap(layer, depth).
+
+    `depth` is () for one layer, or (layers,) for the stacked layers of a scanned stack.
+    """
+    if not isinstance(module, Stack):
+        return wrap(module, ())
+    if isinstance(module.blocks, nnx.List):
+        module.blocks = nnx.List([wrap(block, ()) for block in module.blocks])
+    else:
+        module.blocks = wrap(module.blocks, (module.depth,))
+    return module
+
+
 def _probed(model: nnx.Module, tape: _Tape) -> nnx.Module:
-    paths = _segment_paths(model)
-    if not paths:
-        raise UserError(
-            f"no layers were found in the {type(model).__name__}; put its blocks into a Stack, or "
-            "wrap their branches in ReZero or another rule of rezero_jax.residual"
-        )
+    paths = layer_paths(model)
 
     def segment(path: ModulePath, node: Any) -> Any:
         return _Segment(node, path, tape) if path in paths else node
@@ -267,7 +270,8 @@ def _name(path: ModulePath) -> str:
     return ".".join(map(str, path)) or "model"
 
 
-def _segment_paths(model: nnx.Module) -> list[ModulePath]:
+def layer_paths(model: nnx.Module) -> list[ModulePath]:
+    """The paths of the stacks and of the layers outside them; a UserError if there are none."""
     if isinstance(model, Stack):
         return [()]
     found = []
@@ -281,6 +285,11 @@ def _segment_paths(model: nnx.Module) -> list[ModulePath]:
     outer = [p for p in inner if not any(p[:i] in inner for i in range(1, len(p)))]
     # A model that itself calls several rules has a layer for each of them.
     rules = [path for path, module in nnx.iter_modules(model) if isinstance(module, Rule)]
+    if not found:
+        raise UserError(
+            f"no layers were found in the {type(model).__name__}; put its blocks into a Stack, or "
+            "wrap their branches in ReZero or another rule of rezero_jax.residual"
+        )
     return outer or (rules if len(rules) > 1 else found)
 
 
