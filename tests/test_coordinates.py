@@ -25,6 +25,15 @@ def of_power(power: float, noise: float = 0.0) -> np.ndarray:
     return values
 
 
+def given_to_the_head(trainer, state):
+    """The input of the head for the examples of the check."""
+    model, seen = trainer.spec.model(state["params"], state["stats"]), []
+    head = model.head
+    model.head = lambda x: seen.append(x) or head(x)
+    trainer.objective(model, trainer.examples(16), jax.random.key(0))
+    return np.asarray(seen[0], np.float64)
+
+
 def test_the_slope_is_the_power_by_which_changes_grow() -> None:
     np.testing.assert_allclose(slopes_of(SIZES, of_power(0.5)), 0.5, rtol=1e-12)
     noisy = of_power(0.5, 0.3)
@@ -41,17 +50,9 @@ def test_coordinates_are_those_of_the_last_layer_while_the_model_trains(monkeypa
     monkeypatch.setattr(coordinates, "Trainer", lambda *args: trainer)
     found, _ = measure(config, 2, 2)
 
-    @jax.jit
-    def given_to_the_head(state):
-        model = trainer.spec.model(state["params"], state["stats"])
-        seen = []
-        model.head = lambda x: seen.append(x) or x
-        trainer.objective(model, trainer.examples(16), jax.random.key(0))
-        return seen[0]
-
     state, batches, outputs = trainer.init(1), trainer.batches(0), []
     for _ in range(3):
-        outputs.append(np.asarray(given_to_the_head(state), np.float64))
+        outputs.append(given_to_the_head(trainer, state))
         state, _ = trainer.dispatch(state, [next(batches)])
     x = np.stack(outputs)
     np.testing.assert_allclose(found[0, 1], np.abs(x).mean(axis=(1, 2)), rtol=1e-5)
@@ -73,11 +74,7 @@ def test_nonlinearity_is_what_the_first_order_leaves_of_the_last_layers_change(s
     before, after = (
         trainer.spec.model(s["params"], s["stats"]).trunk.layers()[-1] for s in (start, state)
     )
-    model = trainer.spec.model(start["params"], start["stats"])
-    seen = []
-    model.head = lambda x: seen.append(x) or x
-    trainer.objective(model, trainer.examples(16), jax.random.key(0))
-    x = np.asarray(seen[0], np.float64)  # what the last layer is given too, as all gates are 0
+    x = given_to_the_head(trainer, start)  # what the last layer is given too, as all gates are 0
 
     def parts(block):
         kernel, bias = (np.asarray(getattr(block.linear, n)[...], np.float64) for n in NAMES)
