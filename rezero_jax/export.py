@@ -168,11 +168,13 @@ def export(workdir: str, out: str, allow: Sequence[str] = ()) -> None:
 
     _check_out(out)
     config, folder = checked_config(workdir, allow), folder_of(workdir)
-    recorded, data = read_json(folder / "data.json"), {}
+    recorded, data, images = read_json(folder / "data.json"), {}, {}
     with foreign(folder / "data.json", own_names(config)):
         if "example_shape" in recorded:  # not of a language model
             names = ("name", "example_shape", "num_classes", "classes", "mean", "std")
             data = {"data": {name: recorded[name] for name in names}}
+            images["training images"] = recorded["train"]["examples"]
+            images["classes"] = ", ".join(recorded["classes"])[:500]
             shape, classes = tuple(recorded["example_shape"]), recorded["num_classes"]
             make: Any = make_model(config.model, shape, classes)[0]
         else:
@@ -180,6 +182,7 @@ def export(workdir: str, out: str, allow: Sequence[str] = ()) -> None:
     model, steps = restored(workdir, config, make)
     facts = {
         "data": recorded.get("name"),
+        **images,
         "updates": f"{steps:,}",
         "batch size": config.train.batch_size,
         "optimizer": config.optim.name,
