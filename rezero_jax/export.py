@@ -213,7 +213,8 @@ def _save(
     `more` is for config.json, and `facts` are for the table of the card.
     """
     from rezero_jax import __version__
-    from rezero_jax.runs.files import folder_of, replace_folder
+    from rezero_jax.runs.files import folder_of
+    from rezero_jax.runs.moving import replace_folder
 
     _check_out(out)
     arguments, folder = arguments or _arguments(model), folder_of(out)
@@ -282,7 +283,8 @@ def _usage(description: Mapping[str, Any], folder: str) -> str:
 
 def _check_out(out: AnyPath) -> None:
     """Raises a UserError if a folder has, or may have, other files than those of an export."""
-    from rezero_jax.runs.files import STAGED, folder_of
+    from rezero_jax.runs.files import folder_of
+    from rezero_jax.runs.moving import STAGED
 
     if not os.fspath(out):
         raise UserError("the name of the folder to write to is empty; name a folder")

@@ -4,10 +4,11 @@ All processes run the same program on one mesh of all their devices, so that onl
 files or the terminal needs this module.
 """
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar
 
 import jax
 import numpy as np
@@ -27,10 +28,18 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def show(text: str, file: TextIO | None = None) -> None:
+    """Prints a line, by default to stdout; does nothing if the terminal or the reader is gone."""
+    encoding = getattr(file or sys.stdout, "encoding", None) or "utf-8"
+    with contextlib.suppress(OSError, ValueError):
+        shown = text.encode(encoding, "backslashreplace").decode(encoding)
+        print(shown, file=file, flush=True)
+
+
 def warn(text: str) -> None:
     """Prints a warning, in the first process alone."""
     if is_first():
-        print(f"warning: {printable(text)}", file=sys.stderr)
+        show(f"warning: {printable(text)}", sys.stderr)
 
 
 def on_first(work: Callable[[], Any]) -> Any:

@@ -14,8 +14,8 @@ import train
 from rezero_jax import data, devices
 from rezero_jax.config import flatten, load_config
 from rezero_jax.errors import UserError
-from rezero_jax.runs.folder import Workdir
 from rezero_jax.runs.metrics import read_metrics
+from rezero_jax.runs.workdir import Workdir
 from rezero_jax.training.trainer import Trainer
 from tests.families import ROOT, TINY, command, config
 

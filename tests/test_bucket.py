@@ -19,9 +19,10 @@ from rezero_jax.config import base_config
 from rezero_jax.errors import Unavailable, UserError, first_line
 from rezero_jax.runs import files, restore
 from rezero_jax.runs.checkpoint import Checkpoints
-from rezero_jax.runs.files import copy_folder
-from rezero_jax.runs.folder import Workdir, saved_steps
+from rezero_jax.runs.folder import saved_steps
 from rezero_jax.runs.metrics import MetricsWriter, read_metrics
+from rezero_jax.runs.moving import copy_folder
+from rezero_jax.runs.workdir import Workdir
 from rezero_jax.training import loop
 from tests.families import FAMILIES
 from tests.faults.compare import differences
@@ -252,6 +253,6 @@ def test_a_save_that_an_outage_ends_is_reported_as_an_outage(monkeypatch, tmp_pa
             raise error
 
         monkeypatch.setattr(checkpoints._manager, "save", fail)
-        with pytest.raises(OSError, match=first_line(error)) as raised:
+        with pytest.raises(UserError, match=first_line(error)) as raised:
             checkpoints.save(1, {"x": jnp.zeros(1)}, {}, None)
         assert files.is_outage("gs://runs/x", raised.value) == isinstance(error, GcsError)

@@ -257,7 +257,8 @@ def stand_in(command, cores, log):
     folder = Path(given["workdir"])
     folder.mkdir(parents=True)
     write_json(folder / "config.json", json.loads(config.to_json()))
-    write_json(folder / "environment.json", {"device": "TPU v5 lite", "devices": 8})
+    kinds = {"device": "TPU v5 lite", "machine": "TPU host, 8 cores", "devices": 8, "seconds": 0.0}
+    write_json(folder / "environment.json", kinds)
     rule = config.model.residual
     speed = SPEED.get("frozen" if config.optim.alpha.learning_rate == 0 else rule, 1.2)
     layers = 8 if config.model.name == "resnet" else config.model.depth

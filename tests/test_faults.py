@@ -51,7 +51,7 @@ def test_a_disk_without_room_is_reported_before_it_is_full(tmp_path, monkeypatch
         return found._replace(free=next(free))
 
     monkeypatch.setattr("shutil.disk_usage", usage)
-    with pytest.raises(UserError, match=r"\(a checkpoint needs 0\.0 MB and 0\.0 MB are free\)"):
+    with pytest.raises(UserError, match=r"\(a checkpoint needs 0\.3 MB, and 0\.0 MB are free\)"):
         loop.train(CONFIG, tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import train
-from rezero_jax.runs.folder import Workdir
 from rezero_jax.runs.metrics import MetricsWriter, read_metrics
+from rezero_jax.runs.workdir import Workdir
 from rezero_jax.training import loop
 from rezero_jax.training.progress import TIMES, Clock
 from tests.families import FAMILIES

@@ -18,10 +18,13 @@ import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
+from rezero_jax.analysis.plots import write_plot
 from rezero_jax.errors import UserError
 from rezero_jax.runs.checkpoint import Checkpoints
-from rezero_jax.runs.folder import Workdir, saved_steps
+from rezero_jax.runs.folder import saved_steps
 from rezero_jax.runs.metrics import read_metrics
+from rezero_jax.runs.reader import Run
+from rezero_jax.runs.workdir import Workdir
 from rezero_jax.training import loop
 from rezero_jax.training.load import load_model
 from tests.families import FAMILIES, STEPS, command, flat, run, stop
@@ -138,9 +141,10 @@ def test_a_second_start_is_refused_while_the_first_runs(copy_of):
 
 
 @pytest.mark.guarantee("one start")
-def test_the_newest_start_wins_where_a_file_system_has_no_locks(copy_of, monkeypatch):
+@pytest.mark.parametrize("code", [errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EIO])
+def test_the_newest_start_wins_where_a_file_system_has_no_locks(code, copy_of, monkeypatch):
     def flock(*_):
-        raise OSError(errno.ENOTSUP, "not supported")
+        raise OSError(code, "not supported")
 
     monkeypatch.setattr(fcntl, "flock", flock)
     workdir = copy_of("mlp", 4)
@@ -152,14 +156,47 @@ def test_the_newest_start_wins_where_a_file_system_has_no_locks(copy_of, monkeyp
         home.release()
 
 
-def test_a_path_that_orbax_cannot_read_is_refused_and_home_is_expanded(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=r"the characters \* \? \["):
-        Workdir(tmp_path / "run[1]", CONFIG)
+NAMES = ["sweep[2]", "a *?{x}%s", "é\n'q\"", "-x", "~", "gs:x"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_folder_may_have_any_name(name, trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    workdir = f"./{name}/"
+    shutil.copytree(trained("mlp"), workdir)
+    os.unlink(f"{name}/final.json")
+    for step in (6, STEPS):
+        shutil.rmtree(f"{name}/checkpoints/{step}")
+    loop.train(CONFIG, workdir)
+    assert differences(tmp_path / name, trained("mlp")) == []
+    assert loop.evaluate(CONFIG, workdir)["step"] == load_model(workdir)[1] == STEPS
+    assert os.listdir() == [name]
+
+
+@pytest.mark.parametrize("name", ["gs:", os.fsdecode(b"\xff")])
+def test_a_folder_that_orbax_cannot_write_is_refused(name, tmp_path):
+    with pytest.raises(UserError, match="Orbax cannot write to"):
+        Workdir(tmp_path / name, CONFIG)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_home_is_expanded_wherever_a_run_is_named(copy_of, monkeypatch, tmp_path):
+    workdir = copy_of("mlp", 4)
     monkeypatch.setenv("HOME", str(tmp_path))
-    home = Workdir("~/run", CONFIG)
-    assert home.folder == tmp_path / "run"
+    monkeypatch.chdir(workdir)
+    home = Workdir("~/new", CONFIG)
+    assert home.folder == tmp_path / "new"
     home.release()
+    run = "~/mlp"
+    assert saved_steps(run) == [2, 4]
+    assert Run.read(run).lines == read_metrics(run) == read_metrics(workdir)
+    assert write_plot([run], "~/a.png") == tmp_path / "a.png"
+    with pytest.raises(UserError, match="another config"):
+        loop.evaluate(MLP.load_config(seed=3), run)
+    assert not (workdir / "~").exists()
+    monkeypatch.setattr(os.path, "expanduser", str)  # for users without a home
+    with pytest.raises(UserError, match=r"no home folder is known for ~/mlp"):
+        loop.train(CONFIG, run)
 
 
 def test_a_mistake_in_the_code_is_not_called_one_of_the_workdir(tmp_path, monkeypatch):

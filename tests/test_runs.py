@@ -208,12 +208,6 @@ def written(folder, steps, after=0):
     return writer
 
 
-def keep_events(folder):
-    """Renames TensorBoard's file: two names within one second would be the same."""
-    (old,) = (folder / "tensorboard").iterdir()
-    old.rename(old.with_name("events.out.tfevents.0.first"))
-
-
 def test_each_line_is_on_disk_when_written_and_a_truncated_line_is_left_out(tmp_path):
     writer = written(tmp_path, (1, 2, 3))
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3]
@@ -229,7 +223,6 @@ def test_a_resumed_record_drops_the_updates_that_are_made_again(tmp_path):
     written(tmp_path, (1, 2, 3, 4)).close()
     path = tmp_path / "metrics.jsonl"
     path.write_text(path.read_text()[:-5])
-    keep_events(tmp_path)
     writer = MetricsWriter(tmp_path, 2)
     writer.write(3, {"train/loss": 9.0})
     writer.close()
@@ -238,16 +231,30 @@ def test_a_resumed_record_drops_the_updates_that_are_made_again(tmp_path):
     assert scalars(tmp_path / "tensorboard") == {(s, "train/loss"): v for s, v in expected}
 
 
-def test_tensorboard_has_no_gap_after_a_kill(tmp_path):
+def test_tensorboard_has_no_gap_after_a_kill_or_when_the_clock_jumps(tmp_path, monkeypatch):
     (tmp_path / "killed").mkdir()
     killed = written(tmp_path / "killed", range(1, 51))
     shutil.copytree(tmp_path / "killed", tmp_path / "run")  # its state on the disk now
     killed.close()
-    keep_events(tmp_path / "run")
-    assert len(scalars(tmp_path / "run" / "tensorboard")) < 50
-    written(tmp_path / "run", (41,), after=40).close()
-    expected = {(step, "train/loss"): np.float32(1.0 / step) for step in range(1, 42)}
+    for step, now in ((41, 0.0), (42, 9e9), (43, -1e9), (44, 1e9)):
+        monkeypatch.setattr("time.time", lambda now=now: now)
+        written(tmp_path / "run", (step,), after=step - 1).close()
+    expected = {(step, "train/loss"): np.float32(1.0 / step) for step in range(1, 45)}
     assert scalars(tmp_path / "run" / "tensorboard") == expected
+
+
+def test_a_broken_line_loses_no_other_line(tmp_path, capsys):
+    written(tmp_path, range(1, 10)).close()
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    broken = [b"{", b"\xff", b"[1]", b"{}", b'{"step": "1"}', b'{"step": true}', b'{"step": 1e3}']
+    broken += [b'{"step": 1, "a": "x"}', b"[" * 99999, b'{"step": ' + b"9" * 30 + b"}", b"\0" * 50]
+    path.write_bytes(b"".join([*lines[:4], *(text + b"\n" for text in broken), *lines[4:]]))
+    assert [line["step"] for line in read_metrics(tmp_path)] == list(range(1, 10))
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert f"{path} has {len(broken)} broken line(s), which are left out (line 5 first)" in warning
+    written(tmp_path, (8,), after=7).close()
+    assert [line["step"] for line in read_metrics(tmp_path)] == list(range(1, 9))
 
 
 def test_a_json_file_is_the_old_or_the_new_one(tmp_path):

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 import sample
 from rezero_jax.errors import UserError
 from rezero_jax.models.transformer import generate
-from rezero_jax.runs.folder import Workdir
+from rezero_jax.runs.workdir import Workdir
 from rezero_jax.training.load import load_language_model
 from tests.families import ROOT, STEPS
 

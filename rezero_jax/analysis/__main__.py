@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from functools import partial
 
 import jax
-from etils import epath
 
 from rezero_jax import command
 from rezero_jax.analysis.ablation import ablate, plot_ablation
@@ -24,7 +23,7 @@ from rezero_jax.analysis.gates import Gates
 from rezero_jax.analysis.opened import open_run
 from rezero_jax.analysis.theme import check_ending, save
 from rezero_jax.devices import cache_compilations
-from rezero_jax.runs.files import folder_of
+from rezero_jax.runs.files import folder_of, path_of
 
 EXAMPLES, MANY = 16, 256
 ABLATION = """\
@@ -54,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _study(args: argparse.Namespace, is_ablation: bool) -> None:
     name = "ablation.png" if is_ablation else "diagnosis.png"
-    picture = epath.Path(args.out) if args.out else folder_of(args.workdir) / name
+    picture = path_of(args.out) if args.out else folder_of(args.workdir) / name
     check_ending(picture)
     cache_compilations()
     run = open_run(args.workdir, args.step, data=args.data, allow=args.allow)

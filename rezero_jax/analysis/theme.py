@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from rezero_jax.errors import UserError, choose_from
-from rezero_jax.runs.files import AnyPath
+from rezero_jax.runs.files import AnyPath, path_of, replace_file
 
 # Okabe and Ito's colours are distinct to colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -87,7 +87,7 @@ def plain_ticks(axis: Axes) -> None:
 
 def check_ending(path: AnyPath) -> None:
     """Raises a UserError if the path does not end in one of FORMATS."""
-    suffix = epath.Path(path).suffix
+    suffix = path_of(path).suffix
     if suffix not in FORMATS:
         raise choose_from("ending of a picture", suffix, FORMATS)
 
@@ -100,10 +100,10 @@ def save(figure: Figure, path: AnyPath) -> epath.Path:
       UserError: the path has another ending, or the file cannot be written.
     """
     check_ending(path)
-    file, content = epath.Path(path), io.BytesIO()
+    file, content = path_of(path), io.BytesIO()
     figure.savefig(content, format=file.suffix[1:])
     try:
-        file.write_bytes(content.getvalue())
+        replace_file(file, content.getvalue())
     except OSError as error:
         why = error.strerror or error
         raise UserError(f"cannot write {path} ({why}); name another file with --out") from error

@@ -5,7 +5,6 @@ Each process writes its own shards, in one folder that all processes share.
 """
 
 import contextlib
-import errno
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
@@ -20,17 +19,20 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from rezero_jax import processes
 from rezero_jax.errors import UserError, first_line
-from rezero_jax.runs.files import AnyPath, is_bucket, is_of_storage, is_outage, move_folder
+from rezero_jax.runs.files import AnyPath, is_bucket, is_outage, path_of, writing
+from rezero_jax.runs.moving import move_folder
 from rezero_jax.runs.restore import checksum, fingerprint, read_manifest, read_newest
+
+SMALL_FILES = 2**18  # bytes of a checkpoint on a disk, besides its arrays
 
 
 class Checkpoints:
     """Checkpoints of one run; used as a context, which waits for the last save at its end.
 
-    Each method raises an OSError if this checkpoint or the one before cannot be written.
+    Each method raises a UserError if this checkpoint or the one before cannot be written.
 
     Args:
-      folder: absolute path of the folder, made by the first save.
+      folder: the folder in a workdir, made by the first save.
       config: config.checkpoint.
       check: called before a save and before its commit; raises a UserError if this start may no
         longer write.
@@ -39,7 +41,7 @@ class Checkpoints:
     def __init__(
         self, folder: AnyPath, config: ConfigDict, check: Callable[[], None] = lambda: None
     ):
-        self._folder = folder = epath.Path(folder)
+        self._folder = folder = path_of(folder)
         self._check = check
         kept: list[Any] = [policies.LatestN(config.keep)]
         if config.keep_every_steps is not None:
@@ -60,13 +62,16 @@ class Checkpoints:
                 post_finalization_callback=check,
             ),
         )
-        processes.on_first(lambda: _remove_unfinished(folder, atomicity))
         handlers = {
             # Compressing takes four times as long as writing, and saves 8 % of the size.
             "state": ocp.PyTreeCheckpointHandler(use_compression=False),
             "record": ocp.JsonCheckpointHandler(),
         }
-        self._manager = ocp.CheckpointManager(folder, options=self._options, item_handlers=handlers)
+        with _write_errors(folder):
+            processes.on_first(lambda: _remove_unfinished(folder, atomicity))
+            self._manager = ocp.CheckpointManager(
+                folder, options=self._options, item_handlers=handlers
+            )
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -88,14 +93,7 @@ class Checkpoints:
           progress: plain JSON data, returned by `restore`.
           metrics: the evaluation after this very step, if there was one.
         """
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        if not is_bucket(self._folder):
-            # TensorStore would detect a full disk later, with tracebacks.
-            free = shutil.disk_usage(self._folder.parent).free
-            if free < needed:
-                why = f"a checkpoint needs {needed / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free"
-                raise OSError(errno.ENOSPC, why)
-        processes.on_first(self._check)
+        needed = SMALL_FILES + sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         manifest: dict[str, Any] = {
             "progress": progress,
             "evaluation": metrics,
@@ -104,7 +102,14 @@ class Checkpoints:
         manifest["checksum"] = checksum(manifest)
         arrays, record = ocp.args.PyTreeSave(state), ocp.args.JsonSave(manifest)
         items = ocp.args.Composite(state=arrays, record=record)
-        with _write_errors():
+        with _write_errors(self._folder):
+            if not is_bucket(self._folder):
+                # TensorStore would detect a full disk later, with tracebacks.
+                free = shutil.disk_usage(self._folder.parent).free
+                if free < needed:
+                    both = f"{needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB"
+                    raise OSError(f"a checkpoint needs {both} are free")
+            processes.on_first(self._check)
             self._manager.save(step, args=items, metrics=metrics)
 
     def restore(
@@ -121,8 +126,9 @@ class Checkpoints:
 
     def _set_aside(self, step: int) -> epath.Path:
         target = self._folder.parent / "damaged" / str(step)
-        processes.on_first(lambda: move_folder(self._folder / str(step), target))
-        self._manager.reload()
+        with _write_errors(self._folder):
+            processes.on_first(lambda: move_folder(self._folder / str(step), target))
+            self._manager.reload()
         return target
 
     def finish(self) -> None:
@@ -131,10 +137,10 @@ class Checkpoints:
         Each save deletes the checkpoints that it replaces once it is written, so a process killed
         in between leaves one too many.
         """
-        with _write_errors():
+        with _write_errors(self._folder):
             self._manager.wait_until_finished()
-        for step in processes.on_first(self._left_over):
-            self._manager.delete(step)
+            for step in processes.on_first(self._left_over):
+                self._manager.delete(step)
 
     def _left_over(self) -> list[int]:
         # The policies do not use the time, and read the metrics from the manifest.
@@ -145,7 +151,7 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for the last save, and ends the threads of Orbax."""
-        with _write_errors():
+        with _write_errors(self._folder):
             self._manager.close()
 
 
@@ -185,14 +191,12 @@ class _Best(policies.PreservationPolicy):
 
 
 @contextlib.contextmanager
-def _write_errors() -> Iterator[None]:
-    """Raises errors of the storage under Orbax as OSErrors."""
-    try:
-        yield
-    except (UserError, JaxRuntimeError):  # `check` failed; another process is lost, or no memory
-        raise
-    except Exception as error:
-        # TensorStore raises ValueErrors, and Orbax RuntimeErrors from its threads.
-        if isinstance(error, ValueError | RuntimeError) or is_of_storage(error):
+def _write_errors(folder: epath.Path) -> Iterator[None]:
+    """`writing` for errors of Orbax: TensorStore raises ValueErrors, and threads RuntimeErrors."""
+    with writing(folder.parent):
+        try:
+            yield
+        except (UserError, JaxRuntimeError):  # `check` failed; another process is lost, or memory
+            raise
+        except (ValueError, RuntimeError) as error:
             raise OSError(first_line(error)) from error
-        raise

@@ -5,18 +5,16 @@ locks, and whose objects are written whole and never grow.
 """
 
 import contextlib
-import ctypes
-import errno
-import fcntl
+import glob
 import json
 import os
 import re
-import shutil
+import stat
 import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +24,40 @@ from rezero_jax.errors import Unavailable, UserError, first_line
 
 AnyPath = str | os.PathLike[str]
 
-STAGED = re.compile(r"\..*\.[0-9a-f]{32}")  # a hidden folder of a process that is writing
 PATIENCE = 6.0  # seconds in which a bucket must answer when a run starts
 PERIOD = 1.0  # seconds between two copies; Cloud Storage takes one write a second of an object
 SHARE = 0.05  # of the time, at most, that copying at log lines takes
+MOST = 2**25  # bytes of a JSON file or of a line of metrics.jsonl
+
+
+class DiskPath(type(epath.Path())):  # type: ignore[misc]
+    """A path on a disk, which may have any name."""
+
+    _uri_scheme = None  # epath takes /gs/run for gs://run.
+
+    def glob(self, pattern: str) -> Iterator["DiskPath"]:
+        """The paths below this folder that match; epath takes the folder's name for a pattern."""
+        literal = glob.escape(os.fspath(self))
+        return (type(self)(found) for found in glob.iglob(os.path.join(literal, pattern)))
 
 
 def is_bucket(path: AnyPath) -> bool:
     """Whether a path is in a bucket."""
-    return "://" in os.fspath(path)
+    return re.match(r"\w+://", os.fspath(path)) is not None
+
+
+def path_of(path: AnyPath) -> epath.Path:
+    """The absolute path of a file or folder, on a disk or in a bucket; ~ is the user's home."""
+    if is_bucket(path):
+        return epath.Path(path)
+    expanded = os.path.expanduser(path)
+    if os.fspath(expanded).split(os.sep)[0] == "~":
+        raise UserError(f"no home folder is known for {path}; write the path without ~")
+    return DiskPath(os.path.abspath(expanded))
 
 
 def folder_of(path: AnyPath) -> epath.Path:
-    """The absolute path of a run's folder; ~ is the user's home.
+    """The `path_of` a run's folder, whose storage answers.
 
     Raises:
       UserError: the path is in a bucket that does not exist or denies access.
@@ -46,8 +65,7 @@ def folder_of(path: AnyPath) -> epath.Path:
     """
     if is_bucket(path):
         _check_bucket(path)
-        return epath.Path(path)
-    return epath.Path(os.path.abspath(os.path.expanduser(path)))
+    return path_of(path)
 
 
 def _check_bucket(path: AnyPath) -> None:
@@ -108,6 +126,17 @@ def is_of_storage(error: Exception) -> bool:
     return isinstance(error, OSError) or type(error).__module__.split(".")[0] in libraries
 
 
+@contextlib.contextmanager
+def writing(folder: AnyPath) -> Iterator[None]:
+    """Raises errors of the storage within the context as the `storage_error` of a workdir."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or not is_of_storage(error):
+            raise
+        raise storage_error(folder, error) from error
+
+
 def is_outage(path: AnyPath, error: BaseException | None) -> bool:
     """Whether `error`, or an error from which it was raised, is an outage of the bucket of `path`.
 
@@ -128,23 +157,47 @@ def is_outage(path: AnyPath, error: BaseException | None) -> bool:
     return False
 
 
+def open_file(path: AnyPath, flags: int = os.O_RDONLY) -> int:
+    """The descriptor of a regular file on a disk; a pipe or a device raises an OSError at once."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError("it is not a file")
+    return descriptor
+
+
+def read_text(path: AnyPath) -> str:
+    """The text of a small file; raises an OSError, or a ValueError if it is not UTF-8 or large."""
+    if is_bucket(path):
+        return epath.Path(path).read_text()
+    with open(open_file(path), "rb") as file:
+        content = file.read(MOST + 1)
+    if len(content) > MOST:
+        raise ValueError(f"it is larger than {MOST:,} bytes")
+    return content.decode()
+
+
 def read_json(path: AnyPath) -> dict[str, Any]:
     """The object in a JSON file of a run; raises a UserError if it is missing or broken."""
-    file = epath.Path(path)
+    file = path_of(path)
     if not file.exists():
         raise UserError(
             f"{file.parent} holds no run: there is no {file.name} in it; train there first"
         )
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(read_text(file))
         if not isinstance(content, dict):
             raise ValueError("it holds no object")
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} is broken ({first_line(error)}); restore it from a copy, or choose another "
-            "run folder"
-        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise broken(path, first_line(error)) from None
     return content
+
+
+def broken(path: AnyPath, why: str) -> UserError:
+    """The error for a file of a run that is not what a run writes."""
+    return UserError(
+        f"{path} is broken ({why}); restore it from a copy, or choose another run folder"
+    )
 
 
 def write_json(path: AnyPath, content: Any) -> None:
@@ -152,93 +205,20 @@ def write_json(path: AnyPath, content: Any) -> None:
     replace_file(path, json.dumps(content, indent=2) + "\n")
 
 
-def replace_file(path: AnyPath, text: str) -> None:
-    """Replaces a file in one step: a reader finds either the old text or the new text."""
+def replace_file(path: AnyPath, content: str | bytes) -> None:
+    """Replaces a file, or a link, in one step: a reader finds the old content or the new one."""
+    target, data = path_of(path), content.encode() if isinstance(content, str) else content
     if is_bucket(path):
-        epath.Path(path).write_text(text)
+        target.write_bytes(data)
         return
-    temporary = Path(path).with_suffix(".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-
-
-def move_folder(source: epath.Path, target: epath.Path) -> None:
-    """Moves a folder, and replaces a folder that is already there."""
-    target.rmtree(missing_ok=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if is_bucket(source):
-        copy_folder(source, target)
-        source.rmtree()
-    else:
-        source.rename(target)
-
-
-def copy_folder(source: epath.Path, target: epath.Path) -> None:
-    """Copies a folder and everything in it, also between a disk and a bucket."""
-    for path in source.iterdir():
-        if path.is_dir():
-            copy_folder(path, target / path.name)
-        else:
-            target.mkdir(parents=True, exist_ok=True)
-            (target / path.name).write_bytes(path.read_bytes())
-
-
-def replace_folder(path: AnyPath, files: Mapping[str, bytes]) -> None:
-    """Makes a folder of these files, or replaces one that has no others.
-
-    This is one step if the system can exchange folders. In a bucket, at a mount point and in the
-    current folder, the files are written one after another.
-    """
-    if is_bucket(path):
-        for name, content in files.items():
-            (epath.Path(path) / name).write_bytes(content)
-        return
-    folder = Path(os.path.realpath(path))
-    is_new = not folder.exists()
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f".{target.name[:64]}.{uuid.uuid4().hex}.tmp"
     try:
-        with _staged(folder.parent, folder.name, files) as new:
-            return new.replace(folder) if is_new else _exchange(new, folder)
-    except OSError:
-        if is_new:
-            raise
-    with _staged(folder, folder.name, files) as new:
-        for name in files:
-            (new / name).replace(folder / name)  # a link is replaced, not followed
-
-
-@contextlib.contextmanager
-def _staged(parent: Path, name: str, files: Mapping[str, bytes]) -> Iterator[Path]:
-    """A hidden folder with these files, removed in the end, as are those of killed processes."""
-    lock = os.open(parent, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # The file system may have no locks.
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        for left in parent.iterdir():
-            if left.name.startswith(f".{name}.") and STAGED.fullmatch(left.name):
-                shutil.rmtree(left, ignore_errors=True)
-        new = parent / f".{name}.{uuid.uuid4().hex}"
-        try:
-            new.mkdir()
-            for file, content in files.items():
-                (new / file).write_bytes(content)
-            yield new
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
-    finally:
-        os.close(lock)
-
-
-def _exchange(new: Path, old: Path) -> None:
-    """Exchanges two folders in one step; raises an OSError if the system cannot."""
-    if Path.cwd().is_relative_to(old):
-        raise OSError(errno.EBUSY, "this is the current folder")
-    shutil.copymode(old, new)
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # of Linux
-    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    paths = (here, os.fsencode(new), here, os.fsencode(old))
-    if renameat2 is None or renameat2(*paths, exchange):
-        raise OSError(ctypes.get_errno(), "folders cannot be exchanged")
+        with open(temporary, "xb") as file:  # follows no link
+            file.write(data)
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 class Upload:

@@ -1,44 +1,21 @@
-"""The workdir of a run: its files, and who may write them.
+"""The records in the folder of a run: read, checked and compared."""
 
-.lock              the identifier of the newest start
-config.json        the config, with model.dtype resolved
-data.json          the data: names, shapes, classes, statistics, counts and hashes of the content
-environment.json   versions, device and commit of the last start, and the wall seconds before it
-init_from.json     the source of the initial parameters, if train.init_from names one
-metrics.jsonl      one line per logged step, flushed
-tensorboard/       the same numbers as TensorBoard events
-checkpoints/       see rezero_jax.runs.checkpoint
-final.json         last and best metrics, steps, seconds, goodput, examples/s, parameters, status
-"""
-
-import fcntl
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import jax
-from etils import epath
 from ml_collections import ConfigDict
 
-from rezero_jax import devices, processes
+from rezero_jax import devices
 from rezero_jax.config import LENGTHS, differences, flatten
-from rezero_jax.errors import UserError
-from rezero_jax.runs.files import (
-    AnyPath,
-    folder_of,
-    is_bucket,
-    is_of_storage,
-    read_json,
-    storage_error,
-    write_json,
-)
-from rezero_jax.runs.metrics import read_metrics
+from rezero_jax.errors import UserError, foreign
+from rezero_jax.runs.files import AnyPath, broken, folder_of, is_bucket, path_of, read_json
 
 # Prefixes of fields that may change between two starts: where and on how much hardware a run is.
 # `check_data` notices other data in another place.
@@ -47,126 +24,7 @@ TOPOLOGY = ("mesh.", "data.dir", "data.path", "data.stream", "data.workers")
 EVALUATION = ("eval.", "data.context", "data.eval_split")
 # Fields in which a longer run differs from the run that it lengthens, as `differences` begins them.
 LENGTH_FIELDS = tuple(f"train.{field}:" for field in LENGTHS["train"])
-LOCK = ".lock"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-
-
-class Workdir:
-    """The folder of one run, written by the first process of one start of the run at a time.
-
-    On a disk, a lock of the operating system refuses a second start while the first one runs. Where
-    there is no such lock, as in a bucket, the newest start wins: it writes its identifier into
-    .lock, and an older start finds it with its next `check` and stops.
-
-    Attributes:
-      folder: its absolute path.
-      final: final.json of a finished run, or None.
-
-    Args:
-      folder: the workdir, made if it does not exist.
-      config: the config of the run.
-      data: what to record of its data, see `check_data`.
-      lengthened: whether the run in the folder may be a shorter one, see `start.lengthens`.
-
-    Raises:
-      UserError: the folder cannot be written, has a path that Orbax cannot read, belongs to another
-        config or other data, lacks files of a finished run, is in use, or is not shared by all
-        processes.
-    """
-
-    def __init__(
-        self,
-        folder: AnyPath,
-        config: ConfigDict,
-        data: Mapping[str, Any] | None = None,
-        lengthened: bool = False,
-    ):
-        self.folder = folder_of(folder)
-        if set("*?[").intersection(os.fspath(self.folder)):  # Orbax takes the path for a pattern.
-            raise UserError(
-                f"Orbax cannot restore a checkpoint from {self.folder}, whose path has one of the "
-                "characters * ? [; choose another --workdir"
-            )
-        self._lock: TextIO | None = None
-        try:
-            self._id, self.final = processes.on_first(
-                lambda: self._claim(folder, config, data or {}, lengthened)
-            )
-            if not processes.agree((self.folder / "config.json").exists()):
-                raise UserError(
-                    f"not every process finds the workdir {folder}; choose a --workdir on storage "
-                    "that all hosts share"
-                )
-        except BaseException:
-            self.release()
-            raise
-
-    def _claim(
-        self, folder: AnyPath, config: ConfigDict, data: Mapping[str, Any], lengthened: bool
-    ) -> tuple[str, dict[str, Any] | None]:
-        identifier = uuid.uuid4().hex
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if not is_bucket(folder):
-                self._lock = open(self.folder / LOCK, "a")  # noqa: SIM115
-                try:
-                    fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise UserError(
-                        f"another process is training in {folder}; wait or stop it"
-                    ) from None
-                except OSError:  # The file system has no locks: `check` keeps two starts apart.
-                    pass
-            if not _is_begun(self.folder) and (self.folder / "environment.json").exists():
-                # Left by a start that ended before its first update.
-                for name in ("config.json", "data.json"):
-                    (self.folder / name).unlink(missing_ok=True)
-            check_config(self.folder, config, TOPOLOGY + LENGTH_FIELDS * lengthened)
-            check_data(self.folder, data)
-            final = read_final(self.folder)
-            if final.get("status") == "finished" and not lengthened:
-                names = ("config.json", "checkpoints")
-                if missing := [name for name in names if not (self.folder / name).exists()]:
-                    raise UserError(
-                        f"the run in {folder} has finished, but lacks {' and '.join(missing)}; "
-                        "restore what is missing, or choose another --workdir"
-                    )
-                return identifier, final
-            (self.folder / LOCK).write_text(identifier)  # in place, as the lock is on this file
-            if lengthened:
-                (self.folder / "final.json").unlink(missing_ok=True)
-            if not (self.folder / "data.json").exists():
-                write_json(self.folder / "data.json", data)
-            write_json(self.folder / "config.json", json.loads(config.to_json()))
-            seconds = {"seconds": _recorded_seconds(self.folder)}
-            write_json(self.folder / "environment.json", environment() | seconds)
-        except Exception as error:
-            if not is_of_storage(error):
-                raise
-            raise storage_error(folder, error) from error
-        return identifier, None
-
-    def check(self) -> None:
-        """Raises a UserError if a newer start has claimed the folder; called before each write."""
-        lock = self.folder / LOCK
-        if lock.exists() and lock.read_text() != self._id:
-            raise UserError(
-                f"another start of this run has taken over {self.folder}; this older one stops and "
-                "writes nothing more"
-            )
-
-    def release(self) -> None:
-        """Unlocks the folder for another run."""
-        if self._lock is not None:
-            self._lock.close()
-
-
-def _is_begun(folder: epath.Path) -> bool:
-    """Whether a run in the folder has made updates, and left something to keep."""
-    lines = folder / "metrics.jsonl"
-    has_lines = lines.exists() and bool(lines.read_text())
-    has_more = any((folder / name).exists() for name in ("final.json", "damaged"))
-    return has_lines or has_more or bool(saved_steps(folder))
 
 
 def check_config(
@@ -184,10 +42,10 @@ def check_config(
     Raises:
       UserError: the run has another config, or its config.json is broken.
     """
-    if not (epath.Path(folder) / "config.json").exists():
+    path = path_of(folder) / "config.json"
+    if not path.exists():
         return
-    both = (recorded_config(folder), continued(folder, config))
-    old, new = (json.loads(one.to_json()) for one in both)
+    old, new = read_json(path), json.loads(continued(folder, config).to_json())
     changes = [change for change in differences(old, new) if not change.startswith(free)]
     if changes:
         raise UserError(f"{folder} holds a run of another config ({'; '.join(changes)}); {advice}")
@@ -246,21 +104,14 @@ def continued(folder: AnyPath, config: ConfigDict) -> ConfigDict:
     """
     config = config.copy_and_resolve_references()
     if config.model.get("dtype") == "auto" and (folder_of(folder) / "config.json").exists():
-        with config.unlocked():
+        with config.unlocked(), foreign(folder_of(folder) / "config.json"):
             config.model.dtype = recorded_config(folder).model.dtype
     return config
 
 
-def _recorded_seconds(folder: epath.Path) -> float:
-    path = folder / "environment.json"
-    start = read_json(path) if path.exists() else {}
-    lines = read_metrics(folder) if (folder / "metrics.jsonl").exists() else []
-    return max(record.get("seconds", 0.0) for record in (start, *lines))
-
-
 def saved_steps(folder: AnyPath) -> list[int]:
     """Steps of a run's finished checkpoints, ascending."""
-    checkpoints = epath.Path(folder) / "checkpoints"
+    checkpoints = path_of(folder) / "checkpoints"
     if not checkpoints.is_dir():
         return []
     found = [path for path in checkpoints.iterdir() if path.name.isdigit()]
@@ -271,8 +122,27 @@ def saved_steps(folder: AnyPath) -> list[int]:
 
 def read_final(folder: AnyPath) -> dict[str, Any]:
     """final.json of a run that finished or diverged; empty while the run has not ended."""
-    path = epath.Path(folder) / "final.json"
-    return read_json(path) if path.exists() else {}
+    path = path_of(folder) / "final.json"
+    if not path.exists():
+        return {}
+    content = read_json(path)
+    numbers = dict.fromkeys(content, (int, float)) | {"steps": int, "seconds": (int, float)}
+    return _checked(path, content, numbers | {"status": str})
+
+
+def read_environment(folder: AnyPath) -> dict[str, Any]:
+    """environment.json of a run's last start; raises a UserError if it is missing or broken."""
+    path = path_of(folder) / "environment.json"
+    kinds = {"device": str, "machine": str, "devices": int, "seconds": (int, float)}
+    return _checked(path, read_json(path), kinds)
+
+
+def _checked(path: AnyPath, content: dict[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """`content` if each field has its kind; else raises a UserError."""
+    for name, kind in kinds.items():
+        if not isinstance(content.get(name), kind):
+            raise broken(path, f"its {name} is {content.get(name, 'missing')}")
+    return content
 
 
 def environment() -> dict[str, Any]:

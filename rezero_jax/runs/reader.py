@@ -11,7 +11,7 @@ from etils import epath
 from rezero_jax.config import flatten
 from rezero_jax.errors import UserError, choose_from
 from rezero_jax.runs.files import AnyPath, folder_of, read_json
-from rezero_jax.runs.folder import device, read_final
+from rezero_jax.runs.folder import device, read_environment, read_final
 from rezero_jax.runs.metrics import read_metrics
 
 
@@ -44,7 +44,7 @@ class Run:
 
     def series(self, key: str, x: str = "step") -> tuple[np.ndarray, np.ndarray]:
         """(x, values) of the lines that have `key`, float64 (lines,) each."""
-        pairs = [(line[x], line[key]) for line in self.lines if key in line]
+        pairs = [(line[x], line[key]) for line in self.lines if key in line and x in line]
         return tuple(np.array(pairs, float).reshape(-1, 2).T)  # type: ignore[return-value]
 
     def epoch_losses(self) -> np.ndarray:
@@ -53,7 +53,7 @@ class Run:
 
     def evaluations(self, key: str) -> dict[int, float]:
         """Epoch -> value of `key`, such as "eval/accuracy", at the end of the epoch."""
-        ends = (line for line in self.lines if "train/epoch_loss" in line and key in line)
+        ends = (line for line in self.lines if {"epoch", "train/epoch_loss", key} <= line.keys())
         return {int(line["epoch"]): line[key] for line in ends}
 
     def time_to(self, metric: str, target: float) -> float | None:
@@ -79,10 +79,12 @@ class Run:
 
     def alphas(self) -> tuple[np.ndarray, np.ndarray]:
         """Steps (lines,) and the gates at these steps (lines, layers); without gates, 0 layers."""
-        steps = np.array([line["step"] for line in self.lines])
-        depth = sum(key.startswith("alpha/") for key in self.lines[0])
-        values = [[line[f"alpha/{layer}"] for layer in range(depth)] for line in self.lines]
-        return steps, np.array(values, float)
+        depth = sum(key.startswith("alpha/") for key in self.lines[0]) if self.lines else 0
+        names = [f"alpha/{layer}" for layer in range(depth)]
+        lines = [line for line in self.lines if line.keys() >= set(names)]
+        values = [[line[name] for name in names] for line in lines]
+        steps = np.array([line["step"] for line in lines])
+        return steps, np.array(values, float).reshape(len(lines), depth)
 
     def final(self) -> dict[str, Any]:
         """final.json; empty while the run has not ended."""
@@ -91,7 +93,7 @@ class Run:
     @property
     def device(self) -> str:
         """The hardware of the last start."""
-        return device(read_json(self.folder / "environment.json"))
+        return device(read_environment(self.folder))
 
     @property
     def diverged(self) -> bool:

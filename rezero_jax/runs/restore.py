@@ -8,8 +8,9 @@ match them is damaged. Training moves damaged checkpoints away; other readers wa
 import contextlib
 import json
 import math
+import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -24,7 +25,7 @@ from jax.sharding import SingleDeviceSharding
 from rezero_jax import processes
 from rezero_jax.errors import UserError, first_line
 from rezero_jax.formatting import path_text
-from rezero_jax.runs.files import is_outage, storage_error
+from rezero_jax.runs.files import is_bucket, is_outage, open_file, read_text, storage_error
 from rezero_jax.runs.folder import saved_steps
 
 
@@ -75,22 +76,33 @@ def read_newest(
       warn: called with a sentence on each damaged checkpoint.
       set_aside: moves a damaged checkpoint away and returns its new path; None leaves it.
     """
-    for step in processes.on_first(lambda: saved_steps(folder.parent)[::-1]):
-        try:
-            return read(folder, step, shapes)
-        except Damaged as error:
-            if set_aside is not None:
-                done = f"moved it to {set_aside(step)} and going back to the one before it"
-            elif (folder / str(step)).is_dir():
-                done = "using the one before it"
-            else:  # deleted by a run that is still training
-                continue
-            warn(f"checkpoint {step} is damaged ({error}); {done}")
-    return None
+    tried: dict[int, Damaged] = {}
+    found = None
+    # A run that trains deletes checkpoints while they are read, and then has newer ones.
+    while found is None and (steps := _saved_but(folder, tried)):
+        for step in steps[::-1]:
+            try:
+                found = read(folder, step, shapes)
+                break
+            except Damaged as error:
+                tried[step] = error
+                if set_aside is not None:
+                    done = f"moved it to {set_aside(step)} and going back to the one before it"
+                    warn(f"checkpoint {step} is damaged ({error}); {done}")
+    for step, why in tried.items():
+        if set_aside is None and (folder / str(step)).is_dir():
+            warn(f"checkpoint {step} is damaged ({why}); using the one before it")
+    return found
+
+
+def _saved_but(folder: epath.Path, tried: Iterable[int]) -> list[int]:
+    steps = processes.on_first(lambda: saved_steps(folder.parent))
+    return [step for step in steps if step not in tried]
 
 
 def _load(folder: epath.Path, shapes: Any) -> tuple[Any, dict[str, Any]]:
     """State and manifest as they are in the files; raises whatever Orbax raises, or a UserError."""
+    _check_files(folder)
     manifest = read_manifest(folder)
     # Each process reads for itself, as one that finds damage must not leave others waiting.
     own = ocp.options.MultiprocessingOptions(
@@ -123,6 +135,13 @@ def _load(folder: epath.Path, shapes: Any) -> tuple[Any, dict[str, Any]]:
     )
 
 
+def _check_files(folder: epath.Path) -> None:
+    """Raises an OSError for a pipe or a device, which TensorStore would wait for."""
+    for parent, _, names in () if is_bucket(folder) else os.walk(folder):
+        for name in names:
+            os.close(open_file(os.path.join(parent, name)))
+
+
 def _differing(saved: Any, wanted: Any) -> list[str]:
     here, there = (
         {
@@ -145,9 +164,11 @@ def checksum(manifest: dict[str, Any]) -> int:
 
 def read_manifest(folder: epath.Path) -> dict[str, Any]:
     """A checkpoint's manifest; raises an OSError or ValueError if it is not what was saved."""
-    manifest = json.loads((folder / "record" / "metadata").read_text())
+    manifest = json.loads(read_text(folder / "record" / "metadata"))
     if not isinstance(manifest, dict) or manifest.pop("checksum", None) != checksum(manifest):
         raise ValueError("its record is not the one that was saved")
+    if manifest.keys() != {"progress", "evaluation", "fingerprint"}:
+        raise ValueError("its record has other fields than those of a run")
     return manifest
 
 

@@ -45,7 +45,7 @@ def load_language_model(workdir: AnyPath, allow: Sequence[str] = ()) -> tuple[Tr
             f"{workdir} holds a run of model.name={config.model.name}, which writes no text; "
             "choose a run of a transformer"
         )
-    return found
+    return found  # type: ignore[return-value]
 
 
 def checked_config(workdir: AnyPath, allow: Sequence[str] = ()) -> ConfigDict:

@@ -15,18 +15,10 @@ from rezero_jax import processes
 from rezero_jax.data import Dataset, Text
 from rezero_jax.errors import Diverged, UserError
 from rezero_jax.runs.checkpoint import Checkpoints
-from rezero_jax.runs.files import (
-    AnyPath,
-    Upload,
-    folder_of,
-    is_of_storage,
-    storage_error,
-    write_json,
-)
+from rezero_jax.runs.files import AnyPath, Upload, folder_of, write_json
 from rezero_jax.runs.folder import (
     EVALUATION,
     TOPOLOGY,
-    Workdir,
     check_config,
     check_data,
     check_passed,
@@ -34,6 +26,7 @@ from rezero_jax.runs.folder import (
     recorded_config,
     saved_steps,
 )
+from rezero_jax.runs.workdir import Workdir
 from rezero_jax.training.cost import check_memory
 from rezero_jax.training.load import load_state
 from rezero_jax.training.progress import Progress
@@ -64,7 +57,7 @@ def train(
 
     Args:
       config: see rezero_jax.config.base_config.
-      workdir: the run's folder; see rezero_jax.runs.folder.
+      workdir: the run's folder; see rezero_jax.runs.workdir.
       dataset: what to train on; by default the data set that config.data names. A run on a data set
         that is passed needs it again to resume and to be evaluated.
       profile: first and last update, from 1, to trace into workdir/profile.
@@ -102,15 +95,13 @@ def train(
         if (final := home.final) is not None:
             if processes.is_first():
                 steps = final["steps"]
-                print(f"{home.folder} holds a finished run of {steps} steps; nothing to do")
+                processes.show(
+                    f"{home.folder} holds a finished run of {steps} steps; nothing to do"
+                )
             return final
         folder, config = home.folder / "checkpoints", trainer.config.checkpoint
         with Checkpoints(folder, config, home.check) as checkpoints:
             return _train(trainer, home, checkpoints, start, profile, began, stop or (lambda: 0))
-    except Exception as error:
-        if not is_of_storage(error):
-            raise
-        raise storage_error(home.folder, error) from error
     finally:
         home.release()
 
@@ -130,7 +121,8 @@ def _train(
     state, saved_progress = restored or (trainer.init(), None)
     if restored is None and (start := start or read_start(trainer)):
         state = start.apply(state)
-        processes.on_first(lambda: write_json(folder / "init_from.json", start.record))
+        with writing(folder):
+            processes.on_first(lambda: write_json(folder / "init_from.json", start.record))
     now = int(state["step"])
     progress = Progress(trainer, home, now, saved_progress, began)
     progress.say(

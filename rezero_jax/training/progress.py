@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from rezero_jax import processes
 from rezero_jax.errors import Diverged
-from rezero_jax.runs.files import read_json, write_json
-from rezero_jax.runs.folder import Workdir
+from rezero_jax.runs.files import read_json, write_json, writing
 from rezero_jax.runs.metrics import MetricsWriter
+from rezero_jax.runs.workdir import Workdir
 from rezero_jax.training.cost import model_flops, peak_flops
 from rezero_jax.training.objective import REPORTED
 from rezero_jax.training.trainer import Trainer
@@ -211,13 +211,15 @@ class Progress:
             final["reached_until_loss"] = self._has_reached_loss(step)
         if processes.is_first():
             self._home.check()
-            write_json(self._home.folder / "final.json", final)
+            with writing(self._home.folder):
+                write_json(self._home.folder / "final.json", final)
         return final
 
     def say(self, text: str) -> None:
         """Prints a line without breaking the progress bar."""
         if processes.is_first():
-            tqdm.write(text)
+            with tqdm.external_write_mode():
+                processes.show(text)
 
     def close(self) -> None:
         """Ends the progress bar and closes the files."""

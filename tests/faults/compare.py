@@ -15,9 +15,9 @@ from ml_collections import ConfigDict
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from rezero_jax.runs.checkpoint import Checkpoints
-from rezero_jax.runs.files import copy_folder
 from rezero_jax.runs.folder import saved_steps
 from rezero_jax.runs.metrics import read_metrics
+from rezero_jax.runs.moving import copy_folder
 from rezero_jax.training.trainer import Trainer
 from tests.families import flat
 

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from etils import epath
 
 from rezero_jax.config import load_config
-from rezero_jax.runs.files import copy_folder, is_bucket
+from rezero_jax.runs.files import is_bucket
 from rezero_jax.runs.folder import saved_steps
+from rezero_jax.runs.moving import copy_folder
 from tests.faults.runs import ROOT, UNAVAILABLE, Said, Task
 
 FOUND, HARMLESS, UNFINISHED = "found and set aside", "harmless", "taken as unfinished"
