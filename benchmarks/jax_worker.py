@@ -105,17 +105,14 @@ def baseline(config: ConfigDict) -> Program:
       NotImplementedError: the config has no baseline.
     """
     data, rng = random_data(config), np.random.default_rng(0)
-    shape, classes = getattr(data, "example_shape", ()), getattr(data, "num_classes", 0)
-    baseline = Baseline(config, jax.devices(), shape, classes)
+    baseline, values = Baseline(config, jax.devices(), data), getattr(data, "num_classes", 256)
     started = time.perf_counter()
     update = baseline.compile()
     cost = {"compiled": time.perf_counter() - started, "memory": memory_of(update)}
 
     def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
         whole = np.issubdtype(leaf.dtype, np.integer)
-        drawn = (
-            rng.integers(classes or 256, size=leaf.shape) if whole else rng.normal(size=leaf.shape)
-        )
+        drawn = rng.integers(values, size=leaf.shape) if whole else rng.normal(size=leaf.shape)
         return jax.device_put(jnp.asarray(drawn, leaf.dtype), leaf.sharding)
 
     state, batch = baseline.init(), jax.tree.map(draw, baseline.batch)

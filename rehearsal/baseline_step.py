@@ -107,12 +107,13 @@ class Baseline:
     Args:
       config: a config of train.py.
       devices: devices to shard the batch over and, with config.mesh.fully_sharded, the state.
-      example, classes: see `make_model`; a language model reads config.data.length bytes.
+      dataset: data set whose sizes an image model takes; None for a language model, which reads
+        config.data.length bytes.
     """
 
-    def __init__(
-        self, config: ConfigDict, devices: Sequence[Any], example: tuple[int, ...], classes: int
-    ):
+    def __init__(self, config: ConfigDict, devices: Sequence[Any], dataset: Any):
+        example = getattr(dataset, "example_shape", ())
+        classes = getattr(dataset, "num_classes", 0)
         mesh = Mesh(np.asarray(devices), ("data",), axis_types=(AxisType.Auto,))
         make = partial(make_model, config.model, example, classes, config.seed)
         count = microbatches(config.train.accumulate, config.train.batch_size, mesh.size)

@@ -24,7 +24,6 @@ import sys
 import time
 from argparse import SUPPRESS
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -138,10 +137,9 @@ def account(spec: str, topology: str, who: str) -> dict[str, Any]:
     if who == "ours":
         return plan(config, topology)
     trainer = trainer_for_sizes(config, devices_of(topology))
-    devices, dataset = list(trainer.mesh.devices.flat), trainer.dataset
-    shape, classes = getattr(dataset, "example_shape", ()), getattr(dataset, "num_classes", 0)
+    devices = list(trainer.mesh.devices.flat)
     started = time.perf_counter()
-    compiled = Baseline(trainer.config, devices, shape, classes).compile()
+    compiled = Baseline(trainer.config, devices, trainer.dataset).compile()
     seconds = time.perf_counter() - started
     found, chip = estimate(compiled), chip_of(devices[0])
     return {
@@ -227,7 +225,6 @@ def main(argv: list[str]) -> int:
     options.add_argument("--configs", nargs="+", help="configs instead of a set, for v5e:2x4")
     options.add_argument("--topologies", nargs="+", help="topologies for each of the configs")
     options.add_argument("--only-ours", action="store_true", help="omit the baselines")
-    options.add_argument("--json", metavar="FILE", help="also write the table as JSON")
     options.add_argument("--one", nargs=3, help=SUPPRESS)
     args = options.parse_args(argv)
     if args.one:
@@ -245,8 +242,6 @@ def main(argv: list[str]) -> int:
         for who in ("ours",) if alone else ("ours", "baseline"):
             print(f"compiling {who} of {spec} for {topology}", file=sys.stderr, flush=True)
             row[who] = account_alone(spec, topology, who)
-            if args.json:
-                Path(args.json).write_text(json.dumps(rows, indent=1) + "\n")
     print(markdown_table([HEAD, *map(table_row, rows)]))
     failed = [row for row in rows if "error" in row["ours"] or "error" in (row["baseline"] or {})]
     for row in failed:

@@ -1,7 +1,5 @@
 """Baselines are what they claim to be, and a table has a row for every program."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -55,7 +53,7 @@ def test_the_trunk_of_a_baseline_is_the_identity_at_init():
 def test_a_fully_sharded_baseline_compiles_with_remat_in_bfloat16():
     fields = ["mesh.fully_sharded=True", "model.remat=full", "model.dtype=bfloat16"]
     config = load_config("configs/transformer_enwik8.py:smoke", fields)
-    compiled = Baseline(config, jax.devices()[:2], IMAGE, CLASSES).compile()
+    compiled = Baseline(config, jax.devices()[:2], None).compile()
     whole = sum(
         leaf.size * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(nnx.eval_shape(lambda: nnx.state(baseline(config), nnx.Param)))
@@ -64,15 +62,12 @@ def test_a_fully_sharded_baseline_compiles_with_remat_in_bfloat16():
     assert compiled.memory_analysis().argument_size_in_bytes < 0.7 * 3 * whole
 
 
-def test_a_program_that_fails_is_a_row_and_the_exit_status(capsys, tmp_path):
-    file = tmp_path / "rows.json"
+def test_a_program_that_fails_is_a_row_and_the_exit_status(capsys):
     flags = ["--configs", "configs/mlp.py:smoke", "--topologies", "v9:2x2", "--only-ours"]
-    assert table.main([*flags, f"--json={file}"]) == 1
+    assert table.main(flags) == 1
     output = capsys.readouterr()
-    assert 'topology "v9:2x2"' in output.out
+    assert '| mlp.py:smoke | v9:2x2 | unknown topology "v9:2x2"' in output.out
     assert "configs/mlp.py:smoke does not compile for v9:2x2" in output.err
-    [row] = json.loads(file.read_text())
-    assert "topology" in row["ours"]["error"]
 
 
 def test_a_row_compares_ours_with_the_baseline():
