@@ -25,8 +25,7 @@ def measure(results: Results, runs: Runs) -> None:
     paper = results.scale == "paper"
     for setting, seeds in runs.items():
         times = times_to(seeds, "bits_per_byte" if paper else "loss", TARGET)
-        headline = setting in (ZERO, *RANGE)
-        results.add(setting, _time(results.scale), times, headline=headline)
+        results.add(setting, _time(results.scale), times)
         losses = [run.epoch_losses() for run in seeds]
         if setting != ZERO:
             zero = results.row(ZERO, _time(results.scale)).draws

@@ -104,7 +104,7 @@ def measure(results: Results, runs: Runs) -> None:
             continue
         found = [Gates(g.steps, np.abs(g.alphas)) for g in map(Gates.of_run, seeds)]
         layers, means = found[0].alphas.shape[1], [gates.mean_abs[-1] for gates in found]
-        results.add(setting, ALPHA_AT_END, means, headline=setting != OPEN)
+        results.add(setting, ALPHA_AT_END, means)
         results.add(setting, "times L", (layers * mean for mean in means))
         results.add(setting, "variation over layers", map(_variation, found))
         for mark, _ in curve("alphas", setting, AFTER):

@@ -26,10 +26,10 @@ def measure(results: Results, runs: Runs) -> None:
     deepest = [setting for setting in runs if setting != CONTROL][-1]
     loss, accuracy = "training loss at the end", "training accuracy % at the end"
     for setting, seeds in runs.items():
-        finals, headline = [run.final() for run in seeds], setting == deepest
+        finals = [run.final() for run in seeds]
         sizes = (float(final["parameters"]) for final in finals)
         results.add(setting, "parameters", sizes, reduced=False)
-        results.add(setting, loss, (_late(run, "train/loss") for run in seeds), headline=headline)
+        results.add(setting, loss, (_late(run, "train/loss") for run in seeds))
         results.add(setting, accuracy, (100 * _late(run, "train/accuracy") for run in seeds))
         results.add(setting, "test loss", (final["eval/loss"] for final in finals))
         results.add(setting, "test accuracy %", (100 * f["eval/accuracy"] for f in finals))

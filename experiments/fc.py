@@ -21,11 +21,10 @@ EPOCHS = (1, 2, 5, 10, 15, 20, 50, 100, 150, 200)
 
 def measure(results: Results, runs: Runs) -> None:
     """Epochs to each loss, also as multiples of ReZero's, and the losses of some epochs."""
-    summarised = PRIMARY if results.scale == "paper" else "1.2"
     for target in TARGETS:
         reached = {name: times_to(seeds, "loss", float(target)) for name, seeds in runs.items()}
         for setting, epochs in reached.items():
-            results.add(setting, f"epochs to {target}", epochs, headline=target == summarised)
+            results.add(setting, f"epochs to {target}", epochs)
         for setting in (*BASELINES, CONTROL):
             times = quotients(reached[setting], reached[OURS])
             results.add(setting, f"times ReZero's epochs to {target}", times, log=True)

@@ -27,7 +27,7 @@ def measure(results: Results, runs: Any) -> None:
     for setting in NETS:
         rule, depth = setting.removesuffix(" layers").split(", ")
         values = spectra.mean_squares(rule, int(depth), count)
-        results.add(setting, SQUARES, values.tolist(), headline=depth == "12")
+        results.add(setting, SQUARES, values.tolist())
         results.add(setting, f"median of the {SQUARES}", (float(np.median(values)),))
         means = means_of_ten(values)
         low, high = judge_notebook(results, setting, means, count)

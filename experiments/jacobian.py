@@ -14,7 +14,6 @@ VANISHED = 1e-10
 VANILLA, DEEP = "ResNet-110", "ReZero, 64 layers"
 FRESH, FRESH_REZERO = f"{VANILLA}, epoch 0", f"{VANILLA} + ReZero, epoch 0"
 MEAN, LARGEST = "mean of log10", "largest log10"
-HEADLINES = ((FRESH, LARGEST), (FRESH, MEAN), (FRESH_REZERO, MEAN))
 # The seeds of the ResNets at initialisation; seed 0, that of the run, was known before E4 D.
 UNTRAINED = {"paper": range(1, 11), "cpu": range(1, 11), "smoke": range(1, 3)}
 # By scale, the paper's epochs and the updates after which we measure ResNets and the Transformer.
@@ -66,7 +65,6 @@ def _add(
         if not (fresh and metric == LARGEST):
             values = [np.concatenate(found)] if pooled else found
             fields = {"reduced": reduced or pooled or results.reduced}
-            fields["headline"] = (setting, metric) in HEADLINES
             results.add(setting, metric, (float(of(one)) for one in values), **fields)
 
 

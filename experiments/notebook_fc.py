@@ -19,8 +19,7 @@ def measure(results: Results, runs: Runs) -> None:
         losses = [run.epoch_losses() for run in seeds]
         for epoch in EPOCHS[:2] if results.scale == "smoke" else EPOCHS:
             draws = (float(loss[epoch - 1]) if epoch <= len(loss) else None for loss in losses)
-            headline = epoch == EPOCHS[-1]
-            results.add(setting, f"loss of epoch {epoch}", draws, headline=headline, log=True)
+            results.add(setting, f"loss of epoch {epoch}", draws, log=True)
         squares = (
             None if run.diverged else float((spectra.after(run, run.final()["steps"]) ** 2).mean())
             for run in seeds

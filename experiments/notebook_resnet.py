@@ -17,7 +17,7 @@ def measure(results: Results, runs: Runs) -> None:
         found = [run.evaluations("eval/accuracy") for run in seeds]
         for epoch in range(1, int(seeds[0].config["train.epochs"]) + 1):
             draws = (100 * one[epoch] if epoch in one else None for one in found)
-            results.add(setting, f"{ACCURACY} {epoch}", draws, headline=epoch == 1)
+            results.add(setting, f"{ACCURACY} {epoch}", draws)
         sizes = (run.final()["parameters"] / 1e6 for run in seeds)
         results.add(setting, "million parameters", sizes)
     if results.scale == "paper":

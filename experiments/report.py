@@ -15,8 +15,6 @@ from rezero_jax.analysis.theme import themed
 from rezero_jax.formatting import duration, markdown_table, number
 
 CLAIMS = ("claim", "status", "n", "95 % interval", "evidence", "from")
-FULL = ("in the paper's setting", "ours (95 % interval)", "paper", "n", "from")
-REDUCED = ("reduced", "ours (95 % interval)", "n", "from")
 PLOTS = {
     "differences": "Final test loss minus the control's, in pairs of seeds: mean and 95 % interval "
     "of each difference alone. The grey band is the noise floor.",
@@ -41,21 +39,6 @@ def claims_table(found: Sequence[Results]) -> str:
             what = (claim.text, claim.status, f"{claim.n:,}", interval, evidence)
             lines.append((*what, f"`{results.experiment}`"))
     return markdown_table([CLAIMS, *sorted(lines, key=lambda line: STATUSES.index(line[1]))])
-
-
-def number_tables(found: Sequence[Results]) -> tuple[str, str]:
-    """The headline numbers in the paper's setting, beside the paper's, and the reduced ones."""
-    full, reduced = [FULL], [REDUCED]
-    for results in found:
-        for row in (row for row in results.rows if row.headline):
-            name, n = f"{row.setting}, {row.metric}", f"{len(row.draws):,}"
-            if row.reduced:
-                reduced.append((name, row.shown, n, f"`{results.experiment}`"))
-            else:
-                paper = results.paper(row)
-                theirs = paper.shown if paper else "not given"
-                full.append((name, row.shown, theirs, n, f"`{results.experiment}`"))
-    return markdown_table(full), markdown_table(reduced)
 
 
 def commands_table(found: Sequence[Results]) -> str:
@@ -98,7 +81,7 @@ def write_report(folder: Path, scale: str) -> Path:
     """Writes report.md, on all results in a folder; returns its path."""
     paths = [folder / f"{name}.json" for name in DESCRIPTIONS]
     found = [Results.read(path) for path in paths if path.exists()]
-    tables = (claims_table(found), *number_tables(found), commands_table(found))
+    tables = (claims_table(found), commands_table(found))
     parts = [
         f"# ReZero is All You Need: our numbers and the paper's\n\nScale `{scale}`. Our means have "
         "a 95 % interval over runs (Student's); ± of the paper is the standard error. No number "

@@ -31,7 +31,7 @@ def measure(results: Results, runs: Runs) -> None:
         results.curves[setting] = Curve.of_runs([(list(e), list(e.values())) for e in errors])
         ends = (None if run.diverged else e[max(e)] for run, e in zip(seeds, errors, strict=True))
         losses = (None if run.diverged else 1000 * run.epoch_losses()[-1].item() for run in seeds)
-        results.add(setting, "error %", ends, headline=rule in ("", "ReZero"))
+        results.add(setting, "error %", ends)
         for percent in TARGETS:
             epochs = times_to(seeds, "accuracy", percent / 100)
             results.add(setting, f"epochs to {percent} %", epochs)

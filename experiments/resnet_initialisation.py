@@ -41,11 +41,10 @@ def measure(results: Results, runs: Any) -> None:
             setting = f"{name}, {kind}"
             results.curves[setting] = Curve(*spectra.histogram(values))
             for metric, of in MEASURES.items():
-                fields = {"headline": metric == MEAN}
-                results.add(setting, metric, (float(of(one)) for one in values), **fields)
+                results.add(setting, metric, (float(of(one)) for one in values))
     for kind in found:
         before, after = (mapped(abs, results.row(f"{n}, {kind}", MEAN).draws) for n in NETS)
-        results.add(f"vanilla, {kind}", NEARER, paired(before, after), headline=True)
+        results.add(f"vanilla, {kind}", NEARER, paired(before, after))
     if results.scale == "smoke":
         return
     text = "The vanilla ResNet-110 multiplies signals by up to 10^8 at initialisation"

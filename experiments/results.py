@@ -31,7 +31,7 @@ from rezero_jax.runs.files import replace_file
 from rezero_jax.runs.reader import Run
 
 COLUMNS = ("setting", "size", "rate", "metric", "seed", "value", "status")  # of a record
-FLAGS = ("headline", "reduced", "log")  # of a row; a file lists the rows that have each
+FLAGS = ("reduced", "log")  # of a row; a file lists the rows that have each
 CENSORED, DIVERGED, UNDEFINED = "right-censored", "diverged", "undefined"  # "" where all is well
 ALPHA_AT_END = "mean |alpha| at the end"  # a metric
 Runs: TypeAlias = Mapping[str, Sequence[Run]]  # of each setting, by seed
@@ -44,7 +44,6 @@ class Row(Draws):
     setting: str  # as in published.csv, like the metric; of a comparison the residual rule
     metric: str
     draws: tuple[Draw, ...]
-    headline: bool = False  # part of the summary
     reduced: bool = False  # ours is smaller than the paper's: no number of it is shown beside
     log: bool = False
     size: int | None = None  # the depth or width, where an experiment varies one

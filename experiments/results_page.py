@@ -93,13 +93,10 @@ def committed_tables(found: Found) -> dict[str, str]:
 
 def all_tables(found: Sequence[Results]) -> dict[str, str]:
     """The name and the Markdown of each table of results."""
-    full, reduced = report.number_tables(found)
     costs = json.loads(COSTS.read_text())["costs"]
     whole = {results.experiment for results in found if results.scale == "paper"}
     tables = {
         "claims": report.claims_table(found),
-        "numbers": full,
-        "reduced": reduced,
         "costs": costs_table([cost for cost in costs if cost["experiment"] not in whole]),
     }
     return tables | {results.experiment: report.settings_table(results) for results in found}

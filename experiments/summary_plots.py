@@ -105,7 +105,7 @@ def _labels(axis: Axes, ends: Sequence[tuple[float, str]], span: float) -> None:
     height = -np.inf
     for value, name in sorted(ends):
         height = max(value, height + 0.055 * span)
-        place = {"xycoords": axis.get_yaxis_transform(), "va": "center"}
+        place: dict[str, Any] = {"xycoords": axis.get_yaxis_transform(), "va": "center"}
         axis.annotate(name, (1.01, height), color=drawing.colour_of(name), **place)
 
 

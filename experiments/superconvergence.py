@@ -15,9 +15,9 @@ def measure(results: Results, runs: Runs) -> None:
     """When a run reaches 94 %, its final accuracy, and whether it survives the peak rate."""
     for setting, seeds in runs.items():
         found = [run.evaluations("eval/accuracy") for run in seeds]
-        results.add(setting, TIME, times_to(seeds, "accuracy", 0.94), headline=True)
+        results.add(setting, TIME, times_to(seeds, "accuracy", 0.94))
         ends = (percent(run.final().get("eval/accuracy")) for run in seeds)
-        results.add(setting, "accuracy % at the end", ends, headline=True)
+        results.add(setting, "accuracy % at the end", ends)
         for epoch, _ in curve("superconvergence", setting, AFTER):
             after = [percent(accuracies.get(int(epoch))) for accuracies in found]
             if None not in after:

@@ -87,7 +87,7 @@ def largest_stable_rate(layers: int, *, gated: bool) -> float:
 
 def measure(results: Results, runs: Any) -> None:
     """Where the paths end, and after how many updates they reach the solution; without runs."""
-    results.add("solutions", "alpha w", (SOLUTION,), headline=True)
+    results.add("solutions", "alpha w", (SOLUTION,))
     ends = []
     for start in STARTS:
         path, name = descend(start), f"w0 = {start}"

@@ -28,7 +28,7 @@ def measure(results: Results, runs: Runs) -> None:
     """Iterations to the target, and their speed-up over each baseline."""
     for setting, seeds in runs.items():
         found = times_to(seeds, "bits_per_byte", TARGETS[results.scale])
-        results.add(setting, TIME, found, headline=setting in (OURS, BASELINES[0]))
+        results.add(setting, TIME, found)
         results.curves[setting] = Curve.logged(seeds, "eval/bits_per_byte")
     for baseline in BASELINES:
         for setting in runs if baseline in runs else ():

@@ -21,8 +21,7 @@ def measure(results: Results, runs: Runs) -> None:
     """Bits per byte on the test split and during training, and which nets learn."""
     for setting, seeds in runs.items():
         tests = (None if run.diverged else _test(run) for run in seeds)
-        headline = "alpha = 0" in setting or setting == CONTROL
-        results.add(setting, BITS, tests, headline=headline)
+        results.add(setting, BITS, tests)
         sizes = (run.final()["parameters"] / 1e6 for run in seeds)
         results.add(setting, "million parameters", sizes)
         results.curves[setting] = Curve.logged(seeds, "train/bits_per_byte")

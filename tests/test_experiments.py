@@ -188,7 +188,7 @@ def test_results_come_back_from_their_file(tmp_path):
     assert (spread.x, spread.y) == ([1, 2], [2, 4])
     assert spread.half == pytest.approx([12.7062, 2 * 12.7062], rel=1e-5)  # t, one degree
     rows = [
-        Row("FC", "epochs to 1.2", (30.0, Censored(32.0)), headline=True),
+        Row("FC", "epochs to 1.2", (30.0, Censored(32.0))),
         Row("FC", "loss", (None, 1.0), reduced=True, log=True, seed=1),
         Row("rezero", "test loss", (1.5,), size=8, rate=0.01, seed=100),
         Row("rezero", "test loss", (1.6, 1.7), size=8, rate=0.01),

@@ -43,8 +43,6 @@ def test_the_pages_are_what_the_command_writes():
         "paper_claims",
         "own_findings",
         "found",
-        "numbers",
-        "reduced",
         "commands",
         "costs",
         "schemes",
@@ -67,10 +65,10 @@ def test_a_new_number_changes_the_tables():
         "fc",
         "cpu",
         [
-            Row("FC", "epochs to 1.2", (30.0, 32.0), headline=True),
-            Row("FC", "epochs to 0.8", (48.0,), headline=True, reduced=True),
+            Row("FC", "epochs to 1.2", (30.0, 32.0)),
+            Row("FC", "epochs to 0.8", (48.0,), reduced=True),
             Row("FC + Norm", "epochs to 1.2", (25.0,)),
-            Row("a net", "|width|", (7.0,), headline=True),
+            Row("a net", "|width|", (7.0,)),
             Row("a net", "depth", (3.0,)),
         ],
         [
@@ -87,11 +85,6 @@ def test_a_new_number_changes_the_tables():
         "| it is so | not supported | 1 | none | nobody knows | `fc` |",
         "| here too | not tested | 1 | none | supported in this setting; seen | `fc` |",
     ]
-    assert tables["numbers"].splitlines()[2:] == [
-        "| FC, epochs to 1.2 | 31 (18.29 to 43.71) | 29.5 (digitised) | 2 | `fc` |",
-        r"| a net, \|width\| | 7 | not given | 1 | `fc` |",
-    ]
-    assert tables["reduced"].splitlines()[2:] == ["| FC, epochs to 0.8 | 48 | 1 | `fc` |"]
     assert report.commands_table([found]).endswith(
         "| `fc` | `python -m experiments fc` | 8 x TPU v5 lite | 1:01:40 |"
     )
@@ -101,8 +94,8 @@ def test_a_new_number_changes_the_tables():
         "| FC + Norm | 25; paper 28.8 (digitised) |  |\n\n"
         "|  | a net |\n| --- | --- |\n| \\|width\\| | 7 |\n| depth | 3 |\n\n- a\n- b"
     )
-    page = "a\n<!-- reduced -->\nold\n<!-- end -->\nb\n"
-    assert rewritten(page, tables) == page.replace("old", tables["reduced"])
+    page = "a\n<!-- claims -->\nold\n<!-- end -->\nb\n"
+    assert rewritten(page, tables) == page.replace("old", tables["claims"])
 
 
 def test_a_page_without_the_place_of_a_table_is_refused():

@@ -95,27 +95,25 @@ def ablate(model: nnx.Module, x: Any, loss: Loss) -> Ablation:
         name = ".".join([*parts, *(str(part) for part in path if part != "blocks")])
         names += [name] if optional.is_kept.ndim == 0 else [f"{name}.{i}" for i in range(size)]
     layers = len(names)
-    measure = partial(_mean_losses, loss, tuple(path for path, _ in found))
-    alone = np.asarray(measure(twin, x, ~np.eye(layers + 1, layers, -1, dtype=bool)))
+    alone = np.asarray(_mean_losses(loss, twin, x, ~np.eye(layers + 1, layers, -1, dtype=bool)))
     order = np.argsort(alone[1:], kind="stable")
     ranks = np.argsort(order)
-    together = np.asarray(measure(twin, x, ranks[None] > np.arange(layers)[:, None]))
+    together = np.asarray(_mean_losses(loss, twin, x, ranks[None] > np.arange(layers)[:, None]))
     return Ablation(tuple(names), float(alone[0]), alone[1:], order, together)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=0)
 def _mean_losses(
-    loss: Loss, paths: tuple[Any, ...], twin: nnx.Module, x: Any, kept: Bool[Array, "n layers"]
+    loss: Loss, twin: nnx.Module, x: Any, kept: Bool[Array | np.ndarray, "n layers"]
 ) -> Float[Array, " n"]:
     """The mean loss for each row of `kept`, whether each layer is in the network."""
 
     def one(row: Bool[Array, " layers"]) -> Array:
         copy = nnx.clone(twin)
         start = 0
-        for path, module in nnx.iter_modules(copy):
-            if path in paths:
-                size = module.is_kept.size
-                shape = module.is_kept.shape
+        for _, module in nnx.iter_modules(copy):
+            if isinstance(module, _Optional):
+                size, shape = module.is_kept.size, module.is_kept.shape
                 module.is_kept[...] = row[start : start + size].reshape(shape)
                 start += size
         return loss(copy, x).mean()
