@@ -30,10 +30,8 @@ def is_first() -> bool:
 
 def show(text: str, file: TextIO | None = None) -> None:
     """Prints a line, by default to stdout; does nothing if the terminal or the reader is gone."""
-    encoding = getattr(file or sys.stdout, "encoding", None) or "utf-8"
     with contextlib.suppress(OSError, ValueError):
-        shown = text.encode(encoding, "backslashreplace").decode(encoding)
-        print(shown, file=file, flush=True)
+        print(text, file=file, flush=True)
 
 
 def warn(text: str) -> None:

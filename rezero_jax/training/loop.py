@@ -15,7 +15,7 @@ from rezero_jax import processes
 from rezero_jax.data import Dataset, Text
 from rezero_jax.errors import Diverged, UserError
 from rezero_jax.runs.checkpoint import Checkpoints
-from rezero_jax.runs.files import AnyPath, Upload, folder_of, write_json
+from rezero_jax.runs.files import AnyPath, Upload, folder_of, write_json, writing
 from rezero_jax.runs.folder import (
     EVALUATION,
     TOPOLOGY,
