@@ -168,8 +168,8 @@ def export(workdir: str, out: str, allow: Sequence[str] = ()) -> None:
 
     _check_out(out)
     config, folder = checked_config(workdir, allow), folder_of(workdir)
-    recorded, data, images = read_json(folder / "data.json"), {}, {}
-    with foreign(folder / "data.json", own_names(config)):
+    recorded, data, images = read_json(folder / "dataset.json"), {}, {}
+    with foreign(folder / "dataset.json", own_names(config)):
         if "example_shape" in recorded:  # not of a language model
             names = ("name", "example_shape", "num_classes", "classes", "mean", "std")
             data = {"data": {name: recorded[name] for name in names}}

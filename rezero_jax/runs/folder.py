@@ -59,7 +59,7 @@ def check_data(folder: AnyPath, data: Mapping[str, Any]) -> None:
         as the hash of pixels that are streamed, is not compared.
 
     Raises:
-      UserError: the data are others, or data.json is broken.
+      UserError: the data are others, or dataset.json is broken.
     """
     old, new = flatten(recorded_data(folder)), flatten(json.loads(json.dumps(data)))
     both = old.keys() & new.keys() - {"passed"}
@@ -74,7 +74,7 @@ def check_data(folder: AnyPath, data: Mapping[str, Any]) -> None:
 
 def recorded_data(folder: AnyPath) -> dict[str, Any]:
     """The record of the data of the run in a folder; empty if there is none."""
-    path = folder_of(folder) / "data.json"
+    path = folder_of(folder) / "dataset.json"
     return read_json(path) if path.exists() else {}
 
 

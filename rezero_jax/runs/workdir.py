@@ -2,7 +2,7 @@
 
 .lock              the identifier of the newest start
 config.json        the config, with model.dtype resolved
-data.json          the data: names, shapes, classes, statistics, counts and hashes of the content
+dataset.json          the data: names, shapes, classes, statistics, counts and hashes of the content
 environment.json   versions, device and commit of the last start, and the wall seconds before it
 init_from.json     the source of the initial parameters, if train.init_from names one
 metrics.jsonl      one line per logged step, flushed
@@ -123,7 +123,7 @@ class Workdir:
                     left.unlink(missing_ok=True)
             if not _is_begun(self.folder) and (self.folder / "environment.json").exists():
                 # Left by a start that ended before its first update.
-                for name in ("config.json", "data.json"):
+                for name in ("config.json", "dataset.json"):
                     (self.folder / name).unlink(missing_ok=True)
             check_config(self.folder, config, TOPOLOGY + LENGTH_FIELDS * lengthened)
             check_data(self.folder, data)
@@ -143,8 +143,8 @@ class Workdir:
                 os.write(self._lock, identifier.encode())
             if lengthened:
                 (self.folder / "final.json").unlink(missing_ok=True)
-            if not (self.folder / "data.json").exists():
-                write_json(self.folder / "data.json", data)
+            if not (self.folder / "dataset.json").exists():
+                write_json(self.folder / "dataset.json", data)
             write_json(self.folder / "config.json", json.loads(config.to_json()))
             seconds = {"seconds": _recorded_seconds(self.folder)}
             write_json(self.folder / "environment.json", environment() | seconds)
