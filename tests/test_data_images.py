@@ -364,7 +364,9 @@ def test_a_run_is_resumed_evaluated_analysed_and_exported_on_its_own_data(
     described = json.loads((tmp_path / "out" / "config.json").read_text())["data"]
     assert (described["name"], described["classes"]) == ("images", list(CLASSES))
     card = (tmp_path / "out" / "README.md").read_text()
-    assert f"| training images | {record['train']['examples']} |\n| classes | ant, bee, cow |" in card
+    assert (
+        f"| training images | {record['train']['examples']} |\n| classes | ant, bee, cow |" in card
+    )
 
     config.data.path = str(photos)
     assert evaluate(config, run) == expected

@@ -29,7 +29,7 @@ HEADS = {
 def by_label(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Groups runs by the config fields in which they differ, except the seed."""
     keys = sorted({key for run in runs for key in run.config} - {"seed"})
-    keys = [key for key in keys if not key.startswith(TOPOLOGY)]
+    keys = [key for key in keys if key == "data.path" or not key.startswith(TOPOLOGY)]
 
     def values(keys: Sequence[str]) -> list[str]:
         return [json.dumps([run.config.get(key) for key in keys]) for run in runs]

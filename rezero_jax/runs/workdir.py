@@ -2,7 +2,7 @@
 
 .lock              the identifier of the newest start
 config.json        the config, with model.dtype resolved
-dataset.json          the data: names, shapes, classes, statistics, counts and hashes of the content
+dataset.json       the data: names, shapes, classes, statistics, counts and hashes of the content
 environment.json   versions, device and commit of the last start, and the wall seconds before it
 init_from.json     the source of the initial parameters, if train.init_from names one
 metrics.jsonl      one line per logged step, flushed
