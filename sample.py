@@ -4,15 +4,11 @@ import codecs
 import itertools
 import os
 import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from launch.interrupt import end_on_interrupt
 from rezero_jax import command
 from rezero_jax.errors import UserError
-
-if TYPE_CHECKING:
-    from rezero_jax.models.transformer.model import Transformer
 
 EXAMPLES = """\
 examples:
@@ -55,9 +51,11 @@ def sample(
     workdir: str, prompt: str, bytes: int, seed: int, allow: list[str], **options: Any
 ) -> None:
     """Prints the prompt and `bytes` more bytes; `Transformer.generate` documents the options."""
+    import numpy as np
     from flax import nnx
 
     from rezero_jax.devices import cache_compilations
+    from rezero_jax.models.transformer import generate
     from rezero_jax.training.load import load_language_model
 
     if not prompt:
@@ -67,7 +65,8 @@ def sample(
     cache_compilations()
     model, step = load_language_model(workdir, allow)
     typed = prompt.encode(errors="surrogateescape")  # the bytes on the command line
-    written = write(model, typed, bytes, rngs=nnx.Rngs(seed), **options)
+    new = generate.stream(model, [list(typed)], bytes, rngs=nnx.Rngs(seed), **options)
+    written = (tokens[0].astype(np.uint8).tobytes() for tokens in new)
     first = next(written)  # raises for an invalid option, before anything is printed
     print(f"{workdir} after {step:,} updates:\n", file=sys.stderr)
     # A character may span chunks, and a model may write bytes that are not UTF-8.
@@ -77,25 +76,6 @@ def sample(
             print(decoder.decode(chunk), end="", flush=True)
     finally:
         print(decoder.decode(b"", final=True))
-
-
-def write(model: "Transformer", prompt: bytes, count: int, **options: Any) -> Iterator[bytes]:
-    """Yields `count` bytes that continue the prompt, in chunks.
-
-    When the text outgrows max_len, generation continues from its last max_len / 2 bytes.
-    `Transformer.generate` documents the options.
-    """
-    from rezero_jax.models.transformer.generate import stream
-
-    text, half = prompt, max(model.max_len // 2, 1)
-    while count > 0:
-        known = text if len(text) + count <= model.max_len else text[-half:]
-        room = min(count, model.max_len - len(known))
-        for tokens in stream(model, [list(known)], room, **options):
-            chunk = bytes(tokens[0].tolist())
-            text += chunk
-            count -= len(chunk)
-            yield chunk
 
 
 if __name__ == "__main__":

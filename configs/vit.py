@@ -32,7 +32,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.flip = config.data.name.startswith("cifar")  # mirrored digits are not digits
 
     config.model = option_fields(TransformerConfig(activation="gelu"))
-    del config.model.dropout  # image classifiers train without dropout
     config.model.name = "vit"
     config.model.patch = 2 if digits else 4
     config.model.width = 16 if args.smoke else 192

@@ -55,7 +55,7 @@ def at_initialisation(scale: str) -> dict[str, list[np.ndarray]]:
 def encoder(residual: str, depth: int, key: Array) -> Encoder:
     """The notebook's network: copies of one layer with new weights but the first layer's biases."""
     options: dict[str, Any] = {"feedforward": 64, "residual": residual, "alpha_init": 0.1}
-    encoder = Encoder(WIDTH, heads=HEADS, depth=depth, **options, rngs=nnx.Rngs(key))
+    encoder = Encoder(WIDTH, depth, heads=HEADS, **options, rngs=nnx.Rngs(key))
     blocks: Any = encoder.layers.blocks
     for linear in (blocks.feedforward.up, blocks.feedforward.down):
         linear.bias[...] = jnp.broadcast_to(linear.bias[...][:1], linear.bias.shape)

@@ -53,7 +53,7 @@ def spectrum(residual, depth, alpha=0.0, nets=4):
     @jax.jit
     def make(key):
         rule = {"residual": residual, "alpha_init": alpha}
-        return Encoder(16, heads=4, depth=depth, feedforward=64, **rule, rngs=nnx.Rngs(key))
+        return Encoder(16, depth, heads=4, feedforward=64, **rule, rngs=nnx.Rngs(key))
 
     keys = jax.random.split(jax.random.key(0), nets)
     return np.concatenate(

@@ -1,6 +1,7 @@
 """Generation against the model without a cache, and sampling against its probabilities."""
 
 import functools
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -119,11 +120,11 @@ def lines_of_program(depth):
     """Of the program that generates, as the compiler gets it."""
     structure = structure_of(max_len=MAX_LEN, depth=depth)
     model = structure.model(structure.shapes, {})
-    tokens, lengths = generate._padded(made("sinusoidal"), [[1]], 2)
-    arguments = model, tokens, lengths, jax.random.split(jax.random.key(0), 1)
+    one = np.ones(1, np.int32)
+    arguments = model, one[None], one, jax.random.split(jax.random.key(0), 1), one < 1
     carry = generate._read_prompts.eval_shape(*arguments, 32)
     sampling = Sampling(0.0, VOCAB, 1.0, -1)
-    lowered = generate._next_chunk.lower(model, carry, sampling, 2, False)
+    lowered = generate._next_chunk.lower(model, carry, sampling, 2)
     return len(lowered.as_text().splitlines())
 
 
@@ -252,7 +253,7 @@ def test_filtered_tokens_are_never_picked_and_the_others_as_often_as_they_should
         assert chi_squared(np.bincount(tokens, minlength=6), probabilities) < 26
 
 
-PICK = jax.jit(functools.partial(pick, filtered=True))
+PICK = jax.jit(pick)
 
 
 def test_the_seed_decides_the_text():
@@ -271,19 +272,70 @@ def test_the_seed_decides_the_text():
     assert len({tuple(row) for row in same.tolist()}) == 6
 
 
-def test_other_settings_and_prompts_of_like_length_compile_nothing():
-    model = made("sinusoidal")
-    model.generate(PROMPTS, NEW, temperature=0)
-    model.generate(PROMPTS, NEW, top_k=3, rngs=nnx.Rngs(0))
-    compiled = generate._next_chunk._cache_size()
-    prompts = [[1] * length for length in (2, 3, 38, 1, 1, 1)]
-    for temperature in (0, 0.0, 1, 0.7, np.float32(1.3)):
-        model.generate(prompts, NEW, temperature=temperature, rngs=nnx.Rngs(1))
-    model.generate(np.full((6, 33), 2), NEW, stop_token=np.int64(3), rngs=nnx.Rngs(1))
-    model.generate(jnp.full((6, 40), 2), NEW, temperature=0, stop_token=3)
-    for options in ({"top_k": 2}, {"top_k": 99, "top_p": 1}, {"top_p": 0.5, "temperature": 2}):
-        model.generate(prompts, NEW, rngs=nnx.Rngs(1), **options)
-    assert generate._next_chunk._cache_size() == compiled
+def test_lengths_settings_and_seeds_compile_nothing(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("jax"), "propagate", True)
+    model, wide = made("sinusoidal"), jnp.full((6, 40), 2)
+    calls = [
+        *((PROMPTS, count, {"temperature": 0}) for count in range(1, NEW + 1)),
+        *(([[1] * n] * 6, 64 - n, {"temperature": 0.7}) for n in range(33, 64, 6)),
+        (wide, NEW, {"temperature": 0, "stop_token": 3}),
+        (np.asarray(wide), NEW, {"stop_token": np.int64(3)}),
+        *(
+            (PROMPTS, NEW, options)
+            for options in (
+                {"temperature": 1},
+                {"temperature": np.float32(1.3)},
+                {"top_k": 2},
+                {"top_k": 99, "top_p": 1},
+                {"top_p": 0.5, "temperature": 2},
+            )
+        ),
+    ]
+    model.generate(PROMPTS, 1, temperature=0)
+    nnx.Rngs(0).sample()
+    with jax.log_compiles():
+        for seed, (prompts, count, options) in enumerate(calls):
+            assert model.generate(prompts, count, rngs=nnx.Rngs(seed), **options).shape[1] == count
+        assert "Compiling" not in caplog.text
+        model.generate(PROMPTS[:1], 1, temperature=0)  # another number of prompts does
+        assert "Compiling" in caplog.text
+
+
+def test_a_longer_text_starts_with_the_shorter_one_to_the_bit():
+    model, prompt = made("rotary"), [PROMPTS[1]]
+    longest = np.asarray(model.generate(prompt, 100, rngs=nnx.Rngs(0)))
+    for count in (1, 26, 27, 28, 59, 60):  # with caches of 32 and of 64 tokens, and beyond
+        shorter = model.generate(prompt, count, rngs=nnx.Rngs(0))
+        np.testing.assert_array_equal(shorter, longest[:, :count])
+
+
+def test_a_text_of_max_len_tokens_continues_from_its_last_half():
+    """Of each row by itself, and long prompts do."""
+    model, half = made("rotary"), MAX_LEN // 2
+    rows = [RNG.integers(0, VOCAB, n).tolist() for n in (3, 60, MAX_LEN, 150)]
+    new = np.asarray(model.generate(rows, 80, temperature=0))
+    for row, given in zip(new.tolist(), rows, strict=True):
+        text, expected = given, []
+        while len(expected) < 80:
+            text = text if len(text) < MAX_LEN else text[-half:]
+            more = model.generate([text] * 4, MAX_LEN - len(text), temperature=0)[0].tolist()
+            text, expected = text + more, expected + more
+        assert row == expected[:80]
+    sampled = np.asarray(model.generate(rows, 80, rngs=nnx.Rngs(1)))
+    alone = model.generate([rows[0], *[rows[0][:1]] * 3], 80, rngs=nnx.Rngs(1))
+    np.testing.assert_array_equal(alone[0], sampled[0])
+    assert not np.array_equal(sampled[0, :30], sampled[0, 40:70])
+
+
+def test_padding_of_prompts_changes_nothing_to_the_bit():
+    model, longest = made("rotary"), max(map(len, PROMPTS))
+    tokens, seen = np.full((6, longest), 7), np.zeros((6, longest), bool)
+    for i, prompt in enumerate(PROMPTS):
+        place = slice(longest - len(prompt), None) if i % 2 else slice(len(prompt))
+        tokens[i, place], seen[i, place] = prompt, True
+    for given, mask in ((tokens, seen), (jnp.asarray(tokens), jnp.asarray(seen))):
+        new = model.generate(given, NEW, key_mask=mask, temperature=0)
+        np.testing.assert_array_equal(new, likeliest("rotary"))
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -298,9 +350,13 @@ def test_mistakes_are_user_errors():
         ([[1]], 2, {"stop_token": 13}, "stop_token=13"),
         ([[1]], 2, {"stop_token": -1}, "stop_token=-1"),
         ([[1]], 2, {"temperature": 0.5}, "rngs"),
-        ([], 2, {}, "prompt is empty"),
+        ([], 2, {}, "there is no prompt"),
+        (np.zeros((0, 3), int), 2, {}, "there is no prompt"),
+        ([[1, 2]], 2, {"key_mask": np.zeros((1, 2), bool)}, "prompt is empty"),
+        ([[1, 2]], 2, {"key_mask": np.zeros((1, 3), bool)}, "key mask has the shape"),
+        ([[1, 2]], 2, {"key_mask": np.ones((1, 2))}, "key mask is bool"),
+        ([[1, 2], [1]], 2, {"key_mask": np.ones((2, 2), bool)}, "prompts of one length"),
         ([[1], []], 2, {}, "prompt is empty"),
-        ([[1], [1] * 63], 2, {}, "63 .* 2 .* max_len=64"),
         ([[1], [2, 13]], 2, {}, "token 13"),
         ([[-1]], 2, {}, "token -1"),
         ([[2**40]], 2, {}, "token 1099511627776"),

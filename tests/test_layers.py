@@ -33,8 +33,8 @@ MAKE = {
     "encoder_gelu": partial(EncoderLayer, *SIZES, activation="gelu"),
     "encoder_causal": partial(EncoderLayer, *SIZES),
     "encoder_padded": partial(EncoderLayer, *SIZES),
-    "encoder_12": partial(Encoder, *SIZES[:2], 12, feedforward=SIZES[2]),
-    "encoder_12_unrolled": partial(Encoder, *SIZES[:2], 12, feedforward=SIZES[2], scan=False),
+    "encoder_12": partial(Encoder, 16, 12, 4, feedforward=32),
+    "encoder_12_unrolled": partial(Encoder, 16, 12, 4, feedforward=32, scan=False),
     "decoder": partial(DecoderLayer, *SIZES),
     "decoder_plain": partial(DecoderLayer, *SIZES),
     "post_norm": partial(EncoderLayer, *SIZES, residual="post_norm"),
@@ -169,14 +169,14 @@ def test_parameter_counts():
         (partial(EncoderLayer, 256, 4, 1024), 788_737),  # of the authors' package
         (partial(DecoderLayer, 256, 4, 1024), 1_051_905),
         (partial(EncoderLayer, 256, 4), 788_737),  # 4 * width is the default
-        (partial(Encoder, 256, 4, 12, feedforward=1024), 12 * 788_737),
-        (partial(Encoder, 256, 4, 12, scan=False), 12 * 788_737),
+        (partial(Encoder, 256, 12, 4, feedforward=1024), 12 * 788_737),
+        (partial(Encoder, 256, 12, 4, scan=False), 12 * 788_737),
         (partial(EncoderLayer, 256, 4, residual="pre_norm"), 788_736 + 2 * 512),
         (partial(EncoderLayer, 256, 4, residual="rezero_channel"), 788_736 + 256),
         (partial(EncoderLayer, 256, 4, alpha_per="sublayer"), 788_738),
         (partial(EncoderLayer, 256, 4, kv_heads=1), 788_737 - 2 * 192 * 257),
         (partial(EncoderLayer, 256, 4, bias=False), 788_737 - 4 * 256 - 1024 - 256),
-        (partial(Encoder, 256, 4, 2, final_norm=True), 2 * 788_737 + 512),
+        (partial(Encoder, 256, 2, 4, final_norm=True), 2 * 788_737 + 512),
     ):
         spec = model_spec(lambda rngs, make=make: make(rngs=rngs))
         assert spec.parameter_count == count, make
@@ -186,7 +186,7 @@ def test_parameter_counts():
 def test_one_gate_per_layer_or_per_sublayer(residual):
     def gates(layer, *args, **options):
         params = nnx.to_flat_state(
-            nnx.state(new(layer, 16, 4, *args, residual=residual, **options))
+            nnx.state(new(layer, 16, *args, heads=4, residual=residual, **options))
         )
         return [param.shape for _, param in params if isinstance(param, Alpha)]
 
@@ -306,6 +306,67 @@ def test_padding_is_not_seen():
     both = call(layer, X, MEMORY, CAUSAL, **masks)
     together = call(layer, X, MEMORY, CAUSAL & seen[:, None], memory_mask=seen_memory[:, None])
     assert_close(together, both)
+
+
+@pytest.mark.parametrize("make", [Encoder, Decoder])
+def test_padding_on_either_side_changes_no_other_position(make):
+    """Rotary positions count what the mask shows, also around a gap."""
+    stack = new(make, 16, 2, 4, rotary=True)
+    memory = () if make is Encoder else (MEMORY[:1],)
+    expected = call(stack, X[:1], *memory, is_causal=True)[0]
+    seen = np.zeros((3, 12), bool)
+    seen[0, 5:] = seen[1, :7] = seen[2, [0, 1, 4, 5, 6, 10, 11]] = True
+    x = np.full((3, 12, 16), 9, np.float32)
+    x[seen] = np.tile(X[0], (3, 1))
+    memory = [jnp.tile(m, (3, 1, 1)) for m in memory]
+    for out in np.asarray(call(stack, x, *memory, key_mask=seen, is_causal=True))[seen].reshape(
+        3, 7, 16
+    ):
+        assert_close(out, expected)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_a_query_that_sees_no_key_gets_nothing_from_attention(dropout):
+    layer = new(Attention, 16, 4, TransformerConfig(dropout=dropout))
+    masks = {"mask": CAUSAL, "key_mask": lengths(7, 7, 0, 4)[:, ::-1]}
+    out = np.asarray(call(layer, X, **masks, seed=0))
+    blind = ~(masks["key_mask"][:, None] & CAUSAL).any(axis=-1)
+    assert blind.sum() == 7 + 3
+    np.testing.assert_array_equal(out[blind], np.tile(layer.out.bias[...], (10, 1)))
+    assert not np.isclose(out[~blind], layer.out.bias[...]).all(axis=-1).any()
+    grads = jax.grad(lambda x: layer(x, **masks, rngs=rngs(0)).sum())(X)
+    assert np.isfinite(grads).all()
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_stochastic_depth_drops_branches_of_examples_more_often_in_later_layers(scan):
+    """Branches of 1 and of 0 in each of 3 layers, which stay with probability 1, 3/4 and 1/2."""
+    stack = new(Encoder, 16, 3, 4, stochastic_depth=0.5, residual="residual", scan=scan)
+    for block in [stack.layers.blocks] if scan else stack.layers.blocks:
+        for _, param in nnx.to_flat_state(nnx.state(block, nnx.Param)):
+            param.set_value(jnp.zeros(param.shape))
+        block.feedforward.down.bias.set_value(jnp.ones(block.feedforward.down.bias.shape))
+    rates = np.array([0, 0.25, 0.5], np.float32)
+    for i, block in enumerate([stack.layers.blocks] if scan else stack.layers.blocks):
+        block.stochastic_depth.rate.set_value(jnp.asarray(rates if scan else rates[i]))
+    x = jnp.zeros((2000, 2, 16))
+    added = np.asarray(call(stack, x, seed=0))
+    np.testing.assert_array_equal(added, np.tile(added[:, :1, :1], (1, 2, 16)))
+    values, counts = np.unique(np.round(added[:, 0, 0], 4), return_counts=True)
+    np.testing.assert_allclose(values, [1, 1 + 4 / 3, 3, 3 + 4 / 3], rtol=1e-4)
+    np.testing.assert_allclose(counts / 2000, [1 / 8, 3 / 8, 1 / 8, 3 / 8], atol=0.04)
+    stack.eval()
+    np.testing.assert_array_equal(call(stack, x, seed=0), 3)
+    stack.train()
+    with pytest.raises(UserError, match=r"dropout in training needs rngs"):
+        stack(x)
+
+
+def test_stochastic_depth_of_a_layer_follows_its_place():
+    stack = Encoder(8, 3, 2, stochastic_depth=0.5, rngs=nnx.Rngs(0))
+    np.testing.assert_array_equal(stack.layers.blocks.stochastic_depth.rate[...], [0, 0.25, 0.5])
+    alone = EncoderLayer(8, 2, stochastic_depth=0.5, rngs=nnx.Rngs(0))
+    assert alone.stochastic_depth.rate[...] == 0.5
 
 
 def full_heads(grouped, heads):
@@ -457,7 +518,7 @@ def test_zero_dropout_and_evaluation_are_exact_and_keys_repeat():
 @pytest.mark.parametrize("scan", [True, False])
 def test_layers_of_a_stack_drop_different_things(scan):
     """Layers that add 1, or 2 and nothing where half of it is dropped."""
-    stack = new(Encoder, 16, 4, 2, dropout=0.5, residual="residual", scan=scan)
+    stack = new(Encoder, 16, 2, 4, dropout=0.5, residual="residual", scan=scan)
     for _, param in nnx.to_flat_state(nnx.state(stack)):
         param.set_value(jnp.zeros(param.shape))
     for block in [stack.layers.blocks] if scan else stack.layers.blocks:
@@ -468,8 +529,8 @@ def test_layers_of_a_stack_drop_different_things(scan):
 
 @pytest.mark.slow
 def test_scan_and_remat_change_nothing_about_a_stack_with_dropout():
-    scanned = new(Decoder, 16, 4, 2, dropout=0.3, remat="full")
-    unrolled = new(Decoder, 16, 4, 2, dropout=0.3, scan=False)
+    scanned = new(Decoder, 16, 2, 4, dropout=0.3, remat="full")
+    unrolled = new(Decoder, 16, 2, 4, dropout=0.3, scan=False)
     from_torch(unrolled, to_torch(scanned))
 
     @jit
@@ -513,6 +574,7 @@ def test_wrong_options_are_user_errors():
         ({"feedforward": 0}, "feedforward is 0"),
         ({"dropout": 1.0}, "dropout=1.0"),
         ({"dropout": -0.1}, "dropout=-0.1"),
+        ({"stochastic_depth": 1.0}, "stochastic_depth=1.0"),
         ({"activation": "gulu"}, 'activation "gulu".*"gelu"'),
         ({"attention": "flash"}, 'attention "flash"'),
         ({"residual": "rezer"}, 'residual rule "rezer".*"rezero"'),
@@ -555,7 +617,21 @@ def test_wrong_calls_are_user_errors():
         {"key_mask": np.ones((3, 7), int)},
         {"memory_key_mask": np.ones((3, 5))},
     ):
-        with pytest.raises(UserError, match=r"a mask is bool, not (float|int)64; give True where"):
+        with pytest.raises(UserError, match=r"mask is bool, not (float|int)64; give True where"):
             layer(X, MEMORY, **masks)
+    for name, shape in (
+        ("mask", (3, 7)),
+        ("mask", (7, 1)),
+        ("mask", (3, 2, 7, 7)),
+        ("mask", (1, 1, 1, 7, 7)),
+        ("memory_mask", (7, 7)),
+        ("key_mask", (3, 5)),
+        ("key_mask", (7,)),
+        ("memory_key_mask", (2, 5)),
+    ):
+        with pytest.raises(UserError, match=rf"mask has the shape .*, not \({shape[0]}, ?"):
+            layer(X, MEMORY, **{name: np.ones(shape, bool)})
+    with pytest.raises(UserError, match="a mask is bool, not list"):
+        layer(X, MEMORY, [[True] * 7] * 7)
     with pytest.raises(UserError, match="depth is 0"):
-        new(Encoder, 16, 4, 0)
+        new(Encoder, 16, 0, 4)

@@ -200,13 +200,30 @@ def test_randomness_is_a_function_of_seed_and_step(rezero):
     assert len({*draws(0), *draws(1)}) == 6
 
 
+def test_a_classifier_whose_call_takes_rngs_gets_them():
+    def losses(model, seed):
+        return OBJECTIVE(model, first(batches(1)), jax.random.key(seed))["loss"]
+
+    class Random:
+        def __call__(self, x, *, rngs=None):
+            return jax.random.normal(rngs.dropout(), (len(x), 10))
+
+    class Fixed:
+        def __call__(self, x):
+            return x[:, :10]
+
+    np.testing.assert_array_equal(losses(Random(), 0), losses(Random(), 0))
+    assert not np.array_equal(losses(Random(), 0), losses(Random(), 1))
+    np.testing.assert_array_equal(losses(Fixed(), 0), losses(Fixed(), 1))
+
+
 @pytest.mark.parametrize("scan", [True, False])
 def test_alphas_are_in_the_order_of_layers_and_sublayers(scan):
     depth = 12  # more than ten: "10" sorts before "2"
     values = jnp.arange(2 * depth, dtype=jnp.float32).reshape(depth, 2) + 0.5
 
     def make_encoder(rngs):
-        return Encoder(8, 2, depth, feedforward=8, alpha_per="sublayer", scan=scan, rngs=rngs)
+        return Encoder(8, depth, 2, feedforward=8, alpha_per="sublayer", scan=scan, rngs=rngs)
 
     for make, expected in (
         (make_model(depth=depth, scan=scan), values[:, 0]),

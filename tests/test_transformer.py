@@ -247,11 +247,86 @@ def test_tokens_that_cannot_be():
     ):
         with pytest.raises(UserError, match=text):
             model(jnp.asarray(tokens))
+        if "integer" not in text and "max_len" not in text:
+            with pytest.raises(UserError, match=text):
+                model.losses(jnp.zeros((1, 2), jnp.int32), jnp.asarray(tokens))
+    for targets in (TARGETS[:, :5], TARGETS[:2], TARGETS[0]):
+        with pytest.raises(UserError, match=r"targets have the shape .* the tokens \(3, 7\)"):
+            model.losses(TOKENS, targets)
+    for mask, text in (
+        (np.ones((3, 6), bool), r"key mask has the shape \(3, 7\)"),
+        (np.ones((3, 7)), "key mask is bool, not float64"),
+    ):
+        with pytest.raises(UserError, match=text):
+            model(TOKENS, mask)
 
 
-def test_in_a_compiled_function_a_token_beyond_the_vocabulary_gives_nan():
+def test_in_a_compiled_function_a_token_outside_the_vocabulary_gives_nan():
     structure = structure_of()
-    tokens = jnp.asarray([[1, 2, VOCAB - 1, 3], [1, 2, VOCAB, 3]])
-    logits = jax.jit(lambda m, t: m(t))(structure.model(some_params(structure), {}), tokens)
+    model = structure.model(some_params(structure), {})
+    tokens = jnp.asarray([[1, 2, VOCAB - 1, 3], [1, 2, VOCAB, 3], [1, 2, -1, 3]])
+    logits = jax.jit(lambda m, t: m(t))(model, tokens)
     assert np.isfinite(logits[0]).all()
-    assert np.isnan(logits[1, 2:]).all()
+    assert np.isnan(logits[1:, 2:]).all()
+    valid = jnp.broadcast_to(tokens[:1], tokens.shape)
+    losses = jax.jit(lambda m, t, targets: m.losses(t, targets))(model, valid, tokens)
+    np.testing.assert_array_equal(np.isnan(losses), (tokens < 0) | (tokens >= VOCAB))
+
+
+@pytest.mark.parametrize("chunk", [LENGTH, 1])
+def test_an_ignored_target_has_no_loss_and_no_gradient(chunk, monkeypatch):
+    monkeypatch.setattr(transformer, "LOGITS_AT_ONCE", chunk * TOKENS.shape[0] * VOCAB)
+    structure = structure_of()
+    ignored = jnp.asarray(RNG.random(TARGETS.shape) < 0.4)
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def run(params, targets, weight):
+        losses = structure.model(params, {}).losses(TOKENS, targets)
+        return (losses * weight).sum(), losses
+
+    params, weight = some_params(structure), 1.0 - ignored
+    (_, losses), grads = run(params, jnp.where(ignored, -100, TARGETS), jnp.ones_like(weight))
+    (_, all_losses), expected = run(params, TARGETS, weight)
+    np.testing.assert_array_equal(losses, np.where(ignored, 0, all_losses))
+    assert_trees_close(grads, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_targets_of_bytes_have_losses_of_their_own():
+    model = structure_of(vocab_size=256)
+    model = model.model(some_params(model), {})
+    tokens = np.array([[1, 2, 156]], np.uint8)  # -100 as uint8 is 156
+    losses = model.losses(tokens, tokens)
+    np.testing.assert_array_equal(losses, model.losses(*[tokens.astype(np.int32)] * 2))
+    assert (losses > 0).all()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"positions": "learned", "scan": False}, {"positions": "rotary"}, {"attention": "plain"}],
+)
+def test_padding_on_either_side_changes_no_other_logits_and_losses(options):
+    structure = structure_of(**options)
+    model = structure.model(some_params(structure), {})
+    run = jax.jit(lambda m, *args: (m(args[0], *args[2:]), m.losses(*args)))
+    logits, losses = run(model, TOKENS[:1], TARGETS[:1])
+    seen = np.zeros((3, 12), bool)
+    seen[0, 5:] = seen[1, :7] = seen[2, [0, 1, 4, 5, 6, 10, 11]] = True
+    tokens, targets = np.zeros((2, 3, 12), np.int32)
+    tokens[seen], targets[seen] = np.tile(TOKENS[0], 3), np.tile(TARGETS[0], 3)
+    padded_logits, padded_losses = map(np.asarray, run(model, tokens, targets, jnp.asarray(seen)))
+    shown = padded_logits[seen].reshape(3, 7, VOCAB)
+    np.testing.assert_allclose(shown, np.tile(logits, (3, 1, 1)), rtol=1e-4, atol=1e-5)
+    shown = padded_losses[seen].reshape(3, 7)
+    np.testing.assert_allclose(shown, np.tile(losses, (3, 1)), rtol=1e-4, atol=1e-5)
+    assert (padded_losses[~seen] == 0).all()
+
+
+@pytest.mark.parametrize("residual", ["rezero", "mhc"])
+def test_no_sequences_and_no_tokens_give_no_logits(residual):
+    structure = structure_of(residual=residual)
+    model = structure.model(some_params(structure), {})
+    for shape in ((0, 5), (2, 0)):
+        tokens = jnp.zeros(shape, jnp.int32)
+        logits, losses = jax.jit(lambda m, t: (m(t), m.losses(t, t)))(model, tokens)
+        assert (logits.shape, losses.shape) == ((*shape, VOCAB), shape)

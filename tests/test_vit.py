@@ -4,6 +4,7 @@ from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -104,8 +105,38 @@ def test_invalid_sizes_and_names(fields, text):
         nnx.eval_shape(lambda: ViT(**sizes | fields, rngs=nnx.Rngs(0)))
 
 
+def test_dropout_and_stochastic_depth_train_in_a_loop_of_ones_own():
+    model = SMALL(residual="pre_norm", dropout=0.2, stochastic_depth=0.5, rngs=nnx.Rngs(0))
+    with pytest.raises(UserError, match="dropout in training needs rngs"):
+        model(IMAGES)
+    optimizer = nnx.Optimizer(model, optax.adam(0.01), wrt=nnx.Param)
+    labels = jnp.arange(len(IMAGES))
+
+    @nnx.jit
+    def update(model, optimizer, rngs):
+        def loss(model, rngs):
+            logits = model(IMAGES, rngs=rngs)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+        value, grads = nnx.value_and_grad(loss)(model, rngs)
+        optimizer.update(model, grads)
+        return value
+
+    rngs = nnx.Rngs(dropout=1)
+    losses = [float(update(model, optimizer, rngs)) for _ in range(30)]
+    assert np.mean(losses[-5:]) < 0.8 * losses[0]
+    one, other = (model(IMAGES, rngs=rngs) for _ in range(2))
+    assert not np.array_equal(one, other)
+    model.eval()
+    np.testing.assert_array_equal(model(IMAGES), model(IMAGES, rngs=rngs))
+
+
+def test_no_images_have_no_logits():
+    assert SMALL(rngs=nnx.Rngs(0))(IMAGES[:0]).shape == (0, 5)
+
+
 def test_images_of_another_size():
     model = SMALL(rngs=nnx.Rngs(0))
-    for images in (IMAGES[:, :4], IMAGES[..., :1]):
+    for images in (IMAGES[:, :4], IMAGES[..., :1], IMAGES.transpose(0, 3, 1, 2), IMAGES[0]):
         with pytest.raises(UserError, match=r"takes images \(batch, 6, 6, 3\), not"):
             model(images)

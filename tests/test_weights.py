@@ -19,8 +19,8 @@ MODULES = {
     "post_norm_decoder_layer": partial(DecoderLayer, 8, 2, 12, residual="post_norm"),
     "pre_norm_decoder_layer": partial(DecoderLayer, 8, 2, 12, residual="pre_norm"),
     "without_bias": partial(EncoderLayer, 8, 2, 12, bias=False),
-    "encoder": partial(Encoder, 8, 2, 3, feedforward=12),
-    "encoder_unrolled": partial(Encoder, 8, 2, 3, feedforward=12, scan=False),
+    "encoder": partial(Encoder, 8, 3, 2, feedforward=12),
+    "encoder_unrolled": partial(Encoder, 8, 3, 2, feedforward=12, scan=False),
     "pre_norm_encoder": partial(
         Encoder, 8, 2, 2, feedforward=12, residual="pre_norm", final_norm=True
     ),
@@ -162,7 +162,7 @@ def test_wrong_names_shapes_and_numbers_change_nothing():
         assert_equal(leaves(layer), before)
     assert 'lacks "encoder.resweight"' in sentence(from_torch, layer, tensors, prefix="encoder.")
     three = to_torch(new(MODULES["encoder"]))
-    two, four = (abstract(partial(Encoder, 8, 2, n, feedforward=12)) for n in (2, 4))
+    two, four = (abstract(partial(Encoder, 8, n, 2, feedforward=12)) for n in (2, 4))
     assert 'lacks "layers.3.resweight"' in sentence(from_torch, four, three)
     assert 'has "layers.2.resweight", which this' in sentence(from_torch, two, three)
 

@@ -1,4 +1,4 @@
-"""Dropout whose random bits accelerators draw fast."""
+"""Dropout whose random bits accelerators draw fast, and stochastic depth."""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +7,7 @@ from jax import Array
 from jax.sharding import PartitionSpec
 
 from rezero_jax.devices import batch_axes, batch_shards
+from rezero_jax.residual import Constant, Place
 
 LEVELS = 2**16  # the rate is rounded to a multiple of 1 / LEVELS
 
@@ -30,6 +31,27 @@ class Dropout(nnx.Dropout):
         # A factor instead of a choice: a TPU would pack the choices into words and unpack them.
         kept = jnp.minimum(random_bits(key, x.shape) // dropped, 1).astype(x.dtype)
         return x * (kept * (LEVELS / (LEVELS - dropped)))
+
+
+class StochasticDepth(nnx.Module):
+    """Drops the whole branch of an example, in training (arXiv 1603.09382, section 3).
+
+    The probability grows linearly from 0 in the first layer to `rate` in the last; without a place
+    it is `rate`. A branch that stays is divided by the probability to stay.
+    """
+
+    def __init__(self, rate: float, place: Place | None):
+        share = 1.0 if place is None else (place.layer - 1) / max(place.layers - 1, 1)
+        self.rate = Constant(jnp.asarray(rate * share, jnp.float32))
+        self.deterministic = False
+
+    def __call__(self, branch: Array, *, rngs: nnx.Rngs | None = None) -> Array:
+        if self.deterministic or rngs is None:
+            return branch
+        stays = 1 - self.rate[...]
+        shape = (branch.shape[0], *(1,) * (branch.ndim - 1))
+        kept = jax.random.bernoulli(rngs.dropout(), stays, shape)
+        return branch * (kept / stays).astype(branch.dtype)
 
 
 def random_bits(key: Array, shape: tuple[int, ...]) -> Array:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from rezero_jax.errors import UserError, check_sizes, choose_from
 from rezero_jax.models import init
+from rezero_jax.models.dropout import Dropout
 from rezero_jax.models.options import Module, takes_options
 from rezero_jax.models.transformer.attention import Hidden
 from rezero_jax.models.transformer.config import TransformerConfig
@@ -26,7 +27,8 @@ class ViT(Module):
     """Patches and learned positions, `depth` encoder layers, and a linear head on the pooled trunk.
 
     The patches' weights and the head start as PyTorch's, positions as Normal(0, 0.02), and the
-    class token at 0; the layers start as `EncoderLayer`s. Trunk and logits are float32.
+    class token at 0; the layers start as `EncoderLayer`s. Trunk and logits are float32. The dropout
+    also applies to the embedding with its positions.
 
     Args:
       image_size: height and width of the images, in pixels.
@@ -79,7 +81,8 @@ class ViT(Module):
         normal = nnx.initializers.normal(POSITION_DEVIATION)
         length = patches + (pool == "token")
         self.position = nnx.Param(normal(rngs.params(), (length, width), jnp.float32))
-        self.trunk = Encoder(width, heads, depth, scan=scan, remat=remat, config=config, rngs=rngs)
+        self.dropout = Dropout(config.dropout)
+        self.trunk = Encoder(width, depth, heads, scan=scan, remat=remat, config=config, rngs=rngs)
         if final_norm is None:
             final_norm = config.rule.norms_branch
         self.norm = config.make_norm(width, rngs=rngs) if final_norm else init.identity
@@ -93,10 +96,15 @@ class ViT(Module):
     ) -> Float[Array, "batch classes"]:
         """Returns float32 logits.
 
+        `rngs=nnx.Rngs(dropout=key)` are for dropout and stochastic depth, in training.
+
         Raises a UserError if the images do not have the size and channels for which the model was
-        made, or if dropout, in training, lacks its `rngs`.
+        made, or if dropout or stochastic depth, in training, lack their `rngs`.
         """
-        x = self.trunk(self.embed(images), rngs=rngs)
+        x = self.embed(images)
+        if rngs is not None:  # without them, the first layer raises an error if it needs them
+            x = self.dropout(x, rngs=rngs)
+        x = self.trunk(x, rngs=rngs)
         pooled = x.mean(axis=1) if self.token is None else x[:, 0]
         return self.head(self.norm(pooled.astype(jnp.float32)))
 
@@ -110,8 +118,8 @@ class ViT(Module):
                 "resize them, or make the model for this size"
             )
         side = size // patch
-        patches = images.reshape(batch, side, patch, side, patch, -1).swapaxes(2, 3)
-        x = self.embedding(patches.reshape(batch, side * side, -1))
+        patches = images.reshape(batch, side, patch, side, patch, channels).swapaxes(2, 3)
+        x = self.embedding(patches.reshape(batch, side * side, self.embedding.in_features))
         x = x.astype(trunk_dtype(x.dtype))
         if self.token is not None:
             token = jnp.broadcast_to(self.token[...], (batch, 1, x.shape[-1]))

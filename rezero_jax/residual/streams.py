@@ -150,7 +150,7 @@ class ManifoldHyperConnections(PreNorm):
     def maps(self, x: Array) -> tuple[Array, Array, Array]:
         """H_pre (..., n), H_post (..., n) and H_res (..., n, n) for a trunk, all float32."""
         n, leading = self.streams, x.shape[:-2]
-        flat = x.reshape(*leading, -1).astype(jnp.float32)
+        flat = x.reshape(*leading, n * x.shape[-1]).astype(jnp.float32)
         flat = flat * jax.lax.rsqrt(jnp.mean(flat * flat, axis=-1, keepdims=True) + 1e-5)
         sizes = jnp.asarray([n, n, n * n])
         factors = jnp.repeat(self.mix_scale[...], sizes, total_repeat_length=n * (2 + n))

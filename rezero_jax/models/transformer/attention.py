@@ -19,7 +19,7 @@ Hidden = Float[Array, "batch length width"]
 Heads = Float[Array, "batch length heads size"]
 KeyHeads = Float[Array, "batch keys kv_heads size"]
 Mask = Bool[Array, "#batch #heads #queries keys"]
-KeyMask = Bool[Array, "batch keys"]
+KeyMask = Bool[Array, "#batch keys"]
 # Keys and values of the positions so far, of one layer or of all layers of a scan.
 CachedHeads = Float[Array, "layers batch places kv_heads size"]
 Cache = tuple[CachedHeads, CachedHeads]
@@ -86,20 +86,27 @@ class Attention(nnx.Module):
         memory: Float[Array, "batch keys width"] | None = None,
         *,
         mask: Mask | None = None,
+        key_mask: KeyMask | None = None,
         is_causal: bool = False,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "batch queries width"]:
         """Attends from x to `memory`, or to x itself.
 
-        The mask is True where a query may attend to a key, and `rngs` are for dropout, in training.
+        The masks are those of a layer, and `rngs` are for dropout, in training. A query that may
+        attend to no key gets 0 from every head.
         """
         q, k, v = self._project(x, memory)
+        (batch, length, heads, _), keys = q.shape, k.shape[1]
+        mask = joint_mask(mask, key_mask, (batch, heads, length, keys))
         if self.rotary:
-            q, k = (rotate(heads, jnp.arange(heads.shape[1])[None]) for heads in (q, k))
+            q, k = (rotate(x, token_positions(x.shape[1], key_mask)) for x in (q, k))
         dropped = self.dropout.rate > 0 and not self.dropout.deterministic
         drop = (lambda weights: self.dropout(weights, rngs=rngs)) if dropped else None
-        heads = attend(q, k, v, mask=mask, is_causal=is_causal, drop=drop, plain=self.plain)
-        return self._join(heads)
+        out = attend(q, k, v, mask=mask, is_causal=is_causal, drop=drop, plain=self.plain)
+        if mask is not None:  # a softmax over no key would be the mean over all keys
+            seen = mask & _causal(0, length, keys) if is_causal else mask
+            out = jnp.where(seen.any(axis=-1).swapaxes(1, 2)[..., None], out, 0)
+        return self._join(out)
 
     def init_cache(self, depth: int, batch_size: int, length: int) -> Cache:
         """An empty cache of `length` positions for `depth` layers."""
@@ -141,23 +148,51 @@ class Attention(nnx.Module):
             q, kv = y[:, :, :, :-2], y[:, :, :, -2:]
         else:
             q, kv = project(x, slice(-2)), project(memory, slice(-2, None))
-        return q.reshape(*x.shape[:2], -1, self.size), kv[:, :, :, 0], kv[:, :, :, 1]
+        heads = self.out.in_features // self.size
+        return q.reshape(*x.shape[:2], heads, self.size), kv[:, :, :, 0], kv[:, :, :, 1]
 
     def _join(self, heads: Heads) -> Hidden:
-        return self.out(self.norm(heads.reshape(*heads.shape[:2], -1)))
+        return self.out(self.norm(heads.reshape(*heads.shape[:2], self.out.in_features)))
 
 
-def joint_mask(mask: Array | None, key_mask: KeyMask | None) -> Mask | None:
-    """Combines a layer's two bool masks; broadcasts to (batch, heads, queries, keys)."""
-    for given in (mask, key_mask):
-        if given is not None and given.dtype != bool:
-            raise UserError(f"a mask is bool, not {given.dtype}; give True where to attend")
-    if mask is not None and mask.ndim < 4:
-        mask = mask[:, None] if mask.ndim == 3 else mask[None, None]
+def joint_mask(
+    mask: Array | None, key_mask: KeyMask | None, shape: tuple[int, int, int, int]
+) -> Mask | None:
+    """Combines a layer's two masks; broadcasts to `shape`, (batch, heads, queries, keys).
+
+    Raises a UserError for a mask of another dtype or shape.
+    """
+    batch, _, queries, keys = shape
+    if mask is not None:
+        check_mask("a mask", mask, (queries, keys), (batch, queries, keys), shape)
+        mask = jnp.expand_dims(mask, {2: (0, 1), 3: 1, 4: ()}[mask.ndim])
     if key_mask is None:
         return mask
-    keys = key_mask[:, None, None]
-    return keys if mask is None else mask & keys
+    check_mask("a key mask", key_mask, (batch, keys))
+    seen = key_mask[:, None, None]
+    return seen if mask is None else mask & seen
+
+
+def check_mask(what: str, mask: Array, *shapes: tuple[int, ...]) -> None:
+    """Raises a UserError unless the mask is bool and broadcasts to one of the shapes."""
+    dtype = str(getattr(mask, "dtype", type(mask).__name__))
+    if dtype != "bool":
+        raise UserError(f"{what} is bool, not {dtype}; give True where to attend")
+    for shape in shapes:
+        same = [size in (1, right) for size, right in zip(mask.shape, shape, strict=False)]
+        if mask.ndim == len(shape) and mask.shape[-1] == shape[-1] and all(same):
+            return
+    raise UserError(
+        f"{what} has the shape {' or '.join(map(str, shapes))} here, or 1 for all but the last "
+        f"size, not {mask.shape}; reshape it"
+    )
+
+
+def token_positions(length: int, key_mask: KeyMask | None) -> Int[Array, "#batch length"]:
+    """Positions 0, 1, .. of a sequence; a key mask's padding counts for none."""
+    if key_mask is None:
+        return jnp.arange(length)[None]
+    return jnp.maximum(jnp.cumsum(key_mask, axis=1, dtype=jnp.int32) - 1, 0)
 
 
 def attend(
@@ -190,7 +225,7 @@ def attend(
             return splash.splash(q, k, v, is_causal=is_causal)
     cudnn = may_use_kernel and _cudnn_takes(target, q, k)
     may_use_blocks = not (plain or cudnn or (drop is not None and target.platform == "cpu"))
-    if may_use_blocks and is_causal and mask is None and length == keys:
+    if may_use_blocks and is_causal and mask is None and length == keys > 0:
         block = max(BLOCK, -(-length // (BLOCKS if target.platform == "cpu" else FEW_BLOCKS)))
         ends = [(start, min(start + block, length)) for start in range(0, length, block)]
         blocks = [

@@ -42,6 +42,8 @@ class TransformerConfig(RuleConfig):
         and a language model's loss takes all logits at once, as model FLOPs are counted.
       activation: a name of `rezero_jax.models.transformer.config.ACTIVATIONS`.
       dropout: fraction dropped of the attention weights, the hidden layer and each branch.
+      stochastic_depth: probability that an example skips a branch of the last layer; it grows
+        linearly from 0 in the first layer (arXiv 1603.09382).
       bias: whether the projections have biases.
       dtype: dtype of the computation; parameters, norms and the softmax are float32, and the trunk
         keeps the dtype of x.
@@ -57,14 +59,16 @@ class TransformerConfig(RuleConfig):
     attention: str = "auto"
     activation: str = "relu"
     dropout: float = 0.0
+    stochastic_depth: float = 0.0
     bias: bool = True
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_sizes(feedforward=self.feedforward, kv_heads=self.kv_heads)
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout={self.dropout} is not a fraction; give 0 or more, below 1")
+        for name in ("dropout", "stochastic_depth"):
+            if not 0 <= (rate := getattr(self, name)) < 1:
+                raise UserError(f"{name}={rate} is not a fraction; give 0 or more, below 1")
         for name, valid in NAMES.items():
             if getattr(self, name) not in valid:
                 raise choose_from(name, getattr(self, name), valid)

@@ -14,11 +14,11 @@ from jaxtyping import Bool, Float, Int
 
 from rezero_jax.errors import UserError
 from rezero_jax.models.options import takes_options
-from rezero_jax.models.transformer.attention import Cache
+from rezero_jax.models.transformer.attention import Cache, check_mask
 
 Prompts = Sequence[Sequence[int]] | Array | np.ndarray
 
-LENGTH_MULTIPLE = 32  # prompts and caches are padded to a multiple: few lengths are compiled
+SHORTEST = 32  # prompts and caches have this length, or the next power of two
 LanguageModel = Any  # a `Transformer`, whose file imports this one
 
 
@@ -80,22 +80,37 @@ def generate(
     prompts: Prompts,
     max_new_tokens: int,
     *,
+    key_mask: Bool[Array | np.ndarray, "batch length"] | None = None,
     config: SamplingConfig = SamplingConfig(),
     rngs: nnx.Rngs | None = None,
     **options: Any,
 ) -> Int[Array, "batch max_new_tokens"]:
-    """Continues the prompts token by token, without dropout; compiled once for similar sizes.
+    """Continues the prompts token by token, without dropout.
+
+    A text that has max_len tokens continues from its last max_len / 2 tokens, and so does a prompt
+    of max_len tokens or more.
+
+    The programs are compiled for the number of prompts and for lengths rounded up to a power of
+    two. Other prompts and numbers of new tokens of the same rounded length compile nothing, nor do
+    other options and seeds.
 
     Args:
       prompts: sequences of tokens, of any lengths; at least one token each.
-      max_new_tokens: number of tokens to add; with the longest prompt at most max_len.
+      max_new_tokens: number of tokens to add.
+      key_mask: False at the padding of prompts of one length, on whichever side.
       rngs: its stream "sample" draws the tokens; not needed at temperature 0.
 
     Raises:
       UserError: an argument is invalid.
     """
-    pieces = stream(model, prompts, max_new_tokens, max_new_tokens, config=config, rngs=rngs)
-    return jnp.asarray(next(pieces))
+    pieces = stream(
+        model, prompts, max_new_tokens, max_new_tokens, key_mask=key_mask, config=config, rngs=rngs
+    )
+    new = np.concatenate(list(pieces), axis=1)
+    # After a stream has ended early, every row has its stop token.
+    missing = ((0, 0), (0, max_new_tokens - new.shape[1]))
+    new = np.pad(new, missing, constant_values=config.stop_token or 0)
+    return jax.device_put(new)  # jnp.asarray would compile a copy for every shape
 
 
 @takes_options()
@@ -105,6 +120,7 @@ def stream(
     max_new_tokens: int,
     chunk: int = 8,
     *,
+    key_mask: Bool[Array | np.ndarray, "batch length"] | None = None,
     config: SamplingConfig = SamplingConfig(),
     rngs: nnx.Rngs | None = None,
     **options: Any,
@@ -113,7 +129,7 @@ def stream(
 
     The stream ends early when every sequence has had its stop token.
     """
-    tokens, lengths = _padded(model, prompts, max_new_tokens)
+    texts = _checked(model, prompts, max_new_tokens, key_mask)
     if config.stop_token is not None and not 0 <= config.stop_token < model.vocab_size:
         raise UserError(
             f"stop_token={config.stop_token} is not in the vocabulary; give one of 0 .. "
@@ -121,76 +137,111 @@ def stream(
         )
     if config.temperature > 0 and rngs is None:
         raise UserError("sampling needs rngs=nnx.Rngs(seed); give it, or temperature=0")
-    keys = jax.random.split(jax.random.key(0) if rngs is None else rngs.sample(), len(tokens))
     sampling = Sampling(
         float(config.temperature),  # an int would compile again
         min(int(config.top_k or model.vocab_size), model.vocab_size),
         float(config.top_p or 1),
         -1 if config.stop_token is None else int(config.stop_token),
     )
-    filtered = config.top_k is not None or config.top_p is not None
-    cache_length = min(_round_up(tokens.shape[1] + max_new_tokens), model.max_len)
-    carry = _read_prompts(model, tokens, lengths, keys, cache_length)
-    for start in range(0, max_new_tokens, chunk):
-        carry, new = _next_chunk(model, carry, sampling, chunk, filtered)
-        yield np.asarray(new)[:, : max_new_tokens - start]
-        if bool(carry.done.all()):
-            return
+
+    def draw() -> Array:
+        return jax.random.split(jax.random.key(0) if rngs is None else rngs.sample(), len(texts))
+
+    # Each text has its own number of windows, and the keys of a window do not depend on the others.
+    draws, window, done = [draw()], np.zeros(len(texts), int), np.zeros(len(texts), bool)
+    keys = draws[0]
+    while max_new_tokens > 0:
+        longest = max(map(len, texts))
+        room = min(max_new_tokens, model.max_len - longest)
+        sizes = [min(_round_up(size), model.max_len) for size in (longest, longest + room)]
+        tokens = np.zeros((len(texts), sizes[0]), np.int32)
+        for row, text in zip(tokens, texts, strict=True):
+            row[: len(text)] = text
+        lengths = np.array([len(text) for text in texts], np.int32)
+        carry = _read_prompts(model, tokens, lengths, keys, done, sizes[1])
+        for start in range(0, room, chunk):
+            count = min(chunk, room - start)
+            carry, padded = _next_chunk(model, carry, sampling, count)
+            yield (new := np.asarray(padded)[:, :count])
+            if (done := np.asarray(carry.done)).all():
+                return
+            for text, more in zip(texts, new.tolist(), strict=True):
+                text += more
+        max_new_tokens -= room
+        for i, text in enumerate(texts):
+            if len(text) == model.max_len:
+                del text[: -(model.max_len // 2)]
+                window[i] += 1
+        draws += [draw() for _ in range(window.max() + 1 - len(draws))]
+        for i in np.unique(window):
+            keys = jnp.where(window == i, draws[i], keys)
 
 
-def _padded(
-    model: LanguageModel, prompts: Prompts, max_new_tokens: int
-) -> tuple[Int[Array, "batch padded"], Int[Array, " batch"]]:
-    """The prompts, padded to one length, and their lengths."""
+def _checked(
+    model: LanguageModel, prompts: Prompts, max_new_tokens: int, key_mask: Any
+) -> list[list[int]]:
+    """The tokens from which each text continues."""
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens={max_new_tokens} asks for nothing; give at least 1")
-    rows = [np.asarray(prompt) for prompt in prompts]
-    if not rows or any(not row.size for row in rows):
-        raise UserError("a prompt is empty; give at least one token to continue")
+    if model.max_len < 2:
+        raise UserError("a model with max_len=1 has no room for a new token; make it larger")
+    # A device array would be sliced on the device, row by row.
+    given = np.asarray(prompts) if isinstance(prompts, jax.Array) else prompts
+    rows = [np.asarray(prompt) for prompt in given]
+    if not rows:
+        raise UserError("there is no prompt; give at least one")
+    if key_mask is not None:
+        if any(row.shape != rows[0].shape for row in rows):
+            raise UserError("a key mask needs prompts of one length; give prompts without padding")
+        shape = (len(rows), *rows[0].shape)
+        check_mask("a key mask", key_mask, shape)
+        rows = [row[seen] for row, seen in zip(rows, np.broadcast_to(key_mask, shape), strict=True)]
     for row in rows:
+        if not row.size:
+            raise UserError("a prompt is empty; give at least one token to continue")
         if row.ndim != 1 or not np.issubdtype(row.dtype, np.integer):
             raise UserError(
                 f"a prompt is a sequence of integer tokens, not {row.dtype} of shape {row.shape}; "
-                "convert it"
+                "give a list of such prompts"
             )
-    lengths = np.array([len(row) for row in rows], np.int32)
-    longest = int(lengths.max())
-    if longest + max_new_tokens > model.max_len:
-        raise UserError(
-            f"{longest} tokens of prompt and {max_new_tokens} new ones are more than "
-            f"max_len={model.max_len}; shorten one of them"
-        )
-    padded = min(_round_up(longest), model.max_len)
-    tokens = np.zeros((len(rows), padded), np.int64)  # wide enough to be checked
-    for i, row in enumerate(rows):
-        tokens[i, : len(row)] = row
-    model.check(tokens)
-    return jnp.asarray(tokens, jnp.int32), jnp.asarray(lengths)
+        model.check_values(row)
+    half = model.max_len // 2
+    return [row[-half if len(row) >= model.max_len else 0 :].tolist() for row in rows]
 
 
 def _round_up(length: int) -> int:
-    return -(-length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+    """The next power of two, at least SHORTEST."""
+    return max(SHORTEST, 1 << (length - 1).bit_length())
 
 
 @partial(jax.jit, static_argnames="cache_length")
 def _read_prompts(
-    model: LanguageModel, tokens: Array, lengths: Array, keys: Array, cache_length: int
+    model: LanguageModel,
+    tokens: Array,
+    lengths: Array,
+    keys: Array,
+    done: Array,
+    cache_length: int,
 ) -> DecodingCarry:
     """Reads the prompts; the padding's keys are overwritten before a query may attend to them."""
     model, (batch, length) = model.for_decoding(), tokens.shape
     positions = jnp.broadcast_to(jnp.arange(length)[None], tokens.shape)
     hidden, cache = model.decode(tokens, model.init_cache(batch, cache_length), positions)
     last = hidden[jnp.arange(batch), lengths - 1]
-    return DecodingCarry(cache, model.logits(last), lengths, jnp.zeros(batch, bool), keys)
+    return DecodingCarry(cache, model.logits(last), lengths, done, keys)
 
 
-@partial(jax.jit, static_argnames=("count", "filtered"), donate_argnames="carry")
+@partial(jax.jit, donate_argnames="carry")
 def _next_chunk(
-    model: LanguageModel, carry: DecodingCarry, sampling: Sampling, count: int, filtered: bool
+    model: LanguageModel, carry: DecodingCarry, sampling: Sampling, count: int
 ) -> tuple[DecodingCarry, Array]:
-    """Up to `count` more tokens (batch, count); the stop token fills the rest of a row."""
-    model, batch = model.for_decoding(), carry.position.shape[0]
-    tokens = jnp.full((batch, count), jnp.maximum(sampling.stop_token, 0), jnp.int32)
+    """Up to `count` more tokens, of an array (batch, cache length).
+
+    The stop token fills the rest of a row. The cache has room for all, so that no other `count`
+    compiles again.
+    """
+    model, (batch, length) = model.for_decoding(), carry.cache[0][0].shape[1:3]
+    tokens = jnp.full((batch, length), jnp.maximum(sampling.stop_token, 0), jnp.int32)
 
     def unfinished(loop: tuple[Array, DecodingCarry, Array]) -> Array:
         i, now, _ = loop
@@ -199,7 +250,7 @@ def _next_chunk(
     def step(loop: tuple[Array, DecodingCarry, Array]) -> tuple[Array, DecodingCarry, Array]:
         i, now, tokens = loop
         keys = jax.vmap(jax.random.fold_in)(now.key, now.position)
-        picked = pick(now.logits, keys, sampling, filtered)
+        picked = pick(now.logits, keys, sampling)
         token = jnp.where(now.done, sampling.stop_token, picked)
         hidden, cache = model.decode(token[:, None], now.cache, now.position[:, None])
         done = now.done | (token == sampling.stop_token)
@@ -211,12 +262,11 @@ def _next_chunk(
 
 
 def pick(
-    logits: Float[Array, "batch vocab"], keys: Array, sampling: Sampling, filtered: bool
+    logits: Float[Array, "batch vocab"], keys: Array, sampling: Sampling
 ) -> Int[Array, " batch"]:
-    """The next token of each sequence; `filtered` is whether top_k or top_p is set."""
-    likeliest = logits.argmax(axis=-1)
-    scaled = logits / jnp.where(sampling.temperature > 0, sampling.temperature, 1.0)
-    if filtered:
+    """The next token of each sequence."""
+
+    def filtered(scaled: Array) -> Array:
         descending = jnp.sort(scaled, axis=-1, descending=True)
         rank = jnp.arange(logits.shape[-1])[None]
         stays = rank < sampling.top_k
@@ -224,6 +274,11 @@ def pick(
         # A token stays if the tokens before it do not reach top_p: the likeliest always stays.
         stays &= jnp.cumsum(probability, axis=-1) - probability < sampling.top_p
         least = jnp.where(stays, descending, jnp.inf).min(axis=-1, keepdims=True)
-        scaled = jnp.where(scaled >= least, scaled, -jnp.inf)
+        return jnp.where(scaled >= least, scaled, -jnp.inf)
+
+    likeliest = logits.argmax(axis=-1)
+    scaled = logits / jnp.where(sampling.temperature > 0, sampling.temperature, 1.0)
+    few = (sampling.top_k < logits.shape[-1]) | (sampling.top_p < 1)
+    scaled = jax.lax.cond(few, filtered, lambda scaled: scaled, scaled)
     sampled = jax.vmap(jax.random.categorical)(keys, scaled)
     return jnp.where(sampling.temperature > 0, sampled, likeliest).astype(jnp.int32)

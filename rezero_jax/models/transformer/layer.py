@@ -16,9 +16,9 @@ from jaxtyping import Bool, Float, Int
 
 from rezero_jax.errors import UserError
 from rezero_jax.models import init
-from rezero_jax.models.dropout import Dropout
+from rezero_jax.models.dropout import Dropout, StochasticDepth
 from rezero_jax.models.options import Module, takes_options
-from rezero_jax.models.transformer.attention import Attention, Cache, Hidden, KeyMask, joint_mask
+from rezero_jax.models.transformer.attention import Attention, Cache, Hidden, KeyMask
 from rezero_jax.models.transformer.config import ACTIVATIONS, TransformerConfig
 from rezero_jax.residual import Branch, Place, make_rule
 from rezero_jax.stack import Stack
@@ -112,6 +112,8 @@ class TransformerLayer(Module):
             self.cross_attention = attention(replace(config, rotary=False), gain=cross_gain)
         self.feedforward = FeedForward(width, config, gain=gain, inner_norm=inner_norm, rngs=rngs)
         self.dropout = Dropout(config.dropout)
+        rate = config.stochastic_depth
+        self.stochastic_depth = StochasticDepth(rate, place) if rate else None
         one_gate = kind.shares_gate and config.alpha_per == "layer"
         rules: list[Any] = [
             make_rule(config, width, place=place and replace(place, sublayer=i), rngs=rngs)
@@ -124,8 +126,12 @@ class TransformerLayer(Module):
 
     def join(self, sublayer: int, x: Trunk, f: Branch, rngs: nnx.Rngs | None) -> Trunk:
         """Joins the branch f, with dropout, to the trunk x by the sublayer's rule."""
-        rule = self.rules[sublayer % len(self.rules)]
-        return rule(x, lambda u: self.dropout(f(u), rngs=rngs))
+
+        def branch(u: Array) -> Array:
+            fu = self.dropout(f(u), rngs=rngs)
+            return fu if self.stochastic_depth is None else self.stochastic_depth(fu, rngs=rngs)
+
+        return self.rules[sublayer % len(self.rules)](x, branch)
 
     def _checked_attention(
         self,
@@ -136,7 +142,8 @@ class TransformerLayer(Module):
         rngs: nnx.Rngs | None,
     ) -> Branch:
         """The branch of self-attention; raises a UserError for wrong arguments of the layer."""
-        if self.dropout.rate > 0 and not self.dropout.deterministic and rngs is None:
+        drops = self.dropout.rate > 0 or self.stochastic_depth is not None
+        if drops and not self.dropout.deterministic and rngs is None:
             raise UserError(
                 "dropout in training needs rngs=nnx.Rngs(dropout=key); give it in the call, or "
                 "call model.eval() first"
@@ -148,8 +155,7 @@ class TransformerLayer(Module):
             raise UserError(
                 f"this layer takes sequences (batch, length, {sizes}), not {x.shape}; reshape x"
             )
-        seen = joint_mask(mask, key_mask)
-        return partial(self.attention, mask=seen, is_causal=is_causal, rngs=rngs)
+        return partial(self.attention, mask=mask, key_mask=key_mask, is_causal=is_causal, rngs=rngs)
 
 
 class EncoderLayer(TransformerLayer):
@@ -171,12 +177,12 @@ class EncoderLayer(TransformerLayer):
         Args:
           mask: bool (queries, keys), (batch, queries, keys) or (batch, heads, queries, keys), True
             where a query may attend to a key. PyTorch's masks mean the opposite: give `~mask`.
-          key_mask: bool (batch, keys), False at padding.
+          key_mask: bool (batch, keys), False at padding, on whichever side.
           is_causal: whether position i attends to positions 0 .. i only.
           rngs: source of the dropout, in training.
 
         Raises:
-          UserError: x has another shape, a mask is not bool, or dropout lacks its `rngs`.
+          UserError: x or a mask has another shape, a mask is not bool, or dropout lacks its `rngs`.
         """
         attention = self._checked_attention(x, mask, key_mask, is_causal, rngs)
         x = self.join(0, x, attention, rngs)
@@ -208,7 +214,7 @@ class DecoderLayer(TransformerLayer):
         mask: Array | None = None,
         memory_mask: Array | None = None,
         key_mask: KeyMask | None = None,
-        memory_key_mask: Bool[Array, "batch places"] | None = None,
+        memory_key_mask: Bool[Array, "#batch places"] | None = None,
         *,
         is_causal: bool = False,
         rngs: nnx.Rngs | None = None,
@@ -221,8 +227,13 @@ class DecoderLayer(TransformerLayer):
                 f"this layer takes a memory ({x.shape[0]}, length, {x.shape[-1]}), not "
                 f"{memory.shape}; reshape memory"
             )
-        seen = joint_mask(memory_mask, memory_key_mask)
-        cross = partial(self.cross_attention, memory=memory, mask=seen, rngs=rngs)
+        cross = partial(
+            self.cross_attention,
+            memory=memory,
+            mask=memory_mask,
+            key_mask=memory_key_mask,
+            rngs=rngs,
+        )
         x = self.join(1, x, cross, rngs)
         return self.join(2, x, partial(self.feedforward, rngs=rngs), rngs)
 
@@ -236,8 +247,8 @@ class LayerStack(Module):
     def __init__(
         self,
         width: int,
-        heads: int,
         depth: int,
+        heads: int,
         *,
         final_norm: bool = False,
         scan: bool = True,
@@ -250,8 +261,8 @@ class LayerStack(Module):
 
         Args:
           width: size of the last axis of x.
-          heads: number of attention heads; divides width.
           depth: number of layers.
+          heads: number of attention heads; divides width.
           final_norm: whether a norm follows the last layer; ReZero needs none.
           scan, remat: see `rezero_jax.stack.Stack`.
         """

@@ -16,7 +16,13 @@ from rezero_jax.errors import UserError, check_sizes, choose_from
 from rezero_jax.models import init
 from rezero_jax.models.dropout import Dropout
 from rezero_jax.models.options import Module, takes_options
-from rezero_jax.models.transformer.attention import Cache, Hidden
+from rezero_jax.models.transformer.attention import (
+    Cache,
+    Hidden,
+    KeyMask,
+    check_mask,
+    token_positions,
+)
 from rezero_jax.models.transformer.config import TransformerConfig
 from rezero_jax.models.transformer.generate import generate
 from rezero_jax.models.transformer.layer import Encoder
@@ -26,6 +32,7 @@ from rezero_jax.residual.rule import align
 Tokens = Int[Array, "batch length"]
 
 POSITIONS = ("sinusoidal", "learned", "rotary")
+IGNORED = -100  # a target without a loss, as in PyTorch and Hugging Face's libraries
 EMBEDDING_BOUND = 0.1  # of the authors' notebook
 LOGITS_AT_ONCE = 2**24  # most float32 logits in memory at a time in a loss (64 MB)
 UNROLLED_DECODING = 16  # deepest scanned trunk that generation unrolls
@@ -80,8 +87,8 @@ class Transformer(Module):
         self.plain = config.attention == "plain"
         self.trunk = Encoder(
             width,
-            heads,
             depth,
+            heads,
             final_norm=final_norm,
             scan=scan,
             remat=remat,
@@ -101,21 +108,32 @@ class Transformer(Module):
         self.dropout = Dropout(config.dropout)
 
     def __call__(
-        self, tokens: Tokens, *, rngs: nnx.Rngs | None = None
+        self, tokens: Tokens, key_mask: KeyMask | None = None, *, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "batch length vocab"]:
         """Returns float32 logits: position i predicts token i + 1 from tokens 0 .. i.
 
-        Raises a UserError if the tokens are invalid (see `check`), or if dropout lacks its `rngs`.
-        """
-        return self.logits(self.hidden(tokens, rngs=rngs))
+        Args:
+          tokens: integers below vocab_size, also at padding.
+          key_mask: bool, False at padding, on whichever side: the other tokens then have the
+            positions and the logits that they have without the padding.
+          rngs: source of the dropout, in training.
 
-    def hidden(self, tokens: Tokens, *, rngs: nnx.Rngs | None = None) -> Hidden:
+        Raises:
+          UserError: the tokens (see `check`) or the mask are invalid, or dropout lacks its `rngs`.
+        """
+        return self.logits(self.hidden(tokens, key_mask, rngs=rngs))
+
+    def hidden(
+        self, tokens: Tokens, key_mask: KeyMask | None = None, *, rngs: nnx.Rngs | None = None
+    ) -> Hidden:
         """The trunk after the last layer (and final norm), which is the head's input."""
         self.check(tokens)
-        x = self._embed(tokens, jnp.arange(tokens.shape[1])[None])
+        if key_mask is not None:
+            check_mask("a key mask", key_mask, tokens.shape)
+        x = self._embed(tokens, token_positions(tokens.shape[1], key_mask))
         if rngs is not None:  # without them, the first layer raises an error if dropout needs them
             x = self.dropout(x, rngs=rngs)
-        return self.trunk(x, is_causal=True, rngs=rngs)
+        return self.trunk(x, key_mask=key_mask, is_causal=True, rngs=rngs)
 
     def logits(self, hidden: Float[Array, "*batch width"]) -> Float[Array, "*batch vocab"]:
         """The head: float32 logits of hidden vectors."""
@@ -130,21 +148,42 @@ class Transformer(Module):
         )
 
     def losses(
-        self, tokens: Tokens, targets: Tokens, *, rngs: nnx.Rngs | None = None
+        self,
+        tokens: Tokens,
+        targets: Tokens,
+        key_mask: KeyMask | None = None,
+        *,
+        rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "batch length"]:
         """Cross entropy (nats) of each target given the tokens up to its position.
+
+        The loss is 0 where the target is IGNORED (-100) or `key_mask` is False. Any other target
+        outside the vocabulary is a UserError, or, inside jit, which sees no values, a loss of NaN.
 
         More than LOGITS_AT_ONCE logits are computed in equal chunks of the length, and
         rematerialised in the backward pass.
         """
-        hidden = self.hidden(tokens, rngs=rngs)
+        if targets.shape != tokens.shape:
+            raise UserError(
+                f"the targets have the shape {targets.shape}, and the tokens {tokens.shape}; give "
+                "each token's target"
+            )
+        self.check(targets, IGNORED)
+        hidden = self.hidden(tokens, key_mask, rngs=rngs)
+        targets = jnp.asarray(targets, jnp.int32)  # of uint8, -100 would be a token
+        ignored = targets == IGNORED
+        if key_mask is not None:
+            ignored |= ~key_mask
+        # A negative target would count from the vocabulary's end; beyond the end, it gives NaN.
+        targets = jnp.where(targets < 0, self.vocab_size, targets)
+        targets = jnp.where(ignored, 0, targets)
 
         def loss(xs: tuple[Array, Array]) -> Array:
             return optax.softmax_cross_entropy_with_integer_labels(self.logits(xs[0]), xs[1])
 
         length, logits = tokens.shape[1], tokens.size * self.vocab_size
         if self.plain or logits <= LOGITS_AT_ONCE:
-            return loss((hidden, targets))
+            return jnp.where(ignored, 0.0, loss((hidden, targets)))
         # The length is chunked and not the batch, which may be sharded among devices.
         least = min(-(-logits // LOGITS_AT_ONCE), length)
         chunks = next(n for n in range(least, length + 1) if length % n == 0)
@@ -153,7 +192,7 @@ class Transformer(Module):
             for x in (hidden, targets)
         )
         losses = jax.lax.map(jax.checkpoint(loss), (hidden_chunks, target_chunks))
-        return losses.swapaxes(0, 1).reshape(tokens.shape)
+        return jnp.where(ignored, 0.0, losses.swapaxes(0, 1).reshape(tokens.shape))
 
     def init_cache(self, batch_size: int, length: int | None = None) -> list[Cache]:
         """Empty keys and values of `length` positions (default: max_len) for `decode`."""
@@ -184,10 +223,10 @@ class Transformer(Module):
             layers.blocks = nnx.List(layers.layers())
         return model
 
-    def check(self, tokens: Array | np.ndarray) -> None:
-        """Raises a UserError for invalid tokens.
+    def check(self, tokens: Array | np.ndarray, also: int = 0) -> None:
+        """Raises a UserError for invalid tokens; `also` is one more valid value.
 
-        Values are checked only outside jit; inside, a token beyond the vocabulary gives NaN.
+        Values are checked only outside jit; inside, a token outside the vocabulary gives NaN.
         """
         if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise UserError(
@@ -200,16 +239,20 @@ class Transformer(Module):
                 "make the model with a larger max_len"
             )
         if not isinstance(tokens, jax.core.Tracer):
-            values = np.asarray(tokens)
-            wrong = values[(values < 0) | (values >= self.vocab_size)]
-            if wrong.size:
-                raise UserError(
-                    f"the token {wrong[0]} is not in the vocabulary, 0 .. {self.vocab_size - 1}; "
-                    "correct the tokens, or make the model with a larger vocab_size"
-                )
+            self.check_values(np.asarray(tokens), also)
+
+    def check_values(self, values: np.ndarray, also: int = 0) -> None:
+        """Raises a UserError for a token outside the vocabulary."""
+        wrong = values[((values < 0) | (values >= self.vocab_size)) & (values != also)]
+        if wrong.size:
+            raise UserError(
+                f"the token {wrong[0]} is not in the vocabulary, 0 .. {self.vocab_size - 1}; "
+                "correct the tokens, or make the model with a larger vocab_size"
+            )
 
     def _embed(self, tokens: Tokens, positions: Int[Array, "#batch length"]) -> Array:
-        x = jnp.take(self.embedding[...], tokens, axis=0)
+        # A negative token is NaN, as one beyond the vocabulary is, and not one from its end.
+        x = self.embedding[...].at[tokens].get(mode="fill", wrap_negative_indices=False)
         if self.position is not None:
             x = x + jnp.take(self.position[...], positions, axis=0)
         x = x * math.sqrt(x.shape[-1])
@@ -226,4 +269,4 @@ def sinusoids(
     frequency = 10_000.0 ** (-2 * jnp.arange(pairs, dtype=jnp.float32) / width)
     angle = positions[..., None].astype(jnp.float32) * frequency[None, None]
     both = jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1)
-    return both.reshape(*positions.shape, -1)[..., :width]
+    return both.reshape(*positions.shape, 2 * pairs)[..., :width]
