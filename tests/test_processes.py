@@ -1,12 +1,15 @@
 """Several processes of one run, on this machine: they train as one and stop as one."""
 
 import json
+import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -189,15 +192,95 @@ def test_four_processes_train_as_one(file, fields, tmp_path):
     assert_same_curve(tmp_path / "one", tmp_path / "four")
 
 
-def test_a_missing_process_is_reported_in_time():
-    code = (
-        "import os\nfrom launch.connect import connect\nfrom rezero_jax import processes\n"
-        "try: connect('localhost:1', 1, 2, wait=2)\n"
-        "except processes.Lost as error: print(error, flush=True); os._exit(error.status)"
-    )
-    result = run([sys.executable, "-c", code], cwd=ROOT)
+WAITING = """\
+import os
+from launch.connect import connect
+from rezero_jax import processes
+try:
+    connect(*{args}, wait=3)
+except processes.Lost as error:
+    print(error, flush=True)
+    os._exit(error.status)
+"""
+STEP = {"STEP_NODELIST": "localhost", "NTASKS": "4", "PROCID": "1", "LOCALID": "1", "JOB_ID": "7"}
+
+
+@pytest.mark.parametrize(
+    ("args", "variables", "where"),
+    [
+        (("localhost:1", 1, 2), {}, " at localhost:1"),
+        # A command started by hand in an allocation for four tasks.
+        pytest.param((), STEP, "", marks=pytest.mark.slow),
+    ],
+)
+def test_a_missing_process_is_reported_in_time_and_waiting_at_once(args, variables, where):
+    env = os.environ | {f"SLURM_{name}": value for name, value in variables.items()}
+    result = run([sys.executable, "-c", WAITING.format(args=args)], cwd=ROOT, env=env)
     assert result.returncode == 4, result.stderr
-    assert "connected at localhost:1 within 2 s; start the same" in result.stdout
+    notice = f"waiting up to 3 s for the other processes of this run{where}; to run alone, stop"
+    assert notice in result.stderr
+    assert "add --num_processes=1" in result.stderr
+    assert f"connected{where} within 3 s; start the same" in result.stdout
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The arguments with which `connect` starts JAX's coordinator, which does not start."""
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **kw: calls.append((*a, kw)))
+    monkeypatch.setattr(jax.config, "update", lambda name, value: calls.append((name, value)))
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "OMPI_", "KUBERNETES_", "JAX_COORDINATOR")):
+            monkeypatch.delenv(name)
+    # Undone after the test, whatever `connect` sets.
+    monkeypatch.setenv("JAX_COORDINATOR_PORT", "")
+    monkeypatch.delenv("JAX_COORDINATOR_PORT")
+    return calls
+
+
+ONE_GPU = [("jax_cuda_visible_devices", "all"), ("jax_rocm_visible_devices", "all")]
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1"},
+        {f"SLURM_{name}": value for name, value in (STEP | {"NTASKS": "1"}).items()},
+        {f"SLURM_{name}": value for name, value in (STEP | {"STEP_NUM_TASKS": "1"}).items()},
+    ],
+    ids=["Open MPI", "one task", "interactive step"],
+)
+def test_one_process_needs_no_coordinator_and_sees_all_devices(variables, started, monkeypatch):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    connect()
+    assert started == []
+
+
+@pytest.mark.parametrize(("nodes", "seen"), [("4", ONE_GPU), ("2", [])])
+def test_steps_of_a_job_have_ports_of_their_own(nodes, seen, started, monkeypatch):
+    ports = []
+    for step in ("0", "1"):
+        started.clear()
+        monkeypatch.delenv("JAX_COORDINATOR_PORT", raising=False)
+        for name, value in (STEP | {"STEP_ID": step, "STEP_NUM_NODES": nodes}).items():
+            monkeypatch.setenv(f"SLURM_{name}", value)
+        connect()
+        assert started[2:] == seen  # one task on a node has all GPUs of the node
+        ports.append(int(os.environ["JAX_COORDINATOR_PORT"]))
+    assert len(set(ports)) == 2
+    assert all(1024 < port < 2**16 for port in ports)
+
+
+def test_the_coordinator_of_local_processes_is_on_loopback_and_its_port_its_own(started):
+    for address, bound in (("localhost:1", "localhost:1"), ("10.0.0.1:1", None)):
+        connect(address, 1, 2)
+        assert started.pop()[-1]["coordinator_bind_address"] == bound
+    with socket.create_server(("", 0), reuse_port=True) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(UserError, match=f"cannot listen on port {port}.*--num_processes=1"):
+            connect(f"localhost:{port}", 0, 2)
+    connect(f"localhost:{port}", 0, 2)
 
 
 def test_flags_that_contradict_each_other_are_refused_and_one_process_looks_for_no_others():
