@@ -54,20 +54,61 @@ jax.block_until_ready(jax.jit(lambda x: x + 1)(1.0))
 """
 
 
+def keep(tmp_path: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    env = {key: value for key, value in os.environ.items() if not key.startswith("JAX_")}
+    env |= {"XDG_CACHE_HOME": str(tmp_path / "cache")} | variables
+    command = [sys.executable, "-c", f"import os; os.umask(0)\n{KEEP}"]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+
+
 @pytest.mark.parametrize("named", [None, "elsewhere", pytest.param("", marks=pytest.mark.slow)])
 def test_compiled_programs_are_kept(named: str | None, tmp_path: Path) -> None:
-    env = {key: value for key, value in os.environ.items() if not key.startswith("JAX_")}
-    env |= {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    variables = {}
     if named is not None:
-        env["JAX_COMPILATION_CACHE_DIR"] = named and str(tmp_path / named)
-    command = [sys.executable, "-c", KEEP]
-    run = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+        variables["JAX_COMPILATION_CACHE_DIR"] = named and str(tmp_path / named)
+    run = keep(tmp_path, **variables)
     default = tmp_path / "cache" / "rezero_jax" / "xla" / platform.node()
     folder = {None: default, "elsewhere": tmp_path / "elsewhere"}.get(named)
     assert run.stdout.strip() == str(folder or "")
     kept = list(tmp_path.rglob("*-cache"))
     assert kept == (list(folder.glob("*-cache")) if folder else [])
     assert bool(kept) == bool(folder)
+    # Nobody else may write what JAX executes.
+    private = tmp_path / "cache" / "rezero_jax" if named is None else folder
+    assert private is None or private.stat().st_mode & 0o777 == 0o700
+    if named == "elsewhere":  # an entry that a full disk truncated is replaced
+        whole = {path: path.stat().st_size for path in kept}
+        for path in kept:
+            path.write_bytes(path.read_bytes()[:9])
+        [warning] = keep(tmp_path, **variables).stderr.splitlines()
+        assert warning.startswith(f"warning: reading compiled programs in {folder} failed (")
+        assert {path: path.stat().st_size for path in kept} == whole
+        assert keep(tmp_path, **variables).stderr == ""
+
+
+def test_without_a_home_of_this_user_there_is_no_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = tmp_path / ".cache" / "rezero_jax"
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    assert devices.cache_folder() == folder
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+    def fail(*args: object) -> None:
+        raise PermissionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "chmod", fail)  # as for the folder of another user
+        assert devices.cache_folder() is None
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    assert devices.cache_folder() is None
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # a user without an entry
+    assert devices.cache_folder() is None
 
 
 def test_the_dtype_suits_the_platform() -> None:
