@@ -6,6 +6,8 @@ import os
 import sys
 from typing import Any
 
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # absent with PYTHONSAFEPATH
+
 from launch.interrupt import end_on_interrupt
 from rezero_jax import command
 from rezero_jax.errors import UserError
@@ -54,7 +56,7 @@ def sample(
     import numpy as np
     from flax import nnx
 
-    from rezero_jax.devices import cache_compilations
+    from rezero_jax.devices import cache_compilations, check_platform
     from rezero_jax.models.transformer import generate
     from rezero_jax.training.load import load_language_model
 
@@ -63,6 +65,7 @@ def sample(
     if bytes < 1:
         raise UserError(f"--bytes={bytes} asks for nothing; give at least 1")
     cache_compilations()
+    check_platform()
     model, step = load_language_model(workdir, allow)
     typed = prompt.encode(errors="surrogateescape")  # the bytes on the command line
     new = generate.stream(model, [list(typed)], bytes, rngs=nnx.Rngs(seed), **options)

@@ -3,6 +3,8 @@
 import os
 import sys
 
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # absent with PYTHONSAFEPATH
+
 from launch.interrupt import StopSignal, end_on_interrupt
 from rezero_jax import command
 
@@ -10,6 +12,7 @@ if __name__ == "__main__":
     end_on_interrupt("train.py")  # before any slow import
     command.open_streams(lasting=True)
 
+import contextlib
 import json
 import time
 import traceback
@@ -36,7 +39,8 @@ def main(argv: list[str]) -> int:
     from rezero_jax.training.loop import Diverged, Interrupted, evaluate, train
 
     # A config file may import modules beside it, and name those and the user's by "module:name".
-    sys.path += [os.getcwd(), os.path.dirname(os.path.abspath(args.config.partition(":")[0]))]
+    with contextlib.suppress(FileNotFoundError):  # the current folder was deleted
+        sys.path += [os.getcwd(), os.path.dirname(os.path.abspath(args.config.partition(":")[0]))]
     status = 0
     lines: Iterable[str]
     try:
@@ -48,6 +52,7 @@ def main(argv: list[str]) -> int:
         devices.cache_compilations()
         if args.plan is None:  # a plan is made by this process alone
             connect(args.coordinator, args.process_id, args.num_processes)
+        devices.check_platform()
         try:
             if args.plan is not None:
                 from rehearsal.plan import plan, render
@@ -91,6 +96,7 @@ def _summary(final: dict[str, Any], workdir: str) -> Iterator[str]:
     shares = [f"{kind} {spent / seconds:.1%}" for kind, spent in times.items() if spent]
     yield f"time:            {seconds:,.1f} s in all starts: {', '.join(shares)}"
     yield f"run folder:      {workdir}"
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's own, which a command inherits, may be absent
     try:
         from rezero_jax.analysis.plots import write_plot  # Matplotlib is slow to import
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import AbstractMesh, Mesh
 
-from rezero_jax.errors import UserError
+from rezero_jax.errors import UserError, first_line
 
 MOST_CPU_DEVICES = 1024  # starting more takes minutes
 
@@ -128,6 +128,22 @@ def _handle_cache_warnings(folder: str) -> None:
             )
 
     warnings.showwarning = handle
+
+
+def check_platform() -> None:
+    """Starts JAX's devices; raises a UserError if there are none of the platforms that it is told.
+
+    Call it after the processes of a run are connected.
+    """
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:
+        # Where the plug-in of a platform is missing, JAX asserts without a message.
+        named = jax.config.jax_platforms  # type: ignore[attr-defined]
+        raise UserError(
+            f"JAX finds no device for JAX_PLATFORMS={named} ({first_line(error)}); set it to cpu, "
+            "or install JAX for the accelerator"
+        ) from None
 
 
 def default_cpu_devices() -> int:

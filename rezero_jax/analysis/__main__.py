@@ -22,7 +22,7 @@ from rezero_jax.analysis.figures import plot_diagnosis
 from rezero_jax.analysis.gates import Gates
 from rezero_jax.analysis.opened import open_run
 from rezero_jax.analysis.theme import check_ending, save
-from rezero_jax.devices import cache_compilations
+from rezero_jax.devices import cache_compilations, check_platform
 from rezero_jax.runs.files import folder_of, path_of
 
 EXAMPLES, MANY = 16, 256
@@ -56,6 +56,7 @@ def _study(args: argparse.Namespace, is_ablation: bool) -> None:
     picture = path_of(args.out) if args.out else folder_of(args.workdir) / name
     check_ending(picture)
     cache_compilations()
+    check_platform()
     run = open_run(args.workdir, args.step, data=args.data, allow=args.allow)
     batch = run.examples(args.examples)
     examples = len(jax.tree.leaves(batch)[0])

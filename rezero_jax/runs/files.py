@@ -47,13 +47,24 @@ def is_bucket(path: AnyPath) -> bool:
 
 
 def path_of(path: AnyPath) -> epath.Path:
-    """The absolute path of a file or folder, on a disk or in a bucket; ~ is the user's home."""
+    """The absolute path of a file or folder, on a disk or in a bucket; ~ is the user's home.
+
+    Raises:
+      UserError: there is no home or no current folder, or the path is not UTF-8, as Orbax needs.
+    """
     if is_bucket(path):
         return epath.Path(path)
     expanded = os.path.expanduser(path)
     if os.fspath(expanded).split(os.sep)[0] == "~":
         raise UserError(f"no home folder is known for {path}; write the path without ~")
-    return DiskPath(os.path.abspath(expanded))
+    try:
+        absolute = os.path.abspath(expanded)
+        os.fspath(absolute).encode()
+    except FileNotFoundError:
+        raise UserError("the current folder was deleted; change to another one") from None
+    except UnicodeEncodeError:
+        raise UserError(f"{os.fspath(path)!r} is not UTF-8; name another file or folder") from None
+    return DiskPath(absolute)
 
 
 def folder_of(path: AnyPath) -> epath.Path:
