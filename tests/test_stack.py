@@ -203,17 +203,6 @@ def test_running_statistics_come_out_of_the_scan():
     assert np.abs(scanned.blocks[0].norm.mean[...]).max() > 1e-3
 
 
-def test_extra_arguments_reach_every_block():
-    class Shift(nnx.Module):
-        def __init__(self, rngs):
-            self.scale = nnx.Param(jnp.ones(()))
-
-        def __call__(self, x, shift):
-            return x + self.scale[...] * shift
-
-    np.testing.assert_allclose(Stack(Shift, 7, rngs=nnx.Rngs(0))(X, 2.0), X + 14.0, rtol=1e-6)
-
-
 def test_compiled_code_does_not_grow_with_depth():
     def size(depth):
         graphdef, params = nnx.split(make(depth=depth))
