@@ -3,6 +3,7 @@
 import codecs
 import itertools
 import os
+import re
 import sys
 from typing import Any
 
@@ -10,7 +11,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # absent with PY
 
 from launch.interrupt import end_on_interrupt
 from rezero_jax import command
-from rezero_jax.errors import UserError
+from rezero_jax.errors import UserError, printable
 
 EXAMPLES = """\
 examples:
@@ -76,9 +77,16 @@ def sample(
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     try:
         for chunk in itertools.chain([typed + first], written):
-            print(decoder.decode(chunk), end="", flush=True)
+            print(shown(decoder.decode(chunk)), end="", flush=True)
     finally:
-        print(decoder.decode(b"", final=True))
+        print(shown(decoder.decode(b"", final=True)))
+
+
+def shown(text: str) -> str:
+    """The text of a model, which on a terminal has no control characters but tab and new line."""
+    if not sys.stdout.isatty():
+        return text
+    return re.sub(r"[^\n\t]+", lambda match: printable(match[0]), text)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from experiments.published import SOURCES, STATUSES, WORDS
 from experiments.results import Results
 from experiments.statistics import LEVEL, between, fisher
 from rezero_jax.analysis.theme import themed
-from rezero_jax.formatting import duration, markdown_table, number
+from rezero_jax.formatting import duration, markdown, markdown_table, number
 
 CLAIMS = ("claim", "status", "n", "95 % interval", "evidence", "from")
 PLOTS = {
@@ -47,7 +47,7 @@ def commands_table(found: Sequence[Results]) -> str:
     for results in found:
         if made := results.made:
             name, command = f"`{results.experiment}`", f"`{made.command}`"
-            lines.append((name, command, made.device, duration(made.seconds)))
+            lines.append((name, command, markdown(made.device), duration(made.seconds)))
     return markdown_table(lines)
 
 
@@ -68,8 +68,10 @@ def settings_table(results: Results) -> str:
     parts = []
     for table in tables:
         metrics = list(dict.fromkeys(name for one in table.values() for name in one))
-        lines = [("", *metrics)]
-        lines += [(name, *(one.get(m, "") for m in metrics)) for name, one in table.items()]
+        lines = [("", *map(markdown, metrics))]
+        lines += [
+            (markdown(name), *(one.get(m, "") for m in metrics)) for name, one in table.items()
+        ]
         wide = len(metrics) > len(table)
         parts.append(markdown_table(zip(*lines, strict=True) if wide else lines))
     if results.remarks:

@@ -95,6 +95,11 @@ def exit_status(name: str, work: Callable[[], None]) -> int:
     except UserError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return error.status
+    except ModuleNotFoundError as error:
+        print(
+            f'{name}: {error}; install what training needs: pip install ".[train]"', file=sys.stderr
+        )
+        return UserError.status
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:

@@ -35,6 +35,6 @@ def path_text(path: Any) -> str:
 
 def markdown_table(rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table; the first row is its head."""
-    lines = [[str(cell).replace("|", r"\|") for cell in row] for row in rows]
+    lines = [[printable(cell).replace("|", r"\|") for cell in row] for row in rows]
     lines.insert(1, ["---"] * len(lines[0]))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -16,14 +16,7 @@ from functools import partial
 import jax
 
 from rezero_jax import command
-from rezero_jax.analysis.ablation import ablate, plot_ablation
-from rezero_jax.analysis.diagnosis import diagnose
-from rezero_jax.analysis.figures import plot_diagnosis
-from rezero_jax.analysis.gates import Gates
-from rezero_jax.analysis.opened import open_run
-from rezero_jax.analysis.theme import check_ending, save
-from rezero_jax.devices import cache_compilations, check_platform
-from rezero_jax.runs.files import folder_of, path_of
+from rezero_jax.errors import printable
 
 EXAMPLES, MANY = 16, 256
 ABLATION = """\
@@ -43,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     text = f"examples of the evaluation data (default: {count})"
     parser.add_argument("--examples", type=int, default=count, metavar="N", help=text)
     text = "picture, a PNG, SVG or PDF file (default: in the run folder)"
-    parser.add_argument("--out", metavar="FILE", help=text)
+    parser.add_argument("--out", type=command.path, metavar="FILE", help=text)
     text = "where the run's data set is: data.path of images or text, data.dir of other data"
     parser.add_argument("--data", metavar="PATH", help=text)
     command.add_allow(parser)
@@ -52,6 +45,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _study(args: argparse.Namespace, is_ablation: bool) -> None:
+    from rezero_jax.analysis.ablation import ablate, plot_ablation
+    from rezero_jax.analysis.diagnosis import diagnose
+    from rezero_jax.analysis.figures import plot_diagnosis
+    from rezero_jax.analysis.gates import Gates
+    from rezero_jax.analysis.opened import open_run
+    from rezero_jax.analysis.theme import check_ending, save
+    from rezero_jax.devices import cache_compilations, check_platform
+    from rezero_jax.runs.files import folder_of, path_of
+
     name = "ablation.png" if is_ablation else "diagnosis.png"
     picture = path_of(args.out) if args.out else folder_of(args.workdir) / name
     check_ending(picture)
@@ -60,7 +62,9 @@ def _study(args: argparse.Namespace, is_ablation: bool) -> None:
     run = open_run(args.workdir, args.step, data=args.data, allow=args.allow)
     batch = run.examples(args.examples)
     examples = len(jax.tree.leaves(batch)[0])
-    subject = f"{args.workdir} after {run.step:,} updates, means over {examples} examples"
+    subject = (
+        f"{printable(args.workdir)} after {run.step:,} updates, means over {examples} examples"
+    )
     if is_ablation:
         ablation = ablate(run.model, batch, run.losses)
         page, figure = f"{subject}\n\n{ablation}", plot_ablation(ablation)
@@ -70,7 +74,7 @@ def _study(args: argparse.Namespace, is_ablation: bool) -> None:
         page = f"{diagnosis}\n\n{gates.opening}" if gates else str(diagnosis)
         figure = plot_diagnosis(diagnosis, gates)
     save(figure, picture)
-    print(f"{page}\n\ndrawn in {picture}")
+    print(f"{page}\n\ndrawn in {printable(picture)}")
 
 
 if __name__ == "__main__":

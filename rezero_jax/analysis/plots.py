@@ -160,7 +160,7 @@ def main(argv: Sequence[str]) -> int:
         "with 95 %% intervals over seeds (default: plot curves)",
     )
     text = "picture, a PNG, SVG or PDF file (default: curves.png in the first workdir)"
-    parser.add_argument("--out", metavar="FILE", help=text)
+    parser.add_argument("--out", type=command.path, metavar="FILE", help=text)
     args = parser.parse_args(argv)
     return command.exit_status(
         "plots", lambda: print(f"wrote {write_plot(args.workdirs, args.out, args.target)}")

@@ -13,7 +13,7 @@ import numpy as np
 
 from rezero_jax import command
 from rezero_jax.analysis.statistics import Estimate
-from rezero_jax.formatting import markdown_table, number
+from rezero_jax.formatting import markdown, markdown_table, number
 from rezero_jax.runs.folder import TOPOLOGY
 from rezero_jax.runs.reader import Run
 
@@ -94,7 +94,7 @@ def table(
             mean = Estimate.of_all(times) if min(map(len, values)) > 1 else None
             first = mean if len(rows) == 1 else first
             row.append(f"{first.mean / mean.mean:.2f}" if first and mean else "")
-        rows.append([label, len(seeds), *row])
+        rows.append([markdown(label), len(seeds), *row])
     return markdown_table(rows)
 
 

@@ -11,9 +11,10 @@ from cycler import cycler
 from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from numpy.typing import ArrayLike
 
-from rezero_jax.errors import UserError, choose_from
+from rezero_jax.errors import UserError, choose_from, printable
 from rezero_jax.runs.files import AnyPath, path_of, replace_file
 
 # Okabe and Ito's colours are distinct to colour-blind readers.
@@ -100,6 +101,9 @@ def save(figure: Figure, path: AnyPath) -> epath.Path:
       UserError: the path has another ending, or the file cannot be written.
     """
     check_ending(path)
+    for text in figure.findobj(Text):  # from any run: no formulas, control characters or books
+        lines = map(printable, text.get_text()[:1000].split("\n"))
+        text.set_text("\n".join(lines).replace("$", r"\$"))
     file, content = path_of(path), io.BytesIO()
     figure.savefig(content, format=file.suffix[1:])
     try:

@@ -52,7 +52,7 @@ def takes_options(*positional: str) -> Callable[[Callable[P, T]], Callable[P, T]
         @functools.wraps(function)
         def decorated(*args: P.args, **kwargs: P.kwargs) -> T:
             arguments = signature.bind(*args, **kwargs).arguments
-            if "dtype" in arguments:  # np.float32 and "float32" are jnp.float32
+            if arguments.get("dtype") is not None:  # np.float32 and "float32" are jnp.float32
                 arguments["dtype"] = getattr(jnp, jnp.dtype(arguments["dtype"]).name)
             given = {name: arguments.pop(name) for name in options if name in arguments}
             config = arguments.pop("config", None) or default
