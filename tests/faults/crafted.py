@@ -129,7 +129,8 @@ def change_kind(path: Path, outside: Path, rng: random.Random) -> None:
 def change(folder: Path, outside: Path, rng: random.Random) -> None:
     """Changes one or two files of a folder."""
     for _ in range(rng.randint(1, 2)):
-        found = sorted(p for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
+        regular = (p for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
+        found = sorted(path for path in regular if path.stat().st_size < 2**20)
         # The few files with names that readers know, more often than those of checkpoints.
         known = [path for path in found if "checkpoints" not in path.parts]
         if not found:
