@@ -3,16 +3,16 @@
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from rezero_jax.data.images import Arrays, evaluation_part, own_images
+from rezero_jax.data.images import Arrays, ImageFiles, evaluation_part, own_images
 from rezero_jax.data.pixels import Decode
 from rezero_jax.data.split import Dataset, ResidentSplit, Split
-from rezero_jax.data.stream import DataSource, StreamSplit
+from rezero_jax.data.stream import StreamSplit
 from rezero_jax.data.text import EVAL_SPLITS, TEXT_NAMES, Text, load_text
 from rezero_jax.data.text_files import ENWIK8_BYTES
 from rezero_jax.data.tfds.imagenet import MEAN, STD, Crop
@@ -81,7 +81,7 @@ def stand_in(config: ConfigDict) -> Dataset | Text | None:
         return ResidentSplit({"image": image, "label": label})
 
     sizes, _, count = IMAGES[config.name]
-    return _dataset(config, *map(split, sizes), shape, tuple(map(str, range(count))))
+    return _dataset(config, map(split, sizes), shape, tuple(map(str, range(count))))
 
 
 def digits(config: ConfigDict) -> Dataset:
@@ -95,7 +95,7 @@ def digits(config: ConfigDict) -> Dataset:
     held_out[np.argsort(label, kind="stable")[::5]] = True
     parts = (~held_out, held_out)
     splits = (ResidentSplit({"image": image[part], "label": label[part]}) for part in parts)
-    return _dataset(config, *splits, IMAGES["digits"][1], tuple("0123456789"))
+    return _dataset(config, splits, IMAGES["digits"][1], tuple("0123456789"))
 
 
 def tfds_images(config: ConfigDict, seed: int, download: bool = True) -> Dataset:
@@ -109,12 +109,12 @@ def tfds_images(config: ConfigDict, seed: int, download: bool = True) -> Dataset
     name, imagenet = config.name.removeprefix("tfds:"), config.name == "imagenet"
     builder = prepared_builder("imagenet2012" if imagenet else name, config.dir, download)
     keys, channels, classes = supervised(builder)
-    held: str | None = "validation" if imagenet else "test"
-    train = "train"
-    if name != config.name and not (held := evaluation_part(config, builder.info.splits)):
+    parts = ("train", "validation" if imagenet else "test")
+    if name != config.name:
         percent = round(100 * (1 - config.eval_fraction))
-        train, held = f"train[:{percent}%]", f"train[{percent}%:]"
-    sources = {part: TfdsSource(builder, part, keys) for part in (train, held)}
+        held = evaluation_part(config, builder.info.splits)
+        parts = ("train", held) if held else (f"train[:{percent}%]", f"train[{percent}%:]")
+    sources = {part: TfdsSource(builder, part, keys) for part in parts}
     if not imagenet:
         return _images(config, sources, classes, [Decode(config.image_size, channels)] * 2)
     size = _example_shape(config)[0]
@@ -123,7 +123,7 @@ def tfds_images(config: ConfigDict, seed: int, download: bool = True) -> Dataset
 
 def _images(
     config: ConfigDict,
-    sources: Mapping[str, DataSource],
+    sources: Mapping[str, Arrays | ImageFiles | TfdsSource],
     classes: tuple[str, ...],
     pixels: Sequence[Callable[[Any, int, int], np.ndarray]],
     stream: bool = False,
@@ -134,7 +134,7 @@ def _images(
     config.stream, decoded for each batch; the batches are equal.
     """
     splits: list[Split] = []
-    shape = None  # of the first image
+    shape: tuple[int, ...] | None = None  # of the first image
     for (part, source), decode in zip(sources.items(), pixels, strict=True):
         name, workers = f"{config.name}/{part}", 0 if splits else config.workers
         if not len(source):
@@ -152,7 +152,8 @@ def _images(
             size = "" if config.image_size is None else f"-{config.image_size}"
             key = f"{re.sub('[^0-9A-Za-z_/]+', '-', name)}-{source.fingerprint()}{size}"
             splits.append(ResidentSplit(cached_arrays(key, split)))
-    return _dataset(config, *splits, shape, classes)
+    assert shape is not None
+    return _dataset(config, splits, shape, classes)
 
 
 def _check(config: ConfigDict) -> None:
@@ -177,12 +178,9 @@ def _example_shape(config: ConfigDict) -> tuple[int, ...]:
 
 
 def _dataset(
-    config: ConfigDict,
-    train: Split,
-    held: Split,
-    shape: tuple[int, ...],
-    classes: tuple[str, ...],
+    config: ConfigDict, splits: Iterable[Split], shape: tuple[int, ...], classes: tuple[str, ...]
 ) -> Dataset:
+    train, held = splits
     half = (0.5,) * shape[-1]
     own_mean, own_std = (MEAN, STD) if config.name == "imagenet" else (half, half)
     mean, std = tuple(config.mean or own_mean), tuple(config.std or own_std)

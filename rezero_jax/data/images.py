@@ -14,7 +14,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rezero_jax.data.pixels import Decode
-from rezero_jax.data.stream import DataSource
 from rezero_jax.data.text_files import files_below
 from rezero_jax.data.tfds.source import read_npz
 from rezero_jax.errors import UserError, closest_beside, first_line, printable
@@ -31,37 +30,6 @@ KINDS = {
     **dict.fromkeys(("label", "labels", "y"), "label"),
 }
 
-# The training split and then the evaluation split, by name; the classes; how images are decoded.
-Own = tuple[dict[str, DataSource], tuple[str, ...], Callable[[Any, int, int], np.ndarray]]
-
-
-def own_images(config: ConfigDict) -> Own:
-    """The two splits and the classes of the images at config.path, and how images are decoded.
-
-    In a folder, train/ and validation/ or test/ (or other usual names) are the splits, and the
-    folders in each are the classes. Without a folder for evaluation, a hash of its path decides
-    whether a file is in the fraction `config.eval_fraction` for evaluation, so that adding files
-    moves no other file. The examples are in the order of these hashes.
-
-    An .npz file has the arrays `image`, uint8 (N, H, W) or (N, H, W, C), and `label`, int (N,), or
-    both per split, such as x_train and y_train. Without a split for evaluation, a hash of each
-    image decides. The array `classes` may name the classes.
-
-    Raises:
-      UserError: the path is no such folder or file, or cannot be read.
-    """
-    if not config.path:
-        raise UserError("data.name=images needs a folder or .npz file; set --config.data.path=...")
-    path = Path(config.path).expanduser()
-    with _readable(path):
-        if path.is_dir():
-            return _of_folder(path, config)
-        if path.is_file() and path.suffix == ".npz":
-            return _of_arrays(path, config)
-    close = closest_beside(path)
-    hint = f"did you mean {close}?" if close else "give another path"
-    raise UserError(f"data.path={config.path} is not a folder or .npz file; {hint}")
-
 
 @contextlib.contextmanager
 def _readable(path: Path) -> Iterator[None]:
@@ -72,12 +40,6 @@ def _readable(path: Path) -> Iterator[None]:
             f"{error.filename or path} cannot be read ({error.strerror or first_line(error)}); "
             "make it readable or remove it"
         ) from error
-
-
-def evaluation_part(config: ConfigDict, parts: Iterable[str]) -> str | None:
-    """The split for evaluation: config.eval_split, or else the other one; None without either."""
-    wanted = (config.eval_split, "validation", "test")
-    return next((part for part in wanted if part in parts), None)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -132,6 +94,46 @@ class Arrays:
         return [{"image": self.image[key], "label": self.label[key]} for key in keys]
 
 
+# The training split and then the evaluation split, by name; the classes; how images are decoded.
+Own = tuple[
+    Mapping[str, Arrays | ImageFiles], tuple[str, ...], Callable[[Any, int, int], np.ndarray]
+]
+
+
+def own_images(config: ConfigDict) -> Own:
+    """The two splits and the classes of the images at config.path, and how images are decoded.
+
+    In a folder, train/ and validation/ or test/ (or other usual names) are the splits, and the
+    folders in each are the classes. Without a folder for evaluation, a hash of its path decides
+    whether a file is in the fraction `config.eval_fraction` for evaluation, so that adding files
+    moves no other file. The examples are in the order of these hashes.
+
+    An .npz file has the arrays `image`, uint8 (N, H, W) or (N, H, W, C), and `label`, int (N,), or
+    both per split, such as x_train and y_train. Without a split for evaluation, a hash of each
+    image decides. The array `classes` may name the classes.
+
+    Raises:
+      UserError: the path is no such folder or file, or cannot be read.
+    """
+    if not config.path:
+        raise UserError("data.name=images needs a folder or .npz file; set --config.data.path=...")
+    path = Path(config.path).expanduser()
+    with _readable(path):
+        if path.is_dir():
+            return _of_folder(path, config)
+        if path.is_file() and path.suffix == ".npz":
+            return _of_arrays(path, config)
+    close = closest_beside(path)
+    hint = f"did you mean {close}?" if close else "give another path"
+    raise UserError(f"data.path={config.path} is not a folder or .npz file; {hint}")
+
+
+def evaluation_part(config: ConfigDict, parts: Iterable[str]) -> str | None:
+    """The split for evaluation: config.eval_split, or else the other one; None without either."""
+    wanted = (config.eval_split, "validation", "test")
+    return next((part for part in wanted if part in parts), None)
+
+
 def _of_folder(root: Path, config: ConfigDict) -> Own:
     parts: dict[str, Path] = {}
     for folder in _folders(root):
@@ -156,7 +158,7 @@ def _of_folder(root: Path, config: ConfigDict) -> Own:
         count = sum(share < config.eval_fraction for share, _, _ in train)
         held, train = train[:count], train[count:]
     listed = {"train": train, part: held}
-    sources: dict[str, DataSource] = {
+    sources = {
         name: ImageFiles(parts[name], [example[1:] for example in examples])
         for name, examples in listed.items()
     }
@@ -171,7 +173,8 @@ def _folders(root: Path) -> list[Path]:
 
 def _examples(root: Path, classes: tuple[str, ...]) -> list[tuple[float, str, int]]:
     """Hash, path below `root` and class of the images in its class folders, sorted by the hash."""
-    found, others = [], [path for path in root.iterdir() if path.is_file()]
+    found: list[tuple[float, str, int]] = []
+    others = [path for path in root.iterdir() if path.is_file()]
     for folder in _folders(root):
         if folder.name not in classes:
             raise UserError(

@@ -161,7 +161,7 @@ def content_hash(*arrays: np.ndarray) -> str:
     """The first 16 hexadecimal digits of the SHA-256 of the arrays' bytes, one after another."""
     digest = hashlib.sha256()
     for array in arrays:
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()[:16]
 
 

@@ -40,7 +40,7 @@ class TfdsSource:
                 "this folder to prepare the data set again"
             )
         self._paths = builder.info.splits[split].filepaths
-        self._info, self._keys = builder.info, keys
+        self._info, self._split, self._keys = builder.info, split, keys
         for path in self._paths:
             if not os.path.isfile(path):  # reading a pipe could block forever
                 raise self._damaged(f"No such file: {path}")
@@ -60,8 +60,8 @@ class TfdsSource:
         ]
 
     def fingerprint(self) -> str:
-        """A hash of all bytes of the files, in hexadecimal digits."""
-        digest = hashlib.sha256()
+        """A hash of the name of the split and all bytes of its files, in hexadecimal digits."""
+        digest = hashlib.sha256(self._split.encode())
         try:
             for path in self._paths:
                 with open(path, "rb") as file:
@@ -86,7 +86,8 @@ def supervised(builder: Any) -> tuple[tuple[str, str], int, tuple[str, ...]]:
     """
     import tensorflow_datasets as tfds
 
-    keys, features = builder.info.supervised_keys or (), builder.info.features
+    keys: Any = builder.info.supervised_keys or ()
+    features = builder.info.features
     match [features[key] for key in keys if isinstance(key, str)]:
         case [tfds.features.Image() as image, tfds.features.ClassLabel() as label]:
             if image.np_dtype == np.uint8:
