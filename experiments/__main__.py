@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from experiments import arguments, compare, coordinates, drawing, results_page
+from experiments import arguments, compare, coordinates, drawing, results_page, sweep
 from experiments.dry_run import print_costs
 from experiments.jobs import DESCRIPTIONS, Job, planned
 from experiments.report import write_report
@@ -25,7 +25,12 @@ from rezero_jax.runs.reader import Run
 EXPERIMENTS: Mapping[str, ModuleType] = {
     name: import_module(f"experiments.{name}") for name in DESCRIPTIONS
 }
-COMMANDS = {"compare": compare.main, "coordinates": coordinates.main, "results": results_page.main}
+COMMANDS = {
+    "compare": compare.main,
+    "coordinates": coordinates.main,
+    "sweep": sweep.main,
+    "results": results_page.main,
+}
 SCALES = ("paper", "cpu", "smoke")
 EXAMPLES = f"""\
 examples:

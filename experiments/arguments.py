@@ -11,15 +11,16 @@ SIGTERM with all runs saved, and the same command resumes them.
 
 def add_rules(parser: argparse.ArgumentParser, sizes: str, rules: str) -> None:
     """Adds --config, which must take residual= and `sizes`, and --rules with its help text."""
-    parser.add_argument(
-        "--config",
-        required=True,
-        type=_config,
-        metavar="FILE[:KEY=VALUE,...]",
-        help=f"a file of configs/ that takes residual= and {sizes}, and its other arguments",
-    )
-    parser.add_argument("--config.KEY", metavar="VALUE", help="sets a field of every config")
+    text = f"a file of configs/ that takes residual= and {sizes}, and its other arguments"
+    add_config(parser, text)
     parser.add_argument("--rules", required=True, type=_names, metavar="RULE,...", help=rules)
+
+
+def add_config(parser: argparse.ArgumentParser, text: str) -> None:
+    """Adds --config with its help text, and --config.KEY=VALUE, see `parse`."""
+    shown = "FILE[:KEY=VALUE,...]"
+    parser.add_argument("--config", required=True, type=_config, metavar=shown, help=text)
+    parser.add_argument("--config.KEY", metavar="VALUE", help="sets a field of every config")
 
 
 def add_count(

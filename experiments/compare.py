@@ -135,7 +135,9 @@ def main(argv: Sequence[str]) -> int:
     shown = shlex.join(["python", "-m", "experiments", "compare", *argv])
     results = _compare(plan, out, args.jobs, args.target, shown)
     results.write(out)
-    print(f"report: {report.write_comparison(Comparison(results), out)}")
+    comparison = Comparison(results)
+    print(f"\n{report.by_depth(comparison, report.loss_and_difference)}\n")
+    print(f"report: {report.write_comparison(comparison, out)}")
     return 0
 
 
@@ -175,16 +177,16 @@ def _compare(plan: Plan, out: Path, slots: int, target: float | None, shown: str
         for cell in plan.cells
         for k in grids[cell].untried(_means(losses[cell]))
     }:
-        runs = _run((job for of_one in jobs.values() for job in of_one), out, slots)
+        runs = run_jobs((job for of_one in jobs.values() for job in of_one), out, slots)
         for (cell, k), of_one in jobs.items():
-            losses[cell][k] = [_final_loss(runs[job.name]) for job in of_one]
+            losses[cell][k] = [final_loss(runs[job.name]) for job in of_one]
     reported = {}
     for cell in plan.cells:
         if (best := best_of(_means(losses[cell]))) is not None:
             reported[cell] = plan.reported(*cell, grids[cell].rate(best))
     # Seed by seed: a stopped comparison has complete seeds, which a smaller --seeds reports.
     jobs_by_seed = (job for of_seed in zip(*reported.values(), strict=True) for job in of_seed)
-    runs |= _run(jobs_by_seed, out, slots)
+    runs |= run_jobs(jobs_by_seed, out, slots)
     results = Results("comparison", "")
     for cell, of_rates in losses.items():
         rule, depth = cell
@@ -219,7 +221,7 @@ def _measure(
             time = reached(curve, target) if target is not None else None
         times.append(Censored(updates) if time is None else time)
     rate = config.optim.learning_rate
-    results.add(rule, LOSS, map(_final_loss, runs), size=depth, rate=rate)
+    results.add(rule, LOSS, map(final_loss, runs), size=depth, rate=rate)
     if target is not None:
         results.add(rule, f"{TARGET} {target:g}", times, size=depth)
     mean = float(np.mean(seconds)) if seconds else math.nan
@@ -227,7 +229,7 @@ def _measure(
         results.add(rule, name, (value,), size=depth)
 
 
-def _run(jobs: Iterable[Job], out: Path, slots: int) -> dict[str, Run]:
+def run_jobs(jobs: Iterable[Job], out: Path, slots: int) -> dict[str, Run]:
     """Runs jobs to their end; one that diverges is a result, one that fails ends everything."""
     listed = list(jobs)
     if failed := [sentence for _, sentence in run_all(listed, out / "runs", slots) if sentence]:
@@ -235,7 +237,7 @@ def _run(jobs: Iterable[Job], out: Path, slots: int) -> dict[str, Run]:
     return {job.name: Run.read(out / "runs" / job.name) for job in listed}
 
 
-def _final_loss(run: Run) -> float | None:
+def final_loss(run: Run) -> float | None:
     """Test loss (nats) at the end; None if the run diverged."""
     return None if run.diverged else run.final()["eval/loss"]
 

@@ -45,6 +45,21 @@ ACTIVATION, CHANGE, NONLINEARITY = "mean |x|", "mean |x - x_0|", "nonlinearity" 
 # that does not fall with depth, branches times depth^-1/2 give changes a slope of 1/2, and under
 # depth_mup an activation with a kink gives the nonlinearity one of -1/4.
 FLAT = {CHANGE: 1 / 4, NONLINEARITY: 1 / 8}
+# What to do, by the verdict on a slope.
+ADVICE = {
+    CHANGE: {
+        "within": "changes are alike, so a learning rate tuned at a small size should transfer",
+        "higher": "changes grow with the size, so tune the learning rate again at larger sizes; "
+        "expect a smaller one, or use a rule that scales with the size, such as completep",
+        "lower": "changes shrink with the size, so tune the learning rate again at larger sizes; "
+        "expect a larger one",
+        NOT_SIGNIFICANT: "whether a learning rate transfers is open; use more seeds or a wider "
+        "range of sizes",
+    },
+    NONLINEARITY: {
+        "lower": "larger networks learn almost linearly, so features may not be learned",
+    },
+}
 EXAMPLES = """\
 does pre_norm transfer over depth, and does completep?
   python -m experiments coordinates --config=configs/transformer_small.py:width=64,length=64 \\
@@ -97,9 +112,9 @@ def add_rows(
         ends[NONLINEARITY].append(nonlinearity)
         changed, bent = change[:, -1].mean(), nonlinearity.mean()
         print(f"{rule}, {size}: |x - x_0| {changed:.3g}, nonlinearity {bent:.3g}", flush=True)
-    for metric, values in ends.items():
-        slopes, flat = slopes_of(list(configs), np.stack(values, axis=1)), FLAT[metric]
-        metric = f"slope of the log {metric} over the log size"
+    for metric_name, values in ends.items():
+        slopes, flat = slopes_of(list(configs), np.stack(values, axis=1)), FLAT[metric_name]
+        metric = f"slope of the log {metric_name} over the log size"
         results.add(rule, metric, slopes.tolist())
         row = results.rows[-1]
         low, high = row.interval() or (np.nan, np.nan)
@@ -110,6 +125,8 @@ def add_rows(
             f"({low:+.2f} to {high:+.2f}), {where} ±{flat:g}"
         )
         print(results.remarks[-1])
+        if word in ADVICE[metric_name]:
+            print(f"{rule}: {ADVICE[metric_name][word]}")
 
 
 def slopes_of(sizes: Sequence[int], values: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from experiments.jobs import ROOT, TEST, Job, status
 from launch import supervisor
 from launch.supervisor import Supervisor
 from rezero_jax.errors import UserError
+from rezero_jax.formatting import duration
 from rezero_jax.runs.files import write_json
 
 DIVERGED = 3  # train.py's exit status
@@ -44,7 +45,8 @@ def run_all(jobs: Sequence[Job], folder: Path, slots: int) -> Iterator[tuple[Job
         else:
             waiting.append(job)
     free, running = supervisor.core_shares(slots), list[_Process]()
-    spoke = time.monotonic()
+    total, began = len(waiting), time.monotonic()
+    spoke = began
     with Supervisor() as supervised:
         while running or (waiting and not supervised.signum):
             while waiting and free and not supervised.signum:
@@ -53,7 +55,10 @@ def run_all(jobs: Sequence[Job], folder: Path, slots: int) -> Iterator[tuple[Job
             for process in [process for process in running if process.has_ended()]:
                 running.remove(process)
                 free.append(process.cores)
-                print(f"{process.job.name}: {process.sentence or process.outcome}", flush=True)
+                ended = total - len(waiting) - len(running)
+                left = duration((time.monotonic() - began) / ended * (total - ended))
+                outcome = process.sentence or process.outcome
+                print(f"[{ended}/{total}] {process.job.name}: {outcome}, {left} left", flush=True)
                 if not supervised.signum:
                     yield process.job, process.sentence
             if time.monotonic() - spoke > SILENCE:

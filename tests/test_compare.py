@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import compare_plots, report, running
+from experiments import compare_plots, report, running, sweep
 from experiments.__main__ import main
 from experiments.compare import FARTHEST, Grid, Plan, best_of
 from experiments.comparison import (
@@ -28,6 +28,7 @@ from experiments.comparison import (
 from experiments.results import Curve, Made, Results, Row
 from experiments.statistics import NOT_SIGNIFICANT, Censored
 from rezero_jax.config import load_config
+from rezero_jax.errors import UserError
 from rezero_jax.training import loop
 from tests.test_experiments import Ended
 
@@ -251,3 +252,41 @@ def test_a_comparison_from_beginning_to_end(tmp_path: Path, monkeypatch) -> None
     before = (tmp_path / "report.md").read_text()
     assert main(["compare", *flags]) == 0  # nothing is left to train
     assert (tmp_path / "report.md").read_text() == before
+
+
+def test_a_sweep_from_beginning_to_end(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(running, "start", in_process)
+    flags = ["sweep", "--config=configs/mlp.py:epochs=1,width=8,depth=2", f"--out={tmp_path}"]
+    flags += ["--config.mesh.data=1", "--grid", "model.residual=rezero"]
+    assert main([*flags, "optim.learning_rate=1e-5,0.16"]) == 0
+    table = (tmp_path / "sweep.md").read_text().splitlines()[2:]
+    assert table[0] == "| model.residual | optim.learning_rate=1e-5 | optim.learning_rate=0.16 |"
+    worse, best = table[2].split(" | ")[1:]
+    assert float(worse) > float(best.strip("* |"))
+    assert best.startswith("**")
+    lines = (tmp_path / "sweep.csv").read_text().splitlines()
+    assert lines[0].startswith("model.residual,optim.learning_rate,seed,status,")
+    assert [line.split(",")[:4] for line in lines[1:]] == [
+        ["rezero", "1e-5", "0", "finished"],
+        ["rezero", "0.16", "0", "finished"],
+    ]
+    assert "[2/2] residual=rezero-learning_rate=0.16-seed=0: done" in capsys.readouterr().out
+
+
+def test_a_sweep_draws_each_field_of_its_grid_and_refuses_others(capsys) -> None:
+    grid = sweep.Grid.of(["a=1", "b=x,y", "c=2,3,4", "d=1,2"])
+    losses = {point: [float(len(point[1] * 2)), 2.5] for point in grid.points}
+    losses["1", "x", "2", "1"] = [1.0, None]
+    losses["1", "y", "4", "2"] = [0.5, 0.5]
+    shown = sweep.table(grid, losses)
+    assert "| 1 | x | 2 | diverged in 1 of 2 | 2.25 (2 to 2.5) |" in shown
+    assert shown.endswith("| 1 | y | 4 | 2.25 (2 to 2.5) | **0.5** (0.5 to 0.5) |")
+    (axis,) = sweep.plot(grid, losses).axes
+    labels = axis.get_legend_handles_labels()[1]
+    assert labels == [f"b={b}, c={c}" for b in "xy" for c in "234"]
+    for wrong in (["a"], ["a="], ["a=1,,2"], ["a=1", "a=2"]):
+        with pytest.raises(UserError, match="--grid"):
+            sweep.Grid.of(wrong)
+    flags = ["sweep", "--config=configs/mlp.py", "--grid", "model.widht=8"]
+    assert main(flags) == 2
+    assert "model.widht" in capsys.readouterr().err

@@ -113,7 +113,10 @@ def test_the_command_writes_its_numbers_and_its_plot(monkeypatch, tmp_path, caps
         slope("completep", CHANGE, "within ±0.25"),
         slope("completep", NONLINEARITY, "within ±0.125"),
     ]
-    assert results.remarks[0] in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert results.remarks[0] in printed
+    assert "pre_norm: changes grow with the size" in printed
+    assert "completep: changes are alike" in printed
     change = [row for row in results.rows if row.metric == f"{CHANGE} after update 4"]
     assert [(row.setting, row.size) for row in change[:3]] == [("pre_norm", s) for s in SIZES]
     assert results.row("pre_norm", f"{CHANGE} after update 2").draws[1] == 2 * 1.01 * 2**0.5
