@@ -6,7 +6,7 @@ calls `check_allowed`, so that only modules which the user allows are ever impor
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rezero_jax.errors import UserError
@@ -19,18 +19,22 @@ def is_own(name: object) -> bool:
     return isinstance(name, str) and ":" in name
 
 
-def own_names(config: Mapping[str, Any]) -> dict[str, str]:
+def own_names(config: Any) -> dict[str, str]:
     """The names of the user's code in a config, by field; a section that is no section has none."""
-    sections = ((key, config.get(key.partition(".")[0])) for key in FIELDS)
-    names = {key: s.get(key.partition(".")[2]) for key, s in sections if hasattr(s, "get")}
-    return {key: name for key, name in names.items() if is_own(name)}
+    found: dict[str, str] = {}
+    for key in FIELDS:
+        section, _, field = key.partition(".")
+        fields = config.get(section)
+        if hasattr(fields, "get") and is_own(name := fields.get(field)):
+            found[key] = name
+    return found
 
 
-def check_allowed(config: Mapping[str, Any], allow: Sequence[str], source: object) -> None:
+def check_allowed(config: Any, allow: Sequence[str], source: object) -> None:
     """Checks that a config names no module that the user has not allowed; imports nothing.
 
     Args:
-      config: the sections of a config.
+      config: a config, or the same as a dict.
       allow: names of modules; a package allows its submodules.
       source: where the config is from, for the error.
 
@@ -78,7 +82,7 @@ def find(key: str, name: str) -> Any:
     return getattr(module, attribute)
 
 
-def check_call(what: str, function: Callable[..., Any], *args: str, **kwargs: Any) -> None:
+def check_call(what: str, function: Any, *args: str, **kwargs: Any) -> None:
     """Checks, without calling it, that a function or class can be called with these arguments.
 
     Args:
@@ -92,7 +96,7 @@ def check_call(what: str, function: Callable[..., Any], *args: str, **kwargs: An
     if not callable(function):
         raise UserError(f"{what} is a {type(function).__name__}; name a function or a class")
     is_class = isinstance(function, type)  # Flax's metaclass hides the signature of a class.
-    called: Any = function.__init__ if is_class else function  # type: ignore[misc]
+    called = function.__init__ if is_class else function
     try:
         signature = inspect.signature(called)
         signature.bind(*(["self"] if is_class else []), *args, **kwargs)

@@ -6,6 +6,7 @@ import shutil
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -120,7 +121,7 @@ def test_a_sample_of_a_run_with_ones_own_rule(trained, tmp_path, capsys, monkeyp
     assert type(ours.trunk.layers.layers()[0].rules[0]) is SameRule
     for model in (ours, theirs):
         assert model.embedding.shape == (256, 16)
-    tokens = np.zeros((1, 4), np.int32)
+    tokens = jnp.zeros((1, 4), jnp.int32)
     np.testing.assert_array_equal(ours(tokens), theirs(tokens))
 
 
@@ -216,7 +217,7 @@ def own_model(more="", size="num_classes", then=""):
         ),
     ],
 )
-def test_each_mistake_is_a_sentence(field, name, text, words, module):
+def test_each_mistake_is_a_sentence(field, name, text, words, module, unchecked):
     if text is not None:
         module(text)
     refused(lambda: Trainer(small(**{field: name})), *words)

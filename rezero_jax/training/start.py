@@ -95,7 +95,7 @@ def read_start(trainer: Trainer) -> Start | None:
             f"train.init_from={source} is of another model ({'; '.join(wrong[:3])}{more}); only "
             "the head may differ, so set config.model as it is there"
         )
-    values = {}
+    values: dict[str, np.ndarray] = {}
     for name, names in here.items():
         if not (heads and _is_of_head(name)):
             values |= _converted([arrays[one] for one in there[name]], there[name], names)
@@ -105,7 +105,7 @@ def read_start(trainer: Trainer) -> Start | None:
     digest = hashlib.sha256()
     for name in sorted(arrays):
         digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
-        digest.update(np.ascontiguousarray(arrays[name]))
+        digest.update(arrays[name].tobytes())
     record = {"source": source, "steps": steps, "sha256": digest.hexdigest()}
     return Start(values, record | {"new_head": "; ".join(heads) or None})
 
@@ -169,7 +169,9 @@ def _converted(
 ) -> dict[str, np.ndarray]:
     """The arrays of the names `there` as those of the names `here`, scanned or unrolled."""
     stacked = np.stack(arrays) if LAYER.search(there[0]) else arrays[0]
-    return dict(zip(here, stacked, strict=True)) if LAYER.search(here[0]) else {here[0]: stacked}
+    if not LAYER.search(here[0]):
+        return {here[0]: stacked}
+    return {name: np.asarray(layer) for name, layer in zip(here, stacked, strict=True)}
 
 
 def lengthens(workdir: AnyPath, trainer: Trainer) -> bool:

@@ -137,7 +137,8 @@ class ResNetConfig:
 
     def rule(self, features: int, rngs: nnx.Rngs) -> Rule:
         """The residual rule of a block without Fixup."""
-        name = {"zero_gamma": "residual", "skipinit": "rezero"}.get(self.residual, self.residual)
+        names: dict[Any, str] = {"zero_gamma": "residual", "skipinit": "rezero"}
+        name = names.get(self.residual, self.residual)
         return make_rule(RuleConfig(name, self.alpha_init), features, rngs=rngs)
 
 
