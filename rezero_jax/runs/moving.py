@@ -54,7 +54,11 @@ def replace_folder(path: AnyPath, files: Mapping[str, bytes]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         with _staged(folder.parent, folder.name, files) as new:
-            return new.replace(folder) if is_new else _exchange(new, folder)
+            if is_new:
+                new.replace(folder)
+            else:
+                _exchange(new, folder)
+            return
     except OSError:
         if is_new:
             raise
