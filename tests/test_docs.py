@@ -224,6 +224,14 @@ def test_readme_is_one_page_with_its_picture_on_the_first_screen():
     assert re.search(r"\]\(docs/.+\.png\)", "".join(lines[:25]))
 
 
+def test_the_reference_has_every_public_name():
+    named = re.findall(r"^::: (\S+)$", read("docs/reference.md"), re.M)
+    for name in named:
+        module, _, attribute = name.rpartition(".")
+        assert getattr(importlib.import_module(module), attribute).__doc__, name
+    assert {name.rpartition(".")[2] for name in named} >= set(rezero_jax.__all__)
+
+
 def test_the_results_are_one_page_of_one_word_verdicts():
     text = read("docs/results.md")
     assert len(text.splitlines()) <= 150
