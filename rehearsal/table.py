@@ -66,23 +66,6 @@ SETS = {
         ("configs/resnet.py:depth=56", "v5e:2x2"),
         (BILLION, "v5e:16x16"),
     ],
-    "shipped": [
-        (config, topology)
-        for config in (
-            "configs/mlp.py:depth=64,dataset=cifar10",
-            "configs/resnet.py:depth=56",
-            "configs/resnet.py:family=preact,depth=18",
-            "configs/resnet_superconvergence.py",
-            "configs/resnet_imagenet.py",
-            "configs/transformer_small.py",
-            "configs/transformer_reduced.py",
-            "configs/transformer_notebook.py",
-            f"{ENWIK8}=12",
-            f"{ENWIK8}=64",
-            f"{ENWIK8}=128",
-        )
-        for topology in ("v4:2x2x1", "v5e:2x4", "v5p:4x4x4", "v6e:2x4", "v5e:16x16", "8xh100")
-    ],
     # Every residual rule in every family and dtype.
     "rules": [
         (f"{config} model.residual={rule} model.dtype={dtype} train.batch_size=16", topology)
