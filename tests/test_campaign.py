@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from etils import epath
 from rezero_jax.runs.checkpoint import Checkpoints
 from rezero_jax.runs.metrics import MetricsWriter
 from tests.families import FAMILIES
-from tests.faults import damage
+from tests.faults import crafted, damage
 from tests.faults.campaign import main
 from tests.faults.compare import differences
 
@@ -122,3 +123,12 @@ def test_a_small_campaign(tmp_path):
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert len(report["runs"]) >= 6
     assert report["failures"] == []
+
+
+# ---- Crafted inputs
+
+
+def test_crafted_inputs_are_read_or_refused_in_a_sentence(trained, tmp_path):
+    counts, failures = crafted.campaign(trained("mlp"), Path(tmp_path), inputs=24, seed=0)
+    assert failures == []
+    assert sum(counts.values()) == 24

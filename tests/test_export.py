@@ -15,7 +15,7 @@ from flax import nnx
 
 import rezero_jax
 from rezero_jax.errors import UserError
-from rezero_jax.export import constructor, export, main
+from rezero_jax.export import FILES, constructor, export, main
 from rezero_jax.models.weights import load_tensors, save_tensors
 from rezero_jax.training.load import checked_config, restored
 from tests.families import FAMILIES, ROOT, STEPS
@@ -207,3 +207,154 @@ def test_a_saved_resnet_has_the_blocks_of_its_rule(tmp_path):
         rezero_jax.export.save(model, tmp_path / rule)
         model.eval()
         np.testing.assert_array_equal(rezero_jax.load(tmp_path / rule)(x), model(x))
+
+
+# ---- Models of one's own
+
+
+MADE = {
+    **{name: family.make for name, family in FAMILIES.items()},
+    "preact": lambda rngs: rezero_jax.ResNet.preact(18, width=4, scan=True, rngs=rngs),
+    "encoder": lambda rngs: rezero_jax.Encoder(
+        width=8, depth=3, heads=2, scan=False, norm="dyt", rngs=rngs
+    ),
+    "decoder layer": lambda rngs: rezero_jax.DecoderLayer(8, 2, dropout=0.1, rngs=rngs),
+    "bfloat16": lambda rngs: rezero_jax.MLP(
+        4, 8, 2, 3, alpha_init=0.5, dtype="bfloat16", rngs=rngs
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_model_of_ones_own_is_saved_and_loaded_to_the_bit(name, tmp_path):
+    model = MADE[name](rngs=nnx.Rngs(0))
+    for variable in jax.tree.leaves(
+        nnx.state(model), is_leaf=lambda v: isinstance(v, nnx.Variable)
+    ):
+        noise = RNG.normal(size=variable.shape)
+        variable.set_value(jnp.asarray(noise, variable.dtype))
+    training = nnx.graphdef(model)
+    rezero_jax.save(model, tmp_path / "model")
+    assert nnx.graphdef(model) == training  # save leaves the mode of the model
+    loaded = rezero_jax.load(tmp_path / "model")
+    model.eval()
+    assert nnx.graphdef(loaded) == nnx.graphdef(model)
+    for ours, theirs in zip(
+        jax.tree.leaves(nnx.state(loaded)), jax.tree.leaves(nnx.state(model)), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+        assert ours.dtype == theirs.dtype
+
+
+def test_a_model_that_cannot_be_made_again_is_not_saved(tmp_path):
+    model = MADE["mlp"](rngs=nnx.Rngs(0))
+    model.head = nnx.Linear(6, 2, rngs=nnx.Rngs(0))
+    stack = rezero_jax.Stack(lambda rngs: nnx.Linear(2, 2, rngs=rngs), 2, rngs=nnx.Rngs(0))
+    for one, words in ((model, "was changed after"), (stack, "numbers and names alone")):
+        with pytest.raises(UserError, match=words):
+            rezero_jax.save(one, tmp_path / "model")
+    assert not any(tmp_path.iterdir())
+
+
+# ---- Folders and names of strangers
+
+
+def files_of(folder):
+    return {
+        path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+
+
+def test_an_export_replaces_only_an_export_and_follows_no_link(trained, models, tmp_path, capsys):
+    run = shutil.copytree(trained("mlp"), tmp_path / "run")
+    other, hub = tmp_path / "other", tmp_path / "hub"
+    for folder in (other, hub):
+        folder.mkdir()
+    (other / "README.md").write_text("mine")
+    (hub / "config.json").write_text('{"model_type": "bert"}')
+    (hub / "model.safetensors").write_text("theirs")
+    with pytest.raises(SystemExit):
+        main([str(run), "--out="])
+    assert "--out: is empty" in capsys.readouterr().err
+    for out in (run, other, hub, run / "checkpoints", tmp_path / "other/README.md"):
+        before = files_of(tmp_path)
+        assert main([str(run), f"--out={out}"]) == 2
+        assert files_of(tmp_path) == before
+    folder = Path(shutil.copytree(models / "resnet", tmp_path / "a[1]$b"))
+    (folder / "config.json").rename(tmp_path / "config.json")
+    (folder / "config.json").symlink_to(tmp_path / "config.json")
+    left = tmp_path / f".{folder.name}.{'0' * 32}"  # of a process that was killed
+    left.mkdir()
+    before = (tmp_path / "config.json").read_bytes()
+    assert main([str(run), f"--out={folder}"]) == 0
+    assert type(rezero_jax.load(folder)).__name__ == "MLP"
+    assert (tmp_path / "config.json").read_bytes() == before
+    assert not left.exists()
+    assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
+
+
+def test_the_current_folder_is_filled_in_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for family in ("mlp", "resnet"):
+        rezero_jax.save(FAMILIES[family].make(rngs=nnx.Rngs(0)), ".")
+        assert type(rezero_jax.load(".")) is type(FAMILIES[family].make(rngs=nnx.Rngs(0)))
+        assert Path.cwd().samefile(tmp_path)
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
+
+
+KILLS = """\
+import itertools, os, signal, sys
+from pathlib import Path
+from rezero_jax.runs.moving import replace_folder
+
+home, names = Path.cwd() / "home", ("model.safetensors", "config.json", "README.md")
+old, new = ({name: bytes([i]) * 10**5 for name in names} for i in range(2))
+changes = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "shutil.rmtree")
+found = []
+for step in itertools.count():
+    replace_folder(home / "model", old)
+    if (pid := os.fork()) == 0:
+        calls = itertools.count()
+
+        def die(event, _):
+            if event in changes and next(calls) == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(die)
+        replace_folder(home / "model", new)
+        os._exit(0)
+    status = os.waitpid(pid, 0)[1]
+    model = {path.name: path.read_bytes() for path in (home / "model").iterdir()}
+    assert model in (old, new), (step, model.keys())
+    found.append(model == new)
+    if status == 0:
+        break
+replace_folder(home / "model", old)
+assert [path.name for path in home.iterdir()] == ["model"]  # what was left is removed
+print(found.count(False), found.count(True))
+"""
+
+
+def test_a_process_killed_while_it_replaces_a_model_leaves_the_old_or_the_new_one(tmp_path):
+    """A process dies just before each of the calls that change files, in turn."""
+    done = elsewhere(KILLS, tmp_path, {})
+    assert done.returncode == 0, done.stderr
+    assert min(map(int, done.stdout.split())) >= 3
+
+
+def test_names_of_a_strangers_run_are_escaped_in_the_card(trained, tmp_path, capsys):
+    run = shutil.copytree(trained("mlp"), tmp_path / "run")
+    record, final = (
+        json.loads((run / name).read_text()) for name in ("dataset.json", "final.json")
+    )
+    bad = "x\n# y <img src=z> [a](http://b) `c` \x1b[31m|"
+    (run / "dataset.json").write_text(json.dumps(record | {"name": bad}))
+    (run / "final.json").write_text(json.dumps(final | {bad: 1.0}))
+    folder = tmp_path / "q'); print(1) #"
+    assert main([str(run), f"--out={folder}"]) == 0
+    card = (folder / "README.md").read_text()
+    outside, usage = card.split("```python\n")
+    assert usage.count("print(1)") == 1
+    assert 'load("q\'); print(1) #")' in usage
+    assert not re.search(r"(?<!\\)[<`\[]|\x1b|^# y", outside)
+    assert "\x1b" not in capsys.readouterr().out
