@@ -204,9 +204,11 @@ def _checked(
                 f"a prompt is a sequence of integer tokens, not {row.dtype} of shape {row.shape}; "
                 "give a list of such prompts"
             )
-        model.check_values(row)
     half = model.max_len // 2
-    return [row[-half if len(row) >= model.max_len else 0 :].tolist() for row in rows]
+    rows = [row[-half if len(row) >= model.max_len else 0 :] for row in rows]
+    for row in rows:
+        model.check(row[None])
+    return [row.tolist() for row in rows]
 
 
 def _round_up(length: int) -> int:
@@ -216,12 +218,7 @@ def _round_up(length: int) -> int:
 
 @partial(jax.jit, static_argnames="cache_length")
 def _read_prompts(
-    model: LanguageModel,
-    tokens: Array,
-    lengths: Array,
-    keys: Array,
-    done: Array,
-    cache_length: int,
+    model: LanguageModel, tokens: Any, lengths: Any, keys: Any, done: Any, cache_length: int
 ) -> DecodingCarry:
     """Reads the prompts; the padding's keys are overwritten before a query may attend to them."""
     model, (batch, length) = model.for_decoding(), tokens.shape

@@ -133,15 +133,8 @@ class TransformerLayer(Module):
 
         return self.rules[sublayer % len(self.rules)](x, branch)
 
-    def _checked_attention(
-        self,
-        x: Trunk,
-        mask: Array | None,
-        key_mask: KeyMask | None,
-        is_causal: bool,
-        rngs: nnx.Rngs | None,
-    ) -> Branch:
-        """The branch of self-attention; raises a UserError for wrong arguments of the layer."""
+    def _check(self, x: Trunk, rngs: nnx.Rngs | None) -> None:
+        """Raises a UserError for x of another shape, and for dropout without `rngs`."""
         drops = self.dropout.rate > 0 or self.stochastic_depth is not None
         if drops and not self.dropout.deterministic and rngs is None:
             raise UserError(
@@ -155,7 +148,6 @@ class TransformerLayer(Module):
             raise UserError(
                 f"this layer takes sequences (batch, length, {sizes}), not {x.shape}; reshape x"
             )
-        return partial(self.attention, mask=mask, key_mask=key_mask, is_causal=is_causal, rngs=rngs)
 
 
 class EncoderLayer(TransformerLayer):
@@ -184,8 +176,9 @@ class EncoderLayer(TransformerLayer):
         Raises:
           UserError: x or a mask has another shape, a mask is not bool, or dropout lacks its `rngs`.
         """
-        attention = self._checked_attention(x, mask, key_mask, is_causal, rngs)
-        x = self.join(0, x, attention, rngs)
+        self._check(x, rngs)
+        masks: dict[str, Any] = {"mask": mask, "key_mask": key_mask, "is_causal": is_causal}
+        x = self.join(0, x, partial(self.attention, **masks, rngs=rngs), rngs)
         return self.join(1, x, partial(self.feedforward, rngs=rngs), rngs)
 
     def decode(
@@ -220,21 +213,16 @@ class DecoderLayer(TransformerLayer):
         rngs: nnx.Rngs | None = None,
     ) -> Trunk:
         """Returns x after the layer; the masks are as in `EncoderLayer`, for x and for `memory`."""
-        attention = self._checked_attention(x, mask, key_mask, is_causal, rngs)
-        x = self.join(0, x, attention, rngs)
+        self._check(x, rngs)
         if memory.ndim != 3 or memory.shape[::2] != (x.shape[0], x.shape[-1]):
             raise UserError(
                 f"this layer takes a memory ({x.shape[0]}, length, {x.shape[-1]}), not "
                 f"{memory.shape}; reshape memory"
             )
-        cross = partial(
-            self.cross_attention,
-            memory=memory,
-            mask=memory_mask,
-            key_mask=memory_key_mask,
-            rngs=rngs,
-        )
-        x = self.join(1, x, cross, rngs)
+        masks: dict[str, Any] = {"mask": mask, "key_mask": key_mask, "is_causal": is_causal}
+        x = self.join(0, x, partial(self.attention, **masks, rngs=rngs), rngs)
+        seen: dict[str, Any] = {"memory": memory, "mask": memory_mask, "key_mask": memory_key_mask}
+        x = self.join(1, x, partial(self.cross_attention, **seen, rngs=rngs), rngs)
         return self.join(2, x, partial(self.feedforward, rngs=rngs), rngs)
 
 

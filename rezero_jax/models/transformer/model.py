@@ -16,13 +16,8 @@ from rezero_jax.errors import UserError, check_sizes, choose_from
 from rezero_jax.models import init
 from rezero_jax.models.dropout import Dropout
 from rezero_jax.models.options import Module, takes_options
-from rezero_jax.models.transformer.attention import (
-    Cache,
-    Hidden,
-    KeyMask,
-    check_mask,
-    token_positions,
-)
+from rezero_jax.models.transformer import attention
+from rezero_jax.models.transformer.attention import Cache, Hidden, KeyMask
 from rezero_jax.models.transformer.config import TransformerConfig
 from rezero_jax.models.transformer.generate import generate
 from rezero_jax.models.transformer.layer import Encoder
@@ -129,8 +124,8 @@ class Transformer(Module):
         """The trunk after the last layer (and final norm), which is the head's input."""
         self.check(tokens)
         if key_mask is not None:
-            check_mask("a key mask", key_mask, tokens.shape)
-        x = self._embed(tokens, token_positions(tokens.shape[1], key_mask))
+            attention.check_mask("a key mask", key_mask, tokens.shape)
+        x = self._embed(tokens, attention.token_positions(tokens.shape[1], key_mask))
         if rngs is not None:  # without them, the first layer raises an error if dropout needs them
             x = self.dropout(x, rngs=rngs)
         return self.trunk(x, key_mask=key_mask, is_causal=True, rngs=rngs)
@@ -175,8 +170,7 @@ class Transformer(Module):
         if key_mask is not None:
             ignored |= ~key_mask
         # A negative target would count from the vocabulary's end; beyond the end, it gives NaN.
-        targets = jnp.where(targets < 0, self.vocab_size, targets)
-        targets = jnp.where(ignored, 0, targets)
+        targets = jnp.where(ignored, 0, jnp.where(targets < 0, self.vocab_size, targets))
 
         def loss(xs: tuple[Array, Array]) -> Array:
             return optax.softmax_cross_entropy_with_integer_labels(self.logits(xs[0]), xs[1])
@@ -239,16 +233,13 @@ class Transformer(Module):
                 "make the model with a larger max_len"
             )
         if not isinstance(tokens, jax.core.Tracer):
-            self.check_values(np.asarray(tokens), also)
-
-    def check_values(self, values: np.ndarray, also: int = 0) -> None:
-        """Raises a UserError for a token outside the vocabulary."""
-        wrong = values[((values < 0) | (values >= self.vocab_size)) & (values != also)]
-        if wrong.size:
-            raise UserError(
-                f"the token {wrong[0]} is not in the vocabulary, 0 .. {self.vocab_size - 1}; "
-                "correct the tokens, or make the model with a larger vocab_size"
-            )
+            values = np.asarray(tokens)
+            wrong = values[((values < 0) | (values >= self.vocab_size)) & (values != also)]
+            if wrong.size:
+                raise UserError(
+                    f"the token {wrong[0]} is not in the vocabulary, 0 .. {self.vocab_size - 1}; "
+                    "correct the tokens, or make the model with a larger vocab_size"
+                )
 
     def _embed(self, tokens: Tokens, positions: Int[Array, "#batch length"]) -> Array:
         # A negative token is NaN, as one beyond the vocabulary is, and not one from its end.
