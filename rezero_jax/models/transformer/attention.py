@@ -165,7 +165,7 @@ def joint_mask(
     batch, _, queries, keys = shape
     if mask is not None:
         check_mask("a mask", mask, (queries, keys), (batch, queries, keys), shape)
-        mask = jnp.expand_dims(mask, {2: (0, 1), 3: 1, 4: ()}[mask.ndim])
+        mask = mask[:, None] if mask.ndim == 3 else mask[(None,) * (4 - mask.ndim)]
     if key_mask is None:
         return mask
     check_mask("a key mask", key_mask, (batch, keys))
