@@ -55,11 +55,11 @@ def train(
 class Stack(nn.Module):
     """Layers one after another: the stacks of torch.nn give rezero's arguments they refuse."""
 
-    def __init__(self, layers: Iterable[nn.Module], norm: nn.Module | None = None):
+    def __init__(self, layers: Iterable[nn.Module]):
         super().__init__()
-        self.layers, self.norm = nn.ModuleList(layers), norm
+        self.layers = nn.ModuleList(layers)
 
     def forward(self, x: Tensor, *args: Tensor, **kwargs: Tensor) -> Tensor:
         for layer in self.layers:
             x = layer(x, *args, **kwargs)
-        return x if self.norm is None else self.norm(x)
+        return x
