@@ -286,8 +286,8 @@ def assign(section: ConfigDict, key: str, text: str, shown: str) -> None:
                 raise ValueError
         section[key] = value
     except (TypeError, ValueError, SyntaxError, OverflowError, MemoryError, RecursionError):
-        kind = {"int": "a whole number", "float": "a number", "bool": "True or False"}
-        name = kind.get(wanted.__name__, f"a {wanted.__name__}")
+        kind = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
+        name = kind.get(wanted, "numbers such as (0.5, 0.75)")
         raise UserError(f"{shown} takes {name}, not {text!r:.80}") from None
 
 

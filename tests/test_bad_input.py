@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
@@ -16,6 +17,7 @@ from rezero_jax.config import flatten, load_config
 from rezero_jax.errors import UserError
 from rezero_jax.runs.metrics import read_metrics
 from rezero_jax.runs.workdir import Workdir
+from rezero_jax.training import step
 from rezero_jax.training.trainer import Trainer
 from tests.families import ROOT, TINY, command, config
 
@@ -150,6 +152,7 @@ def test_a_field_that_cannot_be(file, fields, words):
         check(file, fields)
 
 
+ODD = ("[1, 2]", "[[0.5]]", "{}", "True", "None", "nan", "-inf", "1" + "0" * 400, "(0.5, None)", "")
 BAD = {
     int: (-1, 0, 2**31 - 1, 2**40),
     float: (-1.0, "1e999", 1e39, 1e30),
@@ -165,7 +168,7 @@ def test_any_value_of_any_field_makes_a_trainer_or_a_sentence(file):
     for key in flatten(defaults.to_dict()):
         *sections, last = key.split(".")
         section = functools.reduce(ConfigDict.get, sections, defaults)
-        for value in BAD.get(section.get_type(last), ()):
+        for value in (*ODD, *BAD.get(section.get_type(last), ())):
             fields = {key: value} | ({"train.steps": None} if key.startswith("train.e") else {})
             with contextlib.suppress(UserError):
                 check(file, fields)
@@ -286,3 +289,29 @@ def test_divergence_within_a_dispatch_names_the_step_where_it_began(tmp_path, ca
     assert "became nan at step 2; lower optim.learning_rate or optim.clip_norm" in sentence
     assert list((tmp_path / "checkpoints").iterdir()) == []
     assert json.loads((tmp_path / "final.json").read_text())["status"] == "diverged"
+
+
+def test_a_mean_that_is_not_finite_is_a_divergence(tmp_path, capsys, monkeypatch):
+    make = step.make_eval_step
+
+    def make_broken(*args):
+        evaluate = make(*args)
+        return lambda *args: evaluate(*args) | {"loss": jnp.float32("nan")}
+
+    monkeypatch.setattr(step, "make_eval_step", make_broken)
+    words = argv(tmp_path)  # evaluates after step 4, saves after each second step
+    assert train.main(words) == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "eval/loss is not finite after step 4; lower optim.learning_rate" in line
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
+    final = json.loads((tmp_path / "final.json").read_text(), parse_constant=pytest.fail)
+    assert (final["status"], final["steps"]) == ("diverged", 4)
+    assert [entry["step"] for entry in read_metrics(tmp_path)] == [1, 2, 3]
+    assert train.main([*words, "--mode=eval"]) == 3
+    assert "after step 2" in capsys.readouterr().err
+
+
+def test_a_warm_up_as_long_as_the_run_is_a_warning(tmp_path, capsys):
+    assert train.main(argv(tmp_path, **{"optim.warmup_steps": 8})) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "ends within its warm-up (optim.warmup_steps=8, 8 steps in all); lower" in line

@@ -47,6 +47,8 @@ def test_overrides():
         ("optim.milestones", "(0.2, 0.9)", (0.2, 0.9)),
         ("optim.milestones", "0.2,0.9", (0.2, 0.9)),
         ("optim.milestones", "0.2", (0.2,)),
+        ("optim.milestones", "[0.2, 0.9]", (0.2, 0.9)),
+        ("optim.points", "[[0, 1], [1, 0]]", ((0, 1), (1, 0))),
         ("optim.alpha.name", "sgd", "sgd"),
     ):
         found = flatten(config("mlp.py", **{key: text}).to_dict())[key]
@@ -72,6 +74,10 @@ def test_a_wrong_override_is_named():
         ("optim.learning_rate=1e999", "optim.learning_rate=inf"),
         ("optim.milestones=(0.5, 1e999)", "optim.milestones=inf"),
         ("optim.milestones=('a',)", "optim.milestones=\\('a',\\)"),
+        ("optim.milestones=[[0.5]]", "optim.milestones=\\(\\(0.5,\\),\\) contains \\(0.5,\\)"),
+        ("optim.milestones=(0.5, True)", "takes numbers such as \\(0.5, 0.75\\), not "),
+        ("optim.learning_rate=1" + "0" * 400, "takes a number, not '1000"),
+        ("model.width=[64]", "config.model.width takes a whole number, not '\\[64\\]'"),
         ("train.steps=2147483648", "train.steps=2147483648"),
         ("optim.nesterov=1", "config.optim.nesterov takes True or False"),
     ):

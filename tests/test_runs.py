@@ -5,12 +5,14 @@ import json
 import math
 import platform
 import shutil
+import subprocess
 
 import jax
 import numpy as np
 import pytest
 
 from rezero_jax.errors import UserError
+from rezero_jax.runs import folder
 from rezero_jax.runs.files import read_json, write_json
 from rezero_jax.runs.folder import environment
 from rezero_jax.runs.metrics import MetricsWriter, read_metrics
@@ -206,6 +208,28 @@ def written(folder, steps, after=0):
     for step in steps:
         writer.write(step, {"train/loss": 1.0 / step})
     return writer
+
+
+def test_the_commit_is_of_the_project_and_git_is_not_needed(tmp_path, monkeypatch):
+    def git(*words):
+        author = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        command = ["git", "-C", tmp_path, *author, *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init")
+    packages = [tmp_path / name / "rezero_jax" for name in ("", "vendored", "site")]
+    for package in packages:
+        package.mkdir(parents=True)
+        (package / "__init__.py").touch()
+    git("add", "rezero_jax", "vendored")
+    git("commit", "-m", "a")
+    found = [folder._commit(package) for package in packages]
+    assert found == [git("rev-parse", "HEAD"), None, None]
+    git("rm", "--cached", "-r", "rezero_jax")  # as after pip install --target=.
+    assert folder._commit(packages[0]) is None
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert folder._commit(packages[0]) is None
+    assert folder._version("no-such-package") is None
 
 
 def test_each_line_is_on_disk_when_written_and_a_truncated_line_is_left_out(tmp_path):
