@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from rezero_jax.models.transformer.layer import EncoderLayer as EncoderLayer
     from rezero_jax.models.transformer.model import Transformer as Transformer
     from rezero_jax.models.vit import ViT as ViT
+    from rezero_jax.parameters import decay_mask as decay_mask
+    from rezero_jax.parameters import muon_dimensions as muon_dimensions
+    from rezero_jax.parameters import parameter_labels as parameter_labels
     from rezero_jax.residual import AdaLNZero as AdaLNZero
     from rezero_jax.residual import Alpha as Alpha
     from rezero_jax.residual import ReZero as ReZero
@@ -35,6 +38,7 @@ _MODULES = {
     "models.transformer.layer": ("Decoder", "DecoderLayer", "Encoder", "EncoderLayer"),
     "models.transformer.model": ("Transformer",),
     "models.vit": ("ViT",),
+    "parameters": ("decay_mask", "muon_dimensions", "parameter_labels"),
     "residual": ("AdaLNZero", "Alpha", "ReZero", "RuleConfig"),
     "stack": ("Stack",),
 }

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import AbstractMesh, Mesh
+import numpy as np
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from rezero_jax.errors import UserError, first_line
 
@@ -42,8 +43,21 @@ def target() -> Target:
 
 
 def batch_axes(mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
-    """The axes of a mesh along which a batch is sharded; see rezero_jax.training.sharding."""
-    return tuple(axis for axis in ("replica", "data") if axis in mesh.shape)
+    """The axes of a mesh along which a batch is sharded; see rezero_jax.training.sharding.
+
+    Along explicit axes, and manual ones inside jax.shard_map, the caller shards the batch.
+    """
+    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    return tuple(axis for axis in ("replica", "data") if types.get(axis) == AxisType.Auto)
+
+
+def check_auto(x: jax.Array | np.ndarray) -> None:
+    """Raises a UserError for an array that is sharded along explicit axes of a mesh."""
+    if any(jax.typeof(x).sharding.spec):
+        raise UserError(
+            "this model does not take arrays sharded along explicit mesh axes; make the mesh with "
+            "axis_types=(jax.sharding.AxisType.Auto,) * number of axes"
+        )
 
 
 def batch_shards(mesh: Mesh | AbstractMesh) -> int:

@@ -2,9 +2,11 @@
 
 import contextlib
 import difflib
+import operator
 import os
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
+from typing import SupportsIndex
 
 
 class UserError(ValueError):
@@ -46,11 +48,26 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 
-def check_sizes(**sizes: int | None) -> None:
-    """Raises a UserError for a size below 1; None is unset."""
+def check_sizes(**sizes: SupportsIndex | None) -> None:
+    """Raises a UserError for a size that is not a whole number above 0; None is unset."""
     for name, size in sizes.items():
-        if size is not None and size < 1:
-            raise UserError(f"{name} is {size}; give a {name} of at least 1")
+        try:
+            valid = size is None or operator.index(size) >= 1
+        except TypeError:
+            valid = False
+        if not valid:
+            raise UserError(f"{name} is {size}; give a whole number of at least 1")
+
+
+def check_images(shape: tuple[int, ...], channels: int, size: int | None = None) -> None:
+    """Raises a UserError unless images are (batch, size, size, channels); None is any size."""
+    sides = shape[1:3] if size is None else (size, size)
+    if len(shape) == 4 and shape[1:] == (*sides, channels):
+        return
+    wanted = f"(batch, {size or 'height'}, {size or 'width'}, {channels})"
+    is_turned = len(shape) == 4 and shape[1] == channels
+    cure = "call x.transpose(0, 2, 3, 1)" if is_turned else "convert them, or make another model"
+    raise UserError(f"this model takes images {wanted}, not {shape}; {cure}")
 
 
 def closest_beside(path: Path) -> Path | None:

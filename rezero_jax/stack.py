@@ -3,12 +3,14 @@
 One compiled block serves every layer, so the time to compile does not grow with depth.
 """
 
+import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.nnx import spmd
 from jax import Array
 from jax.sharding import PartitionSpec
 
@@ -19,6 +21,7 @@ from rezero_jax.residual import Constant
 LayerState = tuple[nnx.State, nnx.State, Array | None]  # parameters, other arrays, random key
 Layer = Callable[[Array, LayerState], tuple[Array, nnx.State]]
 
+LAYER_AXIS = {nnx.PARTITION_NAME: None}
 CHANGES = nnx.Not(nnx.Any(nnx.Param, Constant))  # variables that a call of a block may change
 
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
@@ -30,6 +33,9 @@ REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
 
 class Stack(nnx.Module):
     """`depth` blocks of one shape, applied one after another.
+
+    len(stack) is the depth and stack[i] is block i, counted from 0 or from the end; of a scanned
+    stack, a copy with slices of the arrays. Partition names get a None for the layer axis.
 
     Args:
       make_block: `make_block(rngs)` returns a block, a module that maps x to the same shape. A
@@ -52,7 +58,7 @@ class Stack(nnx.Module):
     def __init__(
         self,
         make_block: Callable[..., nnx.Module],
-        depth: int,
+        depth: SupportsIndex,
         *,
         numbered: bool = False,
         scan: bool = True,
@@ -61,6 +67,7 @@ class Stack(nnx.Module):
         rngs: nnx.Rngs,
     ):
         check_sizes(depth=depth)
+        depth = operator.index(depth)
         if remat not in REMAT_POLICIES:
             raise choose_from("remat policy", remat, REMAT_POLICIES)
         self.depth, self.remat, self.unroll = depth, remat, unroll
@@ -72,8 +79,9 @@ class Stack(nnx.Module):
             return state
 
         # Initialise one layer at a time; vmap would materialise every layer's random bits.
-        numbers = (jnp.arange(1, depth + 1),) if numbered else ()
+        numbers = (jnp.arange(1, depth + 1, dtype=jnp.int32),) if numbered else ()
         states = jax.lax.map(make_state, (rngs.split(depth), *numbers))
+        spmd.add_axis(states, 0, LAYER_AXIS)
         self.blocks: nnx.Module | nnx.List = nnx.merge(graphdefs[0], states)
         if not scan:
             self.blocks = nnx.List(self.layers())
@@ -98,14 +106,24 @@ class Stack(nnx.Module):
             nnx.update(self.blocks, updated)
         return x
 
-    def layers(self) -> list[Any]:
-        """The blocks as a list; for a scanned stack, copies with slices of the arrays."""
+    def __len__(self) -> int:
+        return self.depth
+
+    def __getitem__(self, i: SupportsIndex | slice) -> Any:
+        which = range(self.depth)[i]  # an IndexError if the stack has no such block
+        if isinstance(which, range):
+            return [self[n] for n in which]
         if isinstance(self.blocks, nnx.List):
-            return list(self.blocks)
+            return self.blocks[which]
         # Split first: a map over the module would copy a parameter that has two places.
         graphdef, state = nnx.split(self.blocks)
-        layers = [jax.tree.map(lambda leaf, i=i: leaf[i], state) for i in range(self.depth)]
-        return [nnx.merge(graphdef, layer) for layer in layers]
+        block = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[which], state))
+        spmd.remove_axis(nnx.state(block), 0, LAYER_AXIS)
+        return block
+
+    def layers(self) -> list[Any]:
+        """The blocks as a list."""
+        return self[:]
 
     def _functional(
         self, block: nnx.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -237,6 +237,10 @@ def test_mistakes_are_user_errors():
         with pytest.raises(UserError, match=sentence):
             make(rngs=nnx.Rngs(0))
     model = nnx.eval_shape(lambda: cifar(8, width=2, rngs=nnx.Rngs(0)))
-    for shape, sentence in (((1, 8, 8, 1), "in_channels=1"), ((8, 8, 3), "not .8, 8, 3.")):
+    for shape, sentence in (
+        ((1, 3, 8, 8), r"transpose\(0, 2, 3, 1\)"),
+        ((1, 8, 8, 1), "not .1, 8, 8, 1."),
+        ((8, 8, 3), "not .8, 8, 3."),
+    ):
         with pytest.raises(UserError, match=sentence):
             model(jnp.ones(shape))

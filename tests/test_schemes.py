@@ -144,7 +144,7 @@ def updated(rule, grads_of, *, depth=3, scan=True, **options):
 def test_numbers_that_mix_streams_have_no_decay_and_lambda_learns_slowly():
     spec, changes = updated("x0_scalars", jnp.zeros_like, weight_decay=0.1)
     for path, change in changes.items():
-        expected = 0.0 if spec.parameters[path].is_stream_weight else -0.1 * 0.1
+        expected = 0.0 if spec.parameters[path].kind == "gate" else -0.1 * 0.1
         np.testing.assert_allclose(change, expected, rtol=1e-5, err_msg=path)
     _, changes = updated("x0_scalars", jnp.ones_like)
     for path, change in changes.items():

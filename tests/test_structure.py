@@ -16,6 +16,7 @@ LAYERS = (
     ("rezero_jax.command", "rezero_jax.user_code"),
     ("rezero_jax.config", "rezero_jax.devices", "rezero_jax.processes", "rezero_jax.residual"),
     ("rezero_jax.stack",),
+    ("rezero_jax.parameters",),
     ("rezero_jax.models", "rezero_jax.data", "rezero_jax.runs"),
     ("rezero_jax.training",),
     ("rezero_jax.analysis", "rezero_jax.export"),

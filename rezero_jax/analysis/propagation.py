@@ -178,7 +178,9 @@ class _Probe(nnx.Module):
     def alphas(self) -> Float[Array, " layers"]:
         layers = self.slot.size // 2
         gates = [gate.reshape(layers, -1) for gate in jax.tree.leaves(nnx.state(self, Alpha))]
-        return one_per_layer(jnp.concatenate(gates or [jnp.full((layers, 1), jnp.nan)], axis=1))
+        return one_per_layer(
+            jnp.concatenate(gates or [jnp.full((layers, 1), jnp.nan, jnp.float32)], axis=1)
+        )
 
 
 @jax.custom_vjp

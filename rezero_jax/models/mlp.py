@@ -127,7 +127,11 @@ class MLP(Module):
     def __call__(
         self, x: Float[Array, "*batch in_features"]
     ) -> Float[Array, "*batch out_features"]:
-        """Returns float32 logits."""
+        """Returns float32 logits; raises a UserError if x has not `in_features` features."""
+        if x.shape[-1:] != (self.stem.in_features,):
+            raise UserError(
+                f"this network takes (..., {self.stem.in_features}), not {x.shape}; reshape x"
+            )
         x = nnx.relu(self.stem(x))
         x = self.rule.leave(self.trunk(self.rule.enter(x.astype(trunk_dtype(x.dtype)))))
         return self.head(x.astype(jnp.float32))

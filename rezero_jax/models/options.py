@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Any, ParamSpec, TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -25,8 +26,9 @@ def takes_options(*positional: str) -> Callable[[Callable[P, T]], Callable[P, T]
 
     The default of `config` is a dataclass with the defaults of the new arguments, which override
     the fields of a given `config`. The signature and the docstring then have all arguments. The
-    function declares `**options`, and `*args` if options are positional, for type checkers. A
-    module that the function makes keeps its arguments in `made_by`, for `rezero_jax.save`.
+    function gets Python's numbers for scalars of NumPy and JAX. It declares `**options`, and
+    `*args` if options are positional, for type checkers. A module that the function makes keeps its
+    arguments in `made_by`, for `rezero_jax.save`.
 
     Args:
       *positional: fields that may be given by position, after the function's positional arguments.
@@ -51,7 +53,8 @@ def takes_options(*positional: str) -> Callable[[Callable[P, T]], Callable[P, T]
 
         @functools.wraps(function)
         def decorated(*args: P.args, **kwargs: P.kwargs) -> T:
-            arguments = signature.bind(*args, **kwargs).arguments
+            bound = signature.bind(*args, **kwargs).arguments
+            arguments = {name: _number(value) for name, value in bound.items()}
             if arguments.get("dtype") is not None:  # np.float32 and "float32" are jnp.float32
                 arguments["dtype"] = getattr(jnp, jnp.dtype(arguments["dtype"]).name)
             given = {name: arguments.pop(name) for name in options if name in arguments}
@@ -94,6 +97,12 @@ def _call_text(name: str, arguments: Mapping[str, Any]) -> str | None:
         return json.dumps(call, default=plain, allow_nan=False)
     except (TypeError, ValueError):
         return None
+
+
+def _number(value: Any) -> Any:
+    """A scalar of NumPy or JAX as a number of Python, which shapes and static fields need."""
+    is_scalar = isinstance(value, np.generic | jax.Array) and value.ndim == 0
+    return value.item() if is_scalar and not isinstance(value, jax.core.Tracer) else value
 
 
 def _documented(doc: str | None, config: type) -> str:

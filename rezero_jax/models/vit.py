@@ -7,7 +7,8 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from rezero_jax.errors import UserError, check_sizes, choose_from
+from rezero_jax.devices import check_auto
+from rezero_jax.errors import UserError, check_images, check_sizes, choose_from
 from rezero_jax.models import init
 from rezero_jax.models.dropout import Dropout
 from rezero_jax.models.options import Module, takes_options
@@ -67,7 +68,8 @@ class ViT(Module):
         rngs: nnx.Rngs,
         **options: Any,
     ):
-        check_sizes(patch=patch, width=width, num_classes=num_classes, in_channels=in_channels)
+        check_sizes(image_size=image_size, patch=patch, width=width)
+        check_sizes(num_classes=num_classes, in_channels=in_channels)
         if image_size < patch or image_size % patch:
             raise UserError(
                 f"patch={patch} does not divide the image size {image_size}; choose a divisor"
@@ -112,11 +114,8 @@ class ViT(Module):
         """The class token, if any, and the patches row by row, with their positions added."""
         batch, size, patch = images.shape[0], self.image_size, self.patch
         channels = self.embedding.in_features // patch**2
-        if images.shape[1:] != (size, size, channels):
-            raise UserError(
-                f"this model takes images (batch, {size}, {size}, {channels}), not {images.shape}; "
-                "resize them, or make the model for this size"
-            )
+        check_auto(images)
+        check_images(images.shape, channels, size)
         side = size // patch
         patches = images.reshape(batch, side, patch, side, patch, channels).swapaxes(2, 3)
         x = self.embedding(patches.reshape(batch, side * side, self.embedding.in_features))

@@ -34,7 +34,7 @@ class LayerNormScaling(Normed):
         self.factor = Constant(1 / jnp.sqrt(layer))
 
     def __call__(self, x: Array, f: Branch) -> Array:
-        return (x + apply(f, scale(self.factor[...], self.norm(x)))).astype(x.dtype)
+        return (x + apply(f, scale(self.factor[...], self.norm(x)), x)).astype(x.dtype)
 
 
 class DeepNorm(Normed):
@@ -96,7 +96,7 @@ class _ScaledByDepth(Normed):
         self.rate_scale = share ** (1 - self.exponent)
 
     def __call__(self, x: Array, f: Branch) -> Array:
-        return (x + self.factor * apply(f, self.norm(x))).astype(x.dtype)
+        return (x + self.factor * apply(f, self.norm(x), x)).astype(x.dtype)
 
 
 class CompleteP(_ScaledByDepth):

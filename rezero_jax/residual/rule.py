@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
+from flax.nnx.variablelib import VariableMeta
 from jax import Array
 from jaxtyping import Float
 
@@ -17,8 +18,24 @@ NORMS = ("layer_norm", "dyt")
 RULES: dict[str, type["Rule"]] = {}  # every rule by its name; filled in residual/__init__.py
 
 
-class Alpha(nnx.Param):
-    """The type of every gate: optimizer groups, logging and tests find gates by it."""
+class Mark(VariableMeta):
+    """Metaclass of kinds of nnx.Param that differ by metadata: `isinstance` and filters find them.
+
+    Flax puts each type of variable into a collection of its own in a Linen model, whose training
+    loop updates the collection of nnx.Param alone.
+    """
+
+    if not TYPE_CHECKING:
+
+        def __call__(cls, value: Array, **metadata: Any) -> nnx.Param:
+            return nnx.Param(value, kind=cls.__name__, **metadata)
+
+    def __instancecheck__(cls, one: Any) -> bool:
+        return isinstance(one, nnx.Param) and one.get_metadata("kind", None) == cls.__name__
+
+
+class Alpha(nnx.Param, metaclass=Mark):
+    """The kind of every gate: optimizer groups, logging and tests find gates by it."""
 
 
 def align(weight: Array, ndim: int) -> Array:
@@ -31,8 +48,14 @@ def scale(alpha: Array, y: Array) -> Array:
     return align(alpha, y.ndim) * y
 
 
-def apply(f: Branch, x: Array) -> Array:
-    """f(x), which must have the shape of x, else a ValueError."""
+def apply(f: Branch, x: Array, trunk: Array | None = None) -> Array:
+    """f(x), which must have the shape of x, else a ValueError.
+
+    Raises a UserError if the trunk, by default x, has a dtype to which no branch can be added.
+    """
+    dtype = (x if trunk is None else trunk).dtype
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        raise UserError(f"the trunk is {dtype}, to which no branch adds; convert it to float32")
     fx = f(x)
     if fx.shape != x.shape:
         raise ValueError(
@@ -89,7 +112,9 @@ class AdaLNZero(nnx.Module):
         **kwargs: Any,
     ) -> Float[Array, "batch *places features"]:
         """Returns x after the layer; `args` and `kwargs` are further arguments of f."""
-        modulation = self.modulation(nnx.silu(c)).reshape(len(c), *(1,) * (x.ndim - 2), -1)
+        modulation = self.modulation(nnx.silu(c)).reshape(
+            len(c), *(1,) * (x.ndim - 2), 3 * x.shape[-1]
+        )
         shift, scale, gate = jnp.split(modulation, 3, axis=-1)
         normed = (1 + scale) * self.norm(x.astype(jnp.float32)) + shift
         fx = apply(lambda u: self.f(u, *args, **kwargs), normed.astype(x.dtype))

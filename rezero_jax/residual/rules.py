@@ -53,7 +53,7 @@ class PreNorm(Normed):
     norms_branch = True
 
     def __call__(self, x: Array, f: Branch) -> Array:
-        return (x + apply(f, self.norm(x))).astype(x.dtype)
+        return (x + apply(f, self.norm(x), x)).astype(x.dtype)
 
 
 class PostNorm(Normed):
@@ -88,7 +88,7 @@ class PeriNorm(Normed):
         self.norm_out = config.make_norm(features, rngs=rngs)
 
     def __call__(self, x: Array, f: Branch) -> Array:
-        return (x + self.norm_out(apply(f, self.norm(x)))).astype(x.dtype)
+        return (x + self.norm_out(apply(f, self.norm(x), x))).astype(x.dtype)
 
 
 class Orthogonal(Normed):
@@ -101,7 +101,7 @@ class Orthogonal(Normed):
     norms_branch = True
 
     def __call__(self, x: Array, f: Branch) -> Array:
-        fx = apply(f, self.norm(x)).astype(x.dtype)
+        fx = apply(f, self.norm(x), x).astype(x.dtype)
         along = (x * fx).sum(-1, keepdims=True) / ((x * x).sum(-1, keepdims=True) + 1e-6)
         return x + (fx - along * x)
 
@@ -159,4 +159,4 @@ class ReZeroNorm(ReZeroRule):
         self.norm = config.make_norm(features, rngs=rngs)
 
     def __call__(self, x: Array, f: Branch) -> Array:
-        return (x + scale(self.alpha[...], apply(f, self.norm(x)))).astype(x.dtype)
+        return (x + scale(self.alpha[...], apply(f, self.norm(x), x))).astype(x.dtype)

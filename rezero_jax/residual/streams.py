@@ -9,6 +9,7 @@ from jax import Array
 
 from rezero_jax.residual.rule import (
     Branch,
+    Mark,
     Place,
     Reference,
     RuleConfig,
@@ -22,7 +23,7 @@ from rezero_jax.residual.rules import PreNorm
 SINKHORN_STEPS = 20  # of the paper and of maxtext
 
 
-class StreamWeight(nnx.Param):
+class StreamWeight(nnx.Param, metaclass=Mark):
     """A weight that mixes streams, in the gates' optimizer group; `rate` multiplies their rate."""
 
 
@@ -77,8 +78,8 @@ class HyperConnections(PreNorm):
         super().__init__(config, features, place, rngs)
         place, n = required(place), self.streams
         number = (place.layer - 1) * place.sublayers + place.sublayer
-        own = jax.nn.one_hot(jnp.asarray(number) % n, n)[:, None]
-        self.mix = StreamWeight(jnp.concatenate([own, jnp.eye(n)], axis=1))
+        own = jax.nn.one_hot(jnp.asarray(number) % n, n, dtype=jnp.float32)[:, None]
+        self.mix = StreamWeight(jnp.concatenate([own, jnp.eye(n, dtype=jnp.float32)], axis=1))
         self.spread = StreamWeight(jnp.ones((n,), jnp.float32))
         self.mix_scale = StreamWeight(jnp.full((), 0.01, jnp.float32))
         self.spread_scale = StreamWeight(jnp.full((), 0.01, jnp.float32))
@@ -94,7 +95,7 @@ class HyperConnections(PreNorm):
         spread = align(self.spread[...], x.ndim - 1) + spread[..., 0]
         mixed = jnp.einsum("...nk,...nd->...kd", mix, x)
         u = mixed[..., 0, :]
-        fx = apply(f, self.norm(u))
+        fx = apply(f, self.norm(u), x)
         return (mixed[..., 1:, :] + spread[..., None] * fx[..., None, :]).astype(x.dtype)
 
 
@@ -143,7 +144,7 @@ class ManifoldHyperConnections(PreNorm):
     def __call__(self, x: Array, f: Branch) -> Array:
         pre, post, res = self.maps(x)
         u = jnp.einsum("...n,...nd->...d", pre, x).astype(x.dtype)
-        fx = apply(f, self.norm(u))
+        fx = apply(f, self.norm(u), x)
         mixed = jnp.einsum("...kn,...nd->...kd", res, x)
         return (mixed + post[..., None] * fx[..., None, :]).astype(x.dtype)
 

@@ -1,7 +1,6 @@
 """Models of runs, restored from their checkpoints: to sample from, to study or to export."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -20,7 +19,7 @@ from rezero_jax.runs.files import AnyPath, folder_of, read_json
 from rezero_jax.runs.folder import check_data, check_passed, saved_steps
 from rezero_jax.runs.restore import Damaged, read, read_newest
 from rezero_jax.training.optim import make_optimizer
-from rezero_jax.training.state import MakeModel, ModelSpec, State, init_state, model_spec
+from rezero_jax.training.state import MakeModel, ModelSpec, State, model_spec, state_shapes
 from rezero_jax.training.trainer import Trainer
 from rezero_jax.user_code import check_allowed, is_own, own_names
 
@@ -76,7 +75,7 @@ def restored(workdir: AnyPath, config: ConfigDict, make: MakeModel) -> tuple[nnx
     with foreign(folder_of(workdir) / "config.json", own_names(config)):
         spec = model_spec(make)
         optimizer, _ = make_optimizer(config.optim, 1, spec)
-        shapes = jax.eval_shape(partial(init_state, make, optimizer), jax.random.key(0))
+        shapes = state_shapes(make, optimizer)
     device = SingleDeviceSharding(jax.devices()[0])
     shapes = jax.tree.map(lambda leaf: leaf.update(sharding=device), shapes)
     return _model(spec, load_state(workdir, shapes))

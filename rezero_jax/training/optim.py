@@ -19,7 +19,8 @@ from ml_collections import ConfigDict
 
 from rezero_jax.errors import UserError, choose_from
 from rezero_jax.formatting import path_text
-from rezero_jax.training.state import ModelSpec, Parameter
+from rezero_jax.parameters import Parameter
+from rezero_jax.training.state import ModelSpec
 
 OPTIMIZERS = ("adagrad", "adamw", "lamb", "muon", "sgd")
 SCHEDULES = ("constant", "cosine", "linear", "multistep", "piecewise")
@@ -112,8 +113,7 @@ def _labels(config: ConfigDict, spec: ModelSpec) -> Any:
 
     def label(path: Any, _: Any) -> str:
         text = path_text(path)
-        parameter = spec.parameters[text]
-        if parameter.is_gate or parameter.is_stream_weight:
+        if spec.parameters[text].kind == "gate":
             return "alpha"
         found = [name for name, pattern in patterns.items() if pattern.search(text)]
         if len(found) > 1:

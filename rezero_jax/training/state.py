@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,39 +13,13 @@ from jax import Array
 
 from rezero_jax.errors import UserError
 from rezero_jax.formatting import path_text
-from rezero_jax.residual import Alpha, Constant, Rule, StreamWeight
-from rezero_jax.stack import Stack, split_params
+from rezero_jax.parameters import Parameter, parameters_of
+from rezero_jax.residual import Constant
+from rezero_jax.stack import split_params
 
 # {"step": int32 (), "params": nested dict, "stats": nested dict, "opt_state": optax's tree}.
 State = dict[str, Any]
 MakeModel = Callable[[nnx.Rngs], nnx.Module]
-
-
-@dataclasses.dataclass(frozen=True)
-class Parameter:
-    """Metadata of one parameter, read by optimizers and sharding; no array.
-
-    Attributes:
-      is_gate: whether the parameter is an `Alpha`.
-      is_stream_weight: whether a rule of several streams mixes the streams by the parameter.
-      is_stacked: whether the leading axis runs over the layers of a scanned stack.
-      rate: factor of the learning rate, declared as nnx.Param(value, rate=0.1).
-      epsilon_scale: factor of Adam's epsilon, an attribute of the layer's residual rule.
-      rate_scale: factor of the rate of every optimizer except SGD, an attribute of the same rule.
-      model_axis: axis, counted from the end, that is sharded along the mesh axis `model`, or None;
-        declared as nnx.Param(value, model_axis=-1), in a layer of Flax by `kernel_metadata`.
-      matrix_axes: input and output axes, counted from the end, of a matrix of the submodule that
-        holds the stacks: a kernel of a linear layer, or nnx.Param(value, matrix_axes=...).
-    """
-
-    is_gate: bool
-    is_stream_weight: bool
-    is_stacked: bool
-    rate: float
-    epsilon_scale: float
-    rate_scale: float
-    model_axis: int | None
-    matrix_axes: tuple[tuple[int, ...], tuple[int, ...]] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,12 +63,13 @@ class ModelSpec:
                 gates = one_per_layer(leaf if info.is_stacked else leaf[None])
                 stacks.setdefault(stack, []).append(gates)
         values = [jnp.stack(gates, axis=1).reshape(-1) for gates in stacks.values()]
-        return jnp.concatenate(values) if values else jnp.zeros((0,))
+        return jnp.concatenate(values) if values else jnp.zeros((0,), jnp.float32)
 
 
 def model_spec(make_model: MakeModel) -> ModelSpec:
     """The spec of the model that `make_model(rngs)` returns; computes no array."""
-    model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
+    with jax.enable_x64(False):
+        model = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
     graphdef, params, stats = split_params(model)
     for path, variable in nnx.to_flat_state(stats):
         if isinstance(variable, nnx.RngState):
@@ -102,36 +78,11 @@ def model_spec(make_model: MakeModel) -> ModelSpec:
                 "a function of the seed and the step; make dropout without rngs=, and give it the "
                 "rngs of each call"
             )
-    stacks = {path: module for path, module in nnx.iter_modules(model) if isinstance(module, Stack)}
-    rules = {  # of the layers of each stack; the base class scales nothing
-        path: next((m for _, m in nnx.iter_modules(stack) if isinstance(m, Rule)), Rule)
-        for path, stack in stacks.items()
-    }
-
-    def metadata(path: tuple[Any, ...], variable: nnx.Variable) -> Parameter:
-        inside = [p for p in stacks if path[: len(p) + 1] == (*p, "blocks")]
-        is_stacked = any(not isinstance(stacks[p].blocks, nnx.List) for p in inside)
-        rule = rules[inside[-1]] if inside else Rule
-        is_linear = path[-1] == "kernel" and variable.ndim - is_stacked == 2
-        is_in_trunk = any(path[: len(p[:1])] == p[:1] for p in stacks)
-        matrix_axes = variable.get_metadata("matrix_axes", ((-2,), (-1,)) if is_linear else None)
-        return Parameter(
-            is_gate=isinstance(variable, Alpha),
-            is_stream_weight=isinstance(variable, StreamWeight),
-            is_stacked=is_stacked,
-            rate=variable.get_metadata("rate", 1.0),
-            epsilon_scale=rule.epsilon_scale,
-            rate_scale=rule.rate_scale,
-            model_axis=variable.get_metadata("model_axis", None),
-            matrix_axes=matrix_axes if is_in_trunk else None,
-        )
-
     return ModelSpec(
         graphdef,
         shapes=nnx.to_pure_dict(params),
         parameters={
-            "/".join(map(str, path)): metadata(path, variable)
-            for path, variable in nnx.to_flat_state(params)
+            "/".join(map(str, path)): parameter for path, parameter in parameters_of(model).items()
         },
         has_stats=any(not isinstance(v, Constant) for _, v in nnx.to_flat_state(stats)),
     )
@@ -147,6 +98,12 @@ def init_state(make_model: MakeModel, optimizer: optax.GradientTransformation, k
         "stats": nnx.to_pure_dict(stats),
         "opt_state": optimizer.init(params),
     }
+
+
+def state_shapes(make_model: MakeModel, optimizer: optax.GradientTransformation) -> State:
+    """Shapes and dtypes of `init_state`, which JAX_ENABLE_X64 does not change."""
+    with jax.enable_x64(False):
+        return jax.eval_shape(partial(init_state, make_model, optimizer), jax.random.key(0))
 
 
 def one_per_layer(gates: Array) -> Array:

@@ -83,7 +83,7 @@ def make_train_step(
             batch = augment(batch, augment_key)
         grads, (stats, means) = gradients(state["params"], state["stats"], batch, key)
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
-        norm = jax.lax.cond(measure, optax.tree.norm, lambda grads: jnp.zeros(()), grads)
+        norm = jax.lax.cond(measure, optax.tree.norm, lambda grads: jnp.float32(0), grads)
         return {
             "step": state["step"] + 1,
             "params": optax.apply_updates(state["params"], updates),
@@ -122,7 +122,10 @@ def make_dispatch(
         report = {name: jnp.zeros((size, *s.shape), s.dtype) for name, s in shapes.items()}
         state, report = jax.lax.fori_loop(0, count, body, (state, report))
         last = state["step"] - 1
-        rates = {f"learning_rate/{name}": jnp.asarray(s(last)) for name, s in schedules.items()}
+        rates = {
+            f"learning_rate/{name}": jnp.asarray(s(last), jnp.float32)
+            for name, s in schedules.items()
+        }
         return state, report | rates | {
             "grad_norm": report["grad_norm"][count - 1],
             "param_norm": optax.tree.norm(state["params"]),
@@ -147,7 +150,7 @@ def make_eval_step(
         model = spec.model(state["params"], state["stats"])
         model.eval()
         values = objective(model, gather(resident, fetched), jax.random.key(0))
-        weight = values.pop("weight", jnp.ones(mask.shape))
+        weight = values.pop("weight", jnp.ones(mask.shape, jnp.float32))
         sums = {name: jnp.where(mask, value * weight, 0).sum() for name, value in values.items()}
         return sums | {"weight": jnp.where(mask, weight, 0).sum()}
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import Any
 
@@ -21,7 +22,7 @@ from rezero_jax.training import sharding, step
 from rezero_jax.training.intervals import Intervals
 from rezero_jax.training.objective import check_own, make_task
 from rezero_jax.training.optim import make_optimizer
-from rezero_jax.training.state import ModelSpec, State, init_state, model_spec
+from rezero_jax.training.state import ModelSpec, State, init_state, model_spec, state_shapes
 
 
 class Trainer:
@@ -90,7 +91,7 @@ class Trainer:
             NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names)),
         )
         init = partial(init_state, make, optimizer)
-        shapes = jax.eval_shape(init, jax.random.key(0))
+        shapes = state_shapes(make, optimizer)
         placed = sharding.state_shardings(shapes, self.mesh, self.spec, config.mesh.fully_sharded)
         self.shapes = jax.tree.map(lambda leaf, place: leaf.update(sharding=place), shapes, placed)
         check_own(config, dataset, self.spec, self.shapes, self.objective)
@@ -99,6 +100,12 @@ class Trainer:
             dispatch, donate_argnums=0, out_shardings=(placed, self._whole)
         )
         self._eval_step = jax.jit(eval_step, out_shardings=self._whole)
+
+    @contextmanager
+    def _context(self) -> Iterator[None]:
+        """The mesh, and JAX's default of 32 bits: JAX_ENABLE_X64 changes no bit of a run."""
+        with jax.enable_x64(False), jax.set_mesh(self.mesh):
+            yield
 
     @cached_property
     def _resident(self) -> list[Any]:
@@ -109,7 +116,7 @@ class Trainer:
     def init(self, seed: int | None = None) -> State:
         """The state before any update, made on the mesh; by default from the config's seed."""
         key = jax.random.key(self.config.seed if seed is None else seed)
-        with jax.set_mesh(self.mesh):
+        with self._context():
             return self._init(jax.random.fold_in(key, 2**31))
 
     def batches(self, first: int) -> Iterator[HostBatch]:
@@ -134,7 +141,7 @@ class Trainer:
         fetched = {name: np.stack([batch[name] for batch in padded]) for name in batches[0]}
         stops = np.full(len(self.mesh.local_devices), stop, np.int32)
         args = sharding.put((fetched, np.int32(len(batches)), stops), self.placement)
-        with jax.set_mesh(self.mesh):
+        with self._context():
             return self.jitted_dispatch(state, self._resident[0], *args)
 
     def evaluate(self, state: State) -> dict[str, float]:
@@ -152,7 +159,7 @@ class Trainer:
         sums = []
         for fetched, counted in zip(batches, mask[:, rows], strict=True):
             args = sharding.put((fetched, counted), sharding.batched(self.mesh))
-            with jax.set_mesh(self.mesh):
+            with self._context():
                 sums.append(self._eval_step(state, self._resident[1], *args))
             # Two pending batches keep the devices busy. With dozens, the devices of a CPU can
             # deadlock: one waits in a collective, the other to begin.

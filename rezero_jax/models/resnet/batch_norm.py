@@ -6,6 +6,8 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
+from rezero_jax.errors import UserError
+
 
 class BatchNorm(nnx.Module):
     """y = scale (x - mean) / sqrt(var + 1e-5) + bias, per channel.
@@ -33,6 +35,15 @@ class BatchNorm(nnx.Module):
         self.var = nnx.BatchStat(jnp.ones((features,), jnp.float32))
         self.use_running_average = False  # set by model.eval() and model.train()
 
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """Sets the mode of a copy that `nnx.view` makes.
+
+        Args:
+          use_running_average: whether to use the running statistics.
+        """
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
+
     def __call__(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch features"]:
         """Returns y in the dtype of x; statistics are computed in float32."""
         # Centring at the running mean keeps the sum of squares accurate when the mean is large
@@ -44,6 +55,8 @@ class BatchNorm(nnx.Module):
         if self.use_running_average:
             mean, var = jnp.zeros_like(shift), self.var[...]
         else:
+            if x.size == 0:
+                raise UserError("a batch of no examples has no statistics; skip it in training")
             axes = tuple(range(x.ndim - 1))
             mean = centred.mean(axes)
             var = jnp.maximum(jnp.square(centred).mean(axes) - jnp.square(mean), 0.0)

@@ -67,7 +67,8 @@ class ResNetConfig:
         ):
             if name not in valid:
                 raise choose_from(what, name, valid)
-        check_sizes(num_classes=self.num_classes, width=self.width, in_channels=self.in_channels)
+        sizes = ("depth", "num_classes", "width", "in_channels")
+        check_sizes(**{name: getattr(self, name) for name in sizes})
         if self.family == "preact" and self.depth not in PREACT_BLOCKS:
             raise choose_from("depth", self.depth, map(str, PREACT_BLOCKS))
         if self.family == "cifar" and (self.depth < 8 or (self.depth - 2) % 6):

@@ -7,7 +7,8 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from rezero_jax.errors import UserError
+from rezero_jax.devices import check_auto
+from rezero_jax.errors import check_images
 from rezero_jax.models import init
 from rezero_jax.models.options import takes_options
 from rezero_jax.models.resnet.blocks import BLOCKS, ZEROS, scalar
@@ -88,11 +89,8 @@ class ResNet(nnx.Module):
 
     def __call__(self, x: Array) -> Float[Array, "batch classes"]:
         """Returns float32 logits for images (batch, height, width, in_channels)."""
-        if x.ndim != 4 or x.shape[-1] != self.in_channels:
-            raise UserError(
-                f"this network takes images (batch, height, width, {self.in_channels}), not "
-                f"{x.shape}; make it with in_channels={x.shape[-1]}, or convert the images"
-            )
+        check_auto(x)
+        check_images(x.shape, self.in_channels)
         x = self.stem(x)
         for stage in self.stages:
             x = stage(x)

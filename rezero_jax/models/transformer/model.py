@@ -12,6 +12,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Int
 
+from rezero_jax.devices import check_auto
 from rezero_jax.errors import UserError, check_sizes, choose_from
 from rezero_jax.models import init
 from rezero_jax.models.dropout import Dropout
@@ -222,6 +223,9 @@ class Transformer(Module):
 
         Values are checked only outside jit; inside, a token outside the vocabulary gives NaN.
         """
+        check_auto(tokens)
+        if 0 in tokens.shape[1:]:
+            raise UserError("the sequences are empty; give at least one token in each")
         if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise UserError(
                 f"the model takes integer tokens (batch, length), not {tokens.dtype} of shape "
