@@ -166,6 +166,9 @@ def test_a_path_that_is_no_data_set_of_images_is_named(photos: Path, tmp_path: P
             os.mkfifo(path)
         elif change == "size":
             (place / "cow" / "wide.png").write_bytes(encoded(picture(size=(9, 8))))
+        elif change == "above":
+            path = tmp_path / "above"
+            shutil.copytree(place, path / "photos")
         elif change == "flat":
             path = place / "ant"
         elif change == "empty":
@@ -186,7 +189,8 @@ def test_a_path_that_is_no_data_set_of_images_is_named(photos: Path, tmp_path: P
     refused("typo", "photo is not a folder or .npz file; did you mean .*photos")
     refused("file", r"00\.png is not a folder")
     refused("pipe", r"pipe\.npz is not a folder")
-    refused("flat", "ant has no folders; put the images of each class")
+    refused("flat", "ant has 0 folders of classes; put the images of each class")
+    refused("above", "above has 1 folders of classes; .* name the folder that has these folders")
     refused("empty", "dog has no PNG or JPEG images")
     refused("two", "has both train and training")
     refused("class", "val/dog is not a class of the training images, which are ant, bee, cow")

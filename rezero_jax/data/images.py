@@ -121,7 +121,7 @@ def own_images(config: ConfigDict) -> Own:
     with _readable(path):
         if path.is_dir():
             return _of_folder(path, config)
-        if path.is_file() and path.suffix == ".npz":
+        if path.is_file() and path.suffix.lower() == ".npz":
             return _of_arrays(path, config)
     close = closest_beside(path)
     hint = f"did you mean {close}?" if close else "give another path"
@@ -145,10 +145,10 @@ def _of_folder(root: Path, config: ConfigDict) -> Own:
     if "train" not in parts:
         parts = {"train": root}
     classes = tuple(folder.name for folder in _folders(parts["train"]))
-    if not classes:
+    if len(classes) < 2:
         raise UserError(
-            f"{parts['train']} has no folders; put the images of each class into a folder of its "
-            "own, with the name of the class"
+            f"{parts['train']} has {len(classes)} folders of classes; put the images of each class "
+            "into a folder of its own, or name the folder that has these folders"
         )
     train, part = _examples(parts["train"], classes), evaluation_part(config, parts)
     if part:
