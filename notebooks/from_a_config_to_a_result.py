@@ -5,15 +5,28 @@
 # was run, every number on the way, checkpoints. Here you launch a run, interrupt it and let it go
 # on, read its folder, and compare two runs in a plot and a table.
 #
-# In Colab, first run `!git clone --depth=1 ADDRESS project`, `%cd project` and
-# `!python notebooks/colab.py` with the address of the project's repository.
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/rezero_jax/blob/main/notebooks/from_a_config_to_a_result.ipynb)
+
+# %%
+# Set-up: in a clone it does nothing; on Colab it clones the project and installs what is missing.
+import os
+import subprocess
+import sys
+
+REPOSITORY = "https://github.com/OWNER/rezero_jax"  # the project's address
+if os.path.isfile("../notebooks/colab.py"):
+    os.chdir("..")
+elif not os.path.isfile("notebooks/colab.py"):
+    if not os.path.isdir("project"):
+        subprocess.run(["git", "clone", "--depth=1", REPOSITORY, "project"], check=True)
+    os.chdir("project")
+    subprocess.run([sys.executable, "notebooks/colab.py"], check=True)
+sys.path.insert(0, os.getcwd())
 
 # %%
 # %matplotlib inline
 import json
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -36,8 +49,8 @@ RUNS = Path(
 # %% [markdown]
 # ## A config
 #
-# A config is a Python file of `configs/`. What stands after the colon are its arguments; every
-# field can be set besides.
+# A config is a Python file of `configs/`. Its arguments follow the colon, and
+# any other field can be set as well.
 
 # %%
 config = load_config(
@@ -159,7 +172,7 @@ plot_run(Run.read(RUNS / "rezero"))
 # %% [markdown]
 # ## Compare two runs
 #
-# The rival has no trunk to pass on, but normalises every layer: x' = Norm(F(x)). Two runs of a fair
+# The baseline has no trunk to pass on, but normalises every layer: x' = Norm(F(x)). Two runs of a fair
 # comparison differ in one field.
 
 # %%
@@ -183,10 +196,11 @@ Markdown(table(runs, after=[5, 10, 20], targets=[0.9], metric="accuracy"))
 
 # %% [markdown]
 # One seed each is an anecdote: start both with `--config.seed=1`, `2`, ... in folders of their own
-# and hand all of them to the same functions, which average the seeds and show their range.
+# and give all of them to the same functions, which average the seeds and show their range.
 #
-# ## From here
+# ## Change something
 #
+# - Set `optim.learning_rate` or `model.depth` in the commands above, in a new folder, and compare.
 # - The other configs: `resnet.py`, `transformer_small.py` and their neighbours in `configs/`.
 # - `python -m rezero_jax.analysis runs/rezero` diagnoses the trained network on one page; the
 #   notebook `inside_a_deep_transformer` explains what is on it.

@@ -6,8 +6,23 @@
 # layer by layer, then train a small language model on the sources of Python's standard library, and
 # look again.
 #
-# In Colab, first run `!git clone --depth=1 ADDRESS project`, `%cd project` and
-# `!python notebooks/colab.py` with the address of the project's repository.
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/rezero_jax/blob/main/notebooks/inside_a_deep_transformer.ipynb)
+
+# %%
+# Set-up: in a clone it does nothing; on Colab it clones the project and installs what is missing.
+import os
+import subprocess
+import sys
+
+REPOSITORY = "https://github.com/OWNER/rezero_jax"  # the project's address
+if os.path.isfile("../notebooks/colab.py"):
+    os.chdir("..")
+elif not os.path.isfile("notebooks/colab.py"):
+    if not os.path.isdir("project"):
+        subprocess.run(["git", "clone", "--depth=1", REPOSITORY, "project"], check=True)
+    os.chdir("project")
+    subprocess.run([sys.executable, "notebooks/colab.py"], check=True)
+sys.path.insert(0, os.getcwd())
 
 # %%
 # %matplotlib inline
@@ -65,7 +80,7 @@ plot_spectra({f"post-norm, {depth} layers": spectrum("post_norm", depth) for dep
 
 # %% [markdown]
 # Post-norm, Norm(x + F(x)), is the original Transformer. Its values sink as layers are added: few
-# directions of the input still reach the output. (Below about $10^{-7}$ of the largest lies the
+# directions of the input still reach the output. (Below about $10^{-7}$ of the largest is the
 # rounding of float32. Some values are there at any depth: a norm takes out mean and length.)
 #
 # Pre-norm, x + F(Norm(x)), keeps them up but spreads them, and ReZero, x + alpha F(x), starts with
@@ -198,7 +213,7 @@ print(diagnosis)
 plot_diagnosis(diagnosis)
 
 # %% [markdown]
-# Of `train.py`'s runs, all of this is kept: see the notebook `from_a_config_to_a_result`.
+# Runs of `train.py` keep all of this: see the notebook `from_a_config_to_a_result`.
 #
 # ## Let it write
 #
@@ -211,3 +226,9 @@ written = model.generate(
 )
 for prompt, tokens in zip(prompts, written, strict=True):
     print(prompt + bytes(tokens.tolist()).decode(errors="replace"), end="\n----\n")
+
+# %% [markdown]
+# ## Change something
+#
+# Replace `"rezero"` by `"pre_norm"` or `"post_norm"` where the language model is made, train again,
+# and compare the diagnosis: which signals grow, which layers idle?

@@ -12,8 +12,23 @@
 # Here you wrap a module of your own, see which parameters learn first, compare three ways to join a
 # branch to its trunk, and train 1,000 layers.
 #
-# In Colab, first run `!git clone --depth=1 ADDRESS project`, `%cd project` and
-# `!python notebooks/colab.py` with the address of the project's repository.
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/rezero_jax/blob/main/notebooks/rezero_in_ten_minutes.ipynb)
+
+# %%
+# Set-up: in a clone it does nothing; on Colab it clones the project and installs what is missing.
+import os
+import subprocess
+import sys
+
+REPOSITORY = "https://github.com/OWNER/rezero_jax"  # the project's address
+if os.path.isfile("../notebooks/colab.py"):
+    os.chdir("..")
+elif not os.path.isfile("notebooks/colab.py"):
+    if not os.path.isdir("project"):
+        subprocess.run(["git", "clone", "--depth=1", REPOSITORY, "project"], check=True)
+    os.chdir("project")
+    subprocess.run([sys.executable, "notebooks/colab.py"], check=True)
+sys.path.insert(0, os.getcwd())
 
 # %%
 # %matplotlib inline
@@ -222,8 +237,9 @@ print("loss of each epoch:", np.round(losses, 3))
 print(f"test accuracy {accuracy(deep):.1%} after {time.perf_counter() - started:.0f} s")
 
 # %% [markdown]
-# ## From here
+# ## Change something
 #
+# - Replace `ReZero` by a rule of your own in `Net`, such as x + tanh(alpha) F(x), and compare.
 # - In your own model: wrap each residual branch, `ReZero(branch)`, leave out its normalisation, and
 #   keep weight decay away from the gates (their type is `rezero_jax.Alpha`).
 # - `rezero_jax.MLP`, `ResNet` and `Transformer` are the paper's networks, made in one line.

@@ -1,20 +1,32 @@
 # %% [markdown]
 # # Three rules, compared
 #
-# Is ReZero better than its rivals? That depends on the learning rate each of them is given: at one
-# rate for all, the rule wins for which the rate was chosen. So `python -m experiments compare`
-# tunes each rule on a grid of its own, and only then holds them against each other, with several
-# seeds. Here it compares three rules in 32 layers on scikit-learn's handwritten digits; you then
-# read its table and its two plots, and compute one number by hand.
+# Is ReZero better than its baselines? The answer depends on the learning rate of each rule: with one
+# rate for all, the rule that the rate was chosen for wins. So `python -m experiments compare` tunes
+# each rule on a grid of its own, and compares the rules afterwards, with several seeds. Here it
+# compares three rules in 32 layers on scikit-learn's handwritten digits. You then read its table and
+# two of its plots, and compute one number by hand.
 #
-# In Colab, first run `!git clone --depth=1 ADDRESS project`, `%cd project` and
-# `!python notebooks/colab.py` with the address of the project's repository.
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/rezero_jax/blob/main/notebooks/three_rules_compared.ipynb)
 
 # %%
-import json
+# Set-up: in a clone it does nothing; on Colab it clones the project and installs what is missing.
 import os
 import subprocess
 import sys
+
+REPOSITORY = "https://github.com/OWNER/rezero_jax"  # the project's address
+if os.path.isfile("../notebooks/colab.py"):
+    os.chdir("..")
+elif not os.path.isfile("notebooks/colab.py"):
+    if not os.path.isdir("project"):
+        subprocess.run(["git", "clone", "--depth=1", REPOSITORY, "project"], check=True)
+    os.chdir("project")
+    subprocess.run([sys.executable, "notebooks/colab.py"], check=True)
+sys.path.insert(0, os.getcwd())
+
+# %%
+import json
 import tempfile
 from pathlib import Path
 
@@ -32,9 +44,9 @@ FOLDER = Path(tempfile.mkdtemp())  # gone with the machine; your own runs belong
 # ## One command
 #
 # The first rule is the control. For every rule the grid begins with three rates around the config's
-# own, each half of the next, and grows while the best one lies at its edge. Rates are tuned on a
-# seed of their own, 100; what is reported are seeds 0, 1 and 2, which see the same batches under
-# every rule. `--dry-run` would list the runs and their time first.
+# own, each half of the next, and grows while the best rate is at its edge. Rates are tuned on seed
+# 100. The reported seeds are 0, 1 and 2, which see the same batches under every rule. `--dry-run`
+# would list the runs and their time first.
 
 # %%
 command = [
@@ -59,11 +71,10 @@ print("runs:", sum(path.is_dir() for path in (OUT / "runs").iterdir()))
 # %% [markdown]
 # ## The table
 #
-# The final test loss is a mean over three seeds, with its 95 % interval. What decides is the column
-# after it: pairs of runs with the same seed saw the same batches, so their difference varies less
-# than either of them. A verdict asks that the interval of the difference leave out 0, widened for
-# the number of differences in the table. FLOPs and time are those of an update, over the control's;
-# in runs as short as these, times are mostly noise.
+# The first table has the difference of each rule's final test loss from the control's, with a 95 %
+# interval. Runs with the same seed saw the same batches, so their difference varies less than
+# either loss. The verdict is "not significant" if the interval, widened for the number of
+# differences, contains 0. In runs as short as these, times are mostly noise.
 
 # %%
 report = (OUT / "report.md").read_text()
@@ -72,11 +83,11 @@ Markdown("\n".join(line for line in report.splitlines() if line.startswith(("|",
 # %% [markdown]
 # ## Where each rule trains
 #
-# The loss at every rate that was tried, on the tuning seed. Read two things off each curve: how low
-# it goes, and how wide its valley is. A wide valley forgives a rate that was not tuned; where a
-# rule has a narrow one, a comparison at any single rate tells more about the rate than about the
-# rule. The lowest point must have a worse neighbour on both sides, or the rule was not tuned: it
-# would be marked with * in the table. A cross on top is a run that diverged.
+# The loss at every rate that was tried, on the tuning seed. Look at two things in each panel: how low
+# the curve goes, and how wide its valley is. Where a rule has a narrow valley, a comparison at a
+# single rate says more about the rate than about the rule. The lowest point has a worse neighbour
+# on both sides; otherwise the table would mark the rate with *. A cross is a run that diverged or
+# ended above the panel.
 
 # %%
 Image(OUT / "rates.png", width=560)
@@ -84,11 +95,9 @@ Image(OUT / "rates.png", width=560)
 # %% [markdown]
 # ## How they get there
 #
-# The training loss at each rule's best rate (in the legend): the mean over the seeds, and a band of
-# one deviation. Where bands overlap all along, no claim about speed can stand on three seeds.
-# Guessing costs ln 10 = 2.3 nats. ReZero starts near it, since its blocks are the identity at
-# first; pre-norm starts far above, since 32 branches add up before the head; and the plain net
-# hardly leaves it.
+# The training loss at each rule's best rate: the mean over the seeds, and a band of one standard
+# deviation. Grey is the control, ReZero. Guessing costs ln 10 = 2.3 nats. Look at where each line
+# starts and how fast it falls.
 
 # %%
 Image(OUT / "curves.png", width=560)
@@ -108,12 +117,17 @@ losses = {rule: np.array(values, float) for rule, values in losses.items()}
 for rule in ("pre_norm", "plain"):
     differences = losses[rule] - losses["rezero"]
     low, high = Estimate.of(differences).interval()
-    print(f"{rule} less rezero: {differences.mean():.3f}, 95 % interval {low:.3f} to {high:.3f}")
+    print(f"{rule} minus rezero: {differences.mean():.3f}, 95 % interval {low:.3f} to {high:.3f}")
 print("plain loses in every seed:", bool(np.all(losses["plain"] > losses["rezero"])))
 
 # %% [markdown]
 # ## What this shows, and what not
 #
-# It shows one depth, one small data set and three epochs: who learns fastest here, not who is
-# better in the end. More depths (`--depths=8,32,128`), longer runs, more seeds and your own config
-# take the same command; [the schemes](../docs/schemes.md) are all that `--rules` may name.
+# It shows one depth, one small data set and three epochs: which rule learns fastest here, not which
+# one is better in the end.
+#
+# ## Change something
+#
+# Use `--rules=rezero,rezero_norm,layerscale` or any other of the
+# [residual rules](../docs/schemes.md), `--depths=8,32,128`, or more epochs, and run the cells again:
+# the command keeps the runs that it already has.

@@ -66,8 +66,10 @@ def test_saved_notebook(name):
     assert not re.findall(paths, text_of(cells) + "".join(cell.source for cell in cells))
 
 
-def test_colab_keeps_its_jax(monkeypatch, tmp_path):
-    needs = ["jax>=99", "numpy>=1", "scikit-learn>=99", "not_there>=1,<2", "ml-collections>=1"]
+@pytest.mark.parametrize("is_old", [False, True])
+def test_colab_keeps_its_jax_unless_it_is_too_old(is_old, monkeypatch, tmp_path):
+    jax = "jax>=99" if is_old else "jax>=0.1"
+    needs = [jax, "numpy>=1", "scikit-learn>=99", "not_there>=1,<2", "ml-collections>=1"]
     (tmp_path / "requirements.txt").write_text("\n".join(needs) + "\n")
     monkeypatch.chdir(tmp_path)
     commands = []
@@ -75,7 +77,7 @@ def test_colab_keeps_its_jax(monkeypatch, tmp_path):
     runpy.run_path(str(PROJECT / "notebooks" / "colab.py"), run_name="__main__")
     kept = [f"{name}=={version(name)}" for name in ("jax", "jaxlib")]
     pip = [sys.executable, "-m", "pip", "install", "--quiet"]
-    assert commands == [[*pip, *kept, "scikit-learn>=99", "not_there<2,>=1"]]
+    assert commands == [[*pip, *([jax] if is_old else kept), "scikit-learn>=99", "not_there<2,>=1"]]
 
 
 @pytest.mark.campaign
