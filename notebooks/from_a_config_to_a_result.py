@@ -172,8 +172,8 @@ plot_run(Run.read(RUNS / "rezero"))
 # %% [markdown]
 # ## Compare two runs
 #
-# The baseline has no trunk to pass on, but normalises every layer: x' = Norm(F(x)). Two runs of a fair
-# comparison differ in one field.
+# The baseline has no trunk to pass on, but normalises every layer: x' = Norm(F(x)). Two runs of a
+# fair comparison differ in one field.
 
 # %%
 finish(launch("norm", residual="norm"))

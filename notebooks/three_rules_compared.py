@@ -1,11 +1,11 @@
 # %% [markdown]
 # # Three rules, compared
 #
-# Is ReZero better than its baselines? The answer depends on the learning rate of each rule: with one
-# rate for all, the rule that the rate was chosen for wins. So `python -m experiments compare` tunes
-# each rule on a grid of its own, and compares the rules afterwards, with several seeds. Here it
-# compares three rules in 32 layers on scikit-learn's handwritten digits. You then read its table and
-# two of its plots, and compute one number by hand.
+# Is ReZero better than its baselines? The answer depends on the learning rate of each rule: with
+# one rate for all, the rule that the rate was chosen for wins. So `python -m experiments compare`
+# tunes each rule on a grid of its own, and compares the rules afterwards, with several seeds. Here
+# it compares three rules in 32 layers on scikit-learn's handwritten digits. You then read its table
+# and two of its plots, and compute one number by hand.
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/rezero_jax/blob/main/notebooks/three_rules_compared.ipynb)
 
@@ -83,9 +83,9 @@ Markdown("\n".join(line for line in report.splitlines() if line.startswith(("|",
 # %% [markdown]
 # ## Where each rule trains
 #
-# The loss at every rate that was tried, on the tuning seed. Look at two things in each panel: how low
-# the curve goes, and how wide its valley is. Where a rule has a narrow valley, a comparison at a
-# single rate says more about the rate than about the rule. The lowest point has a worse neighbour
+# The loss at every rate that was tried, on the tuning seed. Look at two things in each panel: how
+# low the curve goes, and how wide its valley is. Where a rule has a narrow valley, a comparison at
+# a single rate says more about the rate than about the rule. The lowest point has a worse neighbour
 # on both sides; otherwise the table would mark the rate with *. A cross is a run that diverged or
 # ended above the panel.
 
@@ -128,6 +128,6 @@ print("plain loses in every seed:", bool(np.all(losses["plain"] > losses["rezero
 #
 # ## Change something
 #
-# Use `--rules=rezero,rezero_norm,layerscale` or any other of the
-# [residual rules](../docs/schemes.md), `--depths=8,32,128`, or more epochs, and run the cells again:
-# the command keeps the runs that it already has.
+# Use `--rules=rezero,rezero_norm,layerscale` or any other of the [residual
+# rules](../docs/schemes.md), `--depths=8,32,128`, or more epochs, and run the cells again: the
+# command keeps the runs that it already has.
