@@ -223,6 +223,18 @@ def test_each_mistake_is_a_sentence(field, name, text, words, module, unchecked)
     refused(lambda: Trainer(small(**{field: name})), *words)
 
 
+def test_a_model_without_a_name_and_a_class_in_place_of_a_name():
+    for model, words in (
+        ({}, 'unknown model "None"; choose one of mlp,'),
+        ({"name": Trainer}, "unknown model"),
+        (small().model.to_dict() | {"residual": SameRule}, f"name it '{__name__}:SameRule'"),
+    ):
+        config = small()
+        with config.unlocked():
+            config.model = model
+        refused(lambda config=config: Trainer(config), words)
+
+
 def small(**fields):
     """The config of a tiny MLP, or of a model whose only fields are the data's."""
     config = FAMILIES["mlp"].load_config(**{"model.depth": 2} | fields)

@@ -134,15 +134,18 @@ def _own_model(name: str, arguments: dict[str, Any]) -> Callable[[nnx.Rngs], nnx
 def _options(config: Any) -> tuple[str, dict[str, Any]]:
     """The model's name, and the arguments of its constructor."""
     options = dict(config)
-    name = options.pop("name")
+    name, dtype, rule = options.pop("name", None), options.get("dtype"), options.get("residual")
     if name not in NAMES and not is_own(name):
         raise choose_from("model", name, NAMES)
-    if "dtype" in options or not is_own(name):
-        if options["dtype"] not in DTYPES:
-            raise choose_from("dtype", options["dtype"], DTYPES)
-        options["dtype"] = getattr(jnp, compute_dtype(options["dtype"]))
-    if is_own(options.get("residual")):
-        options["residual"] = rule_named(options["residual"])
+    if dtype is not None:
+        if dtype not in DTYPES:
+            raise choose_from("dtype", dtype, DTYPES)
+        options["dtype"] = getattr(jnp, compute_dtype(dtype))
+    if isinstance(rule, type):
+        text = f"{rule.__module__}:{rule.__name__}"
+        raise UserError(f"model.residual is a class, which no file can hold; name it {text!r}")
+    if is_own(rule):
+        options["residual"] = rule_named(rule)
     check_options(options)
     return name, options
 

@@ -86,6 +86,7 @@ def cross_entropy(model: Any, batch: Batch, key: Array, classes: int) -> dict[st
             f"the model returns {logits} for {len(batch['label'])} images; it must return logits "
             f"of shape {wanted}, or train.objective must name a loss for what it returns"
         )
+    logits = logits.astype(jnp.float32)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
     hits = (logits.argmax(axis=-1) == batch["label"]).astype(jnp.float32)
     return {"loss": losses, "accuracy": hits}

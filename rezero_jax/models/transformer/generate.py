@@ -230,7 +230,7 @@ def _read_prompts(
 
 @partial(jax.jit, donate_argnames="carry")
 def _next_chunk(
-    model: LanguageModel, carry: DecodingCarry, sampling: Sampling, count: int
+    model: LanguageModel, carry: DecodingCarry, sampling: Sampling, count: int | Array
 ) -> tuple[DecodingCarry, Array]:
     """Up to `count` more tokens, of an array (batch, cache length).
 
