@@ -127,6 +127,8 @@ def check(words, monkeypatch):
         check_python(arguments, monkeypatch)
     elif Path(program).name == "pip":
         check_pip(arguments)
+    elif program == "docker":
+        check(words[words.index("python") :], monkeypatch)
     elif program in ELSEWHERE:
         for argument in arguments:
             assert not argument.startswith("launch/") or (ROOT / argument).is_file()
