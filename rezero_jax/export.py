@@ -25,13 +25,12 @@ from rezero_jax import command
 from rezero_jax.errors import UserError, choose_from, foreign, printable
 from rezero_jax.formatting import markdown, markdown_table
 from rezero_jax.models.build import check_options, make_language_model, make_model, rule_named
-from rezero_jax.models.weights import open_tensors, row_major, variables_of
+from rezero_jax.models.weights import is_file, open_tensors, row_major, variables_of
+from rezero_jax.runs.files import AnyPath, folder_of, read_json
+from rezero_jax.runs.moving import STAGED, replace_folder
 from rezero_jax.user_code import check_allowed, is_own, own_names
 
-AnyPath = str | os.PathLike[str]
-
 FILES = CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
-LONGEST = 1_000_000  # bytes of a config.json
 MODELS = (
     *("MLP", "ResNet.cifar", "ResNet.preact", "Transformer", "ViT"),
     *("Encoder", "EncoderLayer", "Decoder", "DecoderLayer"),
@@ -88,17 +87,15 @@ def load(folder: AnyPath, allow: Sequence[str] = ()) -> nnx.Module:
     """
     path = epath.Path(folder).expanduser()
     for name in (CONFIG, WEIGHTS):
-        if not (path / name).is_file():
+        if not is_file(path / name):
             raise UserError(
                 f"{folder} has no exported model: there is no {name} in it; write one by python -m "
                 f"rezero_jax.export WORKDIR --out={folder}, or by rezero_jax.save"
             )
-    with foreign(path / CONFIG):
-        description = _read_object(path / CONFIG)
-        digest, _ = description["sha256"], dict(description["model"])
+    description = read_json(path / CONFIG)
     check_allowed(description, allow, path / CONFIG)
     with foreign(path / CONFIG, own_names(description)):
-        make = constructor(description)
+        digest, make = description["sha256"], constructor(description)
         model = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
     variables = variables_of(model)
     with open_tensors(path / WEIGHTS) as (weights, file):
@@ -162,7 +159,6 @@ def export(workdir: str, out: str, allow: Sequence[str] = ()) -> None:
     Raises:
       UserError: there is no run or no good checkpoint, or as `save`.
     """
-    from rezero_jax.runs.files import folder_of, read_json
     from rezero_jax.runs.folder import read_final
     from rezero_jax.training.load import checked_config, restored
 
@@ -213,8 +209,6 @@ def _save(
     `more` is for config.json, and `facts` are for the table of the card.
     """
     from rezero_jax import __version__
-    from rezero_jax.runs.files import folder_of
-    from rezero_jax.runs.moving import replace_folder
 
     _check_out(out)
     arguments, folder = arguments or _arguments(model), folder_of(out)
@@ -283,9 +277,6 @@ def _usage(description: Mapping[str, Any], folder: str) -> str:
 
 def _check_out(out: AnyPath) -> None:
     """Raises a UserError if a folder has, or may have, other files than those of an export."""
-    from rezero_jax.runs.files import folder_of
-    from rezero_jax.runs.moving import STAGED
-
     if not os.fspath(out):
         raise UserError("the name of the folder to write to is empty; name a folder")
     folder = folder_of(out)
@@ -295,8 +286,8 @@ def _check_out(out: AnyPath) -> None:
         raise _unwritable(out, error) from error
     others = [name for name in names if name not in FILES and not STAGED.fullmatch(name)]
     is_export = not names
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        is_export = is_export or {"rezero_jax", "sha256"} <= _read_object(folder / CONFIG).keys()
+    with contextlib.suppress(UserError):
+        is_export = is_export or {"rezero_jax", "sha256"} <= read_json(folder / CONFIG).keys()
     if others or not is_export:
         raise UserError(
             f"{out} has files of something else ({', '.join((others or names)[:3])}); choose a new "
@@ -306,11 +297,6 @@ def _check_out(out: AnyPath) -> None:
 
 def _unwritable(out: AnyPath, error: OSError) -> UserError:
     return UserError(f"{out} cannot be written ({error.strerror}); choose another folder")
-
-
-def _read_object(path: epath.Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return dict(json.loads(file.read(LONGEST)))
 
 
 def main(argv: Sequence[str]) -> int:

@@ -145,6 +145,11 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
+def is_file(path: epath.Path) -> bool:
+    """Whether a path is a file, and not a folder or a pipe that may block a reader."""
+    return path.exists() if "://" in str(path) else os.path.isfile(path)
+
+
 @contextlib.contextmanager
 def open_tensors(path: str | os.PathLike[str]) -> Iterator[tuple[Path, Any]]:
     """A .safetensors file, as a local path and as safetensors' reader of single tensors.
@@ -157,7 +162,7 @@ def open_tensors(path: str | os.PathLike[str]) -> Iterator[tuple[Path, Any]]:
     file = epath.Path(path).expanduser()
     with contextlib.ExitStack() as stack:
         try:
-            if not file.is_file():  # a folder, or a pipe that nobody may write to
+            if not is_file(file):
                 beside = None if "://" in str(file) else closest_beside(Path(file))
                 hint = f"did you mean {beside}?" if beside else "name another file"
                 raise UserError(f"{file} is missing or not a file; {hint}")
