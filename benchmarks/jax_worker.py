@@ -15,7 +15,6 @@ SPEC is a config as in --config of train.py, followed by fields in the same argu
 import sys
 import time
 from collections.abc import Callable
-from itertools import islice
 from typing import Any
 
 import jax
@@ -27,7 +26,7 @@ from ml_collections import ConfigDict
 from benchmarks.worker import PROMPT, serve
 from rehearsal.baseline_step import Baseline
 from rehearsal.estimate import memory_of
-from rehearsal.plan import compile_dispatch
+from rehearsal.plan import compile_dispatch, updates_of
 from rezero_jax.command import parser
 from rezero_jax.config import load_config
 from rezero_jax.data import Dataset, ResidentSplit, Text, TextSplit, load, stand_in
@@ -69,21 +68,6 @@ def random_data(config: ConfigDict) -> Dataset | Text:
     split = ResidentSplit({"image": images, "label": labels})
     half = (0.5,) * shape[-1]
     return Dataset("random", split, split, shape, classes, half, half)
-
-
-def updates_of(trainer: Trainer) -> Steps:
-    """A function that runs updates of the trainer."""
-    state, batches = trainer.init(), trainer.batches(0)
-    dispatch = trainer.config.train.steps_per_dispatch
-
-    def steps(count: int) -> None:
-        nonlocal state
-        for start in range(0, count, dispatch):
-            many = list(islice(batches, min(dispatch, count - start)))
-            state, report = trainer.dispatch(state, many)
-        jax.block_until_ready((state, report))
-
-    return steps
 
 
 def ours(config: ConfigDict) -> Program:

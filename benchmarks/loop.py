@@ -22,8 +22,9 @@ from pathlib import Path
 
 import jax
 
-from benchmarks.jax_worker import endless, random_data, updates_of
+from benchmarks.jax_worker import endless, random_data
 from benchmarks.worker import print_head, print_row, spread
+from rehearsal.plan import updates_of
 from rezero_jax.command import parser, run
 from rezero_jax.config import base_config
 from rezero_jax.runs.checkpoint import Checkpoints

@@ -3,6 +3,7 @@
 import math
 import re
 import time
+from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
@@ -172,20 +173,30 @@ def _compile(trainer: Trainer, topology: str | None) -> jax.stages.Compiled:
         ) from None
 
 
-def _seconds_per_update(trainer: Trainer) -> float:
-    """Seconds per update of the fastest of three dispatches."""
-    per_dispatch = trainer.config.train.steps_per_dispatch
-    batches = trainer.batches(0)
-    state = trainer.init()
-    seconds = math.inf
-    for _ in range(3):  # the first one compiles
-        many = list(islice(batches, per_dispatch))
-        if not many:
-            break
-        started = time.perf_counter()
-        state, report = trainer.dispatch(state, many)
+def updates_of(trainer: Trainer) -> Callable[[int], None]:
+    """A function that runs n updates of the trainer and waits for them."""
+    state, batches = trainer.init(), trainer.batches(0)
+    dispatch = trainer.config.train.steps_per_dispatch
+
+    def updates(count: int) -> None:
+        nonlocal state
+        for start in range(0, count, dispatch):
+            many = list(islice(batches, min(dispatch, count - start)))
+            state, report = trainer.dispatch(state, many)
         jax.block_until_ready((state, report))
-        seconds = min(seconds, (time.perf_counter() - started) / len(many))
+
+    return updates
+
+
+def _seconds_per_update(trainer: Trainer) -> float:
+    """Seconds per update of the fastest of three dispatches, or of fewer in a shorter run."""
+    total = trainer.intervals.total
+    count = min(trainer.config.train.steps_per_dispatch, total)
+    updates, seconds = updates_of(trainer), math.inf
+    for _ in range(min(3, total // count)):  # the first one compiles
+        started = time.perf_counter()
+        updates(count)
+        seconds = min(seconds, (time.perf_counter() - started) / count)
     return seconds
 
 
