@@ -68,7 +68,8 @@ def takes_options(*positional: str) -> Callable[[Callable[P, T]], Callable[P, T]
             if isinstance(module, nnx.Module):
                 name = type(module).__name__
                 name += "" if module is not made else f".{function.__name__}"
-                module.made_by = _call_text(name, defaults | arguments | vars(config))
+                call = _call_text(name, defaults | arguments | vars(config))
+                module.made_by = call  # type: ignore[attr-defined]
             return made
 
         decorated.__signature__ = signature  # type: ignore[attr-defined]
