@@ -145,7 +145,7 @@ def _options(config: Any) -> tuple[str, dict[str, Any]]:
         text = f"{rule.__module__}:{rule.__name__}"
         raise UserError(f"model.residual is a class, which no file can hold; name it {text!r}")
     if is_own(rule):
-        options["residual"] = rule_named(rule)
+        options["residual"] = rule_named(str(rule))
     check_options(options)
     return name, options
 
