@@ -21,7 +21,7 @@ from PIL import Image
 from benchmarks.worker import spread
 from rezero_jax.command import parser, run
 from rezero_jax.data import Order, StreamSplit
-from rezero_jax.data.tfds.imagenet import Crop
+from rezero_jax.data.pixels import Crop
 from rezero_jax.formatting import markdown_table
 
 WORKERS = (0, 1, 2, 4)

@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from rezero_jax.data.order import SplitMix64
-from rezero_jax.data.tfds import imagenet
-from rezero_jax.data.tfds.imagenet import Crop, random_box
+from rezero_jax.data.pixels import Crop, random_box
 
 SIZE = 32
 

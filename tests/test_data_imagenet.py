@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from rezero_jax.data import Dataset, Order
-from rezero_jax.data.tfds.imagenet import MEAN, STD, Crop
+from rezero_jax.data.pixels import MEAN, STD, Crop
 from rezero_jax.data.tfds.prepare import allow_open_files, prepared_builder
 from rezero_jax.errors import UserError
 from tests.data import load

@@ -16,7 +16,7 @@ from PIL import Image
 from rezero_jax import export
 from rezero_jax.analysis.__main__ import main as analyse
 from rezero_jax.data import Dataset, ResidentSplit, datasets
-from rezero_jax.data.images import own_images
+from rezero_jax.data.images import image_files
 from rezero_jax.data.pixels import Decode
 from rezero_jax.errors import UserError
 from rezero_jax.runs.folder import recorded_data
@@ -71,7 +71,7 @@ def everything(path: Path | None, **fields: Any) -> None:
 
 def names(path: Path, **fields: Any) -> dict[str, list[str]]:
     """The files of each split."""
-    sources, _, _ = own_images(section("images", path=str(path), **fields))
+    sources, _ = image_files(path, section("images", **fields))
     return {part: [name for name, _ in source.examples] for part, source in sources.items()}
 
 
@@ -185,8 +185,8 @@ def test_a_path_that_is_no_data_set_of_images_is_named(photos: Path, tmp_path: P
                 everything(path, stream=stream, **fields)
         shutil.rmtree(place)
 
-    refused("none", r"set --config\.data\.path")
-    refused("typo", "photo is not a folder or .npz file; did you mean .*photos")
+    refused("none", r"set --config\.data\.path to one")
+    refused("typo", "photo is not a folder or .npz file of images; did you mean .*photos")
     refused("file", r"00\.png is not a folder")
     refused("pipe", r"pipe\.npz is not a folder")
     refused("flat", "ant has 0 folders of classes; put the images of each class")
@@ -291,13 +291,10 @@ def test_arrays_are_a_data_set(tmp_path: Path) -> None:
         y_test=LABEL[:9, None],
         classes=[*"abcd"],
     )
-    for stream in (False, True):
-        split = dataset(path, stream=stream)
-        assert (split.classes, split.train.size, split.eval.size) == (("a", "b", "c", "d"), 50, 9)
-        fetched = split.train.fetch(np.arange(50))
-        if stream:
-            np.testing.assert_array_equal(fetched["image"][..., 0], IMAGE)
-            np.testing.assert_array_equal(fetched["label"], LABEL)
+    given = dataset(path)
+    assert (given.classes, given.train.size, given.eval.size) == (("a", "b", "c", "d"), 50, 9)
+    np.testing.assert_array_equal(given.train.arrays["image"][..., 0], IMAGE)
+    np.testing.assert_array_equal(given.train.arrays["label"], LABEL)
     np.savez(
         path, train_images=colour, train_labels=LABEL[:7], val_images=colour, val_labels=LABEL[:7]
     )

@@ -4,21 +4,21 @@ import dataclasses
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from rezero_jax.data.images import Arrays, ImageFiles, evaluation_part, own_images
-from rezero_jax.data.pixels import Decode
+from rezero_jax.data.images import ImageFiles, evaluation_part, image_arrays, image_files
+from rezero_jax.data.pixels import MEAN, STD, Crop, Decode
 from rezero_jax.data.split import Dataset, ResidentSplit, Split
 from rezero_jax.data.stream import StreamSplit
 from rezero_jax.data.text import EVAL_SPLITS, TEXT_NAMES, Text, load_text
 from rezero_jax.data.text_files import ENWIK8_BYTES
-from rezero_jax.data.tfds.imagenet import MEAN, STD, Crop
 from rezero_jax.data.tfds.prepare import prepared_builder
 from rezero_jax.data.tfds.source import TfdsSource, cached_arrays, supervised
-from rezero_jax.errors import UserError, choose_from
+from rezero_jax.errors import UserError, choose_from, closest_beside
 
 # {image data set: ((training examples, evaluation examples), shape of an image, classes)}.
 IMAGES = {
@@ -53,8 +53,7 @@ def load(config: ConfigDict, seed: int = 0, download: bool = True) -> Dataset | 
     if config.name == "digits":
         return digits(config)
     if config.name == "images":
-        sources, classes, pixels = own_images(config)
-        return _images(config, sources, classes, [pixels] * 2)
+        return own_images(config)
     return tfds_images(config, seed, download)
 
 
@@ -98,6 +97,26 @@ def digits(config: ConfigDict) -> Dataset:
     return _dataset(config, splits, IMAGES["digits"][1], tuple("0123456789"))
 
 
+def own_images(config: ConfigDict) -> Dataset:
+    """The user's own images, in a folder or an .npz file at config.path; see data.images."""
+    path = Path(config.path or "").expanduser()
+    try:
+        if config.path and path.is_dir():
+            sources, classes = image_files(path, config)
+            return _images(config, sources, classes, [Decode(config.image_size, upright=True)] * 2)
+        if path.is_file() and path.suffix.lower() == ".npz":
+            splits, classes = image_arrays(path, config)
+            return _dataset(config, splits, splits[0].arrays["image"].shape[1:], classes)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or path} cannot be read ({error.strerror}); make it readable or "
+            "remove it"
+        ) from error
+    close = closest_beside(path) if config.path else None
+    hint = f"did you mean {close}?" if close else "set --config.data.path to one"
+    raise UserError(f"data.path={config.path} is not a folder or .npz file of images; {hint}")
+
+
 def tfds_images(config: ConfigDict, seed: int, download: bool = True) -> Dataset:
     """Loads the image data set that config.data names from TFDS.
 
@@ -123,7 +142,7 @@ def tfds_images(config: ConfigDict, seed: int, download: bool = True) -> Dataset
 
 def _images(
     config: ConfigDict,
-    sources: Mapping[str, Arrays | ImageFiles | TfdsSource],
+    sources: Mapping[str, ImageFiles | TfdsSource],
     classes: tuple[str, ...],
     pixels: Sequence[Callable[[Any, int, int], np.ndarray]],
     stream: bool = False,
@@ -146,8 +165,6 @@ def _images(
             split = dataclasses.replace(split, shape=shape)
         if stream or config.stream:
             splits.append(split)
-        elif isinstance(source, Arrays):
-            splits.append(ResidentSplit({"image": source.image, "label": source.label}))
         else:
             size = "" if config.image_size is None else f"-{config.image_size}"
             key = f"{re.sub('[^0-9A-Za-z_/]+', '-', name)}-{source.fingerprint()}{size}"

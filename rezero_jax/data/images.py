@@ -1,22 +1,20 @@
 """The user's own images: PNG and JPEG files in a folder per class, or an .npz file of arrays."""
 
-import contextlib
 import dataclasses
 import hashlib
 import logging
 import os
-import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from rezero_jax.data.pixels import Decode
+from rezero_jax.data.split import ResidentSplit
 from rezero_jax.data.text_files import files_below
 from rezero_jax.data.tfds.source import read_npz
-from rezero_jax.errors import UserError, closest_beside, first_line, printable
+from rezero_jax.errors import UserError, first_line, printable
 
 ENDINGS = (".png", ".jpg", ".jpeg")
 # The usual names of splits and arrays, such as the folder "val" and the array "x_train".
@@ -31,24 +29,11 @@ KINDS = {
 }
 
 
-@contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{error.filename or path} cannot be read ({error.strerror or first_line(error)}); "
-            "make it readable or remove it"
-        ) from error
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageFiles:
-    """Image files below a folder as a stream.DataSource.
+    """Image files below the folder `root` as a stream.DataSource.
 
-    Attributes:
-      root: the folder.
-      examples: for each file, its path below `root`, with /, and the index of its class.
+    `examples` has the path of each file below `root`, with /, and the index of its class.
     """
 
     root: Path
@@ -59,73 +44,20 @@ class ImageFiles:
 
     def __getitems__(self, keys: Sequence[int]) -> list[Mapping[str, Any]]:
         chosen = [self.examples[key] for key in keys]
-        paths = [os.path.join(self.root, name) for name, _ in chosen]
-        return [
-            {"image": path, "label": label, "file_name": name}
-            for path, (name, label) in zip(paths, chosen, strict=True)
-        ]
+        return [{"image": str(self.root / n), "label": y, "file_name": n} for n, y in chosen]
 
     def files(self) -> str:
         """A hash of the names, classes and sizes of the files, which are not read."""
-        with _readable(self.root):
-            sizes = [os.stat(self.root / name).st_size for name, _ in self.examples]
+        sizes = [os.stat(self.root / name).st_size for name, _ in self.examples]
         return hashlib.sha256(repr((self.examples, sizes)).encode()).hexdigest()[:16]
 
     def fingerprint(self) -> str:
         """A hash of the contents and classes of the files."""
         digests = []
         for name, label in self.examples:
-            with _readable(self.root / name), open(self.root / name, "rb") as file:
+            with open(self.root / name, "rb") as file:
                 digests.append((hashlib.file_digest(file, "sha256").hexdigest(), label))
         return hashlib.sha256(repr(digests).encode()).hexdigest()[:16]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Arrays:
-    """Images in memory as a stream.DataSource."""
-
-    image: np.ndarray  # uint8 (N, H, W, C)
-    label: np.ndarray  # int32 (N,)
-
-    def __len__(self) -> int:
-        return len(self.label)
-
-    def __getitems__(self, keys: Sequence[int]) -> list[Mapping[str, Any]]:
-        return [{"image": self.image[key], "label": self.label[key]} for key in keys]
-
-
-# The training split and then the evaluation split, by name; the classes; how images are decoded.
-Own = tuple[
-    Mapping[str, Arrays | ImageFiles], tuple[str, ...], Callable[[Any, int, int], np.ndarray]
-]
-
-
-def own_images(config: ConfigDict) -> Own:
-    """The two splits and the classes of the images at config.path, and how images are decoded.
-
-    In a folder, train/ and validation/ or test/ (or other usual names) are the splits, and the
-    folders in each are the classes. Without a folder for evaluation, a hash of its path decides
-    whether a file is in the fraction `config.eval_fraction` for evaluation, so that adding files
-    moves no other file. The examples are in the order of these hashes.
-
-    An .npz file has the arrays `image`, uint8 (N, H, W) or (N, H, W, C), and `label`, int (N,), or
-    both per split, such as x_train and y_train. Without a split for evaluation, a hash of each
-    image decides. The array `classes` may name the classes.
-
-    Raises:
-      UserError: the path is no such folder or file, or cannot be read.
-    """
-    if not config.path:
-        raise UserError("data.name=images needs a folder or .npz file; set --config.data.path=...")
-    path = Path(config.path).expanduser()
-    with _readable(path):
-        if path.is_dir():
-            return _of_folder(path, config)
-        if path.is_file() and path.suffix.lower() == ".npz":
-            return _of_arrays(path, config)
-    close = closest_beside(path)
-    hint = f"did you mean {close}?" if close else "give another path"
-    raise UserError(f"data.path={config.path} is not a folder or .npz file; {hint}")
 
 
 def evaluation_part(config: ConfigDict, parts: Iterable[str]) -> str | None:
@@ -134,7 +66,17 @@ def evaluation_part(config: ConfigDict, parts: Iterable[str]) -> str | None:
     return next((part for part in wanted if part in parts), None)
 
 
-def _of_folder(root: Path, config: ConfigDict) -> Own:
+def image_files(root: Path, config: ConfigDict) -> tuple[dict[str, ImageFiles], tuple[str, ...]]:
+    """The training split, the evaluation split, and the classes of a folder of images.
+
+    train/ and validation/ or test/ (or other usual names) are the splits, and the folders in each
+    are the classes. Without a folder for evaluation, a hash of its path decides whether a file is
+    in the fraction `config.eval_fraction` for evaluation, so that adding files moves no other file.
+    The examples are in the order of these hashes.
+
+    Raises:
+      UserError: the folder has another form. OSError: something cannot be read.
+    """
     parts: dict[str, Path] = {}
     for folder in _folders(root):
         part = PARTS.get(folder.name.lower())
@@ -158,11 +100,10 @@ def _of_folder(root: Path, config: ConfigDict) -> Own:
         count = sum(share < config.eval_fraction for share, _, _ in train)
         held, train = train[:count], train[count:]
     listed = {"train": train, part: held}
-    sources = {
+    return {
         name: ImageFiles(parts[name], [example[1:] for example in examples])
         for name, examples in listed.items()
-    }
-    return sources, classes, Decode(config.image_size, upright=True)
+    }, classes
 
 
 def _folders(root: Path) -> list[Path]:
@@ -185,9 +126,7 @@ def _examples(root: Path, classes: tuple[str, ...]) -> list[tuple[float, str, in
         for path in files_below(folder):
             name = path.relative_to(root).as_posix()
             if path.suffix.lower() in ENDINGS:
-                # Systems write the same name in different forms of Unicode, or not in Unicode.
-                same = unicodedata.normalize("NFC", name).encode("utf-8", "surrogateescape")
-                found.append((_share(same), name, classes.index(folder.name)))
+                found.append((_share(os.fsencode(name)), name, classes.index(folder.name)))
             else:
                 others.append(path)
         if len(found) == before:
@@ -199,16 +138,23 @@ def _examples(root: Path, classes: tuple[str, ...]) -> list[tuple[float, str, in
     return sorted(found)
 
 
-def _as_it_is(image: np.ndarray, step: int, position: int) -> np.ndarray:
-    return image
-
-
 def _share(content: bytes) -> float:
     """A hash in 0 .. 1, uniform over contents."""
     return int.from_bytes(hashlib.sha256(content).digest()[:8], "big") / 2**64
 
 
-def _of_arrays(path: Path, config: ConfigDict) -> Own:
+def image_arrays(
+    path: Path, config: ConfigDict
+) -> tuple[tuple[ResidentSplit, ResidentSplit], tuple[str, ...]]:
+    """The training split, the evaluation split, and the classes of an .npz file.
+
+    The file has the arrays `image`, uint8 (N, H, W) or (N, H, W, C), and `label`, int (N,), or both
+    per split, such as x_train and y_train. Without a split for evaluation, a hash of each image
+    decides. The array `classes` may name the classes.
+
+    Raises:
+      UserError: the file has another form, is damaged or exceeds the memory of this machine.
+    """
     try:
         arrays = read_npz(path)
     except UserError:
@@ -221,7 +167,7 @@ def _of_arrays(path: Path, config: ConfigDict) -> Own:
     if config.image_size is not None:
         raise UserError(f"data.image_size resizes image files, not the arrays in {path}; unset it")
     classes = tuple(map(str, arrays.pop("classes", ())))
-    parts: dict[str, dict[str, np.ndarray]] = {}
+    parts: dict[str, dict[str, np.ndarray]] = {"train": {}}
     for name, array in arrays.items():
         words = name.lower().split("_")
         kinds = [KINDS[word] for word in words if word in KINDS]
@@ -232,22 +178,19 @@ def _of_arrays(path: Path, config: ConfigDict) -> Own:
                 "arrays of a split like x_train and y_train"
             )
         parts.setdefault((names or ["train"])[0], {})[kinds[0]] = array
-    part = evaluation_part(config, parts)
-    train = _labelled(path, "train", parts.get("train", {}))
-    count = int(train.label.max()) + 1
+    train, part = _labelled(path, "train", parts["train"]), evaluation_part(config, parts)
+    classes = classes or tuple(map(str, range(int(train["label"].max()) + 1)))
     if part:
-        sources = {"train": train, part: _labelled(path, part, parts[part])}
+        held = _labelled(path, part, parts[part])
     else:
-        shares = np.array([_share(image.tobytes()) for image in train.image])
-        held = shares < config.eval_fraction
-        sources = {
-            name: Arrays(train.image[chosen], train.label[chosen])
-            for name, chosen in (("train", ~held), ("eval", held))
-        }
-    return sources, classes or tuple(map(str, range(count))), _as_it_is
+        shares = np.array([_share(image.tobytes()) for image in train["image"]])
+        chosen = shares < config.eval_fraction
+        held = {name: array[chosen] for name, array in train.items()}
+        train = {name: array[~chosen] for name, array in train.items()}
+    return (ResidentSplit(train), ResidentSplit(held)), classes
 
 
-def _labelled(path: Path, part: str, arrays: Mapping[str, np.ndarray]) -> Arrays:
+def _labelled(path: Path, part: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The images and labels of one split of an .npz file; raises a UserError for other arrays."""
     if missing := {"image", "label"} - arrays.keys():
         raise UserError(f"{path} has no array {min(missing)} of the {part} split; add it")
@@ -264,4 +207,5 @@ def _labelled(path: Path, part: str, arrays: Mapping[str, np.ndarray]) -> Arrays
             f"the {part} labels in {path} are {label.dtype} {label.shape}; give a whole number, "
             f"0 .. 99999, for each of the {len(image)} images"
         )
-    return Arrays(image.reshape(*image.shape[:3], -1), label.reshape(-1).astype(np.int32))
+    image = image.reshape(*image.shape[:3], -1)
+    return {"image": image, "label": label.reshape(-1).astype(np.int32)}

@@ -23,7 +23,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from rezero_jax.errors import UserError, closest_beside, first_line
+from rezero_jax.errors import UserError, closest_beside
 
 
 @contextlib.contextmanager
@@ -95,7 +95,6 @@ def data_folder(data_dir: str | None) -> Path:
 
 def _builder(name: str, data_dir: str | None) -> Any:
     import tensorflow_datasets as tfds
-    from google.protobuf.json_format import ParseError
 
     # Other forms of a name, such as "namespace:name", would download and run code.
     if not re.fullmatch(r"[a-z]\w*(/[\w.+-]+)?(:\d+\.\d+\.\d+)?", name):
@@ -107,21 +106,11 @@ def _builder(name: str, data_dir: str | None) -> Any:
             raise UserError(f"{path} is not a file; delete it to prepare the data set again")
     try:
         return tfds.builder(name, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError:
+    except Exception as error:  # such as an unknown name, or a builder that needs TensorFlow
+        reason = " ".join(str(error).rpartition('}": ')[2].split())  # without arguments
         raise UserError(
-            f'TensorFlow Datasets and its folder have no data set "{name}"; choose one of '
-            "https://www.tensorflow.org/datasets/catalog"
-        ) from None
-    except ParseError as error:
-        raise UserError(
-            f"dataset_info.json in {data_folder(data_dir) / name} cannot be read; delete this "
-            "folder to prepare the data set again"
-        ) from error
-    except Exception as error:  # of any builder: an unknown version, or code that needs TensorFlow
-        reason = " ".join(str(error).rpartition('}": ')[2].split())  # without its arguments
-        raise UserError(
-            f'TensorFlow Datasets cannot use data set "{name}" ({reason[:200]}); choose another '
-            "version or data set"
+            f'TensorFlow Datasets has no data set "{name}" that can be used ({reason[:200]}); '
+            f"choose another one, or delete {data_folder(data_dir) / name} to prepare it again"
         ) from error
 
 
@@ -193,18 +182,15 @@ def _prepare(builder: Any) -> None:
     # OSError covers the network, the disk and permissions.
     except (OSError, tfds.download.DownloadError, extractor.ExtractError) as error:
         raise _unavailable(builder, error) from error
-    except (AttributeError, ImportError) as error:  # of `tf`
-        raise UserError(
-            f'data set "{builder.name}" cannot be prepared without TensorFlow ({first_line(error)})'
-            "; prepare it elsewhere in array_record format, and name its folder in data.dir"
-        ) from error
+    except (AttributeError, ImportError) as error:
+        raise _unavailable(builder, f"without TensorFlow: {error}") from error
 
 
 def _unavailable(builder: Any, reason: object) -> UserError:
     return UserError(
         f'data set "{builder.name}" is not prepared in {builder.data_dir_root} and could not be '
-        f"downloaded ({' '.join(str(reason).split())}); set TFDS_DATA_DIR or --config.data.dir to "
-        "a folder that contains it"
+        f"downloaded or prepared ({' '.join(str(reason).split())}); set TFDS_DATA_DIR or "
+        "--config.data.dir to a folder that contains it"
     )
 
 
