@@ -31,15 +31,10 @@ def own_names(config: Any) -> dict[str, str]:
 
 
 def check_allowed(config: Any, allow: Sequence[str], source: object) -> None:
-    """Checks that a config names no module that the user has not allowed; imports nothing.
+    """Raises a UserError for a module that a config names and `allow` lacks; imports nothing.
 
-    Args:
-      config: a config, or the same as a dict.
-      allow: names of modules; a package allows its submodules.
-      source: where the config is from, for the error.
-
-    Raises:
-      UserError: a module is not allowed.
+    `allow` has names of modules, of which a package allows its submodules; `source` is where the
+    config is from. The config may be a dict.
     """
     if isinstance(allow, str):
         raise UserError(f"allow={allow!r} is a str; give a tuple of names, such as ({allow!r},)")
@@ -83,15 +78,9 @@ def find(key: str, name: str) -> Any:
 
 
 def check_call(what: str, function: Any, *args: str, **kwargs: Any) -> None:
-    """Checks, without calling it, that a function or class can be called with these arguments.
+    """Raises a UserError unless a function or class, `what` in errors, can be called like this.
 
-    Args:
-      what: the function's name in errors.
-      *args: the names of the positional arguments.
-      **kwargs: the keyword arguments.
-
-    Raises:
-      UserError: `function` is not callable, or has another signature.
+    The function is not called: `args` are the names of the positional arguments.
     """
     if not callable(function):
         raise UserError(f"{what} is a {type(function).__name__}; name a function or a class")

@@ -14,6 +14,7 @@ from etils import epath
 
 from rezero_jax import processes
 from rezero_jax.config import differences
+from rezero_jax.data.split import content_hash
 from rezero_jax.errors import UserError
 from rezero_jax.formatting import path_text
 from rezero_jax.models.weights import load_tensors, variables_of
@@ -36,8 +37,8 @@ class Start:
 
     Attributes:
       values: the arrays by the name of the variable, such as "head.kernel".
-      record: "source", "steps" (None for a file), "sha256" of all its arrays, and "new_head", why
-        the head has new values, or None.
+      record: "source", "steps" (None for a file), "content", a hash of its arrays, and "new_head",
+        why the head has new values, or None.
     """
 
     values: Mapping[str, np.ndarray]
@@ -78,17 +79,17 @@ def read_start(trainer: Trainer) -> Start | None:
     shapes = (trainer.shapes[key] for key in ("params", "stats"))
     variables = variables_of(trainer.spec.model(*shapes))
     constants = {name for name in variables if isinstance(variables[name], Constant)}
-    here = _by_stack({name: v for name, v in variables.items() if name not in constants})
-    there = _by_stack(arrays)
-    for name in _by_stack(constants):
-        there.pop(name, None)
-    differing = {}
+    own = _by_stack(constants)
+    here, there = (
+        {name: found for name, found in _by_stack(names).items() if name not in own}
+        for names in (variables, arrays)
+    )
+    heads: list[str] = []
+    wrong: list[str] = []
     for name in sorted(here.keys() | there.keys()):
-        shapes_of = (_shape(there.get(name), arrays), _shape(here.get(name), variables))
-        if shapes_of[0] != shapes_of[1]:
-            differing[name] = "{} is {} there and {} here".format(name, *shapes_of)
-    heads = [text for name, text in differing.items() if _is_of_head(name)]
-    wrong = [text for name, text in differing.items() if not _is_of_head(name)]
+        old, new = _shape(there.get(name), arrays), _shape(here.get(name), variables)
+        if old != new:
+            (heads if _is_of_head(name) else wrong).append(f"{name} is {old} there and {new} here")
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise UserError(
@@ -102,11 +103,8 @@ def read_start(trainer: Trainer) -> Start | None:
     for name, value in values.items():
         if not np.isfinite(value).all():
             raise UserError(f"train.init_from={source}: {name} is not finite; choose another one")
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
-        digest.update(arrays[name].tobytes())
-    record = {"source": source, "steps": steps, "sha256": digest.hexdigest()}
+    content = content_hash(*(arrays[name] for name in sorted(arrays)))
+    record = {"source": source, "steps": steps, "content": content}
     return Start(values, record | {"new_head": "; ".join(heads) or None})
 
 
