@@ -75,6 +75,11 @@ def _draw_differences(
         axis.annotate(text, (0.98, y), xycoords=axis.get_yaxis_transform(), va="center", ha="right")
 
 
+def _above(axis: Axes, text: str, colour: str) -> None:
+    """A word in the middle of a panel whose line is above it."""
+    axis.text(0.5, 0.6, f"above: {text}", color=colour, ha="center", transform=axis.transAxes)
+
+
 def plot_rates(comparison: Comparison) -> Figure:
     """A panel for each rule: final test loss by learning rate.
 
@@ -87,6 +92,9 @@ def plot_rates(comparison: Comparison) -> Figure:
         shown = {rate: loss for rate, loss in cell.tuning.items() if loss <= top}
         axis.plot(list(shown), list(shown.values()), "o-", color=colour, ms=3)
         broken = [rate for rate in cell.tuning if rate not in shown]
+        if not shown:
+            best = min(cell.tuning.values())
+            _above(axis, "diverged" if math.isinf(best) else f"at best {number(best, 3)}", colour)
         axis.plot(broken, [1.02 * top] * len(broken), "x", color=colour)
 
     figure, axes = _panels(comparison, "Where each rule trains, and where it breaks", draw)
@@ -123,6 +131,10 @@ def plot_curves(comparison: Comparison) -> Figure:
     ]
     axes[0].set_ylim(min(lows, default=None), max(tops, default=None))
     low, high = axes[0].get_ylim()
+    for axis, rule in zip(axes, comparison.rules, strict=True):
+        ends = [losses.mean(0).min() for (name, _), (_, losses) in smooth.items() if name == rule]
+        if min(ends, default=math.inf) > high:
+            _above(axis, f"at best {number(min(ends), 3)}" if ends else "diverged", "#444444")
     for axis in axes:
         drawing.levels(axis, {n: y for n, y in comparison.results.levels.items() if low < y < high})
     figure.supylabel("training loss (nats), by update", fontsize=8)

@@ -62,9 +62,8 @@ def base_config() -> ConfigDict:
     config.train.until_loss = config_dict.placeholder(float)
     # A run folder, an exported model or a .safetensors file with the initial parameters.
     config.train.init_from = config_dict.placeholder(str)
-    config.train.objective = config_dict.placeholder(
-        str
-    )  # your own loss and metrics, "module:name"
+    # Your own loss and metrics, "module:name".
+    config.train.objective = config_dict.placeholder(str)
     config.train.batch_size = 128
     # Microbatches per batch on one device; more need less memory. Several devices use fewer, except
     # for networks with BatchNorm, which always use this number.
@@ -78,6 +77,8 @@ def base_config() -> ConfigDict:
     config.eval.every_examples = config_dict.placeholder(int)
     config.eval.batch_size = 1000
     config.eval.examples = config_dict.placeholder(int)  # evaluate the first n; unset: all
+    # More metrics for each evaluation: "module:name" of a function, see `Trainer.measure`.
+    config.eval.metrics = config_dict.placeholder(str)
 
     config.optim = ConfigDict()
     config.optim.name = "adagrad"  # adagrad, adamw, lamb, muon, sgd

@@ -12,14 +12,17 @@ from flax import nnx
 import rezero_jax
 from rezero_jax import ReZero, Stack
 from rezero_jax.analysis import __main__ as analysis
+from rezero_jax.analysis import plots
 from rezero_jax.analysis.ablation import ablate, plot_ablation
 from rezero_jax.analysis.diagnosis import diagnose
 from rezero_jax.analysis.figures import plot_diagnosis, plot_propagation
 from rezero_jax.analysis.gates import Gates
+from rezero_jax.errors import UserError
 from rezero_jax.residual import make_rule
 from rezero_jax.runs.reader import Run
+from rezero_jax.training import loop
 from rezero_jax.training.load import load_model
-from tests.families import STEPS
+from tests.families import STEPS, config
 
 X = jax.random.normal(jax.random.key(0), (4, 6))
 
@@ -86,6 +89,29 @@ def test_an_open_run_evaluates_as_training_did_and_again_after_a_change(trained)
     assert run.evaluate()["eval/loss"] != found["eval/loss"]
 
 
+def test_metrics_of_ones_own_and_by_layer_are_logged_and_drawn(tmp_path):
+    name = "rezero_jax.analysis.propagation:by_layer"
+    fields = {"eval.metrics": name, "train.steps": 4, "train.epochs": None, "eval.every_steps": 2}
+    made = config("mlp.py:smoke", **fields)
+    loop.train(made, tmp_path / "a")
+    run = Run.read(tmp_path / "a")
+    steps, signal = run.series("metric/signal/0")
+    assert steps.tolist() == [2, 4]
+    assert (signal > 0).all()
+    assert {"metric/gradient/2", "metric/weight_gradient/1"} <= run.lines[-1].keys()
+    assert [axis.get_title() for axis in plots.plot_run(run).axes].count("log10 of |dL/dw|") == 1
+
+    def own(model, batch, losses):
+        return {"largest": losses(model, batch).max(), "images": len(batch["image"])}
+
+    loop.train(made, tmp_path / "b", metrics=own)
+    line = Run.read(tmp_path / "b").lines[-1]
+    assert line["metric/images"] == 16
+    assert line["metric/largest"] > line["eval/loss"]
+    with pytest.raises(UserError, match=r"eval\.metrics"):
+        loop.train(made, tmp_path / "c", metrics=lambda model, batch, losses: 3)
+
+
 @pytest.fixture(scope="module")
 def toy():
     """x -> (1 + 2 alpha) x in every layer, with some gates shut."""
@@ -118,9 +144,10 @@ def test_the_page_of_a_network_known_in_closed_form(toy):
         ("idle", ": model.1 to model.2, model.5 to model.7"),
     ):
         assert text in entries[entry]
-    assert table[0].split()[2:] == ["|x|", "|dL/dx|", "cosine", "|x'-x|/|x|", "alpha"]
+    assert table[0].split()[2:] == ["|x|", "|dL/dx|", "cosine", "|x'-x|/|x|", "|dL/dw|", "alpha"]
     assert [row.split()[0] for row in table[1:]] == ["(input)", *(f"model.{i}" for i in range(8))]
-    assert table[6].split()[-2:] == ["0.5", "-0.25"]
+    assert table[6].split()[-3] == "0.5"
+    assert table[6].split()[-1] == "-0.25"
 
 
 def test_a_deep_network_without_gates_still_fits_a_page():

@@ -85,6 +85,15 @@ def test_every_number_is_that_of_running_the_layers_by_hand(residual, scan):
     np.testing.assert_allclose(found.share, shares, rtol=1e-5)
     np.testing.assert_allclose(found.alpha, np.nan if residual == "post_norm" else 0.3)
 
+    def mean_loss(layer, x, i):
+        return loss_from(i + 1, layer(x)) / len(X)
+
+    of_weights = [
+        jax.tree.leaves(jax.grad(mean_loss)(layer, xs[i], i)) for i, layer in enumerate(layers)
+    ]
+    norms = [np.sqrt(sum((leaf**2).sum() for leaf in leaves)) for leaves in of_weights]
+    np.testing.assert_allclose(found.weight_gradient, norms, rtol=1e-4)
+
 
 def test_a_language_model_and_its_trunk():
     def loss(model, tokens):

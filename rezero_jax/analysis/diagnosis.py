@@ -85,11 +85,13 @@ class Diagnosis:
         rows = np.unique(np.linspace(0, layers, min(layers + 1, ROWS)).round().astype(int))
         names = ("(input)", *found.names)
         width = max(len("after layer"), *map(len, names))
-        head = ("|x|", "|dL/dx|", "cosine", "|x'-x|/|x|", *["alpha"] * bool(self.is_gated.any()))
+        head = ("|x|", "|dL/dx|", "cosine", "|x'-x|/|x|", "|dL/dw|")
+        head += ("alpha",) * bool(self.is_gated.any())
         lines = [f"{'after layer':<{width}}" + "".join(f"{name:>12}" for name in head)]
         if len(rows) <= layers:
             lines.insert(0, f"{len(rows) - 1} of {layers} layers, evenly spaced:")
-        of_layers = (np.append(np.nan, values) for values in (found.share, found.alpha))
+        values = (found.share, found.weight_gradient, found.alpha)
+        of_layers = (np.append(np.nan, one) for one in values)
         columns = np.stack([found.signal, found.gradient, found.cosine, *of_layers])
         for row in rows:
             cells = "".join(f"{_number(value):>12}" for value in columns[:, row])

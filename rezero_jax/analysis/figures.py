@@ -135,6 +135,19 @@ def draw_gates(axis: Axes, x: np.ndarray, alphas: np.ndarray, xlabel: str = "ste
     axis.yaxis.set_major_locator(MaxNLocator(integer=True))
 
 
+def draw_by_layer(axis: Axes, x: np.ndarray, values: np.ndarray, xlabel: str, title: str) -> None:
+    """Draws log10 of values (layers, points) by layer and x (points,), such as the step."""
+    logs = np.log10(np.maximum(values, FLOOR))
+    if len(x) > 1:
+        mesh = axis.pcolormesh(x, np.arange(len(logs)), logs, cmap="viridis", rasterized=True)
+        axis.figure.colorbar(mesh, ax=axis)
+        axis.set(xlabel=xlabel, ylabel="layer, from 0", title=f"log10 of {title}")
+    else:
+        axis.plot(np.arange(len(logs)), logs[:, 0], color=COLOURS[0])
+        axis.set(xlabel="layer, from 0", title=f"log10 of {title}, {xlabel} {x[0]:g}")
+    axis.grid(False)
+
+
 @themed
 def plot_times(times: Mapping[str, Sequence[float | None]], xlabel: str) -> Figure:
     """Times to a target by setting: every seed, the mean and its 95 % interval.

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 from flax import nnx
 from jax import Array
 from jaxtyping import Float
@@ -52,7 +51,7 @@ class OpenRun:
 
     def losses(self, model: nnx.Module, batch: Any) -> Float[Array, " batch"]:
         """The training loss (nats) of each example; the argument `loss` of `diagnose`."""
-        return self.trainer.objective(model, batch, jax.random.key(0))["loss"]
+        return self.trainer.losses(model, batch)
 
     def layers(self) -> dict[str, nnx.Module]:
         """The blocks of every stack by name, such as "layers.3", scanned or not.

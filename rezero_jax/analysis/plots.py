@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from rezero_jax import command
-from rezero_jax.analysis.figures import draw_gates, plot_times
+from rezero_jax.analysis.figures import draw_by_layer, draw_gates, plot_times
 from rezero_jax.analysis.table import by_label
 from rezero_jax.analysis.theme import (
     COLOURS,
@@ -28,6 +28,8 @@ from rezero_jax.errors import UserError
 from rezero_jax.runs.files import AnyPath
 from rezero_jax.runs.reader import Run
 
+# Metrics of `rezero_jax.analysis.propagation.by_layer`, and their titles.
+BY_LAYER = {"signal": "|x|", "gradient": "|dL/dx|", "weight_gradient": "|dL/dw|"}
 # Fields that the title of a comparison shows if all runs agree on them.
 FIELDS = {"data.name": "", "model.depth": "depth ", "model.width": "width "}
 
@@ -41,8 +43,12 @@ def plot_run(run: Run) -> Figure:
         x, panels = "epoch", {"loss": "cross entropy (nats)", "accuracy": "accuracy"}
     alphas = run.alphas()[1]
     gated = alphas.shape[1] > 0
-    figure = Figure(figsize=(3.5 * (len(panels) + gated), 3))
-    axes = list(figure.subplots(1, len(panels) + gated, squeeze=False).flat)
+    measured = {
+        name: text for name, text in BY_LAYER.items() if f"metric/{name}/0" in run.lines[-1]
+    }
+    count = len(panels) + gated + len(measured)
+    figure = Figure(figsize=(3.5 * min(count, 3), 3 * -(-count // 3)))
+    axes = [figure.add_subplot(-(-count // 3), min(count, 3), i + 1) for i in range(count)]
     style = line_styles(2)
     for axis, (metric, title) in zip(axes, panels.items(), strict=False):
         batches = run.series(f"train/{metric}", x)
@@ -56,7 +62,12 @@ def plot_run(run: Run) -> Figure:
             plain_ticks(axis)
         axis.set(xlabel=x, title=title)
     if gated:
-        draw_gates(axes[-1], np.array([line[x] for line in run.lines]), alphas, x)
+        steps = np.array([line[x] for line in run.lines])
+        draw_gates(axes[len(panels)], steps, alphas, x)
+    for axis, (name, title) in zip(axes[len(panels) + gated :], measured.items(), strict=True):
+        layers = sum(key.startswith(f"metric/{name}/") for key in run.lines[-1])
+        series = [run.series(f"metric/{name}/{layer}", x) for layer in range(layers)]
+        draw_by_layer(axis, series[0][0], np.array([values for _, values in series]), x, title)
     legend(figure, axes[0])
     name = ", ".join(f"{k}={run.config[f'model.{k}']}" for k in ("residual", "depth", "width"))
     figure.suptitle(f"{run.config['data.name']}: {name}")

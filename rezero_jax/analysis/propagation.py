@@ -22,7 +22,7 @@ from jax import Array
 from jax.tree_util import Partial
 from jaxtyping import Bool, Float
 
-from rezero_jax.analysis.singular_values import safe_norms
+from rezero_jax.analysis.singular_values import mean_squared_singular_value, safe_norms
 from rezero_jax.errors import UserError
 from rezero_jax.models.resnet.model import Stage
 from rezero_jax.residual import Alpha, ReZero, Rule
@@ -49,6 +49,7 @@ class Propagation:
         for a batch of one.
       share: |x' - x| / |x|, the relative change by each layer; NaN if the layer changes the shape.
       alpha: each layer's gate; mean |alpha| for several gates, NaN for none.
+      weight_gradient: norm of the gradient of the mean loss with respect to the layer's parameters.
     """
 
     names: tuple[str, ...] = dataclasses.field(metadata={"static": True})
@@ -57,6 +58,7 @@ class Propagation:
     cosine: Float[Array | np.ndarray, " points"]
     share: Float[Array | np.ndarray, " layers"]
     alpha: Float[Array | np.ndarray, " layers"]
+    weight_gradient: Float[Array | np.ndarray, " layers"]
 
     @property
     def idle_below(self) -> float:
@@ -95,12 +97,15 @@ def _propagate(loss: Loss, model: nnx.Module, x: Any) -> Propagation:
     tape = _Tape()
     twin = _probed(model, tape)
 
-    def objective(slots: nnx.State) -> tuple[Array, nnx.State]:
+    def objective(slots: nnx.State, params: nnx.State) -> tuple[Array, tuple[nnx.State, int]]:
         copy = nnx.clone(twin)
-        nnx.update(copy, slots)
-        return loss(copy, x).sum(), nnx.state(copy, _Measured)
+        nnx.update(copy, slots, params)
+        losses = loss(copy, x)
+        return losses.sum(), (nnx.state(copy, _Measured), len(losses))
 
-    gradients, measured = jax.grad(objective, has_aux=True)(nnx.state(twin, _Slot))
+    given = (nnx.state(twin, _Slot), nnx.state(twin, nnx.Param))
+    both, (measured, examples) = jax.grad(objective, argnums=(0, 1), has_aux=True)(*given)
+    gradients, of_params = both
     nnx.update(twin, gradients, measured)
     segments = {m.path: m for _, m in nnx.iter_modules(twin) if isinstance(m, _Segment)}
     names, probes = [], []
@@ -114,7 +119,25 @@ def _propagate(loss: Loss, model: nnx.Module, x: Any) -> Propagation:
     layers = jnp.concatenate([slots, seen], axis=1)
     gradient, signal, cosine, share = jnp.append(layers[:1, :, 0], layers[:, :, 1], axis=0).T
     alpha = jnp.concatenate([probe.alphas for probe in probes])
-    return Propagation(tuple(names), signal, gradient, cosine, share[1:], alpha)
+    nnx.update(twin, of_params)  # in place of the parameters
+    weights = jnp.concatenate([probe.norms() for probe in probes]) / examples
+    return Propagation(tuple(names), signal, gradient, cosine, share[1:], alpha, weights)
+
+
+def by_layer(model: nnx.Module, batch: Any, loss: Loss) -> dict[str, float]:
+    """Measurements by layer while a run trains, a value of eval.metrics.
+
+    Returns:
+      By layer, "signal" (|x|), "gradient" (|dL/dx|) and "weight_gradient" of `Propagation`, and
+      the mean squared singular value of all layers together.
+    """
+    found = propagate(model, batch, loss)
+    f, entered = trunk(model, batch, loss)
+    jacobian = mean_squared_singular_value(f, entered, probes=4, key=jax.random.key(0))
+    values = {"mean_squared_singular_value": jacobian.mean}
+    for name in ("signal", "gradient", "weight_gradient"):
+        values |= {f"{name}/{i}": float(v) for i, v in enumerate(getattr(found, name))}
+    return values
 
 
 def trunk(
@@ -126,12 +149,22 @@ def trunk(
       A function from the first layer's input to the last layer's output, for batches of x's size,
       and the first layer's input for x.
     """
-    entered = jax.jit(lambda model, x: trunk_ends(model, x, loss)[0])(model, x)
-    return Partial(partial(_through, loss), model, x), entered
+    return Partial(_Through(loss), model, x), _entered(loss, model, x)
 
 
-def _through(loss: Loss, model: nnx.Module, x: Any, entered: Array) -> Array:
-    return trunk_ends(model, x, loss, entered)[1]
+@dataclasses.dataclass(frozen=True)
+class _Through:
+    """The layers as a function, equal for equal losses, so that compiled code is shared."""
+
+    loss: Loss
+
+    def __call__(self, model: nnx.Module, x: Any, entered: Array) -> Array:
+        return trunk_ends(model, x, self.loss, entered)[1]
+
+
+@partial(jax.jit, static_argnums=0)
+def _entered(loss: Loss, model: nnx.Module, x: Any) -> Array:
+    return trunk_ends(model, x, loss)[0]
 
 
 def trunk_ends(
@@ -173,6 +206,13 @@ class _Probe(nnx.Module):
         y = _pass(self.layer(x, *args, **kwargs), after)  # type: ignore[operator]
         self.measured[...] = _measure(*map(jax.lax.stop_gradient, (x, y)))
         return y
+
+    def norms(self) -> Float[Array, " layers"]:
+        """Norms over all parameters of each layer."""
+        layers = self.slot.size // 2
+        leaves = jax.tree.leaves(nnx.state(self.layer, nnx.Param))
+        squares = [jnp.square(leaf.astype(jnp.float32)).reshape(layers, -1) for leaf in leaves]
+        return jnp.sqrt(sum((square.sum(axis=1) for square in squares), jnp.zeros(layers)))
 
     @property
     def alphas(self) -> Float[Array, " layers"]:

@@ -31,7 +31,8 @@ from rezero_jax.training.cost import check_memory
 from rezero_jax.training.load import load_state
 from rezero_jax.training.progress import Progress
 from rezero_jax.training.start import Start, lengthens, read_start
-from rezero_jax.training.trainer import Trainer
+from rezero_jax.training.trainer import Metrics, Trainer
+from rezero_jax.user_code import check_call, find
 
 __all__ = ["Diverged", "Interrupted", "evaluate", "train"]
 
@@ -52,6 +53,7 @@ def train(
     profile: tuple[int, int] | None = None,
     began: float | None = None,
     stop: Callable[[], int] | None = None,
+    metrics: Metrics | None = None,
 ) -> dict[str, Any]:
     """Trains to the end, from the newest checkpoint if there is one.
 
@@ -64,6 +66,8 @@ def train(
       began: time.perf_counter() from which the run's wall time counts; by default now.
       stop: called in each dispatch; returns the number of a signal that asked this process to stop,
         or 0. By default nothing stops the run.
+      metrics: more metrics for each evaluation, see `Trainer.measure`; by default the function that
+        eval.metrics names.
 
     Returns:
       The content of final.json.
@@ -81,6 +85,9 @@ def train(
     check_passed(workdir, dataset is not None)
     trainer = Trainer(config, dataset)
     check_memory(trainer)
+    if metrics is None and (name := config.eval.get("metrics")):
+        metrics = find("eval.metrics", name)
+        check_call(f"eval.metrics={name!r}", metrics, "model", "batch", "losses")
     if profile is not None and profile[1] > trainer.intervals.total:
         raise UserError(
             f"--profile_steps={profile[0]}:{profile[1]} goes beyond the last step of the run; give "
@@ -101,7 +108,8 @@ def train(
             return final
         folder, config = home.folder / "checkpoints", trainer.config.checkpoint
         with Checkpoints(folder, config, home.check) as checkpoints:
-            return _train(trainer, home, checkpoints, start, profile, began, stop or (lambda: 0))
+            stop = stop or (lambda: 0)
+            return _train(trainer, home, checkpoints, start, profile, began, stop, metrics)
     finally:
         home.release()
 
@@ -114,6 +122,7 @@ def _train(
     profile: tuple[int, int] | None,
     began: float,
     stop: Callable[[], int],
+    metrics: Metrics | None,
 ) -> dict[str, Any]:
     # ---- Resume, or begin
     config, intervals, folder = trainer.config, trainer.intervals, home.folder
@@ -170,8 +179,9 @@ def _train(
             is_eval = is_over or intervals.is_eval(now)
             with progress.clock.timed("evaluation"):
                 evaluation = trainer.evaluate(state) if is_eval else None
+                more = trainer.measure(state, metrics) if metrics and is_eval else {}
             if intervals.is_log(now):
-                progress.write(now, line | (evaluation or {}))
+                progress.write(now, line | (evaluation or {}) | more)
             if signum or is_over or intervals.is_save(now):
                 with progress.clock.timed("checkpoint"):
                     progress.flush()  # a checkpoint implies that its lines are in the workdir

@@ -1,13 +1,14 @@
 """From a config to compiled functions on a mesh of devices."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
@@ -23,6 +24,8 @@ from rezero_jax.training.intervals import Intervals
 from rezero_jax.training.objective import check_own, make_task
 from rezero_jax.training.optim import make_optimizer
 from rezero_jax.training.state import ModelSpec, State, init_state, model_spec, state_shapes
+
+Metrics = Callable[[Any, step.Batch, Callable], Mapping[str, Any]]
 
 
 class Trainer:
@@ -174,6 +177,28 @@ class Trainer:
         totals = {name: math.fsum(values) for name, values in parts.items()}
         count = totals.pop("weight")
         return {f"eval/{name}": total / count for name, total in totals.items()}
+
+    def measure(self, state: State, metrics: Metrics) -> dict[str, float]:
+        """Metrics of the user's own, {"metric/NAME": value}, of the model in evaluation mode.
+
+        `metrics(model, batch, losses)` returns numbers by name. `batch` has the first 16 examples
+        of the evaluation split, and losses(model, batch) is the loss (nats) of each of them.
+
+        Raises:
+          UserError: a value is not a number.
+        """
+        with jax.set_mesh(self.mesh):
+            model = self.spec.model(state["params"], state["stats"])
+            model.eval()
+            found = metrics(model, self.examples(16), self.losses)
+        try:
+            return {f"metric/{name}": float(value) for name, value in found.items()}
+        except (AttributeError, TypeError) as error:
+            raise UserError(f"eval.metrics returns {found}; return a dict of numbers") from error
+
+    def losses(self, model: nnx.Module, batch: step.Batch) -> jax.Array:
+        """The training loss (nats) of each example, (batch,)."""
+        return self.objective(model, batch, jax.random.key(0))["loss"]
 
     def examples(self, count: int) -> step.Batch:
         """A batch of the first `count` examples of the evaluation split, or of all if fewer."""
