@@ -50,7 +50,8 @@ class Job(NamedTuple):
         return load_config(f"{ROOT / 'configs'}/{self.config}", self.overrides)
 
     def command(self, workdir: Path) -> list[str]:
-        return [sys.executable, *self._arguments(f"{ROOT}/", workdir)]
+        """The command of one process, also in an allocation of several."""
+        return [sys.executable, *self._arguments(f"{ROOT}/", workdir), "--num_processes=1"]
 
     @property
     def shown(self) -> str:

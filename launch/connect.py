@@ -47,14 +47,14 @@ def connect(
     if num_processes == 1:
         return
     is_given = _are_given(coordinator, process_id, num_processes)
-    is_slurm = not is_given and _is_slurm()
+    is_slurm = _is_slurm()
     if not is_given and _tasks(is_slurm) == 1:
         return
     bind = None
     if coordinator is not None and coordinator.startswith(("localhost:", "127.", "[::1]:")):
         bind = coordinator  # By default JAX listens on all networks.
     number, port = process_id, (coordinator or "").rpartition(":")[2]
-    if is_slurm:
+    if is_slurm and not is_given:
         number, port = _number("SLURM_PROCID"), _slurm_port()
     if number == 0:
         _check_port(int(port))
@@ -71,6 +71,8 @@ def connect(
                 initialization_timeout=int(wait) + 60,  # JAX would abort without an error message
                 heartbeat_timeout_seconds=HEARTBEAT,
                 coordinator_bind_address=bind,
+                # Where all is given, JAX would still ask Kubernetes, which may refuse.
+                cluster_detection_method="deactivate" if is_given and not is_slurm else None,
             )
         except Exception as error:
             errors.append(error)

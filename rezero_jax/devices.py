@@ -74,7 +74,7 @@ def cores() -> int:
 def processor() -> str:
     """Model name of this machine's CPU, or its architecture if the system does not report one."""
     try:
-        report = Path("/proc/cpuinfo").read_text()  # Linux only
+        report = Path("/proc/cpuinfo").read_text(errors="replace")  # Linux only
     except OSError:
         report = ""
     model = re.search(r"^model name\s*: (.+)$", report, re.MULTILINE)

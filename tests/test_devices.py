@@ -136,10 +136,10 @@ def test_a_run_keeps_the_dtype_with_which_it_began(tmp_path: Path) -> None:
 
 def test_the_processor_has_its_reported_name(monkeypatch: pytest.MonkeyPatch) -> None:
     report = "cpu MHz\t: 2\nmodel name\t: A Chip\nx: 1\n"
-    monkeypatch.setattr(Path, "read_text", lambda path: report)
+    monkeypatch.setattr(Path, "read_text", lambda path, errors: report)
     assert devices.processor() == "A Chip"
 
-    def missing(path: Path) -> str:
+    def missing(path: Path, errors: str) -> str:
         raise FileNotFoundError(path)
 
     monkeypatch.setattr(Path, "read_text", missing)

@@ -275,7 +275,9 @@ def test_steps_of_a_job_have_ports_of_their_own(nodes, seen, started, monkeypatc
 def test_the_coordinator_of_local_processes_is_on_loopback_and_its_port_its_own(started):
     for address, bound in (("localhost:1", "localhost:1"), ("10.0.0.1:1", None)):
         connect(address, 1, 2)
-        assert started.pop()[-1]["coordinator_bind_address"] == bound
+        options = started.pop()[-1]
+        assert options["coordinator_bind_address"] == bound
+        assert options["cluster_detection_method"] == "deactivate"
     with socket.create_server(("", 0), reuse_port=True) as server:
         port = server.getsockname()[1]
         with pytest.raises(UserError, match=f"cannot listen on port {port}.*--num_processes=1"):
