@@ -328,7 +328,7 @@ def test_padding_on_either_side_changes_no_other_position(make):
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_a_query_that_sees_no_key_gets_nothing_from_attention(dropout):
     layer = new(Attention, 16, 4, TransformerConfig(dropout=dropout))
-    masks = {"mask": CAUSAL, "key_mask": lengths(7, 7, 0, 4)[:, ::-1]}
+    masks = {"mask": jnp.asarray(CAUSAL), "key_mask": jnp.asarray(lengths(7, 7, 0, 4)[:, ::-1])}
     out = np.asarray(call(layer, X, **masks, seed=0))
     blind = ~(masks["key_mask"][:, None] & CAUSAL).any(axis=-1)
     assert blind.sum() == 7 + 3

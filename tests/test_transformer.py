@@ -295,9 +295,9 @@ def test_an_ignored_target_has_no_loss_and_no_gradient(chunk, monkeypatch):
 def test_targets_of_bytes_have_losses_of_their_own():
     model = structure_of(vocab_size=256)
     model = model.model(some_params(model), {})
-    tokens = np.array([[1, 2, 156]], np.uint8)  # -100 as uint8 is 156
+    tokens = jnp.array([[1, 2, 156]], jnp.uint8)  # -100 as uint8 is 156
     losses = model.losses(tokens, tokens)
-    np.testing.assert_array_equal(losses, model.losses(*[tokens.astype(np.int32)] * 2))
+    np.testing.assert_array_equal(losses, model.losses(*[tokens.astype(jnp.int32)] * 2))
     assert (losses > 0).all()
 
 

@@ -135,6 +135,7 @@ def test_no_images_have_no_logits():
     assert SMALL(rngs=nnx.Rngs(0))(IMAGES[:0]).shape == (0, 5)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_images_of_another_size():
     model = SMALL(rngs=nnx.Rngs(0))
     for images in (IMAGES[:, :4], IMAGES[..., :1], IMAGES.transpose(0, 3, 1, 2), IMAGES[0]):

@@ -85,7 +85,7 @@ class Attention(nnx.Module):
         x: Float[Array, "batch queries width"],
         memory: Float[Array, "batch keys width"] | None = None,
         *,
-        mask: Mask | None = None,
+        mask: Array | None = None,
         key_mask: KeyMask | None = None,
         is_causal: bool = False,
         rngs: nnx.Rngs | None = None,
