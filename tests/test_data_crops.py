@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rezero_jax.data import pixels
 from rezero_jax.data.order import SplitMix64
 from rezero_jax.data.pixels import Crop, random_box
 
@@ -123,7 +124,7 @@ def test_a_jpeg_is_decoded_small_only_where_every_needed_pixel_is_left(
         return resize(image, size, *args, box=box)
 
     monkeypatch.setattr(Image.Image, "resize", spy)
-    monkeypatch.setattr(imagenet, "random_box", lambda rng, w, h: (0, 0, w, h))
+    monkeypatch.setattr(pixels, "random_box", lambda rng, w, h: (0, 0, w, h))
     for crop, sides in (
         (Crop(64, 0), {40: 1, 127: 1, 128: 2, 511: 4, 512: 8}),
         (Crop(64), {40: 1, 145: 1, 146: 2, 583: 4, 584: 8}),

@@ -112,6 +112,9 @@ def test_every_kind_of_image_becomes_upright_rgb_of_8_bits() -> None:
     square = Decode(4)(encoded(rgb))
     np.testing.assert_array_equal(square, array[:, 1:5])  # the central square, not resampled
     assert Decode(2)(encoded(rgb)).shape == (2, 2, 3)
+    large = Image.fromarray(np.kron(array, np.ones((100, 100, 1), np.uint8)))
+    small = [Decode(4)(encoded(large, kind)).astype(int) for kind in ("PNG", "JPEG")]
+    np.testing.assert_allclose(*small, atol=16)  # the JPEG is decoded at an eighth
 
 
 def test_the_split_of_a_file_never_changes_and_the_classes_are_the_folders(photos: Path) -> None:

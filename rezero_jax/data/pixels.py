@@ -65,6 +65,8 @@ class Decode:
     def __call__(self, image: bytes | str, step: int = 0, position: int = 0) -> np.ndarray:
         with opened(image) as loaded:
             pixels = loaded
+            if self.size is not None:
+                _draft(loaded, self.size, min(loaded.size))
             if self.upright:
                 # A damaged EXIF block raises many kinds of errors, and the pixels may be sound.
                 with contextlib.suppress(Exception):
@@ -108,14 +110,20 @@ class Crop:
             else:
                 rng = SplitMix64(self.seed, step, position)
                 left, top, right, bottom = random_box(rng, width, height)
-            # Decoding at 1/2, 1/4 or 1/8 of the size is cheaper, and allowed if the box retains at
-            # least `size` pixels on each side.
-            shrink = next((s for s in (8, 4, 2) if s * size <= min(right - left, bottom - top)), 1)
-            if image.draft(None, (width // shrink, height // shrink)) is None:
-                shrink = 1
+            shrink = _draft(image, size, min(right - left, bottom - top))
             scaled = left / shrink, top / shrink, right / shrink, bottom / shrink
             rgb = image.convert("RGB")  # a few images are grey or CMYK, and one is a PNG
             return np.asarray(rgb.resize((size, size), Image.Resampling.BILINEAR, box=scaled))
+
+
+def _draft(image: Image.Image, size: int, side: float) -> int:
+    """Has a JPEG decoded at 1/2, 1/4 or 1/8 of its size, which is cheaper, if `side` allows it.
+
+    `side` is the shorter side of the box that becomes `size` pixels wide. Returns 1, 2, 4 or 8.
+    """
+    shrink = next((scale for scale in (8, 4, 2) if scale * size <= side), 1)
+    width, height = (length // shrink for length in image.size)
+    return 1 if image.draft(None, (width, height)) is None else shrink
 
 
 def random_box(rng: SplitMix64, width: int, height: int) -> Box:
