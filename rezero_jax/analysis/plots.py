@@ -41,8 +41,8 @@ def plot_run(run: Run) -> Figure:
         x, panels = "step", {"bits_per_byte": "bits per byte"}
     else:
         x, panels = "epoch", {"loss": "cross entropy (nats)", "accuracy": "accuracy"}
-    alphas = run.alphas()[1]
-    gated = alphas.shape[1] > 0
+    xs, alphas = run.alphas(x)
+    gated = alphas.size > 0
     measured = {
         name: text for name, text in BY_LAYER.items() if f"metric/{name}/0" in run.lines[-1]
     }
@@ -62,15 +62,14 @@ def plot_run(run: Run) -> Figure:
             plain_ticks(axis)
         axis.set(xlabel=x, title=title)
     if gated:
-        steps = np.array([line[x] for line in run.lines])
-        draw_gates(axes[len(panels)], steps, alphas, x)
+        draw_gates(axes[len(panels)], xs, alphas, x)
     for axis, (name, title) in zip(axes[len(panels) + gated :], measured.items(), strict=True):
         layers = sum(key.startswith(f"metric/{name}/") for key in run.lines[-1])
         series = [run.series(f"metric/{name}/{layer}", x) for layer in range(layers)]
         draw_by_layer(axis, series[0][0], np.array([values for _, values in series]), x, title)
     legend(figure, axes[0])
-    name = ", ".join(f"{k}={run.config[f'model.{k}']}" for k in ("residual", "depth", "width"))
-    figure.suptitle(f"{run.config['data.name']}: {name}")
+    name = ", ".join(f"{k}={run.config.get(f'model.{k}')}" for k in ("residual", "depth", "width"))
+    figure.suptitle(f"{run.config.get('data.name')}: {name}")
     return figure
 
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from rezero_jax.data.split import ALL, Batch, HostBatch, Rows, Split, check_labels, check_range
-from rezero_jax.errors import UserError
+from rezero_jax.errors import UserError, first_line
 
 
 @runtime_checkable  # for type checkers at run time
@@ -74,7 +74,11 @@ class StreamSplit(Split):
         """
         check_range(indices, self.size)
         positions = np.arange(len(indices))[rows].tolist()
-        examples = self.source.__getitems__([int(indices[position]) for position in positions])
+        try:
+            examples = self.source.__getitems__([int(indices[position]) for position in positions])
+        except OSError as error:
+            why = f"{first_line(error)}); restore its files"
+            raise UserError(f'data set "{self.name}" cannot be read ({why}') from error
         label = np.array([example["label"] for example in examples], np.int32)
         if self.num_classes is not None:
             check_labels(self.name, label, self.num_classes)

@@ -56,6 +56,7 @@ class Checkpoints:
             preservation_policy=policies.AnyPreservationPolicy(kept),
             save_decision_policy=policies.FixedIntervalPolicy(1),
             async_options=ocp.AsyncOptions(
+                timeout_secs=2**33,  # of a clock that may jump by years
                 # In the background, a folder that cannot be made would leave threads waiting.
                 create_directories_asynchronously=False,
                 # Orbax calls this after it has written all files, right before the commit.

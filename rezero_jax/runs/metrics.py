@@ -127,12 +127,14 @@ def read_metrics(
 
 
 def _texts(path: Any) -> Iterator[bytes]:
-    """The lines of a file; on a disk, longer ones than MOST are divided."""
+    """The lines of a file; on a disk, one that is longer than MOST raises an OSError."""
     if is_bucket(path):
         yield from path.read_bytes().splitlines(keepends=True)
         return
     with open(open_file(path), "rb") as file:
         while text := file.readline(MOST):
+            if len(text) == MOST:
+                raise OSError(f"it has a line of more than {MOST:,} bytes")
             yield text
 
 

@@ -77,14 +77,13 @@ class Run:
                 return min(steps[values <= target], default=None)
         raise choose_from("metric", metric, ("loss", "accuracy", "bits_per_byte"))
 
-    def alphas(self) -> tuple[np.ndarray, np.ndarray]:
-        """Steps (lines,) and the gates at these steps (lines, layers); without gates, 0 layers."""
+    def alphas(self, x: str = "step") -> tuple[np.ndarray, np.ndarray]:
+        """x (lines,) and the gates in these lines (lines, layers); without gates, 0 layers."""
         depth = sum(key.startswith("alpha/") for key in self.lines[0]) if self.lines else 0
-        names = [f"alpha/{layer}" for layer in range(depth)]
-        lines = [line for line in self.lines if line.keys() >= set(names)]
-        values = [[line[name] for name in names] for line in lines]
-        steps = np.array([line["step"] for line in lines])
-        return steps, np.array(values, float).reshape(len(lines), depth)
+        keys = [x, *(f"alpha/{layer}" for layer in range(depth))]
+        rows = [[line[key] for key in keys] for line in self.lines if line.keys() >= set(keys)]
+        values = np.array([row[1:] for row in rows], float).reshape(-1, depth)
+        return np.array([row[0] for row in rows]), values
 
     def final(self) -> dict[str, Any]:
         """final.json; empty while the run has not ended."""

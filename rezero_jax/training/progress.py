@@ -4,6 +4,7 @@ import contextlib
 import copy
 import datetime
 import math
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -86,8 +87,8 @@ class Progress:
             initial=last,
             unit="step",
             dynamic_ncols=True,
-            # None hides the bar where the output is a file, in which lines report progress.
-            disable=None if processes.is_first() else True,
+            # No bar where the output is closed, or a file, in which lines report progress.
+            disable=not (processes.is_first() and sys.stderr and sys.stderr.isatty()),
         )
 
     def is_over(self, step: int) -> bool:
