@@ -75,9 +75,10 @@ def _draw_differences(
         axis.annotate(text, (0.98, y), xycoords=axis.get_yaxis_transform(), va="center", ha="right")
 
 
-def _above(axis: Axes, text: str, colour: str) -> None:
-    """A word in the middle of a panel whose line is above it."""
-    axis.text(0.5, 0.6, f"above: {text}", color=colour, ha="center", transform=axis.transAxes)
+def _word(axis: Axes, best: float, colour: str) -> None:
+    """Says why a panel has no line; `best` is the lowest loss, infinite if all runs diverged."""
+    text = "diverged" if math.isinf(best) else f"above: at best {number(best, 3)}"
+    axis.text(0.5, 0.6, text, color=colour, ha="center", transform=axis.transAxes)
 
 
 def plot_rates(comparison: Comparison) -> Figure:
@@ -92,9 +93,8 @@ def plot_rates(comparison: Comparison) -> Figure:
         shown = {rate: loss for rate, loss in cell.tuning.items() if loss <= top}
         axis.plot(list(shown), list(shown.values()), "o-", color=colour, ms=3)
         broken = [rate for rate in cell.tuning if rate not in shown]
-        if not shown:
-            best = min(cell.tuning.values())
-            _above(axis, "diverged" if math.isinf(best) else f"at best {number(best, 3)}", colour)
+        if not shown and len(comparison.depths) == 1:
+            _word(axis, min(cell.tuning.values()), colour)
         axis.plot(broken, [1.02 * top] * len(broken), "x", color=colour)
 
     figure, axes = _panels(comparison, "Where each rule trains, and where it breaks", draw)
@@ -134,7 +134,7 @@ def plot_curves(comparison: Comparison) -> Figure:
     for axis, rule in zip(axes, comparison.rules, strict=True):
         ends = [losses.mean(0).min() for (name, _), (_, losses) in smooth.items() if name == rule]
         if min(ends, default=math.inf) > high:
-            _above(axis, f"at best {number(min(ends), 3)}" if ends else "diverged", "#444444")
+            _word(axis, min(ends, default=math.inf), "#444444")
     for axis in axes:
         drawing.levels(axis, {n: y for n, y in comparison.results.levels.items() if low < y < high})
     figure.supylabel("training loss (nats), by update", fontsize=8)
