@@ -90,7 +90,7 @@ def test_an_open_run_evaluates_as_training_did_and_again_after_a_change(trained)
 
 
 def test_metrics_of_ones_own_and_by_layer_are_logged_and_drawn(tmp_path):
-    name = "rezero_jax.analysis.propagation:by_layer"
+    name = "rezero_jax.analysis.diagnosis:by_layer"
     fields = {"eval.metrics": name, "train.steps": 4, "train.epochs": None, "eval.every_steps": 2}
     made = config("mlp.py:smoke", **fields)
     loop.train(made, tmp_path / "a")

@@ -115,6 +115,22 @@ def diagnose(
     return Diagnosis(found, jacobian, subject)
 
 
+def by_layer(model: nnx.Module, batch: Any, loss: Loss) -> dict[str, float]:
+    """Measurements by layer while a run trains, a value of eval.metrics.
+
+    Returns:
+      By layer, "signal" (|x|), "gradient" (|dL/dx|) and "weight_gradient" of `Propagation`, and
+      the mean squared singular value of all layers together.
+    """
+    found = propagate(model, batch, loss)
+    f, entered = trunk(model, batch, loss)
+    jacobian = mean_squared_singular_value(f, entered, probes=4, key=jax.random.key(0))
+    values = {"mean_squared_singular_value": jacobian.mean}
+    for name in ("signal", "gradient", "weight_gradient"):
+        values |= {f"{name}/{i}": float(v) for i, v in enumerate(getattr(found, name))}
+    return values
+
+
 def _growth(values: Array | np.ndarray) -> str:
     first, last, layers = np.float64(values[0]), np.float64(values[-1]), len(values) - 1
     with np.errstate(all="ignore"):

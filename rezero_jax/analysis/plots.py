@@ -28,7 +28,7 @@ from rezero_jax.errors import UserError
 from rezero_jax.runs.files import AnyPath
 from rezero_jax.runs.reader import Run
 
-# Metrics of `rezero_jax.analysis.propagation.by_layer`, and their titles.
+# Metrics of `rezero_jax.analysis.diagnosis.by_layer`, and their titles.
 BY_LAYER = {"signal": "|x|", "gradient": "|dL/dx|", "weight_gradient": "|dL/dw|"}
 # Fields that the title of a comparison shows if all runs agree on them.
 FIELDS = {"data.name": "", "model.depth": "depth ", "model.width": "width "}

@@ -22,7 +22,7 @@ from jax import Array
 from jax.tree_util import Partial
 from jaxtyping import Bool, Float
 
-from rezero_jax.analysis.singular_values import mean_squared_singular_value, safe_norms
+from rezero_jax.analysis.singular_values import safe_norms
 from rezero_jax.errors import UserError
 from rezero_jax.models.resnet.model import Stage
 from rezero_jax.residual import Alpha, ReZero, Rule
@@ -122,22 +122,6 @@ def _propagate(loss: Loss, model: nnx.Module, x: Any) -> Propagation:
     nnx.update(twin, of_params)  # in place of the parameters
     weights = jnp.concatenate([probe.norms() for probe in probes]) / examples
     return Propagation(tuple(names), signal, gradient, cosine, share[1:], alpha, weights)
-
-
-def by_layer(model: nnx.Module, batch: Any, loss: Loss) -> dict[str, float]:
-    """Measurements by layer while a run trains, a value of eval.metrics.
-
-    Returns:
-      By layer, "signal" (|x|), "gradient" (|dL/dx|) and "weight_gradient" of `Propagation`, and
-      the mean squared singular value of all layers together.
-    """
-    found = propagate(model, batch, loss)
-    f, entered = trunk(model, batch, loss)
-    jacobian = mean_squared_singular_value(f, entered, probes=4, key=jax.random.key(0))
-    values = {"mean_squared_singular_value": jacobian.mean}
-    for name in ("signal", "gradient", "weight_gradient"):
-        values |= {f"{name}/{i}": float(v) for i, v in enumerate(getattr(found, name))}
-    return values
 
 
 def trunk(
