@@ -15,7 +15,7 @@ from etils import epath
 from rezero_jax import processes
 from rezero_jax.config import differences
 from rezero_jax.data.split import content_hash
-from rezero_jax.errors import UserError
+from rezero_jax.errors import UserError, foreign
 from rezero_jax.formatting import path_text
 from rezero_jax.models.weights import load_tensors, variables_of
 from rezero_jax.residual import Constant
@@ -186,7 +186,9 @@ def lengthens(workdir: AnyPath, trainer: Trainer) -> bool:
     if not changes or not all(line.startswith(LENGTH_FIELDS) for line in changes):
         return False
     size, total = trainer.dataset.train.size, trainer.intervals.total
-    before, made = Intervals.from_config(old, size).total, max(saved_steps(workdir), default=0)
+    with foreign(folder_of(workdir) / "config.json"):
+        before = Intervals.from_config(old, size).total
+    made = max(saved_steps(workdir), default=0)
     if total <= before:
         return False
     if not has_same_rates(trainer.config.optim, before, total, made):
