@@ -265,6 +265,14 @@ def test_rezero_wraps_functions_and_modules_with_further_arguments():
     assert isinstance(shifted.alpha, Alpha)
 
 
+def test_an_integer_trunk_is_an_error():
+    for name in RULES:
+        with pytest.raises(UserError, match="the trunk is int32"):
+            jax.eval_shape(partial(call, made(name), f=jnp.tanh), jnp.ones((5, 8), jnp.int32))
+    with pytest.raises(UserError, match="the trunk is uint8"):
+        ReZero(lambda x: 2.0 * x)(jnp.ones((2, 8), jnp.uint8))
+
+
 def test_a_branch_of_another_shape_is_an_error():
     for name in RULES:
         with pytest.raises(ValueError, match=r"maps \(5, 8\) to \(5, 1\)"):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AxisType, PartitionSpec
 
 from rezero_jax import ReZero, devices
 from rezero_jax.errors import UserError
@@ -106,6 +107,35 @@ def test_a_numbered_stack_numbers_its_blocks(scan):
         leaves(nnx.state(stack, nnx.Param)), leaves(nnx.state(same, nnx.Param)), strict=True
     ):
         np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.devices(4)
+@pytest.mark.parametrize("scan", [True, False])
+def test_blocks_are_items_whose_partition_names_are_of_one_layer(scan):
+    names = {"out_sharding": PartitionSpec(None, "model")}
+    mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    with jax.set_mesh(mesh):
+        stack = Stack(
+            lambda rngs: nnx.Linear(8, 8, kernel_metadata=names, rngs=rngs),
+            np.int64(3),
+            scan=scan,
+            rngs=nnx.Rngs(0),
+        )
+        kernel = (stack.blocks if scan else stack.blocks[0]).kernel
+        spec = PartitionSpec(*(None,) * scan, None, "model")
+        assert kernel[...].sharding.spec == spec
+        assert nnx.get_partition_spec(kernel).get_value() == spec
+        assert len(stack) == len(list(stack)) == 3
+        for i, block in enumerate(stack.layers()):
+            for twin in (stack[i], stack[i - 3], stack[i:][0], stack[np.int32(i)]):
+                np.testing.assert_array_equal(twin.kernel[...], block.kernel[...])
+                assert tuple(twin.kernel.get_metadata("out_sharding")) == (None, "model")
+        x = X
+        for block in stack:
+            x = block(x)
+        np.testing.assert_allclose(stack(X), x, rtol=1e-5)
+    with pytest.raises(IndexError):
+        stack[3]
 
 
 class TiedBlock(nnx.Module):
