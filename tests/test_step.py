@@ -13,7 +13,7 @@ from rezero_jax.formatting import path_text
 from rezero_jax.models.mlp import MLP
 from rezero_jax.models.resnet.batch_norm import BatchNorm
 from rezero_jax.models.transformer.layer import Encoder
-from rezero_jax.training.objective import classification, cross_entropy
+from rezero_jax.training.objective import cross_entropy
 from rezero_jax.training.optim import make_optimizer
 from rezero_jax.training.state import init_state, model_spec
 from rezero_jax.training.step import (
@@ -27,8 +27,14 @@ DEPTH = 3
 BATCH = 16
 GO = jnp.zeros(3, jnp.int32)  # no device stops
 EPS = float(jnp.finfo(jnp.float32).eps)
-PIXELS = partial(standardise, mean=(0.5,), std=(0.5,))
-OBJECTIVE = classification(PIXELS, (16,), partial(cross_entropy, classes=10))
+
+
+def flat_pixels(batch):
+    images = standardise(batch["image"], mean=(0.5,), std=(0.5,))
+    return batch | {"image": images.reshape(len(images), -1)}
+
+
+OBJECTIVE = partial(cross_entropy, prepare=flat_pixels, classes=10)
 
 
 @cache

@@ -50,35 +50,27 @@ def make_task(config: ConfigDict, dataset: Dataset | Text) -> tuple[MakeModel, O
             )
         return make, own or language_modelling
     make, input_shape = make_model(model, dataset.example_shape, dataset.num_classes)
-    pixels = partial(standardise, mean=dataset.mean, std=dataset.std)
-    own = own or partial(cross_entropy, classes=dataset.num_classes)
-    return make, classification(pixels, input_shape, own)
+    standard = partial(standardise, mean=dataset.mean, std=dataset.std)
+
+    def prepare(batch: Batch) -> Batch:
+        """The batch with images as the model takes them."""
+        images = standard(batch["image"])
+        return batch | {"image": images.reshape(images.shape[0], *input_shape)}
+
+    if own is None:
+        return make, partial(cross_entropy, prepare=prepare, classes=dataset.num_classes)
+    return make, lambda model, batch, key: own(model, prepare(batch), key)
 
 
-def classification(
-    standardise: Callable[[Array], Array],
-    input_shape: tuple[int, ...],
-    objective: Objective,
-) -> Objective:
-    """The objective of a data set's batch whose images `objective` gets as the model takes them.
-
-    `standardise` maps images 0 .. 255 to float32, which get the shape (batch, *input_shape).
-    """
-
-    def prepared(model: nnx.Module, batch: Batch, key: Array) -> dict[str, Array]:
-        images = standardise(batch["image"])
-        images = images.reshape(images.shape[0], *input_shape)
-        return objective(model, batch | {"image": images}, key)
-
-    return prepared
-
-
-def cross_entropy(model: Any, batch: Batch, key: Array, classes: int) -> dict[str, Array]:
+def cross_entropy(
+    model: Any, batch: Batch, key: Array, *, prepare: Callable[[Batch], Batch], classes: int
+) -> dict[str, Array]:
     """Cross entropy (nats) and accuracy of the logits model(batch["image"]) for batch["label"].
 
-    A model that takes `rngs` gets them, for dropout. Raises a UserError unless the logits are
-    (batch, classes).
+    The batch is that of the data set, which `prepare` makes the model's. A model that takes `rngs`
+    gets them, for dropout. Raises a UserError unless the logits are (batch, classes).
     """
+    batch = prepare(batch)
     takes_rngs = "rngs" in inspect.signature(model.__call__).parameters
     logits = model(batch["image"], **({"rngs": nnx.Rngs(dropout=key)} if takes_rngs else {}))
     if jnp.shape(logits) != (wanted := (len(batch["label"]), classes)):
