@@ -133,7 +133,7 @@ def test_blocks_are_items_whose_partition_names_are_of_one_layer(scan):
         x = X
         for block in stack:
             x = block(x)
-        np.testing.assert_allclose(stack(X), x, rtol=1e-5)
+        np.testing.assert_allclose(stack(X), x, rtol=1e-5, atol=1e-5)
     with pytest.raises(IndexError):
         stack[3]
 
