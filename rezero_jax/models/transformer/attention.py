@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -173,7 +174,7 @@ def joint_mask(
     return seen if mask is None else mask & seen
 
 
-def check_mask(what: str, mask: Array, *shapes: tuple[int, ...]) -> None:
+def check_mask(what: str, mask: Any, *shapes: tuple[int, ...]) -> None:
     """Raises a UserError unless the mask is bool and broadcasts to one of the shapes."""
     dtype = str(getattr(mask, "dtype", type(mask).__name__))
     if dtype != "bool":

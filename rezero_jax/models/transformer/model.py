@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 
 from rezero_jax.devices import check_auto
 from rezero_jax.errors import UserError, check_sizes, choose_from
@@ -25,7 +25,7 @@ from rezero_jax.models.transformer.layer import Encoder
 from rezero_jax.residual import trunk_dtype
 from rezero_jax.residual.rule import align
 
-Tokens = Int[Array, "batch length"]
+Tokens = Integer[Array, "batch length"]
 
 POSITIONS = ("sinusoidal", "learned", "rotary")
 IGNORED = -100  # a target without a loss, as in PyTorch and Hugging Face's libraries
