@@ -121,12 +121,12 @@ def _each(of_key: Callable[[Array], Array], count: int) -> np.ndarray:
 
 def after(run: Run, step: int) -> np.ndarray:
     """Singular values of a run's network after `step` updates, (inputs, values)."""
-    return _values(run, load_model(run.folder, step)[0])
+    return _values(run, load_model(run.folder, step, run.config.get("data.dir"))[0])
 
 
 def untrained(run: Run, seeds: Iterable[int]) -> list[np.ndarray]:
     """Singular values of a run's network before any update, initialised from each of the seeds."""
-    trainer = load_model(run.folder, 0)[2]
+    trainer = load_model(run.folder, 0, run.config.get("data.dir"))[2]
     states = (trainer.init(seed) for seed in seeds)
     models = (trainer.spec.model(state["params"], state["stats"]) for state in states)
     return [_values(run, model) for model in models]

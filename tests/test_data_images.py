@@ -141,7 +141,9 @@ def test_the_split_of_a_file_never_changes_and_the_classes_are_the_folders(photo
         np.testing.assert_array_equal(values, expected[name])
 
 
-def test_folders_may_name_the_splits_and_may_be_links(photos: Path, tmp_path: Path) -> None:
+def test_folders_may_name_the_splits_and_may_be_links(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for part in ("Train", "val", "test"):
         (tmp_path / "data" / part).mkdir(parents=True)
         for name in CLASSES[: 3 if part == "Train" else 2]:
@@ -151,8 +153,11 @@ def test_folders_may_name_the_splits_and_may_be_links(photos: Path, tmp_path: Pa
     found = names(tmp_path / "data")
     assert {part: len(files) for part, files in found.items()} == {"train": 61, "validation": 41}
     assert names(tmp_path / "data", eval_split="test").keys() == {"train", "test"}
+    assert not caplog.messages
+    (tmp_path / "data" / "notes").mkdir()
     shutil.rmtree(tmp_path / "data" / "val")
     assert names(tmp_path / "data").keys() == {"train", "test"}
+    assert re.fullmatch(r"left out \S+/notes, which is not a split", caplog.messages[0])
     (photos / "cow").rename(photos / "train")
     assert dataset(photos).classes == ("ant", "bee", "train")
 

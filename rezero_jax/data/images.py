@@ -16,6 +16,8 @@ from rezero_jax.data.text_files import files_below
 from rezero_jax.data.tfds.source import read_npz
 from rezero_jax.errors import UserError, first_line, printable
 
+warn = logging.getLogger(__name__).warning
+
 ENDINGS = (".png", ".jpg", ".jpeg")
 # The usual names of splits and arrays, such as the folder "val" and the array "x_train".
 PARTS = {
@@ -78,14 +80,19 @@ def image_files(root: Path, config: ConfigDict) -> tuple[dict[str, ImageFiles], 
       UserError: the folder has another form. OSError: something cannot be read.
     """
     parts: dict[str, Path] = {}
+    others: list[Path] = []
     for folder in _folders(root):
         part = PARTS.get(folder.name.lower())
         if part and _folders(folder):  # a class called "train" has no folders
             if part in parts:
                 raise UserError(f"{root} has both {parts[part].name} and {folder.name}; keep one")
             parts[part] = folder
+        else:
+            others.append(folder)
     if "train" not in parts:
         parts = {"train": root}
+    elif others:
+        warn("left out %s, which is not a split", printable(others[0]))
     classes = tuple(folder.name for folder in _folders(parts["train"]))
     if len(classes) < 2:
         raise UserError(
@@ -132,7 +139,6 @@ def _examples(root: Path, classes: tuple[str, ...]) -> list[tuple[float, str, in
         if len(found) == before:
             raise UserError(f"{folder} has no PNG or JPEG images; add images or remove the folder")
     if shown := [path for path in others if not path.name.startswith(".")]:
-        warn = logging.getLogger(__name__).warning
         text = "left out, as they are no PNG or JPEG images of a class: %d, such as %s"
         warn(text, len(shown), printable(shown[0]))
     return sorted(found)
