@@ -168,7 +168,9 @@ def export(workdir: str, out: str, allow: Sequence[str] = ()) -> None:
     with foreign(folder / "dataset.json", own_names(config)):
         if "example_shape" in recorded:  # not of a language model
             names = ("name", "example_shape", "num_classes", "classes", "mean", "std")
-            data = {"data": {name: recorded[name] for name in names}}
+            numbers = {"example_shape": int, "mean": float, "std": float}
+            lists = {key: [kind(n) for n in recorded[key]] for key, kind in numbers.items()}
+            data = {"data": {name: recorded[name] for name in names} | lists}
             images["training images"] = recorded["train"]["examples"]
             images["classes"] = ", ".join(recorded["classes"])[:500]
             shape, classes = tuple(recorded["example_shape"]), recorded["num_classes"]

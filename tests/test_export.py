@@ -1,5 +1,6 @@
 """Exported models of every family: the same logits elsewhere to the bit, the card, mistakes."""
 
+import importlib
 import json
 import re
 import shutil
@@ -14,6 +15,7 @@ import pytest
 from flax import nnx
 
 import rezero_jax
+from rezero_jax import command
 from rezero_jax.errors import UserError
 from rezero_jax.export import FILES, constructor, export, main
 from rezero_jax.models.weights import load_tensors, save_tensors
@@ -291,6 +293,13 @@ def test_an_export_replaces_only_an_export_and_follows_no_link(trained, models, 
     assert (tmp_path / "config.json").read_bytes() == before
     assert not left.exists()
     assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
+
+
+def test_a_package_that_is_not_installed_is_a_sentence(capsys):
+    assert command.exit_status("export", lambda: importlib.import_module("missing_one")) == 2
+    assert 'missing_one\'; install what training needs: pip install ".[train]"' in (
+        capsys.readouterr().err
+    )
 
 
 def test_the_current_folder_is_filled_in_place(tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ from rezero_jax.analysis.theme import (
     save,
     themed,
 )
-from rezero_jax.errors import UserError
+from rezero_jax.errors import UserError, foreign
 from rezero_jax.runs.files import AnyPath
 from rezero_jax.runs.reader import Run
 
@@ -141,21 +141,22 @@ def write_plot(
       UserError: a workdir has no run or no logged line yet, or the file cannot be written.
     """
     runs = Run.read_all(workdirs)
-    for run in runs:
-        if not run.lines:
-            raise UserError(f"the run in {run.folder} has logged nothing yet; plot it later")
-    if target is not None:
-        text = all(map(_is_text, runs))
-        metric = "bits_per_byte" if text else "loss"
-        what = "steps to bits per byte" if text else "epochs to a loss"
-        times = {
-            label: [run.time_to(metric, target) for run in seeds]
-            for label, seeds in by_label(runs).items()
-        }
-        figure = plot_times(times, f"{what} of {target:g}")
-    else:
-        figure = plot_run(runs[0]) if len(runs) == 1 else plot_comparison(runs)
-    return save(figure, out or runs[0].folder / "curves.png")
+    with foreign(", ".join(str(run.folder) for run in runs)):
+        for run in runs:
+            if not run.lines:
+                raise UserError(f"the run in {run.folder} has logged nothing yet; plot it later")
+        if target is not None:
+            text = all(map(_is_text, runs))
+            metric = "bits_per_byte" if text else "loss"
+            what = "steps to bits per byte" if text else "epochs to a loss"
+            times = {
+                label: [run.time_to(metric, target) for run in seeds]
+                for label, seeds in by_label(runs).items()
+            }
+            figure = plot_times(times, f"{what} of {target:g}")
+        else:
+            figure = plot_run(runs[0]) if len(runs) == 1 else plot_comparison(runs)
+        return save(figure, out or runs[0].folder / "curves.png")
 
 
 def main(argv: Sequence[str]) -> int:

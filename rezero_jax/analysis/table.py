@@ -13,6 +13,7 @@ import numpy as np
 
 from rezero_jax import command
 from rezero_jax.analysis.statistics import Estimate
+from rezero_jax.errors import foreign
 from rezero_jax.formatting import markdown, markdown_table, number
 from rezero_jax.runs.folder import TOPOLOGY
 from rezero_jax.runs.reader import Run
@@ -148,7 +149,9 @@ def main(argv: Sequence[str]) -> int:
 
     def work() -> None:
         runs = Run.read_all(args.workdirs)
-        print(table(runs, after, args.targets, args.confidence, metric))
+        with foreign(", ".join(args.workdirs)):
+            text = table(runs, after, args.targets, args.confidence, metric)
+        print(text)
 
     return command.exit_status("table", work)
 
