@@ -1,6 +1,7 @@
 """Writes text with a trained Transformer: `python sample.py --workdir=DIR`; see --help."""
 
 import codecs
+import contextlib
 import itertools
 import os
 import re
@@ -46,7 +47,8 @@ def main(argv: list[str]) -> int:
         parser.add_argument(f"--{name}", type=kind, default=default, help=text)
     command.add_allow(parser)
     args = parser.parse_args(argv)
-    sys.path.append(os.getcwd())  # where the allowed modules are
+    with contextlib.suppress(FileNotFoundError):  # the current folder was deleted
+        sys.path.append(os.getcwd())  # where the allowed modules are
     return command.exit_status("sample.py", lambda: sample(**vars(args)))
 
 

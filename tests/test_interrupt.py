@@ -1,10 +1,5 @@
-"""Signals and standard streams of programs, which a library leaves alone.
+"""Signals: they end a starting program at once, a training run saves first, a library has none."""
 
-Signals end a starting program at once, and a training run saves first.
-"""
-
-import os
-import re
 import signal
 import subprocess
 import sys
@@ -99,74 +94,3 @@ def test_a_signal_before_the_run_and_a_second_one_end_the_process(begin, words):
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 128 + signal.SIGTERM
     assert words in run.stderr
-
-
-PRINTER = """\
-import sys
-from rezero_jax import command
-def work():
-    print("\\u00e9" * 100_000)
-command.run(lambda: command.exit_status("printer", work))
-"""
-LASTING = """\
-import sys
-from rezero_jax import command
-command.open_streams(lasting=True)
-for _ in range(100):
-    print("\\u00e9" * 10_000)
-    print("\\u00e9", file=sys.stderr)
-with open(sys.argv[1], "w") as file:  # has no number of a standard stream, where libraries write
-    print(file.fileno() > 2, file=file)
-"""
-
-
-def shell(code, redirection, *arguments, **variables):
-    """Exit status of Python, stdout and stderr of the shell."""
-    line = f'"$0" "$@" {redirection}; status=${{PIPESTATUS[0]}}; exec 1>&2; exit $status'
-    run = subprocess.run(
-        ["bash", "-c", line, sys.executable, "-c", code, *map(str, arguments)],
-        cwd=ROOT,
-        env=os.environ | variables,
-        capture_output=True,
-    )
-    return run.returncode, run.stdout, run.stderr
-
-
-@pytest.mark.parametrize(
-    ("redirection", "variables", "status", "out", "err"),
-    [
-        ("| head -c 4", {}, 141, "éé".encode(), b""),
-        ("> /dev/full", {}, 2, b"", b"printer: cannot use the output (No space left on device)\n"),
-        ("<&- >&- 2>&-", {}, 0, b"", b""),
-        ("| head -c 4", {"PYTHONIOENCODING": "ascii"}, 141, b"????", b""),
-        (
-            "| tail -c 2",
-            {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
-            0,
-            b"?\n",
-            b"",
-        ),
-    ],
-)
-def test_output_of_a_program(redirection, variables, status, out, err):
-    assert shell(PRINTER, redirection, **variables) == (status, out, err)
-
-
-@pytest.mark.parametrize("redirection", ["| head -c 4", "> /dev/full 2> /dev/full", "<&- >&- 2>&-"])
-def test_a_run_outlives_its_terminal(redirection, tmp_path):
-    assert shell(LASTING, redirection, tmp_path / "file")[0] == 0
-    assert (tmp_path / "file").read_text() == "True\n"
-
-
-def test_every_program_prepares_its_streams():
-    files = [ROOT / "train.py", ROOT / "sample.py"]
-    for folder in ("rezero_jax", "experiments", "rehearsal", "launch", "benchmarks"):
-        files += sorted((ROOT / folder).rglob("*.py"))
-    programs = {file.stem: file.read_text() for file in files}
-    programs = {name: text for name, text in programs.items() if "if __name__ ==" in text}
-    # They only write for another program.
-    for name in ("accelerator", "jax_worker", "torch_worker", "notebook_start"):
-        programs.pop(name, None)
-    assert len(programs) > 8
-    for name, text in programs.items():
-        assert re.search(r"\brun\(main|open_streams\(", text), name
