@@ -85,7 +85,7 @@ class Diagnosis:
         rows = np.unique(np.linspace(0, layers, min(layers + 1, ROWS)).round().astype(int))
         names = ("(input)", *found.names)
         width = max(len("after layer"), *map(len, names))
-        head = ("|x|", "|dL/dx|", "cosine", "|x'-x|/|x|", "|dL/dw|")
+        head: tuple[str, ...] = ("|x|", "|dL/dx|", "cosine", "|x'-x|/|x|", "|dL/dw|")
         head += ("alpha",) * bool(self.is_gated.any())
         lines = [f"{'after layer':<{width}}" + "".join(f"{name:>12}" for name in head)]
         if len(rows) <= layers:

@@ -75,7 +75,7 @@ def plain_ticks(axis: Axes) -> None:
     choices = ("1", "13", "12346", "123456789")  # first digits
 
     def shown(digits: str) -> int:
-        return sum(low <= int(d) * 10.0**decade <= high for decade in decades for d in digits)
+        return sum(bool(low <= int(d) * 10.0**k <= high) for k in decades for d in digits)
 
     labelled = next((digits for digits in choices if shown(digits) > 2), choices[-1])
 
