@@ -168,8 +168,8 @@ def export(workdir: str, out: str, allow: Sequence[str] = ()) -> None:
     with foreign(folder / "dataset.json", own_names(config)):
         if "example_shape" in recorded:  # not of a language model
             names = ("name", "example_shape", "num_classes", "classes", "mean", "std")
-            numbers = {"example_shape": int, "mean": float, "std": float}
-            lists = {key: [kind(n) for n in recorded[key]] for key, kind in numbers.items()}
+            kinds: dict[str, type] = {"example_shape": int, "mean": float, "std": float}
+            lists = {key: [kind(n) for n in recorded[key]] for key, kind in kinds.items()}
             data = {"data": {name: recorded[name] for name in names} | lists}
             images["training images"] = recorded["train"]["examples"]
             images["classes"] = ", ".join(recorded["classes"])[:500]
