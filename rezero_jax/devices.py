@@ -91,9 +91,10 @@ def cache_folder() -> Path | None:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rezero_jax"
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
+        is_own = folder.stat().st_uid == os.geteuid()  # root may change the mode of any folder
     except (OSError, RuntimeError):  # a RuntimeError of Path.home
         return None
-    return folder
+    return folder if is_own else None
 
 
 def cache_compilations() -> None:

@@ -103,6 +103,9 @@ def test_without_a_home_of_this_user_there_is_no_cache(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "chmod", fail)  # as for the folder of another user
         assert devices.cache_folder() is None
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: os.getuid() + 1)  # root in another user's home
+        assert devices.cache_folder() is None
     (tmp_path / "file").touch()
     monkeypatch.setenv("HOME", str(tmp_path / "file"))
     assert devices.cache_folder() is None
