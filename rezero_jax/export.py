@@ -128,7 +128,8 @@ def constructor(description: Mapping[str, Any]) -> Callable[[nnx.Rngs], nnx.Modu
     if is_own(name := arguments.pop("name")):
         if data is None:
             return make_language_model(description["model"])
-        return make_model(description["model"], data["example_shape"], data["num_classes"])[0]
+        shape = tuple(data["example_shape"])
+        return make_model(description["model"], shape, data["num_classes"])[0]
     if name not in MODELS:
         raise choose_from("model", name, MODELS)
     check_options(arguments)

@@ -57,7 +57,7 @@ def make_model(
     """
     name, options = _options(config)
     if is_own(name):
-        options |= {"example_shape": tuple(example_shape), "num_classes": num_classes}
+        options |= {"example_shape": example_shape, "num_classes": num_classes}
         return _own_model(name, options), example_shape
     if name == "transformer":
         raise UserError(
