@@ -85,7 +85,7 @@ def _paper(argv: Sequence[str]) -> int:
     names = [name for name in EXPERIMENTS if "all" in args.names or name in args.names]
     jobs = {name: _jobs(name, args) for name in names}
     if args.dry_run:
-        print_costs(jobs, Path(args.out) / args.scale / "runs")
+        print_costs(jobs, Path(args.out).expanduser() / args.scale / "runs")
         return 0
     return _run(jobs, args)
 
@@ -104,7 +104,7 @@ def _jobs(name: str, args: argparse.Namespace) -> list[Job]:
 
 def _run(jobs: Mapping[str, Sequence[Job]], args: argparse.Namespace) -> int:
     """Trains missing runs and writes each experiment once its runs are complete."""
-    folder = Path(args.out) / args.scale
+    folder = Path(args.out).expanduser() / args.scale
     every = list({job.name: job for of_one in jobs.values() for job in of_one}.values())
     ended, sentences, waiting = set[str](), list[str](), dict(jobs)
     folder.mkdir(parents=True, exist_ok=True)

@@ -127,7 +127,7 @@ def main(argv: Sequence[str]) -> int:
     devices.use_cpu()  # leaves the accelerators to the runs
     for cell in plan.cells:  # raises for a wrong name before anything runs
         trainer_of(plan.job(*cell, 1.0, 0).load())
-    out = Path(args.out)
+    out = Path(args.out).expanduser()
     if args.dry_run:
         print_costs(plan.certain(), out / "runs")
         print("A grid whose best rate is at its edge is extended, by one tuning run at a time.")

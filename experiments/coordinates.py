@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
         sizes = args.depths or args.widths
         configs = {size: _config(args.config, overrides, rule, axis, size) for size in sizes}
         add_rows(results, rule, configs, args.steps, args.seeds)
-    out = Path(args.out)
+    out = Path(args.out).expanduser()
     out.mkdir(parents=True, exist_ok=True)
     shown = shlex.join(["python", "-m", "experiments", "coordinates", *argv])
     results.made = Made(shown, device(environment()), 0.0, [])

@@ -78,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", default="runs/sweep", metavar="DIR", help=text)
     parser.add_argument("--dry-run", action="store_true", help="list the runs and their time")
     args, overrides = arguments.parse(parser, argv)
-    grid, out = Grid.of(args.grid), Path(args.out)
+    grid, out = Grid.of(args.grid), Path(args.out).expanduser()
     devices.use_cpu()  # leaves the accelerators to the runs
     jobs = {
         (point, seed): _job(args.config, overrides, grid, point, seed)

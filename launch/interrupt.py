@@ -43,6 +43,8 @@ class StopSignal:
 
     def __enter__(self) -> Self:
         self._old = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        # A terminal that is closed does not stop a run.
+        self._old[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import os
 import runpy
 import traceback
 from collections.abc import Iterable
@@ -172,6 +173,7 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
         not finite or too large for JAX's default dtypes.
     """
     path, _, arg = spec.partition(":")
+    path = os.path.expanduser(path)
     if Path(path).is_dir():
         raise UserError(f"{path} is a folder; name one of the config files in it")
     if not Path(path).exists():

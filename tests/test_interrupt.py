@@ -94,3 +94,11 @@ def test_a_signal_before_the_run_and_a_second_one_end_the_process(begin, words):
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 128 + signal.SIGTERM
     assert words in run.stderr
+
+
+def test_a_terminal_that_is_closed_does_not_stop_a_run():
+    before = signal.getsignal(signal.SIGHUP)
+    with StopSignal("train.py") as stop:
+        signal.raise_signal(signal.SIGHUP)
+        assert stop() == 0
+    assert signal.getsignal(signal.SIGHUP) == before

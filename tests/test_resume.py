@@ -19,6 +19,7 @@ import pytest
 from etils import epath
 
 from rezero_jax.analysis.plots import write_plot
+from rezero_jax.config import load_config
 from rezero_jax.errors import UserError
 from rezero_jax.runs.checkpoint import Checkpoints
 from rezero_jax.runs.folder import saved_steps
@@ -27,7 +28,7 @@ from rezero_jax.runs.reader import Run
 from rezero_jax.runs.workdir import Workdir
 from rezero_jax.training import loop
 from rezero_jax.training.load import load_model
-from tests.families import FAMILIES, STEPS, command, flat, run, stop
+from tests.families import FAMILIES, ROOT, STEPS, command, flat, run, stop
 from tests.faults import damage
 from tests.faults.compare import differences, metrics, saved
 
@@ -193,6 +194,8 @@ def test_home_is_expanded_wherever_a_run_is_named(copy_of, monkeypatch, tmp_path
     assert write_plot([run], "~/a.png") == tmp_path / "a.png"
     with pytest.raises(UserError, match="another config"):
         loop.evaluate(MLP.load_config(seed=3), run)
+    (tmp_path / "own.py").write_text((ROOT / "configs/mlp.py").read_text())
+    assert load_config("~/own.py:smoke").model.name == "mlp"
     assert not (workdir / "~").exists()
     monkeypatch.setattr(os.path, "expanduser", str)  # for users without a home
     with pytest.raises(UserError, match=r"no home folder is known for ~/mlp"):
