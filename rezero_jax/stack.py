@@ -161,7 +161,8 @@ def _shard_batch(x: Array) -> Array:
     """
     mesh = jax.sharding.get_abstract_mesh()
     shards = devices.batch_shards(mesh)
-    if shards == 1 or x.shape[0] % shards:
+    is_eager = not isinstance(x, jax.core.Tracer)  # and the array may be on one device
+    if is_eager or shards == 1 or x.shape[0] % shards:
         return x
     spec = PartitionSpec(devices.batch_axes(mesh), *(None,) * (x.ndim - 1))
     return jax.lax.with_sharding_constraint(x, spec)
