@@ -67,6 +67,8 @@ def sample(
         raise UserError("--prompt is empty; give at least one character to continue from")
     if bytes < 1:
         raise UserError(f"--bytes={bytes} asks for nothing; give at least 1")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"--seed={seed} is out of range; give 0 to {2**32 - 1}")
     cache_compilations()
     check_platform()
     model, step = load_language_model(workdir, allow)

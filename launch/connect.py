@@ -147,7 +147,16 @@ def _slurm_port() -> str:
     """
     job, step = (_number(f"SLURM_{name}_ID") or 0 for name in ("JOB", "STEP"))
     port = str(61440 + (job + step) % 4096)
-    return os.environ.setdefault("JAX_COORDINATOR_PORT", port)
+    port = os.environ.setdefault("JAX_COORDINATOR_PORT", port)
+    if not _is_port(port):
+        raise UserError(
+            f"JAX_COORDINATOR_PORT={port} is not a port; give 1024 to 65535, or unset it"
+        )
+    return port
+
+
+def _is_port(text: str) -> bool:
+    return text.isdecimal() and len(text) < 6 and 0 < int(text) < 2**16
 
 
 def _check_port(port: int) -> None:
@@ -180,10 +189,10 @@ def _are_given(coordinator: str | None, process_id: int | None, num_processes: i
         )
     if not 0 <= process_id < num_processes:
         raise UserError(
-            f"--process_id={process_id} is not in 0 .. {num_processes - 1}; number the processes "
-            "from 0"
+            f"--process_id={process_id} is not below --num_processes={num_processes}; number the "
+            "processes from 0"
         )
     host, _, port = coordinator.rpartition(":")
-    if not (host and port.isdecimal()):
+    if not (host and _is_port(port)):
         raise UserError(f"--coordinator={coordinator} is not HOST:PORT, such as 10.0.0.1:8476")
     return True

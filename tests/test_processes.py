@@ -289,8 +289,9 @@ def test_flags_that_contradict_each_other_are_refused_and_one_process_looks_for_
     for flags, sentence in (
         (("a:1", None, None), "--process_id and --num_processes missing"),
         ((None, 0, 2), "--coordinator missing"),
-        (("a:1", 2, 2), "--process_id=2 is not in 0 .. 1"),
+        (("a:1", 2, 2), "--process_id=2 is not below --num_processes=2"),
         (("a", 0, 2), "--coordinator=a is not HOST:PORT"),
+        (("a:99999", 0, 2), "--coordinator=a:99999 is not HOST:PORT"),
     ):
         with pytest.raises(UserError, match=f"^{sentence}"):
             connect(*flags)

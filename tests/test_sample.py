@@ -146,6 +146,7 @@ def test_a_wrong_option_is_one_sentence(capsys, workdir):
     for flag, text in (
         ("--prompt=", "--prompt is empty"),
         ("--bytes=0", "--bytes=0"),
+        ("--seed=99999999999999999999", "--seed=99999999999999999999 is out of range"),
         ("--temperature=-1", "temperature=-1.0 is not 0 or more"),
         ("--temperature=nan", "temperature=nan is not 0 or more"),
         ("--top_k=0", "top_k=0"),
