@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 TYPED := --jaxtyping-packages=rezero_jax,tests.typechecker.check
 
-.PHONY: train test test-typed test-slow campaign lint docs notebooks rehearse size setup setup-dev clean
+.PHONY: train test test-typed test-slow campaign lint docs notebooks rehearse rehearse-gpu size setup setup-dev clean
 
 train: setup  ## train the default network on embedded data, in seconds
 	$(BIN)/python train.py --config=configs/mlp.py --workdir=runs/digits
@@ -40,6 +40,9 @@ size: setup-dev  ## print how much there is to read
 rehearse: $(VENV)-rehearsal/installed  ## compile for absent TPUs, with baselines; ARGS=--set=ci: small networks
 	$(VENV)-rehearsal/bin/python -m rehearsal.table $(ARGS)
 
+rehearse-gpu: $(VENV)-rehearsal-gpu/installed  ## compile for an absent H200 and predict its times, with baselines
+	$(VENV)-rehearsal-gpu/bin/python -m rehearsal.table --set=gpu $(ARGS)
+
 setup: $(VENV)/installed
 
 setup-dev: $(VENV)/installed-dev
@@ -54,14 +57,16 @@ $(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
 	$(BIN)/pip install --quiet -r requirements-dev.txt
 	touch $@
 
-# An environment of its own, which sees the packages of $(VENV): where the TPU's compiler is installed,
-# JAX would look for a TPU first.
-$(VENV)-rehearsal/installed: $(VENV)/installed rehearsal/requirements.txt
-	$(PYTHON) -m venv $(VENV)-rehearsal
+# Environments of their own, which see the packages of $(VENV): where an accelerator's compiler is
+# installed, JAX would look for the accelerator first.
+$(VENV)-rehearsal/installed: rehearsal/requirements.txt
+$(VENV)-rehearsal-gpu/installed: rehearsal/requirements-gpu.txt
+$(VENV)-rehearsal/installed $(VENV)-rehearsal-gpu/installed: $(VENV)/installed
+	$(PYTHON) -m venv $(@D)
 	packages='import sysconfig; print(sysconfig.get_path("purelib"))'; \
-	$(BIN)/python -c "$$packages" > "$$($(VENV)-rehearsal/bin/python -c "$$packages")/project.pth"
-	$(VENV)-rehearsal/bin/pip install --quiet -r rehearsal/requirements.txt
+	$(BIN)/python -c "$$packages" > "$$($(@D)/bin/python -c "$$packages")/project.pth"
+	$(@D)/bin/pip install --quiet -r $(filter rehearsal/%,$^)
 	touch $@
 
 clean:  ## remove the environment, caches and the built documentation; runs/ stays
-	rm -rf $(VENV) $(VENV)-rehearsal .pytest_cache .ruff_cache .mypy_cache build site *.egg-info
+	rm -rf $(VENV) $(VENV)-rehearsal $(VENV)-rehearsal-gpu .pytest_cache .ruff_cache .mypy_cache build site *.egg-info

@@ -2,8 +2,10 @@
 
 The TPU's compiler annotates each instruction with its estimated cycles. Their sum, with a loop's
 body times its trip count, is the estimate of the time. The estimate excludes waiting for
-collectives, transfers between memories that overlap with work, and Pallas kernels. A GPU's compiler
-gives no estimate.
+collectives, transfers between memories that overlap with work, and Pallas kernels.
+
+A GPU's compiler gives no estimate. The time of an update there is predicted from the number of
+kernel launches and the bytes that they move; docs/accelerators.md compares it with an H200.
 """
 
 import math
@@ -61,6 +63,10 @@ def chip_of(device: Any) -> Chip | None:
     return next((chip for chip in CHIPS.values() if chip.kind == kind), None)
 
 
+# What a GPU reaches, fitted to one H200: seconds of a launch, and shares of the data sheet.
+LAUNCH, BYTES_REACHED, FLOPS_REACHED = 2.1e-6, 0.9, 0.8
+
+
 class Collective(NamedTuple):
     """A transfer between devices, within one update or one dispatch.
 
@@ -83,31 +89,48 @@ class Account:
 
     Attributes:
       cycles: the compiler's estimate, by operation.
-      bytes: bytes read from and written to memory, if no instruction reads anything twice; for an
-        array that is sliced or updated in place, the bytes of the slice.
+      launches: number of kernels and copies that a GPU starts.
+      bytes: bytes read from and written to memory, by operation, if no instruction reads anything
+        twice; for an array that is sliced or updated in place, the bytes of the slice.
       collectives: see `Collective`.
       kernels: bytes read and written by kernels without an estimate (Pallas, random bits), by name.
       kernel_flops: minimum FLOPs of splash attention's kernels.
     """
 
     cycles: Counter[str] = field(default_factory=Counter)
-    bytes: int = 0
+    launches: int = 0
+    bytes: Counter[str] = field(default_factory=Counter)
     collectives: list[Collective] = field(default_factory=list)
     kernels: Counter[str] = field(default_factory=Counter)
     kernel_flops: int = 0
 
-    def seconds(self, chip: Chip) -> float | None:
-        """The compiler's estimate of the time, or None for GPUs."""
-        return self.cycles.total() / chip.hertz if chip.hertz else None
+    def seconds(self, chip: Chip, flops: float = 0.0) -> float:
+        """The compiler's estimate for a TPU; for a GPU, the sum of `gpu_parts`."""
+        if chip.hertz:
+            return self.cycles.total() / chip.hertz
+        return sum(self.gpu_parts(chip, flops).values())
+
+    def gpu_parts(self, chip: Chip, flops: float = 0.0) -> dict[str, float]:
+        """Predicted seconds of the launches, and of the bytes or the FLOPs, whichever takes longer.
+
+        `flops` are those of the matrix products and convolutions on one device.
+        """
+        moved = self.bytes.total() / (BYTES_REACHED * chip.bandwidth)
+        computed = flops / (FLOPS_REACHED * chip.flops)
+        longer = {"bytes": moved} if moved >= computed else {"FLOPs": computed}
+        return {"launches": self.launches * LAUNCH} | longer
 
     def kernel_seconds(self, chip: Chip) -> float:
-        """A lower bound on the time of `kernels`, from the chip's peak rates."""
+        """A lower bound on the time of a TPU's `kernels`, from the chip's peak rates."""
+        if not chip.hertz:
+            return 0.0  # a GPU's prediction includes them
         return max(self.kernels.total() / chip.bandwidth, self.kernel_flops / chip.flops)
 
     def add(self, other: "Account") -> None:
         """Adds the sums of another account."""
         self.cycles.update(other.cycles)
-        self.bytes += other.bytes
+        self.launches += other.launches
+        self.bytes.update(other.bytes)
         self.collectives += other.collectives
         self.kernels.update(other.kernels)  # += would drop kernels without bytes
         self.kernel_flops += other.kernel_flops
@@ -190,7 +213,9 @@ def accounts(hlo: str) -> tuple[Account, Account]:
         for one in computations[name]:
             moved = traffic.of(one, name)
             account.cycles[one.operation] += trips * one.cycles
-            account.bytes += trips * moved
+            if not traffic.is_free(one):
+                account.launches += trips
+                account.bytes[one.operation] += trips * moved
             if (found := _collective(one, trips)) is not None:
                 account.collectives.append(found)
             elif one.opcode == "while":
@@ -206,7 +231,7 @@ def accounts(hlo: str) -> tuple[Account, Account]:
                 branches = [Account() for _ in one.branches]
                 for branch, taken in zip(one.branches, branches, strict=True):
                     walk(branch, trips, taken)
-                account.add(max(branches, key=lambda taken: taken.cycles.total()))
+                account.add(max(branches, key=lambda taken: (taken.cycles.total(), taken.launches)))
             elif not one.cycles and _is_kernel(one):
                 account.kernels[re.sub(r"[.\d]+$", "", one.name)] += trips * moved
                 account.kernel_flops += trips * _splash_flops(one)

@@ -67,21 +67,25 @@ def plan(config: ConfigDict, topology: str | None = None) -> dict[str, Any]:
         "flops": flops,
         "compile_seconds": compile_seconds,
         "collectives": collectives(found.update, mesh.size),
-        "kernels": dict(found.update.kernels),
+        "kernels": dict(found.update.kernels) if chip and chip.hertz else {},
     }
     if chip is not None:
         account["bound_by_flops"] = flops / (mesh.size * chip.flops)
-        account["bound_by_bytes"] = found.update.bytes / chip.bandwidth
+        account["bound_by_bytes"] = found.update.bytes.total() / chip.bandwidth
     if topology is None:
         account["measured"] = _seconds_per_update(trainer)
-    elif chip is not None and chip.hertz is not None:
-        account["estimate"] = found.update.seconds(chip)
+    elif chip is not None:
+        account["estimate"] = found.update.seconds(chip, flops / mesh.size)
         account["kernels_at_least"] = found.update.kernel_seconds(chip)
         account["estimate_of_a_dispatch"] = found.dispatch.seconds(chip)
-        cycles = found.update.cycles
+        costs = found.update.cycles if chip.hertz else found.update.bytes
         account["operations"] = {
-            name: count / cycles.total() for name, count in cycles.most_common(OPERATIONS)
+            name: count / costs.total() for name, count in costs.most_common(OPERATIONS)
         }
+        account["launches"] = found.update.launches
+        account["bytes_moved"] = found.update.bytes.total()
+        if chip.hertz is None:
+            account["gpu_parts"] = found.update.gpu_parts(chip, flops / mesh.size)
     return account
 
 
@@ -114,13 +118,19 @@ def render(account: dict[str, Any]) -> str:
         rows.append(("an update", f"{_time(seconds)}, {rate} (measured here)"))
     elif seconds:
         share = f"{account['bound_by_flops'] / seconds:.1%} of the peak"
+        parts = account.get("gpu_parts", {})
+        whence = " + ".join(f"{_time(part)} of {name}" for name, part in parts.items())
+        whence = whence or "the compiler's estimate"
         rows += [
-            ("an update", f"{_time(seconds)} by the compiler's estimate, {share}"),
+            ("an update", f"{_time(seconds)} by {whence}, {share}"),
             ("  and a dispatch", f"{_time(account['estimate_of_a_dispatch'])} outside its updates"),
-            *(
-                (f"  {name}"[: WIDTH - 1], f"{part:.1%}")
-                for name, part in account["operations"].items()
-            ),
+        ]
+        if parts:
+            rows.append(("  launches", f"{account['launches']:,}"))
+            rows.append(("  bytes moved", f"{_size(account['bytes_moved'])}, of which"))
+        rows += [
+            (f"  {name}"[: WIDTH - 1], f"{part:.1%}")
+            for name, part in account["operations"].items()
         ]
     if seconds:
         dispatches = account["updates"] / account["updates_per_dispatch"]

@@ -96,19 +96,24 @@ class Traffic:
     # Instructions that move nothing themselves, unlike the computations that they call.
     FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "iota", "after-all")
     CALLS = ("while", "call", "conditional")
+    PARTIAL = ("dynamic-slice", "slice", "gather")  # read as much of operand 0 as they return
 
     def __init__(self, computations: dict[str, list[Instruction]]):
         self._by_name = {
             name: {one.name: one for one in lines} for name, lines in computations.items()
         }
 
+    def is_free(self, one: Instruction) -> bool:
+        """Whether the instruction itself moves nothing and launches no kernel."""
+        return one.opcode in self.FREE + self.CALLS or one.opcode.endswith("-done")
+
     def of(self, one: Instruction, computation: str) -> int:
         """Bytes that an instruction of this computation moves."""
-        if one.opcode in self.FREE + self.CALLS or one.opcode.endswith("-done"):
+        if self.is_free(one):
             return 0
         names = self._by_name[computation]
         shapes = [names[operand].result for operand in one.operands if operand in names]
-        if one.opcode == "dynamic-slice":
+        if one.opcode in self.PARTIAL:
             return 2 * _main_memory(one.result)
         if one.opcode == "dynamic-update-slice":
             return 2 * _main_memory(shapes[1])
@@ -126,7 +131,7 @@ class Traffic:
             if not whole:
                 continue
             uses = self._uses(place, fusion.called["calls"])
-            if all(use.opcode == "dynamic-slice" for use, _, _ in uses):
+            if all(use.opcode in self.PARTIAL and at == 0 for use, at, _ in uses):
                 total += min(whole, sum(shape_bytes(use.result) for use, _, _ in uses))
             elif all(use.opcode == "dynamic-update-slice" and at == 0 for use, at, _ in uses):
                 updates = (names[use.operands[1]] for use, _, names in uses)

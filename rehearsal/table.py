@@ -4,13 +4,15 @@
     make rehearse ARGS=--set=ci      small networks, without baselines, in seconds each
     make rehearse ARGS=--set=weak    weak scaling of two networks: constant work per chip
     make rehearse ARGS=--set=rules   small networks with every residual rule, in hours
+    make rehearse-gpu                the table of an H200
 
-Each command installs the TPU's compiler in an environment. Only the compile time is measured. The
-other times are the TPU compiler's estimates, which are the same in every run of one version;
-rehearsal/estimate.py lists what they exclude. "kernels" is a lower bound on the time of Pallas
-kernels and random bits, which the estimates exclude. "bound" is the FLOPs of our update at the peak
-rate of the chips; "share" is the bound divided by estimate plus kernels. GPUs have no estimates,
-only memory. If a cell has two numbers, the second is the baseline's (rehearsal/baseline.py).
+Each command installs the compiler in an environment. Only the compile time is measured. The other
+times are the TPU compiler's estimates, or for GPUs predictions from launches and bytes. Both are
+the same in every run of one version; docs/accelerators.md lists what they exclude. "kernels" is a
+lower bound on the time of Pallas kernels and random bits, which the TPU's estimates exclude.
+"bound" is the FLOPs of our update at the peak rate of the chips; "share" is the bound divided by
+estimate plus kernels. If a cell has two numbers, the second is the baseline's
+(rehearsal/baseline.py).
 
 A config is as in --config of train.py, followed by fields: "FILE:ARG model.dtype=bfloat16". Each
 program is compiled in its own process. If the compiler rejects a program, the row shows the reason
@@ -38,6 +40,7 @@ from rezero_jax.errors import UserError
 from rezero_jax.formatting import markdown_table, number
 from rezero_jax.models.resnet.config import RULES as RESNET_RULES
 from rezero_jax.residual import RULES
+from rezero_jax.training.cost import update_flops
 
 ENWIK8 = "configs/transformer_enwik8.py:layers"
 BILLION = (
@@ -65,6 +68,17 @@ SETS = {
         ("configs/mlp.py:depth=10000,width=150,lr=0.003,dataset=cifar10", "v5e:2x2"),
         ("configs/resnet.py:depth=56", "v5e:2x2"),
         (BILLION, "v5e:16x16"),
+    ],
+    "gpu": [
+        (f"{config} train.steps_per_dispatch=1", "1xh200")
+        for config in (
+            f"{ENWIK8}=128",
+            f"{ENWIK8}=128 model.dropout=0.0",
+            f"{ENWIK8}=12",
+            "configs/transformer_small.py:steps=500,depth=48 model.positions=sinusoidal",
+            "configs/mlp.py:depth=10000,width=150,lr=0.003,dataset=cifar10",
+            "configs/mlp.py:depth=64,dataset=cifar10",
+        )
     ],
     # Every residual rule in every family and dtype.
     "rules": [
@@ -97,6 +111,8 @@ HEAD = (
     "bound, ms",
     "share",
     "memory, GB",
+    "launches",
+    "bytes, GB",
     "collectives of an update",
     "compiled in, s",
 )
@@ -126,7 +142,9 @@ def account(spec: str, topology: str, who: str) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     found, chip = estimate(compiled), chip_of(devices[0])
     return {
-        "estimate": chip and found.update.seconds(chip),
+        "estimate": chip and found.update.seconds(chip, update_flops(trainer) / len(devices)),
+        "launches": found.update.launches,
+        "bytes_moved": found.update.bytes.total(),
         "bytes": {"used": found.memory},
         "compile_seconds": seconds,
     }
@@ -153,6 +171,8 @@ def table_row(row: dict[str, Any]) -> list[str]:
     update, kernels, bound = map(ours.get, ("estimate", "kernels_at_least", "bound_by_flops"))
     whole, other = update and update + kernels, baseline.get("estimate")
     memory = [f"{who['bytes']['used'] / 1e9:.3g}" for who in (ours, baseline) if "bytes" in who]
+    launches = [f"{who['launches']:,}" for who in (ours, baseline) if "launches" in who]
+    moved = [number(who["bytes_moved"] / 1e9, 3) for who in (ours, baseline) if "launches" in who]
     compiled = [f"{who['compile_seconds']:.3g}" for who in (ours, baseline) if "bytes" in who]
     return [
         spec,
@@ -165,6 +185,8 @@ def table_row(row: dict[str, Any]) -> list[str]:
         _milliseconds(bound),
         f"{bound / whole:.1%}" if whole else "-",
         " / ".join(memory),
+        " / ".join(launches) or "-",
+        " / ".join(moved) or "-",
         _sums(ours["collectives"]),
         " / ".join(compiled),
     ]
@@ -217,7 +239,7 @@ def main(argv: list[str]) -> int:
         pairs = [(spec, "v5e:2x4") for spec in args.configs]
     if args.topologies:
         pairs = [(spec, topology) for spec, _ in pairs for topology in args.topologies]
-    alone = args.only_ours or args.set != "table"
+    alone = args.only_ours or args.set not in ("table", "gpu")
     rows: list[dict[str, Any]] = []
     for spec, topology in pairs:
         row: dict[str, Any] = {"config": spec, "topology": topology, "baseline": None}

@@ -15,7 +15,8 @@ from rezero_jax.errors import UserError, choose_from, first_line
 
 GPU_NODE = 8  # GPUs per host
 
-# XLA's description of an H100 SXM, for compilation without the device.
+# XLA's description of an H100 SXM, for compilation without the device. An H200 has the same
+# processor and more memory.
 _H100 = """
 gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
@@ -29,6 +30,12 @@ gpu_device_info {
 platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
+_GPUS = {
+    "h100": _H100,
+    "h200": _H100.replace("3352320000000", "4800000000000")
+    .replace("84942979072", "150754820096")
+    .replace("H100 80GB HBM3", "H200"),
+}
 
 
 def devices_of(name: str) -> list[jax.Device]:
@@ -36,19 +43,22 @@ def devices_of(name: str) -> list[jax.Device]:
 
     Args:
       name: "v5e:2x4", a TPU generation and the chips along each axis of its torus; "2xv5e:4x4", two
-        slices connected by the data-centre network; "16xh100", 16 GPUs on hosts with 8 GPUs each.
+        slices connected by the data-centre network; "1xh200", or "16xh100", 16 GPUs on hosts with 8
+        GPUs each.
 
     Raises:
       UserError: the topology is unknown, or its compiler is not installed.
     """
     tpu = re.fullmatch(r"(?:(\d+)x)?(v4|v5e|v5p|v6e|tpu7x):(\d+(?:x\d+){1,2})", name)
-    gpu = re.fullmatch(r"(\d+)xh100", name)
+    gpu = re.fullmatch(r"(\d+)x(h100|h200)", name)
     if tpu:
         return _tpus(tpu[2], tpu[3], int(tpu[1] or 1))
     if gpu and int(gpu[1]) > 0 and (int(gpu[1]) <= GPU_NODE or int(gpu[1]) % GPU_NODE == 0):
-        return _h100s(int(gpu[1]))
+        return _gpus(gpu[2], int(gpu[1]))
     raise choose_from(
-        "topology", name, ("v5e:2x2", "v5e:2x4", "v5e:16x16", "v5p:4x4x4", "v6e:2x4", "8xh100")
+        "topology",
+        name,
+        ("v5e:2x2", "v5e:2x4", "v5e:16x16", "v5p:4x4x4", "v6e:2x4", "8xh100", "1xh200"),
     )
 
 
@@ -85,21 +95,21 @@ def _tpus(generation: str, shape: str, slices: int) -> list[jax.Device]:
     return list(found.devices)
 
 
-def _h100s(count: int) -> list[jax.Device]:
+def _gpus(kind: str, count: int) -> list[jax.Device]:
     nodes, per_node = max(count // GPU_NODE, 1), min(count, GPU_NODE)
     try:
         import jax_plugins.xla_cuda13  # noqa: F401
         from jaxlib import xla_client
     except ImportError:
         raise UserError(
-            "compiling for the H100 needs JAX's CUDA plugin; run "
+            f"compiling for the {kind.upper()} needs JAX's CUDA plugin; run "
             f'pip install "jax[cuda13]=={jax.__version__}"'
         ) from None
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     jax.devices("cpu")  # loads the plugins
     try:  # these functions are private to jaxlib, so the next version may move them
         topology = xla_client._xla.get_default_c_api_topology(
-            "cuda", "", {"target_config": _H100, "topology": f"1x{nodes}x{per_node}"}
+            "cuda", "", {"target_config": _GPUS[kind], "topology": f"1x{nodes}x{per_node}"}
         )
         return list(topology._make_compile_only_devices())
     except Exception as error:

@@ -93,14 +93,19 @@ def test_what_the_tpu_compiler_wrote():
     assert group_size(reduction.groups) == 4
     # At least the gradient and the weights pass through the memory, and less than the memory can
     # move in the estimated time.
-    assert 3 * 6 * 4 * 2048**2 < update.bytes < 2.82e-3 * CHIPS["v5e"].bandwidth
+    assert 3 * 6 * 4 * 2048**2 < update.bytes.total() < 2.82e-3 * CHIPS["v5e"].bandwidth
 
 
 def test_a_program_of_this_machine():
     compiled = jax.jit(lambda x: x @ x).lower(jax.ShapeDtypeStruct((64, 64), "float32")).compile()
     found = estimate(compiled)
     assert found.memory >= 2 * 4 * 64 * 64
-    assert found.update.seconds(CHIPS["h100"]) is None
+    # On a GPU, a launch and the bytes, or the FLOPs if they take longer.
+    assert found.update.launches == 1
+    assert found.update.bytes.total() == 2 * 4 * 64**2
+    h200 = CHIPS["h200"]
+    assert found.update.seconds(h200) == pytest.approx(2.1e-6 + 2 * 4 * 64**2 / (0.9 * 4.8e12))
+    assert found.update.gpu_parts(h200, 989e12)["FLOPs"] == pytest.approx(1 / 0.8)
     # The longest fitting kind is the chip.
     kinds = {"TPU v5 lite": CHIPS["v5e"], "TPU v5p": CHIPS["v5p"], "cpu": None}
     for kind, chip in kinds.items():
