@@ -82,7 +82,7 @@ class Run:
         depth = sum(key.startswith("alpha/") for key in self.lines[0]) if self.lines else 0
         keys = [x, *(f"alpha/{layer}" for layer in range(depth))]
         rows = [[line[key] for key in keys] for line in self.lines if line.keys() >= set(keys)]
-        values = np.array([row[1:] for row in rows], float).reshape(-1, depth)
+        values = np.array([row[1:] for row in rows], float).reshape(len(rows), depth)
         return np.array([row[0] for row in rows]), values
 
     def final(self) -> dict[str, Any]:

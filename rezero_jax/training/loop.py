@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from rezero_jax import processes
 from rezero_jax.data import Dataset, Text
-from rezero_jax.errors import Diverged, UserError
+from rezero_jax.errors import Diverged, UserError, first_line
 from rezero_jax.runs.checkpoint import Checkpoints
 from rezero_jax.runs.files import AnyPath, Upload, folder_of, write_json, writing
 from rezero_jax.runs.folder import (
@@ -251,11 +251,15 @@ class Profile:
 
     def close(self) -> None:
         """Writes the trace if it runs, and prints where it is."""
-        if self._upload is None:
+        upload, self._upload = self._upload, None
+        if upload is None:
             return
-        jax.profiler.stop_trace()
-        self._upload.close()
-        self._upload = None
+        try:
+            jax.profiler.stop_trace()
+            upload.close()
+        except Exception as error:  # A full disk; the run goes on.
+            processes.warn(f"the trace cannot be written ({first_line(error)})")
+            return
         self._say(
             f"trace: {self._folder} (tensorboard --logdir, or its .json.gz in ui.perfetto.dev)"
         )
