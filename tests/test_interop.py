@@ -231,7 +231,7 @@ def test_an_empty_batch_gives_an_empty_output(name):
     assert call(model, *empty).shape[0] == 0
 
 
-def test_scalars_of_numpy_and_jax_are_sizes():
+def test_scalars_of_numpy_and_jax_are_sizes(unchecked):
     text = jnp.zeros((1, 4), jnp.int32)
     for integer in (np.int64, jnp.int32, np.uint8):
         sizes = [integer(n) for n in (11, 8, 2, 2, 6)]
