@@ -13,9 +13,11 @@ import pytest
 from flax import nnx
 from ml_collections import ConfigDict
 
+import rezero_jax
 import sample
 from rezero_jax.errors import UserError
 from rezero_jax.models.transformer import generate
+from rezero_jax.models.transformer.score import bits_per_byte
 from rezero_jax.runs.workdir import Workdir
 from rezero_jax.training.load import load_language_model
 from tests.families import ROOT, STEPS
@@ -121,6 +123,38 @@ def test_prompts_and_output_may_be_any_bytes(capsys, workdir, monkeypatch, typed
     assert given == [typed]
 
 
+@pytest.mark.parametrize("count", [2, 9, 40])
+def test_a_text_is_scored_byte_by_byte(count, capsys, workdir, model, tmp_path):
+    """Each byte is predicted from as many bytes before it as the overlapping windows have."""
+    text = bytes(np.random.default_rng(0).integers(0, 256, count).tolist())
+    length, step = model.max_len, model.max_len // 2
+    bits = 0.0
+    for place in range(1, count):
+        start = max(0, -(-(place - length) // step)) * step
+        logits = forward(model, jnp.asarray([list(text[start:place])]))[0, -1]
+        bits -= float(jax.nn.log_softmax(logits)[text[place]]) / np.log(2)
+    expected = bits / (count - 1)
+    assert bits_per_byte(model, text) == pytest.approx(expected, rel=1e-5)
+    (tmp_path / "text").write_bytes(text)
+    status, out, _ = run(capsys, workdir, f"--score={tmp_path / 'text'}", f"--step={STEPS}")
+    assert (status, out) == (
+        0,
+        f"{workdir} after {STEPS} updates: {expected:.4f} bits per byte of {tmp_path / 'text'}\n",
+    )
+
+
+def test_an_exported_model_writes_like_its_run_and_continues_a_file(
+    capsys, workdir, model, tmp_path
+):
+    rezero_jax.save(model, tmp_path / "out")
+    (tmp_path / "prompt").write_text("def")
+    flags = (f"--prompt_file={tmp_path / 'prompt'}", "--bytes=7")
+    status, out, err = run(capsys, tmp_path / "out", *flags)
+    assert (status, err) == (0, f"{tmp_path / 'out'}:\n\n")
+    assert out == run(capsys, workdir, "--prompt=def", "--bytes=7")[1]
+    assert run(capsys, tmp_path / "out", "--step=1")[0] == 2
+
+
 def contents(folder):
     return {
         path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes())
@@ -144,7 +178,10 @@ def test_a_run_in_use_can_be_sampled_and_nothing_changes(capsys, copy_of):
 
 def test_a_wrong_option_is_one_sentence(capsys, workdir):
     for flag, text in (
-        ("--prompt=", "--prompt is empty"),
+        ("--prompt=", "the prompt is empty"),
+        ("--prompt_file=nowhere", "cannot read nowhere"),
+        ("--score=nowhere", "cannot read nowhere"),
+        ("--step=3", "{} holds no checkpoint 3"),
         ("--bytes=0", "--bytes=0"),
         ("--seed=99999999999999999999", "--seed=99999999999999999999 is out of range"),
         ("--temperature=-1", "temperature=-1.0 is not 0 or more"),
@@ -155,7 +192,7 @@ def test_a_wrong_option_is_one_sentence(capsys, workdir):
         status, out, err = run(capsys, workdir, flag)
         assert (status, out) == (2, "")
         [line] = err.splitlines()  # and nothing is announced
-        assert line.startswith(f"sample.py: {text}")
+        assert line.startswith(f"sample.py: {text.format(workdir)}")
 
 
 def test_folders_without_a_checkpoint_of_a_transformer(capsys, workdir, tmp_path):
@@ -195,10 +232,10 @@ def test_help_has_examples_that_are_commands(capsys, tmp_path, monkeypatch):
     out = capsys.readouterr().out
     assert "exit status: 0 done; 2 an error" in out
     commands = [shlex.split(line) for line in re.findall(r"^    python (.*)$", out, re.MULTILINE)]
-    assert [command[0] for command in commands].count("sample.py") == 3
+    assert [command[0] for command in commands].count("sample.py") == 4
     for program, *flags in commands:
         if program == "train.py":
             assert (ROOT / flags[0].removeprefix("--config=")).is_file()
         else:
             assert sample.main(flags) == 2  # there is no such run
-            assert "runs/stdlib" in capsys.readouterr().err
+            assert re.search("runs/stdlib|train.py", capsys.readouterr().err)

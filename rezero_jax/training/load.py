@@ -24,11 +24,13 @@ from rezero_jax.training.trainer import Trainer
 from rezero_jax.user_code import check_allowed, is_own, own_names
 
 
-def load_language_model(workdir: AnyPath, allow: Sequence[str] = ()) -> tuple[Transformer, int]:
+def load_language_model(
+    workdir: AnyPath, allow: Sequence[str] = (), step: int | None = None
+) -> tuple[Transformer, int]:
     """The language model of a run, in evaluation mode, and its number of updates.
 
     The run may still be training, because this function only reads. `allow` has the names of the
-    modules that the run's config may import.
+    modules that the run's config may import, and `step` is the checkpoint, by default the newest.
 
     Raises:
       UserError: there is no run or no good checkpoint, or it is of another family or structure.
@@ -38,7 +40,7 @@ def load_language_model(workdir: AnyPath, allow: Sequence[str] = ()) -> tuple[Tr
     if config.model.name == "transformer" or is_own(config.model.name):
         with foreign(folder_of(workdir) / "config.json", own_names(config)):
             make = make_language_model(config.model)
-        found = restored(workdir, config, make)
+        found = restored(workdir, config, make, step)
     if found is None or not isinstance(found[0], Transformer):
         raise UserError(
             f"{workdir} holds a run of model.name={config.model.name}, which writes no text; "
@@ -64,10 +66,13 @@ def checked_config(workdir: AnyPath, allow: Sequence[str] = ()) -> ConfigDict:
     return config
 
 
-def restored(workdir: AnyPath, config: ConfigDict, make: MakeModel) -> tuple[nnx.Module, int]:
+def restored(
+    workdir: AnyPath, config: ConfigDict, make: MakeModel, step: int | None = None
+) -> tuple[nnx.Module, int]:
     """The model of a run on one device, in evaluation mode, and its number of updates.
 
-    `config` and `make` are the config of the run and the constructor of its model.
+    `config` and `make` are the config of the run and the constructor of its model; `step` is the
+    checkpoint, by default the newest good one.
 
     Raises:
       UserError: there is no good checkpoint, or it is of a model of another structure.
@@ -78,7 +83,7 @@ def restored(workdir: AnyPath, config: ConfigDict, make: MakeModel) -> tuple[nnx
         shapes = state_shapes(make, optimizer)
     device = SingleDeviceSharding(jax.devices()[0])
     shapes = jax.tree.map(lambda leaf: leaf.update(sharding=device), shapes)
-    return _model(spec, load_state(workdir, shapes))
+    return _model(spec, load_state(workdir, shapes, step))
 
 
 def load_model(
