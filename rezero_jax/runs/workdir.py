@@ -169,14 +169,15 @@ class Workdir:
 
 def _refuse_links(folder: epath.Path) -> None:
     """Raises a UserError for a link through which a run would write outside its folder."""
-    for name in FOLDERS:
-        for parent, folders, files in os.walk(folder / name):
-            paths = (Path(parent), *(Path(parent, name) for name in (*folders, *files)))
-            if links := [path for path in paths if path.is_symlink()]:
-                raise UserError(
-                    f"{links[0]} is a link, and a run writes only within its folder; replace it by "
-                    "what it points to, or choose another --workdir"
-                )
+    paths = [folder / name for name in (LOCK, *FOLDERS)]
+    for top in paths[1:]:
+        for parent, folders, files in () if os.path.islink(top) else os.walk(top):
+            paths += [Path(parent, name) for name in (*folders, *files)]
+    if links := [path for path in paths if os.path.islink(path)]:
+        raise UserError(
+            f"{links[0]} is a link, and a run writes only within its folder; remove it, or choose "
+            "another --workdir"
+        )
 
 
 def _is_begun(folder: epath.Path) -> bool:
