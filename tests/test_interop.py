@@ -26,10 +26,12 @@ from rezero_jax import (
     muon_dimensions,
     parameter_labels,
 )
+from rezero_jax.analysis.propagation import propagate
+from rezero_jax.analysis.singular_values import mean_squared_singular_value
 from rezero_jax.errors import UserError
 from rezero_jax.residual import RULES
 from rezero_jax.training import loop
-from tests.families import FAMILIES, normal
+from tests.families import FAMILIES, assert_trees_close, normal
 from tests.faults.compare import differences
 
 
@@ -191,6 +193,11 @@ def test_no_rule_computes_in_64_bits():
     without = model.generate([[1, 2]], 3, top_p=0.9, rngs=nnx.Rngs(0))
     np.testing.assert_array_equal(with_64, without)
     assert with_64.dtype == jnp.int32
+    model, x = made("mlp")
+    measure = partial(mean_squared_singular_value, model, *x, probes=2, key=jax.random.key(0))
+    with jax.enable_x64(True):
+        wide = propagate(model, *x), measure().mean
+    assert_trees_close(wide, (propagate(model, *x), measure().mean), rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ If J is too large, `mean_squared_singular_value` estimates the mean square and i
 Modules of the same structure share compiled code.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -93,7 +94,7 @@ def _probe_norms(f: Partial, x: Array, keys: Array) -> Float[Array, "probes batc
 
     def norms(key: Array) -> Array:
         u = jax.random.normal(key, y.shape, y.dtype).reshape(len(y), -1)
-        u = u * (np.sqrt(u.shape[1]) / jnp.linalg.norm(u, axis=1, keepdims=True))
+        u = u * (math.sqrt(u.shape[1]) / jnp.linalg.norm(u, axis=1, keepdims=True))
         return safe_norms(pull(u.reshape(y.shape))[0])
 
     return jax.lax.map(norms, keys)
