@@ -89,7 +89,8 @@ def baseline(config: ConfigDict) -> Program:
       NotImplementedError: the config has no baseline.
     """
     data, rng = random_data(config), np.random.default_rng(0)
-    baseline, values = Baseline(config, jax.devices(), data), getattr(data, "num_classes", 256)
+    count, values = Trainer(config, data).microbatches, getattr(data, "num_classes", 256)
+    baseline = Baseline(config, jax.devices(), data, count)
     started = time.perf_counter()
     update = baseline.compile()
     cost = {"compiled": time.perf_counter() - started, "memory": memory_of(update)}

@@ -22,7 +22,6 @@ from ml_collections import ConfigDict
 
 from rehearsal.baseline import make_model
 from rezero_jax.training.sharding import FULLY_SHARDED_FROM
-from rezero_jax.training.trainer import microbatches
 
 Batch = tuple[Array, Array]  # inputs and integer targets
 State = nnx.State
@@ -109,15 +108,17 @@ class Baseline:
       devices: devices to shard the batch over and, with config.mesh.fully_sharded, the state.
       dataset: data set whose sizes an image model takes; None for a language model, which reads
         config.data.length bytes.
+      microbatches: number of microbatches per batch.
     """
 
-    def __init__(self, config: ConfigDict, devices: Sequence[Any], dataset: Any):
+    def __init__(
+        self, config: ConfigDict, devices: Sequence[Any], dataset: Any, microbatches: int = 1
+    ):
         example = getattr(dataset, "example_shape", ())
         classes = getattr(dataset, "num_classes", 0)
         mesh = Mesh(np.asarray(devices), ("data",), axis_types=(AxisType.Auto,))
         make = partial(make_model, config.model, example, classes, config.seed)
-        count = microbatches(config.train.accumulate, config.train.batch_size, mesh.size)
-        init, update = make_update(make, config.optim, count)
+        init, update = make_update(make, config.optim, microbatches)
 
         def place(path: Any, leaf: Any) -> Any:
             spec: list[str | None] = [None] * leaf.ndim

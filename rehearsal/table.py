@@ -138,7 +138,7 @@ def account(spec: str, topology: str, who: str) -> dict[str, Any]:
     trainer = trainer_for_sizes(config, devices_of(topology))
     devices = list(trainer.mesh.devices.flat)
     started = time.perf_counter()
-    compiled = Baseline(trainer.config, devices, trainer.dataset).compile()
+    compiled = Baseline(trainer.config, devices, trainer.dataset, trainer.microbatches).compile()
     seconds = time.perf_counter() - started
     found, chip = estimate(compiled), chip_of(devices[0])
     return {

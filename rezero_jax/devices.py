@@ -20,6 +20,9 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from rezero_jax.errors import UserError, first_line
 
+# Bytes of memory of the GPUs that we know, by the beginning of JAX's `device_kind`.
+GPU_MEMORY = {"NVIDIA A100": 40e9, "NVIDIA H100": 80e9, "NVIDIA H200": 141e9}
+
 MOST_CPU_DEVICES = 1024  # starting more takes minutes
 
 
@@ -199,10 +202,18 @@ def compute_dtype(name: str, platform: str | None = None) -> str:
 def generator(platform: str) -> str:
     """Implementation of the random keys for training on a "cpu", "tpu" or "gpu".
 
-    On an accelerator, "threefry2x32" would draw the bits of dropout for longer than all matrix
-    products of a deep Transformer take (docs/accelerators.md).
+    On a TPU, "threefry2x32" would draw the bits of dropout for longer than all matrix products of a
+    deep Transformer take; on a GPU, "rbg" takes kernels of its own (docs/accelerators.md).
     """
-    return "threefry2x32" if platform == "cpu" else "rbg"
+    return "rbg" if platform == "tpu" else "threefry2x32"
+
+
+def gpu_memory(kind: str) -> float | None:
+    """Bytes that JAX takes by default of a GPU of this `device_kind`; None if it is unknown.
+
+    The name decides, not what is free, so that a run on the same GPU has the same microbatches.
+    """
+    return next((0.75 * size for name, size in GPU_MEMORY.items() if kind.startswith(name)), None)
 
 
 def use_cpu() -> None:

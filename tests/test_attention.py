@@ -54,6 +54,20 @@ def test_cudnn_is_chosen_where_it_can(target, dtype, size, length, taken, monkey
     assert calls == ([expected] if taken else [])  # else by blocks
 
 
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_a_gpus_products_give_the_same_as_einsum(kv_heads, monkeypatch):
+    keys = jax.random.split(jax.random.key(0), 3)
+    q = jax.random.normal(keys[0], (2, 6, 4, 8))
+    k, v = (jax.random.normal(key, (2, 6, kv_heads, 8)) for key in keys[1:])
+    mask = jax.random.bernoulli(keys[0], 0.7, (2, 4, 6, 6)) | jnp.eye(6, dtype=bool)[None, None]
+    for options in ({"is_causal": True}, {"mask": mask}, {"is_causal": True, "drop": jnp.sqrt}):
+        monkeypatch.undo()
+        expected = attend(q, k, v, **options)
+        monkeypatch.setattr(devices, "target", lambda: devices.Target("gpu", V100))
+        found = attend(q, k, v, **options)
+        assert jnp.allclose(found, expected, atol=1e-6)
+
+
 def test_cudnn_gets_masks_of_every_head_query_and_key(monkeypatch):
     """It takes no axes of size 1, as masks of padding have them."""
     calls = recorded_calls(("gpu", H100), monkeypatch)

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from rezero_jax.devices import Target
+from rezero_jax.models import dropout
 from rezero_jax.models.dropout import LEVELS, Dropout
 from rezero_jax.training.sharding import place_devices
 
@@ -43,6 +45,25 @@ def test_the_hardwares_bits_drop_as_many_and_keep_the_mean(data):
     np.testing.assert_array_equal(y, on_mesh(data, key))
     assert not np.array_equal(y, on_mesh(data, jax.random.key(4, impl="rbg")))
     assert len({row.tobytes() for row in y}) == len(y)
+
+
+def test_on_a_gpu_it_hashes_and_keeps_the_mean(monkeypatch):
+    """Each key, example and position has bits of its own, and the gradient is where it keeps."""
+    monkeypatch.setattr(dropout, "target", lambda: Target("gpu", ""))
+    keys = jax.random.split(jax.random.key(3), 16)
+    y = np.asarray(jax.vmap(dropped)(keys))
+    assert set(np.unique(y)) == {0, np.float32(4 / 3)}
+    kept = (y > 0).reshape(16, 8, -1) - 0.75
+    assert abs(kept.mean()) < MEAN
+    sides = kept.reshape(128, -1) / (0.25 * 0.75) ** 0.5
+    correlations = sides @ sides.T / sides.shape[1]
+    assert np.abs(correlations - np.eye(128)).max() < 6 / sides.shape[1] ** 0.5
+    for step in (1, 2, 3, 512, 1024):
+        assert abs((sides[:, step:] * sides[:, :-step]).mean()) < 5 / sides.size**0.5
+    gradient = jax.grad(lambda x: dropped(keys[0], x).sum())(X)
+    np.testing.assert_array_equal(gradient, y[0])
+    saved = jax.vjp(lambda x: dropped(keys[0], x), X)[1]
+    assert sum(leaf.size for leaf in jax.tree.leaves(saved)) < 16  # no mask is kept
 
 
 def test_gradients_flow_where_it_keeps():

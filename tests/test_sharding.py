@@ -20,7 +20,7 @@ from rezero_jax.errors import UserError
 from rezero_jax.formatting import path_text
 from rezero_jax.models.dropout import random_bits
 from rezero_jax.runs.checkpoint import Checkpoints
-from rezero_jax.training import sharding
+from rezero_jax.training import sharding, trainer
 from rezero_jax.training.state import init_state, model_spec
 from rezero_jax.training.trainer import Trainer, microbatches
 from tests.families import SGD, config, train
@@ -187,6 +187,13 @@ def test_several_devices_need_fewer_microbatches():
         (9, 1080, 8, 3),
     ):
         assert microbatches(accumulate, batch_size, devices) == count
+
+
+def test_a_gpu_has_the_fewest_microbatches_that_fit(monkeypatch):
+    fields = {"train.accumulate": 4, "train.batch_size": 16, "mesh.data": 1}
+    for memory, count in ((None, 4), (1e12, 1), (1.0, 4)):
+        monkeypatch.setattr(trainer, "gpu_memory", lambda kind, memory=memory: memory)
+        assert Trainer(config("transformer_small.py:smoke", **fields)).microbatches == count
 
 
 def test_accumulation_over_devices_gives_the_same_losses(runs):

@@ -1,22 +1,25 @@
 """Dropout whose random bits accelerators draw fast, and stochastic depth."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.sharding import PartitionSpec
 
-from rezero_jax.devices import batch_axes, batch_shards
+from rezero_jax.devices import batch_axes, batch_shards, target
 from rezero_jax.residual import Constant, Place
 
 LEVELS = 2**16  # the rate is rounded to a multiple of 1 / LEVELS
 
 
 class Dropout(nnx.Dropout):
-    """nnx.Dropout, except under keys of the hardware's generator ("rbg").
+    """nnx.Dropout, except on a GPU and under keys of the hardware's generator ("rbg").
 
     Under such keys each device along the mesh's batch axes draws the bits of its own examples, so
-    the result depends on the key and on the mesh. Under JAX's default keys it is nnx.Dropout's.
+    the result depends on the key and on the mesh. On a GPU, what is dropped is a hash of the key
+    and of the position, which XLA fuses into the product; the backward pass hashes again.
     """
 
     def __call__(  # type: ignore[override]  # fewer arguments: those that our layers pass
@@ -27,6 +30,10 @@ class Dropout(nnx.Dropout):
             return super().__call__(x, rngs=rngs)
         key = rngs.dropout()
         if "rbg" not in str(jax.random.key_impl(key)):
+            if target().platform == "gpu":
+                return jax.checkpoint(_drop_by_hash, static_argnums=2, prevent_cse=False)(
+                    x, jax.random.key_data(key), self.rate
+                )
             return super().__call__(x, rngs=nnx.Rngs(dropout=key))
         # A factor instead of a choice: a TPU would pack the choices into words and unpack them.
         kept = jnp.minimum(random_bits(key, x.shape) // dropped, 1).astype(x.dtype)
@@ -52,6 +59,27 @@ class StochasticDepth(nnx.Module):
         shape = (branch.shape[0], *(1,) * (branch.ndim - 1))
         kept = jax.random.bernoulli(rngs.dropout(), stays, shape)
         return branch * (kept / stays).astype(branch.dtype)
+
+
+def _drop_by_hash(x: Array, key: Array, rate: float) -> Array:
+    """Dropout of x by `hashed_bits`, at a rate rounded to a multiple of 2**-32."""
+    kept = hashed_bits(key, x.shape) >= round(rate * 2**32)
+    return jnp.where(kept, x * jnp.asarray(1 / (1 - rate), x.dtype), 0)
+
+
+def hashed_bits(key: Array, shape: tuple[int, ...]) -> Array:
+    """uint32 of this shape, from the two words of a threefry key, uint32 (2,).
+
+    A threefry block for each number would take a GPU longer than the arithmetic of a layer. The
+    hash is Wellons's lowbias32 (https://nullprogram.com/blog/2018/07/31), once with each word.
+    """
+    bits = jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
+    for word in (key[0], key[1]):
+        bits = bits + word
+        bits = (bits ^ (bits >> 16)) * jnp.uint32(0x7FEB352D)
+        bits = (bits ^ (bits >> 15)) * jnp.uint32(0x846CA68B)
+        bits = bits ^ (bits >> 16)
+    return bits
 
 
 def random_bits(key: Array, shape: tuple[int, ...]) -> Array:

@@ -94,6 +94,22 @@ def make_train_step(
     return train_step
 
 
+def kept_bytes(spec: ModelSpec, objective: Objective, state: State, batch: Batch) -> int:
+    """Bytes that the backward pass of a whole batch keeps, before the compiler optimises it.
+
+    `state` and `batch` are shapes; nothing is computed.
+    """
+
+    def backward(params: Any, stats: Any, batch: Batch) -> Any:
+        def loss(params: Any) -> Array:
+            return objective(spec.model(params, stats), batch, jax.random.key(0))["loss"].mean()
+
+        return jax.vjp(loss, params)[1]
+
+    kept = jax.eval_shape(backward, state["params"], state["stats"], batch)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
+
+
 def make_dispatch(
     train_step: Update, gather: Gather, spec: ModelSpec, schedules: dict[str, optax.Schedule]
 ) -> Update:

@@ -17,7 +17,7 @@ from rezero_jax.data.augment import augment
 from rezero_jax.data.order import Order, eval_batches
 from rezero_jax.data.split import Dataset, HostBatch
 from rezero_jax.data.text import Text
-from rezero_jax.devices import batch_shards, compute_dtype, generator
+from rezero_jax.devices import batch_shards, compute_dtype, generator, gpu_memory
 from rezero_jax.errors import Diverged, UserError
 from rezero_jax.training import sharding, step
 from rezero_jax.training.intervals import Intervals
@@ -39,6 +39,7 @@ class Trainer:
       objective: the loss and the metrics, see `step.Objective`.
       intervals: the steps at which a run logs, evaluates, saves and ends.
       mesh: the devices.
+      microbatches: number of microbatches of each batch, the fewest that fit on a known GPU.
       shapes: shapes, dtypes and shardings of the training state.
       train_step: one update, see `step.make_train_step`.
       jitted_dispatch: `step.make_dispatch` under jax.jit; `dispatch` calls it.
@@ -75,18 +76,12 @@ class Trainer:
         self.intervals = Intervals.from_config(config, dataset.train.size)
         make, self.objective = make_task(config, dataset)
         self.spec = model_spec(make)
-        self.mesh, count = _mesh(config, self.spec, devices)
+        self.mesh, self.microbatches = _mesh(config, self.spec, devices)
         shards = batch_shards(self.mesh)
         eval_size = -(-config.eval.batch_size // shards) * shards
         self._eval_batches = eval_batches(dataset.eval.size, eval_size, config.eval.examples)
         optimizer, schedules = make_optimizer(config.optim, self.intervals.total, self.spec)
         change, bits = augment(config.data), generator(platform)
-        self.train_step = step.make_train_step(
-            self.spec, self.objective, optimizer, count, config.seed, change, bits
-        )
-        dispatch = step.make_dispatch(self.train_step, dataset.train.gather, self.spec, schedules)
-        eval_step = step.make_eval_step(self.spec, self.objective, dataset.eval.gather)
-
         self._whole = sharding.replicated(self.mesh)
         self.placement = (
             sharding.batched(self.mesh, axis=1),
@@ -98,11 +93,35 @@ class Trainer:
         placed = sharding.state_shardings(shapes, self.mesh, self.spec, config.mesh.fully_sharded)
         self.shapes = jax.tree.map(lambda leaf, place: leaf.update(sharding=place), shapes, placed)
         check_own(config, dataset, self.spec, self.shapes, self.objective)
+        if self.microbatches > 1 and not self.spec.has_stats:
+            self.microbatches = self._fewest_microbatches(change)
+        self.train_step = step.make_train_step(
+            self.spec, self.objective, optimizer, self.microbatches, config.seed, change, bits
+        )
+        dispatch = step.make_dispatch(self.train_step, dataset.train.gather, self.spec, schedules)
+        eval_step = step.make_eval_step(self.spec, self.objective, dataset.eval.gather)
         self._init = jax.jit(init, out_shardings=placed)
         self.jitted_dispatch = jax.jit(
             dispatch, donate_argnums=0, out_shardings=(placed, self._whole)
         )
         self._eval_step = jax.jit(eval_step, out_shardings=self._whole)
+
+    def _fewest_microbatches(self, change: Callable[..., step.Batch] | None) -> int:
+        """The fewest microbatches that fit in the memory of a known GPU, at most the config's."""
+        memory, train = gpu_memory(self.mesh.devices.flat[0].device_kind), self.dataset.train
+        if memory is None:
+            return self.microbatches
+        fetched = train.fetch(np.zeros(self.config.train.batch_size, np.int32))
+        batch = jax.eval_shape(train.gather, dict(train.resident), fetched)
+        if change is not None:
+            batch = jax.eval_shape(change, batch, jax.random.key(0))
+        with self._context():
+            kept = step.kept_bytes(self.spec, self.objective, self.shapes, batch)
+        shards = batch_shards(self.mesh)
+        free = memory - 2 * sharding.device_bytes(self.shapes)  # the state and its gradients
+        rows = self.config.train.batch_size // shards
+        fits = (n for n in range(1, rows + 1) if rows % n == 0 and kept / (shards * n) <= free)
+        return min(next(fits, rows), self.microbatches)
 
     @contextmanager
     def _context(self) -> Iterator[None]:

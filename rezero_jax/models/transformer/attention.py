@@ -27,7 +27,7 @@ Cache = tuple[CachedHeads, CachedHeads]
 
 BLOCK = 64  # least number of queries in a block of causal attention
 BLOCKS = 8  # most blocks in a sequence on a CPU; each block is compiled
-FEW_BLOCKS = 2  # most blocks on an accelerator: more are not faster (docs/accelerators.md)
+FEW_BLOCKS = 2  # most blocks on a TPU: more are not faster (docs/accelerators.md); GPUs use one
 
 # NVIDIA's names of GPUs older than Ampere (compute capability 8.0).
 BEFORE_AMPERE = re.compile(r"Tesla|Quadro|TITAN|GTX|MX\d|RTX 20\d\d|\bT\d")
@@ -225,7 +225,8 @@ def attend(
         if splash.takes(q, k):
             return splash.splash(q, k, v, is_causal=is_causal)
     cudnn = may_use_kernel and _cudnn_takes(target, q, k)
-    may_use_blocks = not (plain or cudnn or (drop is not None and target.platform == "cpu"))
+    gpu, drops_on_cpu = target.platform == "gpu", drop is not None and target.platform == "cpu"
+    may_use_blocks = not (plain or gpu or drops_on_cpu)
     if may_use_blocks and is_causal and mask is None and length == keys > 0:
         block = max(BLOCK, -(-length // (BLOCKS if target.platform == "cpu" else FEW_BLOCKS)))
         ends = [(start, min(start + block, length)) for start in range(0, length, block)]
@@ -234,7 +235,7 @@ def attend(
             for start, stop in ends
         ]
         return jnp.concatenate(blocks, axis=1)
-    if drop is None:
+    if cudnn or (drop is None and not gpu):
         if cudnn and mask is not None:  # cuDNN takes no axes of size 1
             mask = jnp.broadcast_to(mask, (q.shape[0], q.shape[2], length, keys))
         return jax.nn.dot_product_attention(
@@ -258,7 +259,7 @@ def _attend(
     batch, length, heads, size = q.shape
     kv_heads = k.shape[2]
     grouped = (q * size**-0.5).reshape(batch, length, kv_heads, heads // kv_heads, size)
-    scores = jnp.einsum("btkgs,buks->bkgtu", grouped, k, preferred_element_type=jnp.float32)
+    scores = _product("btkgs,buks->bkgtu", grouped, k, jnp.float32)
     if mask is not None:
         if mask.shape[1] == 1:
             mask = mask[:, :, None]
@@ -268,7 +269,28 @@ def _attend(
     weights = jax.nn.softmax(scores).astype(v.dtype)
     if drop is not None:
         weights = drop(weights)
-    return jnp.einsum("bkgtu,buks->btkgs", weights, v).reshape(q.shape)
+    return _product("bkgtu,buks->btkgs", weights, v).reshape(q.shape)
+
+
+def _product(formula: str, queries: Array, keys: Array, dtype: Any = None) -> Array:
+    """einsum, on a GPU with each head's queries and keys as the last axes of a batched product.
+
+    XLA fuses a softmax there if the keys are the last axis of the product's result, too.
+    """
+    if devices.target().platform != "gpu":
+        return jnp.einsum(formula, queries, keys, preferred_element_type=dtype)
+    scores = queries.ndim == 5 and formula.startswith("btkgs")
+    left = jnp.moveaxis(queries, 1, 3) if scores else queries  # (b, k, g, t, _)
+    right = jnp.moveaxis(keys, 2, 1)  # (b, k, u, s)
+    shape = left.shape
+    product = jax.lax.dot_general(
+        left.reshape(*shape[:2], -1, shape[-1]),
+        right,
+        (((3,), (3 if scores else 2,)), ((0, 1), (0, 1))),
+        preferred_element_type=dtype,
+    )
+    product = product.reshape(*shape[:4], -1)
+    return product if scores else jnp.moveaxis(product, 3, 1)
 
 
 def _cudnn_takes(target: devices.Target, q: Array, k: Array) -> bool:
