@@ -8,7 +8,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn, TextIO, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
@@ -28,7 +28,7 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def show(text: str, file: TextIO | None = None) -> None:
+def show(text: str, file: Any = None) -> None:
     """Prints a line, by default to stdout; does nothing if the terminal or the reader is gone."""
     with contextlib.suppress(OSError, ValueError):
         print(text, file=file, flush=True)

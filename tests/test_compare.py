@@ -236,7 +236,8 @@ def in_process(command, cores, log):
     """Instead of a process with train.py: trains here, where programs are compiled once."""
     given = [text.removeprefix("--") for text in command[2:]]
     fields = [text.removeprefix("config.") for text in given if text.startswith("config.")]
-    file, folder = given[0].removeprefix("config="), given[-1].removeprefix("workdir=")
+    flags = dict(text.split("=", 1) for text in given)
+    file, folder = flags["config"], flags["workdir"]
     loop.train(load_config(file, fields), folder)
     log.write_text("finished")
     return Ended()

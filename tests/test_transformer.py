@@ -323,10 +323,11 @@ def test_padding_on_either_side_changes_no_other_logits_and_losses(options):
 
 
 @pytest.mark.parametrize("residual", ["rezero", "mhc"])
-def test_no_sequences_and_no_tokens_give_no_logits(residual):
+def test_no_sequences_give_no_logits_and_empty_ones_are_refused(residual):
     structure = structure_of(residual=residual)
     model = structure.model(some_params(structure), {})
-    for shape in ((0, 5), (2, 0)):
-        tokens = jnp.zeros(shape, jnp.int32)
-        logits, losses = jax.jit(lambda m, t: (m(t), m.losses(t, t)))(model, tokens)
-        assert (logits.shape, losses.shape) == ((*shape, VOCAB), shape)
+    tokens = jnp.zeros((0, 5), jnp.int32)
+    logits, losses = jax.jit(lambda m, t: (m(t), m.losses(t, t)))(model, tokens)
+    assert (logits.shape, losses.shape) == ((0, 5, VOCAB), (0, 5))
+    with pytest.raises(UserError, match="sequences are empty"):
+        model(jnp.zeros((2, 0), jnp.int32))

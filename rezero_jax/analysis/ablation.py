@@ -47,7 +47,8 @@ class Ablation:
         rises = self.without - self.loss
         lines: list[tuple[str, ...]] = [("layer left out", "loss", "rise")]
         for layer in self.order[::-1][:ROWS]:
-            lines.append((self.names[layer], number(self.without[layer]), f"{rises[layer]:+.3g}"))
+            left = number(float(self.without[layer]))
+            lines.append((self.names[layer], left, f"{rises[layer]:+.3g}"))
         layers = len(self.names)
         free = int(np.append(self.cumulative > 1.01 * self.loss, True).argmax())
         shown = f" (the {ROWS} most important ones below)" if layers > ROWS else ""

@@ -33,7 +33,7 @@ def bits_per_byte(model: Transformer, text: bytes) -> float:
             f"{model.vocab_size}; give another text"
         )
     length, step = model.max_len, max(model.max_len // 2, 1)
-    starts = np.arange(0, max(len(data) - 1 - (length - step), 1), step)
+    starts = range(0, max(len(data) - 1 - (length - step), 1), step)
     total = 0.0
     for first in range(0, len(starts), AT_ONCE):
         batch = [_window(data, start, length, step) for start in starts[first : first + AT_ONCE]]
