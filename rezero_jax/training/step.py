@@ -94,7 +94,7 @@ def make_train_step(
     return train_step
 
 
-def kept_bytes(spec: ModelSpec, objective: Objective, state: State, batch: Batch) -> int:
+def kept_bytes(spec: ModelSpec, objective: Objective, state: State, batch: Any) -> int:
     """Bytes that the backward pass of a whole batch keeps, before the compiler optimises it.
 
     `state` and `batch` are shapes; nothing is computed.
