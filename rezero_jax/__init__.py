@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Each public name is imported when it is first used, so that `import rezero_jax.residual` loads the
-# rules alone.
+# Public names are imported on first use: `import rezero_jax.residual` loads the rules alone.
 _MODULES = {
     "analysis.opened": ("open_run",),
     "export": ("load", "save"),

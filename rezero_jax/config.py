@@ -13,7 +13,7 @@ import jax
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict, config_dict
 
-from rezero_jax.errors import UserError, choose_from, closest_beside
+from rezero_jax.errors import UserError, choose_from, hint_beside
 
 # Alternative units of one length, by section; at most one of the fields is set.
 LENGTHS = {
@@ -177,9 +177,8 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
     if Path(path).is_dir():
         raise UserError(f"{path} is a folder; name one of the config files in it")
     if not Path(path).exists():
-        close = closest_beside(Path(path))
-        hint = f"did you mean {close}? The" if close else "the"
-        raise UserError(f"there is no config file {path}; {hint} project's files are in configs/")
+        hint = hint_beside(Path(path), "the project's files are in configs/")
+        raise UserError(f"there is no config file {path}; {hint}")
     config = _get_config(path, arg)
     override(config, overrides)
     check_numbers(config)

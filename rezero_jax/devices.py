@@ -184,8 +184,7 @@ def set_cpu_devices(count: int) -> None:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError:
         raise UserError(
-            f"mesh.cpu_devices={count} comes too late, as JAX has started in this process; set it "
-            "to None"
+            f"mesh.cpu_devices={count} comes too late, as JAX has started; set it to None"
         ) from None
 
 

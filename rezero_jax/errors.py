@@ -70,11 +70,11 @@ def check_images(shape: tuple[int, ...], channels: int, size: int | None = None)
     raise UserError(f"this model takes images {wanted}, not {shape}; {cure}")
 
 
-def closest_beside(path: Path) -> Path | None:
-    """The sibling with the closest name to a missing file or folder, or None if none is close."""
+def hint_beside(path: Path, otherwise: str) -> str:
+    """A hint on a missing file or folder: its sibling with the closest name, or `otherwise`."""
     siblings = os.listdir(path.parent) if path.parent.is_dir() else []
     close = difflib.get_close_matches(path.name, siblings, n=1)
-    return path.parent / close[0] if close else None
+    return f"did you mean {path.parent / close[0]}?" if close else otherwise
 
 
 def first_line(error: Exception) -> str:

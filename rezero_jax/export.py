@@ -126,10 +126,7 @@ def constructor(description: Mapping[str, Any]) -> Callable[[nnx.Rngs], nnx.Modu
 
     arguments, data = dict(description["model"]), description.get("data")
     if is_own(name := arguments.pop("name")):
-        if data is None:
-            return make_language_model(description["model"])
-        shape = tuple(data["example_shape"])
-        return make_model(description["model"], shape, data["num_classes"])[0]
+        return _of_config(description["model"], data)
     if name not in MODELS:
         raise choose_from("model", name, MODELS)
     check_options(arguments)
@@ -137,6 +134,13 @@ def constructor(description: Mapping[str, Any]) -> Callable[[nnx.Rngs], nnx.Modu
         arguments["residual"] = rule_named(arguments["residual"])
     make: Any = functools.reduce(getattr, name.split("."), rezero_jax)
     return lambda rngs: make(**arguments, rngs=rngs)
+
+
+def _of_config(model: Any, data: Mapping[str, Any] | None) -> Callable[[nnx.Rngs], nnx.Module]:
+    """The constructor of the model of a config.model, a classifier if there are `data`."""
+    if data is None:
+        return make_language_model(model)
+    return make_model(model, tuple(data["example_shape"]), data["num_classes"])[0]
 
 
 def save(model: nnx.Module, folder: AnyPath) -> None:
@@ -168,16 +172,13 @@ def export(workdir: str, out: str, allow: Sequence[str] = ()) -> None:
     recorded, data, images = read_json(folder / "dataset.json"), {}, {}
     with foreign(folder / "dataset.json", own_names(config)):
         if "example_shape" in recorded:  # not of a language model
-            names = ("name", "example_shape", "num_classes", "classes", "mean", "std")
             kinds: dict[str, type] = {"example_shape": int, "mean": float, "std": float}
             lists = {key: [kind(n) for n in recorded[key]] for key, kind in kinds.items()}
-            data = {"data": {name: recorded[name] for name in names} | lists}
+            names = ("name", "num_classes", "classes")
+            data["data"] = lists | {name: recorded[name] for name in names}
             images["training images"] = recorded["train"]["examples"]
             images["classes"] = ", ".join(recorded["classes"])[:500]
-            shape, classes = tuple(recorded["example_shape"]), recorded["num_classes"]
-            make: Any = make_model(config.model, shape, classes)[0]
-        else:
-            make = make_language_model(config.model)
+        make = _of_config(config.model, data.get("data"))
     model, steps = restored(workdir, config, make)
     facts = {
         "data": recorded.get("name"),
@@ -254,8 +255,7 @@ def _arguments(model: nnx.Module) -> dict[str, Any]:
         structures.append((graph, jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state)))
     if structures[0] != structures[1]:
         raise UserError(
-            f"this {kind} was changed after it was made; make it with the arguments of its present "
-            f"structure, {advice}"
+            f"this {kind} was changed after it was made; make one of this structure, {advice}"
         )
     return arguments
 
@@ -293,8 +293,7 @@ def _check_out(out: AnyPath) -> None:
         is_export = is_export or {"rezero_jax", "sha256"} <= read_json(folder / CONFIG).keys()
     if others or not is_export:
         raise UserError(
-            f"{out} has files of something else ({', '.join((others or names)[:3])}); choose a new "
-            "folder"
+            f"{out} has other files ({', '.join((others or names)[:3])}); choose a new folder"
         )
 
 

@@ -321,9 +321,9 @@ def test_arrays_are_a_data_set(tmp_path: Path) -> None:
         ({"image": IMAGE, "label": LABEL - 1}, r"0 \.\. 99999"),
         ({"image": IMAGE, "label": LABEL + 2**40}, r"0 \.\. 99999"),
         ({"pictures": IMAGE, "label": LABEL}, "the array pictures, which is none of"),
-        ({"image": np.array([{}]), "label": LABEL}, "cannot be read as an .npz file .*pickle"),
+        ({"image": np.array([{}]), "label": LABEL}, "is no .npz file .*pickle"),
         ({"x_train": IMAGE, "y_train": LABEL, "x_val": IMAGE}, "label of the validation split"),
-        (b"PK\3\4" + bytes(100), "cannot be read as an .npz file"),
+        (b"PK\3\4" + bytes(100), "is no .npz file"),
     ],
 )
 def test_arrays_of_another_form_are_refused(

@@ -146,9 +146,7 @@ def same(dataset: Any, image: Any = IMAGES, label: Any = LABELS) -> bool:
 def test_any_set_of_labelled_images_is_read_by_its_name(
     data_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(
-        UserError, match=f"not prepared in {data_dir}, and this .*downloads nothing"
-    ):
+    with pytest.raises(UserError, match=f"not prepared in {data_dir} .*this .*downloads nothing"):
         datasets.load(section("tfds:cifar10", str(data_dir)), download=False)
     dataset = load("tfds:cifar10:3.0.2", str(data_dir))
     assert same(dataset)

@@ -605,7 +605,7 @@ def test_wrong_calls_are_user_errors():
         layer(X, MEMORY)
     layer.eval()
     for x in (X[0], X[..., :8], X[None]):
-        with pytest.raises(UserError, match=r"takes sequences \(batch, length, 16\), not"):
+        with pytest.raises(UserError, match=r"takes \(batch, length, 16\), not"):
             layer(x, MEMORY)
     for memory in (MEMORY[0], MEMORY[..., :8], MEMORY[:2]):
         with pytest.raises(UserError, match=r"takes a memory \(3, length, 16\), not"):

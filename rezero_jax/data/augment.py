@@ -27,8 +27,7 @@ class Augmentation:
     torchvision truncates to integers after each change, so its pixels are darker by one or two.
 
     Attributes:
-      crop_padding: black pixels added on each side before a random crop to the original size,
-        0 .. 10,000.
+      crop_padding: black pixels added on each side before a crop to the old size, 0 .. 10,000.
       flip: mirror left to right with probability 1/2.
       jitter: brightness, contrast and saturation change, in a random order per image, each by a
         factor from U(max(0, 1 - jitter), 1 + jitter); 0 .. 10.

@@ -18,7 +18,7 @@ from rezero_jax.data.text import EVAL_SPLITS, TEXT_NAMES, Text, load_text
 from rezero_jax.data.text_files import ENWIK8_BYTES
 from rezero_jax.data.tfds.prepare import prepared_builder
 from rezero_jax.data.tfds.source import TfdsSource, cached_arrays, supervised
-from rezero_jax.errors import UserError, choose_from, closest_beside
+from rezero_jax.errors import UserError, choose_from, hint_beside
 
 # {image data set: ((training examples, evaluation examples), shape of an image, classes)}.
 IMAGES = {
@@ -109,11 +109,9 @@ def own_images(config: ConfigDict) -> Dataset:
             return _dataset(config, splits, splits[0].arrays["image"].shape[1:], classes)
     except OSError as error:
         raise UserError(
-            f"{error.filename or path} cannot be read ({error.strerror}); make it readable or "
-            "remove it"
+            f"{error.filename or path} cannot be read ({error.strerror}); repair or remove it"
         ) from error
-    close = closest_beside(path) if config.path else None
-    hint = f"did you mean {close}?" if close else "set --config.data.path to one"
+    hint = hint_beside(path, "set --config.data.path to one")
     raise UserError(f"data.path={config.path} is not a folder or .npz file of images; {hint}")
 
 

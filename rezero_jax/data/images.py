@@ -167,8 +167,7 @@ def image_arrays(
         raise
     except Exception as error:  # a damaged zip file raises many kinds of errors
         raise UserError(
-            f"{path} cannot be read as an .npz file of arrays ({first_line(error)}); write the "
-            "arrays again by np.savez"
+            f"{path} is no .npz file of arrays ({first_line(error)}); write them by np.savez"
         ) from error
     if config.image_size is not None:
         raise UserError(f"data.image_size resizes image files, not the arrays in {path}; unset it")

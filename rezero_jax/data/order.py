@@ -90,8 +90,7 @@ def eval_batches(
     """Divides all examples, or the first `examples`, into batches of one shape, in order.
 
     Returns:
-      indices, int32 (batches, batch_size), and mask, bool of the same shape, False where index 0
-      pads the last batch.
+      indices, int32 (batches, batch_size), and mask, bool, False where 0 pads the last batch.
 
     Raises:
       UserError: batch_size is not in 1 .. 1,000,000, or examples is below 1.

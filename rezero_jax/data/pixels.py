@@ -94,8 +94,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 class Crop:
     """Crops a JPEG and resizes it to uint8 (size, size, 3), bilinear with antialiasing.
 
-    With a seed, the crop is a `random_box` of (seed, step, position in the batch), otherwise the
-    `central_box`.
+    The crop is the `central_box` or, with a seed, a `random_box` of (seed, step, position).
     """
 
     size: int

@@ -122,8 +122,7 @@ class Dataset:
     """A labelled image data set: its two splits, and their shapes, classes and statistics.
 
     Raises:
-      UserError: mean, std, or resident images or labels are invalid; streamed examples are checked
-        when they are fetched.
+      UserError: mean, std, or resident images or labels are invalid; see `Split.checked`.
     """
 
     name: str

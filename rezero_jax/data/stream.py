@@ -36,8 +36,7 @@ class StreamSplit(Split):
       source: the encoded examples.
       threads: threads of this process that decode, if there are no `workers`.
       ahead: batches to decode in advance.
-      pixels: pure, thread-safe function (encoded image, step, position in the batch) -> uint8
-        (H, W, C).
+      pixels: pure, thread-safe (encoded image, step, position in the batch) -> uint8 (H, W, C).
       name: name of the data set in errors.
       num_classes: bound on labels; None disables the check.
       shape: shape of an image; None: that of the first image of a batch.
@@ -69,8 +68,7 @@ class StreamSplit(Split):
         """{"image": uint8 (B, H, W, C), "label": int32 (B,)}.
 
         Raises:
-          UserError: an image cannot be decoded or is not uint8 of one shape, or a label is not in
-            0 .. num_classes - 1.
+          UserError: an image is damaged or not uint8 of `shape`, or a label is out of range.
         """
         check_range(indices, self.size)
         positions = np.arange(len(indices))[rows].tolist()
@@ -139,8 +137,7 @@ class StreamSplit(Split):
 def _without_signals(call: Callable[[], Any]) -> Any:
     """Calls a function with SIGINT and SIGTERM blocked, so that new processes inherit this.
 
-    A terminal or a job sends these signals to all processes of a run, but only the main process
-    handles them.
+    A terminal or a job sends them to all processes of a run; the main process alone handles them.
     """
     resource_tracker.ensure_running()  # starting it later would unblock the signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))

@@ -16,12 +16,11 @@ from tqdm import tqdm
 
 from rezero_jax.data.tfds.prepare import data_folder
 from rezero_jax.data.tfds.source import whole_file
-from rezero_jax.errors import UserError, closest_beside, printable
+from rezero_jax.errors import UserError, hint_beside, printable
 
 LONGEST = 2**31 - 2  # bytes; positions, including the start byte, must fit in int32
 
-# Folders to exclude from the standard library: third-party code, tests, and folders that some
-# installations lack.
+# Third-party code, tests, and folders that some installations of the standard library lack.
 LEFT_OUT = {"__pycache__", "dist-packages", "site-packages", "test", "tests"}
 LEFT_OUT |= {"ensurepip", "idlelib", "lib2to3", "turtledemo"}
 
@@ -39,16 +38,14 @@ def user_text(path: str | None) -> np.ndarray:
     Files are in the order of their paths; see `files_below`.
 
     Raises:
-      UserError: the path is unset, not a regular file or folder, unreadable, without text or with
-        more than LONGEST bytes.
+      UserError: the path is unset, no file or folder, unreadable, empty or longer than LONGEST.
     """
     if not path:
         raise UserError("data.name=text needs a file or folder; set --config.data.path=...")
     root = Path(path).expanduser()
     try:
         if not (root.is_file() or root.is_dir()):  # reading a pipe could block forever
-            close = closest_beside(root)
-            hint = f"did you mean {close}?" if close else "give another path"
+            hint = hint_beside(root, "give another path")
             raise UserError(f"data.path={path} is not a file or folder; {hint}")
         files = files_below(root) if root.is_dir() else [root]
         size = sum(file.stat().st_size + 1 for file in files) - 1
@@ -59,7 +56,7 @@ def user_text(path: str | None) -> np.ndarray:
         text = b"\n".join(file.read_bytes() for file in files)
     except OSError as error:
         raise UserError(
-            f"{error.filename} cannot be read ({error.strerror}); make it readable or remove it"
+            f"{error.filename} cannot be read ({error.strerror}); repair or remove it"
         ) from error
     if not text:
         raise UserError(f"data.path={path} contains no text; give a file or folder with text")
@@ -150,8 +147,7 @@ def enwik8_text(data_dir: str | None = None, download: bool = True) -> np.ndarra
         ) from error
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != ENWIK8_MD5:
         raise UserError(
-            f"the text in {path} ({size} bytes) is not enwik8 ({ENWIK8_BYTES} bytes, MD5 "
-            f"checksum {ENWIK8_MD5}); {again}"
+            f"{path} ({size} bytes) is not enwik8 ({ENWIK8_BYTES} bytes, MD5 {ENWIK8_MD5}); {again}"
         )
     return np.frombuffer(content, np.uint8)
 

@@ -157,6 +157,5 @@ def check_options(options: Mapping[str, Any]) -> None:
             raise UserError(f"model.{key}={value} is too large; give at most {LARGEST}")
     if not options.get("scan") and (depth := options.get("depth", 1)) > DEEPEST_UNROLLED:
         raise UserError(
-            f"model.depth={depth} is too large without a scan; set model.scan=True, or give at "
-            f"most {DEEPEST_UNROLLED}"
+            f"model.depth={depth} needs model.scan=True; set it, or give at most {DEEPEST_UNROLLED}"
         )

@@ -65,8 +65,7 @@ class MLP(Module):
         for `residual`, whose signal would otherwise grow by half in every layer, and 2 for every
         other rule.
       scan, remat: see `rezero_jax.stack.Stack`.
-      dtype: dtype of the computation, such as jnp.bfloat16; parameters, trunk and logits are
-        float32.
+      dtype: dtype of the computation; parameters, trunk and logits are float32.
 
     Raises:
       UserError: an argument is out of range or unknown, or the rule is `sub_norm`.

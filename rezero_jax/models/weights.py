@@ -34,7 +34,7 @@ from etils import epath
 from flax import nnx
 from safetensors import SafetensorError, safe_open
 
-from rezero_jax.errors import UserError, closest_beside, first_line
+from rezero_jax.errors import UserError, first_line, hint_beside
 from rezero_jax.models import init
 from rezero_jax.models.transformer.layer import LayerStack, TransformerLayer
 from rezero_jax.models.vit import ViT
@@ -85,12 +85,10 @@ def from_torch(module: nnx.Module, tensors: Mapping[str, Any], prefix: str = "")
     Args:
       module: an EncoderLayer, DecoderLayer, Encoder, Decoder or ViT.
       tensors: the result of `load_tensors`, or a float32 state dict on the CPU.
-      prefix: prefix of the layers' names in the PyTorch model, such as "encoder."; tensors without
-        the prefix are ignored.
+      prefix: prefix of the layers' names in PyTorch, such as "encoder."; other tensors are ignored.
 
     Raises:
-      UserError: a tensor is missing, unknown, of another shape or not floating-point, or PyTorch
-        has no equivalent layer.
+      UserError: a tensor does not suit the module, or PyTorch has no equivalent layer.
     """
     places = {prefix + name: place for name, place in _places(module)}
     unused = [name for name in tensors if name.startswith(prefix) and name not in places]
@@ -163,8 +161,7 @@ def open_tensors(path: str | os.PathLike[str]) -> Iterator[tuple[Path, Any]]:
     with contextlib.ExitStack() as stack:
         try:
             if not is_file(file):
-                beside = None if "://" in str(file) else closest_beside(Path(file))
-                hint = f"did you mean {beside}?" if beside else "name another file"
+                hint = hint_beside(Path(file), "name another file")
                 raise UserError(f"{file} is missing or not a file; {hint}")
             if "://" in str(file):  # in a bucket
                 copy = stack.enter_context(tempfile.NamedTemporaryFile())

@@ -59,8 +59,7 @@ def apply(f: Branch, x: Array, trunk: Array | None = None) -> Array:
     fx = f(x)
     if fx.shape != x.shape:
         raise ValueError(
-            f"a residual branch must keep the shape of the trunk, but it maps {x.shape} to "
-            f"{fx.shape}"
+            f"a residual branch must keep the shape of the trunk, not map {x.shape} to {fx.shape}"
         )
     return fx
 
@@ -205,8 +204,7 @@ def required(place: Place | None) -> Place:
     """The place of a rule that depends on the depth, else a UserError."""
     if place is None:
         raise UserError(
-            "this residual rule depends on the depth of the network; give place=Place(layer, "
-            "layers), of rezero_jax.residual"
+            "this rule depends on the depth; give rezero_jax.residual's place=Place(layer, layers)"
         )
     return place
 

@@ -61,8 +61,7 @@ def flops(function: Callable[..., Any], *args: Any, everything: bool = False) ->
 
     Args:
       *args: arrays or their shapes; nothing is computed.
-      everything: also count one operation for each number that an elementwise operation makes or a
-        reduction takes.
+      everything: also count each number that an elementwise operation makes or a reduction takes.
     """
     return _total(jax.make_jaxpr(function)(*args).jaxpr, everything)
 

@@ -55,8 +55,7 @@ class Intervals:
                 raise UserError(f"{key}={value} is out of range; give a number in {low} .. {high}")
         if total > LARGEST * batch_size:
             raise UserError(
-                f"the run has more than {LARGEST} updates; lower train.steps, train.epochs or "
-                "train.examples"
+                f"the run has more than {LARGEST} updates; lower train.steps, .epochs or .examples"
             )
         return cls(
             size=size,

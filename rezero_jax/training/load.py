@@ -36,17 +36,15 @@ def load_language_model(
       UserError: there is no run or no good checkpoint, or it is of another family or structure.
     """
     config = checked_config(workdir, allow)
-    found = None
     if config.model.name == "transformer" or is_own(config.model.name):
         with foreign(folder_of(workdir) / "config.json", own_names(config)):
             make = make_language_model(config.model)
-        found = restored(workdir, config, make, step)
-    if found is None or not isinstance(found[0], Transformer):
-        raise UserError(
-            f"{workdir} holds a run of model.name={config.model.name}, which writes no text; "
-            "choose a run of a transformer"
-        )
-    return found  # type: ignore[return-value]
+        model, steps = restored(workdir, config, make, step)
+        if isinstance(model, Transformer):
+            return model, steps
+    raise UserError(
+        f"{workdir} holds a run of model.name={config.model.name}, not of a transformer; choose one"
+    )
 
 
 def checked_config(workdir: AnyPath, allow: Sequence[str] = ()) -> ConfigDict:
@@ -96,17 +94,8 @@ def load_model(
     """The model of a run of any family, its number of updates, and the trainer of its config.
 
     As `restored`, but the data set is needed. The run may be a stranger's: no path that it recorded
-    is opened, and nothing is downloaded.
-
-    Args:
-      step: the checkpoint, by default the newest good one; 0 is the initial model.
-      source: data.path or data.dir of the run's data set, if it needs one.
-      dataset: the data set that was passed to `train`, if one was.
-      allow: names of the modules that the run's config may import.
-
-    Raises:
-      UserError: there is no run or no such checkpoint, the checkpoint is damaged or of another
-        structure, or the data set is missing or another one.
+    is opened, and nothing is downloaded. Arguments and errors are those of `analysis.open_run`,
+    whose `data` is `source`.
     """
     config = checked_config(workdir, allow)
     if step == 0 and config.train.get("init_from"):

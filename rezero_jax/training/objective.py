@@ -40,8 +40,7 @@ def make_task(config: ConfigDict, dataset: Dataset | Text) -> tuple[MakeModel, O
         length = dataset.train.length
         if length > model.get("max_len", length):
             raise UserError(
-                f"data.length={length} is more than model.max_len={model.max_len}; lower "
-                "it, or raise model.max_len"
+                f"data.length={length} exceeds model.max_len={model.max_len}; change one of them"
             )
         if dataset.largest >= model.get("vocab_size", 256):
             raise UserError(

@@ -37,8 +37,7 @@ def make_optimizer(
     trust ratio and Muon's matrix are those of one layer.
 
     Raises:
-      UserError: a value is out of range, the path of a group matches no parameter, or a parameter
-        matches two groups.
+      UserError: a value is out of range, a group has no parameter, or a parameter two groups.
     """
     if config.clip_norm is not None and config.clip_norm <= 0:
         raise UserError(
@@ -118,8 +117,7 @@ def _labels(config: ConfigDict, spec: ModelSpec) -> Any:
         found = [name for name, pattern in patterns.items() if pattern.search(text)]
         if len(found) > 1:
             raise UserError(
-                f"the parameter {text} belongs to the optimizer groups {' and '.join(found)}; "
-                "narrow the path of one of them"
+                f"{text} belongs to the optimizer groups {' and '.join(found)}; narrow one path"
             )
         matched.update(found)
         return found[0] if found else "base"

@@ -108,8 +108,7 @@ def state_shardings(shapes: Any, mesh: Mesh, spec: ModelSpec, fully_sharded: boo
     fetch each layer from one device.
 
     Raises:
-      UserError: an axis does not divide among the devices along `model`, or no parameter can be
-        sharded along it.
+      UserError: an axis does not divide along `model`, or no parameter can be sharded along it.
     """
     data, model = mesh.shape["data"], mesh.shape["model"]
 

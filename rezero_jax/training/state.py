@@ -30,8 +30,7 @@ class ModelSpec:
       graphdef: the module's structure.
       shapes: the parameters' shapes and dtypes, a nested dict.
       parameters: path "a/b/c" -> the parameter's metadata.
-      has_stats: whether training changes arrays other than the parameters, such as BatchNorm's
-        running statistics.
+      has_stats: whether training changes other arrays too, such as running statistics.
     """
 
     graphdef: nnx.GraphDef

@@ -47,8 +47,7 @@ class Trainer:
 
     Args:
       config: see rezero_jax.config.base_config.
-      dataset: the data; of config.data only the augmentation is read. By default the data set that
-        config.data names.
+      dataset: replaces the data set of config.data, of which only the augmentation is then read.
       devices: the devices of the mesh; by default all that JAX sees.
 
     Raises:

@@ -23,7 +23,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from rezero_jax.errors import UserError, closest_beside
+from rezero_jax.errors import UserError, hint_beside
 
 
 @contextlib.contextmanager
@@ -56,10 +56,7 @@ def prepared_builder(name: str, data_dir: str | None = None, download: bool = Tr
     builder = _builder(name, data_dir)
     if not builder.is_prepared():
         if not download:
-            raise UserError(
-                f'data set "{name}" is not prepared in {builder.data_dir_root}, and this command '
-                "downloads nothing; set TFDS_DATA_DIR or name a folder that contains the data set"
-            )
+            raise _unavailable(builder, "this command downloads nothing")
         if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
             _check_archives(builder)
         with _alone(builder):
@@ -86,8 +83,7 @@ def data_folder(data_dir: str | None) -> Path:
     given = data_dir or os.environ.get("TFDS_DATA_DIR")
     folder = Path(given or "~/tensorflow_datasets").expanduser()
     if given and not folder.is_dir():
-        close = closest_beside(folder)
-        hint = f"did you mean {close}?" if close else "create it, or name another one"
+        hint = hint_beside(folder, "create it, or name another one")
         field = "data.dir" if data_dir else "TFDS_DATA_DIR"
         raise UserError(f"there is no folder {folder} ({field}={given}); {hint}")
     return folder
@@ -203,11 +199,9 @@ def _check_archives(builder: Any) -> None:
         if not path.exists() or path.stat().st_size != info.size:
             wrong.append(f"{path.name} ({int(info.size)} bytes)")
     if wrong:
-        raise UserError(
-            f'data set "{builder.name}" is not prepared in {builder.data_dir_root} and cannot be '
-            f"downloaded without an account; register at {builder.info.homepage} and put "
-            f"{' and '.join(wrong)} into {folder}, or set TFDS_DATA_DIR or --config.data.dir to "
-            "a folder that contains the prepared data set"
+        missing = f"put {' and '.join(wrong)} into {folder}"
+        raise _unavailable(
+            builder, f"this needs an account: register at {builder.info.homepage} and {missing}"
         )
 
 

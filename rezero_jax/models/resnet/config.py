@@ -30,8 +30,7 @@ class ResNetConfig:
       num_classes: number of logits.
       width: channels of the first stage; each later stage has twice as many.
       in_channels: 3 for colour images, 1 for grey images.
-      batch_norm: False removes every BatchNorm, as `fixup` and `skipinit` always do; convolutions
-        then have biases.
+      batch_norm: False replaces BatchNorm by biases, as `fixup` and `skipinit` always do.
       alpha_init: initial gate, if the rule has one; None is 0.
       scan, remat: execution of the equal blocks of a stage, see `rezero_jax.stack.Stack`. Scanned
         stages compile faster; remat="dots" rematerialises 3x3 convolutions, too.

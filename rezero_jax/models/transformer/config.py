@@ -88,6 +88,5 @@ def check_heads(width: int, heads: int, config: TransformerConfig) -> None:
             )
     if config.rotary and width // heads % 2:
         raise UserError(
-            f"rotary positions rotate pairs, but a head has the odd size {width // heads}; choose "
-            "other heads or positions"
+            f"rotary positions need heads of even size, not {width // heads}; choose other heads"
         )

@@ -132,8 +132,7 @@ def stream(
     texts = _checked(model, prompts, max_new_tokens, key_mask)
     if config.stop_token is not None and not 0 <= config.stop_token < model.vocab_size:
         raise UserError(
-            f"stop_token={config.stop_token} is not in the vocabulary; give one of 0 .. "
-            f"{model.vocab_size - 1}"
+            f"stop_token={config.stop_token} is not a token; give 0 .. {model.vocab_size - 1}"
         )
     if config.temperature > 0 and rngs is None:
         raise UserError("sampling needs rngs=nnx.Rngs(seed); give it, or temperature=0")
@@ -201,8 +200,7 @@ def _checked(
             raise UserError("a prompt is empty; give at least one token to continue")
         if row.ndim != 1 or not np.issubdtype(row.dtype, np.integer):
             raise UserError(
-                f"a prompt is a sequence of integer tokens, not {row.dtype} of shape {row.shape}; "
-                "give a list of such prompts"
+                f"a prompt has integer tokens, not {row.dtype} {row.shape}; give a list of prompts"
             )
     half = model.max_len // 2
     rows = [row[-half if len(row) >= model.max_len else 0 :] for row in rows]
@@ -234,8 +232,7 @@ def _next_chunk(
 ) -> tuple[DecodingCarry, Array]:
     """Up to `count` more tokens, of an array (batch, cache length).
 
-    The stop token fills the rest of a row. The cache has room for all, so that no other `count`
-    compiles again.
+    The stop token fills the rest of a row. Another `count` compiles nothing.
     """
     model, (batch, length) = model.for_decoding(), carry.cache[0][0].shape[1:3]
     tokens = jnp.full((batch, length), jnp.maximum(sampling.stop_token, 0), jnp.int32)

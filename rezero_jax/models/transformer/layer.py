@@ -138,16 +138,13 @@ class TransformerLayer(Module):
         drops = self.dropout.rate > 0 or self.stochastic_depth is not None
         if drops and not self.dropout.deterministic and rngs is None:
             raise UserError(
-                "dropout in training needs rngs=nnx.Rngs(dropout=key); give it in the call, or "
-                "call model.eval() first"
+                "dropout in training needs rngs=nnx.Rngs(dropout=key); give it or call model.eval()"
             )
         width, streams = self.feedforward.up.in_features, self.rules[0].streams
         last = (width,) if streams == 1 else (streams, width)
         if x.ndim != 2 + len(last) or x.shape[2:] != last:
             sizes = ", ".join(map(str, last))
-            raise UserError(
-                f"this layer takes sequences (batch, length, {sizes}), not {x.shape}; reshape x"
-            )
+            raise UserError(f"this layer takes (batch, length, {sizes}), not {x.shape}; reshape x")
 
 
 class EncoderLayer(TransformerLayer):

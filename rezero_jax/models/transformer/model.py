@@ -161,8 +161,7 @@ class Transformer(Module):
         """
         if targets.shape != tokens.shape:
             raise UserError(
-                f"the targets have the shape {targets.shape}, and the tokens {tokens.shape}; give "
-                "each token's target"
+                f"the tokens are {tokens.shape} and the targets {targets.shape}; give each a target"
             )
         self.check(targets, IGNORED)
         hidden = self.hidden(tokens, key_mask, rngs=rngs)

@@ -33,25 +33,17 @@ def bits_per_byte(model: Transformer, text: bytes) -> float:
             f"{model.vocab_size}; give another text"
         )
     length, step = model.max_len, max(model.max_len // 2, 1)
-    starts = range(0, max(len(data) - 1 - (length - step), 1), step)
+    end = max(len(data) - 1 - (length - step), 1)  # of the starts of windows
     total = 0.0
-    for first in range(0, len(starts), AT_ONCE):
-        batch = [_window(data, start, length, step) for start in starts[first : first + AT_ONCE]]
-        padding = np.stack([np.zeros(length, np.int32), np.full(length, IGNORED)])
-        batch += [padding] * (AT_ONCE - len(batch))
-        tokens, targets = np.stack(batch, axis=1)
+    for first in range(0, end, AT_ONCE * step):
+        start = first + step * np.arange(AT_ONCE)[:, None]
+        position = start + np.arange(length)
+        tokens, targets = (data.take(position + shift, mode="clip") for shift in (0, 1))
+        # Neither the targets of the window before, nor any beyond the text.
+        is_new = (start == 0) | (position >= start + length - step)
+        targets = np.where(is_new & (position < len(data) - 1), targets, IGNORED)
         total += float(_loss(model, jnp.asarray(tokens), jnp.asarray(targets)))
     return total / (len(data) - 1) / math.log(2)
-
-
-def _window(data: np.ndarray, start: int, length: int, step: int) -> np.ndarray:
-    """Tokens and targets (2, length) from `start`; targets that were scored before are ignored."""
-    tokens, targets = np.zeros(length, np.int32), np.full(length, IGNORED)
-    given, wanted = data[start : start + length], data[start + 1 : start + length + 1]
-    tokens[: len(given)], targets[: len(wanted)] = given, wanted
-    if start:
-        targets[: length - step] = IGNORED
-    return np.stack([tokens, targets])
 
 
 @jax.jit
