@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.nn.initializers import Initializer
 from jaxtyping import Float
 
 from rezero_jax.errors import UserError, check_sizes
@@ -29,20 +30,13 @@ class Block(nnx.Module):
         self,
         width: int,
         config: RuleConfig,
-        *,
-        place: Place,
-        weight_variance: float,
+        kernel_init: Initializer,
         dtype: Any,
+        place: Place,
         rngs: nnx.Rngs,
     ):
-        normal = nnx.initializers.normal(np.sqrt(weight_variance / width))
-        self.linear = _linear(
-            width,
-            width,
-            kernel_init=init.times(config.rule.branch_gain(place), normal),
-            dtype=dtype,
-            rngs=rngs,
-        )
+        scaled = init.times(config.rule.branch_gain(place), kernel_init)
+        self.linear = _linear(width, width, kernel_init=scaled, dtype=dtype, rngs=rngs)
         self.rule = make_rule(config, width, place=place, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*trunk width"]) -> Float[Array, "*trunk width"]:
@@ -97,23 +91,13 @@ class MLP(Module):
             )
         if weight_variance is None:
             weight_variance = 0.25 if config.residual == "residual" else 2.0
-        self.stem = _linear(
-            in_features,
-            width,
-            kernel_init=nnx.initializers.variance_scaling(2.0, "fan_in", "normal"),
-            dtype=dtype,
-            rngs=rngs,
-        )
+        he = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
+        self.stem = _linear(in_features, width, kernel_init=he, dtype=dtype, rngs=rngs)
         self.rule = config.rule
+        normal = nnx.initializers.normal(np.sqrt(weight_variance / width))
+        make = partial(Block, width, config, normal, dtype)
         self.trunk = Stack(
-            lambda rngs, layer: Block(
-                width,
-                config,
-                place=Place(layer, depth),
-                weight_variance=weight_variance,
-                dtype=dtype,
-                rngs=rngs,
-            ),
+            lambda rngs, layer: make(Place(layer, depth), rngs),
             depth,
             numbered=True,
             scan=scan,

@@ -131,19 +131,14 @@ def storage_error(folder: AnyPath, error: Exception) -> UserError:
     return UserError(f"cannot use {bucket}: {advice}")
 
 
-def is_of_storage(error: Exception) -> bool:
-    """Whether a disk or a bucket failed: each library for buckets has errors of its own."""
-    libraries = ("aiohttp", "botocore", "gcsfs", "google")
-    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in libraries
-
-
 @contextlib.contextmanager
 def writing(folder: AnyPath) -> Iterator[None]:
     """Raises errors of the storage within the context as the `storage_error` of a workdir."""
+    libraries = ("aiohttp", "botocore", "gcsfs", "google")  # for buckets, with errors of their own
     try:
         yield
     except Exception as error:
-        if isinstance(error, UserError) or not is_of_storage(error):
+        if not isinstance(error, OSError) and type(error).__module__.split(".")[0] not in libraries:
             raise
         raise storage_error(folder, error) from error
 

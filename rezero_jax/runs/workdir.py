@@ -80,13 +80,10 @@ class Workdir:
         lengthened: bool = False,
     ):
         self.folder = folder_of(folder)
-        path = os.fspath(self.folder)
-        if not is_bucket(path) and (
-            ":/" in f"{path}/" or path != path.encode(errors="replace").decode()
-        ):
+        if not is_bucket(self.folder) and ":/" in f"{self.folder}/":
             raise UserError(
-                f"Orbax cannot write to {self.folder}, as a name in it ends with a colon or is not "
-                "UTF-8; choose another --workdir"
+                f"Orbax cannot write to {self.folder}, as a name in it ends with a colon; choose "
+                "another --workdir"
             )
         self._lock: int | None = None
         try:
