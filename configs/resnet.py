@@ -29,7 +29,7 @@ from ml_collections import ConfigDict, config_dict
 
 from rezero_jax.config import base_config, optim_group, parse_arg
 from rezero_jax.devices import default_cpu_devices
-from rezero_jax.errors import choose_from
+from rezero_jax.errors import check_choice
 
 MEAN_STD = {  # per channel, the numbers that each recipe uses for CIFAR-10
     "paper": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
@@ -51,8 +51,7 @@ def get_config(arg: str = "") -> ConfigDict:
         epochs=float,
         smoke=False,
     )
-    if args.recipe not in MEAN_STD:
-        raise choose_from("recipe", args.recipe, MEAN_STD)
+    check_choice("recipe", args.recipe, MEAN_STD)
     paper, cifar = args.recipe == "paper", args.family == "cifar"
     config = base_config()
     config.model.name = "resnet"

@@ -17,7 +17,7 @@ from experiments.results import Made, Results
 from experiments.running import Stopped, run_all
 from rezero_jax import command, devices
 from rezero_jax.analysis.theme import themed
-from rezero_jax.errors import UserError, choose_from
+from rezero_jax.errors import UserError, check_choice, choose_from
 from rezero_jax.runs.folder import device, environment
 from rezero_jax.runs.reader import Run
 
@@ -76,8 +76,7 @@ def _paper(argv: Sequence[str]) -> int:
     for name in args.names:
         if name not in ("all", *EXPERIMENTS):
             raise choose_from("figure or table", name, ("all", *EXPERIMENTS))
-    if args.scale not in SCALES:
-        raise choose_from("scale", args.scale, SCALES)
+    check_choice("scale", args.scale, SCALES)
     if args.text and args.scale == "paper":
         raise UserError("at the paper's scale the text is enwik8; leave out --text")
     if args.text and not Path(args.text).exists():

@@ -13,7 +13,7 @@ import jax
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict, config_dict
 
-from rezero_jax.errors import UserError, choose_from, hint_beside
+from rezero_jax.errors import UserError, check_choice, choose_from, hint_beside
 
 # Alternative units of one length, by section; at most one of the fields is set.
 LENGTHS = {
@@ -157,8 +157,7 @@ def parse_arg(arg: str, **defaults: Any) -> ConfigDict:
         values[key] = config_dict.placeholder(default) if isinstance(default, type) else default
     for part in filter(None, arg.split(",")):
         key, _, text = part.partition("=")
-        if key not in defaults:
-            raise choose_from("config argument", key, defaults)
+        check_choice("config argument", key, defaults)
         assign(values, key, text or "True", shown=key)
     return values
 

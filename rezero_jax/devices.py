@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from rezero_jax.errors import UserError, first_line
+from rezero_jax.errors import UserError, check_between, first_line
 
 # Bytes of memory of the GPUs that we know, by the beginning of JAX's `device_kind`.
 GPU_MEMORY = {"NVIDIA A100": 40e9, "NVIDIA H100": 80e9, "NVIDIA H200": 141e9}
@@ -178,8 +178,7 @@ def set_cpu_devices(count: int) -> None:
     Raises:
       UserError: the count is out of range, or JAX has already started its devices.
     """
-    if not 1 <= count <= MOST_CPU_DEVICES:
-        raise UserError(f"mesh.cpu_devices={count} is out of range; give 1 to {MOST_CPU_DEVICES}")
+    check_between(1, count, MOST_CPU_DEVICES, "mesh.cpu_devices")
     try:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError:

@@ -48,6 +48,18 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 
+def check_choice(what: str, name: object, valid: Collection[str]) -> None:
+    """Raises the error of `choose_from` for a `name` that is not in `valid`."""
+    if name not in valid:
+        raise choose_from(what, name, valid)
+
+
+def check_between(low: float, value: float | None, high: float, name: str) -> None:
+    """Raises a UserError for a number `name` that is not in low .. high; None is unset."""
+    if value is not None and not low <= value <= high:
+        raise UserError(f"{name}={value} is out of range; give {low} .. {high}")
+
+
 def check_sizes(**sizes: SupportsIndex | None) -> None:
     """Raises a UserError for a size that is not a whole number above 0; None is unset."""
     for name, size in sizes.items():

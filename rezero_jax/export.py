@@ -22,7 +22,7 @@ from etils import epath
 from flax import nnx
 
 from rezero_jax import command
-from rezero_jax.errors import UserError, choose_from, foreign, printable
+from rezero_jax.errors import UserError, check_choice, foreign, printable
 from rezero_jax.formatting import markdown, markdown_table
 from rezero_jax.models.build import check_options, make_language_model, make_model, rule_named
 from rezero_jax.models.weights import is_file, open_tensors, row_major, variables_of
@@ -101,9 +101,7 @@ def load(folder: AnyPath, allow: Sequence[str] = ()) -> nnx.Module:
     with open_tensors(path / WEIGHTS) as (weights, file):
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         if shapes != {name: variable.shape for name, variable in variables.items()}:
-            raise UserError(
-                f"{path / WEIGHTS} is not of the model that {CONFIG} describes; export it again"
-            )
+            raise UserError(f"{path / WEIGHTS} is not of the model in {CONFIG}; export it again")
         with weights.open("rb") as content:
             if hashlib.file_digest(content, "sha256").hexdigest() != digest:
                 raise UserError(f"{path / WEIGHTS} is damaged; export the model again")
@@ -127,8 +125,7 @@ def constructor(description: Mapping[str, Any]) -> Callable[[nnx.Rngs], nnx.Modu
     arguments, data = dict(description["model"]), description.get("data")
     if is_own(name := arguments.pop("name")):
         return _of_config(description["model"], data)
-    if name not in MODELS:
-        raise choose_from("model", name, MODELS)
+    check_choice("model", name, MODELS)
     check_options(arguments)
     if is_own(arguments.get("residual")):
         arguments["residual"] = rule_named(arguments["residual"])
@@ -254,9 +251,7 @@ def _arguments(model: nnx.Module) -> dict[str, Any]:
         graph, state = nnx.split(one)
         structures.append((graph, jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state)))
     if structures[0] != structures[1]:
-        raise UserError(
-            f"this {kind} was changed after it was made; make one of this structure, {advice}"
-        )
+        raise UserError(f"this {kind} was changed after it was made; make one like it, {advice}")
     return arguments
 
 
@@ -292,9 +287,7 @@ def _check_out(out: AnyPath) -> None:
     with contextlib.suppress(UserError):
         is_export = is_export or {"rezero_jax", "sha256"} <= read_json(folder / CONFIG).keys()
     if others or not is_export:
-        raise UserError(
-            f"{out} has other files ({', '.join((others or names)[:3])}); choose a new folder"
-        )
+        raise UserError(f"{out} has other files ({', '.join((others or names)[:3])}); name another")
 
 
 def _unwritable(out: AnyPath, error: OSError) -> UserError:

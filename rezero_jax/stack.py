@@ -15,7 +15,7 @@ from jax import Array
 from jax.sharding import PartitionSpec
 
 from rezero_jax import devices
-from rezero_jax.errors import UserError, check_sizes, choose_from
+from rezero_jax.errors import UserError, check_choice, check_sizes
 from rezero_jax.residual import Constant
 
 LayerState = tuple[nnx.State, nnx.State, Array | None]  # parameters, other arrays, random key
@@ -68,8 +68,7 @@ class Stack(nnx.Module):
     ):
         check_sizes(depth=depth)
         depth = operator.index(depth)
-        if remat not in REMAT_POLICIES:
-            raise choose_from("remat policy", remat, REMAT_POLICIES)
+        check_choice("remat policy", remat, REMAT_POLICIES)
         self.depth, self.remat, self.unroll = depth, remat, unroll
         graphdefs: list[nnx.GraphDef] = []
 

@@ -66,7 +66,7 @@ def test_the_length_of_a_text_is_checked_before_it_is_read(
         with (tmp_path / name).open("wb") as file:
             file.truncate(2**31 - 1)  # without any blocks on the disk
     for path in (tmp_path / "one", tmp_path):
-        with pytest.raises(UserError, match=r"has [\d,]+ bytes; give a text of at most"):
+        with pytest.raises(UserError, match=r"has [\d,]+ bytes; give at most"):
             user_text(str(path))
 
 

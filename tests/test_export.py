@@ -170,7 +170,7 @@ def test_folders_without_a_model_or_with_a_damaged_one(models, tmp_path):
         weights.write_bytes(content)
         assert "is damaged" in sentence(folder)
     save_tensors(weights, arrays | {"more": arrays["head.kernel"]})
-    assert "is not of the model that config.json describes" in sentence(folder)
+    assert "is not of the model in config.json" in sentence(folder)
     weights.write_bytes(whole)
     rezero_jax.load(folder)
     for broken in (text[:-20], "[]", "{}", text.replace('"width"', '"breadth"')):
@@ -180,7 +180,7 @@ def test_folders_without_a_model_or_with_a_damaged_one(models, tmp_path):
     assert 'did you mean "rezero"' in sentence(folder)
     depth = json.loads(text)["model"]["depth"]
     config.write_text(text.replace(f'"depth": {depth}', f'"depth": {depth + 1}'))
-    assert "is not of the model that config.json describes" in sentence(folder)
+    assert "is not of the model in config.json" in sentence(folder)
 
 
 def test_a_run_that_has_not_ended_and_mistakes_of_the_command(trained, copy_of, tmp_path, capsys):

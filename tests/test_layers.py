@@ -358,7 +358,7 @@ def test_stochastic_depth_drops_branches_of_examples_more_often_in_later_layers(
     stack.eval()
     np.testing.assert_array_equal(call(stack, x, seed=0), 3)
     stack.train()
-    with pytest.raises(UserError, match=r"dropout in training needs rngs"):
+    with pytest.raises(UserError, match=r"dropout needs rngs"):
         stack(x)
 
 
@@ -601,7 +601,7 @@ def test_a_config_is_the_same_as_its_fields_as_arguments():
 @pytest.mark.usefixtures("unchecked")
 def test_wrong_calls_are_user_errors():
     layer = new(DecoderLayer, 16, 4, dropout=0.1)
-    with pytest.raises(UserError, match=r"dropout in training needs rngs=nnx\.Rngs"):
+    with pytest.raises(UserError, match=r"dropout needs rngs=nnx\.Rngs"):
         layer(X, MEMORY)
     layer.eval()
     for x in (X[0], X[..., :8], X[None]):

@@ -149,7 +149,7 @@ def test_options_of_a_rule_are_checked_once_and_by_name():
     with pytest.raises(UserError, match="residual rule"):
         make_rule("prenorm", 8, rngs=nnx.Rngs(0))
     for name in ("layerscale", "layernorm_scaling", "deep_norm", "completep", "depth_mup"):
-        with pytest.raises(UserError, match=r"place=Place\(layer, layers\)"):
+        with pytest.raises(UserError, match=r"place=residual\.Place\(layer, layers\)"):
             make_rule(name, 8, rngs=nnx.Rngs(0))
 
 
@@ -275,5 +275,5 @@ def test_an_integer_trunk_is_an_error():
 
 def test_a_branch_of_another_shape_is_an_error():
     for name in RULES:
-        with pytest.raises(ValueError, match=r"maps \(5, 8\) to \(5, 1\)"):
+        with pytest.raises(ValueError, match=r"map \(5, 8\) to \(5, 1\)"):
             jax.eval_shape(partial(call, made(name), f=lambda u: u[:, :1]), X)

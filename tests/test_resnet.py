@@ -221,8 +221,8 @@ def test_signatures_have_the_options():
 def test_mistakes_are_user_errors():
     cifar, preact = ResNet.cifar, ResNet.preact
     for make, sentence in (
-        (partial(cifar, 21), "depth=21 is not 6n [+] 2; the closest depths are 20 and 26"),
-        (partial(cifar, 2), "the closest depths are 8 and 14"),
+        (partial(cifar, 21), "depth=21 is not 6n [+] 2; choose 20 or 26"),
+        (partial(cifar, 2), "choose 8 or 14"),
         (partial(preact, 20), 'unknown depth "20".*18, 34, 50'),
         (partial(cifar, 20, "rezerro"), 'did you mean "rezero"'),
         (partial(cifar, 20, variant="notebok"), 'did you mean "notebook"'),

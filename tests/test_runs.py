@@ -293,7 +293,7 @@ def test_a_json_file_is_the_old_or_the_new_one(tmp_path):
     path.write_text("[]")
     with pytest.raises(UserError, match=r"final\.json is broken"):
         read_json(path)
-    with pytest.raises(UserError, match=r"no run: there is no config\.json"):
+    with pytest.raises(UserError, match=r"no run: it has no config\.json"):
         read_json(tmp_path / "config.json")
 
 

@@ -184,8 +184,8 @@ def test_a_wrong_option_is_one_sentence(capsys, workdir):
         ("--step=3", "{} holds no checkpoint 3"),
         ("--bytes=0", "--bytes=0"),
         ("--seed=99999999999999999999", "--seed=99999999999999999999 is out of range"),
-        ("--temperature=-1", "temperature=-1.0 is not 0 or more"),
-        ("--temperature=nan", "temperature=nan is not 0 or more"),
+        ("--temperature=-1", "temperature=-1.0 is out of range"),
+        ("--temperature=nan", "temperature=nan is out of range"),
         ("--top_k=0", "top_k=0"),
         ("--top_p=2", "top_p=2.0"),
     ):
@@ -211,7 +211,7 @@ def test_folders_without_a_checkpoint_of_a_transformer(capsys, workdir, tmp_path
     config = json.loads((young / "config.json").read_text())
     config["model"]["name"] = "mlp"
     (young / "config.json").write_text(json.dumps(config))
-    assert_refused("model.name=mlp")
+    assert_refused("has a run of mlp, not a transformer")
 
 
 def test_ctrl_c_ends_it_with_130(capsys, workdir, monkeypatch):

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from numpy.typing import ArrayLike
 
-from rezero_jax.errors import UserError, choose_from, printable
+from rezero_jax.errors import UserError, check_choice, printable
 from rezero_jax.runs.files import AnyPath, path_of, replace_file
 
 # Okabe and Ito's colours are distinct to colour-blind readers.
@@ -89,8 +89,7 @@ def plain_ticks(axis: Axes) -> None:
 def check_ending(path: AnyPath) -> None:
     """Raises a UserError if the path does not end in one of FORMATS."""
     suffix = path_of(path).suffix
-    if suffix not in FORMATS:
-        raise choose_from("ending of a picture", suffix, FORMATS)
+    check_choice("ending of a picture", suffix, FORMATS)
 
 
 @themed

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 from ml_collections import ConfigDict
 
-from rezero_jax.errors import UserError
+from rezero_jax.errors import UserError, check_between
 
 BRIGHTNESS, CONTRAST, SATURATION = range(3)
 ORDERS = np.asarray(list(itertools.permutations(range(3))), np.int32)  # (6, 3)
@@ -45,9 +45,7 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         for name, most in (("crop_padding", 10_000), ("jitter", 10.0), ("rotation", 360.0)):
-            value = getattr(self, name)
-            if not 0 <= value <= most:
-                raise UserError(f"data.{name}={value} is out of range; set it to 0 (off) .. {most}")
+            check_between(0, getattr(self, name), most, f"data.{name}")
 
     def __call__(self, image: Array, key: Array) -> Array:
         """Augments images by random numbers that depend on key and position in the batch alone."""

@@ -18,7 +18,7 @@ from rezero_jax.data.text import EVAL_SPLITS, TEXT_NAMES, Text, load_text
 from rezero_jax.data.text_files import ENWIK8_BYTES
 from rezero_jax.data.tfds.prepare import prepared_builder
 from rezero_jax.data.tfds.source import TfdsSource, cached_arrays, supervised
-from rezero_jax.errors import UserError, choose_from, hint_beside
+from rezero_jax.errors import UserError, check_between, check_choice, choose_from, hint_beside
 
 # {image data set: ((training examples, evaluation examples), shape of an image, classes)}.
 IMAGES = {
@@ -174,16 +174,10 @@ def _images(
 def _check(config: ConfigDict) -> None:
     if config.name not in NAMES and not config.name.startswith("tfds:"):
         raise choose_from("data set", config.name, (*NAMES, "tfds:NAME"))
-    for field, low, high in (
-        ("workers", 0, 1024),
-        ("image_size", 1, 10_000),
-        ("eval_fraction", 0.01, 0.99),
-    ):
-        value = config[field]
-        if value is not None and not low <= value <= high:
-            raise UserError(f"data.{field}={value} is out of range; set it to {low} .. {high}")
-    if config.eval_split not in EVAL_SPLITS:
-        raise choose_from("data.eval_split", config.eval_split, EVAL_SPLITS)
+    check_between(0, config.workers, 1024, "data.workers")
+    check_between(1, config.image_size, 10_000, "data.image_size")
+    check_between(0.01, config.eval_fraction, 0.99, "data.eval_fraction")
+    check_choice("data.eval_split", config.eval_split, EVAL_SPLITS)
 
 
 def _example_shape(config: ConfigDict) -> tuple[int, ...]:

@@ -2,10 +2,11 @@
 
 import dataclasses
 import functools
+import math
 
 import numpy as np
 
-from rezero_jax.errors import UserError
+from rezero_jax.errors import UserError, check_between
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
@@ -66,8 +67,7 @@ class Order:
     batch_size: int
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**32:  # JAX would truncate a larger seed
-            raise UserError(f"seed={self.seed} is out of range; set it to 0 .. {2**32 - 1}")
+        check_between(0, self.seed, 2**32 - 1, "seed")  # JAX would truncate a larger seed
         if not 1 <= self.batch_size <= self.size:
             raise UserError(
                 f"train.batch_size={self.batch_size} is empty or larger than the {self.size} "
@@ -95,12 +95,9 @@ def eval_batches(
     Raises:
       UserError: batch_size is not in 1 .. 1,000,000, or examples is below 1.
     """
-    if not 1 <= batch_size <= 1_000_000:
-        raise UserError(f"eval.batch_size={batch_size} is out of range; set it to 1 .. 1000000")
-    if examples is not None:
-        if examples < 1:
-            raise UserError(f"eval.examples={examples} evaluates nothing; set it to at least 1")
-        size = min(size, examples)
+    check_between(1, batch_size, 1_000_000, "eval.batch_size")
+    check_between(1, examples, math.inf, "eval.examples")
+    size = min(size, examples or size)
     batches = -(-size // batch_size)
     positions = np.arange(batches * batch_size, dtype=np.int32).reshape(batches, batch_size)
     mask = positions < size

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from rezero_jax.data.order import SplitMix64
 from rezero_jax.data.split import ALL, Batch, HostBatch, Rows, Split, check_range, content_hash
 from rezero_jax.data.text_files import LONGEST, enwik8_text, stdlib_text, user_text
-from rezero_jax.errors import UserError, choose_from
+from rezero_jax.errors import UserError, check_between, check_choice
 
 EVAL_SPLITS = ("validation", "test")
 TEXT_NAMES = ("enwik8", "stdlib", "text")
@@ -139,8 +139,7 @@ def load_text(
     config: ConfigDict, seed: int = 0, text: np.ndarray | None = None, download: bool = True
 ) -> Text:
     """Loads the text that config.data names; `text`, uint8 (N,), replaces its bytes if given."""
-    if config.windows not in WINDOWS:
-        raise choose_from("data.windows", config.windows, WINDOWS)
+    check_choice("data.windows", config.windows, WINDOWS)
     _check_window(config.length, config.context)  # before anything is downloaded
     train, held = read_text(config, download) if text is None else _divided(text, config.eval_split)
     length, random = config.length, config.windows == "random"
@@ -158,7 +157,5 @@ def _divided(text: np.ndarray, eval_split: str) -> tuple[np.ndarray, np.ndarray]
 
 
 def _check_window(length: int, context: int) -> None:
-    if length < 1:
-        raise UserError(f"data.length={length} is not positive; set it to at least 1")
-    if not 0 <= context < length:
-        raise UserError(f"data.context={context} is out of range; set it to 0 .. {length - 1}")
+    check_between(1, length, LONGEST, "data.length")
+    check_between(0, context, length - 1, "data.context")

@@ -50,9 +50,7 @@ def user_text(path: str | None) -> np.ndarray:
         files = files_below(root) if root.is_dir() else [root]
         size = sum(file.stat().st_size + 1 for file in files) - 1
         if size > LONGEST:  # before memory is taken
-            raise UserError(
-                f"data.path={path} has {size:,} bytes; give a text of at most {LONGEST:,} bytes"
-            )
+            raise UserError(f"data.path={path} has {size:,} bytes; give at most {LONGEST:,} bytes")
         text = b"\n".join(file.read_bytes() for file in files)
     except OSError as error:
         raise UserError(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rezero_jax.devices import compute_dtype
-from rezero_jax.errors import UserError, choose_from
+from rezero_jax.errors import UserError, check_choice, choose_from
 from rezero_jax.models.mlp import MLP
 from rezero_jax.models.resnet.model import ResNet
 from rezero_jax.models.transformer.config import TransformerConfig
@@ -71,14 +71,11 @@ def make_model(
     options |= {"in_channels": channels, "num_classes": num_classes}
     if name == "vit":
         if height != width:
-            raise UserError(
-                f"model.name=vit takes square images, not {height} x {width}; choose other data"
-            )
+            raise UserError(f"a ViT takes square images, not {height} x {width}; choose other data")
         return lambda rngs: ViT(height, **options, rngs=rngs), example_shape
     families: dict[str, Callable[..., ResNet]] = {"cifar": ResNet.cifar, "preact": ResNet.preact}
     family = options.pop("family")
-    if family not in families:
-        raise choose_from("model.family", family, families)
+    check_choice("model.family", family, families)
     options.pop("stem" if family == "cifar" else "variant", None)  # of the other family
     return lambda rngs: families[family](**options, rngs=rngs), example_shape
 
@@ -93,9 +90,7 @@ def make_language_model(config: Any) -> Callable[[nnx.Rngs], nnx.Module]:
     if is_own(name):
         return _own_model(name, options)
     if name != "transformer":
-        raise UserError(
-            f"model.name={name} reads images, not text; set it to transformer, or choose other data"
-        )
+        raise UserError(f"model.name={name} reads images, not text; choose transformer, or images")
     return lambda rngs: Transformer(**options, rngs=rngs)
 
 
@@ -138,8 +133,7 @@ def _options(config: Any) -> tuple[str, dict[str, Any]]:
     if name not in NAMES and not is_own(name):
         raise choose_from("model", name, NAMES)
     if dtype is not None:
-        if dtype not in DTYPES:
-            raise choose_from("dtype", dtype, DTYPES)
+        check_choice("dtype", dtype, DTYPES)
         options["dtype"] = getattr(jnp, compute_dtype(dtype))
     if isinstance(rule, type):
         text = f"{rule.__module__}:{rule.__name__}"
@@ -156,6 +150,4 @@ def check_options(options: Mapping[str, Any]) -> None:
         if isinstance(value, int | float) and not abs(value) <= LARGEST:
             raise UserError(f"model.{key}={value} is too large; give at most {LARGEST}")
     if not options.get("scan") and (depth := options.get("depth", 1)) > DEEPEST_UNROLLED:
-        raise UserError(
-            f"model.depth={depth} needs model.scan=True; set it, or give at most {DEEPEST_UNROLLED}"
-        )
+        raise UserError(f"model.depth={depth} is over {DEEPEST_UNROLLED}; set model.scan=True")

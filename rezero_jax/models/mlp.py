@@ -1,5 +1,6 @@
 """The deep fully connected network of the paper's section 4 and of the authors' notebook."""
 
+import math
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ from jax import Array
 from jax.nn.initializers import Initializer
 from jaxtyping import Float
 
-from rezero_jax.errors import UserError, check_sizes
+from rezero_jax.errors import UserError, check_between, check_sizes
 from rezero_jax.models import init
 from rezero_jax.models.options import Module, takes_options
 from rezero_jax.residual import Place, RuleConfig, make_rule, trunk_dtype
@@ -82,8 +83,7 @@ class MLP(Module):
         **options: Any,
     ):
         check_sizes(in_features=in_features, width=width, out_features=out_features)
-        if weight_variance is not None and weight_variance < 0:
-            raise UserError(f"weight_variance={weight_variance} is negative; give 0 or more")
+        check_between(0, weight_variance, math.inf, "weight_variance")
         if config.rule.has_inner_norm:
             raise UserError(
                 f"{config.residual} needs branches of two matrices, and those of this network have "
@@ -112,9 +112,7 @@ class MLP(Module):
     ) -> Float[Array, "*batch out_features"]:
         """Returns float32 logits; raises a UserError if x has not `in_features` features."""
         if x.shape[-1:] != (self.stem.in_features,):
-            raise UserError(
-                f"this network takes (..., {self.stem.in_features}), not {x.shape}; reshape x"
-            )
+            raise UserError(f"x is {x.shape}, not (..., {self.stem.in_features}); reshape it")
         x = nnx.relu(self.stem(x))
         x = self.rule.leave(self.trunk(self.rule.enter(x.astype(trunk_dtype(x.dtype)))))
         return self.head(x.astype(jnp.float32))

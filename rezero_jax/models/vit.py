@@ -8,7 +8,7 @@ from jax import Array
 from jaxtyping import Float
 
 from rezero_jax.devices import check_auto
-from rezero_jax.errors import UserError, check_images, check_sizes, choose_from
+from rezero_jax.errors import UserError, check_choice, check_images, check_sizes
 from rezero_jax.models import init
 from rezero_jax.models.dropout import Dropout
 from rezero_jax.models.options import Module, takes_options
@@ -71,11 +71,8 @@ class ViT(Module):
         check_sizes(image_size=image_size, patch=patch, width=width)
         check_sizes(num_classes=num_classes, in_channels=in_channels)
         if image_size < patch or image_size % patch:
-            raise UserError(
-                f"patch={patch} does not divide the image size {image_size}; choose a divisor"
-            )
-        if pool not in POOLS:
-            raise choose_from("pool", pool, POOLS)
+            raise UserError(f"patch={patch} is no divisor of image_size={image_size}; choose one")
+        check_choice("pool", pool, POOLS)
         self.image_size, self.patch = image_size, patch
         pixels, patches = patch * patch * in_channels, (image_size // patch) ** 2
         self.embedding = init.linear(pixels, width, dtype=config.dtype, rngs=rngs)

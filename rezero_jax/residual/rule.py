@@ -1,6 +1,6 @@
 """The gate `Alpha`, the wrappers `ReZero` and `AdaLNZero`, and what all residual rules share."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -10,7 +10,7 @@ from flax.nnx.variablelib import VariableMeta
 from jax import Array
 from jaxtyping import Float
 
-from rezero_jax.errors import UserError, check_sizes, choose_from
+from rezero_jax.errors import UserError, check_choice, check_sizes
 
 Branch = Callable[[Array], Array]
 TRUNK_DTYPE = jnp.float32  # a model's trunk has at least this precision
@@ -163,8 +163,7 @@ class RuleConfig:
 
     def __post_init__(self) -> None:
         check_rule(self.residual, RULES)
-        if self.norm not in NORMS:
-            raise choose_from("norm", self.norm, NORMS)
+        check_choice("norm", self.norm, NORMS)
         check_sizes(base_depth=self.base_depth)
 
     @property
@@ -203,9 +202,7 @@ class Place:
 def required(place: Place | None) -> Place:
     """The place of a rule that depends on the depth, else a UserError."""
     if place is None:
-        raise UserError(
-            "this rule depends on the depth; give rezero_jax.residual's place=Place(layer, layers)"
-        )
+        raise UserError("this rule depends on the depth; give place=residual.Place(layer, layers)")
     return place
 
 
@@ -273,11 +270,10 @@ class Rule(nnx.Module):
         return x if cls.streams == 1 else x.sum(axis=-2)
 
 
-def check_rule(rule: object, valid: Iterable[str]) -> None:
+def check_rule(rule: object, valid: Collection[str]) -> None:
     """Raises a UserError unless `rule` is a name in `valid` or a subclass of `Rule`."""
     if isinstance(rule, str):
-        if rule not in valid:
-            raise choose_from("residual rule", rule, valid)
+        check_choice("residual rule", rule, valid)
     elif not (isinstance(rule, type) and issubclass(rule, Rule)):
         raise UserError(f"residual={rule!r} is no subclass of rezero_jax.residual.Rule; give one")
 

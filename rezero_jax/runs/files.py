@@ -187,9 +187,7 @@ def read_json(path: AnyPath) -> dict[str, Any]:
     """The object in a JSON file of a run; raises a UserError if it is missing or broken."""
     file = path_of(path)
     if not file.exists():
-        raise UserError(
-            f"{file.parent} holds no run: there is no {file.name} in it; train there first"
-        )
+        raise UserError(f"{file.parent} holds no run: it has no {file.name}; train there first")
     try:
         content = json.loads(read_text(file))
         if not isinstance(content, dict):
@@ -201,9 +199,7 @@ def read_json(path: AnyPath) -> dict[str, Any]:
 
 def broken(path: AnyPath, why: str) -> UserError:
     """The error for a file of a run that is not what a run writes."""
-    return UserError(
-        f"{path} is broken ({why}); restore it from a copy, or choose another run folder"
-    )
+    return UserError(f"{path} is broken ({why}); restore it from a copy, or choose another run")
 
 
 def write_json(path: AnyPath, content: Any) -> None:

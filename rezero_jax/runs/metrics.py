@@ -111,7 +111,7 @@ def read_metrics(
     """
     path = path_of(folder) / FILE
     if not path.exists():
-        raise UserError(f"{folder} holds no run: there is no {path.name} in it; train there first")
+        raise UserError(f"{folder} holds no run: it has no {path.name}; train there first")
     lines, wrong = [], []
     try:
         for number, text in enumerate(_texts(path), 1):

@@ -6,7 +6,7 @@ import math
 from ml_collections import ConfigDict
 
 from rezero_jax.config import LARGEST, LENGTHS
-from rezero_jax.errors import UserError
+from rezero_jax.errors import UserError, check_between
 
 RANGES = {
     "train.steps_per_dispatch": (1, 10_000),  # all batches of a dispatch are in memory
@@ -45,18 +45,12 @@ class Intervals:
         batch_size = config.train.batch_size
         total = in_examples(config, "train", size, batch_size)
         if total is None:
-            raise UserError(
-                "the run has no length; set train.steps, train.epochs or train.examples"
-            )
+            raise UserError("the run has no length; set train.steps, .epochs or .examples")
         for key, (low, high) in RANGES.items():
             section, field = key.split(".")
-            value = config[section][field]
-            if value is not None and not low <= value <= high:
-                raise UserError(f"{key}={value} is out of range; give a number in {low} .. {high}")
+            check_between(low, config[section][field], high, key)
         if total > LARGEST * batch_size:
-            raise UserError(
-                f"the run has more than {LARGEST} updates; lower train.steps, .epochs or .examples"
-            )
+            raise UserError(f"the run has more than {LARGEST} updates; shorten it")
         return cls(
             size=size,
             batch_size=batch_size,

@@ -42,9 +42,7 @@ def load_language_model(
         model, steps = restored(workdir, config, make, step)
         if isinstance(model, Transformer):
             return model, steps
-    raise UserError(
-        f"{workdir} holds a run of model.name={config.model.name}, not of a transformer; choose one"
-    )
+    raise UserError(f"{workdir} has a run of {config.model.name}, not a transformer; choose one")
 
 
 def checked_config(workdir: AnyPath, allow: Sequence[str] = ()) -> ConfigDict:
@@ -141,9 +139,7 @@ def load_state(workdir: AnyPath, shapes: Any, step: int | None = None) -> State:
             raise UserError(f"{workdir} holds no good checkpoint; wait for one, or train there")
         return found[0]
     if step not in saved_steps(folder):
-        raise UserError(
-            f"{workdir} holds no checkpoint {step}; train anew with checkpoint.keep_every_steps"
-        )
+        raise UserError(f"{workdir} holds no checkpoint {step}; set checkpoint.keep_every_steps")
     try:
         return read(folder / "checkpoints", step, shapes)[0]
     except Damaged as error:

@@ -17,7 +17,7 @@ import optax
 from jax import Array
 from ml_collections import ConfigDict
 
-from rezero_jax.errors import UserError, choose_from
+from rezero_jax.errors import UserError, check_between, choose_from
 from rezero_jax.formatting import path_text
 from rezero_jax.parameters import Parameter
 from rezero_jax.training.state import ModelSpec
@@ -40,9 +40,7 @@ def make_optimizer(
       UserError: a value is out of range, a group has no parameter, or a parameter two groups.
     """
     if config.clip_norm is not None and config.clip_norm <= 0:
-        raise UserError(
-            f"optim.clip_norm={config.clip_norm} is not positive; None disables clipping"
-        )
+        raise UserError(f"optim.clip_norm={config.clip_norm} is not positive; None disables it")
     labels = _labels(config, spec)
     optimizers, schedules = {}, {}
     for name in sorted(set(jax.tree.leaves(labels))):
@@ -87,15 +85,12 @@ def has_same_rates(config: ConfigDict, total: int, other: int, steps: int) -> bo
 
 def _check_ranges(settings: ConfigDict) -> None:
     for name in ("learning_rate", "warmup_steps", "weight_decay", "decay_factor"):
-        if settings[name] < 0:
-            raise UserError(f"optim.{name}={settings[name]} is negative; give 0 or more")
+        check_between(0, settings[name], math.inf, f"optim.{name}")
     for name in ("momentum", "b1", "b2"):
         if not 0 <= settings[name] < 1:
             raise UserError(f"optim.{name}={settings[name]} is out of range; give 0 to below 1")
     if any(not 0 <= fraction <= 1 for fraction in settings.milestones):
-        raise UserError(
-            f"optim.milestones={settings.milestones} are not fractions of the run; give 0 to 1"
-        )
+        raise UserError(f"optim.milestones={settings.milestones} are not fractions; give 0 to 1")
 
 
 def _labels(config: ConfigDict, spec: ModelSpec) -> Any:

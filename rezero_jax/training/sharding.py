@@ -33,9 +33,7 @@ def make_mesh(config: ConfigDict, available: Sequence[jax.Device], key: str, siz
     """
     count, model = len(available), config.model
     if model < 1 or count % model:
-        raise UserError(
-            f"mesh.model={model} does not divide the {count} device(s); set it to a divisor"
-        )
+        raise UserError(f"mesh.model={model} does not divide {count} device(s); choose a divisor")
     most, data = count // model, config.data
     if data == -1:
         data = max(n for n in range(1, most + 1) if size % n == 0)

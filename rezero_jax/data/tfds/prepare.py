@@ -94,9 +94,7 @@ def _builder(name: str, data_dir: str | None) -> Any:
 
     # Other forms of a name, such as "namespace:name", would download and run code.
     if not re.fullmatch(r"[a-z]\w*(/[\w.+-]+)?(:\d+\.\d+\.\d+)?", name):
-        raise UserError(
-            f'"tfds:{name}" has no data set\'s name; give tfds:NAME, such as tfds:cifar10'
-        )
+        raise UserError(f'"tfds:{name}" names no data set; give tfds:NAME, such as tfds:cifar10')
     for path in (data_folder(data_dir) / name.partition(":")[0]).rglob("*.json"):
         if not path.is_file():  # reading a pipe could block forever
             raise UserError(f"{path} is not a file; delete it to prepare the data set again")

@@ -9,7 +9,7 @@ from flax import nnx
 from jax import Array
 from jax.nn.initializers import Initializer
 
-from rezero_jax.errors import UserError, check_sizes, choose_from
+from rezero_jax.errors import UserError, check_choice, check_sizes, choose_from
 from rezero_jax.models import init
 from rezero_jax.models.resnet.batch_norm import BatchNorm
 from rezero_jax.models.resnet.conv import as_general
@@ -60,21 +60,15 @@ class ResNetConfig:
         check_rule(self.residual, RULES)
         if isinstance(self.residual, type) and self.residual.streams > 1:
             raise UserError("a ResNet's trunk is one stream; choose a rule with streams = 1")
-        for what, name, valid in (
-            ("variant", self.variant, ("paper", "notebook")),
-            ("stem", self.stem, ("cifar", "imagenet")),
-        ):
-            if name not in valid:
-                raise choose_from(what, name, valid)
+        check_choice("variant", self.variant, ("paper", "notebook"))
+        check_choice("stem", self.stem, ("cifar", "imagenet"))
         sizes = ("depth", "num_classes", "width", "in_channels")
         check_sizes(**{name: getattr(self, name) for name in sizes})
         if self.family == "preact" and self.depth not in PREACT_BLOCKS:
             raise choose_from("depth", self.depth, map(str, PREACT_BLOCKS))
         if self.family == "cifar" and (self.depth < 8 or (self.depth - 2) % 6):
             below = max(self.depth - (self.depth - 2) % 6, 8)
-            raise UserError(
-                f"depth={self.depth} is not 6n + 2; the closest depths are {below} and {below + 6}"
-            )
+            raise UserError(f"depth={self.depth} is not 6n + 2; choose {below} or {below + 6}")
         if self.residual == "zero_gamma" and (self.family == "preact" or not self.batch_norm):
             raise UserError(
                 "zero_gamma needs a BatchNorm at the end of each branch; use ResNet.cifar with "

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from rezero_jax.errors import UserError, check_sizes, choose_from
+from rezero_jax.errors import UserError, check_choice, check_sizes
 from rezero_jax.residual import RuleConfig
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -70,8 +70,7 @@ class TransformerConfig(RuleConfig):
             if not 0 <= (rate := getattr(self, name)) < 1:
                 raise UserError(f"{name}={rate} is not a fraction; give 0 or more, below 1")
         for name, valid in NAMES.items():
-            if getattr(self, name) not in valid:
-                raise choose_from(name, getattr(self, name), valid)
+            check_choice(name, getattr(self, name), valid)
 
 
 def check_heads(width: int, heads: int, config: TransformerConfig) -> None:
@@ -83,10 +82,6 @@ def check_heads(width: int, heads: int, config: TransformerConfig) -> None:
     ):
         if whole % part:
             choices = ", ".join(str(d) for d in range(1, whole + 1) if whole % d == 0)
-            raise UserError(
-                f"{name}={part} does not divide {total}={whole}; choose one of {choices}"
-            )
+            raise UserError(f"{name}={part} does not divide {total}={whole}; choose from {choices}")
     if config.rotary and width // heads % 2:
-        raise UserError(
-            f"rotary positions need heads of even size, not {width // heads}; choose other heads"
-        )
+        raise UserError(f"rotary heads have an even size, not {width // heads}; choose other heads")

@@ -1,5 +1,6 @@
 """Generation: continues prompts token by token, with a cache of keys and values, in one jit."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from rezero_jax.errors import UserError
+from rezero_jax.errors import UserError, check_between
 from rezero_jax.models.options import takes_options
 from rezero_jax.models.transformer.attention import Cache, check_mask
 
@@ -42,10 +43,7 @@ class SamplingConfig:
     stop_token: int | np.integer | None = None
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0:
-            raise UserError(
-                f"temperature={self.temperature} is not 0 or more; 0 picks the likeliest token"
-            )
+        check_between(0, float(self.temperature), math.inf, "temperature")
         if self.top_k is not None and self.top_k < 1:
             raise UserError(f"top_k={self.top_k} leaves no token; give at least 1")
         if self.top_p is not None and not 0 < self.top_p <= 1:
@@ -199,9 +197,7 @@ def _checked(
         if not row.size:
             raise UserError("a prompt is empty; give at least one token to continue")
         if row.ndim != 1 or not np.issubdtype(row.dtype, np.integer):
-            raise UserError(
-                f"a prompt has integer tokens, not {row.dtype} {row.shape}; give a list of prompts"
-            )
+            raise UserError(f"give prompts of integer tokens, not of {row.dtype} {row.shape}")
     half = model.max_len // 2
     rows = [row[-half if len(row) >= model.max_len else 0 :] for row in rows]
     for row in rows:

@@ -137,9 +137,7 @@ class TransformerLayer(Module):
         """Raises a UserError for x of another shape, and for dropout without `rngs`."""
         drops = self.dropout.rate > 0 or self.stochastic_depth is not None
         if drops and not self.dropout.deterministic and rngs is None:
-            raise UserError(
-                "dropout in training needs rngs=nnx.Rngs(dropout=key); give it or call model.eval()"
-            )
+            raise UserError("dropout needs rngs=nnx.Rngs(dropout=key); give it, or call eval()")
         width, streams = self.feedforward.up.in_features, self.rules[0].streams
         last = (width,) if streams == 1 else (streams, width)
         if x.ndim != 2 + len(last) or x.shape[2:] != last:

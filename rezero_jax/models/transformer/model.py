@@ -13,7 +13,7 @@ from jax import Array
 from jaxtyping import Float, Int, Integer
 
 from rezero_jax.devices import check_auto
-from rezero_jax.errors import UserError, check_sizes, choose_from
+from rezero_jax.errors import UserError, check_choice, check_sizes
 from rezero_jax.models import init
 from rezero_jax.models.dropout import Dropout
 from rezero_jax.models.options import Module, takes_options
@@ -76,8 +76,7 @@ class Transformer(Module):
         **options: Any,
     ):
         check_sizes(vocab_size=vocab_size, max_len=max_len)
-        if positions not in POSITIONS:
-            raise choose_from("positions", positions, POSITIONS)
+        check_choice("positions", positions, POSITIONS)
         self.vocab_size, self.max_len = vocab_size, max_len
         self.positions, self.dtype = positions, config.dtype
         self.plain = config.attention == "plain"
@@ -160,9 +159,7 @@ class Transformer(Module):
         rematerialised in the backward pass.
         """
         if targets.shape != tokens.shape:
-            raise UserError(
-                f"the tokens are {tokens.shape} and the targets {targets.shape}; give each a target"
-            )
+            raise UserError(f"tokens are {tokens.shape} and targets {targets.shape}; align them")
         self.check(targets, IGNORED)
         hidden = self.hidden(tokens, key_mask, rngs=rngs)
         targets = jnp.asarray(targets, jnp.int32)  # of uint8, -100 would be a token
