@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from benchmarks.worker import PROMPT, serve
 from rehearsal.baseline_step import Baseline
-from rehearsal.estimate import memory_of
+from rehearsal.estimate import chip_of, estimate, memory_of
 from rehearsal.plan import compile_dispatch, updates_of
 from rezero_jax.command import parser
 from rezero_jax.config import load_config
@@ -33,7 +33,7 @@ from rezero_jax.data import Dataset, ResidentSplit, Text, TextSplit, load, stand
 from rezero_jax.devices import cache_compilations, set_cpu_devices
 from rezero_jax.errors import UserError
 from rezero_jax.models.build import make_language_model
-from rezero_jax.training.cost import model_flops, peak_flops
+from rezero_jax.training.cost import model_flops, peak_flops, update_flops
 from rezero_jax.training.trainer import Trainer
 
 EXAMPLES, SIZE = 2560, 2048
@@ -70,6 +70,15 @@ def random_data(config: ConfigDict) -> Dataset | Text:
     return Dataset("random", split, split, shape, classes, half, half)
 
 
+def predicted(compiled: jax.stages.Compiled, trainer: Trainer) -> dict[str, float]:
+    """{"predicted": seconds of an update by rehearsal.estimate}; {} for unknown devices."""
+    chip = chip_of(trainer.mesh.devices.flat[0])
+    if chip is None:
+        return {}
+    flops = update_flops(trainer) / trainer.mesh.size
+    return {"predicted": estimate(compiled).update.seconds(chip, flops)}
+
+
 def ours(config: ConfigDict) -> Program:
     """Our training step."""
     trainer = Trainer(config, random_data(config))
@@ -77,6 +86,7 @@ def ours(config: ConfigDict) -> Program:
     compiled = compile_dispatch(trainer)
     cost = {"compiled": time.perf_counter() - started, "memory": memory_of(compiled)}
     cost["flops"] = model_flops(trainer)
+    cost |= predicted(compiled, trainer)
     if peak := peak_flops(trainer):
         cost["bound"] = cost["flops"] / peak
     return updates_of(trainer), cost
@@ -89,11 +99,12 @@ def baseline(config: ConfigDict) -> Program:
       NotImplementedError: the config has no baseline.
     """
     data, rng = random_data(config), np.random.default_rng(0)
-    count, values = Trainer(config, data).microbatches, getattr(data, "num_classes", 256)
-    baseline = Baseline(config, jax.devices(), data, count)
+    trainer, values = Trainer(config, data), getattr(data, "num_classes", 256)
+    baseline = Baseline(config, jax.devices(), data, trainer.microbatches)
     started = time.perf_counter()
     update = baseline.compile()
     cost = {"compiled": time.perf_counter() - started, "memory": memory_of(update)}
+    cost |= predicted(update, trainer)
 
     def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
         whole = np.issubdtype(leaf.dtype, np.integer)

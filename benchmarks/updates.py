@@ -19,8 +19,9 @@ on images of CIFAR-10's size or on bytes.
 Ours is faster if a ratio exceeds 1. "bound" is the time of the model FLOPs at the peak rate of the
 devices, and "MFU" the bound divided by our time; rematerialisation is excluded (arXiv 2204.02311,
 B). If the peak is unknown, as on CPUs, --product substitutes the rate of a float32 matrix product,
-timed in the same turns. "memory" is the compiler's allocation for the program. Run the benchmark on
-an otherwise idle machine.
+timed in the same turns. "predicted" is the prediction for GPUs and the compiler's estimate for
+TPUs, of the compiled program (rehearsal/estimate.py). "memory" is the compiler's allocation for the
+program. Run the benchmark on an otherwise idle machine.
 """
 
 import argparse
@@ -55,6 +56,7 @@ HEAD = (
     "config",
     "program",
     "ms a step, median",
+    "predicted, ms",
     "time over ours, median (range)",
     "bound, ms",
     "MFU",
@@ -112,6 +114,7 @@ def rows(spec: str, args: argparse.Namespace) -> list[list[str]]:
                 spec.removeprefix("configs/"),
                 name,
                 milliseconds(seconds),
+                milliseconds([cost["predicted"]]) if "predicted" in cost else "",
                 "" if name in ("ours", "product") else spread(ratios),
                 milliseconds(bounds) if bounds else "",
                 f"{statistics.median(shares):.1%}" if shares else "",

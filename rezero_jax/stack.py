@@ -50,6 +50,8 @@ class Stack(nnx.Module):
         "dots", everything except matrix products.
       unroll: most blocks in one iteration of the scan, on an accelerator. Slicing the stacks, once
         in an iteration, costs as much time as a small block.
+      gpu_unroll: `unroll` on a GPU, where small kernels take as long as their launches; by default
+        the same.
 
     Raises:
       UserError: depth below 1, or an unknown remat policy.
@@ -64,12 +66,14 @@ class Stack(nnx.Module):
         scan: bool = True,
         remat: str = "none",
         unroll: int = 1,
+        gpu_unroll: int | None = None,
         rngs: nnx.Rngs,
     ):
         check_sizes(depth=depth)
         depth = operator.index(depth)
         check_choice("remat policy", remat, REMAT_POLICIES)
-        self.depth, self.remat, self.unroll = depth, remat, unroll
+        self.depth, self.remat = depth, remat
+        self.unroll, self.gpu_unroll = unroll, gpu_unroll or unroll
         graphdefs: list[nnx.GraphDef] = []
 
         def make_state(given: tuple[Any, ...]) -> nnx.State:
@@ -99,7 +103,8 @@ class Stack(nnx.Module):
         else:
             layer, arrays = self._functional(self.blocks, args, kwargs)
             # A divisor of the depth: remaining layers would be split off and joined again.
-            most = 1 if devices.target().platform == "cpu" else self.unroll
+            platform = devices.target().platform
+            most = {"cpu": 1, "gpu": self.gpu_unroll}.get(platform, self.unroll)
             unroll = max(n for n in range(1, most + 1) if self.depth % n == 0)
             x, updated = jax.lax.scan(layer, x, (*arrays, keys), unroll=unroll)
             nnx.update(self.blocks, updated)

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from benchmarks import updates
+from benchmarks import gpu, updates
 from benchmarks.worker import take_turns
 
 COST = "from benchmarks.worker import serve; serve(lambda n: [sum(range(9**4))] * n, {'flops': 3})"
@@ -30,6 +30,16 @@ def test_whole_configs_are_timed_in_turns_with_their_baseline(capfd, monkeypatch
         float, nnx["time over ours, median (range)"].split("(")[1].strip(")").split("-")
     )
     assert 0.98 * low <= ratio <= 1.02 * high
+
+
+@pytest.mark.slow
+def test_a_gpus_benchmark_runs_at_smoke_size_and_prints_one_table(capfd, monkeypatch):
+    monkeypatch.setattr(updates, "SHORTEST", 0.01)
+    assert gpu.main(["--smoke", "--turns=2"]) == 0
+    rows = [line.strip("| ").split(" | ") for line in capfd.readouterr().out.splitlines()]
+    assert [row[1] for row in rows[2:4]] == ["ours", "nnx"]
+    assert [row[-1] for row in rows[4:6]] == ["True", "True"]  # a CPU repeats every bit
+    assert all(float(milliseconds) > 0 for milliseconds in rows[6][2:])
 
 
 def test_workers_take_turns_of_the_least_duration_and_report_their_cost():

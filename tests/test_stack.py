@@ -256,10 +256,11 @@ def test_bad_arguments_are_user_errors():
         make(remat="some")
 
 
-@pytest.mark.parametrize(("platform", "unroll"), [("cpu", 1), ("tpu", 3), ("gpu", 3)])
+@pytest.mark.parametrize(("platform", "unroll"), [("cpu", 1), ("tpu", 3), ("gpu", 9)])
 def test_accelerators_run_several_blocks_in_an_iteration(platform, unroll, monkeypatch):
-    """The largest divisor of 9 blocks up to 4, so that nothing is left over; the values stay."""
-    stack = Stack(lambda rngs: nnx.Linear(4, 4, rngs=rngs), 9, unroll=4, rngs=nnx.Rngs(0))
+    """The largest divisor of 9 blocks up to 4 or 9, so that nothing is left over."""
+    options = {"unroll": 4, "gpu_unroll": 9, "rngs": nnx.Rngs(0)}
+    stack = Stack(lambda rngs: nnx.Linear(4, 4, rngs=rngs), 9, **options)
     x = jnp.ones((2, 4))
     expected = stack(x)
     monkeypatch.setattr(devices, "target", lambda: devices.Target(platform, ""))
