@@ -65,7 +65,7 @@ def test_a_fully_sharded_baseline_compiles_with_remat_in_bfloat16():
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("jax_plugins.xla_cuda13") is None,
+    importlib.util.find_spec("jax_cuda13_plugin") is None,
     reason="needs JAX's CUDA plugin: make rehearse-gpu",
 )
 @pytest.mark.parametrize(
