@@ -147,7 +147,11 @@ PYTHON_PAGES = [page for page in PAGES if blocks(page, "python")]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PYTHON_PAGES)
-def test_python_blocks_run_in_order(page):
+def test_python_blocks_run_in_order(page, monkeypatch, tmp_path):
+    for name in ("configs", "docs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.syspath_prepend(ROOT)
+    monkeypatch.chdir(tmp_path)  # some blocks write files
     exec("\n".join(blocks(page, "python")), {})
 
 
