@@ -147,10 +147,8 @@ def parse_arg(arg: str, **defaults: Any) -> ConfigDict:
     """Parses the ARG of `--config=FILE:ARG`: "key=value,key=value,switch".
 
     A key without a value sets a bool to True. `defaults` has every valid key with its default, or
-    with its type if it is unset by default.
-
-    Raises:
-      UserError: an unknown key or a value of another type.
+    with its type if it is unset by default. Raises a UserError for an unknown key or a value of
+    another type.
     """
     values = ConfigDict()
     for key, default in defaults.items():

@@ -175,8 +175,7 @@ def default_cpu_devices() -> int:
 def set_cpu_devices(count: int) -> None:
     """Makes JAX see the CPU as `count` devices.
 
-    Raises:
-      UserError: the count is out of range, or JAX has already started its devices.
+    Raises a UserError if the count is out of range, or JAX has already started its devices.
     """
     check_between(1, count, MOST_CPU_DEVICES, "mesh.cpu_devices")
     try:

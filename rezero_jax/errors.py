@@ -10,13 +10,9 @@ from typing import SupportsIndex
 
 
 class UserError(ValueError):
-    """A mistake that the user can correct; train.py prints its sentence alone.
+    """A mistake that the user can correct; train.py prints its sentence and exits with `status`.
 
-    Attributes:
-      status: exit status of train.py.
-
-    Args:
-      message: the sentence, which may name files and folders of strangers.
+    The sentence may name files and folders of strangers.
     """
 
     status = 2

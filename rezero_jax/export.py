@@ -115,10 +115,8 @@ def constructor(description: Mapping[str, Any]) -> Callable[[nnx.Rngs], nnx.Modu
     """The constructor of the model in a config.json, which is one of MODELS or the user's own.
 
     "model" has its name and arguments. For a user's own classifier, "data" has the "example_shape"
-    and the "num_classes" of its data set.
-
-    Raises:
-      UserError: an unknown model, or a size that is too large.
+    and the "num_classes" of its data set. Raises a UserError for an unknown model, or a size that
+    is too large.
     """
     import rezero_jax
 

@@ -51,8 +51,7 @@ def check_allowed(config: Any, allow: Sequence[str], source: object) -> None:
 def find(key: str, name: str) -> Any:
     """Imports what the config field `key` names; errors in the user's module pass unchanged.
 
-    Raises:
-      UserError: `name` is not of the form module:name, or the module lacks it or does not exist.
+    Raises a UserError unless `name` has the form module:name and the module exists and has it.
     """
     module_name, _, attribute = name.partition(":")
     if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
@@ -94,6 +93,5 @@ def check_call(what: str, function: Any, *args: str, **kwargs: Any) -> None:
     except TypeError as error:
         call = ", ".join([*args, *(f"{name}=..." for name in kwargs)])
         raise UserError(
-            f"{what}{signature} cannot be called as it has to be, ({call}): {error}; change its "
-            "signature"
+            f"{what}{signature} cannot be called as ({call}): {error}; change its signature"
         ) from None

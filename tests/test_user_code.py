@@ -179,7 +179,7 @@ def own_model(more="", size="num_classes", then=""):
             "model.residual",
             "own:Mine",
             HEAD + "class Mine(Rule):\n    def __call__(self, x): return x\n",
-            ("__call__(self, x) cannot be called as it has to be, (self, x, f)",),
+            ("__call__(self, x) cannot be called as (self, x, f)",),
         ),
         (
             "model.residual",

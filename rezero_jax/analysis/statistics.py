@@ -45,8 +45,7 @@ class Estimate:
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """Student's interval for the mean of a normal population.
 
-        Raises:
-          UserError: the confidence is not between 0 and 1.
+        Raises a UserError if the confidence is not between 0 and 1.
         """
         return self._around_mean(self.standard_error, confidence)
 

@@ -96,8 +96,7 @@ def check_ending(path: AnyPath) -> None:
 def save(figure: Figure, path: AnyPath) -> epath.Path:
     """Writes the figure in the format of the path's ending, one of FORMATS, and returns the path.
 
-    Raises:
-      UserError: the path has another ending, or the file cannot be written.
+    Raises a UserError if the path has another ending, or the file cannot be written.
     """
     check_ending(path)
     for text in figure.findobj(Text):  # from any run: no formulas, control characters or books

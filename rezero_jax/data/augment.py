@@ -34,8 +34,7 @@ class Augmentation:
       rotation: degrees, 0 .. 360; the angle is from U(-rotation, rotation), counter-clockwise about
         the centre, nearest neighbour, black outside the image.
 
-    Raises:
-      UserError: a value is out of its range.
+    Raises a UserError for a value out of its range.
     """
 
     crop_padding: int = 0
@@ -78,10 +77,8 @@ class Augmentation:
     def apply(self, image: Array, draws: dict[str, Array]) -> Array:
         """Augments images, uint8 (B, H, W, C) with sides below 16384, by the result of `draw`.
 
-        With jitter, the result is float32 in 0 .. 255.
-
-        Raises:
-          UserError: jitter of images with neither 1 nor 3 channels.
+        With jitter, the result is float32 in 0 .. 255. Raises a UserError for jitter of images with
+        neither 1 nor 3 channels.
         """
         if self.crop_padding:
             row, column = (draws["crop"] - self.crop_padding).T[..., None, None]

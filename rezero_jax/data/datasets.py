@@ -61,10 +61,7 @@ def stand_in(config: ConfigDict) -> Dataset | Text | None:
     """Zeros in the sizes of the data set that config.data names, for plans.
 
     This needs neither a download nor memory. Returns None for data sets that need no download, and
-    for those of other sizes than IMAGES has.
-
-    Raises:
-      UserError: a field is invalid.
+    for those of other sizes than IMAGES has. Raises a UserError if a field is invalid.
     """
     _check(config)
     if config.name == "enwik8":

@@ -74,10 +74,8 @@ def image_files(root: Path, config: ConfigDict) -> tuple[dict[str, ImageFiles], 
     train/ and validation/ or test/ (or other usual names) are the splits, and the folders in each
     are the classes. Without a folder for evaluation, a hash of its path decides whether a file is
     in the fraction `config.eval_fraction` for evaluation, so that adding files moves no other file.
-    The examples are in the order of these hashes.
-
-    Raises:
-      UserError: the folder has another form. OSError: something cannot be read.
+    The examples are in the order of these hashes. Raises a UserError if the folder has another
+    form, and an OSError if something cannot be read.
     """
     parts: dict[str, Path] = {}
     others: list[Path] = []
@@ -126,8 +124,7 @@ def _examples(root: Path, classes: tuple[str, ...]) -> list[tuple[float, str, in
     for folder in _folders(root):
         if folder.name not in classes:
             raise UserError(
-                f"{folder} is not a class of the training images, which are "
-                f"{', '.join(classes)[:200]}; rename or remove it"
+                f"{folder} is no training class ({', '.join(classes)[:200]}); rename or remove it"
             )
         before = len(found)
         for path in files_below(folder):
@@ -156,10 +153,8 @@ def image_arrays(
 
     The file has the arrays `image`, uint8 (N, H, W) or (N, H, W, C), and `label`, int (N,), or both
     per split, such as x_train and y_train. Without a split for evaluation, a hash of each image
-    decides. The array `classes` may name the classes.
-
-    Raises:
-      UserError: the file has another form, is damaged or exceeds the memory of this machine.
+    decides. The array `classes` may name the classes. Raises a UserError if the file has another
+    form, is damaged or exceeds the memory of this machine.
     """
     try:
         arrays = read_npz(path)

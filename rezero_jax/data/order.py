@@ -56,10 +56,8 @@ class Order:
     """The endless stream of shuffled epochs, divided into batches.
 
     Epoch e is a permutation drawn from (seed, e). A batch may straddle two epochs. There is no
-    state, so the batch of any update is available at any time.
-
-    Raises:
-      UserError: seed or batch size are out of range.
+    state, so the batch of any update is available at any time. A UserError is raised for a seed or
+    a batch size that is out of range.
     """
 
     seed: int
@@ -92,8 +90,7 @@ def eval_batches(
     Returns:
       indices, int32 (batches, batch_size), and mask, bool, False where 0 pads the last batch.
 
-    Raises:
-      UserError: batch_size is not in 1 .. 1,000,000, or examples is below 1.
+    Raises a UserError if batch_size is not in 1 .. 1,000,000, or examples is below 1.
     """
     check_between(1, batch_size, 1_000_000, "eval.batch_size")
     check_between(1, examples, math.inf, "eval.examples")

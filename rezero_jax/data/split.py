@@ -33,10 +33,8 @@ class Split(abc.ABC):
     def checked(self, name: str, shape: tuple[int, ...], num_classes: int) -> "Split":
         """The split of a data set called `name`, after a check of its images and labels.
 
-        Streamed examples are checked when they are fetched.
-
-        Raises:
-          UserError: an image is not uint8 of `shape`, or a label not in 0 .. num_classes - 1.
+        Streamed examples are checked when they are fetched. Raises a UserError if an image is not
+        uint8 of `shape`, or a label not in 0 .. num_classes - 1.
         """
         return self
 
@@ -121,8 +119,7 @@ class ResidentSplit(Split):
 class Dataset:
     """A labelled image data set: its two splits, and their shapes, classes and statistics.
 
-    Raises:
-      UserError: mean, std, or resident images or labels are invalid; see `Split.checked`.
+    Raises a UserError if mean, std, or resident images or labels are invalid; see `Split.checked`.
     """
 
     name: str

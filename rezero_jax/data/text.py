@@ -36,8 +36,7 @@ class TextSplit(Split):
     is shifted to be within the text. Each byte is thus scored once, after at least `context` bytes
     or all bytes that precede it.
 
-    Raises:
-      UserError: length or context is out of range, or the text is too short or too long.
+    Raises a UserError if length, context or the length of the text is out of range.
     """
 
     text: np.ndarray  # uint8 (N,), N at most 2,147,483,646

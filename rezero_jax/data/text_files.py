@@ -35,10 +35,8 @@ ENWIK8_MD5 = "a1fa5ffddb56f4953e226637dabbb36a"
 def user_text(path: str | None) -> np.ndarray:
     """The bytes of a file, or of the files below a folder joined by newlines, uint8 (N,).
 
-    Files are in the order of their paths; see `files_below`.
-
-    Raises:
-      UserError: the path is unset, no file or folder, unreadable, empty or longer than LONGEST.
+    Files are in the order of their paths; see `files_below`. Raises a UserError if the path is
+    unset, no file or folder, unreadable, empty or longer than LONGEST.
     """
     if not path:
         raise UserError("data.name=text needs a file or folder; set --config.data.path=...")
@@ -110,10 +108,8 @@ def enwik8_text(data_dir: str | None = None, download: bool = True) -> np.ndarra
     """enwik8, the first 100,000,000 bytes of an English Wikipedia dump of 2006, uint8 (N,).
 
     If downloads/manual in tfds.prepare.data_folder(data_dir) has neither enwik8 nor enwik8.zip, the
-    archive is downloaded to downloads, once, or with `download=False` is an error.
-
-    Raises:
-      UserError: the archive cannot be downloaded, or the file is not enwik8.
+    archive is downloaded to downloads, once, or with `download=False` is an error. Raises a
+    UserError if the archive cannot be downloaded, or the file is not enwik8.
     """
     downloads = data_folder(data_dir) / "downloads"
     archive = downloads / "enwik8.zip"

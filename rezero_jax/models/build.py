@@ -83,8 +83,8 @@ def make_model(
 def make_language_model(config: Any) -> Callable[[nnx.Rngs], nnx.Module]:
     """The constructor of the language model that config.model, or the same as a dict, describes.
 
-    Raises:
-      UserError: an unknown model or dtype, or a classifier; the constructor checks the rest.
+    Raises a UserError for an unknown model or dtype, or a classifier; the constructor checks the
+    rest.
     """
     name, options = _options(config)
     if is_own(name):
@@ -97,8 +97,7 @@ def make_language_model(config: Any) -> Callable[[nnx.Rngs], nnx.Module]:
 def rule_named(name: str) -> type[Rule]:
     """The residual rule of a name of the package, or the user's own of a name "module:name".
 
-    Raises:
-      UserError: there is no such rule, or it has another signature than `Rule`.
+    Raises a UserError if there is no such rule, or it has another signature than `Rule`.
     """
     if not is_own(name):
         return RuleConfig(name).rule

@@ -86,8 +86,7 @@ class MLP(Module):
         check_between(0, weight_variance, math.inf, "weight_variance")
         if config.rule.has_inner_norm:
             raise UserError(
-                f"{config.residual} needs branches of two matrices, and those of this network have "
-                "one; choose pre_norm or peri_norm"
+                f"{config.residual} needs branches of two matrices; choose pre_norm or peri_norm"
             )
         if weight_variance is None:
             weight_variance = 0.25 if config.residual == "residual" else 2.0

@@ -52,19 +52,16 @@ QKV_BIAS: Axes = ((1, 0, 2),)
 # {PyTorch's name: (our name, axes)}.
 NAMES: dict[str, tuple[str, Axes]] = {
     "resweight": ("rules.0.alpha", SCALAR),
-    "self_attn.in_proj_weight": ("attention.qkv", QKV),
-    "self_attn.in_proj_bias": ("attention.qkv_bias", QKV_BIAS),
-    "self_attn.out_proj.weight": ("attention.out.kernel", MATRIX),
-    "self_attn.out_proj.bias": ("attention.out.bias", VECTOR),
-    "multihead_attn.in_proj_weight": ("cross_attention.qkv", QKV),
-    "multihead_attn.in_proj_bias": ("cross_attention.qkv_bias", QKV_BIAS),
-    "multihead_attn.out_proj.weight": ("cross_attention.out.kernel", MATRIX),
-    "multihead_attn.out_proj.bias": ("cross_attention.out.bias", VECTOR),
     "linear1.weight": ("feedforward.up.kernel", MATRIX),
     "linear1.bias": ("feedforward.up.bias", VECTOR),
     "linear2.weight": ("feedforward.down.kernel", MATRIX),
     "linear2.bias": ("feedforward.down.bias", VECTOR),
 }
+for theirs, ours in (("self_attn", "attention"), ("multihead_attn", "cross_attention")):
+    NAMES[f"{theirs}.in_proj_weight"] = (f"{ours}.qkv", QKV)
+    NAMES[f"{theirs}.in_proj_bias"] = (f"{ours}.qkv_bias", QKV_BIAS)
+    NAMES[f"{theirs}.out_proj.weight"] = (f"{ours}.out.kernel", MATRIX)
+    NAMES[f"{theirs}.out_proj.bias"] = (f"{ours}.out.bias", VECTOR)
 for i in range(3):
     NAMES[f"norm{i + 1}.weight"] = (f"rules.{i}.norm.scale", VECTOR)
     NAMES[f"norm{i + 1}.bias"] = (f"rules.{i}.norm.bias", VECTOR)
@@ -96,8 +93,7 @@ def from_torch(module: nnx.Module, tensors: Mapping[str, Any], prefix: str = "")
     wrong += [f'has "{name}", which this module lacks' for name in unused][:1]
     if wrong:
         raise UserError(
-            f"the state dict {' and '.join(wrong)}; give the state dict of a PyTorch model with "
-            "the same layers, or change this module"
+            f"the state dict {' and '.join(wrong)}; give one of the same layers as this module"
         )
     filled: dict[int, tuple[nnx.Param, np.ndarray]] = {}
     for name, place in places.items():
@@ -152,10 +148,8 @@ def is_file(path: epath.Path) -> bool:
 def open_tensors(path: str | os.PathLike[str]) -> Iterator[tuple[Path, Any]]:
     """A .safetensors file, as a local path and as safetensors' reader of single tensors.
 
-    The reader has checked the header against the file's size, and has read no tensor.
-
-    Raises:
-      UserError: as `load_tensors`, also for errors of the reader.
+    The reader has checked the header against the file's size, and has read no tensor. Raises a
+    UserError as `load_tensors`, also for errors of the reader.
     """
     file = epath.Path(path).expanduser()
     with contextlib.ExitStack() as stack:
@@ -235,10 +229,7 @@ def _vit(model: ViT) -> Iterator[tuple[str, _Place]]:
     head: Any = model.head
     rule = (blocks[0] if isinstance(blocks, nnx.List) else blocks).rules[0]
     if type(rule) is not PreNorm or model.norm is init.identity:
-        raise UserError(
-            "timm's vision Transformers are pre-norm with a final norm; make the model with "
-            'residual="pre_norm" and its final norm'
-        )
+        raise UserError('timm has residual="pre_norm" and a final norm; make the model with both')
     patch = (model.patch, model.patch, -1, embedding.out_features)
     axes = ((3,), (2,), (0,), (1,))
     yield "patch_embed.proj.weight", _Place(embedding.kernel, axes, split=patch)

@@ -287,8 +287,7 @@ def make_rule(
 ) -> Rule:
     """The rule of this name, class or these options; the other arguments are those of `Rule`.
 
-    Raises:
-      UserError: no rule has this name, or the rule needs a place.
+    Raises a UserError if no rule has this name, or the rule needs a place.
     """
     config = rule if isinstance(rule, RuleConfig) else RuleConfig(rule)
     return config.rule(config, features, place, rngs)

@@ -35,12 +35,8 @@ def check_config(
 ) -> None:
     """Checks that the run in a folder, if there is one, has this config, see `continued`.
 
-    Args:
-      free: prefixes of the fields that may differ.
-      advice: what the user should do.
-
-    Raises:
-      UserError: the run has another config, or its config.json is broken.
+    The prefixes `free` are of fields that may differ, and `advice` is what the user should do.
+    Raises a UserError if the run has another config, or its config.json is broken.
     """
     path = path_of(folder) / "config.json"
     if not path.exists():
@@ -54,12 +50,8 @@ def check_config(
 def check_data(folder: AnyPath, data: Mapping[str, Any]) -> None:
     """Checks that the run in a folder, if there is one, was trained on the same data.
 
-    Args:
-      data: the record of the data, see `Dataset.record`. What only one of the two records has, such
-        as the hash of pixels that are streamed, is not compared.
-
-    Raises:
-      UserError: the data are others, or dataset.json is broken.
+    What only one of the two records has (see `Dataset.record`), such as the hash of pixels that are
+    streamed, is not compared. Raises a UserError if the data are others, or dataset.json is broken.
     """
     old, new = flatten(recorded_data(folder)), flatten(json.loads(json.dumps(data)))
     both = old.keys() & new.keys() - {"passed"}
@@ -81,8 +73,7 @@ def recorded_data(folder: AnyPath) -> dict[str, Any]:
 def check_passed(folder: AnyPath, passed: bool) -> None:
     """Raises a UserError if the run needs a data set that its config does not name.
 
-    Args:
-      passed: whether the caller passes a data set, as the caller of `train` did.
+    `passed` is whether the caller passes a data set, as the caller of `train` did.
     """
     recorded = recorded_data(folder)
     if recorded.get("passed") and not passed:

@@ -103,11 +103,8 @@ def read_metrics(
 ) -> list[dict[str, float]]:
     """Lines of a run's metrics.jsonl, without a last line that a crash truncated.
 
-    Args:
-      warn: called with a sentence if other lines are not such lines, and are left out.
-
-    Raises:
-      UserError: the file is missing or cannot be read.
+    Calls `warn` with a sentence if other lines are broken, and leaves them out. Raises a UserError
+    if the file is missing or cannot be read.
     """
     path = path_of(folder) / FILE
     if not path.exists():

@@ -72,9 +72,8 @@ def read_newest(
 ) -> tuple[Any, dict[str, Any]] | None:
     """`read` of the newest good checkpoint, or None if there is none.
 
-    Args:
-      warn: called with a sentence on each damaged checkpoint.
-      set_aside: moves a damaged checkpoint away and returns its new path; None leaves it.
+    Calls `warn` with a sentence on each damaged checkpoint. `set_aside` moves one away and returns
+    its new path; None leaves it.
     """
     tried: dict[int, Damaged] = {}
     found = None

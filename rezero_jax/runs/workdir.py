@@ -82,8 +82,7 @@ class Workdir:
         self.folder = folder_of(folder)
         if not is_bucket(self.folder) and ":/" in f"{self.folder}/":
             raise UserError(
-                f"Orbax cannot write to {self.folder}, as a name in it ends with a colon; choose "
-                "another --workdir"
+                f"a name in {self.folder} ends with a colon, which Orbax refuses; choose another"
             )
         self._lock: int | None = None
         try:
@@ -92,8 +91,7 @@ class Workdir:
             )
             if not processes.agree((self.folder / "config.json").exists()):
                 raise UserError(
-                    f"not every process finds the workdir {folder}; choose a --workdir on storage "
-                    "that all hosts share"
+                    f"not every process finds the workdir {folder}; choose one that all hosts share"
                 )
         except BaseException:
             self.release()
@@ -153,8 +151,7 @@ class Workdir:
         with writing(self.folder):
             if lock.exists() and read_text(lock) != self._id:
                 raise UserError(
-                    f"another start of this run has taken over {self.folder}; this older one stops "
-                    "and writes nothing more"
+                    f"another start of this run has taken over {self.folder}; this one stops"
                 )
 
     def release(self) -> None:

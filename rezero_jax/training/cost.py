@@ -28,18 +28,8 @@ PEAK_FLOPS = {
     "NVIDIA H200": 989e12,
 }
 # Operations that only move or name numbers.
-MOVES = {
-    "broadcast_in_dim",
-    "concatenate",
-    "convert_element_type",
-    "copy",
-    "reshape",
-    "slice",
-    "split",
-    "squeeze",
-    "stop_gradient",
-    "transpose",
-}
+MOVES = {"broadcast_in_dim", "reshape", "squeeze", "transpose", "convert_element_type", "copy"}
+MOVES |= {"concatenate", "slice", "split", "stop_gradient"}
 
 
 def chip_kind(device: Any) -> str | None:

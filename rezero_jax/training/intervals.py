@@ -39,8 +39,7 @@ class Intervals:
     def from_config(cls, config: ConfigDict, size: int) -> "Intervals":
         """The intervals of a config for `size` training examples.
 
-        Raises:
-          UserError: a length is missing, set twice or not positive.
+        Raises a UserError if a length is missing, set twice or not positive.
         """
         batch_size = config.train.batch_size
         total = in_examples(config, "train", size, batch_size)
@@ -92,10 +91,8 @@ class Intervals:
 def in_examples(config: ConfigDict, section: str, size: int, batch_size: int) -> int | None:
     """The length in examples that a section of the config sets in steps, epochs or examples.
 
-    "train" sets the length of the run, "eval" the interval of evaluations.
-
-    Raises:
-      UserError: two lengths are set, or the length is not positive.
+    "train" sets the length of the run, "eval" the interval of evaluations. Raises a UserError if
+    two lengths are set, or the length is not positive.
     """
     examples_in = dict(zip(LENGTHS[section], (batch_size, size, 1), strict=True))
     given = {field: config[section][field] for field in examples_in}

@@ -31,9 +31,8 @@ def load_language_model(
 
     The run may still be training, because this function only reads. `allow` has the names of the
     modules that the run's config may import, and `step` is the checkpoint, by default the newest.
-
-    Raises:
-      UserError: there is no run or no good checkpoint, or it is of another family or structure.
+    Raises a UserError if there is no run or no good checkpoint, or it is of another family or
+    structure.
     """
     config = checked_config(workdir, allow)
     if config.model.name == "transformer" or is_own(config.model.name):
@@ -48,9 +47,8 @@ def load_language_model(
 def checked_config(workdir: AnyPath, allow: Sequence[str] = ()) -> ConfigDict:
     """The config of a run, perhaps a stranger's, with every field checked as on a command line.
 
-    Raises:
-      UserError: there is no run, a section or a field is missing, of another type or too large, or
-        it names a module that `allow`, names of modules, does not have.
+    Raises a UserError if there is no run, a section or a field is missing, of another type or too
+    large, or it names a module that `allow`, names of modules, does not have.
     """
     path, config = folder_of(workdir) / "config.json", base_config()
     values = read_json(path)
@@ -68,10 +66,8 @@ def restored(
     """The model of a run on one device, in evaluation mode, and its number of updates.
 
     `config` and `make` are the config of the run and the constructor of its model; `step` is the
-    checkpoint, by default the newest good one.
-
-    Raises:
-      UserError: there is no good checkpoint, or it is of a model of another structure.
+    checkpoint, by default the newest good one. Raises a UserError if there is no good checkpoint,
+    or it is of a model of another structure.
     """
     with foreign(folder_of(workdir) / "config.json", own_names(config)):
         spec = model_spec(make)
@@ -128,10 +124,8 @@ def _model(spec: ModelSpec, state: State) -> tuple[nnx.Module, int]:
 def load_state(workdir: AnyPath, shapes: Any, step: int | None = None) -> State:
     """The state in a checkpoint of a run, by default the newest good one; moves no damaged ones.
 
-    `shapes` is that of `restore.read`.
-
-    Raises:
-      UserError: there is no such checkpoint, it is damaged, or of a model of another structure.
+    `shapes` is that of `restore.read`. Raises a UserError if there is no such checkpoint, it is
+    damaged, or of a model of another structure.
     """
     folder = folder_of(workdir)
     if step is None:

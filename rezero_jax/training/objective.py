@@ -28,8 +28,7 @@ REPORTED = ("alphas", "grad_norm", "param_norm", "stop")  # see `step.make_dispa
 def make_task(config: ConfigDict, dataset: Dataset | Text) -> tuple[MakeModel, Objective]:
     """The constructor of a config's model, and its objective.
 
-    Raises:
-      UserError: a field is invalid, or does not suit the data set.
+    Raises a UserError if a field is invalid, or does not suit the data set.
     """
     model, own = config.model, None
     if name := config.train.get("objective"):
@@ -108,11 +107,9 @@ def check_own(
 ) -> None:
     """Checks what the user's own rule, model or objective returns; computes nothing.
 
-    `state` has the shapes of the training state. Errors in the user's code pass unchanged.
-
-    Raises:
-      UserError: the objective does not return one number per example, by name; or the rule or the
-        model returns another shape than it should.
+    `state` has the shapes of the training state. Errors in the user's code pass unchanged. Raises a
+    UserError if the objective does not return one number per example, by name, or the rule or the
+    model returns another shape than it should.
     """
     if not (names := own_names(config)):
         return

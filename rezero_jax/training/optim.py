@@ -34,10 +34,8 @@ def make_optimizer(
     """The optimizer and the learning-rate schedule of each of its groups.
 
     `config` is config.optim; the schedules span `total_steps` updates. In stacked parameters LAMB's
-    trust ratio and Muon's matrix are those of one layer.
-
-    Raises:
-      UserError: a value is out of range, a group has no parameter, or a parameter two groups.
+    trust ratio and Muon's matrix are those of one layer. Raises a UserError if a value is out of
+    range, a group has no parameter, or a parameter two groups.
     """
     if config.clip_norm is not None and config.clip_norm <= 0:
         raise UserError(f"optim.clip_norm={config.clip_norm} is not positive; None disables it")
@@ -120,8 +118,7 @@ def _labels(config: ConfigDict, spec: ModelSpec) -> Any:
     labels = jax.tree.map_with_path(label, spec.shapes)
     for name in patterns.keys() - matched:
         raise UserError(
-            f"optim.groups.{name}.path={patterns[name].pattern!r} matches no parameter of this "
-            "model; correct the regular expression"
+            f"optim.groups.{name}.path={patterns[name].pattern!r} matches no parameter; correct it"
         )
     return labels
 
@@ -231,10 +228,8 @@ def make_schedule(settings: ConfigDict, total_steps: int) -> optax.Schedule:
     """The learning rate of one parameter group as a function of the step, from 0.
 
     `settings` is config.optim with the group's own values in it; the schedule spans `total_steps`
-    updates. A warm-up precedes it: step t has (t + 1) / warmup_steps of the peak rate.
-
-    Raises:
-      UserError: the schedule is unknown, or its points are invalid.
+    updates. A warm-up precedes it: step t has (t + 1) / warmup_steps of the peak rate. Raises a
+    UserError if the schedule is unknown, or its points are invalid.
     """
     peak, warmup = settings.learning_rate, settings.warmup_steps
     steps = max(total_steps - warmup, 1)

@@ -105,8 +105,7 @@ class Progress:
     def receive(self, first: int, last: int, report: dict[str, jax.Array]) -> Line:
         """The line of step `last`, from the report of the updates first + 1 .. last.
 
-        Raises:
-          Diverged: a loss, or the norm of the last gradients or parameters, is not finite.
+        Raises Diverged if a loss, or the norm of the last gradients or parameters, is not finite.
         """
         values = {name: np.asarray(value) for name, value in report.items() if name != "stop"}
         losses = values["loss"][: last - first]

@@ -25,11 +25,8 @@ def make_mesh(config: ConfigDict, available: Sequence[jax.Device], key: str, siz
     """The mesh of config.mesh on the `available` devices of all processes; see `place_devices`.
 
     With mesh.data = -1 the mesh has the most devices among which the batch divides. The batch size
-    is `size`, and errors name its config field `key`.
-
-    Raises:
-      UserError: the mesh does not divide the devices, the batch or the slices, or devices of
-        several processes are idle.
+    is `size`, and errors name its config field `key`. Raises a UserError if the mesh does not
+    divide the devices, the batch or the slices, or devices of several processes are idle.
     """
     count, model = len(available), config.model
     if model < 1 or count % model:
@@ -59,10 +56,8 @@ def place_devices(devices: Sequence[jax.Device], data: int, model: int) -> Mesh:
 
     The axes are `data` and `model`, and `replica` over several slices, which a slow network joins:
     a batch is sharded along `replica` and `data`, the state never along `replica`. GPUs joined by
-    NVLink, usually a node, are a slice.
-
-    Raises:
-      UserError: the mesh does not divide among the slices.
+    NVLink, usually a node, are a slice. Raises a UserError if the mesh does not divide among the
+    slices.
     """
     ordered = sorted(devices, key=lambda device: (_slice(device), device.process_index, device.id))
     used = ordered[: data * model]
@@ -103,10 +98,8 @@ def state_shardings(shapes: Any, mesh: Mesh, spec: ModelSpec, fully_sharded: boo
 
     Under full sharding each array of at least FULLY_SHARDED_FROM elements is also sharded along
     `data`, by its longest axis that divides, but never by a stack's layers: a scan would have to
-    fetch each layer from one device.
-
-    Raises:
-      UserError: an axis does not divide along `model`, or no parameter can be sharded along it.
+    fetch each layer from one device. Raises a UserError if an axis does not divide along `model`,
+    or no parameter can be sharded along it.
     """
     data, model = mesh.shape["data"], mesh.shape["model"]
 

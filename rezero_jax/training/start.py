@@ -70,8 +70,8 @@ class Start:
 def read_start(trainer: Trainer) -> Start | None:
     """The start from train.init_from, or None if it is unset; imports no code that a run names.
 
-    Raises:
-      UserError: the source cannot be read, or has other arrays than the model, except in its head.
+    Raises a UserError if the source cannot be read, or has other arrays than the model, except in
+    its head.
     """
     if (source := trainer.config.train.get("init_from")) is None:
         return None
@@ -175,8 +175,7 @@ def _converted(
 def lengthens(workdir: AnyPath, trainer: Trainer) -> bool:
     """Whether the config is that of the run in `workdir`, except that the run is longer.
 
-    Raises:
-      UserError: the longer run would have made the same updates at other rates.
+    Raises a UserError if the longer run would have made the same updates at other rates.
     """
     if not (folder_of(workdir) / "config.json").exists():
         return False

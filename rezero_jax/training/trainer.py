@@ -150,12 +150,9 @@ class Trainer:
     ) -> tuple[State, dict[str, Any]]:
         """Applies one update per batch, 1 to train.steps_per_dispatch of them; donates `state`.
 
-        Args:
-          stop: the number of a signal that this process received, or 0. All processes find the
-            largest in the report, so that they stop after the same update.
-
-        Returns:
-          The state and the report of `step.make_dispatch`, which the devices still compute.
+        `stop` is the number of a signal that this process received, or 0. All processes find the
+        largest in the report, so that they stop after the same update. Returns the state and the
+        report of `step.make_dispatch`, which the devices still compute.
         """
         missing = self.config.train.steps_per_dispatch - len(batches)
         padded = batches + [batches[-1]] * missing
@@ -169,10 +166,7 @@ class Trainer:
         """Means over the evaluation split, each example exactly once: {"eval/loss": ...}.
 
         The means are over examples, or over the bytes of a text; with eval.examples set, over the
-        first `eval.examples` examples.
-
-        Raises:
-          Diverged: a mean is not finite.
+        first `eval.examples` examples. Raises Diverged if a mean is not finite.
         """
         indices, mask = self._eval_batches
         rows = sharding.own_rows(self.mesh, mask.shape[1])
@@ -200,10 +194,8 @@ class Trainer:
         """Metrics of the user's own, {"metric/NAME": value}, of the model in evaluation mode.
 
         `metrics(model, batch, losses)` returns numbers by name. `batch` has the first 16 examples
-        of the evaluation split, and losses(model, batch) is the loss (nats) of each of them.
-
-        Raises:
-          UserError: a value is not a number.
+        of the evaluation split, and losses(model, batch) is the loss (nats) of each of them. Raises
+        a UserError if a value is not a number.
         """
         with jax.set_mesh(self.mesh):
             model = self.spec.model(state["params"], state["stats"])

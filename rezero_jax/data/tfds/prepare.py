@@ -46,11 +46,9 @@ def prepared_builder(name: str, data_dir: str | None = None, download: bool = Tr
 
     Missing data is downloaded and prepared in `data_folder`, or prepared from archives in
     downloads/manual if TFDS cannot download them (imagenet2012); other processes wait. Memory stays
-    below about 1 GB plus 1/256 of a split. Without `download`, missing data is an error.
-
-    Raises:
-      UserError: the folder or an archive is missing, the download fails, the data is damaged or in
-        another format, or the system allows too few open files.
+    below about 1 GB plus 1/256 of a split. Without `download`, missing data is an error. Raises a
+    UserError if the folder or an archive is missing, the download fails, the data is damaged or in
+    another format, or the system allows too few open files.
     """
     data_folder(data_dir)
     builder = _builder(name, data_dir)
@@ -77,8 +75,7 @@ def prepared_builder(name: str, data_dir: str | None = None, download: bool = Tr
 def data_folder(data_dir: str | None) -> Path:
     """The folder of downloaded data: `data_dir`, $TFDS_DATA_DIR or ~/tensorflow_datasets.
 
-    Raises:
-      UserError: the given folder is missing.
+    Raises a UserError if the given folder is missing.
     """
     given = data_dir or os.environ.get("TFDS_DATA_DIR")
     folder = Path(given or "~/tensorflow_datasets").expanduser()

@@ -81,8 +81,7 @@ class TfdsSource:
 def supervised(builder: Any) -> tuple[tuple[str, str], int, tuple[str, ...]]:
     """The names of image and label in an example, the number of channels, and the classes.
 
-    Raises:
-      UserError: the data set does not consist of images of 8 bits with one label each.
+    Raises a UserError unless the data set consists of images of 8 bits with one label each.
     """
     import tensorflow_datasets as tfds
 
@@ -102,10 +101,8 @@ def cached_arrays(key: str, split: StreamSplit) -> dict[str, np.ndarray]:
     """All examples of `split`: {"image": uint8 (N, H, W, C), "label": int32 (N,)}.
 
     The arrays are read from <key>.npz in devices.cache_folder, if there is one, or, if this file is
-    missing or damaged, decoded and written there.
-
-    Raises:
-      UserError: an image cannot be decoded, or the arrays exceed the memory of this machine.
+    missing or damaged, decoded and written there. Raises a UserError if an image cannot be decoded,
+    or the arrays exceed the memory of this machine.
     """
     path = (cache_folder() or Path(os.devnull)) / f"{key}.npz"  # which cannot be read or written
     warn = logging.getLogger(__name__).warning

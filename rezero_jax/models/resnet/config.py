@@ -71,8 +71,7 @@ class ResNetConfig:
             raise UserError(f"depth={self.depth} is not 6n + 2; choose {below} or {below + 6}")
         if self.residual == "zero_gamma" and (self.family == "preact" or not self.batch_norm):
             raise UserError(
-                "zero_gamma needs a BatchNorm at the end of each branch; use ResNet.cifar with "
-                "batch_norm=True, or rezero"
+                "zero_gamma needs a last BatchNorm; use ResNet.cifar with batch_norm=True or rezero"
             )
 
     @property

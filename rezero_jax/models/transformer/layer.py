@@ -211,10 +211,8 @@ class DecoderLayer(TransformerLayer):
         """Returns x after the layer; the masks are as in `EncoderLayer`, for x and for `memory`."""
         self._check(x, rngs)
         if memory.ndim != 3 or memory.shape[::2] != (x.shape[0], x.shape[-1]):
-            raise UserError(
-                f"this layer takes a memory ({x.shape[0]}, length, {x.shape[-1]}), not "
-                f"{memory.shape}; reshape memory"
-            )
+            wanted = f"({x.shape[0]}, length, {x.shape[-1]})"
+            raise UserError(f"this layer takes a memory {wanted}, not {memory.shape}; reshape it")
         masks: dict[str, Any] = {"mask": mask, "key_mask": key_mask, "is_causal": is_causal}
         x = self.join(0, x, partial(self.attention, **masks, rngs=rngs), rngs)
         seen: dict[str, Any] = {"memory": memory, "mask": memory_mask, "key_mask": memory_key_mask}

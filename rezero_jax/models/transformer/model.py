@@ -229,8 +229,7 @@ class Transformer(Module):
             )
         if tokens.shape[1] > self.max_len:
             raise UserError(
-                f"{tokens.shape[1]} tokens are more than max_len={self.max_len}; give fewer, or "
-                "make the model with a larger max_len"
+                f"{tokens.shape[1]} tokens exceed max_len={self.max_len}; give fewer, or raise it"
             )
         if not isinstance(tokens, jax.core.Tracer):
             values = np.asarray(tokens)

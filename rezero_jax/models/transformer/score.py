@@ -28,10 +28,8 @@ def bits_per_byte(model: Transformer, text: bytes) -> float:
         raise UserError(f"a text of {len(text)} bytes predicts nothing; give at least two bytes")
     data = np.frombuffer(text, np.uint8).astype(np.int32)
     if data.max() >= model.vocab_size:
-        raise UserError(
-            f"the text has the byte {data.max()}, and the model knows tokens below "
-            f"{model.vocab_size}; give another text"
-        )
+        known = f"and the model knows tokens below {model.vocab_size}"
+        raise UserError(f"the text has the byte {data.max()}, {known}; give another text")
     length, step = model.max_len, max(model.max_len // 2, 1)
     end = max(len(data) - 1 - (length - step), 1)  # of the starts of windows
     total = 0.0
