@@ -227,7 +227,7 @@ def test_mistakes_are_user_errors():
         (partial(cifar, 20, "rezerro"), 'did you mean "rezero"'),
         (partial(cifar, 20, variant="notebok"), 'did you mean "notebook"'),
         (partial(preact, 18, stem="image"), 'did you mean "imagenet"'),
-        (partial(preact, 18, "zero_gamma"), "zero_gamma needs a BatchNorm"),
+        (partial(preact, 18, "zero_gamma"), "zero_gamma needs a last BatchNorm"),
         (partial(cifar, 20, "zero_gamma", batch_norm=False), "batch_norm=True"),
         *(
             (partial(cifar, **{size: 0}), f"{size} is 0")

@@ -132,13 +132,10 @@ def write_plot(
 ) -> epath.Path:
     """Plots one run or several, and returns the path of the file.
 
-    Args:
-      out: a PNG, SVG or PDF file; by default curves.png in the first workdir.
-      target: training loss (nats), or bits per byte if all runs are language models; plots the time
-        to the target instead of curves.
-
-    Raises:
-      UserError: a workdir has no run or no logged line yet, or the file cannot be written.
+    `out` is a PNG, SVG or PDF file, by default curves.png in the first workdir. With a `target`,
+    training loss (nats), or bits per byte if all runs are language models, plots the time to it
+    instead of curves. Raises a UserError if a workdir has no run or no logged line yet, or the file
+    cannot be written.
     """
     runs = Run.read_all(workdirs)
     with foreign(", ".join(str(run.folder) for run in runs)):

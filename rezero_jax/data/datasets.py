@@ -37,15 +37,10 @@ OF_USERS = ("images", "text")  # read from data.path
 def load(config: ConfigDict, seed: int = 0, download: bool = True) -> Dataset | Text:
     """Loads the data set that config.data names.
 
-    "digits" and "stdlib" come with Python packages; "images" and "text" are the user's.
-
-    Args:
-      config: config.data.
-      seed: determines, with the number of the update, random crops ("imagenet") and windows (text).
-      download: whether to download and prepare other data sets on first use.
-
-    Raises:
-      UserError: a field is invalid, or the data set cannot be read or downloaded.
+    "digits" and "stdlib" come with Python packages; "images" and "text" are the user's. With
+    `download`, other data sets are downloaded and prepared on first use. `seed` determines, with
+    the number of the update, random crops ("imagenet") and windows (text). Raises a UserError if a
+    field is invalid, or the data set cannot be read or downloaded.
     """
     _check(config)
     if config.name in TEXT_NAMES:

@@ -47,13 +47,8 @@ def make_model(
 ) -> tuple[Callable[[nnx.Rngs], nnx.Module], tuple[int, ...]]:
     """The constructor of the classifier that config.model describes, and the shape of its input.
 
-    Args:
-      config: config.model, or the same as a dict.
-      example_shape: shape of one example of the data set, without the batch axis.
-      num_classes: number of classes.
-
-    Raises:
-      UserError: an unknown model or dtype, or a language model; the constructor checks the rest.
+    `config` is config.model, or the same as a dict; `example_shape` has no batch axis. Raises a
+    UserError for an unknown model or dtype, or a language model; the constructor checks the rest.
     """
     name, options = _options(config)
     if is_own(name):

@@ -29,13 +29,9 @@ SMALL_FILES = 2**18  # bytes of a checkpoint on a disk, besides its arrays
 class Checkpoints:
     """Checkpoints of one run; used as a context, which waits for the last save at its end.
 
-    Each method raises a UserError if this checkpoint or the one before cannot be written.
-
-    Args:
-      folder: the folder in a workdir, made by the first save.
-      config: config.checkpoint.
-      check: called before a save and before its commit; raises a UserError if this start may no
-        longer write.
+    Each method raises a UserError if this checkpoint or the one before cannot be written. The first
+    save makes `folder`, in a workdir. `check` is called before a save and before its commit, and
+    raises a UserError if this start may no longer write.
     """
 
     def __init__(
@@ -86,13 +82,10 @@ class Checkpoints:
     def save(
         self, step: int, state: Any, progress: dict[str, Any], metrics: dict[str, float] | None
     ) -> None:
-        """Saves in the background.
+        """Saves the state after `step` updates in the background.
 
-        Args:
-          step: number of updates applied.
-          state: the training state.
-          progress: plain JSON data, returned by `restore`.
-          metrics: the evaluation after this very step, if there was one.
+        `progress` is plain JSON data, which `restore` returns, and `metrics` the evaluation after
+        this very step, if there was one.
         """
         needed = SMALL_FILES + sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         manifest: dict[str, Any] = {

@@ -226,13 +226,8 @@ def replace_file(path: AnyPath, content: str | bytes) -> None:
 class Upload:
     """For files that grow: a local folder that is copied to a bucket; on a disk, `home` itself.
 
-    Attributes:
-      folder: where to write.
-      is_copied: whether `folder` is not `home`.
-
-    Args:
-      home: a folder of the run.
-      check: called before each copy; raises an error if this start may no longer write.
+    Write to `folder`; `is_copied` is whether it is not `home`, a folder of the run. `check` is
+    called before each copy, and raises an error if this start may no longer write.
     """
 
     def __init__(self, home: AnyPath, check: Callable[[], None] = lambda: None):

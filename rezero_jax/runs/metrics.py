@@ -35,11 +35,8 @@ class MetricsWriter:
     The files have each line when `write` returns. TensorBoard's own writer would lose the last
     lines when it is killed, and would wait forever for its thread once the disk is full.
 
-    Args:
-      folder: the workdir.
-      step: updates applied so far; later lines are dropped, because a resumed run makes these
-        updates again.
-      check: called before each copy, see `Upload`.
+    Lines after `step`, the updates applied so far, are dropped, because a resumed run makes these
+    updates again. `check` is called before each copy, see `Upload`.
     """
 
     def __init__(self, folder: AnyPath, step: int, check: Callable[[], None] = lambda: None):
@@ -52,9 +49,7 @@ class MetricsWriter:
             replace_file(path, "".join(_text(line) for line in lines if line["step"] <= step))
             self._lines = files.enter_context(path.open("a"))
             events.mkdir(exist_ok=True)
-            # TensorBoard reads files in the order of these times, and a clock may go backward.
-            stamps = (int(stamp) for stamp in _stamps(home / "tensorboard"))
-            stamp = max([int(time.time()), *(stamp + 1 for stamp in stamps)])
+            stamp = max([int(time.time()), *_next_stamps(home / "tensorboard")])
             path = events / f"events.out.tfevents.{stamp:010d}"
             self._events = files.enter_context(path.open("xb"))  # follows no link
             self._record(file_version="brain.Event:2")
@@ -93,9 +88,10 @@ def _text(line: dict[str, float]) -> str:
     return json.dumps(line) + "\n"
 
 
-def _stamps(folder: Any) -> list[str]:
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return [found[1] for name in names if (found := re.search(r"tfevents\.(\d{1,18})", name))]
+def _next_stamps(folder: Any) -> list[int]:
+    """TensorBoard reads files in the order of these times, and a clock may go backward."""
+    names = " ".join(path.name for path in folder.iterdir()) if folder.is_dir() else ""
+    return [int(stamp) + 1 for stamp in re.findall(r"tfevents\.(\d{1,18})", names)]
 
 
 def read_metrics(

@@ -101,9 +101,7 @@ class Run:
 def epochs_to(losses: Sequence[float] | np.ndarray, target: float) -> float | None:
     """Epochs, at least 1.0, until an epoch loss is at most `target`, log-linear between two epochs.
 
-    Args:
-      losses: mean losses of epochs 1, 2, ...
-      target: a loss above 0; if it is never reached, the result is None.
+    `losses` are means of epochs 1, 2, ...; None if the `target`, above 0, is never reached.
     """
     if target <= 0:
         raise UserError(f"the target loss {target} is not positive; give one above 0")

@@ -62,7 +62,6 @@ class Workdir:
 
     Args:
       folder: the workdir, made if it does not exist.
-      config: the config of the run.
       data: what to record of its data, see `check_data`.
       lengthened: whether the run in the folder may be a shorter one, see `start.lengthens`.
 

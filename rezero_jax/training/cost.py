@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -102,7 +102,9 @@ def _total(jaxpr: core.Jaxpr, everything: bool) -> int:
     total = 0
     for equation in jaxpr.eqns:
         name = equation.primitive.name
-        inner = [_total(sub, everything) for sub in _inner(equation)]
+        values = jax.tree.leaves(equation.params)
+        parts = [v.jaxpr if isinstance(v, core.ClosedJaxpr) else v for v in values]
+        inner = [_total(part, everything) for part in parts if isinstance(part, core.Jaxpr)]
         if name in ("dot_general", "conv_general_dilated"):
             total += _product(equation)
         elif inner:
@@ -124,11 +126,3 @@ def _product(equation: core.JaxprEqn) -> int:
         out_features = right[equation.params["dimension_numbers"].rhs_spec[0]]
         terms = math.prod(right) // out_features
     return 2 * terms * math.prod(out)
-
-
-def _inner(equation: core.JaxprEqn) -> Iterator[core.Jaxpr]:
-    for value in jax.tree.leaves(equation.params):
-        if isinstance(value, core.ClosedJaxpr):
-            yield value.jaxpr
-        elif isinstance(value, core.Jaxpr):
-            yield value

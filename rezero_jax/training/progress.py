@@ -37,13 +37,8 @@ SILENCE = 20.0  # seconds without a printed line after which one is printed
 class Progress:
     """Metrics and messages of a run; its first process writes them to the workdir and prints them.
 
-    Attributes:
-      clock: times the waits of the loop.
-
-    Args:
-      step: updates made so far.
-      saved: the `snapshot` in the checkpoint from which the run resumes; None for a new run.
-      began: time.perf_counter() when this start of the run began.
+    A run that resumes after `step` updates gives `saved`, the `snapshot` in its checkpoint. `began`
+    is time.perf_counter() when this start began. The attribute `clock` times the loop's waits.
     """
 
     def __init__(
@@ -232,14 +227,9 @@ class Progress:
 class Clock:
     """Wall time of a run by kind, and examples per second while it trains.
 
-    Attributes:
-      examples: examples that were trained on since `restart`.
-      rate: examples per second up to the last `lap`.
-
-    Args:
-      began: time.perf_counter() when this start of the run began.
-      saved: seconds by kind in the checkpoint from which the run resumes, see TIMES.
-      recorded: wall seconds of the earlier starts, as far as the workdir records them.
+    `began` is as in `Progress`, `saved` are the seconds by kind (see TIMES) in the checkpoint from
+    which the run resumes, and `recorded` the wall seconds of the earlier starts, as far as the
+    workdir records them. `examples` counts since `restart`; `rate` is up to the last `lap`.
     """
 
     def __init__(

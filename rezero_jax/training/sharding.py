@@ -128,8 +128,7 @@ def state_shardings(shapes: Any, mesh: Mesh, spec: ModelSpec, fully_sharded: boo
     placed = jax.tree.map_with_path(place, shapes)
     if model > 1 and not any("model" in s.spec for s in jax.tree.leaves(placed)):
         raise UserError(
-            f"mesh.model={model} finds nothing to shard in this network; set it to 1 "
-            "(mesh.fully_sharded=True shards any network's state)"
+            f"mesh.model={model} finds nothing to shard; set it to 1, or mesh.fully_sharded=True"
         )
     return placed
 

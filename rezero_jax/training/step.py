@@ -36,11 +36,8 @@ def make_train_step(
     tenth of the step of a deep narrow network. All randomness of update t is a function of
     fold_in(key(seed), t).
 
-    Args:
-      microbatches: number of microbatches of the augmented batch, which run one after another and
-        whose gradients are averaged.
-      augment: augment(batch, key) -> batch, random.
-      generator: the implementation of the random keys, see `devices.generator`.
+    The microbatches of the augmented batch run one after another, and their gradients are averaged.
+    `augment(batch, key)` is random, and `generator` implements the keys, see `devices.generator`.
     """
 
     def loss(params: Any, stats: Any, batch: Batch, key: Array) -> tuple[Array, tuple]:

@@ -150,7 +150,8 @@ def stream(
     while max_new_tokens > 0:
         longest = max(map(len, texts))
         room = min(max_new_tokens, model.max_len - longest)
-        sizes = [min(_round_up(size), model.max_len) for size in (longest, longest + room)]
+        powers = (1 << (size - 1).bit_length() for size in (longest, longest + room))
+        sizes = [min(max(power, SHORTEST), model.max_len) for power in powers]
         tokens = np.zeros((len(texts), sizes[0]), np.int32)
         for row, text in zip(tokens, texts, strict=True):
             row[: len(text)] = text
@@ -203,11 +204,6 @@ def _checked(
     for row in rows:
         model.check(row[None])
     return [row.tolist() for row in rows]
-
-
-def _round_up(length: int) -> int:
-    """The next power of two, at least SHORTEST."""
-    return max(SHORTEST, 1 << (length - 1).bit_length())
 
 
 @partial(jax.jit, static_argnames="cache_length")
