@@ -339,10 +339,10 @@ def test_mistakes_in_a_config_are_one_sentence():
         (resnet, {"model.family": "prect"}, IMAGES, '"preact"'),
         (resnet, {"model.residual": "fixxup"}, IMAGES, '"fixup"'),
         (resnet, {"model.batch_norm": False, "model.residual": "zero_gamma"}, IMAGES, "batch_norm"),
-        (resnet, {"model.depth": 9}, IMAGES, "depth=9 .* 8 and 14"),
-        (language, {"model.vocab_size": 122}, text(), r'"tiny" .* model\.vocab_size=122'),
+        (resnet, {"model.depth": 9}, IMAGES, "depth=9 .* 8 or 14"),
+        (language, {"model.vocab_size": 122}, text(), r"model\.vocab_size=122"),
         (language, {"model.positions": "none"}, text(), 'positions "none"'),
-        (vit, {"train.batch_size": 16}, images((4, 16, 1)), r"model\.name=vit .* 4 x 16"),
+        (vit, {"train.batch_size": 16}, images((4, 16, 1)), "a ViT .* 4 x 16"),
     ):
         with pytest.raises(UserError, match=words) as info:
             Trainer(make(**fields), dataset)

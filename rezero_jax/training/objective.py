@@ -43,7 +43,7 @@ def make_task(config: ConfigDict, dataset: Dataset | Text) -> tuple[MakeModel, O
             )
         if dataset.largest >= model.get("vocab_size", 256):
             raise UserError(
-                f"model.vocab_size={model.vocab_size} is below byte {dataset.largest}; set it to 256"
+                f"model.vocab_size={model.vocab_size} lacks byte {dataset.largest}; set it to 256"
             )
         return make, own or language_modelling
     make, input_shape = make_model(model, dataset.example_shape, dataset.num_classes)
