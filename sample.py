@@ -76,7 +76,7 @@ def score_or_sample(
         text = _content(file)
     else:
         text = prompt.encode(errors="surrogateescape")  # the bytes on the command line
-    if not text:
+    if not text and score is None:
         raise UserError("the prompt is empty; give at least one character to continue from")
     if bytes < 1:
         raise UserError(f"--bytes={bytes} asks for nothing; give at least 1")

@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
                 if args.plan_json:
                     write_json(Path(args.plan_json), account)
             elif args.mode == "eval":
-                lines = [json.dumps(evaluate(config, args.workdir))]
+                lines = [json.dumps(evaluate(config, args.workdir, step=args.step))]
             else:
                 options = {"profile": args.profile_steps, "began": STARTED}
                 with StopSignal("train.py") as stop:

@@ -30,7 +30,7 @@ from experiments.results import Curve, Made, Results
 from experiments.statistics import NOT_SIGNIFICANT, verdict
 from rezero_jax import command, data
 from rezero_jax.analysis.propagation import trunk_ends
-from rezero_jax.analysis.theme import themed
+from rezero_jax.analysis.theme import plain_ticks, themed
 from rezero_jax.errors import UserError
 from rezero_jax.formatting import path_text
 from rezero_jax.residual import RULES
@@ -155,8 +155,7 @@ def measure(config: ConfigDict, steps: int, seeds: int) -> tuple[np.ndarray, np.
     def last_layer(state: State, batch: Batch) -> Array:
         model = trainer.spec.model(state["params"], state["stats"])
         model.eval()
-        key = jax.random.key(0)
-        ends = trunk_ends(model, batch, lambda model, batch: trainer.objective(model, batch, key))
+        ends = trunk_ends(model, batch, trainer.losses)
         return leave(ends[1])
 
     @jax.jit
@@ -220,7 +219,8 @@ def plot(results: Results, axis: str) -> Figure:
                 text = str(update) if update in (1, updates - 1) else None
                 drawing.line(panel, _by_size(one[rule]), text, colours[update])
             panel.set(yscale="log", title=rule, ylabel=label)
-            panel.set_ylim(0.8 * shown.min(initial=1), 1.25 * shown.max(initial=1))
+            if shown.size:
+                panel.set_ylim(0.8 * shown.min(), 1.25 * shown.max())
     axes[0].legend(title="update")
     for rule, colour in drawing.colours(rules).items():
         drawing.line(axes[-1], _by_size(means[NONLINEARITY][rule]), rule, colour)
@@ -228,6 +228,7 @@ def plot(results: Results, axis: str) -> Figure:
     axes[-1].legend()
     for panel in axes:
         drawing.size_axis(panel, sizes, axis)
+        plain_ticks(panel)
     return figure
 
 

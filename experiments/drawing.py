@@ -138,7 +138,7 @@ def size_axis(axis: Axes, sizes: Sequence[int], label: str) -> None:
     """A logarithmic x axis with a tick at each size and none between."""
     axis.set(xscale="log", xlabel=label)
     axis.set_xticks(sizes, [str(size) for size in sizes])
-    axis.minorticks_off()
+    axis.set_xticks([], minor=True)
 
 
 def save(figure: Figure, folder: Path, name: str, *, svg: bool = True) -> None:

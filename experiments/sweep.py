@@ -157,7 +157,8 @@ def plot(grid: Grid, losses: Mapping[Point, Sequence[float | None]]) -> Figure:
     padded = Grid(("",) * lacking + grid.fields, (("",),) * lacking + grid.values)
     lines, colours, columns = padded.values[-3:]
     panels = list(itertools.product(*padded.values[:-3]))
-    caption = "Look for the lowest point. Bars: the range over the seeds."
+    several = any(len(seeds) > 1 for seeds in losses.values())
+    caption = "Look for the lowest point." + several * " Bars: the range over the seeds."
     figure, axes = drawing.sheet("Final test loss (nats)", caption, len(panels), width=4.2)
     shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(colours)))
     for axis, panel in zip(axes, panels, strict=True):

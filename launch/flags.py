@@ -13,8 +13,9 @@ examples:
   set any field of the config:
     python train.py --config=configs/mlp.py --config.optim.alpha.learning_rate=0.001 \\
       --workdir=runs/slow_alpha
-  evaluate the newest checkpoint of a run:
+  evaluate the newest checkpoint of a run, and an older one:
     python train.py --config=configs/mlp.py --workdir=runs/digits --mode=eval
+    python train.py --config=configs/mlp.py --workdir=runs/digits --mode=eval --step=1000
   run a tiny version of a config, to check within a minute that everything works:
     python train.py --config=configs/transformer_small.py:smoke --workdir=runs/smoke
   print memory, FLOPs and time of a run on these devices, or on an absent TPU:
@@ -41,6 +42,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         parser.error("--workdir is missing: name the run's folder, such as --workdir=runs/first")
     if args.plan_json and args.plan is None:
         parser.error("--plan_json needs --plan, such as --plan=v5e:2x4")
+    if args.step is not None and args.mode != "eval":
+        parser.error("--step chooses a checkpoint to evaluate; add --mode=eval")
     if args.workdir == "":
         parser.error("--workdir= is empty (an unset variable?); name the run's folder")
     return args, overrides
@@ -67,7 +70,13 @@ def _parser() -> argparse.ArgumentParser:
         "--mode",
         choices=("train", "eval"),
         default="train",
-        help="whether to train or to evaluate the newest checkpoint (default: train)",
+        help="whether to train or to evaluate a checkpoint (default: train)",
+    )
+    parser.add_argument(
+        "--step",
+        type=int,
+        metavar="N",
+        help="checkpoint to evaluate (default: the newest one); 0 is the initial network",
     )
     parser.add_argument(
         "--plan",

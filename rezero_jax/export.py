@@ -153,7 +153,7 @@ def save(model: nnx.Module, folder: AnyPath) -> None:
     _save(model, folder, None, {}, {})
 
 
-def export(workdir: str, out: str, allow: Sequence[str] = ()) -> None:
+def export(workdir: str, out: str, allow: Sequence[str] = (), step: int | None = None) -> None:
     """Writes the model of the run in `workdir` to the folder `out`; `allow` is that of `load`.
 
     Raises:
@@ -174,7 +174,7 @@ def export(workdir: str, out: str, allow: Sequence[str] = ()) -> None:
             images["training images"] = recorded["train"]["examples"]
             images["classes"] = ", ".join(recorded["classes"])[:500]
         make = _of_config(config.model, data.get("data"))
-    model, steps = restored(workdir, config, make)
+    model, steps = restored(workdir, config, make, step)
     facts = {
         "data": recorded.get("name"),
         **images,
@@ -298,9 +298,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("workdir", type=command.path, metavar="WORKDIR", help="the run's folder")
     text = "folder to write to: new, empty, or an older export"
     parser.add_argument("--out", type=command.path, required=True, metavar="DIR", help=text)
+    text = "checkpoint (default: the newest one)"
+    parser.add_argument("--step", type=int, metavar="N", help=text)
     command.add_allow(parser)
-    args = parser.parse_args(argv)
-    return command.exit_status("export", lambda: export(args.workdir, args.out, args.allow))
+    args = vars(parser.parse_args(argv))
+    return command.exit_status("export", lambda: export(**args))
 
 
 if __name__ == "__main__":

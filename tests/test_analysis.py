@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from experiments import drawing
 from rezero_jax.analysis import __main__ as diagnosis
 from rezero_jax.analysis import figures, plots, table, theme
+from rezero_jax.analysis.ablation import Ablation, plot_ablation
 from rezero_jax.analysis.gates import Gates
 from rezero_jax.analysis.statistics import Estimate
 from rezero_jax.analysis.table import by_label
-from rezero_jax.analysis.theme import save
+from rezero_jax.analysis.theme import plain_ticks, save
 from rezero_jax.errors import UserError
 from rezero_jax.runs.reader import Run, epochs_to
 
@@ -202,6 +204,23 @@ def test_plot_of_one_run_shows_its_numbers_and_the_legend_covers_no_panel(tmp_pa
     save(figure, tmp_path / "a.png")  # lays it out
     (box,) = (legend.get_window_extent() for legend in figure.legends)
     assert all(axis.get_window_extent().y0 > box.y1 for axis in panels)
+
+
+def test_a_single_point_is_visible_and_ticks_are_whole_layers(tmp_path):
+    loss, _, alpha = plots.plot_run(make_run(tmp_path / "a", [2.0])).axes
+    assert [line.get_marker() for line in loss.lines] == ["o", "o", "s"]
+    assert curves_of(alpha) == [([0, 1], [1, 2])]  # by layer, since there is one step
+    assert figures.plot_times({"none": [None]}, "epochs").axes[0].get_xticks().size == 0
+    one = Ablation(("trunk.0",), 2.0, np.array([2.5]), np.array([0]), np.array([2.5]))
+    ticks = plot_ablation(one).axes[0].get_xticks()
+    assert (ticks == ticks.round()).all()
+    axis = Figure().subplots()
+    axis.plot([2, 64], [0.2, 0.7])
+    axis.set_yscale("log")
+    drawing.size_axis(axis, [2, 64], "depth")
+    plain_ticks(axis)
+    axis.figure.canvas.draw()
+    assert sum(bool(text.get_text()) for text in axis.get_yticklabels(which="both")) > 1
 
 
 def test_plots_of_language_models_show_bits_per_byte(tmp_path):

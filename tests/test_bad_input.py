@@ -186,7 +186,8 @@ def test_the_command_prints_one_sentence_and_writes_nothing(tmp_path, capsys, mo
         ({"model.width": 1_000_000}, "GB of memory"),
     ):
         assert words in refusal(argv(tmp_path / "run", **fields), capsys)
-    assert "checkpoint" in refusal([*argv(tmp_path / "run"), "--mode=eval"], capsys)
+    for flags in (["--mode=eval"], ["--mode=eval", "--step=2"]):
+        assert "checkpoint" in refusal([*argv(tmp_path / "run"), *flags], capsys)
     with pytest.raises(UserError, match="no run"):
         read_metrics(tmp_path)
     for flags in ([], ["--plan"]):

@@ -6,6 +6,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -17,6 +18,7 @@ from rezero_jax.analysis.ablation import ablate, plot_ablation
 from rezero_jax.analysis.diagnosis import diagnose
 from rezero_jax.analysis.figures import plot_diagnosis, plot_propagation
 from rezero_jax.analysis.gates import Gates
+from rezero_jax.analysis.singular_values import singular_values
 from rezero_jax.errors import UserError
 from rezero_jax.residual import make_rule
 from rezero_jax.runs.reader import Run
@@ -81,7 +83,11 @@ def test_an_open_run_evaluates_as_training_did_and_again_after_a_change(trained)
     found = run.evaluate()
     assert run.step == last["step"]
     assert found["eval/loss"] == pytest.approx(last["eval/loss"], rel=1e-6)
-    assert np.mean(run.losses(run.model, run.examples(5))) > 0
+    batch = run.examples(5)  # as the model takes them
+    logits = run.model(batch["image"])
+    expected = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+    np.testing.assert_array_equal(run.losses(run.model, batch), expected)
+    assert singular_values(run.model, batch["image"]).shape == (5, 10)
     assert len(run.frame()) == len(run.log.lines)
     names = list(run.layers())
     assert names == list(diagnose(run.model, run.examples(4), run.losses).propagation.names)
@@ -198,7 +204,7 @@ def test_the_diagnosis_is_of_the_runs_own_loss_and_data(trained):
     assert step == STEPS
     batch = trainer.examples(10**9)
     np.testing.assert_array_equal(trainer.examples(16)["image"], batch["image"][:16])
-    losses = trainer.objective(model, batch, jax.random.key(0))["loss"]
+    losses = trainer.losses(model, batch)
     recorded = [line["eval/loss"] for line in Run.read(trained("mlp")).lines if "eval/loss" in line]
     np.testing.assert_allclose(losses.mean(), recorded[-1], rtol=1e-4)
 

@@ -188,6 +188,8 @@ def test_a_run_that_has_not_ended_and_mistakes_of_the_command(trained, copy_of, 
     card = (tmp_path / "model" / "README.md").read_text()
     assert "| updates | 4 |" in card
     assert "eval/loss" not in card
+    assert main([str(trained("mlp")), f"--out={tmp_path / 'older'}", "--step=4"]) == 0
+    assert "| updates | 4 |" in (tmp_path / "older" / "README.md").read_text()
     capsys.readouterr()
     (tmp_path / "file").write_text("")
     for workdir, out, text in (

@@ -171,6 +171,9 @@ def test_a_folder_may_have_any_name(name, trained, tmp_path, monkeypatch):
     loop.train(CONFIG, workdir)
     assert differences(tmp_path / name, trained("mlp")) == []
     assert loop.evaluate(CONFIG, workdir)["step"] == load_model(workdir)[1] == STEPS
+    assert loop.evaluate(CONFIG, workdir, step=4)["step"] == load_model(workdir, 4)[1] == 4
+    untrained = loop.evaluate(CONFIG, workdir, step=0)
+    assert untrained["eval/loss"] > loop.evaluate(CONFIG, workdir)["eval/loss"]
     assert os.listdir() == [name]
 
 

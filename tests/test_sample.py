@@ -1,6 +1,7 @@
 """The command line that writes text: its output, the runs it reads, the commands it refuses."""
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -181,7 +182,8 @@ def test_a_wrong_option_is_one_sentence(capsys, workdir):
         ("--prompt=", "the prompt is empty"),
         ("--prompt_file=nowhere", "cannot read nowhere"),
         ("--score=nowhere", "cannot read nowhere"),
-        ("--step=3", "{} holds no checkpoint 3"),
+        ("--step=3", "{} holds no checkpoint 3 (it holds "),
+        (f"--score={os.devnull}", "a text of 0 byte(s) has nothing to predict"),
         ("--bytes=0", "--bytes=0"),
         ("--seed=99999999999999999999", "--seed=99999999999999999999 is out of range"),
         ("--temperature=-1", "temperature=-1.0 is out of range"),

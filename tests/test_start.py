@@ -109,6 +109,7 @@ def test_a_new_head_is_said_and_recorded_and_a_resumed_run_needs_no_source(
     refused(lambda: loop.train(other, tmp_path / "run", classes(7)), words)
     words = f"began with the parameters of {source}"
     refused(lambda: load_model(tmp_path / "run", 0, dataset=classes(7)), words)
+    refused(lambda: loop.evaluate(config, tmp_path / "run", classes(7), step=0), words)
     refused(lambda: loop.train(config, tmp_path / "new", classes(7)), "is neither a run")
     assert not (tmp_path / "new").exists()
 

@@ -34,7 +34,8 @@ def flat_pixels(batch):
     return batch | {"image": images.reshape(len(images), -1)}
 
 
-OBJECTIVE = partial(cross_entropy, prepare=flat_pixels, classes=10)
+def objective(model, batch, key):
+    return cross_entropy(model, flat_pixels(batch), key, classes=10)
 
 
 @cache
@@ -65,7 +66,7 @@ def adagrad(spec):
 
 @cache
 def remembering_step(make, accumulate):
-    return jax.jit(make_train_step(model_spec(make), OBJECTIVE, REMEMBER, accumulate, seed=0))
+    return jax.jit(make_train_step(model_spec(make), objective, REMEMBER, accumulate, seed=0))
 
 
 def by_hand(spec, state, batch):
@@ -93,7 +94,7 @@ def rezero():
     spec = model_spec(make)
     optimizer = adagrad(spec)
     state = start(make, optimizer)
-    return spec, jax.jit(make_train_step(spec, OBJECTIVE, optimizer, 1, seed=0)), state
+    return spec, jax.jit(make_train_step(spec, objective, optimizer, 1, seed=0)), state
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +192,7 @@ def test_randomness_is_a_function_of_seed_and_step(rezero):
     spec, _, begin = rezero
 
     def random_loss(model, batch, key):
-        return OBJECTIVE(model, batch, key) | {"draw": jax.random.uniform(key, (BATCH,))}
+        return objective(model, batch, key) | {"draw": jax.random.uniform(key, (BATCH,))}
 
     def draws(seed):
         step = jax.jit(make_train_step(spec, random_loss, adagrad(spec), 1, seed))
@@ -208,7 +209,7 @@ def test_randomness_is_a_function_of_seed_and_step(rezero):
 
 def test_a_classifier_whose_call_takes_rngs_gets_them():
     def losses(model, seed):
-        return OBJECTIVE(model, first(batches(1)), jax.random.key(seed))["loss"]
+        return objective(model, first(batches(1)), jax.random.key(seed))["loss"]
 
     class Random:
         def __call__(self, x, *, rngs=None):
@@ -269,7 +270,7 @@ def test_evaluation_counts_every_example_once(batch_size):
     def gather(resident, fetched):
         return jax.tree.map(lambda leaf: leaf[fetched["index"]], resident)
 
-    evaluate = jax.jit(make_eval_step(spec, OBJECTIVE, gather))
+    evaluate = jax.jit(make_eval_step(spec, objective, gather))
     sums = {"loss": 0.0, "accuracy": 0.0, "weight": 0.0}
     for low in range(0, size, batch_size):
         positions = np.arange(low, low + batch_size)

@@ -133,7 +133,8 @@ def plot_ablation(ablation: Ablation) -> Figure:
     points = [ablation.loss, *ablation.cumulative]
     together.plot(range(len(points)), points, color=COLOURS[1])
     together.set(xlabel="layers left out, the least important first", title="loss (nats)")
+    together.ticklabel_format(axis="y", useOffset=False)
     for axis in (alone, together):
-        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     figure.suptitle("Look for layers without a bar, and for how long the line stays flat")
     return figure

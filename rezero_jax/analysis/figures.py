@@ -68,7 +68,8 @@ def _draw_propagation(axes: Sequence[Axes], networks: Mapping[str, Propagation])
     cosine.set(title="cosine of two examples' x")
     share.set(title="|x' - x| / |x| of each layer (dotted: idle below)")
     for axis in (signal, gradient, share):
-        if any((np.asarray(line.get_ydata()) > 0).any() for line in axis.lines):
+        drawn = [np.asarray(line.get_ydata()) for line in axis.lines if line.get_marker() != "None"]
+        if any((values > 0).any() for values in drawn):
             axis.set_yscale("log")
             low, high = axis.get_ylim()
             widen = max(2 * low / high, 1) ** 0.5  # hides the rounding errors of a constant
@@ -76,7 +77,7 @@ def _draw_propagation(axes: Sequence[Axes], networks: Mapping[str, Propagation])
             plain_ticks(axis)
     for axis in axes:
         axis.set_xlabel("layer, from 0" if axis is share else "layers passed")
-        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
 
 
 @themed
@@ -95,7 +96,7 @@ def plot_diagnosis(diagnosis: Diagnosis, gates: Gates | None = None) -> Figure:
             axes[0, 2].vlines(layers, 0, alpha, color=COLOURS[0], linewidth=1)
         axes[0, 2].plot(layers, alpha, "o", color=COLOURS[0], markersize=3.5 if few else 0.5)
         axes[0, 2].set(xlabel="layer, from 0", title="alpha")
-        axes[0, 2].xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes[0, 2].xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         if gates is None:
             axes[1, 2].remove()
         else:
@@ -119,12 +120,17 @@ def plot_gates(gates: Gates) -> Figure:
     mean.legend()
     peaks.plot(gates.peak_steps, np.arange(layers), linestyle="", marker="o", color=COLOURS[0])
     peaks.set(xlabel="step", ylabel="layer", title="step of the largest |alpha|")
-    peaks.yaxis.set_major_locator(MaxNLocator(integer=True))
+    peaks.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return figure
 
 
 def draw_gates(axis: Axes, x: np.ndarray, alphas: np.ndarray, xlabel: str = "step") -> None:
     """Draws alphas (lines, layers) by layer and x (lines,), such as the step."""
+    if len(x) == 1:
+        axis.plot(np.arange(alphas.shape[1]), alphas[0], "o", color=COLOURS[0])
+        axis.set(xlabel="layer, from 0", title=f"alpha, {xlabel} {x[0]:g}")
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+        return
     bound = max(np.abs(alphas).max(), 1e-12)
     # Rasterized, because an SVG would otherwise have a shape for each layer and line.
     colours = {"cmap": "PuOr", "vmin": -bound, "vmax": bound, "rasterized": True}
@@ -132,7 +138,7 @@ def draw_gates(axis: Axes, x: np.ndarray, alphas: np.ndarray, xlabel: str = "ste
     axis.figure.colorbar(mesh, ax=axis)
     axis.set(xlabel=xlabel, ylabel="layer, from 0", title="alpha")
     axis.grid(False)
-    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def draw_by_layer(axis: Axes, x: np.ndarray, values: np.ndarray, xlabel: str, title: str) -> None:
@@ -171,5 +177,7 @@ def plot_times(times: Mapping[str, Sequence[float | None]], xlabel: str) -> Figu
     axis.set_yticks(range(len(names)), names)
     axis.set(xlabel=xlabel, ylim=(len(names) - 0.5, -0.5))
     axis.set_xlim(left=min(0, axis.get_xlim()[0]))
+    if not any(time is not None for seeds in times.values() for time in seeds):
+        axis.set_xticks([])
     axis.grid(axis="y", visible=False)
     return figure

@@ -52,7 +52,9 @@ def plot_run(run: Run) -> Figure:
     style = line_styles(2)
     for axis, (metric, title) in zip(axes, panels.items(), strict=False):
         batches = run.series(f"train/{metric}", x)
-        axis.plot(*batches, color=COLOURS[0], alpha=0.35, lw=1, label="training batches")
+        faint = {"color": COLOURS[0], "alpha": 0.35, "lw": 1}
+        point = "o" if len(batches[0]) == 1 else None  # a line of one point is invisible
+        axis.plot(*batches, **faint, marker=point, label="training batches")
         epochs, losses = run.series("train/epoch_loss", x)
         if metric == "loss" and len(epochs):  # a run may be shorter than an epoch
             plot_line(axis, epochs, losses, **style[0], label="training, epoch mean")
@@ -110,7 +112,7 @@ def plot_comparison(runs: Sequence[Run]) -> Figure:
     else:
         axis.set_yscale("log")
         axis.set_ylim(low / 1.3, min(1.3 * high, 5 * min(curve.max() for curve in curves)))
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         plain_ticks(axis)
     axis.grid(True, which="both")
     legend(figure, axis)

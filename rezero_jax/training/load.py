@@ -92,11 +92,6 @@ def load_model(
     whose `data` is `source`.
     """
     config = checked_config(workdir, allow)
-    if step == 0 and config.train.get("init_from"):
-        raise UserError(
-            f"the run in {workdir} began with the parameters of {config.train.init_from}; choose "
-            "that one, or a checkpoint"
-        )
     config.mesh.data = config.mesh.model = 1
     check_passed(workdir, dataset is not None)
     if dataset is None:
@@ -111,8 +106,23 @@ def load_model(
     with foreign(folder_of(workdir) / "config.json", own_names(config)):
         trainer = Trainer(config, dataset)
     check_data(workdir, trainer.dataset.record())
-    state = trainer.init() if step == 0 else load_state(workdir, trainer.shapes, step)
-    return *_model(trainer.spec, state), trainer
+    return *_model(trainer.spec, state_of(trainer, workdir, step)), trainer
+
+
+def state_of(trainer: Trainer, workdir: AnyPath, step: int | None = None) -> State:
+    """The state in a checkpoint, by default the newest good one; 0 is the initial state.
+
+    Raises:
+      UserError: as `load_state`, or the initial parameters were those of another run.
+    """
+    if step != 0:
+        return load_state(workdir, trainer.shapes, step)
+    if source := trainer.config.train.get("init_from"):
+        raise UserError(
+            f"the run in {workdir} began with the parameters of {source}; choose that one, or a "
+            "checkpoint"
+        )
+    return trainer.init()
 
 
 def _model(spec: ModelSpec, state: State) -> tuple[nnx.Module, int]:
@@ -132,8 +142,12 @@ def load_state(workdir: AnyPath, shapes: Any, step: int | None = None) -> State:
         if (found := read_newest(folder / "checkpoints", shapes)) is None:
             raise UserError(f"{workdir} holds no good checkpoint; wait for one, or train there")
         return found[0]
-    if step not in saved_steps(folder):
-        raise UserError(f"{workdir} holds no checkpoint {step}; set checkpoint.keep_every_steps")
+    if step not in (steps := saved_steps(folder)):
+        held = ", ".join(map(str, sorted(steps))) or "none"
+        raise UserError(
+            f"{workdir} holds no checkpoint {step} (it holds {held}); choose one of these, or set "
+            "checkpoint.keep_every_steps"
+        )
     try:
         return read(folder / "checkpoints", step, shapes)[0]
     except Damaged as error:

@@ -28,7 +28,7 @@ from rezero_jax.runs.folder import (
 )
 from rezero_jax.runs.workdir import Workdir
 from rezero_jax.training.cost import check_memory
-from rezero_jax.training.load import load_state
+from rezero_jax.training.load import state_of
 from rezero_jax.training.progress import Progress
 from rezero_jax.training.start import Start, lengthens, read_start
 from rezero_jax.training.trainer import Metrics, Trainer
@@ -204,21 +204,25 @@ def _train(
 
 
 def evaluate(
-    config: ConfigDict, workdir: AnyPath, dataset: Dataset | Text | None = None
+    config: ConfigDict,
+    workdir: AnyPath,
+    dataset: Dataset | Text | None = None,
+    step: int | None = None,
 ) -> dict[str, float]:
-    """Evaluates a run's newest good checkpoint, only reading: {"step": ..., "eval/loss": ...}.
+    """Evaluates a checkpoint of a run, only reading: {"step": ..., "eval/loss": ...}.
 
     The config fields in folder.EVALUATION may differ from the run's own. `dataset` is the data set
-    that was passed to `train`, if one was.
+    that was passed to `train`, if one was. `step` is the checkpoint, by default the newest good
+    one; 0 is the initial model.
 
     Raises:
-      UserError: there is no good checkpoint, or its config, data or structure differ.
+      UserError: there is no such checkpoint, or its config, data or structure differ.
     """
     config = continued(workdir, config)
     check_passed(workdir, dataset is not None)
     trainer = Trainer(config, dataset)
     check_config(workdir, trainer.config, free=TOPOLOGY + EVALUATION)
-    state = load_state(workdir, trainer.shapes)
+    state = state_of(trainer, workdir, step)
     record = trainer.dataset.record()
     if config.data.eval_split != recorded_config(workdir).data.eval_split:
         del record["eval"]

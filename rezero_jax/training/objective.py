@@ -25,8 +25,12 @@ from rezero_jax.user_code import check_call, find, own_names
 REPORTED = ("alphas", "grad_norm", "param_norm", "stop")  # see `step.make_dispatch`
 
 
-def make_task(config: ConfigDict, dataset: Dataset | Text) -> tuple[MakeModel, Objective]:
-    """The constructor of a config's model, and its objective.
+def make_task(
+    config: ConfigDict, dataset: Dataset | Text
+) -> tuple[MakeModel, Objective, Callable[[Batch], Batch]]:
+    """The constructor of a config's model, its objective, and the function that prepares a batch.
+
+    The objective takes prepared batches, whose images are as the model takes them.
 
     Raises a UserError if a field is invalid, or does not suit the data set.
     """
@@ -45,7 +49,7 @@ def make_task(config: ConfigDict, dataset: Dataset | Text) -> tuple[MakeModel, O
             raise UserError(
                 f"model.vocab_size={model.vocab_size} lacks byte {dataset.largest}; set it to 256"
             )
-        return make, own or language_modelling
+        return make, own or language_modelling, lambda batch: batch
     make, input_shape = make_model(model, dataset.example_shape, dataset.num_classes)
     standard = partial(standardise, mean=dataset.mean, std=dataset.std)
 
@@ -54,20 +58,15 @@ def make_task(config: ConfigDict, dataset: Dataset | Text) -> tuple[MakeModel, O
         images = standard(batch["image"])
         return batch | {"image": images.reshape(images.shape[0], *input_shape)}
 
-    if own is None:
-        return make, partial(cross_entropy, prepare=prepare, classes=dataset.num_classes)
-    return make, lambda model, batch, key: own(model, prepare(batch), key)
+    return make, own or partial(cross_entropy, classes=dataset.num_classes), prepare
 
 
-def cross_entropy(
-    model: Any, batch: Batch, key: Array, *, prepare: Callable[[Batch], Batch], classes: int
-) -> dict[str, Array]:
+def cross_entropy(model: Any, batch: Batch, key: Array, *, classes: int) -> dict[str, Array]:
     """Cross entropy (nats) and accuracy of the logits model(batch["image"]) for batch["label"].
 
-    The batch is that of the data set, which `prepare` makes the model's. A model that takes `rngs`
-    gets them, for dropout. Raises a UserError unless the logits are (batch, classes).
+    A model that takes `rngs` gets them, for dropout. Raises a UserError unless the logits are
+    (batch, classes).
     """
-    batch = prepare(batch)
     takes_rngs = "rngs" in inspect.signature(model.__call__).parameters
     logits = model(batch["image"], **({"rngs": nnx.Rngs(dropout=key)} if takes_rngs else {}))
     if jnp.shape(logits) != (wanted := (len(batch["label"]), classes)):

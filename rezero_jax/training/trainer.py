@@ -73,7 +73,7 @@ class Trainer:
         self.config, self.dataset = config, dataset
         self._order = Order(config.seed, dataset.train.size, config.train.batch_size)
         self.intervals = Intervals.from_config(config, dataset.train.size)
-        make, self.objective = make_task(config, dataset)
+        make, self._of_prepared, self._prepare = make_task(config, dataset)
         self.spec = model_spec(make)
         self.mesh, self.microbatches = _mesh(config, self.spec, devices)
         shards = batch_shards(self.mesh)
@@ -121,6 +121,12 @@ class Trainer:
         rows = self.config.train.batch_size // shards
         fits = (n for n in range(1, rows + 1) if rows % n == 0 and kept / (shards * n) <= free)
         return min(next(fits, rows), self.microbatches)
+
+    def objective(
+        self, model: nnx.Module, batch: step.Batch, key: jax.Array
+    ) -> dict[str, jax.Array]:
+        """The loss and the metrics of a batch of the data set, see `step.Objective`."""
+        return self._of_prepared(model, self._prepare(batch), key)
 
     @contextmanager
     def _context(self) -> Iterator[None]:
@@ -207,14 +213,17 @@ class Trainer:
             raise UserError(f"eval.metrics returns {found}; return a dict of numbers") from error
 
     def losses(self, model: nnx.Module, batch: step.Batch) -> jax.Array:
-        """The training loss (nats) of each example, (batch,)."""
-        return self.objective(model, batch, jax.random.key(0))["loss"]
+        """The training loss (nats) of each of `examples`, (batch,)."""
+        return self._of_prepared(model, batch, jax.random.key(0))["loss"]
 
     def examples(self, count: int) -> step.Batch:
-        """A batch of the first `count` examples of the evaluation split, or of all if fewer."""
+        """A batch of the first `count` examples of the evaluation split, or of all if fewer.
+
+        Images are as the model takes them: float32, standardised.
+        """
         split = self.dataset.eval
         fetched = sharding.put(split.fetch(np.arange(min(count, split.size))), self._whole)
-        return split.gather(self._resident[1], fetched)
+        return self._prepare(split.gather(self._resident[1], fetched))
 
 
 def _mesh(config: ConfigDict, spec: ModelSpec, devices: Sequence[jax.Device]) -> tuple[Mesh, int]:

@@ -25,7 +25,9 @@ def bits_per_byte(model: Transformer, text: bytes) -> float:
       UserError: the text has fewer than two bytes, or a byte that the vocabulary lacks.
     """
     if len(text) < 2:
-        raise UserError(f"a text of {len(text)} bytes predicts nothing; give at least two bytes")
+        raise UserError(
+            f"a text of {len(text)} byte(s) has nothing to predict; give at least two bytes"
+        )
     data = np.frombuffer(text, np.uint8).astype(np.int32)
     if data.max() >= model.vocab_size:
         known = f"and the model knows tokens below {model.vocab_size}"
