@@ -1,4 +1,4 @@
-"""Runs the paper's figures and tables, and writes its numbers beside ours."""
+"""Reproduces the paper's figures and tables, and compares its numbers with ours."""
 
 import argparse
 import shlex
@@ -34,13 +34,13 @@ COMMANDS = {
 SCALES = ("paper", "cpu", "smoke")
 EXAMPLES = f"""\
 examples:
-  how long everything would take on two cores, and which runs are done already:
+  the time of all experiments on this machine, and the status of their runs:
     python -m experiments all --dry-run
   one figure, then all of them, two runs at a time:
     python -m experiments toy
     python -m experiments all --jobs=2 --text=book.txt
 
-{", ".join(COMMANDS)} are commands with a --help of their own.
+Other commands, each with its own --help: {", ".join(COMMANDS)}.
 
 {arguments.EXIT_STATUS}"""
 

@@ -1,9 +1,9 @@
 """Compares residual rules by depth: each at its own best learning rate, with seeds and intervals.
 
-For every rule and depth the learning rate is tuned on separate seeds by the final test loss, on a
-grid that is extended while the best rate is at its edge. The runs of a seed see the same batches
-under every rule. The first rule is the control; rezero_frozen is ReZero with every alpha frozen at
-0, so that a net that is no better has learned nothing with its layers.
+For every rule and depth, the learning rate is tuned on separate seeds by the final test loss, on a
+grid that is extended while the best rate is at its edge. Runs with the same seed see the same
+batches. The first rule is the control. The rule rezero_frozen is ReZero with every alpha frozen at
+0: a net that is not better has learned nothing with its layers.
 
 The report is DIR/report.md; the numbers are in DIR/comparison.json.
 """

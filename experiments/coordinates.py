@@ -1,10 +1,11 @@
-"""The coordinate check: how much activations change with depth or width while training begins.
+"""The coordinate check: how the first updates change activations, by depth or width.
 
-For 16 examples it measures the mean |x| of the last layer after each update, and the mean change
-|x - x_0| by training; where hyperparameters transfer, its slope over the size is 0. Nor should the
-last layer become linear in its parameters: its nonlinearity is |x - x_0 - J d| / |J d| with J d the
-first-order effect on x of the change d of its parameters, all else as before training.
-docs/experiments.md explains both. Seeds differ in the initial weights alone.
+For 16 examples, the check measures the mean |x| of the last layer after each update, and its mean
+change |x - x_0| since initialisation. If hyperparameters transfer, the slope of the change over the
+size is 0. Also, the last layer should not become linear in its parameters: its nonlinearity is
+|x - x_0 - J d| / |J d|, where J d is the first-order effect on x of the change d of its parameters,
+with all other parameters as initialised. Seeds differ in the initial weights alone.
+docs/experiments.md explains both measures.
 
 The plot is DIR/coordinates.png and .svg; the numbers are in DIR/coordinates.json.
 """

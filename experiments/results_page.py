@@ -1,10 +1,10 @@
 """Writes the generated tables of README.md and the documentation.
 
-    python -m experiments results
-
-A table is between <!-- NAME --> and <!-- end -->; all else in the pages is written by hand.
+A table is between <!-- NAME --> and <!-- end -->; the rest of a page is written by hand. The
+numbers come from docs/paper and docs/comparisons, the claims from experiments/claims.toml.
 """
 
+import argparse
 import inspect
 import json
 import math
@@ -46,8 +46,10 @@ WIDTH, HEADS, LAYERS = 256, 4, 12
 
 def main(argv: Sequence[str]) -> int:
     """Writes all pages, the reports of comparisons and all plots; returns the exit status."""
-    if argv:
-        raise UserError(f"`python -m experiments results` takes no arguments; leave out {argv[0]}")
+    formatter = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(
+        prog="python -m experiments results", description=__doc__, formatter_class=formatter
+    ).parse_args(argv)
     found = read_all()
     tables = committed_tables(found)
     for page in PAGES:

@@ -1,8 +1,8 @@
 """Runs every combination of config fields, with seeds, and shows the final test losses.
 
-The table is DIR/sweep.md, with the best mean in bold; DIR/sweep.csv has every run. In the picture,
-DIR/sweep.png and .svg, the last field of the grid is the horizontal axis, the one before it the
-colour, and the one before that the line and the marker; other fields have a panel for each
+The table is DIR/sweep.md, with the best mean in bold; DIR/sweep.csv has every run. In the picture
+(DIR/sweep.png and .svg), the last field of the grid is the horizontal axis, the field before it the
+colour, and the field before that the line and the marker. Other fields have a panel for each
 combination. The same command resumes.
 """
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ Start N processes of train.py on this machine's CPU, which communicate as hosts 
 share the cores, and each line of output begins with the number of its process. Ctrl-C and SIGTERM
 reach all processes. If one fails, the others are stopped and this program exits with its status.
 
-Use this program only to try out a run of several hosts: {SLOW}.
+{textwrap.fill(f"Use this program only to try out a run of several hosts: {SLOW}.", 100)}
 """
 EXAMPLES = """\
 example:

@@ -42,17 +42,17 @@ def base_config() -> ConfigDict:
     # Height and width of images, which are cropped and resized; unset: 224 for imagenet, else the
     # images' own.
     config.data.image_size = config_dict.placeholder(int)
-    config.data.eval_fraction = 0.1  # of images without a split for evaluation
+    config.data.eval_fraction = 0.1  # evaluation share of your own images that have no such split
     # Augmentation of training images, see data.augment; 0 and False disable it.
     config.data.crop_padding = 0  # pixels added on each side before a random crop
     config.data.flip = False  # mirror left to right with probability 1/2
     config.data.jitter = 0.0  # largest relative change of brightness, contrast and saturation
     config.data.rotation = 0.0  # largest angle, in degrees
-    config.data.path = config_dict.placeholder(str)  # images, text: the file or folder
+    config.data.path = config_dict.placeholder(str)  # images, text: file or folder of the data
     config.data.length = 256  # text: bytes in an example
     config.data.windows = "segments"  # text: the training examples; segments, random
     config.data.context = 0  # text: minimum number of bytes before each evaluated byte
-    config.data.eval_split = "validation"  # images, text: validation, test
+    config.data.eval_split = "validation"  # images, text: split to evaluate; validation, test
 
     config.train = ConfigDict()
     # Length of the run; exactly one of the three is set.
@@ -93,18 +93,18 @@ def base_config() -> ConfigDict:
     config.optim.points = ((0.0, 1.0), (1.0, 0.0))
     config.optim.clip_norm = config_dict.placeholder(float)  # global norm; unset: no clipping
     config.optim.momentum = 0.9  # sgd
-    config.optim.momentum_points = ()  # sgd: (fraction of the run, momentum) instead of momentum
+    config.optim.momentum_points = ()  # sgd: momentum as (fraction of the run, momentum) pairs
     config.optim.nesterov = False  # sgd
-    config.optim.b1 = 0.9  # adamw, lamb, muon
-    config.optim.b2 = 0.999  # adamw, lamb, muon
+    config.optim.b1 = 0.9  # adamw, lamb, muon: decay rate of the first moment
+    config.optim.b2 = 0.999  # adamw, lamb, muon: decay rate of the second moment
     config.optim.alpha = optim_group(weight_decay=0.0)  # settings of all gates
-    config.optim.groups = ConfigDict()  # name -> optim_group(path=...): other parameters, by path
+    config.optim.groups = ConfigDict()  # name -> optim_group(path=...), for other parameters
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every_steps = 1000
-    config.checkpoint.keep = 3  # the newest n
-    config.checkpoint.keep_every_steps = config_dict.placeholder(int)  # also its multiples
-    config.checkpoint.keep_best = 0  # also the n with the lowest eval/loss
+    config.checkpoint.keep = 3  # keep the newest n checkpoints
+    config.checkpoint.keep_every_steps = config_dict.placeholder(int)  # also keep every nth step
+    config.checkpoint.keep_best = 0  # also keep the n with the lowest eval/loss
 
     config.log = ConfigDict()
     config.log.every_steps = 50

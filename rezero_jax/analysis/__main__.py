@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     is_ablation = list(argv[:1]) == ["ablate"]
     program = "python -m rezero_jax.analysis" + " ablate" * is_ablation
     parser = command.parser(program, ABLATION if is_ablation else __doc__)
-    parser.add_argument("workdir", type=command.path, metavar="WORKDIR", help="the run's folder")
+    parser.add_argument("workdir", type=command.path, metavar="WORKDIR", help="folder of the run")
     text = "checkpoint (default: the newest one); 0 is the initial network"
     parser.add_argument("--step", type=int, metavar="N", help=text)
     count = MANY if is_ablation else EXAMPLES
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--examples", type=int, default=count, metavar="N", help=text)
     text = "picture, a PNG, SVG or PDF file (default: in the run folder)"
     parser.add_argument("--out", type=command.path, metavar="FILE", help=text)
-    text = "where the run's data set is: data.path of images or text, data.dir of other data"
+    text = "location of the run's data set: data.path of images or text, data.dir of other data"
     parser.add_argument("--data", metavar="PATH", help=text)
     command.add_allow(parser)
     args = parser.parse_args(argv[is_ablation:])

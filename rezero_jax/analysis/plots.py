@@ -161,7 +161,9 @@ def write_plot(
 def main(argv: Sequence[str]) -> int:
     """Runs the command line and returns the exit status."""
     parser = command.parser("python -m rezero_jax.analysis.plots", __doc__)
-    parser.add_argument("workdirs", type=command.path, nargs="+", metavar="WORKDIR")
+    parser.add_argument(
+        "workdirs", type=command.path, nargs="+", metavar="WORKDIR", help="folders of runs"
+    )
     parser.add_argument(
         "--target",
         type=float,

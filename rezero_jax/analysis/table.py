@@ -128,11 +128,13 @@ def _cell(values: Sequence[float | None], confidence: float | None, digits: int 
 def main(argv: Sequence[str]) -> int:
     """Runs the command line and returns the exit status."""
     parser = command.parser("python -m rezero_jax.analysis.table", __doc__)
-    parser.add_argument("workdirs", type=command.path, nargs="+", metavar="WORKDIR")
+    parser.add_argument(
+        "workdirs", type=command.path, nargs="+", metavar="WORKDIR", help="folders of runs"
+    )
     for name, kind, default, text in (
         ("epochs", int, [1, 2, 5, 10], "epochs after which to show losses or accuracies"),
         ("steps", int, [], "steps after which to show bits per byte"),
-        ("targets", float, [], "values to which to show the time"),
+        ("targets", float, [], "losses, accuracies or bits per byte whose time to show"),
     ):
         text += f" (default: {' '.join(map(str, default)) or 'none'})"
         parser.add_argument(f"--{name}", nargs="*", type=kind, default=default, help=text)
