@@ -39,8 +39,7 @@ def base_config() -> ConfigDict:
     # Channel means and standard deviations of pixels in 0 .. 1; unset: the data set's defaults.
     config.data.mean = config_dict.placeholder(tuple)
     config.data.std = config_dict.placeholder(tuple)
-    # Height and width of images, which are cropped and resized; unset: 224 for imagenet, else the
-    # images' own.
+    # Side to which images are cropped and resized; unset: 224 for imagenet, else the images' own.
     config.data.image_size = config_dict.placeholder(int)
     config.data.eval_fraction = 0.1  # evaluation share of your own images that have no such split
     # Augmentation of training images, see data.augment; 0 and False disable it.
@@ -147,8 +146,7 @@ def parse_arg(arg: str, **defaults: Any) -> ConfigDict:
     """Parses the ARG of `--config=FILE:ARG`: "key=value,key=value,switch".
 
     A key without a value sets a bool to True. `defaults` has every valid key with its default, or
-    with its type if it is unset by default. Raises a UserError for an unknown key or a value of
-    another type.
+    with its type if it is unset by default. Raises a UserError for an unknown key or a wrong type.
     """
     values = ConfigDict()
     for key, default in defaults.items():

@@ -115,8 +115,7 @@ def constructor(description: Mapping[str, Any]) -> Callable[[nnx.Rngs], nnx.Modu
     """The constructor of the model in a config.json, which is one of MODELS or the user's own.
 
     "model" has its name and arguments. For a user's own classifier, "data" has the "example_shape"
-    and the "num_classes" of its data set. Raises a UserError for an unknown model, or a size that
-    is too large.
+    and the "num_classes" of its data set. Raises a UserError for an unknown or too large model.
     """
     import rezero_jax
 

@@ -136,8 +136,7 @@ def write_plot(
 
     `out` is a PNG, SVG or PDF file, by default curves.png in the first workdir. With a `target`,
     training loss (nats), or bits per byte if all runs are language models, plots the time to it
-    instead of curves. Raises a UserError if a workdir has no run or no logged line yet, or the file
-    cannot be written.
+    instead of curves. Raises a UserError for a workdir without logged lines or an unwritable file.
     """
     runs = Run.read_all(workdirs)
     with foreign(", ".join(str(run.folder) for run in runs)):

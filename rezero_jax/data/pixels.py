@@ -26,8 +26,7 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels o
 def opened(image: bytes | str) -> Iterator[Image.Image]:
     """Opens an image, the bytes or the path of a file; nothing else should be done inside.
 
-    Raises a UserError, without its subject, if the image cannot be decoded or has more than
-    MOST_PIXELS.
+    Raises a UserError without its subject for a damaged image or one of more than MOST_PIXELS.
     """
     try:
         file = io.BytesIO(image) if isinstance(image, bytes) else image

@@ -67,8 +67,7 @@ class StreamSplit(Split):
     def fetch(self, indices: np.ndarray, step: int = 0, rows: Rows = ALL) -> HostBatch:
         """{"image": uint8 (B, H, W, C), "label": int32 (B,)}.
 
-        Raises a UserError if an image is damaged or not uint8 of `shape`, or a label is out of
-        range.
+        Raises a UserError if an image is damaged or not uint8 of `shape`, or a label is invalid.
         """
         check_range(indices, self.size)
         positions = np.arange(len(indices))[rows].tolist()

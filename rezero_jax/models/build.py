@@ -78,8 +78,7 @@ def make_model(
 def make_language_model(config: Any) -> Callable[[nnx.Rngs], nnx.Module]:
     """The constructor of the language model that config.model, or the same as a dict, describes.
 
-    Raises a UserError for an unknown model or dtype, or a classifier; the constructor checks the
-    rest.
+    Raises a UserError for an unknown model or dtype, or a classifier; the model checks the rest.
     """
     name, options = _options(config)
     if is_own(name):

@@ -49,8 +49,7 @@ def is_bucket(path: AnyPath) -> bool:
 def path_of(path: AnyPath) -> epath.Path:
     """The absolute path of a file or folder, on a disk or in a bucket; ~ is the user's home.
 
-    Raises a UserError if there is no home or no current folder, or the path is not UTF-8, as Orbax
-    needs.
+    Raises a UserError without a home or a current folder, or if the path is not UTF-8 (for Orbax).
     """
     if is_bucket(path):
         return epath.Path(path)

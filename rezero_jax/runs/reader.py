@@ -61,8 +61,7 @@ class Run:
 
         The result is, for "loss" (the mean training loss of an epoch in nats), a number of epochs,
         see `epochs_to`; for "accuracy" (a fraction, at the end of an epoch), an epoch; for
-        "bits_per_byte", a step. Raises a UserError if the metric is unknown, or the target loss is
-        not above 0.
+        "bits_per_byte", a step. Raises a UserError for an unknown metric or a loss not above 0.
         """
         match metric:
             case "loss":

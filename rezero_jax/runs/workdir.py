@@ -67,8 +67,7 @@ class Workdir:
 
     Raises:
       UserError: the folder cannot be written, has a name that Orbax cannot use, belongs to another
-        config or other data, lacks files of a finished run, is in use, or is not shared by all
-        processes.
+        config or other data, lacks files of a finished run, is in use, or not every process has it.
     """
 
     def __init__(

@@ -31,8 +31,7 @@ def load_language_model(
 
     The run may still be training, because this function only reads. `allow` has the names of the
     modules that the run's config may import, and `step` is the checkpoint, by default the newest.
-    Raises a UserError if there is no run or no good checkpoint, or it is of another family or
-    structure.
+    Raises a UserError if there is no good checkpoint, or it is of another family or structure.
     """
     config = checked_config(workdir, allow)
     if config.model.name == "transformer" or is_own(config.model.name):

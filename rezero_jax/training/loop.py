@@ -66,8 +66,7 @@ def train(
       began: time.perf_counter() from which the run's wall time counts; by default now.
       stop: called in each dispatch; returns the number of a signal that asked this process to stop,
         or 0. By default nothing stops the run.
-      metrics: more metrics for each evaluation, see `Trainer.measure`; by default the function that
-        eval.metrics names.
+      metrics: more metrics for each evaluation, see `Trainer.measure`; by default eval.metrics.
 
     Returns:
       The content of final.json.

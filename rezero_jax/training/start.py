@@ -70,8 +70,7 @@ class Start:
 def read_start(trainer: Trainer) -> Start | None:
     """The start from train.init_from, or None if it is unset; imports no code that a run names.
 
-    Raises a UserError if the source cannot be read, or has other arrays than the model, except in
-    its head.
+    Raises a UserError if the source cannot be read, or has other arrays, except in the head.
     """
     if (source := trainer.config.train.get("init_from")) is None:
         return None

@@ -89,8 +89,7 @@ def generate(
     of max_len tokens or more.
 
     The programs are compiled for the number of prompts and for lengths rounded up to a power of
-    two. Other prompts and numbers of new tokens of the same rounded length compile nothing, nor do
-    other options and seeds.
+    two. Other prompts, options and seeds of the same rounded lengths compile nothing.
 
     Args:
       prompts: sequences of tokens, of any lengths; at least one token each.

@@ -18,8 +18,7 @@ def bits_per_byte(model: Transformer, text: bytes) -> float:
     """The mean cross entropy, in bits, of every byte of `text` after the first.
 
     The text is read in windows of `max_len` bytes that overlap by a half, so that each byte beyond
-    the first window is predicted from at least max_len / 2 bytes before it. The model should be in
-    evaluation mode.
+    the first window is predicted from at least max_len / 2 bytes before it. Call model.eval().
 
     Raises:
       UserError: the text has fewer than two bytes, or a byte that the vocabulary lacks.
