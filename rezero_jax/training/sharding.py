@@ -56,7 +56,7 @@ def place_devices(devices: Sequence[jax.Device], data: int, model: int) -> Mesh:
 
     The axes are `data` and `model`, and `replica` over several slices, which a slow network joins:
     a batch is sharded along `replica` and `data`, the state never along `replica`. GPUs joined by
-    NVLink, usually a node, are a slice. Raises a UserError if the mesh does not divide among slices.
+    NVLink, usually a node, are a slice. Raises a UserError unless the mesh divides among slices.
     """
     ordered = sorted(devices, key=lambda device: (_slice(device), device.process_index, device.id))
     used = ordered[: data * model]
