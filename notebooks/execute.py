@@ -41,6 +41,7 @@ def execute(name: str, folder: Path) -> None:
         coalesce_streams=True,
         resources={"metadata": {"path": FOLDER.parent}},  # from which the project can be imported
     ).execute()
+    folder.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, folder / f"{name}.ipynb")
 
 

@@ -106,6 +106,8 @@ def test_metrics_of_ones_own_and_by_layer_are_logged_and_drawn(tmp_path):
     assert (signal > 0).all()
     assert {"metric/gradient/2", "metric/weight_gradient/1"} <= run.lines[-1].keys()
     assert [axis.get_title() for axis in plots.plot_run(run).axes].count("log10 of |dL/dw|") == 1
+    found = loop.evaluate(made, tmp_path / "a")
+    assert found["metric/signal/0"] == pytest.approx(signal[-1])
 
     def own(model, batch, losses):
         return {"largest": losses(model, batch).max(), "images": len(batch["image"])}
@@ -114,8 +116,10 @@ def test_metrics_of_ones_own_and_by_layer_are_logged_and_drawn(tmp_path):
     line = Run.read(tmp_path / "b").lines[-1]
     assert line["metric/images"] == 16
     assert line["metric/largest"] > line["eval/loss"]
-    with pytest.raises(UserError, match=r"eval\.metrics"):
+    with pytest.raises(UserError, match=r"eval\.metrics returns 3; return"):
         loop.train(made, tmp_path / "c", metrics=lambda model, batch, losses: 3)
+    with pytest.raises(UserError, match=r"eval\.metrics returns x=.*; return one number"):
+        loop.train(made, tmp_path / "c", metrics=lambda model, batch, losses: {"x": jnp.ones(2)})
 
 
 @pytest.fixture(scope="module")

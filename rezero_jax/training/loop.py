@@ -84,9 +84,7 @@ def train(
     check_passed(workdir, dataset is not None)
     trainer = Trainer(config, dataset)
     check_memory(trainer)
-    if metrics is None and (name := config.eval.get("metrics")):
-        metrics = find("eval.metrics", name)
-        check_call(f"eval.metrics={name!r}", metrics, "model", "batch", "losses")
+    metrics = metrics or _named_metrics(config)
     if profile is not None and profile[1] > trainer.intervals.total:
         raise UserError(
             f"--profile_steps={profile[0]}:{profile[1]} goes beyond the last step of the run; give "
@@ -221,12 +219,23 @@ def evaluate(
     check_passed(workdir, dataset is not None)
     trainer = Trainer(config, dataset)
     check_config(workdir, trainer.config, free=TOPOLOGY + EVALUATION)
+    metrics = _named_metrics(config)
     state = state_of(trainer, workdir, step)
     record = trainer.dataset.record()
     if config.data.eval_split != recorded_config(workdir).data.eval_split:
         del record["eval"]
     check_data(workdir, record)
-    return {"step": int(state["step"])} | trainer.evaluate(state)
+    found = {"step": int(state["step"])} | trainer.evaluate(state)
+    return found | (trainer.measure(state, metrics) if metrics else {})
+
+
+def _named_metrics(config: ConfigDict) -> Metrics | None:
+    """The function that eval.metrics names, if any."""
+    if not (name := config.eval.get("metrics")):
+        return None
+    metrics = find("eval.metrics", name)
+    check_call(f"eval.metrics={name!r}", metrics, "model", "batch", "losses")
+    return metrics
 
 
 class Profile:

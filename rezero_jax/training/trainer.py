@@ -207,10 +207,16 @@ class Trainer:
             model = self.spec.model(state["params"], state["stats"])
             model.eval()
             found = metrics(model, self.examples(16), self.losses)
-        try:
-            return {f"metric/{name}": float(value) for name, value in found.items()}
-        except (AttributeError, TypeError) as error:
-            raise UserError(f"eval.metrics returns {found}; return a dict of numbers") from error
+        if not isinstance(found, Mapping):
+            raise UserError(f"eval.metrics returns {found}; return a dict of numbers")
+        numbers = {}
+        for name, value in found.items():
+            try:
+                numbers[f"metric/{name}"] = float(value)
+            except (TypeError, ValueError) as error:
+                wrong = f"eval.metrics returns {name}={value}; return one number"
+                raise UserError(wrong) from error
+        return numbers
 
     def losses(self, model: nnx.Module, batch: step.Batch) -> jax.Array:
         """The training loss (nats) of each of `examples`, (batch,)."""
