@@ -65,8 +65,8 @@ def base_config() -> ConfigDict:
     # Your own loss and metrics, "module:name".
     config.train.objective = config_dict.placeholder(str)
     config.train.batch_size = 128
-    # Microbatches per batch on one device; more need less memory. Several devices use fewer, except
-    # for networks with BatchNorm, which always use this number.
+    # Microbatches per batch on one device; more need less memory. Several devices use fewer, and
+    # known GPUs the fewest that fit. Networks with BatchNorm always use this number.
     config.train.accumulate = 1
     config.train.steps_per_dispatch = 1  # updates per call of the compiled program
 
