@@ -152,13 +152,15 @@ def table(grid: Grid, losses: Mapping[Point, Sequence[float | None]]) -> str:
 
 
 def plot(grid: Grid, losses: Mapping[Point, Sequence[float | None]]) -> Figure:
-    """The mean losses and their range over the seeds; a combination that diverged has no point."""
+    """The mean losses and their range over the seeds; a cross for a combination that diverged."""
     lacking = max(3 - len(grid.fields), 0)
     padded = Grid(("",) * lacking + grid.fields, (("",),) * lacking + grid.values)
     lines, colours, columns = padded.values[-3:]
     panels = list(itertools.product(*padded.values[:-3]))
     several = any(len(seeds) > 1 for seeds in losses.values())
     caption = "Look for the lowest point." + several * " Bars: the range over the seeds."
+    if any(None in seeds for seeds in losses.values()):
+        caption += " Crosses at the top: diverged."
     figure, axes = drawing.sheet("Final test loss (nats)", caption, len(panels), width=4.2)
     shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(colours)))
     for axis, panel in zip(axes, panels, strict=True):
@@ -199,6 +201,9 @@ def _draw(
     kept = [(place, of) for place, of in zip(x, drawn, strict=True) if None not in of]
     places, means = [place for place, _ in kept], [_mean(of) for _, of in kept]
     axis.plot(places, means, label=label, **style)
+    broken = [place for place in x if place not in places]
+    at_the_top = {"transform": axis.get_xaxis_transform(), "clip_on": False}
+    axis.plot(broken, [1.0] * len(broken), "x", color=style["color"], **at_the_top)
     for place, of in kept:
         ends = [loss for loss in of if loss is not None]
         axis.plot([place] * 2, [min(ends), max(ends)], color=style["color"], lw=2.5, alpha=0.4)

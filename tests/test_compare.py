@@ -286,6 +286,8 @@ def test_a_sweep_draws_each_field_of_its_grid_and_refuses_others(capsys) -> None
     (axis,) = sweep.plot(grid, losses).axes
     labels = axis.get_legend_handles_labels()[1]
     assert labels == [f"b={b}, c={c}" for b in "xy" for c in "234"]
+    crosses = [line.get_xdata() for line in axis.lines if line.get_marker() == "x"]
+    assert [place for drawn in crosses for place in drawn] == [1]  # what diverged is shown
     for wrong in (["a"], ["a="], ["a=1,,2"], ["a=1", "a=2"]):
         with pytest.raises(UserError, match="--grid"):
             sweep.Grid.of(wrong)

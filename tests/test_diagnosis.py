@@ -106,6 +106,10 @@ def test_metrics_of_ones_own_and_by_layer_are_logged_and_drawn(tmp_path):
     assert (signal > 0).all()
     assert {"metric/gradient/2", "metric/weight_gradient/1"} <= run.lines[-1].keys()
     assert [axis.get_title() for axis in plots.plot_run(run).axes].count("log10 of |dL/dw|") == 1
+    figure = plots.plot_run(run)
+    ticks = [axis.get_yticks() for axis in figure.axes if "layer" in axis.get_ylabel()]
+    assert len(ticks) == 4
+    assert all((one == one.round()).all() for one in ticks)
     found = loop.evaluate(made, tmp_path / "a")
     assert found["metric/signal/0"] == pytest.approx(signal[-1])
 

@@ -141,16 +141,24 @@ def draw_gates(axis: Axes, x: np.ndarray, alphas: np.ndarray, xlabel: str = "ste
     axis.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
-def draw_by_layer(axis: Axes, x: np.ndarray, values: np.ndarray, xlabel: str, title: str) -> None:
-    """Draws log10 of values (layers, points) by layer and x (points,), such as the step."""
+def draw_by_layer(
+    axis: Axes, x: np.ndarray, values: np.ndarray, xlabel: str, title: str, layers: str
+) -> None:
+    """Draws log10 of values (layers, points) by x (points,), such as the step, and layer.
+
+    `layers` is the label of the layers' axis.
+    """
     logs = np.log10(np.maximum(values, FLOOR))
     if len(x) > 1:
         mesh = axis.pcolormesh(x, np.arange(len(logs)), logs, cmap="viridis", rasterized=True)
         axis.figure.colorbar(mesh, ax=axis)
-        axis.set(xlabel=xlabel, ylabel="layer, from 0", title=f"log10 of {title}")
+        axis.set(xlabel=xlabel, ylabel=layers, title=f"log10 of {title}")
+        by_layer = axis.yaxis
     else:
         axis.plot(np.arange(len(logs)), logs[:, 0], color=COLOURS[0])
-        axis.set(xlabel="layer, from 0", title=f"log10 of {title}, {xlabel} {x[0]:g}")
+        axis.set(xlabel=layers, title=f"log10 of {title}, {xlabel} {x[0]:g}")
+        by_layer = axis.xaxis
+    by_layer.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     axis.grid(False)
 
 

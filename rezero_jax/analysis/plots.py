@@ -68,7 +68,9 @@ def plot_run(run: Run) -> Figure:
     for axis, (name, title) in zip(axes[len(panels) + gated :], measured.items(), strict=True):
         layers = sum(key.startswith(f"metric/{name}/") for key in run.lines[-1])
         series = [run.series(f"metric/{name}/{layer}", x) for layer in range(layers)]
-        draw_by_layer(axis, series[0][0], np.array([values for _, values in series]), x, title)
+        values = np.array([values for _, values in series])
+        label = "layer, from 0" if name == "weight_gradient" else "layers passed"
+        draw_by_layer(axis, series[0][0], values, x, title, label)
     legend(figure, axes[0])
     name = ", ".join(f"{k}={run.config.get(f'model.{k}')}" for k in ("residual", "depth", "width"))
     figure.suptitle(f"{run.config.get('data.name')}: {name}")
