@@ -202,7 +202,7 @@ def _draw(
     places, means = [place for place, _ in kept], [_mean(of) for _, of in kept]
     axis.plot(places, means, label=label, **style)
     broken = [place for place in x if place not in places]
-    at_the_top = {"transform": axis.get_xaxis_transform(), "clip_on": False}
+    at_the_top: dict[str, Any] = {"transform": axis.get_xaxis_transform(), "clip_on": False}
     axis.plot(broken, [1.0] * len(broken), "x", color=style["color"], **at_the_top)
     for place, of in kept:
         ends = [loss for loss in of if loss is not None]

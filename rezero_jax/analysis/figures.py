@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -153,7 +154,7 @@ def draw_by_layer(
         mesh = axis.pcolormesh(x, np.arange(len(logs)), logs, cmap="viridis", rasterized=True)
         axis.figure.colorbar(mesh, ax=axis)
         axis.set(xlabel=xlabel, ylabel=layers, title=f"log10 of {title}")
-        by_layer = axis.yaxis
+        by_layer: Axis = axis.yaxis
     else:
         axis.plot(np.arange(len(logs)), logs[:, 0], color=COLOURS[0])
         axis.set(xlabel=layers, title=f"log10 of {title}, {xlabel} {x[0]:g}")

@@ -6,6 +6,7 @@ For one workdir, plots learning curves, and gates by layer and step. For several
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -52,7 +53,7 @@ def plot_run(run: Run) -> Figure:
     style = line_styles(2)
     for axis, (metric, title) in zip(axes, panels.items(), strict=False):
         batches = run.series(f"train/{metric}", x)
-        faint = {"color": COLOURS[0], "alpha": 0.35, "lw": 1}
+        faint: dict[str, Any] = {"color": COLOURS[0], "alpha": 0.35, "lw": 1}
         point = "o" if len(batches[0]) == 1 else None  # a line of one point is invisible
         axis.plot(*batches, **faint, marker=point, label="training batches")
         epochs, losses = run.series("train/epoch_loss", x)
