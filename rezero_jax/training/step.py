@@ -29,6 +29,7 @@ def make_train_step(
     seed: int,
     augment: Callable[[Batch, Array], Batch] | None = None,
     generator: str = "threefry2x32",
+    prepare: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> Update:
     """One update: (state, batch, measure) -> (state, {"loss", "grad_norm", ...}), float32 scalars.
 
@@ -37,12 +38,13 @@ def make_train_step(
     fold_in(key(seed), t).
 
     The microbatches of the augmented batch run one after another, and their gradients are averaged.
-    `augment(batch, key)` is random, and `generator` implements the keys, see `devices.generator`.
+    `augment(batch, key)` is random, `generator` implements the keys, see `devices.generator`, and
+    `prepare` makes a microbatch what the objective takes.
     """
 
     def loss(params: Any, stats: Any, batch: Batch, key: Array) -> tuple[Array, tuple]:
         model = spec.model(params, stats)
-        values = objective(model, batch, key)
+        values = objective(model, prepare(batch), key)
         means = {name: value.mean() for name, value in values.items()}
         stats = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
         return means["loss"], (stats, means)

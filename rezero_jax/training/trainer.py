@@ -95,7 +95,14 @@ class Trainer:
         if self.microbatches > 1 and not self.spec.has_stats:
             self.microbatches = self._fewest_microbatches(change)
         self.train_step = step.make_train_step(
-            self.spec, self.objective, optimizer, self.microbatches, config.seed, change, bits
+            self.spec,
+            self._of_prepared,
+            optimizer,
+            self.microbatches,
+            config.seed,
+            change,
+            bits,
+            self._prepare,
         )
         dispatch = step.make_dispatch(self.train_step, dataset.train.gather, self.spec, schedules)
         eval_step = step.make_eval_step(self.spec, self.objective, dataset.eval.gather)
