@@ -46,10 +46,7 @@ class OpenRun:
         return self.trainer.evaluate(state)
 
     def examples(self, count: int) -> Any:
-        """The first `count` examples of the evaluation split, a dict of arrays.
-
-        They are as the model takes them, so that `model(examples(16)["image"])` are logits.
-        """
+        """The first `count` examples of the evaluation split, arrays as the model takes them."""
         return self.trainer.examples(count)
 
     def losses(self, model: nnx.Module, batch: Any) -> Float[Array, " batch"]:

@@ -28,9 +28,7 @@ REPORTED = ("alphas", "grad_norm", "param_norm", "stop")  # see `step.make_dispa
 def make_task(
     config: ConfigDict, dataset: Dataset | Text
 ) -> tuple[MakeModel, Objective, Callable[[Batch], Batch]]:
-    """The constructor of a config's model, its objective, and the function that prepares a batch.
-
-    The objective takes prepared batches, whose images are as the model takes them.
+    """The constructor of a model, its objective, and the function that prepares their batches.
 
     Raises a UserError if a field is invalid, or does not suit the data set.
     """

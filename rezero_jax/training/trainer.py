@@ -214,26 +214,17 @@ class Trainer:
             model = self.spec.model(state["params"], state["stats"])
             model.eval()
             found = metrics(model, self.examples(16), self.losses)
-        if not isinstance(found, Mapping):
-            raise UserError(f"eval.metrics returns {found}; return a dict of numbers")
-        numbers = {}
-        for name, value in found.items():
-            try:
-                numbers[f"metric/{name}"] = float(value)
-            except (TypeError, ValueError) as error:
-                wrong = f"eval.metrics returns {name}={value}; return one number"
-                raise UserError(wrong) from error
-        return numbers
+        try:
+            return {f"metric/{name}": float(value) for name, value in found.items()}
+        except (AttributeError, TypeError, ValueError) as error:
+            raise UserError(f"eval.metrics returns {found}; return a dict of numbers") from error
 
     def losses(self, model: nnx.Module, batch: step.Batch) -> jax.Array:
         """The training loss (nats) of each of `examples`, (batch,)."""
         return self._of_prepared(model, batch, jax.random.key(0))["loss"]
 
     def examples(self, count: int) -> step.Batch:
-        """A batch of the first `count` examples of the evaluation split, or of all if fewer.
-
-        Images are as the model takes them: float32, standardised.
-        """
+        """The first `count` examples of the evaluation split, as the model takes them."""
         split = self.dataset.eval
         fetched = sharding.put(split.fetch(np.arange(min(count, split.size))), self._whole)
         return self._prepare(split.gather(self._resident[1], fetched))
