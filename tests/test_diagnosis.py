@@ -114,11 +114,13 @@ def test_metrics_of_ones_own_and_by_layer_are_logged_and_drawn(tmp_path):
     assert found["metric/signal/0"] == pytest.approx(signal[-1])
 
     def own(model, batch, losses):
-        return {"largest": losses(model, batch).max(), "images": len(batch["image"])}
+        found = {"largest": losses(model, batch).max(), "images": len(batch["image"])}
+        return found | {"undefined": float("nan")}
 
     loop.train(made, tmp_path / "b", metrics=own)
     line = Run.read(tmp_path / "b").lines[-1]
     assert line["metric/images"] == 16
+    assert "metric/undefined" not in line
     assert line["metric/largest"] > line["eval/loss"]
     with pytest.raises(UserError, match=r"eval\.metrics returns 3; return"):
         loop.train(made, tmp_path / "c", metrics=lambda model, batch, losses: 3)

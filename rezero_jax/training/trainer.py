@@ -208,16 +208,18 @@ class Trainer:
 
         `metrics(model, batch, losses)` returns numbers by name. `batch` has the first 16 examples
         of the evaluation split, and losses(model, batch) is the loss (nats) of each of them. Raises
-        a UserError if a value is not a number.
+        a UserError if a value is not a number; one that is not finite, which JSON lacks, is left
+        out.
         """
         with jax.set_mesh(self.mesh):
             model = self.spec.model(state["params"], state["stats"])
             model.eval()
             found = metrics(model, self.examples(16), self.losses)
         try:
-            return {f"metric/{name}": float(value) for name, value in found.items()}
+            values = {f"metric/{name}": float(value) for name, value in found.items()}
         except (AttributeError, TypeError, ValueError) as error:
             raise UserError(f"eval.metrics returns {found}; return a dict of numbers") from error
+        return {name: value for name, value in values.items() if math.isfinite(value)}
 
     def losses(self, model: nnx.Module, batch: step.Batch) -> jax.Array:
         """The training loss (nats) of each of `examples`, (batch,)."""
