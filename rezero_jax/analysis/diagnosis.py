@@ -105,7 +105,9 @@ def diagnose(
     """Diagnoses a model: `print(diagnose(model, x))`.
 
     Args:
-      model, x, loss: see `propagate`; call `model.eval()` first if the model has dropout.
+      model: see `propagate`; call `model.eval()` first if the model has dropout.
+      x: see `propagate`.
+      loss: see `propagate`.
       subject: title of the page; by default the model's class and the number of examples.
     """
     found = propagate(model, x, loss)

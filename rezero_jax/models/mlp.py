@@ -58,7 +58,8 @@ class MLP(Module):
       out_features: size of the last axis of the output.
       weight_variance: variance of the hidden weights times the width; None is the paper's: 0.25
         for `residual`, whose signal would otherwise grow by half in every layer; else 2.
-      scan, remat: see `rezero_jax.stack.Stack`.
+      scan: see `rezero_jax.stack.Stack`.
+      remat: see `rezero_jax.stack.Stack`.
       dtype: dtype of the computation; parameters, trunk and logits are float32.
 
     Raises:

@@ -43,7 +43,8 @@ class ViT(Module):
         over the patches without a class token. (timm's global_pool "token" and "avg".)
       final_norm: whether a norm precedes the head; None is yes for the rules that normalise the
         branch alone, as pre-norm does.
-      scan, remat: see `rezero_jax.stack.Stack`.
+      scan: see `rezero_jax.stack.Stack`.
+      remat: see `rezero_jax.stack.Stack`.
 
     Raises:
       UserError: an argument is out of range or unknown, or a size does not divide.

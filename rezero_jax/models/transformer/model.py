@@ -51,7 +51,8 @@ class Transformer(Module):
         "rotary", which sets the option of that name.
       tied: whether the head's weights are the embedding's.
       final_norm: whether a norm precedes the head, as usual with `pre_norm`.
-      scan, remat: see `rezero_jax.stack.Stack`.
+      scan: see `rezero_jax.stack.Stack`.
+      remat: see `rezero_jax.stack.Stack`.
 
     Raises:
       UserError: a size is below 1 or does not fit another, or a name is unknown.
