@@ -54,7 +54,7 @@ def test_logits_and_gradients_are_timms(pool, scan):
 @pytest.mark.parametrize("residual", ["rezero", "post_norm", "sub_norm"])
 def test_timm_has_no_other_rule(residual):
     model = nnx.eval_shape(lambda: SMALL(residual=residual, final_norm=True, rngs=nnx.Rngs(0)))
-    with pytest.raises(UserError, match='make the model with residual="pre_norm"'):
+    with pytest.raises(UserError, match='timm has residual="pre_norm"'):
         to_torch(model)
 
 
