@@ -74,6 +74,13 @@ def line(axis: Axes, curve: Curve, label: str | None, colour: str, width: float 
         axis.fill_between(curve.x, y - half, y + half, color=colour, alpha=0.2, lw=0)
 
 
+def histogram(axis: Axes, curve: Curve, width: float, label: str, colour: str) -> None:
+    """Shares of values in bins of a width, whose centres are the curve's x."""
+    edges = np.append(curve.x, curve.x[-1] + width) - width / 2
+    axis.stairs(curve.y, edges, color=colour, fill=True, alpha=0.25)
+    axis.stairs(curve.y, edges, color=colour, label=label)
+
+
 def smoothed(curve: Curve) -> Curve:
     """Moving means over a twentieth of the curve, up to its end; an empty curve stays empty."""
     if not curve.x:

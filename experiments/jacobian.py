@@ -108,11 +108,8 @@ def plot(results: Results) -> Figure:
         if start == "post-norm, ":
             names.sort(key=lambda name: int(name.split()[1]))
         for name, colour in drawing.colours(names).items():
-            shares = np.array(results.curves[name].y)
-            edges = np.append(results.curves[name].x, results.curves[name].x[-1] + BIN) - BIN / 2
             label = name if start == "post-norm, " else name.removeprefix(start)
-            axis.stairs(shares, edges, color=colour, fill=True, alpha=0.25)
-            axis.stairs(shares, edges, color=colour, label=label)
+            drawing.histogram(axis, results.curves[name], BIN, label, colour)
         axis.set(title=title, xlabel="log10 of the singular values", ylabel="share")
         axis.legend(fontsize=8)
     return figure

@@ -118,7 +118,7 @@ def write_comparison(comparison: Comparison, folder: Path, *, svg: bool = True) 
 
 
 def plots_of(comparison: Comparison) -> list[str]:
-    """The names of the plots: without a second rule there are no differences."""
+    """The names of the plots; a comparison of one rule has no plot of differences."""
     return [name for name in PLOTS if name != "differences" or len(comparison.rules) > 1]
 
 

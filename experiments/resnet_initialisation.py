@@ -32,7 +32,7 @@ def measure(results: Results, runs: Any) -> None:
         config = (
             f"{HERE.parent}/configs/resnet.py:recipe=notebook,depth={depth},residual={residual}"
         )
-        nets = spectra.resnets(load_config(config).model, SEEDS[results.scale])
+        nets = spectra.resnets(load_config(config), SEEDS[results.scale])
         found: dict[str, list[np.ndarray]] = {INERT: [], OF_BATCH: []}
         for net in nets:
             found[INERT].append(spectra.of_images(net))
@@ -62,10 +62,7 @@ def plot(results: Results) -> Figure:
     figure, axes = drawing.sheet_of(results, 2, height=3.2)
     for axis, kind in zip(axes, (INERT, OF_BATCH), strict=True):
         for name, colour in drawing.colours(NETS).items():
-            curve = results.curves[f"{name}, {kind}"]
-            edges = np.append(curve.x, curve.x[-1] + BIN) - BIN / 2
-            axis.stairs(curve.y, edges, color=colour, fill=True, alpha=0.25)
-            axis.stairs(curve.y, edges, color=colour, label=name)
+            drawing.histogram(axis, results.curves[f"{name}, {kind}"], BIN, name, colour)
         axis.set(title=kind, xlabel="log10 of the singular values", ylabel="share")
         axis.legend(fontsize=8)
     return figure

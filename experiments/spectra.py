@@ -16,15 +16,16 @@ from jax.tree_util import Partial
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
+from rehearsal.plan import trainer_for_sizes
 from rezero_jax import MLP, Encoder
 from rezero_jax.analysis.singular_values import singular_values
-from rezero_jax.models.build import make_model
 from rezero_jax.models.resnet.batch_norm import BatchNorm
 from rezero_jax.models.transformer.attention import Attention
 from rezero_jax.models.transformer.config import TransformerConfig
 from rezero_jax.models.transformer.model import Transformer
 from rezero_jax.runs.reader import Run
 from rezero_jax.training.load import load_model
+from rezero_jax.training.trainer import Trainer
 
 RULES = {"post-norm": "post_norm", "pre-norm": "pre_norm", "ReZero": "rezero"}
 SQUARES = "mean squared singular value"  # a metric
@@ -34,7 +35,6 @@ TOGETHER = 50  # Jacobians in one batch
 IMAGES, CIFAR = 30, (32, 32, 3)  # normal inputs, and their shape
 BIN = 0.25  # of the histograms of log10
 FLOOR = 1e-16
-FIRST_KEY = 2**31  # of `Trainer.init`
 
 
 def at_initialisation(scale: str) -> dict[str, list[np.ndarray]]:
@@ -127,17 +127,17 @@ def after(run: Run, step: int) -> np.ndarray:
 def untrained(run: Run, seeds: Iterable[int]) -> list[np.ndarray]:
     """Singular values of a run's network before any update, initialised from each of the seeds."""
     trainer = load_model(run.folder, 0, run.config.get("data.dir"))[2]
+    return [_values(run, model) for model in _initial(trainer, seeds)]
+
+
+def resnets(config: ConfigDict, seeds: Iterable[int]) -> Iterator[nnx.Module]:
+    """The ResNet of a config, as runs with each of the seeds begin; needs no data set."""
+    return _initial(trainer_for_sizes(config), seeds)
+
+
+def _initial(trainer: Trainer, seeds: Iterable[int]) -> Iterator[nnx.Module]:
     states = (trainer.init(seed) for seed in seeds)
-    models = (trainer.spec.model(state["params"], state["stats"]) for state in states)
-    return [_values(run, model) for model in models]
-
-
-def resnets(model: ConfigDict, seeds: Iterable[int]) -> Iterator[nnx.Module]:
-    """The ResNet of `config.model` for CIFAR-10, as runs with each of the seeds begin."""
-    make, _ = make_model(model, CIFAR, 10)
-    init = nnx.jit(lambda key: make(nnx.Rngs(key)))
-    for seed in seeds:
-        yield init(jax.random.fold_in(jax.random.key(seed), FIRST_KEY))
+    return (trainer.spec.model(state["params"], state["stats"]) for state in states)
 
 
 def with_batch_statistics(net: nnx.Module) -> nnx.Module:

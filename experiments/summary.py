@@ -63,8 +63,8 @@ def _finding(entry: Table, found: Found) -> Sequence[str]:
         shown = f"{number(low)} to {number(high)}"
         return effect, shown, f"{claim.n}", _word(claim.holds is True, entry.get("test", ""))
     if kind == "reached":
-        rows = found.results[entry["experiment"]].rows
-        one, other = (_row(rows, entry[side], entry["metric"]) for side in ("one", "other"))
+        results = found.results[entry["experiment"]]
+        one, other = (results.row(entry[side], entry["metric"]) for side in ("one", "other"))
         p = fisher(one, other)
         shown = f"{one.reached} of {len(one.draws)} against {other.reached} of {len(other.draws)}"
         shown += f"; p = {number(p, 2)}"
@@ -111,16 +111,12 @@ def _claim(found: Found, experiment: str, start: str) -> Claim:
     return max(claims, key=lambda claim: STATUSES.index(claim.status))  # the weakest part
 
 
-def _row(rows: Iterable[Row], setting: str, metric: str) -> Row:
-    return next(row for row in rows if (row.setting, row.metric) == (setting, metric))
-
-
 def _bits(nats: Iterable[Any]) -> Sample:
     return Sample(x if x is None else x / math.log(2) for x in nats)
 
 
 def filled(text: str, found: Found) -> str:
-    """The text of claims.toml with its numbers; raises UserError if there is no such number."""
+    """The text of claims.toml with its numbers; raises a UserError if a number is not stored."""
 
     def value(place: re.Match[str]) -> str:
         name, *rest = place[1].split("|")
@@ -134,7 +130,7 @@ def filled(text: str, found: Found) -> str:
             difference = found.compared[name].difference(cell)
             mean = abs(difference.sample.mean or math.nan) if difference else math.nan
             return number(mean if unit[1] else mean / math.log(2), 2)
-        row = _row(found.results[name].rows, *rest[:2])
+        row = found.results[name].row(*rest[:2])
         return row.shown if len(rest) == 2 else number(row.mean or math.nan, 3)
 
     try:

@@ -9,7 +9,7 @@ from typing import Self
 def end_on_interrupt(program: str) -> None:
     """Makes SIGINT end the process immediately, with a message and status 130.
 
-    A KeyboardInterrupt is no substitute: some C extensions swallow it when they start, and
+    A KeyboardInterrupt would not do: some C extensions swallow it when they start, and
     elsewhere it prints pages of traceback.
     """
 

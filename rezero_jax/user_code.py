@@ -20,7 +20,7 @@ def is_own(name: object) -> bool:
 
 
 def own_names(config: Any) -> dict[str, str]:
-    """The names of the user's code in a config, by field; a section that is no section has none."""
+    """The names of the user's code in a config, by field; a section without fields has none."""
     found: dict[str, str] = {}
     for key in FIELDS:
         section, _, field = key.partition(".")

@@ -22,12 +22,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from flax import nnx
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from rezero_jax import MLP, ResNet, Stack, Transformer, ViT
 from rezero_jax.config import load_config
+from rezero_jax.errors import UserError
 from rezero_jax.runs.metrics import read_metrics
 from rezero_jax.training import loop
 from rezero_jax.training.trainer import Trainer
@@ -249,3 +251,12 @@ def stop(
         time.sleep(0.002)
     out, err = process.communicate()
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def refused(work: Callable[[], Any], *words: str) -> None:
+    """Checks that `work` raises a UserError, a single line that contains the words."""
+    with pytest.raises(UserError) as error:
+        work()
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from rezero_jax.data.split import Dataset, ResidentSplit
-from rezero_jax.errors import UserError
 from rezero_jax.export import export
 from rezero_jax.models.weights import save_tensors
 from rezero_jax.runs.metrics import read_metrics
@@ -17,7 +16,7 @@ from rezero_jax.training.load import load_model, load_state
 from rezero_jax.training.optim import has_same_rates
 from rezero_jax.training.start import read_start
 from rezero_jax.training.trainer import Trainer
-from tests.families import FAMILIES, STEPS, flat
+from tests.families import FAMILIES, STEPS, flat, refused
 from tests.faults.compare import differences
 
 MLP = FAMILIES["mlp"]
@@ -48,14 +47,6 @@ def classes(count):
     image = rng.integers(0, 256, (200, 8, 8, 1), np.uint8)
     split = ResidentSplit({"image": image, "label": np.arange(200, dtype=np.int32) % count})
     return Dataset("mine", split, split, (8, 8, 1), count, (0.5,), (0.5,))
-
-
-def refused(work, *words):
-    with pytest.raises(UserError) as error:
-        work()
-    assert "\n" not in str(error.value)
-    for word in words:
-        assert word in str(error.value)
 
 
 # ---- The parameters of another model

@@ -16,14 +16,13 @@ import sample
 from rezero_jax import export
 from rezero_jax.analysis.__main__ import main as analyse
 from rezero_jax.config import load_config
-from rezero_jax.errors import UserError
 from rezero_jax.models.build import rule_named
 from rezero_jax.residual.rules import ReZeroRule
 from rezero_jax.runs.metrics import read_metrics
 from rezero_jax.training import loop
 from rezero_jax.training.load import load_language_model, load_model
 from rezero_jax.training.trainer import Trainer
-from tests.families import FAMILIES, ROOT, TINY
+from tests.families import FAMILIES, ROOT, TINY, refused
 
 EXAMPLES = ROOT / "docs/examples"
 SMALL = {"model.depth": 3, "model.width": 8, "train.steps": 4} | {"train.steps_per_dispatch": 2}
@@ -53,14 +52,6 @@ def example(**fields):
     """The config of the documentation's example."""
     overrides = [f"{key}={value}" for key, value in (SMALL | fields).items()]
     return load_config(str(EXAMPLES / "mine.py"), overrides)
-
-
-def refused(work, *words):
-    with pytest.raises(UserError) as error:
-        work()
-    assert "\n" not in str(error.value)
-    for word in words:
-        assert word in str(error.value)
 
 
 def test_the_example_trains_resumes_and_is_found_again_only_where_it_is_allowed(

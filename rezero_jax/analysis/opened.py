@@ -98,7 +98,7 @@ def open_run(
 
     Raises:
       UserError: there is no run or no such checkpoint, the checkpoint is damaged, or the data set
-        is missing or another one.
+        is missing or differs from the run's.
     """
     model, step, trainer = load_model(workdir, step, data, dataset, allow)
     return OpenRun(model, step, Run.read(workdir), trainer)
