@@ -1,14 +1,14 @@
 """The paper's language models on enwik8 (section 5; supplement B and C), for accelerators.
 
-    python train.py --config=configs/transformer_enwik8.py:layers=12,residual=rezero --workdir=...
+    python train.py --config=configs/transformer_enwik8.py:depth=12,residual=rezero --workdir=...
         38 million parameters. The paper reaches 1.2 bits per byte on the validation split after
         8,800 updates, and 1.17 on the test split at the end
 
-    ...:layers=12,residual=post_norm,warmup=100
+    ...:depth=12,residual=post_norm,warmup=100
         the baselines, with the paper's updates to the same target: post_norm with warm-up 13,690,
         without warm-up never; pre_norm 17,765; gpt2_norm 21,187; rezero,alpha_init=1 14,506
 
-    ...:layers=64 and ...:layers=128
+    ...:depth=64 and ...:depth=128
         51 and 101 million parameters; 1.11 and 1.08 bits per byte on the test split in the paper
 
     python train.py --mode=eval --config=... --workdir=... --config.data.eval_split=test
@@ -41,10 +41,10 @@ ACCUMULATE = {12: 9, 64: 4, 128: 4}
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The config for `arg`, such as "layers=64,residual=rezero"."""
+    """The config for `arg`, such as "depth=64,residual=rezero"."""
     args = parse_arg(
         arg,
-        layers=12,
+        depth=12,
         residual="rezero",
         alpha_init=float,
         warmup=0,
@@ -52,14 +52,14 @@ def get_config(arg: str = "") -> ConfigDict:
         epochs=float,
         smoke=False,
     )
-    if args.layers not in BATCH:
-        raise choose_from("number of layers", args.layers, map(str, BATCH))
-    deep, batch = args.layers > 12, BATCH[args.layers]
+    if args.depth not in BATCH:
+        raise choose_from("number of layers", args.depth, map(str, BATCH))
+    deep, batch = args.depth > 12, BATCH[args.depth]
     config = base_config()
     config.model = transformer_model()
     config.model.residual = args.residual
     config.model.alpha_init = args.alpha_init
-    config.model.depth = 2 if args.smoke else args.layers
+    config.model.depth = 2 if args.smoke else args.depth
     config.model.width = 16 if args.smoke else 256 if deep else 512
     config.model.heads = 2
     config.model.max_len = 8 if args.smoke else 512
@@ -73,7 +73,7 @@ def get_config(arg: str = "") -> ConfigDict:
     if args.smoke and not args.epochs:
         config.train.epochs, config.train.steps = None, 50
     config.train.batch_size = 16 if args.smoke else batch
-    config.train.accumulate = args.accumulate or (2 if args.smoke else ACCUMULATE[args.layers])
+    config.train.accumulate = args.accumulate or (2 if args.smoke else ACCUMULATE[args.depth])
     config.train.steps_per_dispatch = 5
 
     config.optim.name = "lamb"

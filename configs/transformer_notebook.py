@@ -1,10 +1,10 @@
 """The language models of the authors' notebook, with 12 to 128 layers or more, on bytes.
 
-    python train.py --config=configs/transformer_notebook.py:layers=128 --workdir=runs/deep
+    python train.py --config=configs/transformer_notebook.py:depth=128 --workdir=runs/deep
         128 ReZero layers on the sources of Python's standard library, at several seconds per update
         on a CPU
 
-    ...:layers=128,residual=post_norm
+    ...:depth=128,residual=post_norm
         the post-norm baseline, which does not learn at this depth
 
     ...:path=book.txt
@@ -24,13 +24,13 @@ from rezero_jax.models.build import transformer_model
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The config for `arg`, such as "layers=128,residual=post_norm"."""
-    args = parse_arg(arg, layers=12, residual="rezero", path=str, epochs=3, steps=int, smoke=False)
+    """The config for `arg`, such as "depth=128,residual=post_norm"."""
+    args = parse_arg(arg, depth=12, residual="rezero", path=str, epochs=3, steps=int, smoke=False)
     steps = args.steps or (50 if args.smoke else None)
     config = base_config()
     config.model = transformer_model()
     config.model.residual = args.residual
-    config.model.depth = 2 if args.smoke else args.layers
+    config.model.depth = 2 if args.smoke else args.depth
     config.model.width = 16 if args.smoke else 128
     config.model.heads = 8
     config.model.feedforward = 256

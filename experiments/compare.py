@@ -1,9 +1,10 @@
 """Compares residual rules by depth: each at its own best learning rate, with seeds and intervals.
 
 For every rule and depth, the learning rate is tuned on separate seeds by the final test loss, on a
-grid that is extended while the best rate is at its edge. Runs with the same seed see the same
-batches. The first rule is the control. The rule rezero_frozen is ReZero with every alpha frozen at
-0: a net that is not better has learned nothing with its layers.
+grid that is extended while the best rate is at its edge; with --rates=1 every rule has the config's
+rate. Runs with the same seed see the same batches. The first rule is the control. The rule
+rezero_frozen is ReZero with every alpha frozen at 0: a net that is not better has learned nothing
+with its layers.
 
 The report is DIR/report.md; the numbers are in DIR/comparison.json.
 """
@@ -61,9 +62,14 @@ class Grid(NamedTuple):
         return float(f"{self.middle * self.factor**k:.4g}")
 
     def untried(self, losses: Mapping[int, float]) -> list[int]:
-        """The k to try next by final loss; empty once both neighbours of the best are worse."""
+        """The k to try next by final loss; empty once both neighbours of the best are worse.
+
+        A grid of one rate is not extended.
+        """
         if missing := [k for k in self.first if k not in losses]:
             return missing
+        if len(self.first) == 1:
+            return []
         best = best_of(losses)
         beyond = [min(losses) - 1] if best is None else [best - 1, best + 1]
         return [k for k in beyond if k not in losses and abs(k) <= FARTHEST]
@@ -149,7 +155,7 @@ def parsed(argv: Sequence[str]) -> tuple[argparse.Namespace, Plan]:
         "--depths", required=True, type=arguments.sizes, metavar="N,...", help="numbers of layers"
     )
     arguments.add_count(parser, "seeds", "reported runs of each rule and depth", 3)
-    arguments.add_count(parser, "rates", "learning rates in the initial grid", 3)
+    arguments.add_count(parser, "rates", "learning rates in the initial grid; 1: the config's", 3)
     text = "ratio of neighbouring rates (default: 2)"
     parser.add_argument("--factor", type=float, default=2.0, help=text)
     arguments.add_count(parser, "tuning-seeds", "runs of each learning rate", 1)

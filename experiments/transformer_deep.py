@@ -10,6 +10,7 @@ from experiments.results import Curve, Results, Runs
 from rezero_jax.runs.reader import Run
 
 OURS, DEEPEST = "ReZero alpha = 0, 64 layers", "ReZero alpha = 0, 128 layers"
+PRE_NORM = "Pre-Norm, 64 layers"
 BASELINES = (  # all of which diverged in the paper
     *("Post-Norm, 64 layers", "Post-Norm + warm-up, 64 layers"),
     "ReZero alpha = 1, 64 layers",
@@ -36,6 +37,10 @@ def _judge(results: Results, runs: Runs) -> None:
     for layers, setting in ((64, OURS), (128, DEEPEST)):
         gaps = results.differences(BITS, setting, CONTROL)
         results.bounded(f"ReZero trains at {layers} layers", "UAI 8", quantity, gaps, high=0)
+    if PRE_NORM in runs:
+        gaps = results.differences(BITS, OURS, PRE_NORM)
+        text = "ReZero ends lower than pre-norm at 64 layers"
+        results.bounded(text, "", f"{BITS} minus those of pre-norm", gaps, high=0, reduced=False)
     for setting in BASELINES:
         text = f"{setting.partition(',')[0]} does not train at 64 layers"
         n, lost = len(runs[setting]), sum(run.diverged for run in runs[setting])

@@ -19,8 +19,8 @@ examples:
   run a tiny version of a config, to check within a minute that everything works:
     python train.py --config=configs/transformer_small.py:smoke --workdir=runs/smoke
   print memory, FLOPs and time of a run on these devices, or on an absent TPU:
-    python train.py --config=configs/transformer_enwik8.py:layers=64 --plan
-    python train.py --config=configs/transformer_enwik8.py:layers=64 --plan=v5e:2x4
+    python train.py --config=configs/transformer_enwik8.py:depth=64 --plan
+    python train.py --config=configs/transformer_enwik8.py:depth=64 --plan=v5e:2x4
 
 exit status:
   0         the run is finished

@@ -23,7 +23,7 @@ cd rezero_jax
 export JAX_PLATFORMS=cuda,cpu JAX_COMPILATION_CACHE_DIR="$BUCKET/compilations"
 status=0
 # One process a GPU; JAX learns from Slurm which is which.
-srun .venv/bin/python train.py --config=configs/transformer_enwik8.py:layers=128 \
+srun .venv/bin/python train.py --config=configs/transformer_enwik8.py:depth=128 \
   --workdir="$BUCKET/enwik8-128" || status=$?
 case $status in
   4 | 134 | 143) scontrol requeue "$SLURM_JOB_ID" ;;  # a process (134: JAX aborted) or the bucket was lost; SIGTERM

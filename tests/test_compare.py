@@ -63,6 +63,7 @@ def test_rates_that_diverge_bound_the_grid() -> None:
     hopeless = tuned({k: math.inf for k in range(-99, 99)})
     assert best_of(hopeless) is None
     assert min(hopeless) == -FARTHEST
+    assert Grid(0.01, 2.0, [0]).untried({0: 1.0}) == []  # --rates=1: the config's rate
 
 
 def rows(
@@ -246,7 +247,7 @@ def in_process(command, cores, log):
 def test_a_comparison_from_beginning_to_end(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(running, "start", in_process)
     flags = ["--config=configs/mlp.py:epochs=1,width=8", "--rules=rezero", "--depths=2"]
-    flags += ["--rates=1", "--factor=4", "--seeds=1", "--target=2.2", f"--out={tmp_path}"]
+    flags += ["--rates=2", "--factor=4", "--seeds=1", "--target=2.2", f"--out={tmp_path}"]
     flags += ["--config.optim.learning_rate=0.16", "--config.mesh.data=1"]
     assert main(["compare", *flags]) == 0
     saved = json.loads((tmp_path / "comparison.json").read_text())

@@ -18,7 +18,7 @@ TRANSFORMER, SMALL = "configs/transformer_enwik8.py", "configs/transformer_small
 FAMILIES = {
     "mlp": ("configs/mlp.py:smoke,dataset=cifar10", "configs/mlp.py:depth=64,dataset=cifar10"),
     "resnet": ("configs/resnet.py:depth=8", "configs/resnet.py:depth=56"),
-    "transformer": (f"{TRANSFORMER}:smoke", f"{TRANSFORMER}:layers=128"),
+    "transformer": (f"{TRANSFORMER}:smoke", f"{TRANSFORMER}:depth=128"),
 }
 
 

@@ -349,7 +349,7 @@ def test_mistakes_in_a_config_are_one_sentence():
         assert "\n" not in str(info.value)
     for spec, words in (
         ("resnet.py:recipe=papr", '"paper"'),
-        ("transformer_enwik8.py:layers=24", '"24".* 12, 128, 64'),
+        ("transformer_enwik8.py:depth=24", '"24".* 12, 128, 64'),
     ):
         with pytest.raises(UserError, match=words):
             config(spec)

@@ -126,10 +126,10 @@ def test_a_tied_head_is_the_embedding_and_feels_both_its_uses():
 @pytest.mark.parametrize(
     ("config", "total"),
     [
-        ("transformer_enwik8.py:layers=12", 38_066_444),
-        ("transformer_enwik8.py:layers=64", 50_610_496),
-        ("transformer_enwik8.py:layers=128", 101_089_664),
-        ("transformer_notebook.py:layers=128", 16_957_824),
+        ("transformer_enwik8.py:depth=12", 38_066_444),
+        ("transformer_enwik8.py:depth=64", 50_610_496),
+        ("transformer_enwik8.py:depth=128", 101_089_664),
+        ("transformer_notebook.py:depth=128", 16_957_824),
     ],
 )
 def test_the_papers_and_the_notebooks_networks_have_their_parameter_counts(config, total):
