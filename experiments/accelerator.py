@@ -8,8 +8,8 @@ ReZero where there is one. Evaluations and checkpoints are left out.
 
 import shlex
 import sys
+from collections.abc import Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from experiments import compare
@@ -17,6 +17,7 @@ from experiments.dry_run import trainer_of
 from experiments.jobs import DESCRIPTIONS, Job, planned
 from experiments.summary import CLAIMS
 from rehearsal.plan import plan
+from rezero_jax import command
 from rezero_jax.runs.files import write_json
 
 TOPOLOGY = "v5e:2x4"
@@ -24,7 +25,15 @@ TOPOLOGY = "v5e:2x4"
 SIZES = ("name", "family", "depth", "width", "length", "max_len")
 
 
-def main(path: str) -> None:
+def main(argv: Sequence[str]) -> int:
+    """Runs the command line and returns the exit status."""
+    parser = command.parser("python -m experiments.accelerator", __doc__)
+    parser.add_argument("path", type=command.path, metavar="FILE.json", help="where to write")
+    args = parser.parse_args(argv)
+    return command.exit_status("experiments.accelerator", lambda: write_costs(args.path))
+
+
+def write_costs(path: str) -> None:
     """Writes a JSON file with the cost of each experiment that has runs, and each comparison."""
     jobs = {n: planned(n, "paper") * about.seeds for n, about in DESCRIPTIONS.items()} | compared()
     per_update: dict[tuple[Any, ...], float] = {}  # seconds
@@ -45,7 +54,7 @@ def main(path: str) -> None:
             numbers = {"runs": len(needed), "updates": updates, "seconds": seconds}
             costs.append({"experiment": name} | numbers)
             print(costs[-1], file=sys.stderr, flush=True)
-    write_json(Path(path), {"topology": TOPOLOGY, "costs": costs})
+    write_json(path, {"topology": TOPOLOGY, "costs": costs})
 
 
 def compared() -> dict[str, list[Job]]:
@@ -56,4 +65,4 @@ def compared() -> dict[str, list[Job]]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    command.run(main, sys.argv[1:])
