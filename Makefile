@@ -31,8 +31,9 @@ lint: setup-dev  ## check format, style and types
 docs: setup-dev  ## build the documentation in site/; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-notebooks: setup-dev  ## make the notebooks from their .py and execute them, in some minutes
+notebooks: setup-dev  ## execute the notebooks and write the gallery's pictures, in some minutes
 	$(BIN)/python notebooks/execute.py
+	$(BIN)/python notebooks/execute.py --pictures
 
 size: setup-dev  ## print how much there is to read
 	$(BIN)/python -m benchmarks.size

@@ -1,6 +1,7 @@
 """Reports in Markdown: claims and numbers of the paper's experiments, and comparisons of rules."""
 
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -41,14 +42,23 @@ def claims_table(found: Sequence[Results]) -> str:
     return markdown_table([CLAIMS, *sorted(lines, key=lambda line: STATUSES.index(line[1]))])
 
 
-def commands_table(found: Sequence[Results]) -> str:
-    """The command, device and time behind each experiment."""
-    lines = [("", "command", "device", "time")]
+def commands_block(found: Sequence[Results]) -> str:
+    """The command behind each experiment, with its device and time."""
+    lines = []
     for results in found:
         if made := results.made:
-            name, command = f"`{results.experiment}`", f"`{made.command}`"
-            lines.append((name, command, markdown(made.device), duration(made.seconds)))
-    return markdown_table(lines)
+            lines.append(f"# {results.experiment}: {made.device}, {duration(made.seconds)}")
+            lines.append(_wrapped(made.command))
+    return _shell(lines)
+
+
+def _shell(lines: Sequence[str]) -> str:
+    return "\n".join(("```sh", *lines, "```"))
+
+
+def _wrapped(command: str) -> str:
+    lines = textwrap.wrap(command, 100, break_long_words=False, break_on_hyphens=False)
+    return " \\\n    ".join(lines)
 
 
 def settings_table(results: Results) -> str:
@@ -83,7 +93,7 @@ def write_report(folder: Path, scale: str) -> Path:
     """Writes report.md, on all results in a folder; returns its path."""
     paths = [folder / f"{name}.json" for name in DESCRIPTIONS]
     found = [Results.read(path) for path in paths if path.exists()]
-    tables = (claims_table(found), commands_table(found))
+    tables = (claims_table(found), commands_block(found))
     parts = [
         f"# ReZero is All You Need: our numbers and the paper's\n\nScale `{scale}`. Our means have "
         "a 95 % interval over runs (Student's); ± of the paper is the standard error. No number "
@@ -96,7 +106,7 @@ def write_report(folder: Path, scale: str) -> Path:
         parts += [f"![{about.title}]({results.experiment}.png)", *about.notes]
         parts.append(settings_table(results))
         if results.made and results.made.runs:
-            parts.append("```sh\n" + "\n".join(results.made.runs) + "\n```")
+            parts.append(_shell(results.made.runs))
     sources = "\n".join(f"- {mark}: {text}" for mark, text in SOURCES.items())
     parts.append(f"## Sources of the paper's numbers\n\n{sources}")
     path = folder / "report.md"
@@ -142,7 +152,7 @@ def comparison_report(comparison: Comparison) -> str:
         "A learning rate with * was not bracketed: it is at the edge of the rates tried.",
     ]
     parts = ["# Comparison of residual rules"]
-    parts += [f"`{made.command}`", f"On {made.device}."] if made else []
+    parts += [_shell([_wrapped(made.command)]), f"On {made.device}."] if made else []
     parts += [
         f"## {title}\n\n{by_depth(comparison, shown)}"
         for title, shown in TABLES.items()

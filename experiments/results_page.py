@@ -79,7 +79,7 @@ def committed_tables(found: Found) -> dict[str, str]:
     results, compared = list(found.results.values()), found.compared
     named = [replace(c.results, experiment=f"compare: {name}") for name, c in compared.items()]
     tables = all_tables(results) | {
-        "commands": report.commands_table([*results, *named]),
+        "commands": report.commands_block([*results, *named]),
         "paper_claims": summary.paper_table(found),
         "own_findings": summary.own_table(found),
         "found": summary.filled(summary.CLAIMS["readme"]["found"].strip(), found),

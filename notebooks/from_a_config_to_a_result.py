@@ -178,7 +178,7 @@ plot_run(Run.read(RUNS / "rezero"))
 # %%
 finish(launch("norm", residual="norm"))
 
-# %%
+# %% tags=["gallery"]
 runs = [Run.read(RUNS / name) for name in ("rezero", "norm")]
 plot_comparison(runs)
 

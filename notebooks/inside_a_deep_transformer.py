@@ -108,7 +108,7 @@ plot_spectra(
 # `propagate` follows a batch through any model with a `Stack` and its loss back again. The batch is
 # Python source as bytes.
 
-# %%
+# %% tags=["gallery"]
 LENGTH = 64
 text = jnp.asarray(stdlib_text("train"))
 held_out = jnp.asarray(stdlib_text("validation"))
@@ -209,7 +209,7 @@ plot_gates(gates)
 diagnosis = diagnose(model, batch, next_byte)
 print(diagnosis)
 
-# %%
+# %% tags=["gallery"]
 plot_diagnosis(diagnosis)
 
 # %% [markdown]

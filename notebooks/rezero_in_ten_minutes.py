@@ -197,7 +197,7 @@ for name, join in JOINS.items():
     )
 
 
-# %%
+# %% tags=["gallery"]
 @themed
 def plot_losses(curves):
     """Training loss by epoch on a log axis."""
@@ -218,7 +218,7 @@ plot_losses(curves)
 # them. Its gates open with either sign. In the paper's language models their mean size ends near
 # 1 / layers, the dashed line; these open further.
 
-# %%
+# %% tags=["gallery"]
 steps_per_epoch = len(train_x) // BATCH
 steps = steps_per_epoch * np.arange(1, len(alphas) + 1)
 plot_gates(Gates(steps, alphas))

@@ -89,7 +89,7 @@ Markdown("\n".join(line for line in report.splitlines() if line.startswith(("|",
 # on both sides; otherwise the table would mark the rate with *. A cross is a run that diverged or
 # ended above the panel.
 
-# %%
+# %% tags=["gallery"]
 Image(OUT / "rates.png", width=560)
 
 # %% [markdown]

@@ -11,6 +11,8 @@ import jupytext
 import nbformat
 import pytest
 
+from notebooks.execute import GALLERY, NAMES, pictures
+
 PROJECT = Path(__file__).parents[1]
 TRUE = {  # what an execution says on any machine
     "rezero_in_ten_minutes": [
@@ -64,6 +66,17 @@ def test_saved_notebook(name):
     assert path.stat().st_size < 300_000
     paths = r"(?:/home|/root|/Users|/tmp|/var|/opt|/work|/mnt|/content)/\S*|[A-Z]:\\\S*"
     assert not re.findall(paths, text_of(cells) + "".join(cell.source for cell in cells))
+
+
+def test_the_gallery_has_the_pictures_of_the_notebooks():
+    page = (GALLERY.parent / "gallery.md").read_text()
+    expected = {file: png for name in NAMES for file, png in pictures(name).items()}
+    assert {path.name: path.read_bytes() for path in GALLERY.iterdir()} == expected
+    assert set(re.findall(r"\(gallery/(.+?)\)", page)) == set(expected)
+    assert max(map(len, expected.values())) < 60_000
+    for name in NAMES:
+        assert any(file.startswith(name) for file in expected)
+        assert page.count(f"notebooks/{name}.ipynb)") == 2  # on GitHub and in Colab
 
 
 @pytest.mark.parametrize("is_old", [False, True])

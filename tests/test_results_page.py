@@ -85,9 +85,10 @@ def test_a_new_number_changes_the_tables():
         "| it is so | not supported | 1 | none | nobody knows | `fc` |",
         "| here too | not tested | 1 | none | supported in this setting; seen | `fc` |",
     ]
-    assert report.commands_table([found]).endswith(
-        "| `fc` | `python -m experiments fc` | 8 x TPU v5 lite | 1:01:40 |"
-    )
+    assert report.commands_block([found]).splitlines()[1:-1] == [
+        "# fc: 8 x TPU v5 lite, 1:01:40",
+        "python -m experiments fc",
+    ]
     assert tables["fc"] == (
         "|  | epochs to 1.2 | epochs to 0.8 |\n| --- | --- | --- |\n"
         "| FC | 31 (18.29 to 43.71); paper 29.5 (digitised) | 48 |\n"
