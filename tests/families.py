@@ -27,7 +27,7 @@ from flax import nnx
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from rezero_jax import MLP, ResNet, Stack, Transformer, ViT
+from rezero_jax import MLP, Alpha, ResNet, Stack, Transformer, ViT
 from rezero_jax.config import load_config
 from rezero_jax.errors import UserError
 from rezero_jax.runs.metrics import read_metrics
@@ -156,6 +156,21 @@ def assert_trees_close(ours: Any, theirs: Any, rtol: float, atol: float = 0.0) -
         np.testing.assert_allclose(ours[path], expected, rtol=rtol, atol=atol, err_msg=path)
 
 
+def drawn(make: Callable[..., Any], seed: int = 0, alpha: float | None = None) -> Any:
+    """A module whose parameters NumPy draws and whose other arrays are 1: nothing to compile.
+
+    Parameters are uniform in -0.4 .. 0.4; every gate is `alpha` if that is given.
+    """
+    module = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
+    generator = np.random.default_rng(seed)
+    for _, leaf in nnx.to_flat_state(nnx.state(module)):
+        values = generator.uniform(-0.4, 0.4, leaf.shape) if isinstance(leaf, nnx.Param) else 1.0
+        if alpha is not None and isinstance(leaf, Alpha):
+            values = alpha
+        leaf.set_value(jnp.broadcast_to(jnp.asarray(values, leaf.dtype), leaf.shape))
+    return module
+
+
 @functools.cache
 def stored(name: str) -> dict[str, np.ndarray]:
     """The arrays that PyTorch computed once; tests/reference/make_NAME.py makes them."""
@@ -187,9 +202,12 @@ def under(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 # ---- Training in this process
 
 
-def train(trainer: Trainer, steps: int | None = None) -> tuple[np.ndarray, Any]:
-    """The losses of the first `steps` updates (default: all of them) and the state after them."""
-    state, batches, losses = trainer.init(), trainer.batches(0), []
+def train(trainer: Trainer, steps: int | None = None, state: Any = None) -> tuple[np.ndarray, Any]:
+    """The losses of the first `steps` updates (default: all of them) and the state after them.
+
+    The training starts at `state`, whose memory it uses, by default the initial one.
+    """
+    state, batches, losses = state or trainer.init(), trainer.batches(0), []
     batches = islice(batches, steps)
     while group := list(islice(batches, trainer.config.train.steps_per_dispatch)):
         state, report = trainer.dispatch(state, group)

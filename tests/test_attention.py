@@ -17,13 +17,8 @@ H100, V100, MI300 = "NVIDIA H100 80GB HBM3", "Tesla V100-SXM2-16GB", "AMD Instin
 GPU_KINDS = {  # whether cuDNN's attention runs there
     H100: True,
     "NVIDIA A100-SXM4-40GB": True,
-    "NVIDIA GeForce RTX 3090": True,
-    "NVIDIA RTX A6000": True,
     "NVIDIA L4": True,
-    "NVIDIA TITAN RTX": False,
     "NVIDIA GeForce RTX 2080 Ti": False,
-    "NVIDIA GeForce GTX 1080": False,
-    "NVIDIA T4G": False,
     "Tesla T4": False,
     V100: False,
     "Quadro RTX 8000": False,
@@ -54,18 +49,17 @@ def test_cudnn_is_chosen_where_it_can(target, dtype, size, length, taken, monkey
     assert calls == ([expected] if taken else [])  # else by blocks
 
 
-@pytest.mark.parametrize("kv_heads", [4, 2])
-def test_a_gpus_products_give_the_same_as_einsum(kv_heads, monkeypatch):
+def test_a_gpus_products_give_the_same_as_einsum(monkeypatch):
     keys = jax.random.split(jax.random.key(0), 3)
     q = jax.random.normal(keys[0], (2, 6, 4, 8))
-    k, v = (jax.random.normal(key, (2, 6, kv_heads, 8)) for key in keys[1:])
+    k, v = (jax.random.normal(key, (2, 6, 2, 8)) for key in keys[1:])
     mask = jax.random.bernoulli(keys[0], 0.7, (2, 4, 6, 6)) | jnp.eye(6, dtype=bool)[None, None]
-    for options in ({"is_causal": True}, {"mask": mask}, {"is_causal": True, "drop": jnp.sqrt}):
-        monkeypatch.undo()
-        expected = attend(q, k, v, **options)
-        monkeypatch.setattr(devices, "target", lambda: devices.Target("gpu", V100))
-        found = attend(q, k, v, **options)
-        assert jnp.allclose(found, expected, atol=1e-6)
+    options = ({"is_causal": True}, {"mask": mask}, {"is_causal": True, "drop": jnp.sqrt})
+    expected = jax.jit(lambda: [attend(q, k, v, **each) for each in options])()
+    monkeypatch.setattr(devices, "target", lambda: devices.Target("gpu", V100))
+    found = jax.jit(lambda: [attend(q, k, v, **each) for each in options])()
+    for ours, theirs in zip(found, expected, strict=True):
+        assert jnp.allclose(ours, theirs, atol=1e-6)
 
 
 def test_cudnn_gets_masks_of_every_head_query_and_key(monkeypatch):
@@ -101,9 +95,8 @@ TPU = devices.Target("tpu", "TPU v5 lite")
 @pytest.mark.parametrize(
     ("is_causal", "heads", "kv_heads", "queries", "keys", "size", "dtype"),
     [
-        (True, 2, 2, 256, 256, 8, jnp.float32),
-        (True, 4, 2, 128, 128, 8, jnp.bfloat16),
-        (False, 4, 1, 128, 256, 8, jnp.float32),
+        (True, 4, 2, 256, 256, 8, jnp.float32),
+        (False, 4, 1, 128, 256, 8, jnp.bfloat16),
         # blocks of 128, as 512 does not divide it
         pytest.param(True, 1, 1, 640, 640, 8, jnp.float32, marks=pytest.mark.slow),
     ],
@@ -134,6 +127,7 @@ def test_splash_attention_equals_the_plain_form(
         assert error <= (1e-5 if dtype == jnp.float32 else 2.0**-6) * jnp.abs(expected).max()
 
 
+@pytest.mark.slow
 @pytest.mark.devices(8)
 def test_splash_attention_stays_on_each_device():
     """Of the batch and of the heads, each computes what it has: nothing is gathered."""

@@ -14,26 +14,19 @@ from rezero_jax.models.resnet.conv import convolve
 from tests.families import normal
 
 
-@pytest.mark.parametrize("size", [(8, 8), (9, 7)])
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("stride", "size"), [(1, (8, 8)), (2, (8, 8)), (2, (9, 7))])
 def test_output_and_gradients_equal_the_plain_convolutions(stride, size):
-    for side, cin, cout in ((1, 3, 5), (3, 3, 16), (3, 16, 16), (7, 3, 5)):
+    for side, cin, cout in ((1, 3, 5), (3, 3, 16), (7, 3, 5)):
         x, kernel = normal((2, *size, cin)), normal((side, side, cin, cout), 1)
 
         @jax.jit
-        def with_gradients(f, x, kernel):
-            y, back = jax.vjp(f, x, kernel)
-            return y, back(normal(y.shape, 2))
+        def with_gradients(x, kernel):
+            forms = [lambda x, k: conv._plain(x, k, stride), lambda x, k: convolve(x, k, stride)]
+            results = [jax.vjp(form, x, kernel) for form in forms]
+            return [(y, *back(normal(y.shape, 2))) for y, back in results]
 
-        plain, plain_back = with_gradients(
-            jax.tree_util.Partial(lambda x, k: conv._plain(x, k, stride)), x, kernel
-        )
-        ours, back = with_gradients(
-            jax.tree_util.Partial(lambda x, k: convolve(x, k, stride)), x, kernel
-        )
-        np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=2e-5)
-        for a, b in zip(back, plain_back, strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
+        for plain, ours in zip(*with_gradients(x, kernel), strict=True):
+            np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.cpu
@@ -57,7 +50,7 @@ def test_inside_a_loop_every_convolution_has_the_form_that_is_fast_on_a_cpu(stri
 
 def test_works_under_vmap_jacrev_and_remat():
     x, kernel = normal((3, 1, 4, 4, 2)), normal((3, 3, 2, 3), 1)
-    many = jax.vmap(convolve, (0, None))(x, kernel)
+    many = jax.jit(jax.vmap(convolve, (0, None)))(x, kernel)
     np.testing.assert_allclose(many[1], convolve(x[1], kernel), rtol=1e-5, atol=1e-6)
     jacobian = jax.jacrev(lambda x: convolve(x, kernel).ravel())(x[0])
     np.testing.assert_allclose(

@@ -72,7 +72,8 @@ def test_generating_with_a_cache_is_calling_the_model_token_by_token(case):
     ["learned", *(pytest.param(c, marks=pytest.mark.slow) for c in ("sinusoidal", "rotary"))],
 )
 def test_logits_with_a_cache_are_those_of_the_whole_text(case):
-    model, tokens, lengths = made(case), texts(likeliest(case)), np.array([1, 2, 3, 4, 5, 6])
+    model, lengths = made(case), np.array([1, 2, 3, 4, 5, 6])
+    tokens = np.random.default_rng(1).integers(0, VOCAB, (6, MAX_LEN))
     expected = forward(model, jnp.asarray(tokens))
 
     @jax.jit
@@ -90,30 +91,18 @@ def test_logits_with_a_cache_are_those_of_the_whole_text(case):
         positions = lengths[:, None] if positions.shape[1] > 1 else positions + 1
 
 
-def test_bfloat16_picks_tokens_that_are_as_good_as_the_likeliest():
-    model = made("sinusoidal", dtype=jnp.bfloat16)
-    new = np.asarray(model.generate(PROMPTS, NEW, temperature=0))
-    logits = logits_before(model, new)
-    picked = np.take_along_axis(logits, new[..., None], axis=-1)[..., 0]
-    assert (logits.max(axis=-1) - picked).max() < 0.02 * np.abs(logits).max()
-
-
 def test_a_row_does_not_depend_on_the_others():
-    for row in (0, 3):  # padded to 32 alone, and to 64 together
-        (alone,) = made("sinusoidal").generate([PROMPTS[row]], NEW, temperature=0)
-        np.testing.assert_array_equal(alone, likeliest("sinusoidal")[row])
+    for row in (0, 3):  # padded to 32 among short prompts, and to 64 together
+        new = made("sinusoidal").generate([PROMPTS[row]] * 6, NEW, temperature=0)
+        np.testing.assert_array_equal(new, np.tile(likeliest("sinusoidal")[row], (6, 1)))
 
 
 def test_a_model_with_dropout_generates_without_and_stays_as_it_is():
     model = made("sinusoidal", dropout=0.5)
-    graph, state = nnx.split(model)
+    graph = nnx.graphdef(model)
     new = model.generate(PROMPTS, NEW, temperature=0)
     np.testing.assert_array_equal(new, likeliest("sinusoidal"))
-    graph_after, state_after = nnx.split(model)
-    assert graph_after == graph
-    jax.tree.map(np.testing.assert_array_equal, state_after, state)
-    assert not model.dropout.deterministic
-    assert not isinstance(model.trunk.layers.blocks, nnx.List)
+    assert nnx.graphdef(model) == graph
 
 
 def lines_of_program(depth):
@@ -156,25 +145,22 @@ def test_the_stop_token_ends_its_row_and_no_other():
         assert row == expected[:end] + [stop] * (NEW - end)
 
 
-def test_a_stream_ends_when_every_row_has_stopped():
-    prompts, row = [PROMPTS[4]] * 6, likeliest("sinusoidal")[4].tolist()
-    stop = next(token for token in row[6:] if token not in row[:6])
-    end = row.index(stop)
-    assert end < 15
-    options = {"temperature": 0, "stop_token": stop}
-    chunks = list(stream(made("sinusoidal"), prompts, NEW, chunk=5, **options))
-    assert [chunk.shape for chunk in chunks] == [(6, 5)] * (end // 5 + 1)
-    for streamed in np.concatenate(chunks, axis=1).tolist():
-        assert streamed == row[:end] + [stop] * (len(streamed) - end)
-
-
-def test_a_stream_is_what_generate_gives_in_chunks():
+def test_a_stream_is_what_generate_gives_in_chunks_until_every_row_has_stopped():
     model = made("sinusoidal")
     whole = model.generate(PROMPTS, NEW, temperature=0.8, rngs=nnx.Rngs(3))
     options = {"temperature": 0.8, "rngs": nnx.Rngs(3)}
     chunks = list(stream(model, PROMPTS, NEW, chunk=5, **options))
     assert [chunk.shape[1] for chunk in chunks] == [5, 5, 5, 5, 4]
     np.testing.assert_array_equal(np.concatenate(chunks, axis=1), whole)
+    row = likeliest("sinusoidal")[4].tolist()
+    stop = next(token for token in row[6:] if token not in row[:6])
+    end = row.index(stop)
+    assert end < 15
+    options = {"temperature": 0, "stop_token": stop}
+    chunks = list(stream(model, [PROMPTS[4]] * 6, NEW, chunk=5, **options))
+    assert [chunk.shape for chunk in chunks] == [(6, 5)] * (end // 5 + 1)
+    for streamed in np.concatenate(chunks, axis=1).tolist():
+        assert streamed == row[:end] + [stop] * (len(streamed) - end)
 
 
 def softmax(logits):
@@ -268,16 +254,14 @@ def test_the_seed_decides_the_text():
     np.testing.assert_array_equal(text(nnx.Rngs(sample=4)), first)
     assert (second != first).any(axis=1).all()
     assert (text(nnx.Rngs(5)) != first).any(axis=1).all()
-    same = np.asarray(model.generate([PROMPTS[4]] * 6, NEW, rngs=nnx.Rngs(4)))
-    assert len({tuple(row) for row in same.tolist()}) == 6
 
 
 def test_lengths_settings_and_seeds_compile_nothing(caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("jax"), "propagate", True)
     model, wide = made("sinusoidal"), jnp.full((6, 40), 2)
     calls = [
-        *((PROMPTS, count, {"temperature": 0}) for count in range(1, NEW + 1)),
-        *(([[1] * n] * 6, 64 - n, {"temperature": 0.7}) for n in range(33, 64, 6)),
+        *((PROMPTS, count, {"temperature": 0}) for count in (1, 12, NEW)),
+        *(([[1] * n] * 6, 64 - n, {"temperature": 0.7}) for n in (33, 63)),
         (wide, NEW, {"temperature": 0, "stop_token": 3}),
         (np.asarray(wide), NEW, {"stop_token": np.int64(3)}),
         *(
@@ -302,27 +286,28 @@ def test_lengths_settings_and_seeds_compile_nothing(caplog, monkeypatch):
 
 
 def test_a_longer_text_starts_with_the_shorter_one_to_the_bit():
-    model, prompt = made("rotary"), [PROMPTS[1]]
-    longest = np.asarray(model.generate(prompt, 100, rngs=nnx.Rngs(0)))
+    model, prompts = made("rotary"), [PROMPTS[1]] * 6
+    longest = np.asarray(model.generate(prompts, 100, rngs=nnx.Rngs(0)))
+    assert len({tuple(row) for row in longest.tolist()}) == 6
     for count in (1, 26, 27, 28, 59, 60):  # with caches of 32 and of 64 tokens, and beyond
-        shorter = model.generate(prompt, count, rngs=nnx.Rngs(0))
+        shorter = model.generate(prompts, count, rngs=nnx.Rngs(0))
         np.testing.assert_array_equal(shorter, longest[:, :count])
 
 
 def test_a_text_of_max_len_tokens_continues_from_its_last_half():
     """Of each row by itself, and long prompts do."""
     model, half = made("rotary"), MAX_LEN // 2
-    rows = [RNG.integers(0, VOCAB, n).tolist() for n in (3, 60, MAX_LEN, 150)]
+    rows = [RNG.integers(0, VOCAB, n).tolist() for n in (3, 60, MAX_LEN, 150, 1, 32)]
     new = np.asarray(model.generate(rows, 80, temperature=0))
-    for row, given in zip(new.tolist(), rows, strict=True):
-        text, expected = given, []
+    for row, text in zip(new[:4].tolist(), rows[:4], strict=True):
+        expected = []
         while len(expected) < 80:
             text = text if len(text) < MAX_LEN else text[-half:]
-            more = model.generate([text] * 4, MAX_LEN - len(text), temperature=0)[0].tolist()
+            more = model.generate([text] * 6, MAX_LEN - len(text), temperature=0)[0].tolist()
             text, expected = text + more, expected + more
         assert row == expected[:80]
     sampled = np.asarray(model.generate(rows, 80, rngs=nnx.Rngs(1)))
-    alone = model.generate([rows[0], *[rows[0][:1]] * 3], 80, rngs=nnx.Rngs(1))
+    alone = model.generate([rows[0], *[rows[0][:1]] * 5], 80, rngs=nnx.Rngs(1))
     np.testing.assert_array_equal(alone[0], sampled[0])
     assert not np.array_equal(sampled[0, :30], sampled[0, 40:70])
 
@@ -346,11 +331,8 @@ def test_mistakes_are_user_errors():
         ([[1]], 2, {"temperature": float("nan")}, "temperature=nan"),
         ([[1]], 2, {"top_k": 0}, "top_k=0"),
         ([[1]], 2, {"top_p": 0.0}, "top_p=0.0"),
-        ([[1]], 2, {"top_p": 1.5}, "top_p=1.5"),
         ([[1]], 2, {"stop_token": 13}, "stop_token=13"),
-        ([[1]], 2, {"stop_token": -1}, "stop_token=-1"),
         ([[1]], 2, {"temperature": 0.5}, "rngs"),
-        ([], 2, {}, "there is no prompt"),
         (np.zeros((0, 3), int), 2, {}, "there is no prompt"),
         ([[1, 2]], 2, {"key_mask": np.zeros((1, 2), bool)}, "prompt is empty"),
         ([[1, 2]], 2, {"key_mask": np.zeros((1, 3), bool)}, "key mask has the shape"),

@@ -4,13 +4,13 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from flax import nnx
 
 from rezero_jax import MLP, ResNet, Transformer, ViT
 from rezero_jax.models.resnet import config as resnet
 from rezero_jax.residual import RULES, Alpha
+from tests.families import drawn
 
 TOKENS = jnp.arange(12).reshape(2, 6) % 11
 IMAGES = jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
@@ -21,29 +21,15 @@ FAMILIES = {  # how a network is made, and its input
     "cifar": (partial(ResNet.cifar, 14, width=2, scan=True), IMAGES),
     "preact": (partial(ResNet.preact, 18, width=2, scan=True), IMAGES),
 }
-MLP_RULES = [rule for rule in RULES if rule != "sub_norm"]
 FAST = [("mlp", "norm"), ("transformer", "rezero"), ("transformer", "mhc"), ("cifar", "rezero")]
-CASES = [
-    pytest.param(family, rule, marks=[] if (family, rule) in FAST else [pytest.mark.slow])
-    for family in FAMILIES
-    for rule in {"mlp": MLP_RULES, "transformer": RULES, "vit": ["rezero"]}.get(
-        family, resnet.RULES
-    )
-    if (family, rule) != ("preact", "zero_gamma")
-]
+SLOW = [("transformer", rule) for rule in RULES] + [("cifar", rule) for rule in resnet.RULES]
+SLOW += [("vit", "rezero"), ("preact", "rezero")]
 
 
-def drawn(make, **options):
-    """A network whose parameters NumPy draws: nothing to compile."""
-    model = nnx.eval_shape(lambda: make(**options, rngs=nnx.Rngs(0)))
-    generator = np.random.default_rng(0)
-    for _, leaf in nnx.to_flat_state(nnx.state(model)):
-        values = generator.uniform(-0.4, 0.4, leaf.shape) if isinstance(leaf, nnx.Param) else 1.0
-        leaf.set_value(jnp.broadcast_to(jnp.asarray(values, leaf.dtype), leaf.shape))
-    return model
-
-
-@pytest.mark.parametrize(("family", "rule"), CASES)
+@pytest.mark.parametrize(
+    ("family", "rule"),
+    [*FAST, *(pytest.param(*one, marks=pytest.mark.slow) for one in SLOW if one not in FAST)],
+)
 def test_every_rule_trains_in_both_dtypes(family, rule):
     make, x = FAMILIES[family]
 
@@ -52,7 +38,7 @@ def test_every_rule_trains_in_both_dtypes(family, rule):
         return jnp.square(nnx.merge(graphdef, params, nnx.as_pure(rest))(x, **random)).mean()
 
     for dtype in (jnp.float32, jnp.bfloat16):
-        model = drawn(make, residual=rule, dtype=dtype)
+        model = drawn(partial(make, residual=rule, dtype=dtype))
         graphdef, params, rest = nnx.split(model, nnx.Param, ...)
         grads = jax.eval_shape(
             lambda *args, g=graphdef: jax.grad(loss)(args[0], g, args[1]), params, rest
@@ -66,10 +52,7 @@ def test_every_rule_trains_in_both_dtypes(family, rule):
 
 @pytest.mark.parametrize(
     "family",
-    [
-        pytest.param(name, marks=[] if name in ("mlp", "transformer") else [pytest.mark.slow])
-        for name in FAMILIES
-    ],
+    ["mlp", "transformer", *(pytest.param(f, marks=pytest.mark.slow) for f in ("vit", "cifar"))],
 )
 def test_a_trunk_keeps_what_small_gates_add_to_it(family):
     """A change of one part in 10,000 would be lost in eight bits."""
@@ -80,7 +63,7 @@ def test_a_trunk_keeps_what_small_gates_add_to_it(family):
         return model.hidden(x) if family == "transformer" else model(x)
 
     def added(dtype):
-        model = drawn(make, dtype=dtype)
+        model = drawn(partial(make, dtype=dtype))
         model.eval()
         gates = [leaf for _, leaf in nnx.iter_graph(model) if isinstance(leaf, Alpha)]
         outcomes = []

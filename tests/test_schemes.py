@@ -30,9 +30,8 @@ TOKENS = jnp.arange(12).reshape(2, 6) % 11
 def test_same_outputs_and_gradients_as_the_reference_code(case, scan):
     """torchscale's DeepNorm and Sub-LN, timm's LayerScale; two layers, unrolled and scanned."""
     arrays = under(f"{case}/", stored("schemes"))
-    model = Encoder(
-        8, 2, 2, feedforward=12, residual=case, activation="gelu", scan=scan, rngs=nnx.Rngs(0)
-    )
+    options = {"feedforward": 12, "residual": case, "activation": "gelu", "scan": scan}
+    model = nnx.eval_shape(lambda: Encoder(8, 2, 2, **options, rngs=nnx.Rngs(0)))
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     flat = traverse_util.flatten_dict(nnx.to_pure_dict(params))
 

@@ -53,15 +53,6 @@ def test_the_jacobian_is_computed_by_rows_or_by_columns(wide):
         np.testing.assert_allclose(values, expected, rtol=1e-5)
 
 
-def test_orthogonal_weights_have_singular_values_of_one():
-    matrices = [np.float32(with_values(1, 12, 12, seed)) for seed in range(6)]
-    stack, x = nnx.Sequential(*map(Linear, matrices)), normal(3, 12)
-    np.testing.assert_allclose(singular_values(stack, x), np.ones((3, 12)), rtol=2e-6)
-    mean = mean_squared_singular_value(stack, x, probes=4, key=KEY)
-    assert mean.mean == pytest.approx(1, rel=2e-6)
-    assert mean.standard_error < 1e-6  # on the sphere, every draw is exact
-
-
 def test_float64_resolves_what_float32_cannot():
     values = [1, 1e-5, 1e-12]
     matrix = with_values(values, 3, 3)
@@ -85,13 +76,12 @@ def test_a_model_is_not_written_to_and_a_second_one_compiles_nothing():
         np.testing.assert_array_equal(leaf, old)
 
 
-@pytest.mark.parametrize("shape", [(6, 9), (9, 6)])
-def test_probes_have_the_mean_and_the_variance_of_the_closed_form(shape):
+def test_probes_have_the_mean_and_the_variance_of_the_closed_form():
     squares = np.array([4.0, 2.0, 1.0, 0.5, 0.25, 0.1]) ** 2
-    model = Linear(np.float32(with_values(np.sqrt(squares), *shape)))
-    found = mean_squared_singular_value(model, normal(1, shape[1]), probes=4000, key=KEY)
+    model = Linear(np.float32(with_values(np.sqrt(squares), 9, 6)))
+    found = mean_squared_singular_value(model, normal(1, 6), probes=4000, key=KEY)
     # For u uniform on the sphere of radius sqrt(m), Var(u^T A u) = 2 (m tr A^2 - tr^2 A) / (m + 2).
-    m = shape[0]
+    m = 9
     variance = 2 * (m * (squares**2).sum() - squares.sum() ** 2) / (m + 2)
     assert found.standard_error == pytest.approx(np.sqrt(variance / 4000) / 6, rel=0.05)
     assert abs(found.mean - squares.mean()) < 3 * found.standard_error

@@ -13,16 +13,6 @@ from rezero_jax.residual import Place, RuleConfig, make_rule
 from rezero_jax.stack import REMAT_POLICIES, Stack
 from tests import families
 
-RULES = (  # of one stream; those of several are tested in whole networks
-    "plain",
-    "rezero",
-    "gated",
-    "rezero_channel",
-    "post_norm",
-    "layerscale",
-    "layernorm_scaling",
-    "completep",
-)
 X = jax.random.normal(jax.random.key(0), (6, 8))
 
 
@@ -68,10 +58,7 @@ def assert_close(a, b):
         np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize(
-    "residual",
-    ["peri_norm", *(pytest.param(rule, marks=pytest.mark.slow) for rule in RULES)],
-)
+@pytest.mark.parametrize("residual", ["peri_norm", "layerscale"])
 def test_scanned_equals_unrolled(residual):
     scanned, unrolled = make(residual), make(residual, scan=False)
     for x, y in zip(leaves(families.unrolled(scanned)), leaves(unrolled), strict=True):
@@ -151,19 +138,13 @@ class TiedBlock(nnx.Module):
         return x + self.again(jnp.tanh(self.third(h)))
 
 
-@pytest.mark.parametrize("scan", [True, False])
-def test_weights_tied_within_a_block_stay_tied(scan):
-    stack = Stack(TiedBlock, 3, scan=scan, rngs=nnx.Rngs(3))
-    for twin in (stack, families.unrolled(stack), *stack.layers()):
-        for block in twin.layers() if isinstance(twin, Stack) else [twin]:
+def test_weights_tied_within_a_block_stay_tied():
+    scanned, unrolled = (Stack(TiedBlock, 3, scan=s, rngs=nnx.Rngs(3)) for s in (True, False))
+    for stack in (scanned, unrolled):
+        assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(stack))) == 3 * (2 * 64 + 3 * 8)
+        for block in (*stack.layers(), *families.unrolled(stack).layers()):
             assert block.second.kernel is block.first.kernel
             assert block.again is block.third
-    assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(stack))) == 3 * (2 * 64 + 3 * 8)
-
-    graphdef, params = nnx.split(stack)
-    loss = lambda params: jnp.sum(jnp.sin(nnx.merge(graphdef, params)(X)))  # noqa: E731
-    updated = jax.tree.map(lambda p, g: p - 0.1 * g, params, jax.grad(loss)(params))
-    blocks = Stack(TiedBlock, 3, scan=False, rngs=nnx.Rngs(3)).layers()
 
     def by_hand(blocks):
         x = X
@@ -174,27 +155,20 @@ def test_weights_tied_within_a_block_stay_tied(scan):
             x = x + h @ third.kernel + third.bias.reshape(1, 8)
         return jnp.sum(jnp.sin(x))
 
-    parts = [(block.first, block.third, block.second.bias[...]) for block in blocks]
-    expected = jax.grad(by_hand)(parts)
-    nnx.update(stack, updated)
-    for layer, (block, (first, third, bias)) in zip(
-        stack.layers(), zip(blocks, expected, strict=True), strict=True
-    ):
-        for new, old, gradient in (
-            (layer.second.kernel, block.first.kernel, first.kernel),
-            (layer.again.kernel, block.third.kernel, third.kernel),
-            (layer.second.bias, block.second.bias, bias),
-        ):
-            np.testing.assert_allclose(
-                new[...], old[...] - 0.1 * gradient[...], rtol=1e-5, atol=1e-6
-            )
+    parts = [(one.first, one.third, one.second.bias[...]) for one in unrolled.layers()]
+    expected = jax.jit(jax.grad(by_hand))(parts)
+    for stack in (scanned, unrolled):
+        graphdef, params = nnx.split(stack)
+        loss = lambda params, g=graphdef: jnp.sum(jnp.sin(nnx.merge(g, params)(X)))  # noqa: E731
+        layers = nnx.merge(graphdef, jax.jit(jax.grad(loss))(params)).layers()
+        found = [(one.first, one.third, one.second.bias[...]) for one in layers]
+        assert_close(found, expected)
 
 
-@pytest.mark.parametrize("scan", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_rematerialised_gradients_are_the_same(scan):
-    plain_value, plain_gradient = value_and_grad(make(scan=scan))
+def test_rematerialised_gradients_are_the_same():
+    plain_value, plain_gradient = value_and_grad(make())
     for remat in REMAT_POLICIES.keys() - {"none"}:
-        value, gradient = value_and_grad(make(scan=scan, remat=remat))
+        value, gradient = value_and_grad(make(remat=remat))
         np.testing.assert_allclose(value, plain_value, rtol=1e-6)
         assert_close(gradient, plain_gradient)
 
