@@ -26,8 +26,8 @@ if os.path.isfile("../notebooks/colab.py"):
 elif not os.path.isfile("notebooks/colab.py"):
     if not os.path.isdir("project"):
         subprocess.run(["git", "clone", "--depth=1", REPOSITORY, "project"], check=True)
+    subprocess.run([sys.executable, "notebooks/colab.py"], cwd="project", check=True)
     os.chdir("project")
-    subprocess.run([sys.executable, "notebooks/colab.py"], check=True)
 sys.path.insert(0, os.getcwd())
 
 # %%

@@ -166,6 +166,10 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
     Raises:
       UserError: the file is missing or fails, a key is unknown, or a value has the wrong type, is
         not finite or too large for JAX's default dtypes.
+
+    Examples:
+      >>> from rezero_jax.config import load_config
+      >>> config = load_config("configs/mlp.py:depth=64", ["optim.learning_rate=0.003"])
     """
     path, _, arg = spec.partition(":")
     path = os.path.expanduser(path)

@@ -77,13 +77,16 @@ def load(folder: AnyPath, allow: Sequence[str] = ()) -> nnx.Module:
     README.md shows how to call the model.
 
     Args:
-      folder: the folder.
       allow: names of the modules that may be imported for the model, which then run their code and
         get the arguments that the folder's config.json has; by default none.
 
     Raises:
       UserError: the folder has no exported model, the model is damaged or of another version, or it
         needs a module that is not allowed.
+
+    Examples:
+      >>> model = load("models/mlp")
+      >>> assert model(jnp.ones((8, 64))).shape == (8, 10)
     """
     path = epath.Path(folder).expanduser()
     for name in (CONFIG, WEIGHTS):
@@ -148,6 +151,9 @@ def save(model: nnx.Module, folder: AnyPath) -> None:
     Raises:
       UserError: the model is of another class or was changed after it was made; or the folder has
         other files, or cannot be written.
+
+    Examples:
+      >>> save(MLP(64, width=32, depth=4, out_features=10, rngs=nnx.Rngs(0)), "models/mlp")
     """
     _save(model, folder, None, {}, {})
 

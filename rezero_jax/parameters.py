@@ -92,6 +92,11 @@ def parameter_labels(model: Any) -> nnx.State:
 
     Raises:
       UserError: `model` is not a module with parameters.
+
+    Examples:
+      >>> model = MLP(64, width=32, depth=4, out_features=10, rngs=nnx.Rngs(0))
+      >>> kinds = {"gate": optax.sgd(0.01), "matrix": optax.adam(0.1), "vector": optax.adam(0.1)}
+      >>> optimizer = optax.partition(kinds, parameter_labels(model))
     """
     return _mapped(model, lambda parameter: parameter.kind)
 
@@ -99,7 +104,9 @@ def parameter_labels(model: Any) -> nnx.State:
 def decay_mask(model: Any) -> nnx.State:
     """Whether to decay each parameter: True for matrices; arguments are as in `parameter_labels`.
 
-    Give it to optax, as in `optax.adamw(rate, mask=decay_mask(model))`.
+    Examples:
+      >>> model = MLP(64, width=32, depth=4, out_features=10, rngs=nnx.Rngs(0))
+      >>> adam = optax.adamw(1e-3, weight_decay=0.1, mask=decay_mask(model))
     """
     return _mapped(model, lambda parameter: parameter.kind == "matrix")
 
@@ -109,6 +116,10 @@ def muon_dimensions(model: Any) -> nnx.State:
 
     Muon orthogonalises the matrices of the layers, one by one in a stack, and treats all other
     parameters, for which the value is None, by Adam. These include embeddings and the head.
+
+    Examples:
+      >>> model = MLP(64, width=32, depth=4, out_features=10, rngs=nnx.Rngs(0))
+      >>> muon = optax.contrib.muon(1e-3, muon_weight_dimension_numbers=muon_dimensions(model))
     """
 
     def numbers(parameter: Parameter) -> optax.contrib.MuonDimensionNumbers | None:

@@ -55,6 +55,10 @@ class Stack(nnx.Module):
 
     Raises:
       UserError: depth below 1, or an unknown remat policy.
+
+    Examples:
+      >>> stack = Stack(lambda rngs: ReZero(nnx.Linear(8, 8, rngs=rngs)), 500, rngs=nnx.Rngs(0))
+      >>> assert len(stack), stack(jnp.ones((2, 8))).shape == (500, (2, 8))
     """
 
     def __init__(

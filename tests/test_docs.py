@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import doctest
 import importlib
 import importlib.util
 import inspect
@@ -230,12 +231,39 @@ def test_readme_is_one_page_with_its_picture_on_the_first_screen():
     assert re.search(r"\]\(docs/.+\.png\)", "".join(lines[:25]))
 
 
-def test_the_reference_has_every_public_name():
+def public_objects():
+    """The objects of the reference by name, in the order of the page."""
     named = re.findall(r"^::: (\S+)$", read("docs/reference.md"), re.M)
-    for name in named:
-        module, _, attribute = name.rpartition(".")
-        assert getattr(importlib.import_module(module), attribute).__doc__, name
-    assert {name.rpartition(".")[2] for name in named} >= set(rezero_jax.__all__)
+    parts = [name.rpartition(".") for name in named]
+    return {name: getattr(importlib.import_module(module), name) for module, _, name in parts}
+
+
+def test_the_reference_has_every_public_name_with_an_example():
+    found = public_objects()
+    assert set(found) >= set(rezero_jax.__all__)
+    without = [name for name, one in found.items() if "Examples:\n      >>> " not in one.__doc__]
+    assert without == ["OpenRun"]  # made by open_run
+
+
+class AnyOutput(doctest.OutputChecker):
+    """An example without an expected output may print anything."""
+
+    def check_output(self, want, got, optionflags):
+        return not want or super().check_output(want, got, optionflags)
+
+
+@pytest.mark.slow
+def test_the_examples_of_the_reference_run_in_order(monkeypatch, tmp_path):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    scope, runner = {}, doctest.DocTestRunner(AnyOutput())
+    exec("\n".join(blocks("docs/reference.md", "python")), scope)
+    for name, one in public_objects().items():
+        test = doctest.DocTestParser().get_doctest(one.__doc__, scope, name, None, None)
+        runner.run(test, clear_globs=False)
+        scope |= test.globs  # get_doctest copies it
+    assert runner.failures == 0
+    assert runner.tries > 60
 
 
 def test_the_results_are_one_page_of_one_word_verdicts():

@@ -1,7 +1,4 @@
-"""Ablation: what the loss becomes when layers are left out of a trained network.
-
-A layer that is left out is the identity, x' = x. For a gated rule that is a gate of 0.
-"""
+"""Ablation: the loss of a trained network with some layers replaced by the identity."""
 
 import dataclasses
 from functools import partial
@@ -82,6 +79,11 @@ def ablate(model: nnx.Module, x: Any, loss: Loss) -> Ablation:
 
     Raises:
       UserError: the model has no layers that can be left out.
+
+    Examples:
+      >>> from rezero_jax.analysis.ablation import ablate
+      >>> run = open_run("runs/digits")
+      >>> print(ablate(run.model, run.examples(100), run.losses))
     """
     paths = [path for path in layer_paths(model) if path[-1:] != ("entry",)]
     twin = nnx.recursive_map(

@@ -102,13 +102,16 @@ class Diagnosis:
 def diagnose(
     model: nnx.Module, x: Any, loss: Loss = random_projection, subject: str | None = None
 ) -> Diagnosis:
-    """Diagnoses a model: `print(diagnose(model, x))`.
+    """Diagnoses a model from the arguments of `propagate`.
 
     Args:
-      model: see `propagate`; call `model.eval()` first if the model has dropout.
-      x: see `propagate`.
-      loss: see `propagate`.
+      model: call `model.eval()` first if it has dropout.
       subject: title of the page; by default the model's class and the number of examples.
+
+    Examples:
+      >>> from rezero_jax.analysis.diagnosis import diagnose
+      >>> encoder = Encoder(64, depth=12, heads=4, residual="pre_norm", rngs=nnx.Rngs(0))
+      >>> print(diagnose(encoder, jax.random.normal(jax.random.key(0), (8, 7, 64))))
     """
     found = propagate(model, x, loss)
     f, entered = trunk(model, x, loss)

@@ -87,7 +87,7 @@ def open_run(
     dataset: Dataset | Text | None = None,
     allow: Sequence[str] = (),
 ) -> OpenRun:
-    """Opens a run, which may still be training: `open_run("runs/digits").evaluate()`.
+    """Opens a run, which may still be training.
 
     Args:
       workdir: the run's folder.
@@ -99,6 +99,10 @@ def open_run(
     Raises:
       UserError: there is no run or no such checkpoint, the checkpoint is damaged, or the data set
         is missing or differs from the run's.
+
+    Examples:
+      >>> run = open_run("runs/digits")
+      >>> print(run.step, run.evaluate()["eval/loss"])
     """
     model, step, trainer = load_model(workdir, step, data, dataset, allow)
     return OpenRun(model, step, Run.read(workdir), trainer)

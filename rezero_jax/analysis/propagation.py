@@ -88,6 +88,11 @@ def propagate(model: nnx.Module, x: Any, loss: Loss = random_projection) -> Prop
 
     Raises:
       UserError: the model has no such layers, or runs a layer more than once.
+
+    Examples:
+      >>> from rezero_jax.analysis.propagation import propagate
+      >>> model = MLP(64, width=32, depth=100, out_features=10, rngs=nnx.Rngs(0))
+      >>> signal = propagate(model, jax.random.normal(jax.random.key(0), (8, 64))).signal
     """
     return jax.tree.map(np.asarray, _propagate(loss, model, x))
 

@@ -2,13 +2,8 @@
 
 f maps a batch (batch, ...) to a batch, as models do, and J is the Jacobian of one example with its
 axes flattened: (outputs, inputs). f must map each example independently, so call `model.eval()` if
-the model has BatchNorm. The paper's figures and the authors' notebooks show
-
-    values = singular_values(model, x)          # (batch, min(outputs, inputs)), descending
-    np.log10(values), (values**2).mean()        # the histogram, the "mean squared singular value"
-
-If J is too large, `mean_squared_singular_value` estimates the mean square and its standard error.
-Modules of the same structure share compiled code.
+the model has BatchNorm. The paper's figures show log10 of the values, the authors' notebooks the
+mean of their squares. Modules of the same structure share compiled code.
 """
 
 import math
@@ -43,6 +38,11 @@ def singular_values(
 
     One Jacobian is in memory at a time. With a float32 f, values below 1e-7 of the largest are
     noise. For more precision, use `jax.enable_x64(True)`, float64 parameters and a float64 x.
+
+    Examples:
+      >>> from rezero_jax.analysis.singular_values import singular_values
+      >>> block = ReZero(nnx.Linear(16, 16, rngs=nnx.Rngs(0)))
+      >>> assert (singular_values(block, jnp.ones((4, 16))) == 1).all()
     """
     matrices = (np.asarray(jacobian(f, example), np.float64) for example in np.asarray(x))
     return np.stack([np.linalg.svd(matrix, compute_uv=False) for matrix in matrices])
@@ -56,6 +56,11 @@ def mean_squared_singular_value(
     The sum of squares is |J|^2 = E |J^T u|^2 for u uniform on the sphere |u|^2 = outputs; the mean
     divides it by min(outputs, inputs). A probe costs one backward pass, and is exact if all
     singular values are equal. The standard error covers the probes, not the examples.
+
+    Examples:
+      >>> from rezero_jax.analysis.singular_values import mean_squared_singular_value
+      >>> block = ReZero(nnx.Linear(16, 16, rngs=nnx.Rngs(0)))
+      >>> estimate = mean_squared_singular_value(block, jnp.ones((4, 16)), key=jax.random.key(0))
     """
     compute = _traceable(f)
     outputs, inputs = (a.size // len(x) for a in (jax.eval_shape(compute, x), x))

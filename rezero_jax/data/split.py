@@ -120,6 +120,12 @@ class Dataset:
     """A labelled image data set: its two splits, and their shapes, classes and statistics.
 
     Raises a UserError if mean, std, or resident images or labels are invalid; see `Split.checked`.
+
+    Examples:
+      >>> from rezero_jax.data import Dataset, ResidentSplit
+      >>> images, labels = np.zeros((30, 8, 8, 3), np.uint8), np.arange(30, dtype=np.int32) % 10
+      >>> both = ResidentSplit({"image": images, "label": labels})
+      >>> mine = Dataset("mine", both, both, (8, 8, 3), 10, mean=(0.5,) * 3, std=(0.5,) * 3)
     """
 
     name: str

@@ -64,6 +64,10 @@ class MLP(Module):
 
     Raises:
       UserError: an argument is out of range or unknown, or the rule is `sub_norm`.
+
+    Examples:
+      >>> model = MLP(in_features=64, width=32, depth=100, out_features=10, rngs=nnx.Rngs(0))
+      >>> assert model(jnp.ones((8, 64))).shape == (8, 10)
     """
 
     @takes_options("residual")

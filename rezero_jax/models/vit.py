@@ -48,6 +48,10 @@ class ViT(Module):
 
     Raises:
       UserError: an argument is out of range or unknown, or a size does not divide.
+
+    Examples:
+      >>> model = ViT(32, patch=8, width=64, depth=2, heads=2, num_classes=10, rngs=nnx.Rngs(0))
+      >>> assert model(jnp.ones((2, 32, 32, 3))).shape == (2, 10)
     """
 
     @takes_options("residual")

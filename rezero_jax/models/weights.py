@@ -4,13 +4,7 @@ The converter supports the layers of the authors' package `rezero` 0.1.0 (RZTXEn
 RZTXDecoderLayer) and of torch.nn (TransformerEncoderLayer, TransformerDecoderLayer: rules
 "post_norm" and "pre_norm"), alone or in stacks whose names start with layers.0., layers.1., ...;
 and timm's VisionTransformer (rule "pre_norm"), with global_pool "token", or "avg" and no class
-token. `safetensors.torch` writes and reads the files in PyTorch:
-
-    save_file(model.state_dict(), "rezero.safetensors")                    # in PyTorch
-    layer = EncoderLayer(256, 4, 1024, rngs=nnx.Rngs(0))                   # here
-    from_torch(layer, load_tensors("rezero.safetensors"))
-    save_tensors("ours.safetensors", to_torch(layer))
-    model.load_state_dict(load_file("ours.safetensors"))                   # in PyTorch
+token. In PyTorch, `save_file` and `load_file` of `safetensors.torch` write and read state dicts.
 
 Weights do not determine the number of heads, the activation (PyTorch's default is "relu"), or
 whether a layer is post-norm or pre-norm: make the module with the PyTorch model's options. Modules
@@ -86,6 +80,11 @@ def from_torch(module: nnx.Module, tensors: Mapping[str, Any], prefix: str = "")
 
     Raises:
       UserError: a tensor does not suit the module, or PyTorch has no equivalent layer.
+
+    Examples:
+      >>> from rezero_jax.models.weights import from_torch, load_tensors
+      >>> layer = EncoderLayer(64, heads=4, rngs=nnx.Rngs(0))
+      >>> from_torch(layer, load_tensors("layer.safetensors"))
     """
     places = {prefix + name: place for name, place in _places(module)}
     unused = [name for name in tensors if name.startswith(prefix) and name not in places]
@@ -121,6 +120,11 @@ def to_torch(module: nnx.Module, prefix: str = "") -> dict[str, np.ndarray]:
 
     Raises:
       UserError: PyTorch has no equivalent layer.
+
+    Examples:
+      >>> from rezero_jax.models.weights import save_tensors, to_torch
+      >>> layer = EncoderLayer(64, heads=4, rngs=nnx.Rngs(0))
+      >>> save_tensors("layer.safetensors", to_torch(layer))
     """
     tensors = {}
     for name, place in _places(module):

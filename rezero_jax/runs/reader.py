@@ -17,7 +17,12 @@ from rezero_jax.runs.metrics import read_metrics
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """The content of one workdir."""
+    """The content of one workdir.
+
+    Examples:
+      >>> from rezero_jax.runs.reader import Run
+      >>> steps, losses = Run.read("runs/digits").series("train/loss")
+    """
 
     folder: epath.Path
     config: dict[str, Any]  # "a.b" -> value
@@ -59,9 +64,8 @@ class Run:
     def time_to(self, metric: str, target: float) -> float | None:
         """When the run first reached the `target` of a metric; None if it never did.
 
-        The result is, for "loss" (the mean training loss of an epoch in nats), a number of epochs,
-        see `epochs_to`; for "accuracy" (a fraction, at the end of an epoch), an epoch; for
-        "bits_per_byte", a step. Raises a UserError for an unknown metric or a loss not above 0.
+        The result is a number of epochs for "loss" (see `epochs_to`), an epoch for "accuracy" (a
+        fraction), a step for "bits_per_byte". Raises a UserError for another metric or a loss <= 0.
         """
         match metric:
             case "loss":

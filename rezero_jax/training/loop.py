@@ -77,6 +77,11 @@ def train(
       Unavailable: the bucket does not answer, or another process is lost; the same call resumes.
       Diverged: a loss, gradient, parameter or evaluation is not finite; nothing is saved after it.
       Interrupted: `stop` returned a signal in any process; the state is saved.
+
+    Examples:
+      >>> from rezero_jax.config import load_config
+      >>> from rezero_jax.training.loop import train
+      >>> final = train(load_config("configs/mlp.py:smoke"), "runs/digits")
     """
     # ---- Set up
     began = time.perf_counter() if began is None else began
@@ -214,6 +219,10 @@ def evaluate(
 
     Raises:
       UserError: there is no such checkpoint, or its config, data or structure differ.
+
+    Examples:
+      >>> from rezero_jax.training.loop import evaluate
+      >>> print(evaluate(load_config("configs/mlp.py:smoke"), "runs/digits")["eval/accuracy"])
     """
     config = continued(workdir, config)
     check_passed(workdir, dataset is not None)

@@ -70,6 +70,10 @@ class ResNet(nnx.Module):
 
     `ResNet.cifar` and `ResNet.preact` make one. The network has running statistics: call
     `model.eval()` before inference and `model.train()` before training.
+
+    Examples:
+      >>> model = ResNet.cifar(20, residual="rezero", num_classes=10, rngs=nnx.Rngs(0))
+      >>> assert model(jnp.ones((2, 32, 32, 3))).shape == (2, 10)
     """
 
     def __init__(self, config: ResNetConfig, *, rngs: nnx.Rngs):

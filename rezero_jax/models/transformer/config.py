@@ -50,6 +50,10 @@ class TransformerConfig(RuleConfig):
 
     Raises:
       UserError: an option is out of range or unknown.
+
+    Examples:
+      >>> config = TransformerConfig(residual="pre_norm", kv_heads=2, dropout=0.1)
+      >>> encoder = Encoder(64, depth=12, heads=4, config=config, rngs=nnx.Rngs(0))
     """
 
     alpha_per: str = "layer"

@@ -147,7 +147,12 @@ class TransformerLayer(Module):
 
 
 class EncoderLayer(TransformerLayer):
-    """Self-attention and feed-forward, as the official RZTXEncoderLayer; see `TransformerLayer`."""
+    """Self-attention and feed-forward, as the official RZTXEncoderLayer; see `TransformerLayer`.
+
+    Examples:
+      >>> layer = EncoderLayer(64, heads=4, activation="gelu", rngs=nnx.Rngs(0))
+      >>> assert layer(jnp.ones((2, 7, 64)), is_causal=True).shape == (2, 7, 64)
+    """
 
     has_memory = False
 
@@ -192,7 +197,12 @@ class EncoderLayer(TransformerLayer):
 
 
 class DecoderLayer(TransformerLayer):
-    """Self-attention, attention to a memory, feed-forward, as the official RZTXDecoderLayer."""
+    """Self-attention, attention to a memory, feed-forward, as the official RZTXDecoderLayer.
+
+    Examples:
+      >>> layer = DecoderLayer(64, heads=4, rngs=nnx.Rngs(0))
+      >>> assert layer(jnp.ones((2, 7, 64)), memory=jnp.ones((2, 5, 64))).shape == (2, 7, 64)
+    """
 
     has_memory = True
 
@@ -270,7 +280,12 @@ class LayerStack(Module):
 
 
 class Encoder(LayerStack):
-    """A stack of `EncoderLayer`s."""
+    """A stack of `EncoderLayer`s.
+
+    Examples:
+      >>> encoder = Encoder(64, depth=128, heads=4, residual="rezero", rngs=nnx.Rngs(0))
+      >>> assert encoder(jnp.ones((2, 7, 64))).shape == (2, 7, 64)
+    """
 
     layer = EncoderLayer
 
@@ -301,6 +316,11 @@ class Encoder(LayerStack):
 
 
 class Decoder(LayerStack):
-    """A stack of `DecoderLayer`s, each of which sees the same memory."""
+    """A stack of `DecoderLayer`s, each of which sees the same memory.
+
+    Examples:
+      >>> decoder = Decoder(64, depth=6, heads=4, rngs=nnx.Rngs(0))
+      >>> y = decoder(jnp.ones((2, 7, 64)), memory=jnp.ones((2, 5, 64)), is_causal=True)
+    """
 
     layer = DecoderLayer

@@ -56,6 +56,11 @@ class Transformer(Module):
 
     Raises:
       UserError: a size is below 1 or does not fit another, or a name is unknown.
+
+    Examples:
+      >>> model = Transformer(256, width=64, depth=2, heads=4, max_len=128, rngs=nnx.Rngs(0))
+      >>> assert model(jnp.zeros((2, 100), jnp.int32)).shape == (2, 100, 256)
+      >>> assert model.generate([list(b"Call me")], 20, rngs=nnx.Rngs(0)).shape == (1, 20)
     """
 
     @takes_options("residual")
@@ -155,7 +160,6 @@ class Transformer(Module):
 
         The loss is 0 where the target is IGNORED (-100) or `key_mask` is False. Any other target
         outside the vocabulary is a UserError, or, inside jit, which sees no values, a loss of NaN.
-
         More than LOGITS_AT_ONCE logits are computed in equal chunks of the length, and
         rematerialised in the backward pass.
         """
