@@ -122,7 +122,10 @@ def plot_curves(comparison: Comparison) -> Figure:
             spread = losses.std(0, ddof=1)
             axis.fill_between(updates, mean - spread, mean + spread, color=colour, alpha=0.2, lw=0)
 
-    figure, axes = _panels(comparison, "Each rule at its own best learning rate", draw)
+    rate = (
+        "Each rule at its own best learning rate" if comparison.is_tuned else "At one learning rate"
+    )
+    figure, axes = _panels(comparison, rate, draw)
     lows = [0.95 * losses.mean(0).min() for _, losses in smooth.values()]
     tops = [
         BEYOND * losses.mean(0)[len(losses[0]) // 10]

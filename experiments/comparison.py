@@ -123,6 +123,11 @@ class Comparison:
         return sorted({cell.depth for cell in self.cells})
 
     @property
+    def is_tuned(self) -> bool:
+        """Whether several learning rates were tried."""
+        return any(len(cell.tuning) > 1 for cell in self.cells)
+
+    @property
     def has_target(self) -> bool:
         return any(row.metric.startswith(TARGET) for row in self.results.rows)
 

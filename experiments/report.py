@@ -128,8 +128,9 @@ def write_comparison(comparison: Comparison, folder: Path, *, svg: bool = True) 
 
 
 def plots_of(comparison: Comparison) -> list[str]:
-    """The names of the plots; a comparison of one rule has no plot of differences."""
-    return [name for name in PLOTS if name != "differences" or len(comparison.rules) > 1]
+    """The plots that show something: one rule has no differences, and one rate no curve."""
+    needed = {"differences": len(comparison.rules) > 1, "rates": comparison.is_tuned}
+    return [name for name in PLOTS if needed.get(name, True)]
 
 
 def comparison_report(comparison: Comparison) -> str:
@@ -149,7 +150,9 @@ def comparison_report(comparison: Comparison) -> str:
         "rules have spent what the cheapest one's whole run costs; that loss is read off the same "
         "runs. A run that does not reach the target is right-censored: the ratio is a lower bound, "
         "and p is that of Fisher's exact test on the number of runs that reach the target.",
-        "A learning rate with * was not bracketed: it is at the edge of the rates tried.",
+        "A learning rate with * was not bracketed: it is at the edge of the rates tried."
+        if comparison.is_tuned
+        else "No learning rate was tuned: every rule has the config's.",
     ]
     parts = ["# Comparison of residual rules"]
     parts += [_shell([_wrapped(made.command)]), f"On {made.device}."] if made else []
@@ -200,6 +203,8 @@ def to_target(comparison: Comparison, cell: Cell) -> str:
 
 def _rate(comparison: Comparison, cell: Cell) -> str:
     """The best learning rate, with a star if it was not bracketed, and the rates tried."""
+    if not comparison.is_tuned:
+        return f"{min(cell.tuning):g}"
     tried = f"{min(cell.tuning):g} to {max(cell.tuning):g}"
     if cell.final is None:
         return f"none of {tried}"

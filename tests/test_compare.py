@@ -233,6 +233,13 @@ def test_results_far_from_the_control_are_drawn_as_words_and_crosses() -> None:
         assert [label.get_text() for label in axis.texts] == [*word, "bigram\n2.41"]
 
 
+def test_a_comparison_at_one_rate_says_that_nothing_was_tuned() -> None:
+    one = compare(*(rows(rule, [2.0, 2.1], tuning={0.02: 2.0}) for rule in ("rezero", "plain")))
+    assert report.plots_of(one) == ["differences", "curves"]
+    assert "No learning rate was tuned" in report.comparison_report(one)
+    assert "*" not in report.by_depth(one, report.TABLES["Best learning rate"])
+
+
 def in_process(command, cores, log):
     """Instead of a process with train.py: trains here, where programs are compiled once."""
     given = [text.removeprefix("--") for text in command[2:]]
