@@ -65,39 +65,19 @@ def test_counts():
     assert total == product + 2 * 4 * 6
 
 
-def rows(capsys, *flags):
-    file = "--config=configs/mlp.py:depth=3,width=64"  # on images of 64 pixels, 10 classes
-    assert train.main([file, "--config.mesh.data=2", *flags]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    return {line[:WIDTH].rstrip(): line[WIDTH:] for line in lines}
-
-
-@pytest.mark.slow
-def test_plan(capsys):
-    here = rows(capsys, "--plan")
-    count = 4 * (64 * 64 + 64) + 3 + 64 * 10 + 10
-    assert here["parameters"] == f"{count:,}"
-    assert here["devices"].startswith("2 x cpu (data 2 x model 1")
-    assert here["  parameters"] == f"{4 * count / 1e3:.1f} kB"
-    assert "measured here" in here["an update"]
-    sharded = rows(capsys, "--plan", "--config.mesh.fully_sharded=True")
-    # Each of two devices has half of the matrices; the biases of the trunk are too few to shard.
-    assert sharded["  parameters"] == f"{4 * (count - 4 * 64 * 64 / 2) / 1e3:.1f} kB"
-    # Forward, and backward without the gradient of the images.
-    assert float(here["FLOPs of an update"].split(",")[0]) == pytest.approx(
-        50 * 2 * (3 * 4 * 64 * 64 - 64 * 64 + 3 * 64 * 10), rel=0.01
-    )
-
-
 def test_a_plan_needs_no_data(tmp_path, monkeypatch, capsys):
     def connect(*args):
         raise AssertionError("a plan opened a socket")
 
     monkeypatch.setattr(socket.socket, "connect", connect)
-    file = "--config=configs/mlp.py:smoke,dataset=cifar10"
-    flags = ["--config.mesh.data=1", f"--config.data.dir={tmp_path / 'data'}"]
+    file = "--config=configs/mlp.py:dataset=cifar10,depth=3,width=64"
+    flags = ["--config.mesh.data=2", f"--config.data.dir={tmp_path / 'data'}"]
     assert train.main([file, *flags, "--plan"]) == 0
-    assert capsys.readouterr().out.startswith("parameters")
+    lines = capsys.readouterr().out.splitlines()
+    here = {line[:WIDTH].rstrip(): line[WIDTH:] for line in lines}
+    count = 3072 * 64 + 64 + 3 * (64 * 64 + 64) + 3 + 64 * 10 + 10
+    assert here["parameters"] == f"{count:,}"
+    assert here["devices"].startswith("2 x cpu (data 2 x model 1")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -117,9 +97,7 @@ def transformer(**fields):
     return Trainer(settings)
 
 
-@pytest.mark.parametrize(
-    ("remat", "scan", "accumulate"), [("none", True, 1), ("full", True, 2), ("dots", False, 1)]
-)
+@pytest.mark.parametrize(("remat", "scan", "accumulate"), [("full", True, 2), ("dots", False, 1)])
 def test_model_flops_are_counted_by_hand_and_exclude_remat(remat, scan, accumulate, monkeypatch):
     # The loss computes its logits in chunks and rematerialises them in the backward pass.
     monkeypatch.setattr("rezero_jax.models.transformer.model.LOGITS_AT_ONCE", 2**16)

@@ -23,8 +23,8 @@ from rezero_jax.errors import UserError
 from rezero_jax.residual import make_rule
 from rezero_jax.runs.reader import Run
 from rezero_jax.training import loop
-from rezero_jax.training.load import load_model
-from tests.families import STEPS, config
+from rezero_jax.training.trainer import Trainer
+from tests.families import STEPS, config, unrolled
 
 X = jax.random.normal(jax.random.key(0), (4, 6))
 
@@ -58,21 +58,17 @@ def test_a_model_that_calls_a_list_of_rules_has_a_layer_for_each():
     np.testing.assert_allclose(found.signal / found.signal[0], [1, 1, 2, 2], rtol=1e-6)
 
 
-@pytest.mark.parametrize("scan", [True, False])
-def test_a_layer_that_is_left_out_is_a_gate_at_0(scan):
+def test_a_layer_that_is_left_out_is_a_gate_at_0():
     """Three layers x -> (1 + 2 alpha) x, for gates of 0.5, -0.25 and 1.5."""
-    stack = Stack(lambda _: ReZero(Scaled()), 3, scan=scan, rngs=nnx.Rngs(0))
-    for i, gate in enumerate((0.5, -0.25, 1.5)):
-        if scan:
-            stack.blocks.alpha[...] = stack.blocks.alpha[...].at[i].set(gate)
-        else:
-            stack.blocks[i].alpha[...] = jnp.array(gate)
-    found = ablate(stack, jnp.ones((2, 6)), lambda model, x: model(x).mean(1))
-    assert found.names == ("model.0", "model.1", "model.2")
-    assert found.loss == pytest.approx(2 * 0.5 * 4)
-    np.testing.assert_allclose(found.without, [2, 8, 1])
-    assert found.order.tolist() == [2, 0, 1]
-    np.testing.assert_allclose(found.cumulative, [1, 0.5, 1])
+    scanned = Stack(lambda _: ReZero(Scaled()), 3, rngs=nnx.Rngs(0))
+    scanned.blocks.alpha[...] = jnp.array([0.5, -0.25, 1.5])
+    for stack in (scanned, unrolled(scanned)):
+        found = ablate(stack, jnp.ones((2, 6)), lambda model, x: model(x).mean(1))
+        assert found.names == ("model.0", "model.1", "model.2")
+        assert found.loss == pytest.approx(2 * 0.5 * 4)
+        np.testing.assert_allclose(found.without, [2, 8, 1])
+        assert found.order.tolist() == [2, 0, 1]
+        np.testing.assert_allclose(found.cumulative, [1, 0.5, 1])
     assert "| model.1 | 8 | +4 |" in str(found)
     assert len(plot_ablation(found).axes[0].patches) == 3
 
@@ -105,11 +101,12 @@ def test_metrics_of_ones_own_and_by_layer_are_logged_and_drawn(tmp_path):
     assert steps.tolist() == [2, 4]
     assert (signal > 0).all()
     assert {"metric/gradient/2", "metric/weight_gradient/1"} <= run.lines[-1].keys()
-    assert [axis.get_title() for axis in plots.plot_run(run).axes].count("log10 of |dL/dw|") == 1
-    figure = plots.plot_run(run)
-    ticks = [axis.get_yticks() for axis in figure.axes if "layer" in axis.get_ylabel()]
+    axes = plots.plot_run(run).axes
+    assert [axis.get_title() for axis in axes].count("log10 of |dL/dw|") == 1
+    ticks = [axis.get_yticks() for axis in axes if "layer" in axis.get_ylabel()]
     assert len(ticks) == 4
     assert all((one == one.round()).all() for one in ticks)
+
     found = loop.evaluate(made, tmp_path / "a")
     assert found["metric/signal/0"] == pytest.approx(signal[-1])
 
@@ -122,10 +119,11 @@ def test_metrics_of_ones_own_and_by_layer_are_logged_and_drawn(tmp_path):
     assert line["metric/images"] == 16
     assert "metric/undefined" not in line
     assert line["metric/largest"] > line["eval/loss"]
-    with pytest.raises(UserError, match=r"eval\.metrics returns 3; return"):
-        loop.train(made, tmp_path / "c", metrics=lambda model, batch, losses: 3)
-    with pytest.raises(UserError, match=r"eval\.metrics returns .*x"):
-        loop.train(made, tmp_path / "c", metrics=lambda model, batch, losses: {"x": jnp.ones(2)})
+    trainer = Trainer(made)
+    state = trainer.init()
+    for returned, words in ((3, "returns 3; return"), ({"x": jnp.ones(2)}, "returns .*x")):
+        with pytest.raises(UserError, match=rf"eval\.metrics {words}"):
+            trainer.measure(state, lambda model, batch, losses, returned=returned: returned)
 
 
 @pytest.fixture(scope="module")
@@ -207,27 +205,6 @@ def test_the_command_prints_the_page_and_writes_the_picture_alone(copy_of, capsy
     gates = Gates.of_run(Run.read(run))  # the gates of the page are the recorded ones
     shown = [float(line.split()[-1]) for line in out.split("\n") if line.startswith("trunk.")]
     np.testing.assert_allclose(shown, gates.alphas[-1], rtol=5e-3)
-
-
-def test_the_diagnosis_is_of_the_runs_own_loss_and_data(trained):
-    model, step, trainer = load_model(trained("mlp"))
-    assert step == STEPS
-    batch = trainer.examples(10**9)
-    np.testing.assert_array_equal(trainer.examples(16)["image"], batch["image"][:16])
-    losses = trainer.losses(model, batch)
-    recorded = [line["eval/loss"] for line in Run.read(trained("mlp")).lines if "eval/loss" in line]
-    np.testing.assert_allclose(losses.mean(), recorded[-1], rtol=1e-4)
-
-
-@pytest.mark.slow
-def test_other_families(trained, tmp_path, capsys):
-    picture = tmp_path / "picture.svg"
-    for family, layer in (("resnet", "stages.1.entry"), ("transformer", "trunk.layers.1")):
-        assert analysis.main([str(trained(family)), f"--out={picture}"]) == 0
-        out = capsys.readouterr().out
-        assert f"\n{layer} " in out
-        assert " open (|alpha| >= " in out
-        assert f"after {STEPS} updates" in picture.read_text()
 
 
 def test_mistakes(trained, tmp_path, capsys):

@@ -241,20 +241,18 @@ def started(monkeypatch):
 ONE_GPU = [("jax_cuda_visible_devices", "all"), ("jax_rocm_visible_devices", "all")]
 
 
-@pytest.mark.parametrize(
-    "variables",
-    [
+def test_one_process_needs_no_coordinator_and_sees_all_devices(started, monkeypatch):
+    for names in (
         {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1"},
         {f"SLURM_{name}": value for name, value in (STEP | {"NTASKS": "1"}).items()},
+        # An interactive step.
         {f"SLURM_{name}": value for name, value in (STEP | {"STEP_NUM_TASKS": "1"}).items()},
-    ],
-    ids=["Open MPI", "one task", "interactive step"],
-)
-def test_one_process_needs_no_coordinator_and_sees_all_devices(variables, started, monkeypatch):
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    connect()
-    assert started == []
+    ):
+        with monkeypatch.context() as patched:
+            for name, value in names.items():
+                patched.setenv(name, value)
+            connect()
+        assert started == []
 
 
 @pytest.mark.parametrize(("nodes", "seen"), [("4", ONE_GPU), ("2", [])])
@@ -337,30 +335,6 @@ def test_an_error_of_the_first_process_is_raised_in_every_process(monkeypatch):
         with pytest.raises(kind, match="no bucket") as info:
             processes.on_first(work)
         assert type(info.value) is kind
-
-
-EXHAUSTED = """\
-import runpy, sys, jax
-from rezero_jax.training.trainer import Trainer
-dispatch = Trainer.dispatch
-def exhausted(self, state, batches, stop=0):
-    if "--process_id=1" in sys.argv and int(state["step"]) >= 20:
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
-    return dispatch(self, state, batches, stop)
-Trainer.dispatch = exhausted
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-@pytest.mark.slow
-def test_one_of_two_whose_memory_is_exhausted_says_so_and_both_end(tmp_path):
-    lone, exhausted = end(start(2, tmp_path, before=("-c", EXHAUSTED)))
-    assert exhausted[0] == 2
-    assert "train.py: a device is out of memory (RESOURCE_EXHAUSTED: Out of" in exhausted[2]
-    assert "another process" not in exhausted[2]
-    assert lone[0] == 4
-    assert "another process of this run has stopped, and has said why" in lone[2]
 
 
 @pytest.mark.parametrize(

@@ -28,9 +28,9 @@ from rezero_jax.runs.reader import Run
 from rezero_jax.runs.workdir import Workdir
 from rezero_jax.training import loop
 from rezero_jax.training.load import load_model
-from tests.families import FAMILIES, ROOT, STEPS, command, flat, run, stop
+from tests.families import FAMILIES, ROOT, STEPS, command, run, stop
 from tests.faults import damage
-from tests.faults.compare import differences, metrics, saved
+from tests.faults.compare import differences, metrics
 
 MLP = FAMILIES["mlp"]
 CONFIG = MLP.load_config()
@@ -157,10 +157,7 @@ def test_the_newest_start_wins_where_a_file_system_has_no_locks(code, copy_of, m
         home.release()
 
 
-NAMES = ["sweep[2]", "a *?{x}%s", "é\n'q\"", "-x", "~", "gs:x"]
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["a *?{x}[2]%s é\n'q\"", "~", "gs:x"])
 def test_a_folder_may_have_any_name(name, trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     workdir = f"./{name}/"
@@ -203,12 +200,6 @@ def test_home_is_expanded_wherever_a_run_is_named(copy_of, monkeypatch, tmp_path
     monkeypatch.setattr(os.path, "expanduser", str)  # for users without a home
     with pytest.raises(UserError, match=r"no home folder is known for ~/mlp"):
         loop.train(CONFIG, run)
-
-
-def test_a_mistake_in_the_code_is_not_called_one_of_the_workdir(tmp_path, monkeypatch):
-    monkeypatch.setattr(fcntl, "flock", lambda *_: None.missing)
-    with pytest.raises(AttributeError):
-        Workdir(tmp_path, CONFIG)
 
 
 # ---- Damaged checkpoints
@@ -266,17 +257,6 @@ def restore(workdir, shapes):
     warned = []
     with Checkpoints(workdir / "checkpoints", CONFIG.checkpoint) as checkpoints:
         return checkpoints.restore(shapes, warned.append), warned
-
-
-def test_the_newest_checkpoint_is_restored_as_it_was_saved(copy_of, shapes):
-    workdir = copy_of("mlp", STEPS)
-    (state, progress), warned = restore(workdir, shapes)
-    assert warned == []
-    found, expected = flat(state), saved(workdir, STEPS)
-    assert len(found) == len(jax.tree.leaves(shapes))
-    for path in {"step", *(path for path in expected if path.startswith("params"))}:
-        np.testing.assert_array_equal(found[path], expected[path], err_msg=path)
-    assert progress["last"]["train/loss"] == metrics(workdir)[-1]["train/loss"]
 
 
 @pytest.mark.guarantee("damaged checkpoint")
@@ -364,7 +344,6 @@ def test_whoever_only_reads_finds_damage_too_and_leaves_it(kind, copy_of, capsys
 @pytest.mark.parametrize(
     ("fields", "difference"),
     [
-        ({"model.width": 9}, r"params/head/kernel: float32\(8, 10\) in .*, float32\(9, 10\)"),
         ({"model.residual": "residual"}, r"params/trunk/blocks/rule/alpha: .*, absent here"),
         ({"optim.name": "adamw"}, r"opt_state/.*/mu/.*: absent in the checkpoint, float32\("),
     ],

@@ -48,27 +48,7 @@ def some_params(structure, gate=0.5, seed=1):
     return jax.tree.map_with_path(value, structure.shapes)
 
 
-@functools.cache
-def compiled(**options):
-    """Gradients of the mean loss of TARGETS given TOKENS, and logits, as a function of params."""
-    structure = structure_of(**options)
-
-    @functools.partial(jax.grad, has_aux=True)
-    def gradients(params):
-        logits = structure.model(params, {})(TOKENS, rngs=nnx.Rngs(dropout=5))
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, TARGETS)
-        return losses.mean(), logits
-
-    return jax.jit(gradients)
-
-
-def gradients_and_logits(params=None, **options):
-    """The same, at some parameters unless they are given."""
-    params = some_params(structure_of(**options)) if params is None else params
-    return compiled(**options)(params)
-
-
-@pytest.mark.parametrize("width", [8, 7, 1])
+@pytest.mark.parametrize("width", [8, 7])
 def test_sinusoids_are_the_papers(width):
     positions = np.array([[0, 1, 2, 3, 30], [5, 4, 100, 99, 98]])
     expected = np.zeros((*positions.shape, width))
@@ -113,8 +93,16 @@ def test_a_tied_head_is_the_embedding_and_feels_both_its_uses():
     tied, untied = structure_of(tied=True), structure_of()
     params = some_params(tied)
     assert untied.parameter_count - tied.parameter_count == VOCAB * WIDTH
-    grads, logits = gradients_and_logits(params, tied=True)
-    untied_grads, untied_logits = gradients_and_logits(params | {"head": params["embedding"].T})
+
+    @functools.partial(jax.jit, static_argnums=0)
+    @functools.partial(jax.grad, argnums=1, has_aux=True)
+    def gradients(structure, params):
+        logits = structure.model(params, {})(TOKENS)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, TARGETS)
+        return losses.mean(), logits
+
+    grads, logits = gradients(tied, params)
+    untied_grads, untied_logits = gradients(untied, params | {"head": params["embedding"].T})
     np.testing.assert_allclose(logits, untied_logits, rtol=1e-5, atol=1e-6)
     head = untied_grads.pop("head")
     for use in (head.T, untied_grads["embedding"]):
@@ -166,16 +154,13 @@ def products(jaxpr):
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters_and_logits():
-    _, logits = gradients_and_logits()
     narrow = structure_of(dtype=jnp.bfloat16)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(narrow.shapes))
-    narrow_logits = jax.jit(lambda m: m(TOKENS))(narrow.model(some_params(narrow), {}))
-    assert narrow_logits.dtype == jnp.float32
-    factors = list(products(jax.make_jaxpr(narrow.model(some_params(narrow), {}))(TOKENS).jaxpr))
+    traced = jax.make_jaxpr(narrow.model(some_params(narrow), {}))(TOKENS)
+    assert traced.out_avals[0].dtype == jnp.float32
+    factors = list(products(traced.jaxpr))
     assert len(factors) == 7  # of a layer 6, which is scanned, and the head
     assert all(dtype == jnp.bfloat16 for pair in factors for dtype in pair)
-    error = np.abs(narrow_logits - logits)
-    assert 0 < error.max() < 0.05 * np.abs(logits).max()
 
 
 @pytest.mark.parametrize("chunk", [LENGTH, 1])
@@ -190,37 +175,6 @@ def test_losses_are_the_cross_entropy_of_the_next_token(chunk, monkeypatch):
         expected = -math.log(probabilities[place][TARGETS[place]])
         np.testing.assert_allclose(loss, expected, rtol=1e-5)
     assert np.std(losses) > 0.1
-
-
-@pytest.mark.slow
-def test_losses_in_chunks_are_the_same_and_take_less_memory(monkeypatch):
-    vocab, batch, length = 5_000, 4, 12
-    rng = np.random.default_rng(0)
-    tokens, targets = jnp.asarray(rng.integers(0, vocab, (2, batch, length)), jnp.int32)
-    structure = structure_of(vocab_size=vocab)
-    params = some_params(structure)
-
-    def measured(at_once):
-        monkeypatch.setattr(transformer, "LOGITS_AT_ONCE", at_once)
-
-        @functools.partial(jax.grad, has_aux=True)
-        def gradients(params):
-            losses = structure.model(params, {}).losses(tokens, targets)
-            return (losses * jnp.arange(length, dtype=jnp.float32)[None]).mean(), losses
-
-        compiled = jax.jit(gradients).lower(params).compile()
-        text = str(jax.make_jaxpr(gradients)(params))
-        sizes = {size for size in range(1, length + 1) if f"f32[{batch},{size},{vocab}]" in text}
-        return *compiled(params), compiled.memory_analysis().temp_size_in_bytes, sizes
-
-    logits = batch * length * vocab
-    grads, losses, memory, sizes = measured(logits)
-    assert sizes == {12}
-    chunk_grads, chunk_losses, chunk_memory, sizes = measured(logits // 5)
-    assert sizes == {2}  # 5 chunks of 12 positions would not be equal
-    np.testing.assert_allclose(chunk_losses, losses, rtol=1e-6)
-    assert_trees_close(chunk_grads, grads, rtol=1e-4, atol=1e-6)
-    assert chunk_memory < memory - 4 * logits  # bytes
 
 
 def test_models_that_cannot_be():
@@ -273,37 +227,42 @@ def test_in_a_compiled_function_a_token_outside_the_vocabulary_gives_nan():
     np.testing.assert_array_equal(np.isnan(losses), (tokens < 0) | (tokens >= VOCAB))
 
 
-@pytest.mark.parametrize("chunk", [LENGTH, 1])
-def test_an_ignored_target_has_no_loss_and_no_gradient(chunk, monkeypatch):
-    monkeypatch.setattr(transformer, "LOGITS_AT_ONCE", chunk * TOKENS.shape[0] * VOCAB)
+def test_an_ignored_target_has_no_loss_and_no_gradient_in_chunks_or_not(monkeypatch):
     structure = structure_of()
     ignored = jnp.asarray(RNG.random(TARGETS.shape) < 0.4)
 
-    @jax.jit
     @functools.partial(jax.value_and_grad, has_aux=True)
     def run(params, targets, weight):
         losses = structure.model(params, {}).losses(TOKENS, targets)
         return (losses * weight).sum(), losses
 
     params, weight = some_params(structure), 1.0 - ignored
-    (_, losses), grads = run(params, jnp.where(ignored, -100, TARGETS), jnp.ones_like(weight))
-    (_, all_losses), expected = run(params, TARGETS, weight)
-    np.testing.assert_array_equal(losses, np.where(ignored, 0, all_losses))
-    assert_trees_close(grads, expected, rtol=1e-4, atol=1e-6)
+    (_, all_losses), expected = jax.jit(run)(params, TARGETS, weight)
+    given = params, jnp.where(ignored, -100, TARGETS), jnp.ones_like(weight)
+    for chunk in (LENGTH, 1):
+        monkeypatch.setattr(transformer, "LOGITS_AT_ONCE", chunk * TOKENS.shape[0] * VOCAB)
+        traced = jax.jit(lambda *args: run(*args)).trace(*given)
+        (_, losses), grads = traced.lower().compile()(*given)
+        # No array has the logits of more positions.
+        sizes = {n for n in range(1, LENGTH + 1) if f"f32[3,{n},{VOCAB}]" in str(traced.jaxpr)}
+        assert sizes == {chunk}
+        np.testing.assert_allclose(losses, np.where(ignored, 0, all_losses), rtol=1e-6)
+        assert_trees_close(grads, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_targets_of_bytes_have_losses_of_their_own():
-    model = structure_of(vocab_size=256)
-    model = model.model(some_params(model), {})
+    structure = structure_of(vocab_size=256)
+    model = structure.model(some_params(structure), {})
     tokens = jnp.array([[1, 2, 156]], jnp.uint8)  # -100 as uint8 is 156
-    losses = model.losses(tokens, tokens)
-    np.testing.assert_array_equal(losses, model.losses(*[tokens.astype(jnp.int32)] * 2))
-    assert (losses > 0).all()
+    losses = jax.jit(lambda model, tokens: model.losses(tokens, tokens))
+    expected = losses(model, tokens.astype(jnp.int32))
+    np.testing.assert_array_equal(losses(model, tokens), expected)
+    assert (expected > 0).all()
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"positions": "learned", "scan": False}, {"positions": "rotary"}, {"attention": "plain"}],
+    [{"positions": "learned", "scan": False}, {"positions": "rotary"}],
 )
 def test_padding_on_either_side_changes_no_other_logits_and_losses(options):
     structure = structure_of(**options)
@@ -322,12 +281,11 @@ def test_padding_on_either_side_changes_no_other_logits_and_losses(options):
     assert (padded_losses[~seen] == 0).all()
 
 
-@pytest.mark.parametrize("residual", ["rezero", "mhc"])
-def test_no_sequences_give_no_logits_and_empty_ones_are_refused(residual):
-    structure = structure_of(residual=residual)
+def test_no_sequences_give_no_logits_and_empty_ones_are_refused():
+    structure = structure_of(residual="mhc")
     model = structure.model(some_params(structure), {})
     tokens = jnp.zeros((0, 5), jnp.int32)
-    logits, losses = jax.jit(lambda m, t: (m(t), m.losses(t, t)))(model, tokens)
+    logits, losses = jax.eval_shape(lambda m, t: (m(t), m.losses(t, t)), model, tokens)
     assert (logits.shape, losses.shape) == ((0, 5, VOCAB), (0, 5))
     with pytest.raises(UserError, match="sequences are empty"):
         model(jnp.zeros((2, 0), jnp.int32))
