@@ -63,7 +63,13 @@ MODULES = (*FAMILIES, "stack", "encoder", "decoder", "adaln")
 WIDE = r"f64\[\d"  # an array; numbers of Python are f64[] until they meet one
 
 
-@pytest.mark.parametrize("name", MODULES)
+def every_module(*fast):
+    """A test of all modules, of which `fast` are in the fast suite."""
+    slow = [pytest.param(name, marks=pytest.mark.slow) for name in MODULES if name not in fast]
+    return pytest.mark.parametrize("name", [*fast, *slow])
+
+
+@every_module("mlp", "decoder", "adaln")
 def test_flaxs_tools_take_every_module(name, capsys):
     model, inputs = made(name)
     model.eval()
@@ -80,17 +86,6 @@ def test_flaxs_tools_take_every_module(name, capsys):
         twin.eval()
         np.testing.assert_array_equal(call(twin, *inputs), expected)
     assert nnx.graphdef(made(name)[0]) == nnx.graphdef(made(name)[0])
-
-
-def test_a_view_of_a_network_changes_its_mode_alone():
-    model, (x,) = made("resnet")
-    view = nnx.view(model, use_running_average=True)
-    assert (view.stem.norm.use_running_average, model.stem.norm.use_running_average) == (
-        True,
-        False,
-    )
-    view(x)
-    np.testing.assert_array_equal(model.stem.norm.mean[...], 0)
 
 
 def test_a_usual_linen_loop_trains_the_gates():
@@ -126,51 +121,44 @@ class Own(nnx.Module):
         return self.streams(self.nested(self.inner["encoder"](x)))
 
 
-@pytest.mark.parametrize("scan", [True, False])
-def test_kinds_of_parameters(scan):
-    labels = nnx.to_flat_state(parameter_labels(nnx.eval_shape(lambda: Own(nnx.Rngs(0), scan))))
-    found = {
-        "/".join(str(key) for key in path if not isinstance(key, int)): v for path, v in labels
-    }
-    gates = {"alpha", "mix", "spread", "mix_scale", "spread_scale"}
-    for path, kind in found.items():
-        name = path.split("/")[-1]
-        is_vector = name.endswith("bias") or name == "scale"
-        assert kind == ("gate" if name in gates else "vector" if is_vector else "matrix"), path
-    assert {"attention/query/bias", "inner/encoder/layers/blocks/attention/qkv_bias"} <= set(found)
-
-
 @pytest.mark.parametrize("scan", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_only_matrices_decay_and_muon_takes_the_layers_matrices(scan):
-    model = Own(nnx.Rngs(0), scan)
-    before = jax.tree.map(jnp.copy, nnx.state(model, nnx.Param))
-    decay = optax.adamw(1.0, weight_decay=0.5, mask=decay_mask(model))
-    optimizer = nnx.Optimizer(model, decay, wrt=nnx.Param)
-    optimizer.update(model, jax.tree.map(jnp.zeros_like, before))
-    after, labels = (
-        dict(nnx.to_flat_state(t)) for t in (nnx.state(model, nnx.Param), parameter_labels(model))
+    model = nnx.eval_shape(lambda: Own(nnx.Rngs(0), scan))
+    labels, decays, dimensions = (
+        dict(nnx.to_flat_state(f(model))) for f in (parameter_labels, decay_mask, muon_dimensions)
     )
-    for path, old in nnx.to_flat_state(before):
-        factor = 0.5 if labels[path] == "matrix" else 1.0
-        np.testing.assert_array_equal(after[path][...], factor * old[...], err_msg=str(path))
-
-    dimensions = muon_dimensions(model)
-    muon = optax.contrib.muon(0.1, muon_weight_dimension_numbers=dimensions)
-    nnx.Optimizer(model, muon, wrt=nnx.Param).update(model, before)
-    chosen = {path for path, one in nnx.to_flat_state(dimensions) if one is not None}
+    gates = {"alpha", "mix", "spread", "mix_scale", "spread_scale"}
+    for path, kind in labels.items():
+        is_vector = path[-1].endswith("bias") or path[-1] == "scale"
+        expected = "gate" if path[-1] in gates else "vector" if is_vector else "matrix"
+        assert (kind, decays[path]) == (expected, expected == "matrix"), path
+    chosen = {path for path in labels if dimensions.get(path) is not None}
     assert all(labels[path] == "matrix" for path in chosen)
     names = {(path[0], path[-1]) for path in chosen}
     assert {("nested", "kernel"), ("streams", "kernel"), ("inner", "qkv")} <= names
     assert ("attention", "kernel") not in names  # not of the layers
-    params = nnx.to_pure_dict(before)  # a nested dict of arrays
-    groups = dict.fromkeys(("gate", "matrix", "vector"), optax.sgd(0.1))
-    tx = optax.partition(groups, nnx.to_pure_dict(parameter_labels(model)))
-    tx.update(params, tx.init(params), params)
+
+    @nnx.eval_shape
+    def updated():
+        model = Own(nnx.Rngs(0), scan)
+        params = nnx.state(model, nnx.Param)
+        for tx in (
+            optax.adamw(1.0, mask=decay_mask(model)),
+            optax.contrib.muon(0.1, muon_weight_dimension_numbers=muon_dimensions(model)),
+        ):
+            nnx.Optimizer(model, tx, wrt=nnx.Param).update(model, params)
+        arrays = nnx.to_pure_dict(params)  # a nested dict
+        groups = dict.fromkeys(("gate", "matrix", "vector"), optax.sgd(0.1))
+        tx = optax.partition(groups, nnx.to_pure_dict(parameter_labels(model)))
+        tx.update(arrays, tx.init(arrays), arrays)
+        return model
+
+    assert nnx.graphdef(updated) == nnx.graphdef(model)
     with pytest.raises(UserError, match="give the model"):
-        decay_mask(before)
+        decay_mask(nnx.state(model, nnx.Param))
 
 
-@pytest.mark.parametrize("name", MODULES)
+@every_module("mlp", "resnet", "transformer", "adaln")
 def test_no_module_computes_in_64_bits_unless_its_input_has_them(name):
     with jax.enable_x64(True):
         inputs = made(name)[1]
@@ -188,6 +176,11 @@ def test_no_rule_computes_in_64_bits():
             make = partial(MLP, 4, 6, 2, 3, rule)
             jaxpr = jax.make_jaxpr(lambda x, make=make: make(rngs=nnx.Rngs(0))(x))(normal((2, 4)))
             assert not re.search(WIDE, str(jaxpr)), rule
+
+
+@pytest.mark.slow
+def test_generation_and_analysis_are_the_same_where_64_bits_are_on():
+    with jax.enable_x64(True):
         model = FAMILIES["transformer"].make(rngs=nnx.Rngs(0))
         with_64 = model.generate([[1, 2]], 3, top_p=0.9, rngs=nnx.Rngs(0))
     without = model.generate([[1, 2]], 3, top_p=0.9, rngs=nnx.Rngs(0))
@@ -202,7 +195,7 @@ def test_no_rule_computes_in_64_bits():
 
 @pytest.mark.parametrize(
     "family",
-    ["transformer", *(pytest.param(f, marks=pytest.mark.slow) for f in ("mlp", "resnet", "vit"))],
+    ["mlp", *(pytest.param(f, marks=pytest.mark.slow) for f in ("transformer", "resnet", "vit"))],
 )
 def test_64_bits_change_no_bit_of_a_run_that_began_without_them(family, trained, copy_of):
     folder = copy_of(family, 4)
@@ -212,7 +205,7 @@ def test_64_bits_change_no_bit_of_a_run_that_began_without_them(family, trained,
 
 
 @pytest.mark.devices(4)
-@pytest.mark.parametrize("name", MODULES)
+@every_module("mlp", "transformer", "adaln")
 def test_explicit_meshes_work_or_are_refused(name):
     mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
     with jax.set_mesh(mesh):
@@ -242,10 +235,13 @@ def test_scalars_of_numpy_and_jax_are_sizes(unchecked):
     text = jnp.zeros((1, 4), jnp.int32)
     for integer in (np.int64, jnp.int32, np.uint8):
         sizes = [integer(n) for n in (11, 8, 2, 2, 6)]
-        model = Transformer(*sizes, kv_heads=integer(1), dropout=np.float32(0), rngs=nnx.Rngs(0))
-        assert model(text).shape == (1, 4, 11)
-        assert FAMILIES["resnet"].make(depth=integer(8), rngs=nnx.Rngs(0)).in_channels == 2
-        assert len(Stack(block, integer(3), scan=False, rngs=nnx.Rngs(0))) == 3
+        make = partial(Transformer, *sizes, kv_heads=integer(1), dropout=np.float32(0))
+        model = nnx.eval_shape(lambda make=make: make(rngs=nnx.Rngs(0)))
+        assert jax.eval_shape(lambda m, t: m(t), model, text).shape == (1, 4, 11)
+        make = partial(FAMILIES["resnet"].make, depth=integer(8))
+        assert nnx.eval_shape(lambda make=make: make(rngs=nnx.Rngs(0))).in_channels == 2
+        make = partial(Stack, block, integer(3), scan=False)
+        assert len(nnx.eval_shape(lambda make=make: make(rngs=nnx.Rngs(0)))) == 3
     for depth in (2.0, "3", jnp.float32(3)):
         with pytest.raises(UserError, match="whole number"):
             MLP(4, 8, depth, 3, rngs=nnx.Rngs(0))
