@@ -36,15 +36,21 @@ def main(argv: list[str]) -> int:
     from rezero_jax.config import load_config
     from rezero_jax.errors import UserError
     from rezero_jax.runs.files import write_json
+    from rezero_jax.training import load
     from rezero_jax.training.loop import Diverged, Interrupted, evaluate, train
 
     # A config file may import modules beside it, and name those and the user's by "module:name".
     with contextlib.suppress(FileNotFoundError):  # the current folder was deleted
-        sys.path += [os.getcwd(), os.path.dirname(os.path.abspath(args.config.partition(":")[0]))]
-    status = 0
+        sys.path.append(os.getcwd())
+        if args.config:
+            sys.path.append(os.path.dirname(os.path.abspath(args.config.partition(":")[0])))
+    status, dataset = 0, None
     lines: Iterable[str]
     try:
-        config = load_config(args.config, overrides)
+        if args.config:
+            config = load_config(args.config, overrides)
+        else:
+            config = load.checked_config(args.workdir, args.allow, overrides)
         if config.mesh.cpu_devices is not None:
             devices.set_cpu_devices(config.mesh.cpu_devices)
         if args.plan not in (None, "here"):
@@ -62,7 +68,9 @@ def main(argv: list[str]) -> int:
                 if args.plan_json:
                     write_json(Path(args.plan_json), account)
             elif args.mode == "eval":
-                lines = [json.dumps(evaluate(config, args.workdir, step=args.step))]
+                if not args.config:
+                    dataset = load.load_dataset(args.workdir, config, "config.data.path")
+                lines = [json.dumps(evaluate(config, args.workdir, dataset, args.step))]
             else:
                 options = {"profile": args.profile_steps, "began": STARTED}
                 with StopSignal("train.py") as stop:

@@ -11,7 +11,7 @@
     ...:depth=64 and ...:depth=128
         51 and 101 million parameters; 1.11 and 1.08 bits per byte on the test split in the paper
 
-    python train.py --mode=eval --config=... --workdir=... --config.data.eval_split=test
+    python train.py --mode=eval --workdir=... --config.data.eval_split=test
         the bits per byte on the test split
 
 The models have width 512 (256 from 64 layers on), 2 heads, 512 bytes, GELU and dropout 0.2. LAMB

@@ -79,7 +79,7 @@ def plot(results: Results) -> Figure:
     left.set(xlabel="iteration" if paper else "epoch", ylabel=loss)
     lowest = min(min(drawn.y, default=TARGET) for drawn in results.curves.values())
     left.set_ylim(min(lowest, TARGET) - 0.1, TOP)  # what exploded at first comes in from above
-    left.legend(fontsize=7)
+    drawing.legend(left)
     right.axhspan(1 / ALIKE, ALIKE, color=drawing.GREY, alpha=0.2, lw=0, label="behaves like 0")
     for row in (row for row in results.rows if row.metric == RATIO):
         alpha = float(row.setting.split()[-1])
@@ -88,5 +88,5 @@ def plot(results: Results) -> Figure:
         if interval := row.interval():
             right.plot([alpha] * 2, interval, color=COLOURS[0], lw=1.5)
     right.set(xscale="log", xlabel="initial alpha", ylabel=f"{_time(results.scale)}, {RATIO}")
-    right.legend(fontsize=7)
+    drawing.legend(right)
     return figure

@@ -140,5 +140,5 @@ def plot(results: Results) -> Figure:
         if results.scale == "paper":
             drawing.crosses(axes[-1], curve("alphas", setting, AFTER), colour, until=drawn.x[-1])
     axes[-1].set(xlabel="update", ylabel="mean |alpha|", yscale="log", title="means")
-    axes[-1].legend(fontsize=8)
+    drawing.legend(axes[-1])
     return figure

@@ -1,7 +1,10 @@
 """Flags that the commands of experiments share, and the types of their values."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rezero_jax.errors import UserError
 
 EXIT_STATUS = """\
 exit status: 0 all done; 2 a failure, explained in one sentence; 130 or 143 stopped by Ctrl-C or
@@ -67,3 +70,12 @@ def with_arguments(config: str, *more: str) -> str:
     """ "FILE:KEY=VALUE,..." with more arguments."""
     file, _, arguments = config.partition(":")
     return f"{file}:{','.join(filter(None, (arguments, *more)))}"
+
+
+def check_size(config: str, model: Mapping[str, Any], axis: str, size: int) -> None:
+    """Raises a UserError if the size of `model` is not the one asked for, as in a smoke test."""
+    if model[axis] != size:
+        raise UserError(
+            f"--config={config} sets the {axis} to {model[axis]} regardless of --{axis}s; leave "
+            "out the argument that does"
+        )

@@ -131,8 +131,10 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command line and returns the exit status; raises UserError or Stopped."""
     args, plan = parsed(argv)
     devices.use_cpu()  # leaves the accelerators to the runs
-    for cell in plan.cells:  # raises for a wrong name before anything runs
-        trainer_of(plan.job(*cell, 1.0, 0).load())
+    for rule, depth in plan.cells:  # raises for a wrong name or size before anything runs
+        loaded = plan.job(rule, depth, 1.0, 0).load()
+        arguments.check_size(args.config, loaded.model, "depth", depth)
+        trainer_of(loaded)
     out = Path(args.out).expanduser()
     if args.dry_run:
         print_costs(plan.certain(), out / "runs")

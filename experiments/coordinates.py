@@ -217,16 +217,14 @@ def plot(results: Results, axis: str) -> Figure:
         shown = values[np.isfinite(values) & (values > 0)]
         for panel, rule in zip(axes[first:-1:2], rules, strict=True):
             for update, one in enumerate(drawn, first):
-                text = str(update) if update in (1, updates - 1) else None
-                drawing.line(panel, _by_size(one[rule]), text, colours[update])
+                drawing.line(panel, _by_size(one[rule]), None, colours[update])
             panel.set(yscale="log", title=rule, ylabel=label)
             if shown.size:
                 panel.set_ylim(0.8 * shown.min(), 1.25 * shown.max())
-    axes[0].legend(title="update")
     for rule, colour in drawing.colours(rules).items():
         drawing.line(axes[-1], _by_size(means[NONLINEARITY][rule]), rule, colour)
     axes[-1].set(yscale="log", title="last layer", ylabel="|x - x$_0$ - J d| / |J d|")
-    axes[-1].legend()
+    drawing.legend(axes[-1])
     for panel in axes:
         drawing.size_axis(panel, sizes, axis)
         plain_ticks(panel)
@@ -240,9 +238,5 @@ def _by_size(values: Mapping[int, float]) -> Curve:
 def _config(config: str, overrides: Sequence[str], rule: str, axis: str, size: int) -> ConfigDict:
     named = arguments.with_arguments(config, f"residual={rule}", f"{axis}={size}")
     loaded = Job("", "", named, tuple(overrides)).load()
-    if loaded.model[axis] != size:
-        raise UserError(
-            f"--config={config} sets the {axis} to {loaded.model[axis]} regardless of --{axis}s; "
-            "leave out the argument that does"
-        )
+    arguments.check_size(config, loaded.model, axis, size)
     return loaded

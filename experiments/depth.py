@@ -52,7 +52,7 @@ def plot(results: Results) -> Figure:
         drawing.line(left, drawing.smoothed(results.curves[setting]), setting, colour)
     drawing.target(left, CHANCE)
     left.set(xlabel="update", ylabel="training cross entropy (nats)")
-    left.legend()
+    drawing.legend(left)
     ends = {row.setting: row.mean for row in results.rows if row.metric == "test loss"}
     drawing.levels(right, {CONTROL: held} if (held := ends.pop(CONTROL)) else {})
     depths = [int(setting.split()[0].replace(",", "")) for setting in ends]

@@ -124,6 +124,18 @@ def levels(axis: Axes, values: Mapping[str, float]) -> None:
         )
 
 
+def legend(axis: Axes, title: str | None = None) -> None:
+    """The legend right of the panel and of its `levels`, where it covers no curve."""
+    handles, labels = axis.get_legend_handles_labels()
+    labels = [textwrap.fill(label, 22) for label in labels]
+    shown = axis.legend(handles, labels, title=title, loc="upper left", fontsize=8)
+    shown.set_bbox_to_anchor((1.14 if axis.texts else 1, 1), axis.transAxes)
+    # In an empty cell of the figure, the legend needs no room between the panels.
+    places = [spec.num1 for one in axis.figure.axes if (spec := one.get_subplotspec())]
+    here = axis.get_subplotspec()
+    shown.set_in_layout(here is None or here.is_last_col() or here.num1 + 1 in places)
+
+
 def target(axis: Axes, value: float, label: str | None = None) -> None:
     """A dotted horizontal line."""
     axis.axhline(value, color=GREY, lw=0.8, ls=":", label=label)
@@ -138,7 +150,7 @@ def bits_per_byte(
     values = np.concatenate([*drawn, list(results.levels.values()), list(also)])
     axis.set(xlabel=unit, ylabel=f"bits per byte, {split}")
     axis.set_ylim(np.nanmin(values) - 0.1, min(np.nanmax(values) + 0.1, 8))
-    axis.legend(fontsize=8)
+    legend(axis)
 
 
 def size_axis(axis: Axes, sizes: Sequence[int], label: str) -> None:

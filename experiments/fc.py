@@ -114,5 +114,5 @@ def plot(results: Results) -> Figure:
             read_off = curve("fc", setting, "loss of epoch")
             read_off += [(x, y) for y, x in curve("fc", setting, "epochs to")]
             crossed |= drawing.crosses(axis, read_off, colour, until=max(ends))
-    axis.legend(title="lines ours, crosses digitised from the paper" if crossed else None)
+    drawing.legend(axis, "lines ours,\ncrosses digitised\nfrom the paper" if crossed else None)
     return figure

@@ -116,20 +116,20 @@ def plot(results: Results) -> Figure:
         low, mean, high = results.curves[name].y
         ends = [max(end, ROUNDS_TO_ZERO / 10) for end in (low, high)]
         axis.plot([place] * 2, ends, color=COLOURS[0], lw=4, alpha=0.4)
-        axis.plot(place, mean, "o", color=COLOURS[0], label="" if place else "ours")
+        axis.plot(place, mean, "o", color=COLOURS[0])
         theirs = published("initialisation")[name, SQUARES].value or ROUNDS_TO_ZERO
-        axis.plot(place, theirs, "x", color="black", label="" if place else "notebook")
+        axis.plot(place, theirs, "x", color="black")
     short = [name.replace(", ", "\n").replace(" layers", "") for name in NETS]
     axis.set_xticks(range(len(NETS)), short, fontsize=7)
-    axis.set(yscale="log", ylabel=SQUARES, title="Transformers, means over ten nets")
-    axis.legend(fontsize=7)
+    axis.set(yscale="log", ylabel=SQUARES)
+    axis.set_title("Transformers, means over ten nets:\ndots ours, crosses the notebook's")
     for name, colour in drawing.colours((LAYER_NORM, UNIFORM, XAVIER)).items():
         middle, low, high = (results.curves[name + mark] for mark in ("", ", low", ", high"))
         axes[1].fill_between(middle.x, low.y, high.y, color=colour, alpha=0.25, lw=0)
         axes[1].plot(middle.x, middle.y, color=colour, label=name, marker=".", ms=3, lw=1)
     axes[1].set(yscale="log", ylim=(1e-9, 2), title="one layer, 4 tokens of width 16")
     axes[1].set(xlabel="index of the singular value", ylabel="over the largest")
-    axes[1].legend(fontsize=7, loc="lower left")
+    drawing.legend(axes[1])
     residual = results.curves["residual"]
     for name, colour in (("residual", COLOURS[1]), ("ReZero", COLOURS[0])):
         drawing.line(axes[2], results.curves[name], f"{name}, found", colour)
@@ -138,5 +138,5 @@ def plot(results: Results) -> Figure:
     bound = residual.y[0] * layers[0] / layers * 2.0 ** (layers[0] - layers)
     axes[2].plot(layers, bound, "--", color=drawing.GREY, lw=1, label="2^-(L-1) / L, to the first")
     axes[2].set(yscale="log", xlabel="layers L", ylabel="largest stable rate", title="toy net")
-    axes[2].legend(fontsize=7)
+    drawing.legend(axes[2])
     return figure

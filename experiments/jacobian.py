@@ -111,5 +111,5 @@ def plot(results: Results) -> Figure:
             label = name if start == "post-norm, " else name.removeprefix(start)
             drawing.histogram(axis, results.curves[name], BIN, label, colour)
         axis.set(title=title, xlabel="log10 of the singular values", ylabel="share")
-        axis.legend(fontsize=8)
+        drawing.legend(axis)
     return figure

@@ -53,8 +53,6 @@ def plot(results: Results) -> Figure:
                 axis.plot([float(row.metric.split()[-1])] * 2, interval, color=colour, lw=1)
         if results.scale != "smoke":
             drawing.crosses(axis, curve("notebook_fc", setting, "loss of epoch"), colour)
-    title = "lines ours, crosses the notebook's" if results.scale != "smoke" else None
-    axis.legend(
-        title=title, fontsize=7, title_fontsize=7, loc="upper right", bbox_to_anchor=(1, 0.64)
-    )
+    title = "lines ours,\ncrosses the notebook's" if results.scale != "smoke" else None
+    drawing.legend(axis, title)
     return figure

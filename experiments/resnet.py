@@ -98,5 +98,5 @@ def plot(results: Results) -> Figure:
                 crossed |= drawing.crosses(axis, figure_6, colour, until=last)
         axis.set(title=net, xlabel="epoch", ylabel="test error (%)", yscale="log")
         plain_ticks(axis)
-        axis.legend(title="crosses digitised from the paper" if crossed else None)
+        drawing.legend(axis, "crosses digitised\nfrom the paper" if crossed else None)
     return figure

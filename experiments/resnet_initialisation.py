@@ -64,5 +64,5 @@ def plot(results: Results) -> Figure:
         for name, colour in drawing.colours(NETS).items():
             drawing.histogram(axis, results.curves[f"{name}, {kind}"], BIN, name, colour)
         axis.set(title=kind, xlabel="log10 of the singular values", ylabel="share")
-        axis.legend(fontsize=8)
+        drawing.legend(axis)
     return figure

@@ -61,7 +61,7 @@ def plot(results: Results) -> Figure:
     highest = max(y for ys in losses for y in ys)
     axes[0].set(xlabel="epoch", ylabel="training cross entropy (nats)")
     axes[0].set_ylim(0, min(1.05 * highest, 5))  # a run that diverges leaves at the top
-    axes[0].legend()
+    drawing.legend(axes[0])
     if tested:
         axes[1].set(xlabel="epoch", ylabel="test accuracy (%)")
     return figure

@@ -2,6 +2,8 @@
 
 import argparse
 
+from rezero_jax import command
+
 EXAMPLES = """\
 examples:
   train a ReZero network on scikit-learn's digits within seconds:
@@ -14,8 +16,8 @@ examples:
     python train.py --config=configs/mlp.py --config.optim.alpha.learning_rate=0.001 \\
       --workdir=runs/slow_alpha
   evaluate the newest checkpoint of a run, and an older one:
-    python train.py --config=configs/mlp.py --workdir=runs/digits --mode=eval
-    python train.py --config=configs/mlp.py --workdir=runs/digits --mode=eval --step=1000
+    python train.py --mode=eval --workdir=runs/digits
+    python train.py --mode=eval --workdir=runs/digits --step=1000
   run a tiny version of a config, to check within a minute that everything works:
     python train.py --config=configs/transformer_small.py:smoke --workdir=runs/smoke
   print memory, FLOPs and time of a run on these devices, or on an absent TPU:
@@ -38,12 +40,16 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = _parser()
     overrides = [text.removeprefix("--config.") for text in argv if text.startswith("--config.")]
     args = parser.parse_args([text for text in argv if not text.startswith("--config.")])
+    if args.config is None and (args.mode != "eval" or args.plan is not None):
+        parser.error("--config is missing: name a config file, such as --config=configs/mlp.py")
     if args.workdir is None and args.plan is None:
         parser.error("--workdir is missing: name the run's folder, such as --workdir=runs/first")
     if args.plan_json and args.plan is None:
         parser.error("--plan_json needs --plan, such as --plan=v5e:2x4")
     if args.step is not None and args.mode != "eval":
         parser.error("--step chooses a checkpoint to evaluate; add --mode=eval")
+    if args.allow and args.mode != "eval":
+        parser.error("--allow is for the config of a run to evaluate; leave it out")
     if args.workdir == "":
         parser.error("--workdir= is empty (an unset variable?); name the run's folder")
     return args, overrides
@@ -58,9 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--config",
-        required=True,
         metavar="FILE[:KEY=VALUE,...]",
-        help="config file, such as configs/mlp.py, and its arguments (see the file's docstring)",
+        help="config file, such as configs/mlp.py, and its arguments (see the file's docstring); "
+        "an evaluation takes the run's own by default",
     )
     parser.add_argument(
         "--config.KEY", metavar="VALUE", help="value of a config field, such as --config.seed=1"
@@ -78,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="checkpoint to evaluate (default: the newest one); 0 is the initial network",
     )
+    command.add_allow(parser)
     parser.add_argument(
         "--plan",
         nargs="?",

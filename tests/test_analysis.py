@@ -104,7 +104,12 @@ def test_of_several_folders_those_without_a_run_are_left_out(tmp_path, capsys):
     run = make_run(tmp_path / "a", [1.0])
     (tmp_path / "notes.txt").write_text("x")
     assert [r.folder for r in Run.read_all(sorted(tmp_path.iterdir()))] == [run.folder]
-    assert "notes.txt holds no run" in capsys.readouterr().err
+    assert capsys.readouterr().err == ""  # beside the runs of a glob, a file is expected
+    for name in ("b", "c"):
+        (tmp_path / name).mkdir()
+    assert [r.folder for r in Run.read_all(sorted(tmp_path.iterdir()))] == [run.folder]
+    names = f"{tmp_path / 'b'}, {tmp_path / 'c'}"
+    assert capsys.readouterr().err == f"folders without a run are left out: {names}\n"
     with pytest.raises(UserError, match="none of the 2"):
         Run.read_all([tmp_path / "notes.txt", tmp_path])
 
@@ -127,6 +132,11 @@ def test_table_has_mean_and_range_or_interval_over_seeds(tmp_path):
     assert table.table(runs, after=[1, 2], targets=[2.0]).splitlines()[2:] == [
         "| residual=rezero | 2 | 3.00 (2.00-4.00) | 0.75 (0.50-1.00) | 1.25 (1.00-1.50) |",
         "| residual=norm | 1 | 9.00 | not reached | not reached |",
+    ]
+    losses = [make_run(tmp_path / "up", [3.0, 1.0, 2.0])]
+    assert table.table(losses, [], []).splitlines()[::2] == [
+        "| run | seeds | last | best |",
+        "| rezero | 1 | 2.00 | 1.00 |",
     ]
     # Student's interval of two values, 3 +- 1 tan(0.475 pi).
     (row,) = table.table(runs[:2], [1], [], confidence=0.95).splitlines()[2:]

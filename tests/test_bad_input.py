@@ -19,7 +19,7 @@ from rezero_jax.runs.metrics import read_metrics
 from rezero_jax.runs.workdir import Workdir
 from rezero_jax.training import step
 from rezero_jax.training.trainer import Trainer
-from tests.families import ROOT, TINY, command, config
+from tests.families import ROOT, STEPS, TINY, command, config
 
 MLP, VIT = "mlp.py:smoke", "vit.py:smoke"
 RESNET = "resnet_superconvergence.py:smoke"
@@ -251,6 +251,36 @@ def test_a_finished_run_of_another_config_or_without_a_file_is_refused(trained, 
     before = listing(run)
     assert "config.json" in refusal(argv(run), capsys)
     assert listing(run) == before
+
+
+def test_an_evaluation_takes_the_config_of_the_run(trained, tmp_path, capsys):
+    run = shutil.copytree(trained("mlp"), tmp_path / "run")
+    words = ["--mode=eval", f"--workdir={run}"]
+    last = {key: value for key, value in read_metrics(run)[-1].items() if key[:5] == "eval/"}
+    capsys.readouterr()
+    assert train.main(words) == 0
+    assert json.loads(capsys.readouterr().out) == {"step": STEPS} | last
+    assert train.main([*words, "--step=4", "--config.eval.batch_size=50"]) == 0
+    assert json.loads(capsys.readouterr().out)["step"] == 4
+    change = "optim.learning_rate: 0.01 -> 0.5"
+    assert change in refusal([*words, "--config.optim.learning_rate=0.5"], capsys)
+    assert "holds no run" in refusal(["--mode=eval", f"--workdir={tmp_path}"], capsys)
+    values = json.loads((run / "config.json").read_text())
+    for section, fields, sentence in (
+        ("data", {"name": "text", "path": "/etc/passwd"}, "give it as --config.data.path=PATH"),
+        ("model", {"name": "own:Model"}, "allow it by --allow=own"),
+    ):
+        foreign = values | {section: values[section] | fields}
+        (run / "config.json").write_text(json.dumps(foreign))
+        assert sentence in refusal(words, capsys)
+    for flags, sentence in (
+        ([f"--workdir={run}"], "--config is missing"),
+        ([*words, "--plan"], "--config is missing"),
+        ([*argv(run), "--allow=own"], "--allow is for the config of a run to evaluate"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            train.main(flags)
+        assert sentence in capsys.readouterr().err
 
 
 def test_a_run_killed_before_its_first_update_gives_way_to_another_config(tmp_path, capsys):

@@ -264,6 +264,11 @@ def test_a_comparison_from_beginning_to_end(tmp_path: Path, monkeypatch) -> None
     assert (tmp_path / "report.md").read_text() == before
 
 
+def test_a_config_of_another_size_is_refused(capsys) -> None:
+    assert main(["compare", "--config=configs/mlp.py:smoke", "--rules=rezero", "--depths=4,8"]) == 2
+    assert "sets the depth to 4 regardless of --depths; leave out" in capsys.readouterr().err
+
+
 def test_a_sweep_from_beginning_to_end(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(running, "start", in_process)
     flags = ["sweep", "--config=configs/mlp.py:epochs=1,width=8,depth=2", f"--out={tmp_path}"]

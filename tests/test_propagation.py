@@ -114,7 +114,7 @@ def test_the_stages_of_a_resnet_in_order():
     model = drawn(partial(ResNet.cifar, 8, width=2), alpha=0.5)
     before = [np.array(leaf) for leaf in jax.tree.leaves(model)]
     found = propagate(model, jax.random.normal(jax.random.key(0), (2, 8, 8, 3)))
-    assert found.names == ("stages.0.rest", "stages.1.entry", "stages.2.entry")
+    assert found.names == ("stages.0.rest.0", "stages.1.entry", "stages.2.entry")
     np.testing.assert_array_equal(np.isnan(found.share), [False, True, True])
     np.testing.assert_array_equal(found.idle, False)
     np.testing.assert_allclose(found.alpha, 0.5)

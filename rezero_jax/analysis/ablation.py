@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from rezero_jax.analysis.propagation import Loss, layer_paths, wrapped
+from rezero_jax.analysis.propagation import Loss, layer_names, layer_paths, wrapped
 from rezero_jax.analysis.theme import COLOURS, themed
 from rezero_jax.errors import UserError
 from rezero_jax.formatting import markdown_table, number
@@ -89,14 +89,11 @@ def ablate(model: nnx.Module, x: Any, loss: Loss) -> Ablation:
     twin = nnx.recursive_map(
         lambda path, node: wrapped(node, _Optional) if path in paths else node, nnx.clone(model)
     )
-    found = [(path, m) for path, m in nnx.iter_modules(twin) if isinstance(m, _Optional)]
-    if not found:
+    if not paths:
         raise UserError(f"no layer of the {type(model).__name__} can be left out")
-    names, sizes = list[str](), [optional.is_kept.size for _, optional in found]
-    for (path, optional), size in zip(found, sizes, strict=True):
-        parts = ["model"] if path[:1] in ((), ("blocks",)) else []
-        name = ".".join([*parts, *(str(part) for part in path if part != "blocks")])
-        names += [name] if optional.is_kept.ndim == 0 else [f"{name}.{i}" for i in range(size)]
+    names = [
+        n for path, m in nnx.iter_modules(model) if path in paths for n in layer_names(path, m)
+    ]
     layers = len(names)
     alone = np.asarray(_mean_losses(loss, twin, x, ~np.eye(layers + 1, layers, -1, dtype=bool)))
     order = np.argsort(alone[1:], kind="stable")

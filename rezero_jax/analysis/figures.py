@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -17,6 +18,8 @@ from rezero_jax.analysis.statistics import Estimate
 from rezero_jax.analysis.theme import COLOURS, legend, line_styles, plain_ticks, plot_line, themed
 
 FLOOR = 1e-16  # smaller singular values are rounding errors, and are drawn at this value
+SHARE = "|x' - x| / |x| of each layer (dotted: idle below)"
+PANELS = ("|x|", "|dL/dx|", "cosine of two examples' x", SHARE)
 
 
 @themed
@@ -56,29 +59,23 @@ def plot_propagation(networks: Mapping[str, Propagation]) -> Figure:
 
 
 def _draw_propagation(axes: Sequence[Axes], networks: Mapping[str, Propagation]) -> None:
-    signal, gradient, cosine, share = axes
     for style, (label, network) in zip(line_styles(len(networks)), networks.items(), strict=True):
-        points = np.arange(len(network.signal))
-        for axis, values in ((signal, network.signal), (gradient, network.gradient)):
-            plot_line(axis, points, values, **style, label=label)
-        plot_line(cosine, points, network.cosine, **style)
-        plot_line(share, points[:-1], network.share, **style)
-        share.axhline(network.idle_below, color=style["color"], linewidth=0.8, linestyle=":")
-    signal.set(title="|x|")
-    gradient.set(title="|dL/dx|")
-    cosine.set(title="cosine of two examples' x")
-    share.set(title="|x' - x| / |x| of each layer (dotted: idle below)")
-    for axis in (signal, gradient, share):
-        drawn = [np.asarray(line.get_ydata()) for line in axis.lines if line.get_marker() != "None"]
-        if any((values > 0).any() for values in drawn):
-            axis.set_yscale("log")
+        drawn = (network.signal, network.gradient, network.cosine, network.share)
+        for axis, values in zip(axes, drawn, strict=True):
+            plot_line(axis, np.arange(len(values)), values, **style, label=label)
+        axes[3].axhline(network.idle_below, color=style["color"], linewidth=0.8, linestyle=":")
+    for axis, title in zip(axes, PANELS, strict=True):
+        axis.set(title=title, xlabel="layer, from 0" if axis is axes[3] else "layers passed")
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+        y = np.concatenate([x.get_ydata() for x in axis.lines if x.get_marker() != "None"])
+        if axis is not axes[2] and (y > 0).any():
+            shows_zero = (y == 0).any()
+            with_zero = {"linthresh": y[y > 0].min(), "linscale": 0.5} if shows_zero else {}
+            axis.set_yscale("symlog" if shows_zero else "log", **with_zero)
             low, high = axis.get_ylim()
             widen = max(2 * low / high, 1) ** 0.5  # hides the rounding errors of a constant
             axis.set_ylim(low / widen, high * widen)
             plain_ticks(axis)
-    for axis in axes:
-        axis.set_xlabel("layer, from 0" if axis is share else "layers passed")
-        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
 
 
 @themed
@@ -116,9 +113,8 @@ def plot_gates(gates: Gates) -> Figure:
     draw_gates(every, gates.steps, gates.alphas)
     layers = gates.alphas.shape[1]
     mean.plot(gates.steps, gates.mean_abs, color=COLOURS[0])
-    mean.axhline(1 / layers, color=COLOURS[1], linestyle="--", label="1 / layers")
-    mean.set(xlabel="step", title="mean |alpha|", ylim=(0, None))
-    mean.legend()
+    mean.axhline(1 / layers, color=COLOURS[1], linestyle="--")
+    mean.set(xlabel="step", title="mean |alpha| (dashed: 1 / layers)", ylim=(0, None))
     peaks.plot(gates.peak_steps, np.arange(layers), linestyle="", marker="o", color=COLOURS[0])
     peaks.set(xlabel="step", ylabel="layer", title="step of the largest |alpha|")
     peaks.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -127,40 +123,34 @@ def plot_gates(gates: Gates) -> Figure:
 
 def draw_gates(axis: Axes, x: np.ndarray, alphas: np.ndarray, xlabel: str = "step") -> None:
     """Draws alphas (lines, layers) by layer and x (lines,), such as the step."""
-    if len(x) == 1:
-        axis.plot(np.arange(alphas.shape[1]), alphas[0], "o", color=COLOURS[0])
-        axis.set(xlabel="layer, from 0", title=f"alpha, {xlabel} {x[0]:g}")
-        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
-        return
     bound = max(np.abs(alphas).max(), 1e-12)
-    # Rasterized, because an SVG would otherwise have a shape for each layer and line.
-    colours = {"cmap": "PuOr", "vmin": -bound, "vmax": bound, "rasterized": True}
-    mesh = axis.pcolormesh(x, np.arange(alphas.shape[1]), alphas.T, **colours)
-    axis.figure.colorbar(mesh, ax=axis)
-    axis.set(xlabel=xlabel, ylabel="layer, from 0", title="alpha")
-    axis.grid(False)
-    axis.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    draw_by_layer(axis, x, alphas.T, xlabel, "alpha", cmap="PuOr", vmin=-bound, vmax=bound)
 
 
 def draw_by_layer(
-    axis: Axes, x: np.ndarray, values: np.ndarray, xlabel: str, title: str, layers: str
+    axis: Axes,
+    x: np.ndarray,
+    values: np.ndarray,
+    xlabel: str,
+    title: str,
+    layers: str = "layer, from 0",
+    **colours: Any,
 ) -> None:
-    """Draws log10 of values (layers, points) by x (points,), such as the step, and layer.
+    """Draws values (layers, points) by layer and x (points,), such as the step; NaN stays blank.
 
-    `layers` is the label of the layers' axis.
+    `layers` is the label of the layers' axis, and `colours` are arguments of `Axes.pcolormesh`.
     """
-    logs = np.log10(np.maximum(values, FLOOR))
+    by_layer: Axis = axis.yaxis if len(x) > 1 else axis.xaxis
     if len(x) > 1:
-        mesh = axis.pcolormesh(x, np.arange(len(logs)), logs, cmap="viridis", rasterized=True)
+        # Rasterized, because an SVG would otherwise have a shape for each layer and line.
+        mesh = axis.pcolormesh(x, np.arange(len(values)), values, rasterized=True, **colours)
         axis.figure.colorbar(mesh, ax=axis)
-        axis.set(xlabel=xlabel, ylabel=layers, title=f"log10 of {title}")
-        by_layer: Axis = axis.yaxis
+        axis.set(xlabel=xlabel, ylabel=layers, title=title)
+        axis.grid(False)
     else:
-        axis.plot(np.arange(len(logs)), logs[:, 0], color=COLOURS[0])
-        axis.set(xlabel=layers, title=f"log10 of {title}, {xlabel} {x[0]:g}")
-        by_layer = axis.xaxis
+        axis.plot(np.arange(len(values)), values[:, 0], "o", color=COLOURS[0])
+        axis.set(xlabel=layers, title=f"{title}, {xlabel} {x[0]:g}")
     by_layer.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
-    axis.grid(False)
 
 
 @themed

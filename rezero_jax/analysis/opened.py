@@ -9,6 +9,7 @@ from jax import Array
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
+from rezero_jax.analysis.propagation import layer_names
 from rezero_jax.data import Dataset, Text
 from rezero_jax.errors import UserError
 from rezero_jax.runs.files import AnyPath
@@ -59,11 +60,11 @@ class OpenRun:
         The blocks of a scanned stack are copies: to change its parameters, assign to those of
         `model`, whose leading axis runs over the layers.
         """
-        stacks = ((path, m) for path, m in nnx.iter_modules(self.model) if isinstance(m, Stack))
         return {
-            ".".join(map(str, (*path, i))): layer
-            for path, stack in stacks
-            for i, layer in enumerate(stack.layers())
+            name: layer
+            for path, module in nnx.iter_modules(self.model)
+            if isinstance(module, Stack)
+            for name, layer in zip(layer_names(path, module), module.layers(), strict=True)
         }
 
     def frame(self) -> Any:

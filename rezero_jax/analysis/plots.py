@@ -70,8 +70,10 @@ def plot_run(run: Run) -> Figure:
         layers = sum(key.startswith(f"metric/{name}/") for key in run.lines[-1])
         series = [run.series(f"metric/{name}/{layer}", x) for layer in range(layers)]
         values = np.array([values for _, values in series])
+        logs = np.log10(np.where(values > 0, values, np.nan))
+        title = f"log10 of {title}" + " (blank: 0)" * bool((values == 0).any())
         label = "layer, from 0" if name == "weight_gradient" else "layers passed"
-        draw_by_layer(axis, series[0][0], values, x, title, label)
+        draw_by_layer(axis, series[0][0], logs, x, title, label)
     legend(figure, axes[0])
     name = ", ".join(f"{k}={run.config.get(f'model.{k}')}" for k in ("residual", "depth", "width"))
     figure.suptitle(f"{run.config.get('data.name')}: {name}")

@@ -116,8 +116,7 @@ def _propagate(loss: Loss, model: nnx.Module, x: Any) -> Propagation:
     names, probes = [], []
     for path in tape.runs:
         own = [m for _, m in nnx.iter_modules(segments[path]) if isinstance(m, _Probe)]
-        count = sum(probe.slot.size // 2 for probe in own)
-        names += [_name(path)] if count == 1 else [f"{_name(path)}.{i}" for i in range(count)]
+        names += layer_names(path, segments[path].module)
         probes += own
     slots = jnp.concatenate([probe.slot[...].reshape(-1, 1, 2) for probe in probes])
     seen = jnp.concatenate([probe.measured[...].reshape(-1, 3, 2) for probe in probes])
@@ -299,6 +298,12 @@ def _probed(model: nnx.Module, tape: _Tape) -> nnx.Module:
 
 def _name(path: ModulePath) -> str:
     return ".".join(map(str, path)) or "model"
+
+
+def layer_names(path: ModulePath, module: nnx.Module) -> list[str]:
+    """Names of the layers of a stack, such as "layers.3", or the name of a layer outside stacks."""
+    name = _name(path)
+    return [f"{name}.{i}" for i in range(module.depth)] if isinstance(module, Stack) else [name]
 
 
 def layer_paths(model: nnx.Module) -> list[ModulePath]:

@@ -1,13 +1,15 @@
 """A Markdown table that compares runs: `python -m rezero_jax.analysis.table WORKDIR [WORKDIR ...]`.
 
-The table shows the mean training loss of chosen epochs and the epochs to target losses, or test
-accuracies (--accuracy), or bits per byte by step (--bits_per_byte). A row is a setting, with the
-mean and range over its seeds.
+The table shows the last and best mean training losses of epochs or those of chosen epochs, and the
+epochs to target losses, or test accuracies (--accuracy), or bits per byte by step
+(--bits_per_byte). A row is a setting, with the mean and range over its seeds.
 """
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
+from typing import Any
 
 import numpy as np
 
@@ -70,7 +72,7 @@ def table(
     """The Markdown table of values after some epochs or steps, and of times to targets.
 
     Args:
-      after: epochs; for bits per byte, steps.
+      after: epochs; for bits per byte, steps. Without any, the last and the best value are shown.
       targets: values of the metric; each has a column of `Run.time_to`.
       confidence: shows `Estimate.interval` beside the mean over seeds; None shows the range.
       metric: "loss" (mean training loss of an epoch, in nats), "accuracy" (of evaluations, in
@@ -80,12 +82,17 @@ def table(
     """
     value_head, time_head = HEADS[metric]
     speedup = metric == "bits_per_byte" and bool(targets)
-    head = ["run", "seeds", *map(value_head.format, after), *map(time_head.format, targets)]
+    values_head = map(value_head.format, after) if after else ("last", "best")
+    head = ["run", "seeds", *values_head, *map(time_head.format, targets)]
     rows: list[Sequence[object]] = [head + ["speed-up"] * speedup]
     first: Estimate | None = None
     for label, seeds in by_label(runs).items():
         values = [_values(run, metric) for run in seeds]
-        row = [_cell([found.get(x) for found in values], confidence) for x in after]
+        best: Callable[..., Any] = max if metric == "accuracy" else min
+        columns = [[found.get(x) for found in values] for x in after] or [
+            [of([*found.values()] or [None]) for found in values] for of in (itemgetter(-1), best)
+        ]
+        row = [_cell(column, confidence) for column in columns]
         times: list[float | None] = []
         for target in targets:
             times = [run.time_to(metric, target) for run in seeds]
@@ -131,13 +138,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "workdirs", type=command.path, nargs="+", metavar="WORKDIR", help="folders of runs"
     )
-    for name, kind, default, text in (
-        ("epochs", int, [1, 2, 5, 10], "epochs after which to show losses or accuracies"),
-        ("steps", int, [], "steps after which to show bits per byte"),
-        ("targets", float, [], "losses, accuracies or bits per byte whose time to show"),
+    for name, kind, text in (
+        ("epochs", int, "epochs after which to show losses or accuracies (default: last and best)"),
+        ("steps", int, "steps after which to show bits per byte (default: last and best)"),
+        ("targets", float, "losses, accuracies or bits per byte whose time to show"),
     ):
-        text += f" (default: {' '.join(map(str, default)) or 'none'})"
-        parser.add_argument(f"--{name}", nargs="*", type=kind, default=default, help=text)
+        parser.add_argument(f"--{name}", nargs="*", type=kind, default=[], help=text)
     text = "confidence of Student's interval for the mean over seeds (default: show their range)"
     parser.add_argument("--confidence", type=float, metavar="P", help=text)
     metrics = parser.add_mutually_exclusive_group()

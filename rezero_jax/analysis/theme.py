@@ -71,6 +71,7 @@ def legend(figure: Figure, axis: Axes) -> None:
 def plain_ticks(axis: Axes) -> None:
     """Labels ticks of a log axis as 0.2, not 2e-01, and omits labels that would overlap."""
     low, high = axis.get_ylim()
+    low = low if low > 0 else axis.yaxis.get_transform().linthresh  # the axis shows 0
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     choices = ("1", "13", "12346", "123456789")  # first digits
 
@@ -80,7 +81,7 @@ def plain_ticks(axis: Axes) -> None:
     labelled = next((digits for digits in choices if shown(digits) > 2), choices[-1])
 
     def text(value: float, position: float | int | None) -> str:
-        return f"{value:g}" if f"{value:e}"[0] in labelled else ""
+        return f"{value:g}" if f"{value:e}"[0] in "0" + labelled else ""
 
     axis.yaxis.set_major_formatter(text)
     axis.yaxis.set_minor_formatter(text)

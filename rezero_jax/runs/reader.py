@@ -36,16 +36,16 @@ class Run:
 
     @classmethod
     def read_all(cls, folders: Sequence[AnyPath]) -> list["Run"]:
-        """The runs in `folders`; of several folders, those without a run are named and left out."""
-        found = []
-        for folder in folders:
-            if len(folders) == 1 or (folder_of(folder) / "config.json").is_file():
-                found.append(cls.read(folder))
-            else:
-                print(f"{folder} holds no run and is left out", file=sys.stderr)
+        """The runs in `folders`; of several, files and folders without a run are left out."""
+        if len(folders) == 1:
+            return [cls.read(folders[0])]
+        found = [f for f in folders if (folder_of(f) / "config.json").is_file()]
         if not found:
             raise UserError(f"none of the {len(folders)} folders holds a run; name run folders")
-        return found
+        left = [str(f) for f in folders if f not in found and folder_of(f).is_dir()]
+        if left:
+            print(f"folders without a run are left out: {', '.join(left)}", file=sys.stderr)
+        return [cls.read(folder) for folder in found]
 
     def series(self, key: str, x: str = "step") -> tuple[np.ndarray, np.ndarray]:
         """(x, values) of the lines that have `key`, float64 (lines,) each."""

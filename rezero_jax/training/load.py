@@ -1,6 +1,6 @@
 """Models of runs, restored from their checkpoints: to sample from, to study or to export."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -8,7 +8,7 @@ from flax import nnx
 from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 
-from rezero_jax.config import base_config, check_numbers
+from rezero_jax.config import base_config, check_numbers, override
 from rezero_jax.data import Dataset, Text
 from rezero_jax.data import load as load_data
 from rezero_jax.data.datasets import OF_USERS
@@ -16,7 +16,7 @@ from rezero_jax.errors import UserError, foreign
 from rezero_jax.models.build import make_language_model
 from rezero_jax.models.transformer.model import Transformer
 from rezero_jax.runs.files import AnyPath, folder_of, read_json
-from rezero_jax.runs.folder import check_data, check_passed, saved_steps
+from rezero_jax.runs.folder import check_data, check_passed, recorded_config, saved_steps
 from rezero_jax.runs.restore import Damaged, read, read_newest
 from rezero_jax.training.optim import make_optimizer
 from rezero_jax.training.state import MakeModel, ModelSpec, State, model_spec, state_shapes
@@ -43,9 +43,12 @@ def load_language_model(
     raise UserError(f"{workdir} has a run of {config.model.name}, not a transformer; choose one")
 
 
-def checked_config(workdir: AnyPath, allow: Sequence[str] = ()) -> ConfigDict:
+def checked_config(
+    workdir: AnyPath, allow: Sequence[str] = (), overrides: Iterable[str] = ()
+) -> ConfigDict:
     """The config of a run, perhaps a stranger's, with every field checked as on a command line.
 
+    `overrides` "a.b=value" change it. The paths of the data and eval.metrics are unset otherwise.
     Raises a UserError if there is no run, a section or a field is missing, of another type or too
     large, or it names a module that `allow`, names of modules, does not have.
     """
@@ -54,6 +57,8 @@ def checked_config(workdir: AnyPath, allow: Sequence[str] = ()) -> ConfigDict:
     check_allowed(values, allow, workdir)
     with foreign(path):
         config.update({name: values[name] for name in config})
+        config.data.path = config.data.dir = config.eval.metrics = None
+        override(config, overrides)
         check_numbers(config)
         str(config.model.name)  # It is read before any model is made.
     return config
@@ -92,20 +97,27 @@ def load_model(
     """
     config = checked_config(workdir, allow)
     config.mesh.data = config.mesh.model = 1
-    check_passed(workdir, dataset is not None)
-    if dataset is None:
-        recorded = config.data.path
-        config.data.path = config.data.dir = source
-        if config.data.name in OF_USERS and not source:
-            raise UserError(
-                f"{workdir} holds a run on data.path={recorded!r}, and a path that a run recorded "
-                "is only used when it is named again; give it as --data=PATH"
-            )
-        dataset = load_data(config.data, config.seed, download=False)
+    config.data.path = config.data.dir = source
+    dataset = dataset or load_dataset(workdir, config)
     with foreign(folder_of(workdir) / "config.json", own_names(config)):
         trainer = Trainer(config, dataset)
     check_data(workdir, trainer.dataset.record())
     return *_model(trainer.spec, state_of(trainer, workdir, step)), trainer
+
+
+def load_dataset(workdir: AnyPath, config: ConfigDict, flag: str = "data") -> Dataset | Text:
+    """The data set of a run whose config is `config`, see `checked_config`; downloads nothing.
+
+    Raises a UserError if the data set is missing, or its path must be named by --`flag`.
+    """
+    check_passed(workdir, False)
+    if config.data.name in OF_USERS and not config.data.path:
+        recorded = recorded_config(workdir).data.get("path")
+        raise UserError(
+            f"{workdir} holds a run on data.path={recorded!r}, and a path that a run recorded is "
+            f"only used when it is named again; give it as --{flag}=PATH"
+        )
+    return load_data(config.data, config.seed, download=False)
 
 
 def state_of(trainer: Trainer, workdir: AnyPath, step: int | None = None) -> State:
