@@ -94,6 +94,9 @@ def test_labels_name_the_fields_that_differ(tmp_path):
     # The optimizer's settings for a rule are left out unless they separate runs of the rule.
     assert by_label(runs[:3]) == {"residual=fixup": runs[:1], "residual=rezero": runs[1:3]}
     assert list(by_label(runs))[1:] == ["residual=rezero, rate=1", "residual=rezero, rate=3"]
+    key = "optim.alpha.learning_rate"  # not that of the other parameters
+    frozen, free = (make_run(tmp_path / str(v), [1.0], **{key: v}) for v in (0.0, None))
+    assert list(by_label([frozen, free])) == ["alpha.learning_rate=0.0", "alpha.learning_rate=None"]
     # Fields that follow from the rule are left out.
     norm = make_run(tmp_path / "n", [1.0], **{RESIDUAL: "pre_norm", "model.final_norm": True})
     gated = make_run(tmp_path / "g", [1.0], **{"model.final_norm": False, "model.scan": True})

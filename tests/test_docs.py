@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 
 import rezero_jax
 from experiments.published import STATUSES
-from rezero_jax.config import base_config, flatten, load_config
+from rezero_jax.config import base_config, flatten, load_config, override
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
@@ -87,8 +87,11 @@ def script(path):
 
 def check_train(arguments, monkeypatch):
     accepts(script("train.py").main, "train.py", arguments, monkeypatch)
+    overrides = [a.removeprefix("--config.") for a in arguments if "--config." in a]
+    if "--mode=eval" in arguments:  # with the config of the run
+        return override(base_config(), overrides)
     [config] = [a.removeprefix("--config=") for a in arguments if a.startswith("--config=")]
-    load_config(config, [a.removeprefix("--config.") for a in arguments if "--config." in a])
+    load_config(config, overrides)
 
 
 def check_python(arguments, monkeypatch):

@@ -91,9 +91,8 @@ def ablate(model: nnx.Module, x: Any, loss: Loss) -> Ablation:
     )
     if not paths:
         raise UserError(f"no layer of the {type(model).__name__} can be left out")
-    names = [
-        n for path, m in nnx.iter_modules(model) if path in paths for n in layer_names(path, m)
-    ]
+    modules = dict(nnx.iter_modules(model))
+    names = [name for path in paths for name in layer_names(path, modules[path])]
     layers = len(names)
     alone = np.asarray(_mean_losses(loss, twin, x, ~np.eye(layers + 1, layers, -1, dtype=bool)))
     order = np.argsort(alone[1:], kind="stable")
@@ -110,12 +109,10 @@ def _mean_losses(
 
     def one(row: Bool[Array, " layers"]) -> Array:
         copy = nnx.clone(twin)
-        start = 0
-        for _, module in nnx.iter_modules(copy):
-            if isinstance(module, _Optional):
-                size, shape = module.is_kept.size, module.is_kept.shape
-                module.is_kept[...] = row[start : start + size].reshape(shape)
-                start += size
+        gates = [m.is_kept for _, m in nnx.iter_modules(copy) if isinstance(m, _Optional)]
+        parts = jnp.split(row, np.cumsum([gate.size for gate in gates])[:-1])
+        for gate, part in zip(gates, parts, strict=True):
+            gate[...] = part.reshape(gate.shape)
         return loss(copy, x).mean()
 
     return jax.lax.map(one, kept)

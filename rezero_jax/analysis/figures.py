@@ -31,10 +31,7 @@ def plot_spectra(spectra: Mapping[str, Float[np.ndarray, "..."]]) -> Figure:
         label: np.log10(np.maximum(np.asarray(values, float).ravel(), FLOOR))
         for label, values in spectra.items()
     }
-    low = min(values.min() for values in logs.values())
-    high = max(values.max() for values in logs.values())
-    margin = max(0.05 * (high - low), 0.25)
-    edges = np.linspace(low - margin, high + margin, 61)
+    edges = np.histogram_bin_edges(np.concatenate([*logs.values()]), 60)
     for style, (label, values) in zip(line_styles(len(logs)), logs.items(), strict=True):
         fractions = np.histogram(values, edges)[0] / len(values)
         mean = np.mean(10.0 ** (2 * values))
@@ -69,9 +66,8 @@ def _draw_propagation(axes: Sequence[Axes], networks: Mapping[str, Propagation])
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         y = np.concatenate([x.get_ydata() for x in axis.lines if x.get_marker() != "None"])
         if axis is not axes[2] and (y > 0).any():
-            shows_zero = (y == 0).any()
-            with_zero = {"linthresh": y[y > 0].min(), "linscale": 0.5} if shows_zero else {}
-            axis.set_yscale("symlog" if shows_zero else "log", **with_zero)
+            zero = {"linthresh": y[y > 0].min(), "linscale": 0.5} if (y == 0).any() else {}
+            axis.set_yscale("symlog" if zero else "log", **zero)
             low, high = axis.get_ylim()
             widen = max(2 * low / high, 1) ** 0.5  # hides the rounding errors of a constant
             axis.set_ylim(low / widen, high * widen)
@@ -123,7 +119,7 @@ def plot_gates(gates: Gates) -> Figure:
 
 def draw_gates(axis: Axes, x: np.ndarray, alphas: np.ndarray, xlabel: str = "step") -> None:
     """Draws alphas (lines, layers) by layer and x (lines,), such as the step."""
-    bound = max(np.abs(alphas).max(), 1e-12)
+    bound = np.abs(alphas).max() or 1.0
     draw_by_layer(axis, x, alphas.T, xlabel, "alpha", cmap="PuOr", vmin=-bound, vmax=bound)
 
 

@@ -49,7 +49,7 @@ def by_label(runs: Sequence[Run]) -> dict[str, list[Run]]:
         chosen = fewer if fewer and len(set(values(fewer))) == settings else chosen
     found: dict[str, list[Run]] = {}
     for run in runs:
-        label = ", ".join(f"{key.split('.')[-1]}={run.config.get(key)}" for key in chosen)
+        label = ", ".join(f"{key.partition('.')[2] or key}={run.config.get(key)}" for key in chosen)
         label = label or str(run.config.get("model.residual", run.folder.name))
         found.setdefault(label, []).append(run)
     return found
