@@ -42,7 +42,7 @@ class Ablation:
 
     def __str__(self) -> str:
         rises = self.without - self.loss
-        lines: list[tuple[str, ...]] = [("layer left out", "loss", "rise")]
+        lines = [("layer left out", "loss", "rise")]
         for layer in self.order[::-1][:ROWS]:
             left = number(float(self.without[layer]))
             lines.append((self.names[layer], left, f"{rises[layer]:+.3g}"))

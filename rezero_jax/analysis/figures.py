@@ -31,7 +31,8 @@ def plot_spectra(spectra: Mapping[str, Float[np.ndarray, "..."]]) -> Figure:
         label: np.log10(np.maximum(np.asarray(values, float).ravel(), FLOOR))
         for label, values in spectra.items()
     }
-    edges = np.histogram_bin_edges(np.concatenate([*logs.values()]), 60)
+    around_1 = [-0.25, 0.25]  # so that rounding errors do not fill the axis
+    edges = np.histogram_bin_edges(np.concatenate([*logs.values(), around_1]), 60)
     for style, (label, values) in zip(line_styles(len(logs)), logs.items(), strict=True):
         fractions = np.histogram(values, edges)[0] / len(values)
         mean = np.mean(10.0 ** (2 * values))
@@ -95,8 +96,7 @@ def plot_diagnosis(diagnosis: Diagnosis, gates: Gates | None = None) -> Figure:
             axes[1, 2].remove()
         else:
             draw_gates(axes[1, 2], gates.steps, gates.alphas)
-    jacobian = diagnosis.jacobian.mean
-    title = f"{diagnosis.subject}; mean squared singular value {jacobian:.3g}"
+    title = f"{diagnosis.subject}; mean squared singular value {diagnosis.jacobian.mean:.3g}"
     figure.suptitle(textwrap.fill(title, int(12 * figure.get_figwidth())))
     return figure
 

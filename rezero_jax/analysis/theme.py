@@ -71,7 +71,7 @@ def legend(figure: Figure, axis: Axes) -> None:
 def plain_ticks(axis: Axes) -> None:
     """Labels ticks of a log axis as 0.2, not 2e-01, and omits labels that would overlap."""
     low, high = axis.get_ylim()
-    low = low if low > 0 else axis.yaxis.get_transform().linthresh  # the axis shows 0
+    low = low if low > 0 else min(y for y in [*axis.get_yticks(), high] if y > 0)  # it shows 0
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     choices = ("1", "13", "12346", "123456789")  # first digits
 

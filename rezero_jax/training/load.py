@@ -106,10 +106,7 @@ def load_model(
 
 
 def load_dataset(workdir: AnyPath, config: ConfigDict, flag: str = "data") -> Dataset | Text:
-    """The data set of a run whose config is `config`, see `checked_config`; downloads nothing.
-
-    Raises a UserError if the data set is missing, or its path must be named by --`flag`.
-    """
+    """The data set of a run, not downloaded; a UserError if its path must be named by --`flag`."""
     check_passed(workdir, False)
     if config.data.name in OF_USERS and not config.data.path:
         recorded = recorded_config(workdir).data.get("path")
