@@ -120,7 +120,8 @@ def add_rows(
         row = results.rows[-1]
         low, high = row.interval() or (np.nan, np.nan)
         word = verdict((low, high), -flat, flat)
-        where = word if word in ("within", NOT_SIGNIFICANT) else f"{word} than"
+        words = {"within": "within", NOT_SIGNIFICANT: "perhaps within"}
+        where = words.get(word, f"{word} than")
         results.remarks.append(
             f"{rule}: {metric} {np.nan if row.mean is None else row.mean:+.2f} "
             f"({low:+.2f} to {high:+.2f}), {where} ±{flat:g}"
