@@ -1,4 +1,4 @@
-"""BatchNorm: its formulas, gradient and precision, and statistics of a sharded batch."""
+"""BatchNorm: its formulas, running statistics and precision."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -70,12 +70,12 @@ def test_a_plan_needs_no_data(tmp_path, monkeypatch, capsys):
         raise AssertionError("a plan opened a socket")
 
     monkeypatch.setattr(socket.socket, "connect", connect)
-    file = "--config=configs/mlp.py:dataset=cifar10,depth=3,width=64"
+    file = "--config=configs/mlp.py:smoke,dataset=cifar10"
     flags = ["--config.mesh.data=2", f"--config.data.dir={tmp_path / 'data'}"]
     assert train.main([file, *flags, "--plan"]) == 0
     lines = capsys.readouterr().out.splitlines()
     here = {line[:WIDTH].rstrip(): line[WIDTH:] for line in lines}
-    count = 3072 * 64 + 64 + 3 * (64 * 64 + 64) + 3 + 64 * 10 + 10
+    count = 3072 * 8 + 8 + 4 * (8 * 8 + 8) + 4 + 8 * 10 + 10
     assert here["parameters"] == f"{count:,}"
     assert here["devices"].startswith("2 x cpu (data 2 x model 1")
     assert list(tmp_path.iterdir()) == []

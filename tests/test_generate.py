@@ -296,7 +296,7 @@ def test_a_longer_text_starts_with_the_shorter_one_to_the_bit():
 
 def test_a_text_of_max_len_tokens_continues_from_its_last_half():
     """Of each row by itself, and long prompts do."""
-    model, half = made("rotary"), MAX_LEN // 2
+    model, half = made("sinusoidal"), MAX_LEN // 2
     rows = [RNG.integers(0, VOCAB, n).tolist() for n in (3, 60, MAX_LEN, 150, 1, 32)]
     new = np.asarray(model.generate(rows, 80, temperature=0))
     for row, text in zip(new[:4].tolist(), rows[:4], strict=True):

@@ -1,4 +1,4 @@
-"""Transformer layers: parity with PyTorch, masks, heads, dropout, counts, precision."""
+"""Transformer layers: parity with PyTorch, masks, heads, dropout, precision."""
 
 import inspect
 import math

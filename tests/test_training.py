@@ -125,6 +125,7 @@ def test_the_config_turns_each_augmentation_on_for_training_alone():
     plain = Trainer(config("mlp.py:smoke", **SHORT), IMAGES)
     state = plain.init()
     assert plain.evaluate(state) == trainer.evaluate(state)
+    assert train(plain, 1)[0] != train(trainer, 1)[0]
 
 
 def test_training_sees_augmented_images_that_depend_on_seed_and_step():
