@@ -57,7 +57,7 @@ def _shell(lines: Sequence[str]) -> str:
 
 
 def _wrapped(command: str) -> str:
-    lines = textwrap.wrap(command, 100, break_long_words=False, break_on_hyphens=False)
+    lines = textwrap.wrap(command, 92, break_long_words=False, break_on_hyphens=False)
     return " \\\n    ".join(lines)
 
 
@@ -123,7 +123,7 @@ def write_comparison(comparison: Comparison, folder: Path, *, svg: bool = True) 
         plot = themed(getattr(compare_plots, f"plot_{name}"))
         drawing.save(plot(comparison), folder, name, svg=svg)
     path = folder / "report.md"
-    path.write_text(comparison_report(comparison))
+    path.write_text(comparison_report(comparison, folder.name))
     return path
 
 
@@ -133,8 +133,8 @@ def plots_of(comparison: Comparison) -> list[str]:
     return [name for name in PLOTS if needed.get(name, True)]
 
 
-def comparison_report(comparison: Comparison) -> str:
-    """The report of a comparison, with links to the plots beside it."""
+def comparison_report(comparison: Comparison, name: str) -> str:
+    """The report of the comparison of this name, with links to the plots beside it."""
     made, noise = comparison.results.made, comparison.noise
     notes = [
         f"{1 - LEVEL:.0%} intervals are Student's: of the mean, and of the mean difference of "
@@ -154,7 +154,7 @@ def comparison_report(comparison: Comparison) -> str:
         if comparison.is_tuned
         else "No learning rate was tuned: every rule has the config's.",
     ]
-    parts = ["# Comparison of residual rules"]
+    parts = [f"# Comparison of residual rules: {name}"]
     parts += [_shell([_wrapped(made.command)]), f"On {made.device}."] if made else []
     parts += [
         f"## {title}\n\n{by_depth(comparison, shown)}"

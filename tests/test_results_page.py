@@ -50,7 +50,7 @@ def test_the_pages_are_what_the_command_writes():
         assert f"<!-- {name} -->" in used
     for name, comparison in compared.items():
         text = (COMPARISONS / name / "report.md").read_text()
-        assert text == report.comparison_report(comparison), f"run `{COMMAND}`"
+        assert text == report.comparison_report(comparison, name), f"run `{COMMAND}`"
 
 
 def test_the_commands_of_all_results_are_accepted(monkeypatch):
