@@ -113,11 +113,9 @@ def _propagate(loss: Loss, model: nnx.Module, x: Any) -> Propagation:
     gradients, of_params = both
     nnx.update(twin, gradients, measured)
     segments = {m.path: m for _, m in nnx.iter_modules(twin) if isinstance(m, _Segment)}
-    names, probes = [], []
-    for path in tape.runs:
-        own = [m for _, m in nnx.iter_modules(segments[path]) if isinstance(m, _Probe)]
-        names += layer_names(path, segments[path].module)
-        probes += own
+    ran = [segments[path] for path in tape.runs]
+    names = [name for segment in ran for name in layer_names(segment.path, segment.module)]
+    probes = [m for segment in ran for _, m in nnx.iter_modules(segment) if isinstance(m, _Probe)]
     slots = jnp.concatenate([probe.slot[...].reshape(-1, 1, 2) for probe in probes])
     seen = jnp.concatenate([probe.measured[...].reshape(-1, 3, 2) for probe in probes])
     layers = jnp.concatenate([slots, seen], axis=1)
@@ -263,8 +261,8 @@ class _Segment(nnx.Module):
         tape = self.tape
         if self.path in tape.runs:
             raise UserError(
-                f"the layers {_name(self.path)} run more than once in a pass, so their signals "
-                "are ambiguous; study a model that does not share layers"
+                f"{layer_names(self.path, self.module)[0]} runs more than once in a pass, so its "
+                "signals are ambiguous; study a model that does not share layers"
             )
         if tape.given is not None and not tape.runs:
             x = tape.given
@@ -296,13 +294,9 @@ def _probed(model: nnx.Module, tape: _Tape) -> nnx.Module:
     return nnx.recursive_map(segment, nnx.clone(model))
 
 
-def _name(path: ModulePath) -> str:
-    return ".".join(map(str, path)) or "model"
-
-
 def layer_names(path: ModulePath, module: nnx.Module) -> list[str]:
     """Names of the layers of a stack, such as "layers.3", or the name of a layer outside stacks."""
-    name = _name(path)
+    name = ".".join(map(str, path)) or "model"
     return [f"{name}.{i}" for i in range(module.depth)] if isinstance(module, Stack) else [name]
 
 
