@@ -112,7 +112,7 @@ def plot_gates(gates: Gates) -> Figure:
     mean.axhline(1 / layers, color=COLOURS[1], linestyle="--")
     mean.set(xlabel="step", title="mean |alpha| (dashed: 1 / layers)", ylim=(0, None))
     peaks.plot(gates.peak_steps, np.arange(layers), linestyle="", marker="o", color=COLOURS[0])
-    peaks.set(xlabel="step", ylabel="layer", title="step of the largest |alpha|")
+    peaks.set(xlabel="step", ylabel="layer, from 0", title="step of the largest |alpha|")
     peaks.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return figure
 
