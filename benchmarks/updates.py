@@ -42,7 +42,7 @@ from rezero_jax.command import parser, run
 from rezero_jax.errors import UserError
 from rezero_jax.formatting import number
 
-ENWIK8 = "configs/transformer_enwik8.py:layers"
+ENWIK8 = "configs/transformer_enwik8.py:depth"
 CONFIGS = (
     "configs/mlp.py:depth=64,dataset=cifar10",
     "configs/mlp.py:depth=10000,width=150,lr=0.003,dataset=cifar10",

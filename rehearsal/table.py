@@ -42,7 +42,7 @@ from rezero_jax.models.resnet.config import RULES as RESNET_RULES
 from rezero_jax.residual import RULES
 from rezero_jax.training.cost import update_flops
 
-ENWIK8 = "configs/transformer_enwik8.py:layers"
+ENWIK8 = "configs/transformer_enwik8.py:depth"
 BILLION = (
     "configs/transformer_small.py:depth=24,width=2048,length=2048 model.heads=16 "
     "model.positions=sinusoidal model.remat=full model.dtype=bfloat16 train.batch_size=512 "
@@ -78,6 +78,8 @@ SETS = {
             "configs/transformer_small.py:steps=500,depth=48 model.positions=sinusoidal",
             "configs/mlp.py:depth=10000,width=150,lr=0.003,dataset=cifar10",
             "configs/mlp.py:depth=64,dataset=cifar10",
+            "configs/resnet.py:depth=20",
+            "configs/resnet.py:depth=56",
         )
     ],
     # Every residual rule in every family and dtype.
