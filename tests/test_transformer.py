@@ -94,15 +94,16 @@ def test_a_tied_head_is_the_embedding_and_feels_both_its_uses():
     params = some_params(tied)
     assert untied.parameter_count - tied.parameter_count == VOCAB * WIDTH
 
-    @functools.partial(jax.jit, static_argnums=0)
-    @functools.partial(jax.grad, argnums=1, has_aux=True)
-    def gradients(structure, params):
+    def loss(params, structure):
         logits = structure.model(params, {})(TOKENS)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, TARGETS)
         return losses.mean(), logits
 
-    grads, logits = gradients(tied, params)
-    untied_grads, untied_logits = gradients(untied, params | {"head": params["embedding"].T})
+    def gradients(params, structure):
+        return jax.jit(jax.grad(functools.partial(loss, structure=structure), has_aux=True))(params)
+
+    grads, logits = gradients(params, tied)
+    untied_grads, untied_logits = gradients(params | {"head": params["embedding"].T}, untied)
     np.testing.assert_allclose(logits, untied_logits, rtol=1e-5, atol=1e-6)
     head = untied_grads.pop("head")
     for use in (head.T, untied_grads["embedding"]):

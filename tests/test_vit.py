@@ -1,4 +1,4 @@
-"""The vision Transformer: parity with timm, the identity at the start, scans, parameter counts."""
+"""The vision Transformer: parity with timm, dropout, parameter counts, mistakes."""
 
 from functools import partial
 
