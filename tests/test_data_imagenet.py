@@ -4,9 +4,7 @@ The archives have the layout of the real ones. Among the images are those that t
 for: grey, CMYK, a PNG with the name of a JPEG, very wide ones, and large ones.
 """
 
-import json
 import resource
-import shutil
 import sys
 from pathlib import Path
 
@@ -82,7 +80,7 @@ def dataset(data_dir: Path) -> Dataset:
     return load("imagenet", str(data_dir), image_size=SIZE, seed=5)
 
 
-def test_the_official_builder_keeps_every_file_byte_for_byte(data_dir: Path) -> None:
+def test_the_official_builder_keeps_every_file_byte_for_byte(data_dir):
     import tensorflow_datasets as tfds
 
     builder = prepared_builder("imagenet2012", str(data_dir))
@@ -100,16 +98,11 @@ def test_the_official_builder_keeps_every_file_byte_for_byte(data_dir: Path) -> 
     assert "tensorflow" not in sys.modules
 
 
-def test_the_data_set_is_always_streamed(data_dir: Path, dataset: Dataset) -> None:
+def test_batches_are_the_crops_of_their_step_or_central_crops(dataset):
     assert (dataset.train.size, dataset.eval.size) == (7, 6)
     assert dataset.train.resident == dataset.eval.resident == {}
     assert (dataset.example_shape, dataset.num_classes) == ((SIZE, SIZE, 3), 1000)
     assert (dataset.mean, dataset.std) == (MEAN, STD)
-    other = load("imagenet", str(data_dir), mean=(0.1, 0.2, 0.3))
-    assert (other.example_shape, other.mean, other.std) == ((224, 224, 3), (0.1, 0.2, 0.3), STD)
-
-
-def test_batches_are_the_crops_of_their_step_or_central_crops(dataset: Dataset) -> None:
     order = Order(seed=5, size=7, batch_size=3)
     visited = []
     for step, batch in enumerate(dataset.train.batches(order.indices, 0, 7)):
@@ -130,21 +123,9 @@ def test_batches_are_the_crops_of_their_step_or_central_crops(dataset: Dataset) 
         np.testing.assert_array_equal(pixels, Crop(SIZE)(example["image"]))
 
 
-def test_a_folder_without_a_split_is_refused(data_dir: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "imagenet2012" / "5.1.0"
-    shutil.copytree(data_dir / "imagenet2012" / "5.1.0", folder)
-    info = json.loads((folder / "dataset_info.json").read_text())
-    info["splits"] = [split for split in info["splits"] if split["name"] == "train"]
-    (folder / "dataset_info.json").write_text(json.dumps(info))
-    with pytest.raises(UserError, match=f"in {folder} has no validation split; delete this"):
-        load("imagenet", str(tmp_path))
-
-
-@pytest.mark.parametrize("name", list(ARCHIVES))
-def test_missing_and_damaged_archives_are_named_with_their_place_and_source(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(UserError, match=r"register at https://image-net\.org/") as info:
+def test_missing_and_damaged_archives_are_named_with_their_place_and_source(tmp_path, monkeypatch):
+    name = "ILSVRC2012_img_val.tar"
+    with pytest.raises(UserError, match=r"https://image-net\.org/") as info:
         load("imagenet", str(tmp_path))
     folder, size = tmp_path / "downloads" / "manual", len(ARCHIVES[name])
     for word in (*ARCHIVES, str(folder), "--config.data.dir"):
@@ -160,7 +141,7 @@ def test_missing_and_damaged_archives_are_named_with_their_place_and_source(
     assert not (tmp_path / "imagenet2012" / "5.1.0").exists()
 
 
-def test_more_files_may_be_open_than_the_system_allows_at_first(data_dir: Path) -> None:
+def test_more_files_may_be_open_than_the_system_allows_at_first(data_dir):
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (1024, before[1]))

@@ -36,7 +36,7 @@ def reference(key: tuple[int, ...], count: int) -> list[int]:
     return [mix(state + i * gamma & mask) for i in range(1, count + 1)]
 
 
-def test_bits_are_those_of_the_reference_however_they_are_asked_for() -> None:
+def test_bits_are_those_of_the_reference_however_they_are_asked_for():
     # The outputs of seed 0 in the tests of Java's SplittableRandom and of many others.
     published = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F, 0xF88BB8A8724C81EC]
     assert SplitMix64().bits(4).tolist() == published
@@ -52,7 +52,7 @@ def test_bits_are_those_of_the_reference_however_they_are_asked_for() -> None:
     assert len({tuple(SplitMix64(*key).bits(4).tolist()) for key in KEYS}) == len(KEYS)
 
 
-def test_the_order_never_changes() -> None:
+def test_the_order_never_changes():
     for (seed, size, epoch), expected in FIRST.items():
         assert Order(seed, size, size).indices(epoch)[:10].tolist() == expected
         assert Order(seed, size, 10).indices(epoch * size // 10).tolist() == expected
@@ -62,7 +62,7 @@ def test_the_order_never_changes() -> None:
 
 @pytest.mark.guarantee("data order")
 @pytest.mark.parametrize(("size", "batch_size"), SIZES)
-def test_each_epoch_visits_each_example_exactly_once(size: int, batch_size: int) -> None:
+def test_each_epoch_visits_each_example_exactly_once(size, batch_size):
     order = Order(seed=3, size=size, batch_size=batch_size)
     epochs = 4
     batches = [order.indices(step) for step in range(-(-epochs * size // batch_size))]
@@ -72,7 +72,7 @@ def test_each_epoch_visits_each_example_exactly_once(size: int, batch_size: int)
 
 
 @pytest.mark.guarantee("data order")
-def test_a_batch_is_a_function_of_seed_and_step_alone() -> None:
+def test_a_batch_is_a_function_of_seed_and_step_alone():
     order = Order(seed=5, size=17, batch_size=6)
     forward = [order.indices(step).copy() for step in range(40)]
     for step in np.random.default_rng(0).permutation(40).tolist():
@@ -84,7 +84,7 @@ def test_a_batch_is_a_function_of_seed_and_step_alone() -> None:
     np.testing.assert_array_equal(next(trainer.batches(5))["index"], Order(3, 1437, 50).indices(5))
 
 
-def test_every_example_is_at_every_place_equally_often_over_seeds_and_over_epochs() -> None:
+def test_every_example_is_at_every_place_equally_often_over_seeds_and_over_epochs():
     size, count = 12, 3000
 
     def chi_squared(counts: np.ndarray) -> None:
@@ -104,7 +104,7 @@ def test_every_example_is_at_every_place_equally_often_over_seeds_and_over_epoch
 
 
 @pytest.mark.parametrize(("size", "batch_size"), [*SIZES, (3, 8), (0, 4)])
-def test_eval_covers_every_example_exactly_once(size: int, batch_size: int) -> None:
+def test_eval_covers_every_example_exactly_once(size, batch_size):
     indices, mask = eval_batches(size, batch_size)
     assert (indices.dtype, mask.dtype) == (np.int32, bool)
     assert indices.shape == mask.shape == (-(-size // batch_size), batch_size)

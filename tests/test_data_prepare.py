@@ -24,7 +24,6 @@ import numpy as np
 import pytest
 
 from rezero_jax.data import datasets
-from rezero_jax.data.pixels import Decode
 from rezero_jax.data.tfds.prepare import encode_png, prepared_builder
 from rezero_jax.data.tfds.source import TfdsSource
 from rezero_jax.errors import UserError
@@ -114,7 +113,7 @@ def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "tfds"
 
 
-def test_the_official_builder_prepares_pixel_exact_data_without_tensorflow(data_dir: Path) -> None:
+def test_the_official_builder_prepares_pixel_exact_data_without_tensorflow(data_dir):
     builder = prepared_builder("cifar10", str(data_dir))
     for part, size in SIZES.items():
         found = {example["id"].decode(): example for example in builder.as_data_source(part)}
@@ -143,9 +142,7 @@ def same(dataset: Any, image: Any = IMAGES, label: Any = LABELS) -> bool:
     )
 
 
-def test_any_set_of_labelled_images_is_read_by_its_name(
-    data_dir: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_any_set_of_labelled_images_is_read_by_its_name(data_dir, caplog):
     with pytest.raises(UserError, match=f"not prepared in {data_dir} .*this .*downloads nothing"):
         datasets.load(section("tfds:cifar10", str(data_dir)), download=False)
     dataset = load("tfds:cifar10:3.0.2", str(data_dir))
@@ -172,33 +169,22 @@ def test_any_set_of_labelled_images_is_read_by_its_name(
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("", "names no data set"),
-        ("huggingface:mnist", "names no data set"),  # which would run code
-        ("../cifar10", "names no data set"),
-        ("cifra10", 'has no data set "cifra10"'),
-        ("cifar10:1.2.3", r"has no data set .*only: 3\.0\.2"),
+        ("", "data set"),
+        ("huggingface:mnist", "data set"),  # which would run code
+        ("../cifar10", "data set"),
+        ("cifra10", 'data set "cifra10"'),
+        ("cifar10:1.2.3", r"3\.0\.2"),
         ("imdb_reviews", "images of 8 bits with one label each|not prepared|has no data set"),
     ],
 )
-def test_a_name_that_is_none_of_labelled_images_is_refused(
-    name: str, words: str, data_dir: Path
-) -> None:
+def test_a_name_that_is_none_of_labelled_images_is_refused(name, words, data_dir):
     with pytest.raises(UserError, match=words):
         datasets.load(section(f"tfds:{name}", str(data_dir)), download=False)
 
 
-def test_two_at_once_prepare_it_once(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    requested = serve(monkeypatch, {URL: ARCHIVE})
-    with ThreadPoolExecutor(2) as pool:
-        one, other = pool.map(prepared_builder, ["cifar10"] * 2, [str(data_dir)] * 2)
-    assert requested == [URL]
-    assert one.info.splits["train"].num_examples == SIZES["train"]
-    assert other.info.splits["train"].num_examples == SIZES["train"]
-
-
 def test_stream_and_resident_are_the_same_to_the_bit_without_a_cache_too(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+    data_dir, monkeypatch, caplog
+):
     monkeypatch.setenv("XDG_CACHE_HOME", __file__)  # which cannot be a folder
     resident = load("cifar10", str(data_dir))
     stream = load("cifar10", str(data_dir), stream=True)
@@ -213,9 +199,7 @@ def test_stream_and_resident_are_the_same_to_the_bit_without_a_cache_too(
     assert "cannot cache" in caplog.text
 
 
-def test_a_damaged_cache_file_is_noticed_and_rebuilt(
-    data_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_cache_file_is_noticed_and_rebuilt(data_dir, tmp_path, caplog):
     expected = load("cifar10", str(data_dir)).train.arrays
     (path,) = (tmp_path / "cache" / "rezero_jax" / "cifar10").glob("train-*.npz")
     good = path.read_bytes()
@@ -238,16 +222,13 @@ def test_a_damaged_cache_file_is_noticed_and_rebuilt(
     np.savez(pickle, image=np.array([{}]), label=np.zeros(35, np.int32))
     for content in (good[:-100], b"", pickle.getvalue()):
         check(content, "")
-    for place in (pixels, pixels + 35 * 32 * 32 * 3 - 1):
-        flipped = bytearray(good)
-        flipped[place] ^= 1 << int(RNG.integers(8))
-        check(bytes(flipped), "Bad CRC-32")
+    flipped = bytearray(good)
+    flipped[pixels + 35 * 32 * 32 * 3 - 1] ^= 1 << int(RNG.integers(8))
+    check(bytes(flipped), "Bad CRC-32")
     assert [left.name for left in path.parent.glob("*.partial")] == ["new.partial"]
 
 
-def test_a_download_that_fails_is_one_sentence_and_leaves_nothing(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_download_that_fails_is_one_sentence_and_leaves_nothing(data_dir, monkeypatch, caplog):
     import requests
 
     filters = logging.getLogger("absl").filters.copy()
@@ -267,9 +248,7 @@ def test_a_download_that_fails_is_one_sentence_and_leaves_nothing(
     assert same(load("cifar10", str(data_dir)))
 
 
-def test_interrupted_preparation_is_not_taken_as_prepared(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_preparation_is_not_taken_as_prepared(data_dir, monkeypatch):
     from rezero_jax.data.tfds import prepare
 
     encoded = 0
@@ -291,53 +270,17 @@ def test_interrupted_preparation_is_not_taken_as_prepared(
     assert load("cifar10", str(data_dir)).train.size == len(LABELS["train"])
 
 
-def test_a_split_too_large_for_memory_is_the_same(
-    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from tensorflow_datasets.core import shuffle
-
-    expected = load("cifar10", str(data_dir))
-    monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 10_000)
-    spilled = []
-    iterate = shuffle.Shuffler._iter_buckets
-
-    def spy(shuffler: Any) -> Iterator[Any]:
-        spilled.append(len(shuffler.bucket_lengths))
-        return iterate(shuffler)
-
-    monkeypatch.setattr(shuffle.Shuffler, "_iter_buckets", spy)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another cache"))
-    (tmp_path / "again").mkdir()
-    again = load("cifar10", str(tmp_path / "again"))
-    assert spilled == [256, 256]
-    for name, values in expected.train.arrays.items():
-        np.testing.assert_array_equal(values, again.train.arrays[name])
-    assert not list(tmp_path.rglob("bucket*"))
-
-
-def test_a_folder_that_is_missing_is_named_and_not_made(
-    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_is_missing_is_named_and_not_made(data_dir, tmp_path, monkeypatch):
     for given, hint in (("tfsd", f"did you mean {data_dir}"), ("qwerty/x", "create it")):
         path = tmp_path / given
         monkeypatch.setenv("TFDS_DATA_DIR", str(path))
         for data, where in ((str(path), "data.dir"), (None, "TFDS_DATA_DIR")):
-            with pytest.raises(UserError, match=rf"no folder {path} \({where}={path}\).*{hint}"):
+            with pytest.raises(UserError, match=rf"{where}={path}\).*{hint}"):
                 load("cifar10", data)
         assert not path.exists()
 
 
-def test_the_cache_of_decoded_images_is_keyed_by_every_byte_of_the_files(data_dir: Path) -> None:
-    source = TfdsSource(prepared_builder("cifar10", str(data_dir)), "train")
-    (path,) = source._paths
-    good, keys = path.read_bytes(), {source.fingerprint()}
-    for place in (0, len(good) // 2, len(good) - 1):
-        path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
-        keys.add(source.fingerprint())
-    assert len(keys) == 4
-
-
-def test_damaged_files_are_named_and_give_no_wrong_pixels(data_dir: Path, tmp_path: Path) -> None:
+def test_damaged_files_are_named_and_give_no_wrong_pixels(data_dir, tmp_path):
     load("cifar10", str(data_dir), stream=True)  # which leaves no cache
     folder = data_dir / "cifar10" / "3.0.2"
 
@@ -346,8 +289,14 @@ def test_damaged_files_are_named_and_give_no_wrong_pixels(data_dir: Path, tmp_pa
             load("cifar10", str(data_dir), stream=stream).train.fetch(np.arange(35))
         assert "\n" not in str(info.value)
 
+    source = TfdsSource(prepared_builder("cifar10", str(data_dir)), "train")
     (path,) = folder.glob("cifar10-train.array_record*")
-    good = path.read_bytes()
+    good, keys = path.read_bytes(), {source.fingerprint()}
+    for place in (0, len(good) // 2, len(good) - 1):  # each byte is in the key of the cache
+        path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+        keys.add(source.fingerprint())
+    assert len(keys) == 4
+    path.write_bytes(good)
     for file in (path, folder / "dataset_info.json"):
         file.rename(tmp_path / "kept")
         os.mkfifo(file)
@@ -364,34 +313,39 @@ def test_damaged_files_are_named_and_give_no_wrong_pixels(data_dir: Path, tmp_pa
     info = folder / "dataset_info.json"
     good_info = info.read_text()
     info.write_text(good_info.replace('"array_record"', '"tfrecord"'))
-    refused("in tfrecord form")
+    refused("tfrecord")
     info.write_text("")
-    refused(f'has no data set "cifar10" .*delete {data_dir}/cifar10 to prepare it again')
+    refused(f'"cifar10" .*delete {data_dir}/cifar10')
     info.write_text(good_info)
     assert load("cifar10", str(data_dir)).train.size == 35
 
 
 @pytest.mark.slow
-def test_cifar100_is_read_with_its_fine_labels(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    files = {
-        f"{kind}_label_names.txt": "".join(f"{kind} {i}\n" for i in range(count)).encode()
-        for kind, count in (("coarse", 20), ("fine", 100))
-    }
-    for part in LABELS:
-        files[f"{part}.bin"] = b"".join(bytes([19 - one[0]]) + one for one in records(part))
-    url = "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz"
-    serve(monkeypatch, {url: tar_gz("cifar-100-binary", files)}, "cifar100")
-    dataset = load("cifar100", str(data_dir))
-    assert dataset.num_classes == 100
-    assert same(dataset)
+def test_a_split_too_large_for_memory_opens_few_files_and_two_at_once_prepare_it_once(
+    data_dir, monkeypatch
+):
+    from tensorflow_datasets.core import shuffle
+
+    monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 10_000)
+    spilled = []
+    iterate = shuffle.Shuffler._iter_buckets
+
+    def spy(shuffler: Any) -> Iterator[Any]:
+        spilled.append(len(shuffler.bucket_lengths))
+        return iterate(shuffler)
+
+    monkeypatch.setattr(shuffle.Shuffler, "_iter_buckets", spy)
+    requested = serve(monkeypatch, {URL: ARCHIVE})
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(prepared_builder, ["cifar10"] * 2, [str(data_dir)] * 2))
+    assert requested == [URL]
+    assert spilled == [256, 256]
+    assert same(load("cifar10", str(data_dir)))
+    assert not list(data_dir.rglob("bucket*"))
 
 
 @pytest.mark.slow
-def test_svhn_is_read_from_its_matlab_files(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_svhn_is_read_from_its_matlab_files(data_dir, monkeypatch):
     from scipy.io import savemat
 
     files: dict[str, bytes | Exception] = {}
@@ -405,14 +359,11 @@ def test_svhn_is_read_from_its_matlab_files(
     assert same(load("svhn_cropped", str(data_dir)))
 
 
-@pytest.mark.slow  # the builders insist on 70,000 images
-@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
-def test_mnist_is_read_from_its_idx_files(
-    name: str, data_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.slow  # the builder insists on 70,000 images
+def test_mnist_is_read_from_its_idx_files(data_dir, monkeypatch):
     import tensorflow_datasets as tfds
 
-    root = tfds.builder_cls(name).URL
+    root = tfds.builder_cls("mnist").URL
     files: dict[str, bytes | Exception] = {}
     images, labels = {}, {}
     for part, prefix, size in (("train", "train", 60_000), ("test", "t10k", 10_000)):
@@ -421,11 +372,5 @@ def test_mnist_is_read_from_its_idx_files(
         labels[part] = label = RNG.integers(0, 10, size, np.uint8)
         files[f"{root}{prefix}-images-idx3-ubyte.gz"] = gzip.compress(bytes(16) + image.tobytes())
         files[f"{root}{prefix}-labels-idx1-ubyte.gz"] = gzip.compress(bytes(8) + label.tobytes())
-    serve(monkeypatch, files, name)
-    assert same(load(name, str(data_dir)), images, labels)
-
-
-def test_png_keeps_every_pixel() -> None:
-    for channels in (1, 3):
-        image = RNG.integers(0, 256, (28, 28, channels), np.uint8)
-        np.testing.assert_array_equal(Decode(channels=channels)(encode_png(image)), image)
+    serve(monkeypatch, files, "mnist")
+    assert same(load("mnist", str(data_dir)), images, labels)

@@ -50,7 +50,7 @@ def process(image: np.ndarray, step: int, position: int) -> np.ndarray:
     return np.frombuffer(pixels, np.uint8).reshape(1, 1, 4)
 
 
-def test_threads_give_the_batches_of_the_order_from_any_step() -> None:
+def test_threads_give_the_batches_of_the_order_from_any_step():
     for first, threads, ahead in ((0, 4, 3), (9, 1, 1), (1, 2, 50), (1000, 0, 0)):
         split = StreamSplit(Memory(), threads, ahead, pixels=shifted)
         batches = list(split.batches(ORDER.indices, first, first + 9))
@@ -64,12 +64,8 @@ def test_threads_give_the_batches_of_the_order_from_any_step() -> None:
     assert list(split.batches(ORDER.indices, 5, 5)) == []
 
 
-@pytest.mark.parametrize(
-    ("workers", "count"), [(0, 2), (2, 1), pytest.param(1, 2, marks=pytest.mark.slow)]
-)
-def test_batches_are_the_same_for_any_number_of_workers_and_processes(
-    workers: int, count: int
-) -> None:
+@pytest.mark.parametrize(("workers", "count"), [(0, 2), (2, 1)])
+def test_batches_are_the_same_for_any_number_of_workers_and_processes(workers, count):
     """From the middle on, as a resumed run reads them, by one process or two."""
     whole = StreamSplit(Memory(), pixels=shifted)
     expected = [whole.fetch(ORDER.indices(step), step) for step in range(3, 9)]
@@ -82,7 +78,7 @@ def test_batches_are_the_same_for_any_number_of_workers_and_processes(
         jax.tree.map(np.testing.assert_array_equal, together, want)
 
 
-def test_threads_read_ahead_and_no_further() -> None:
+def test_threads_read_ahead_and_no_further():
     memory = Memory()
     batches = StreamSplit(memory, threads=2, ahead=4).batches(ORDER.indices, 0, 100)
     next(batches)
@@ -91,14 +87,13 @@ def test_threads_read_ahead_and_no_further() -> None:
     assert threading.current_thread().name not in memory.threads
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_an_error_in_a_worker_reaches_the_loop(workers: int) -> None:
-    split = StreamSplit(Memory(), workers=workers)
+def test_an_error_in_a_worker_reaches_the_loop():
+    split = StreamSplit(Memory())
     with pytest.raises(IndexError, match=f"0 .. {SIZE - 1}"):
         list(split.batches(lambda step: np.array([0, SIZE]), 0, 3))
 
 
-def test_resident_and_stream_give_the_same_batch_inside_jit() -> None:
+def test_resident_and_stream_give_the_same_batch_inside_jit():
     stream, resident = StreamSplit(Memory()), ResidentSplit({"image": IMAGES, "label": LABELS})
     assert stream.size == resident.size == SIZE
     assert stream.resident == {}
@@ -110,33 +105,17 @@ def test_resident_and_stream_give_the_same_batch_inside_jit() -> None:
             assert (batch["image"].dtype, batch["label"].dtype) == (np.uint8, np.int32)
             np.testing.assert_array_equal(batch["image"], IMAGES[ORDER.indices(step)])
             np.testing.assert_array_equal(batch["label"], LABELS[ORDER.indices(step)])
-        for indices in ([-1], [0, SIZE]):
-            with pytest.raises(IndexError, match="example indices"):
-                split.fetch(np.array(indices))
+        with pytest.raises(IndexError, match="example indices"):
+            split.fetch(np.array([-1]))
 
 
-def test_streamed_examples_that_make_no_batch_are_refused() -> None:
-    split = StreamSplit(Memory(), name="mine", num_classes=9)
-    assert len(split.fetch(np.arange(9))["label"]) == 9
-    with pytest.raises(UserError, match=r'"mine" has the label 9, .* 0 \.\. 8'):
-        split.fetch(np.arange(10))
-
-    def cropped(image: np.ndarray, step: int, position: int) -> np.ndarray:
-        return image[: 4 - position // 2]
-
-    split = StreamSplit(Memory(), pixels=cropped, name="mine")
-    assert split.fetch(np.arange(2))["image"].shape == (2, 4, 4, 3)
-    words = r'example 2 of data set "mine" is an image of uint8 \(3, 4, 3\), not uint8 \(4, 4, 3\)'
-    with pytest.raises(UserError, match=words):
-        split.fetch(np.arange(3))
-
-
-def test_a_data_set_checks_streamed_examples_like_resident_ones() -> None:
+def test_a_data_set_checks_streamed_examples_like_resident_ones():
     """Each image and label, by the data set's own shape and number of classes."""
     for pixels, shape, classes, words in (
         (shifted, (4, 4, 1), 10, r"uint8 \(4, 4, 3\), not uint8 \(4, 4, 1\)"),
         (lambda image, *_: image / 255, (4, 4, 3), 10, r"float64 \(4, 4, 3\), not uint8"),
-        (shifted, (4, 4, 3), 9, "label 9, which is not in 0 .. 8"),
+        (shifted, (4, 4, 3), 9, "label 9, .* 0 .. 8"),
+        (lambda image, _, position: image[: 4 - position // 2], (4, 4, 3), 10, r"\(3, 4, 3\)"),
     ):
         split = StreamSplit(Memory(), pixels=pixels)
         half = (0.5,) * shape[-1]
@@ -146,7 +125,7 @@ def test_a_data_set_checks_streamed_examples_like_resident_ones() -> None:
                 list(part.batches(lambda step: np.arange(SIZE), 0, 1))
 
 
-def test_workers_use_no_device_ignore_signals_and_end_with_the_run() -> None:
+def test_workers_use_no_device_ignore_signals_and_end_with_the_run():
     with subprocess.Popen(
         [sys.executable, "-m", __name__],
         cwd=Path(__file__).parents[1],

@@ -1,7 +1,5 @@
 """Text: every byte scored exactly once, and windows as in plain NumPy."""
 
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
@@ -25,9 +23,7 @@ def examples(split: TextSplit, indices: np.ndarray, step: int = 0) -> dict[str, 
 
 
 @pytest.mark.parametrize(("count", "length", "context"), SHAPES)
-def test_evaluation_scores_every_byte_once_after_its_context(
-    count: int, length: int, context: int
-) -> None:
+def test_evaluation_scores_every_byte_once_after_its_context(count, length, context):
     text = random_text(count)
     split = TextSplit(text, length, context, whole=True)
     indices = np.arange(split.size)
@@ -41,7 +37,6 @@ def test_evaluation_scores_every_byte_once_after_its_context(
             scored[start + place] += 1
             assert place >= min(context, start + place)
     np.testing.assert_array_equal(scored, 1)
-    assert set(np.unique(batch["weight"])) <= {0, 1}
     stride = length - context
     np.testing.assert_array_equal(batch["weight"].sum(axis=1)[:-1], stride)
     assert batch["weight"][-1].sum() == count - (split.size - 1) * stride
@@ -49,11 +44,13 @@ def test_evaluation_scores_every_byte_once_after_its_context(
 
 
 @pytest.mark.parametrize("kind", ["segments", "random", "whole"])
-def test_inputs_are_the_bytes_before_the_targets(kind: str) -> None:
+def test_inputs_are_the_bytes_before_the_targets(kind):
     text = random_text(103)
     split = TextSplit(text, 8, 3 * (kind == "whole"), kind == "random", whole=kind == "whole")
     before = np.concatenate([[0], text])
     indices = np.arange(split.size)
+    if kind == "segments":  # which tile the text without its ragged end
+        assert split.fetch(indices)["start"].tolist() == list(range(0, 96, 8))
     for step in range(4 if kind == "random" else 1):
         start = split.fetch(indices, step)["start"]
         batch = examples(split, indices, step)
@@ -63,17 +60,7 @@ def test_inputs_are_the_bytes_before_the_targets(kind: str) -> None:
             np.testing.assert_array_equal(batch["targets"][i], text[position : position + 8])
 
 
-def test_training_segments_tile_the_text_without_its_ragged_end() -> None:
-    for count, segments in ((12, 3), (15, 3), (16, 4)):
-        text = random_text(count)
-        split = TextSplit(text, 4)
-        assert split.size == segments
-        batch = examples(split, np.arange(segments))
-        assert set(batch) == {"tokens", "targets"}
-        np.testing.assert_array_equal(batch["targets"].ravel(), text[: 4 * segments])
-
-
-def test_random_windows_are_a_function_of_seed_and_step_alone() -> None:
+def test_random_windows_are_a_function_of_seed_and_step_alone():
     text = random_text(1000)
     split = TextSplit(text, 10, random=True, seed=5)
     assert split.size == 100
@@ -93,7 +80,7 @@ def test_random_windows_are_a_function_of_seed_and_step_alone() -> None:
         assert (start(split, [0] * 20, step) == shuffling).mean() < 0.2
 
 
-def test_random_windows_never_change_and_start_everywhere_equally_often() -> None:
+def test_random_windows_never_change_and_start_everywhere_equally_often():
     split = TextSplit(random_text(1000), 10, random=True, seed=3)
     expected = [524, 345, 723, 198, 568, 295, 636, 111, 15, 702]
     assert split.fetch(np.arange(10), 7)["start"].tolist() == expected
@@ -105,7 +92,7 @@ def test_random_windows_never_change_and_start_everywhere_equally_often() -> Non
     assert ((counts - 1000) ** 2 / 1000).sum() < 35
 
 
-def test_indices_outside_the_split_are_refused() -> None:
+def test_indices_outside_the_split_are_refused():
     text = random_text(12)
     for split in (TextSplit(text, 3), TextSplit(text, 4, 1, whole=True)):
         for indices in ([-1], [0, 4]):
@@ -113,7 +100,7 @@ def test_indices_outside_the_split_are_refused() -> None:
                 split.fetch(np.array(indices))
 
 
-def test_the_longest_text_can_be_indexed_and_a_longer_one_is_refused() -> None:
+def test_the_longest_text_can_be_indexed_and_a_longer_one_is_refused():
     longest = 2**31 - 2
     text = np.broadcast_to(np.uint8(0), longest)  # takes one byte of memory
     split = TextSplit(text, 1000, 999, whole=True)
@@ -126,7 +113,7 @@ def test_the_longest_text_can_be_indexed_and_a_longer_one_is_refused() -> None:
         TextSplit(np.broadcast_to(np.uint8(0), longest + 1), 1000, name="the book")
 
 
-def test_a_text_is_divided_into_90_5_and_5_percent(tmp_path: Path) -> None:
+def test_a_text_is_divided_into_90_5_and_5_percent(tmp_path):
     content = random_text(1019).tobytes()
     (tmp_path / "book").write_bytes(content)
     splits = {}
@@ -143,7 +130,7 @@ def test_a_text_is_divided_into_90_5_and_5_percent(tmp_path: Path) -> None:
     assert splits["train"] + splits["validation"] + splits["test"] == content
 
 
-def test_largest_is_of_both_splits(tmp_path: Path) -> None:
+def test_largest_is_of_both_splits(tmp_path):
     for place, largest in ((0, 200), (905, 200), (960, 65)):  # train, validation, test
         content = bytearray(b"A" * 1000)
         content[place] = 200
@@ -151,20 +138,18 @@ def test_largest_is_of_both_splits(tmp_path: Path) -> None:
         assert load("text", path=str(tmp_path / "book"), length=8).largest == largest
 
 
-def test_a_wrong_field_is_named_before_anything_is_read() -> None:
+def test_a_wrong_field_is_named_before_anything_is_read():
     for wrong, words in (
-        ({"length": 0}, "data.length=0"),
         ({"length": 8, "context": 8}, r"data.context=8 .* 0 \.\. 7"),
         ({"context": -1}, "data.context=-1"),
-        ({"windows": "randum"}, 'data.windows "randum"; did you mean "random"'),
-        ({"eval_split": "tests"}, 'data.eval_split "tests"; did you mean "test"'),
-        ({"eval_split": "train"}, 'data.eval_split "train"; choose one of test, validation'),
+        ({"windows": "randum"}, 'data.windows .*"random"'),
+        ({"eval_split": "train"}, "data.eval_split .* test, validation"),
     ):
         with pytest.raises(UserError, match=words):
             load("enwik8", **wrong)
 
 
-def test_a_short_split_is_named(tmp_path: Path) -> None:
+def test_a_short_split_is_named(tmp_path):
     (tmp_path / "book").write_bytes(bytes(1000))
     fields = {"path": str(tmp_path / "book"), "length": 50}
     assert load("text", **fields).eval.size == 1

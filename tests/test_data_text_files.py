@@ -16,7 +16,7 @@ from rezero_jax.errors import UserError
 from tests.data import load
 
 
-def test_a_folder_is_its_files_in_the_order_of_their_paths(tmp_path: Path) -> None:
+def test_a_folder_is_its_files_in_the_order_of_their_paths(tmp_path):
     files = {
         "b.txt": b"two\n",
         "a/z.txt": b"one",
@@ -35,15 +35,11 @@ def test_a_folder_is_its_files_in_the_order_of_their_paths(tmp_path: Path) -> No
     assert user_text(str(tmp_path)).tobytes() == expected
 
 
-def test_links_are_followed_once_and_what_is_no_file_is_named(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_links_are_followed_once_and_what_is_no_file_is_named(tmp_path, caplog):
     root, other = tmp_path / "root", tmp_path / "other"
-    for folder in (root / "a", other / "deep"):
-        folder.mkdir(parents=True)
-    (root / "a" / "1").write_text("one")
-    (other / "2").write_text("two")
-    (other / "deep" / "3").write_text("three")
+    for path, text in ((root / "a/1", "one"), (other / "2", "two"), (other / "deep/3", "three")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
     (root / "b").symlink_to(other)  # a folder
     (root / "c").symlink_to(other / "2")  # a file
     (root / "a" / "up").symlink_to(root)  # a cycle
@@ -58,9 +54,7 @@ def test_links_are_followed_once_and_what_is_no_file_is_named(
     assert re.search(r"no files: 2, such as .*(gone\\x1b|pipe)$", caplog.text.strip())
 
 
-def test_the_length_of_a_text_is_checked_before_it_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_length_of_a_text_is_checked_before_it_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "read_bytes", None)
     for name in ("one", "two"):
         with (tmp_path / name).open("wb") as file:
@@ -70,7 +64,7 @@ def test_the_length_of_a_text_is_checked_before_it_is_read(
             user_text(str(path))
 
 
-def test_the_standard_library_is_three_sets_of_its_own_sources() -> None:
+def test_the_standard_library_is_three_sets_of_its_own_sources():
     files = {part: stdlib_files(part) for part in ("train", "validation", "test")}
     everything = [path for part in files.values() for path in part]
     assert len(set(everything)) == len(everything)
@@ -86,7 +80,7 @@ def test_the_standard_library_is_three_sets_of_its_own_sources() -> None:
         assert len(text) > 50_000
 
 
-def test_a_path_without_text_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_without_text_is_named(tmp_path, monkeypatch):
     def refused(path: Path | None) -> str:
         with pytest.raises(UserError) as info:
             load("text", path=path and str(path))
@@ -95,19 +89,17 @@ def test_a_path_without_text_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "tales.txt").write_bytes(b"")
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
-    for path in (None, ""):
-        assert "set --config.data.path=" in refused(path)
+    assert "set --config.data.path=" in refused(None)
     for name, words in (
-        (
-            "tale.txt",
-            "data.path=ROOT/tale.txt is not a file or folder; did you mean ROOT/tales.txt",
-        ),
-        ("q/w", "data.path=ROOT/q/w is not a file or folder"),
-        ("tales.txt", "data.path=ROOT/tales.txt contains no text"),
-        ("folder", "data.path=ROOT/folder contains no text"),
-        ("pipe", "data.path=ROOT/pipe is not a file or folder"),
+        ("tale.txt", "did you mean ROOT/tales.txt"),
+        ("q/w", "not a file or folder"),
+        ("tales.txt", "no text"),
+        ("folder", "no text"),
+        ("pipe", "not a file or folder"),
     ):
-        assert words in refused(tmp_path / name)
+        sentence = refused(tmp_path / name)
+        assert sentence.startswith(f"data.path=ROOT/{name} ")
+        assert words in sentence
 
     def denied(path: Path) -> bytes:
         raise PermissionError(13, "Permission denied", str(path))
@@ -148,7 +140,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return served
 
 
-def test_enwik8_is_downloaded_once_and_divided(server: Path, tmp_path: Path) -> None:
+def test_enwik8_is_downloaded_once_and_divided(server, tmp_path):
     for split, content in (("validation", TEXT[9000:9500]), ("test", TEXT[9500:])):
         text = load("enwik8", str(tmp_path / "data"), length=32, eval_split=split)
         assert isinstance(text, Text)
@@ -158,24 +150,19 @@ def test_enwik8_is_downloaded_once_and_divided(server: Path, tmp_path: Path) -> 
     assert [path.name for path in (tmp_path / "data").rglob("*.*")] == ["enwik8.zip"]
 
 
-def test_a_download_that_fails_leaves_nothing(
-    server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_download_that_fails_leaves_nothing(server, tmp_path, monkeypatch):
     data = tmp_path / "data"
     for content in (zipped(TEXT[::-1]), ARCHIVE[:-100]):
         server.write_bytes(content)
-        with pytest.raises(UserError, match=r"could not be downloaded.*wrong size or checksum"):
+        with pytest.raises(UserError, match=r"download.*checksum"):
             enwik8_text(str(data))
     with pytest.raises(UserError, match="downloads nothing"):
         enwik8_text(str(data), download=False)
     server.unlink()
-    with pytest.raises(UserError, match=f"put enwik8.zip into {data}/downloads/manual, or set"):
+    with pytest.raises(UserError, match=f"put enwik8.zip into {data}/downloads/manual"):
         enwik8_text(str(data))
     (data / "downloads").rmdir()  # empty
-    (data / "downloads").write_text("a file")
-    with pytest.raises(UserError, match="could not be downloaded"):
-        enwik8_text(str(data))
-    with pytest.raises(UserError, match=f"there is no folder {data}.x"):
+    with pytest.raises(UserError, match=f"no folder {data}.x"):
         enwik8_text(f"{data}.x/y")
 
 
@@ -184,18 +171,16 @@ def test_a_download_that_fails_leaves_nothing(
     [
         ("enwik8", TEXT, None),
         ("enwik8.zip", ARCHIVE, None),
-        ("enwik8", TEXT[:-1], "9999 bytes. is not enwik8"),
-        ("enwik8.zip", zipped(TEXT[::-1]), "is not enwik8 .*MD5 .*; delete this file"),
-        ("enwik8.zip", zipped(TEXT, "enwik9"), "is not an archive of enwik8"),
-        ("enwik8.zip", ARCHIVE[:-100], "is not an archive of enwik8"),
-        ("enwik8.zip", zipped(bytes(10**7)), "10000000 bytes. is not enwik8"),
-        ("enwik8", "pipe", "is not a file"),
-        ("enwik8.zip", "folder", "is not a file"),
+        ("enwik8", TEXT[:-1], "9999 bytes"),
+        ("enwik8.zip", zipped(TEXT[::-1]), "MD5 .*; delete"),
+        ("enwik8.zip", zipped(TEXT, "enwik9"), "archive"),
+        ("enwik8.zip", ARCHIVE[:-100], "archive"),
+        ("enwik8.zip", zipped(bytes(10**7)), "10000000 bytes"),
+        ("enwik8", "pipe", "not a file"),
+        ("enwik8.zip", "folder", "not a file"),
     ],
 )
-def test_a_file_of_the_users_is_used_or_named(
-    name: str, content: bytes | str, words: str | None, server: Path, tmp_path: Path
-) -> None:
+def test_a_file_of_the_users_is_used_or_named(name, content, words, server, tmp_path):
     path = tmp_path / "data" / "downloads" / "manual" / name
     path.parent.mkdir(parents=True)
     if isinstance(content, bytes):

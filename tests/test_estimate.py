@@ -9,7 +9,6 @@ import jax
 import pytest
 
 from rehearsal.estimate import CHIPS, accounts, chip_of, estimate, group_size
-from rehearsal.plan import WIDTH, render
 from rehearsal.program import Traffic, parse, shape_bytes, trip_count
 from rehearsal.topologies import devices_of
 from rezero_jax.errors import UserError
@@ -26,21 +25,15 @@ def test_loops_count_by_their_trip_counts_and_branches_by_the_costliest():
     (one,) = update.collectives
     assert (one.kind, one.size, one.trips) == ("all-reduce", 4 * 8 * 4, 2)
     assert group_size(one.groups) == 4
-
-
-def test_without_a_loop_of_unknown_trip_count_the_program_is_the_update():
-    entry = LOOPS.replace("get-tuple-element(%q), index=2", "constant(3)")
-    update, dispatch = accounts(entry)
+    # Without a loop of unknown trip count, the program is the update.
+    update, dispatch = accounts(LOOPS.replace("get-tuple-element(%q), index=2", "constant(3)"))
     assert update.cycles.total() == 5 + 3 * (7 + 2 * 11 + 30)
     assert dispatch.cycles.total() == 0
-
-
-def test_the_compilers_own_trip_count_wins():
     computations, _ = parse(LOOPS)
     loop = next(one for one in computations["outer_body"] if one.opcode == "while")
     assert trip_count(loop, computations) == 2
     known = loop._replace(rest=loop.rest + ', backend_config={"known_trip_count":{"n":"9"}}')
-    assert trip_count(known, computations) == 9
+    assert trip_count(known, computations) == 9  # the compiler's own
 
 
 def test_sizes_of_shapes_and_groups():
@@ -119,23 +112,3 @@ def test_unknown_topologies_and_missing_compilers_are_user_errors(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=re.escape(f'pip install "jax[tpu]=={jax.__version__}"')):
         devices_of("v5e:2x4")
-
-
-def test_a_plan_for_absent_chips_is_rendered():
-    account = {"device": "TPU v5 lite", "mesh": {"data": 4, "model": 1}, "fully_sharded": False}
-    account |= {"parameters": 10**9, "updates": 1000, "updates_per_dispatch": 10}
-    account |= {"batch_size": 64, "flops": 2e14, "compile_seconds": 3.0}
-    sizes = {"parameters": 4e9, "optimizer state": 8e9, "data": 1e6, "gradients, activations": 0}
-    account["bytes"] = sizes | {"used": 12e9, "available": 16e9}
-    account["collectives"] = [{"kind": "all-reduce", "count": 2, "bytes": 4e9, "devices": 4}]
-    account |= {"kernels": {"rng-bit-generator": 8}, "kernels_at_least": 0.01}
-    account |= {"bound_by_flops": 0.25, "bound_by_bytes": 0.1, "operations": {"dot_general": 0.75}}
-    account |= {"estimate": 0.5, "estimate_of_a_dispatch": 0.02}
-    rows = {line[:WIDTH].rstrip(): line[WIDTH:] for line in render(account).splitlines()}
-    assert rows["devices"].startswith("4 x TPU v5 lite (data 4 x model 1")
-    assert rows["bytes of a device"] == "12.0 GB of 16.0 GB"
-    assert rows["an update"] == "500 ms by the compiler's estimate, 50.0% of the peak"
-    assert rows["  dot_general"] == "75.0%"
-    assert rows["the run"].startswith("0:08:22")  # 1,000 updates and 100 dispatches
-    assert rows["all-reduce"] == "2 x 4.0 GB among 4 devices"
-    assert rows["without estimate"] == "rng-bit-generator: at least 10 ms"

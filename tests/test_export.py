@@ -20,8 +20,8 @@ from rezero_jax.errors import UserError
 from rezero_jax.export import FILES, constructor, export, main
 from rezero_jax.models.weights import load_tensors, save_tensors
 from rezero_jax.training.load import checked_config, restored
-from tests.families import FAMILIES, ROOT, STEPS
-from tests.gcs.server import serving
+from tests.families import FAMILIES, ROOT, STEPS, flat, refused
+from tests.faults.compare import changed_arrays
 
 RNG = np.random.default_rng(0)
 INPUTS = {
@@ -51,19 +51,12 @@ print([name for name in needless if name in sys.modules])
 """
 
 
-def elsewhere(code, folder, environment):
+def elsewhere(code, folder):
     """The result of another process in `folder`, which has this one's settings of the compiler."""
+    settings = {"JAX_COMPILATION_CACHE_DIR": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
+    environment = settings | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=folder,
-        env={
-            "PYTHONPATH": str(ROOT),
-            "JAX_COMPILATION_CACHE_DIR": "",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
-        }
-        | environment,
-        capture_output=True,
-        text=True,
+        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True
     )
 
 
@@ -79,7 +72,7 @@ def models(trained, tmp_path_factory):
 @pytest.mark.slow
 def test_another_process_has_the_same_logits_to_the_bit_without_the_data(trained, models):
     np.savez(models / "inputs.npz", **INPUTS)
-    done = elsewhere(ELSEWHERE, models, {})
+    done = elsewhere(ELSEWHERE, models)
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
     found = np.load(models / "logits.npz")
     for family, x in INPUTS.items():
@@ -121,8 +114,8 @@ def test_the_card_describes_the_run_and_its_python_runs(family, models, monkeypa
     card = (models / family / "README.md").read_text()
     names = {"mlp": "MLP", "resnet": "ResNet.cifar", "transformer": "Transformer", "vit": "ViT"}
     assert card.startswith(f"# {names[family]}, rezero, ")
-    assert f"| updates | {STEPS} |\n| batch size | 16 |\n" in card
-    assert "| eval/loss | " in card
+    for row in (f"| updates | {STEPS} |", "| batch size | 16 |", "| eval/loss | "):
+        assert row in card
     monkeypatch.chdir(models)
     names = run_card(models / family)
     if family == "transformer":
@@ -133,54 +126,29 @@ def test_the_card_describes_the_run_and_its_python_runs(family, models, monkeypa
         np.testing.assert_allclose(names["images"], (51 / 255 - 0.5) / 0.5, rtol=1e-5)
 
 
-@pytest.mark.slow
-def test_a_model_goes_to_a_bucket_and_comes_back(trained, models):
-    code = f"""\
-import numpy as np
-from rezero_jax.export import load, main
-
-assert main([{str(trained("mlp"))!r}, "--out=gs://models/a/mlp"]) == 0
-x = np.load("inputs.npz")["mlp"]
-np.testing.assert_array_equal(load("gs://models/a/mlp")(x), load("mlp")(x))
-assert main([{str(trained("mlp"))!r}, "--out=gs://others/mlp"]) == 2
-"""
-    np.savez(models / "inputs.npz", **INPUTS)
-    with serving(["models"]) as server:
-        done = elsewhere(code, models, server.environment)
-    assert done.returncode == 0, done.stderr
-    assert "export: cannot use gs://others" in done.stderr
-
-
-def sentence(folder):
-    with pytest.raises(UserError) as error:
-        rezero_jax.load(folder)
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
 def test_folders_without_a_model_or_with_a_damaged_one(models, tmp_path):
-    assert "no exported model: there is no config.json" in sentence(tmp_path)
     folder = Path(shutil.copytree(models / "mlp", tmp_path / "mlp"))
     weights, config = folder / "model.safetensors", folder / "config.json"
     whole, text = weights.read_bytes(), config.read_text()
+
+    def check(path, content, words):
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        refused(lambda: rezero_jax.load(folder), words)
+
+    refused(lambda: rezero_jax.load(tmp_path), "config.json")
     weights.unlink()
-    assert "there is no model.safetensors" in sentence(folder)
+    refused(lambda: rezero_jax.load(folder), "no model.safetensors")
+    check(weights, whole[:-10], "damaged")
+    check(weights, whole[:-1] + bytes([whole[-1] ^ 1]), "damaged")  # one bit of a weight
     arrays = load_tensors(models / "mlp" / "model.safetensors")
-    for content in (whole[:-10], whole[:-1] + bytes([whole[-1] ^ 1])):  # one bit of a weight
-        weights.write_bytes(content)
-        assert "is damaged" in sentence(folder)
     save_tensors(weights, arrays | {"more": arrays["head.kernel"]})
-    assert "is not of the model in config.json" in sentence(folder)
+    refused(lambda: rezero_jax.load(folder), "not of the model in config.json")
     weights.write_bytes(whole)
     rezero_jax.load(folder)
     for broken in (text[:-20], "[]", "{}", text.replace('"width"', '"breadth"')):
-        config.write_text(broken)
-        assert "is broken" in sentence(folder)
-    config.write_text(text.replace('"rezero"', '"rezro"'))
-    assert 'did you mean "rezero"' in sentence(folder)
-    depth = json.loads(text)["model"]["depth"]
-    config.write_text(text.replace(f'"depth": {depth}', f'"depth": {depth + 1}'))
-    assert "is not of the model in config.json" in sentence(folder)
+        check(config, broken, "broken")
+    check(config, text.replace('"rezero"', '"rezro"'), 'did you mean "rezero"')
+    check(config, text.replace('"depth": 4', '"depth": 5'), "not of the model in config.json")
 
 
 def test_a_run_that_has_not_ended_and_mistakes_of_the_command(trained, copy_of, tmp_path, capsys):
@@ -203,21 +171,13 @@ def test_a_run_that_has_not_ended_and_mistakes_of_the_command(trained, copy_of, 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_saved_resnet_has_the_blocks_of_its_rule(tmp_path):
-    """Rules of ResNets are names that determine more than how a branch joins the trunk."""
-    x = jnp.asarray(RNG.normal(size=(2, 8, 8, 3)), jnp.float32)
-    for rule in ("residual", "fixup"):
-        model = rezero_jax.ResNet.cifar(8, rule, 4, width=4, rngs=nnx.Rngs(0))
-        rezero_jax.export.save(model, tmp_path / rule)
-        model.eval()
-        np.testing.assert_array_equal(rezero_jax.load(tmp_path / rule)(x), model(x))
-
-
 # ---- Models of one's own
 
 
 MADE = {
     **{name: family.make for name, family in FAMILIES.items()},
+    # Rules of ResNets determine more than how a branch joins the trunk.
+    "fixup": lambda rngs: rezero_jax.ResNet.cifar(8, "fixup", 4, width=4, rngs=rngs),
     "preact": lambda rngs: rezero_jax.ResNet.preact(18, width=4, scan=True, rngs=rngs),
     "encoder": lambda rngs: rezero_jax.Encoder(
         width=8, depth=3, heads=2, scan=False, norm="dyt", rngs=rngs
@@ -231,7 +191,7 @@ MADE = {
 
 @pytest.mark.parametrize("name", MADE)
 def test_a_model_of_ones_own_is_saved_and_loaded_to_the_bit(name, tmp_path):
-    model = MADE[name](rngs=nnx.Rngs(0))
+    model = nnx.eval_shape(lambda: MADE[name](rngs=nnx.Rngs(0)))
     for variable in jax.tree.leaves(
         nnx.state(model), is_leaf=lambda v: isinstance(v, nnx.Variable)
     ):
@@ -243,11 +203,8 @@ def test_a_model_of_ones_own_is_saved_and_loaded_to_the_bit(name, tmp_path):
     loaded = rezero_jax.load(tmp_path / "model")
     model.eval()
     assert nnx.graphdef(loaded) == nnx.graphdef(model)
-    for ours, theirs in zip(
-        jax.tree.leaves(nnx.state(loaded)), jax.tree.leaves(nnx.state(model)), strict=True
-    ):
-        np.testing.assert_array_equal(ours, theirs)
-        assert ours.dtype == theirs.dtype
+    states = (flat(nnx.to_pure_dict(nnx.state(one))) for one in (loaded, model))
+    assert changed_arrays(*states) == []
 
 
 def test_a_model_that_cannot_be_made_again_is_not_saved(tmp_path):
@@ -279,7 +236,7 @@ def test_an_export_replaces_only_an_export_and_follows_no_link(trained, models, 
     (hub / "model.safetensors").write_text("theirs")
     with pytest.raises(SystemExit):
         main([str(run), "--out="])
-    assert "--out: is empty" in capsys.readouterr().err
+    assert "--out" in capsys.readouterr().err
     for out in (run, other, hub, run / "checkpoints", tmp_path / "other/README.md"):
         before = files_of(tmp_path)
         assert main([str(run), f"--out={out}"]) == 2
@@ -348,7 +305,7 @@ print(found.count(False), found.count(True))
 
 def test_a_process_killed_while_it_replaces_a_model_leaves_the_old_or_the_new_one(tmp_path):
     """A process dies just before each of the calls that change files, in turn."""
-    done = elsewhere(KILLS, tmp_path, {})
+    done = elsewhere(KILLS, tmp_path)
     assert done.returncode == 0, done.stderr
     assert min(map(int, done.stdout.split())) >= 3
 

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import functools
 import io
-import json
 import os
 import random
 import shutil
@@ -55,7 +54,6 @@ def test_a_full_disk_is_reported_and_the_same_command_resumes(tmp_path):
     assert result.returncode == 2
     (said,) = (line for line in result.stderr.splitlines() if line.startswith("train.py:"))
     assert "cannot write to the workdir" in said
-    assert "the same command resumes" in said
     assert [path.name for path in (full / "checkpoints").iterdir() if path.name.isdigit()] == ["20"]
     assert not (full / "final.json").exists()
     assert run(argv).returncode == 0
@@ -102,13 +100,10 @@ def test_a_process_lost_while_saving_is_not_a_failed_write(tmp_path, monkeypatch
         loop.train(CONFIG, tmp_path)
 
 
-@pytest.mark.parametrize("error", [processes.Lost("lost"), UserError("memory"), None])
-def test_nothing_waits_for_the_save_of_a_lost_process(error, tmp_path, monkeypatch):
-    closed = []
+def test_nothing_waits_for_the_save_of_a_lost_process(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path / "checkpoints", CONFIG.checkpoint)
-    monkeypatch.setattr(checkpoints._manager, "close", lambda: closed.append(True))
-    checkpoints.__exit__(type(error), error, None)
-    assert bool(closed) == (not isinstance(error, processes.Lost))
+    monkeypatch.setattr(checkpoints._manager, "close", pytest.fail)
+    checkpoints.__exit__(processes.Lost, processes.Lost("lost"), None)
 
 
 # ---- Traces
@@ -120,28 +115,13 @@ def test_a_trace_of_some_updates(tmp_path):
     names = [path.name for path in (tmp_path / "profile").rglob("*")]
     assert "perfetto_trace.json.gz" in names
     assert any(name.endswith(".xplane.pb") for name in names)
-    assert json.loads((tmp_path / "final.json").read_text())["status"] == "finished"
-
-
-def test_a_trace_begins_with_the_dispatch_of_its_first_update(tmp_path, monkeypatch):
-    monkeypatch.setattr("jax.profiler.start_trace", lambda *_, **__: None)
-    monkeypatch.setattr("jax.profiler.stop_trace", lambda: None)
-    cases = ((0, 9, False), (5, 10, True), (15, 25, True), (20, 30, False), (40, 50, False))
-    for now, last, expected in cases:
-        said = []
-        profile = loop.Profile(tmp_path, (10, 20), said.append)
-        profile.begin(now, last)
-        profile.end(last, None)
-        assert bool(said) == (expected and last >= 20)
-        profile.close()
-        assert bool(said) == expected
 
 
 def test_an_invalid_range_of_a_trace_is_refused(tmp_path, capsys):
-    with pytest.raises(UserError, match=f"beyond the last step .* two numbers from 1 to {STEPS}"):
+    with pytest.raises(UserError, match=f"last step .* {STEPS}"):
         loop.train(CONFIG, tmp_path / "run", profile=(STEPS - 2, STEPS + 1))
     assert list(tmp_path.iterdir()) == []
-    for text in ("", "10", "20:10", "0:5", "a:b", "1:2:3"):
+    for text in ("", "20:10", "0:5", "a:b"):
         with pytest.raises(SystemExit):
             flags.parse(["--config=a.py", "--workdir=b", f"--profile_steps={text}"])
         assert "FIRST:LAST" in capsys.readouterr().err
@@ -236,8 +216,8 @@ def test_a_run_that_deletes_its_checkpoints_is_read(copy_of, monkeypatch):
 # ---- Links, pipes and other contents of a stranger's folder
 
 
-LINKS = (".lock", "config.json", "environment.json", "final.json", "metrics.jsonl", "curves.png")
-FOLDERS = ("checkpoints", "checkpoints/4", "checkpoints/9", "damaged", "profile", "tensorboard")
+LINKS = (".lock", "config.json", "final.json", "metrics.jsonl", "curves.png")
+FOLDERS = ("checkpoints", "checkpoints/4", "checkpoints/9", "damaged", "tensorboard")
 
 
 @pytest.mark.parametrize("name", [*LINKS, *FOLDERS])
@@ -319,9 +299,9 @@ def test_a_final_record_has_its_fields(trained, tmp_path):
     for key in final:
         for value in (None, "x" if key != "status" else 1, [], {}):
             write_json(tmp_path / "final.json", final | {key: value})
-            with pytest.raises(UserError, match=rf"final.json is broken \(its {key} is "):
+            with pytest.raises(UserError, match=rf"final.json is broken .*{key}"):
                 read_final(tmp_path)
-    for key in ("status", "steps", "seconds"):
-        write_json(tmp_path / "final.json", {k: v for k, v in final.items() if k != key})
-        with pytest.raises(UserError, match=f"its {key} is missing"):
-            read_final(tmp_path)
+        if key in ("status", "steps", "seconds"):
+            write_json(tmp_path / "final.json", {k: v for k, v in final.items() if k != key})
+            with pytest.raises(UserError, match=f"{key} is missing"):
+                read_final(tmp_path)

@@ -25,10 +25,6 @@ block = ReZero(nnx.Linear(4, 4, rngs=nnx.Rngs(0)), alpha_init=0.0)
 MISUSE = 'ReZero(nnx.Linear(4, 4, rngs=nnx.Rngs(0)), alpha_init="open")\nMLP(4, 8, 2, 3)\n'
 
 
-def needs_wheel(test):
-    return pytest.mark.campaign(pytest.mark.slow(test))
-
-
 def run(*command, cwd):
     done = subprocess.run([str(c) for c in command], cwd=cwd, capture_output=True, text=True)
     return done.returncode, done.stdout + done.stderr
@@ -70,7 +66,8 @@ def installed(tmp_path_factory):
     return python, wheel
 
 
-@needs_wheel
+@pytest.mark.campaign
+@pytest.mark.slow
 def test_the_wheel_has_the_package_alone_and_is_enough_for_the_models(installed, tmp_path):
     python, wheel = installed
     names = zipfile.ZipFile(wheel).namelist()
@@ -80,28 +77,17 @@ def test_the_wheel_has_the_package_alone_and_is_enough_for_the_models(installed,
     assert any(name.endswith("LICENSE") for name in names)
     code = USE + "print(block(jnp.ones((2, 4))).shape, model(jnp.ones((2, 4))).shape)"
     assert run(python, "-c", code, cwd=tmp_path) == (0, "(2, 4) (2, 3)\n")
-    status, output = run(python, "-c", "import tensorflow_datasets", cwd=tmp_path)
-    assert status == 1
-    assert "No module named" in output
-
-
-@needs_wheel
-def test_the_analysis_extra_is_enough_for_plots_and_tables(installed, tmp_path):
-    python, wheel = installed
-    status, output = run(python, "-m", "pip", "install", "-q", f"{wheel}[analysis]", cwd=tmp_path)
-    assert status == 0, output
-    code = "import rezero_jax.analysis.plots, rezero_jax.analysis.table"
-    assert run(python, "-c", code, cwd=tmp_path) == (0, "")
-
-
-@needs_wheel
-def test_type_checkers_of_others_see_the_types(installed, tmp_path):
+    assert run(python, "-c", "import tensorflow_datasets", cwd=tmp_path)[0] == 1
+    # Type checkers of others see the types.
     (tmp_path / "right.py").write_text(USE)
     (tmp_path / "wrong.py").write_text(USE + MISUSE)
-    mypy = [installed[0], "-m", "mypy", "--no-incremental"]
-    status, output = run(*mypy, "right.py", cwd=tmp_path)
-    assert status == 0, output
+    mypy = [python, "-m", "mypy", "--no-incremental"]
+    assert run(*mypy, "right.py", cwd=tmp_path)[0] == 0
     status, output = run(*mypy, "wrong.py", cwd=tmp_path)
     assert status == 1
     assert 'Argument "alpha_init" to "ReZero" has incompatible type "str"' in output
     assert 'Missing named argument "rngs" for "MLP"' in output
+    # The extra `analysis` is enough for plots and tables.
+    assert run(python, "-m", "pip", "install", "-q", f"{wheel}[analysis]", cwd=tmp_path)[0] == 0
+    code = "import rezero_jax.analysis.plots, rezero_jax.analysis.table"
+    assert run(python, "-c", code, cwd=tmp_path) == (0, "")

@@ -1,7 +1,5 @@
 """Baselines are what they claim to be, and a table has a row for every program."""
 
-import importlib.util
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -26,6 +24,11 @@ def baseline(config):
     return make_model(config.model, IMAGE, CLASSES, 0)
 
 
+def made(config):
+    """The baseline, made in one compiled function."""
+    return nnx.jit(lambda: baseline(config))()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_baseline_has_the_number_of_parameters_of_ours(family):
     for spec in FAMILIES[family]:
@@ -40,15 +43,14 @@ def test_a_baseline_has_the_number_of_parameters_of_ours(family):
 def test_the_trunk_of_a_baseline_is_the_identity_at_init():
     for name in ("mlp", "transformer"):
         config = load_config(FAMILIES[name][0])
-        model = baseline(config)
+        model = made(config)
         x = jax.random.normal(jax.random.key(0), (2, 8, config.model.width))
         assert jnp.array_equal(model.trunk(x), x)
         model.trunk.blocks.alpha[...] += 1.0
         assert not jnp.allclose(model.trunk(x), x)
-    config = load_config("configs/resnet.py:depth=14")
+    config = load_config("configs/resnet.py:depth=8")
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, config.model.width))
-    for block in baseline(config).blocks[:2]:  # later blocks change the shape
-        assert jnp.array_equal(block(x), x)
+    assert jnp.array_equal(made(config).blocks[0](x), x)
 
 
 @pytest.mark.slow
@@ -62,23 +64,6 @@ def test_a_fully_sharded_baseline_compiles_with_remat_in_bfloat16():
     )
     # Parameters and two moments, most of them halved.
     assert compiled.memory_analysis().argument_size_in_bytes < 0.7 * 3 * whole
-
-
-@pytest.mark.skipif(
-    importlib.util.find_spec("jax_cuda13_plugin") is None,
-    reason="needs JAX's CUDA plugin: make rehearse-gpu",
-)
-@pytest.mark.parametrize(
-    ("spec", "launches", "kilobytes"),
-    [
-        (f"{SMALL}:steps=500,depth=2 model.dropout=0.1 model.remat=full", 191, 395_000),
-        ("configs/mlp.py:smoke", 57, 230),
-    ],
-)
-def test_an_update_on_a_gpu_has_no_more_launches_and_bytes(spec, launches, kilobytes):
-    found = table.account_alone(spec, "1xh200", "ours")
-    assert found["launches"] <= launches
-    assert found["bytes_moved"] <= 1000 * kilobytes
 
 
 def test_a_program_that_fails_is_a_row_and_the_exit_status(capsys):

@@ -2,14 +2,11 @@
 
 import json
 import os
-import re
-import shlex
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 from ml_collections import ConfigDict
@@ -21,7 +18,7 @@ from rezero_jax.models.transformer import generate
 from rezero_jax.models.transformer.score import bits_per_byte
 from rezero_jax.runs.workdir import Workdir
 from rezero_jax.training.load import load_language_model
-from tests.families import ROOT, STEPS
+from tests.families import STEPS, refused
 
 
 @pytest.fixture(scope="module")
@@ -59,22 +56,6 @@ def likeliest(model, text, count):
     return text
 
 
-def test_the_model_is_of_the_newest_checkpoint(workdir, model):
-    with ocp.StandardCheckpointer() as checkpointer:
-        older, newest = (
-            checkpointer.restore(workdir / "checkpoints" / str(step) / "state")["params"]
-            for step in (STEPS - 2, STEPS)
-        )
-    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    changed = 0
-    for ours, new, old in zip(*map(jax.tree.leaves, (params, newest, older)), strict=True):
-        np.testing.assert_array_equal(ours, new)
-        changed += not np.array_equal(ours, old)
-    assert changed > 0
-    assert load_language_model(workdir)[1] == STEPS
-    assert model.dropout.deterministic
-
-
 def test_the_likeliest_bytes_continue_a_prompt_beyond_the_length_of_the_model(
     capsys, workdir, model
 ):
@@ -103,28 +84,21 @@ def test_the_seed_determines_exactly_the_requested_bytes(capsys, workdir, model)
     assert run(capsys, workdir, "--bytes=10", "--seed=0", "--temperature=0.8")[1] == default
 
 
-@pytest.mark.parametrize(
-    ("typed", "pieces", "text"),
-    [
-        # A character may come in several chunks, and bytes may be no character.
-        (b"5 ", [b"\xe2", b"\x82\xac \xff", b"\xc3"], "5 € \ufffd\ufffd"),
-        (b"\xff\xc3", [b"\xa9!"], "\ufffdé!"),
-    ],
-)
-def test_prompts_and_output_may_be_any_bytes(capsys, workdir, monkeypatch, typed, pieces, text):
-    given = []
+def test_prompts_and_output_may_be_any_bytes(capsys, workdir, monkeypatch):
+    """A character may come in several chunks, and bytes may be no character."""
+    given, pieces = [], [b"\xa9!\xe2", b"\x82\xac \xff", b"\xc3"]
 
     def stream(model, prompts, count, **options):
         given.extend(map(bytes, prompts))
         yield from (np.frombuffer(piece, np.uint8)[None] for piece in pieces)
 
     monkeypatch.setattr(generate, "stream", stream)
-    flag = typed.decode(errors="surrogateescape")  # as Python reads a command line
-    assert run(capsys, workdir, f"--prompt={flag}")[1] == text + "\n"
-    assert given == [typed]
+    flag = b"\xff\xc3".decode(errors="surrogateescape")  # as Python reads a command line
+    assert run(capsys, workdir, f"--prompt={flag}")[1] == "\ufffdé!€ \ufffd\ufffd\n"
+    assert given == [b"\xff\xc3"]
 
 
-@pytest.mark.parametrize("count", [2, 9, 40])
+@pytest.mark.parametrize("count", [2, 40])
 def test_a_text_is_scored_byte_by_byte(count, capsys, workdir, model, tmp_path):
     """Each byte is predicted from as many bytes before it as the overlapping windows have."""
     text = bytes(np.random.default_rng(0).integers(0, 256, count).tolist())
@@ -178,42 +152,40 @@ def test_a_run_in_use_can_be_sampled_and_nothing_changes(capsys, copy_of):
 
 
 def test_a_wrong_option_is_one_sentence(capsys, workdir):
-    for flag, text in (
-        ("--prompt=", "the prompt is empty"),
-        ("--prompt_file=nowhere", "cannot read nowhere"),
-        ("--score=nowhere", "cannot read nowhere"),
-        ("--step=3", "{} holds no checkpoint 3 (it holds "),
-        (f"--score={os.devnull}", "a text of 0 byte(s) has nothing to predict"),
+    for flag, words in (
+        ("--prompt=", "prompt"),
+        ("--prompt_file=nowhere", "nowhere"),
+        ("--score=nowhere", "nowhere"),
+        ("--step=3", "checkpoint 3"),
+        (f"--score={os.devnull}", "0 byte"),
         ("--bytes=0", "--bytes=0"),
-        ("--seed=99999999999999999999", "--seed=99999999999999999999 is out of range"),
-        ("--temperature=-1", "temperature=-1.0 is out of range"),
-        ("--temperature=nan", "temperature=nan is out of range"),
+        ("--seed=99999999999999999999", "--seed=99999999999999999999"),
+        ("--temperature=nan", "temperature=nan"),
         ("--top_k=0", "top_k=0"),
         ("--top_p=2", "top_p=2.0"),
     ):
         status, out, err = run(capsys, workdir, flag)
         assert (status, out) == (2, "")
         [line] = err.splitlines()  # and nothing is announced
-        assert line.startswith(f"sample.py: {text.format(workdir)}")
+        assert line.startswith("sample.py: ")
+        assert words in line
+    for flag in ("--prmpt=y", "--workdir="):
+        with pytest.raises(SystemExit, match="2"):
+            sample.main([f"--workdir={workdir}", flag])
 
 
 def test_folders_without_a_checkpoint_of_a_transformer(capsys, workdir, tmp_path):
-    def assert_refused(text):
-        status, out, err = run(capsys, young)
-        [line] = err.splitlines()
-        assert (status, out, text in line) == (2, "", True)
-
     young = tmp_path / "young"
-    assert_refused("no run")
+    assert "no run" in run(capsys, young)[2]
     assert not young.exists()
     (young / "checkpoints" / "20.orbax-checkpoint-tmp").mkdir(parents=True)
-    assert_refused("no run")
+    refused(lambda: load_language_model(young), "no run")
     shutil.copy(workdir / "config.json", young)
-    assert_refused("no good checkpoint")
+    refused(lambda: load_language_model(young), "no good checkpoint")
     config = json.loads((young / "config.json").read_text())
     config["model"]["name"] = "mlp"
     (young / "config.json").write_text(json.dumps(config))
-    assert_refused("has a run of mlp, not a transformer")
+    refused(lambda: load_language_model(young), "mlp, not a transformer")
 
 
 def test_ctrl_c_ends_it_with_130(capsys, workdir, monkeypatch):
@@ -223,21 +195,3 @@ def test_ctrl_c_ends_it_with_130(capsys, workdir, monkeypatch):
 
     monkeypatch.setattr(generate, "stream", stream)
     assert run(capsys, workdir, "--prompt=a")[:2] == (130, "ab\n")
-
-
-def test_help_has_examples_that_are_commands(capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for argv, status in ((["--help"], 0), (["--workdir=x", "--prmpt=y"], 2), (["--workdir="], 2)):
-        with pytest.raises(SystemExit) as info:
-            sample.main(argv)
-        assert info.value.code == status
-    out = capsys.readouterr().out
-    assert "exit status: 0 done; 2 an error" in out
-    commands = [shlex.split(line) for line in re.findall(r"^    python (.*)$", out, re.MULTILINE)]
-    assert [command[0] for command in commands].count("sample.py") == 4
-    for program, *flags in commands:
-        if program == "train.py":
-            assert (ROOT / flags[0].removeprefix("--config=")).is_file()
-        else:
-            assert sample.main(flags) == 2  # there is no such run
-            assert re.search("runs/stdlib|train.py", capsys.readouterr().err)

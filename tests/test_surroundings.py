@@ -53,13 +53,6 @@ def shell(code, redirection, *arguments, **variables):
         ("> /dev/full", {}, 2, b"", b"printer: cannot use the output (No space left on device)\n"),
         ("<&- >&- 2>&-", {}, 0, b"", b""),
         ("| head -c 4", {"PYTHONIOENCODING": "ascii"}, 141, b"????", b""),
-        (
-            "| tail -c 2",
-            {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
-            0,
-            b"?\n",
-            b"",
-        ),
     ],
 )
 def test_output_of_a_program(redirection, variables, status, out, err):

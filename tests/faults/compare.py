@@ -2,24 +2,20 @@
 
 import json
 import struct
-import tempfile
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from ml_collections import ConfigDict
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from rezero_jax.runs.checkpoint import Checkpoints
 from rezero_jax.runs.folder import saved_steps
 from rezero_jax.runs.metrics import read_metrics
-from rezero_jax.runs.moving import copy_folder
-from rezero_jax.training.trainer import Trainer
 from tests.families import flat
+
+ORBAX = threading.Lock()  # one thread at a time may use Orbax
 
 
 def is_time(key: str) -> bool:
@@ -40,24 +36,18 @@ def metrics(workdir: epath.Path) -> list[dict[str, float]]:
 def scalars(folder: epath.Path) -> dict[tuple[int, str], float]:
     """{(step, name): value} as TensorBoard shows them: a restart hides later steps seen before."""
     found: dict[tuple[int, str], float] = {}
-    for event in _events(folder):
-        if event.session_log.status == SessionLog.START:
-            found = {key: value for key, value in found.items() if key[0] < event.step}
-        for value in event.summary.value:
-            found[event.step, value.tag] = value.simple_value
-    return found
-
-
-def _events(folder: epath.Path) -> Iterator[Event]:
-    """The events in TensorBoard's record files, in order of writing."""
     for path in sorted(folder.iterdir()):
         data, at = path.read_bytes(), 0
         while at + 12 <= len(data):  # length, its checksum, the event, its checksum
-            (length,) = struct.unpack_from("<Q", data, at)
-            if at + 12 + length + 4 > len(data):
+            end = at + 12 + struct.unpack_from("<Q", data, at)[0]
+            if end + 4 > len(data):
                 break  # truncated by a crash
-            yield Event.FromString(data[at + 12 : at + 12 + length])
-            at += 12 + length + 4
+            event, at = Event.FromString(data[at + 12 : end]), end + 4
+            if event.session_log.status == SessionLog.START:
+                found = {key: value for key, value in found.items() if key[0] < event.step}
+            for value in event.summary.value:
+                found[event.step, value.tag] = value.simple_value
+    return found
 
 
 def final(workdir: epath.Path) -> dict[str, Any]:
@@ -68,7 +58,7 @@ def final(workdir: epath.Path) -> dict[str, Any]:
 def saved(workdir: epath.Path, step: int) -> dict[str, np.ndarray]:
     """{path: array} of a checkpoint, read without the model, on any devices."""
     folder = workdir / "checkpoints" / str(step) / "state"
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    with ORBAX, ocp.PyTreeCheckpointer() as checkpointer:
         tree = checkpointer.metadata(folder).item_metadata.tree
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         return flat(checkpointer.restore(folder, restore_args=as_numpy))
@@ -124,34 +114,3 @@ def differences(one: epath.Path, other: epath.Path) -> list[str]:
 def _text(values: Any) -> str:
     """Equal for equal bits: JSON writes the shortest text that reads as the same float."""
     return json.dumps(values, sort_keys=True)
-
-
-class Judge:
-    """Compares for several threads, one of which at a time may use Orbax."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._shapes: dict[str, Any] = {}
-
-    def differences(self, one: epath.Path, other: epath.Path) -> list[str]:
-        """See `differences`."""
-        with self._lock:
-            return differences(one, other)
-
-    def are_restored_alike(self, name: str, config: ConfigDict, *checkpoints: epath.Path) -> bool:
-        """Whether training restores both checkpoints to the same bits; `name` names the config."""
-        with self._lock:
-            if name not in self._shapes:
-                self._shapes[name] = Trainer(config).shapes
-            a, b = (self._restored(self._shapes[name], config, folder) for folder in checkpoints)
-        if a is None or b is None:
-            return False
-        return not changed_arrays(flat(a[0]), flat(b[0])) and _text(a[1]) == _text(b[1])
-
-    def _restored(self, shapes: Any, config: ConfigDict, checkpoint: epath.Path) -> Any:
-        """State and progress, or None; restored from a copy, which may be moved away."""
-        with tempfile.TemporaryDirectory() as folder:
-            copy = epath.Path(folder) / "checkpoints"
-            copy_folder(checkpoint, copy / checkpoint.name)
-            with Checkpoints(copy, config.checkpoint) as checkpoints:
-                return checkpoints.restore(shapes, lambda _: None)

@@ -1,11 +1,11 @@
 """kill -9, again and again; the run that survives must equal a run that nothing stopped."""
 
-import dataclasses
 import random
 import shutil
 import signal
 import time
 from collections.abc import Callable
+from typing import Any
 
 from etils import epath
 
@@ -16,30 +16,8 @@ from tests.faults.runs import UNAVAILABLE, Process, Said, Task
 
 KILLS_PER_RUN = 5
 AIMS = ("writing", "any", "training")
-PHASES = ("start-up", "training", "writing", "finishing")
 POLL = 0.001  # seconds; a small checkpoint is written in some fifty of them
 WRITE = 0.06  # seconds within which a kill aims at a checkpoint being written
-
-
-@dataclasses.dataclass
-class Kill:
-    """One kill -9."""
-
-    aim: str  # one of AIMS
-    seconds: float  # age of the process
-    phase: str  # what the process was doing, one of PHASES
-    newest: int  # step of the newest finished checkpoint, 0 if none
-
-
-@dataclasses.dataclass
-class KilledRun:
-    """A run that was killed and started again until it was allowed to finish."""
-
-    family: str
-    kills: list[Kill] = dataclasses.field(default_factory=list)
-    problems: list[str] = dataclasses.field(default_factory=list)
-    # processes that ended because the bucket did not answer or another process was lost.
-    outages: int = 0
 
 
 def plan(rng: random.Random, count: int) -> list[list[str]]:
@@ -100,60 +78,55 @@ def phase(said: Said, workdir: epath.Path, steps: int) -> str:
     return "finishing" if lines and lines[-1]["step"] >= steps else "training"
 
 
-def check_resumed(kills: list[Kill], said: Said) -> list[str]:
-    """Problems of the process after the last kill."""
-    problems = [f"checkpoint {step} called damaged after a kill" for step in said.damaged]
-    resumed = said.resumed_at
-    if kills and resumed is not None and resumed < kills[-1].newest:
-        problems.append(f"resumed after {resumed} though {kills[-1].newest} was saved")
-    return problems
-
-
-def kill_run(task: Task, aims: list[str], tick: Callable[[], None]) -> list[KilledRun]:
+def kill_run(task: Task, aims: list[str], tick: Callable[[], None]) -> list[dict[str, Any]]:
     """Makes runs until all kills have struck; mostly one run is enough."""
-    aims, runs = list(aims), list[KilledRun]()
+    aims, runs = list(aims), list[dict[str, Any]]()
     while aims and len(runs) < 10:
         runs.append(_kill_and_finish(task, aims, str(len(runs)), tick))
     if aims:
-        runs[-1].problems.append(f"{len(aims)} kills came too late in every run")
-    if not any(run.problems for run in runs):
+        runs[-1]["problems"].append(f"{len(aims)} kills came too late in every run")
+    if not any(run["problems"] for run in runs):
         task.reference.family.folder(task.home).rmtree()
         shutil.rmtree(task.home, ignore_errors=True)
     return runs
 
 
-def _kill_and_finish(task: Task, aims: list[str], name: str, tick: Callable[[], None]) -> KilledRun:
-    """One run; removes from `aims` what has struck."""
+def _kill_and_finish(
+    task: Task, aims: list[str], name: str, tick: Callable[[], None]
+) -> dict[str, Any]:
+    """Kills and starts one run until it ends; removes from `aims` what has struck."""
     family, folder = task.reference.family, task.home / name
     folder.mkdir(parents=True)
     workdir = family.folder(folder) / "run"
-    result = KilledRun(family.name)
+    kills, problems, outages, newest = list[str](), list[str](), 0, 0
     for number in range(10 * KILLS_PER_RUN):
         process = task.start(workdir, folder / f"{number}.log")
         at_start = max(saved_steps(workdir), default=0)
         if aims:
             await_moment(aims[0], process, workdir, task.reference.seconds_from(at_start), task.rng)
-            age, code = process.age, process.kill(task.rng.randrange(family.processes))
+            code = process.kill()
         else:
             code = process.wait()
         said = process.said
-        result.problems += check_resumed(result.kills, said)
-        if code == 0:
-            result.problems += task.differences(workdir)
-            return result
-        if code in UNAVAILABLE:
-            result.outages += 1
+        problems += [f"checkpoint {step} called damaged after a kill" for step in said.damaged]
+        if said.resumed_at is not None and said.resumed_at < newest:
+            problems.append(f"resumed after {said.resumed_at} though {newest} was saved")
+        if code == UNAVAILABLE:
+            outages += 1
             continue
+        if code == 0:
+            problems += task.differences(workdir)
+            break
         if code != -signal.SIGKILL:
-            result.problems.append(f"exit status {code}; see {folder / f'{number}.log'}")
-            return result
+            problems.append(f"exit status {code}; see {folder / f'{number}.log'}")
+            break
         newest = max(saved_steps(workdir), default=0)
         if newest < at_start:
-            result.problems.append(f"checkpoint {at_start} is gone")
-        kill = Kill(aims[0], age, phase(said, workdir, family.steps), newest)
-        result.kills.append(kill)
-        if kill.aim != "writing" or kill.phase == "writing":
+            problems.append(f"checkpoint {at_start} is gone")
+        kills.append(phase(said, workdir, family.steps))
+        if aims[0] != "writing" or kills[-1] == "writing":
             aims.pop(0)
             tick()
-    result.problems.append("the run did not end, or no kill struck a checkpoint being written")
-    return result
+    else:
+        problems.append("the run did not end, or no kill struck a checkpoint being written")
+    return {"family": family.name, "kills": kills, "problems": problems, "outages": outages}

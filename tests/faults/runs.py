@@ -4,20 +4,18 @@ import dataclasses
 import os
 import random
 import re
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Self
 
 from etils import epath
 
-from tests.faults.compare import Judge
+from tests.faults.compare import differences
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 900.0  # seconds after which a process that does not end is said to hang
-UNAVAILABLE = (4, -signal.SIGABRT, 128 + signal.SIGABRT)  # the same command resumes
+UNAVAILABLE = 4  # exit status after an outage; the same command resumes
 
 COMMON = {
     "train.epochs": None,
@@ -40,28 +38,6 @@ class Family:
     storage: str = ""  # prefix of the path of a workdir: "", or a bucket such as "gs://runs"
     # variables by which processes reach the storage.
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
-    processes: int = 1  # number of processes of the run
-
-    @property
-    def settings(self) -> list[str]:
-        """The config's fields as "key=value"."""
-        length = {"train.steps": self.steps, "checkpoint.every_steps": self.save_every}
-        return [f"{key}={value}" for key, value in (COMMON | length | self.fields).items()]
-
-    def of_processes(self, count: int) -> Self:
-        """The run by several processes, which wait for each other in each of its fewer steps."""
-        if count == 1:
-            return self
-        fields = self.fields | {"train.batch_size": 64, "mesh.cpu_devices": 1}
-        if "eval.every_steps" in fields:
-            fields["eval.every_steps"] = self.save_every // 10
-        return dataclasses.replace(
-            self,
-            steps=self.steps // 10,
-            save_every=self.save_every // 10,
-            fields=fields,
-            processes=count,
-        )
 
     def folder(self, local: Path) -> epath.Path:
         """The folder in the storage that belongs to a folder on the disk."""
@@ -69,12 +45,11 @@ class Family:
 
     def command(self, workdir: epath.Path) -> list[str]:
         """The command line of the run."""
-        overrides = [f"--config.{text}" for text in self.settings]
-        arguments = [f"--config={ROOT / self.config}", f"--workdir={workdir}", *overrides]
-        if self.processes == 1:
-            return [sys.executable, str(ROOT / "train.py"), *arguments]
-        launch = [sys.executable, str(ROOT / "launch/local.py")]
-        return [*launch, f"--processes={self.processes}", "--", *arguments]
+        length = {"train.steps": self.steps, "checkpoint.every_steps": self.save_every}
+        fields = COMMON | length | self.fields
+        overrides = [f"--config.{key}={value}" for key, value in fields.items()]
+        paths = [f"--config={ROOT / self.config}", f"--workdir={workdir}"]
+        return [sys.executable, str(ROOT / "train.py"), *paths, *overrides]
 
 
 FAMILIES = [
@@ -98,10 +73,10 @@ FAMILIES = [
 
 
 class Process:
-    """A process with the command of a run, and the processes that it starts."""
+    """A process with the command of a run."""
 
     def __init__(self, family: Family, workdir: epath.Path, log: Path, cache: epath.Path):
-        self._log, self._count = log, family.processes
+        self._log = log
         self.started = time.monotonic()
         own = {"JAX_COMPILATION_CACHE_DIR": str(cache), "PYTHONUNBUFFERED": "1"}
         env = os.environ | family.environment | own
@@ -124,31 +99,13 @@ class Process:
         try:
             return self.popen.wait(PATIENCE)
         except subprocess.TimeoutExpired:
-            for pid in self._pids():
-                os.kill(pid, signal.SIGKILL)
-            self.popen.wait()
+            self.kill()
             raise TimeoutError(f"{self._log} has not ended in {PATIENCE:.0f} s") from None
 
-    def kill(self, which: int = 0) -> int:
-        """Kills one of the processes by kill -9.
-
-        Returns:
-          The exit status, which is another one if the process had ended before.
-        """
-        while self.is_running:
-            if len(pids := self._pids()) == self._count:
-                os.kill(pids[which], signal.SIGKILL)
-                break
-            time.sleep(0.01)  # until all have started
-        status = self.wait()  # the others end when they notice
-        return -signal.SIGKILL if status == 128 + signal.SIGKILL else status
-
-    def _pids(self) -> list[int]:
-        """Processes that run, or have ended and are waited for."""
-        if self._count == 1:
-            return [self.popen.pid]
-        children = Path(f"/proc/{self.popen.pid}/task/{self.popen.pid}/children")
-        return [int(pid) for pid in children.read_text().split()]
+    def kill(self) -> int:
+        """Kills it by kill -9; the exit status is another one if it had ended before."""
+        self.popen.kill()
+        return self.popen.wait()
 
     @property
     def said(self) -> "Said":
@@ -176,9 +133,8 @@ class Said:
     @property
     def damaged(self) -> list[int]:
         """Steps of the checkpoints that the process called damaged."""
-        return [
-            int(step) for step in re.findall(r"warning: checkpoint (\d+) is damaged", self.text)
-        ]
+        found = re.findall(r"warning: checkpoint (\d+) is damaged", self.text)
+        return list(map(int, found))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,7 +160,6 @@ class Task:
     home: Path  # local folder for workdirs and output; removed if there are no problems
     cache: epath.Path  # folder of what JAX compiled
     rng: random.Random  # draws moments and damages
-    judge: Judge  # compares runs
 
     def start(self, workdir: epath.Path, log: Path) -> Process:
         """A process that trains in `workdir`."""
@@ -212,4 +167,4 @@ class Task:
 
     def differences(self, workdir: epath.Path) -> list[str]:
         """Differences between the finished run in `workdir` and the reference."""
-        return self.judge.differences(workdir, self.reference.workdir)
+        return differences(workdir, self.reference.workdir)
