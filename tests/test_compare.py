@@ -204,7 +204,7 @@ def test_the_report_shows_every_rule_and_reads_back(tmp_path):
 def test_a_comparison_at_one_rate_says_that_nothing_was_tuned():
     one = compare(*(rows(rule, [2.0, 2.1], tuning={0.02: 2.0}) for rule in ("rezero", "plain")))
     assert report.plots_of(one) == ["differences", "curves"]
-    assert "No learning rate was tuned" in report.comparison_report(one)
+    assert "No learning rate was tuned" in report.comparison_report(one, "net")
     assert "*" not in report.by_depth(one, report.TABLES["Best learning rate"])
 
 
