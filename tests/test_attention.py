@@ -8,10 +8,14 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from rezero_jax import devices
+from rezero_jax import Transformer, devices
+from rezero_jax.models import dropout
+from rezero_jax.models.dropout import Dropout
 from rezero_jax.models.transformer.attention import attend
+from rezero_jax.models.transformer.flash import flash, takes
 from rezero_jax.models.transformer.layer import DecoderLayer
 from rezero_jax.models.transformer.splash import splash
+from rezero_jax.training.sharding import place_devices
 
 H100, V100, MI300 = "NVIDIA H100 80GB HBM3", "Tesla V100-SXM2-16GB", "AMD Instinct MI300X"
 GPU_KINDS = {  # whether cuDNN's attention runs there
@@ -49,17 +53,90 @@ def test_cudnn_is_chosen_where_it_can(target, dtype, size, length, taken, monkey
     assert calls == ([expected] if taken else [])  # else by blocks
 
 
-def test_a_gpus_products_give_the_same_as_einsum(monkeypatch):
-    keys = jax.random.split(jax.random.key(0), 3)
-    q = jax.random.normal(keys[0], (2, 6, 4, 8))
-    k, v = (jax.random.normal(key, (2, 6, 2, 8)) for key in keys[1:])
-    mask = jax.random.bernoulli(keys[0], 0.7, (2, 4, 6, 6)) | jnp.eye(6, dtype=bool)[None, None]
-    options = ({"is_causal": True}, {"mask": mask}, {"is_causal": True, "drop": jnp.sqrt})
-    expected = jax.jit(lambda: [attend(q, k, v, **each) for each in options])()
-    monkeypatch.setattr(devices, "target", lambda: devices.Target("gpu", V100))
-    found = jax.jit(lambda: [attend(q, k, v, **each) for each in options])()
-    for ours, theirs in zip(found, expected, strict=True):
-        assert jnp.allclose(ours, theirs, atol=1e-6)
+@pytest.mark.devices(4)
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_flash_attention_drops_what_the_plain_form_drops(is_causal, monkeypatch):
+    """Interpreted, with gradients, on one device and with batch and heads sharded."""
+    monkeypatch.setattr(dropout, "target", lambda: devices.Target("gpu", H100))
+    keys = jax.random.split(jax.random.key(0), 4)
+    qkv, bias, g = (
+        jax.random.normal(key, shape)
+        for key, shape in zip(keys, ((2, 128, 2, 3, 16), (2, 3, 16), (2, 128, 2, 16)), strict=False)
+    )
+    seed = jax.random.key_data(nnx.Rngs(dropout=keys[3]).dropout())
+
+    def plain(qkv, bias):
+        q, k, v = jnp.moveaxis(qkv + bias[None, None], 3, 0)
+        drop = partial(Dropout(0.2), rngs=nnx.Rngs(dropout=keys[3]))
+        return attend(q, k, v, is_causal=is_causal, drop=drop, plain=True)
+
+    def ours(qkv, bias):
+        return flash(qkv, bias, seed, rate=0.2, is_causal=is_causal, interpret=True)
+
+    def with_gradients(form, qkv, bias):
+        out, pullback = jax.vjp(form, qkv, bias)
+        return out, *pullback(g)
+
+    expected = jax.jit(partial(with_gradients, plain))(qkv, bias)
+    for shape in ((1, 1), (2, 2)):
+        with jax.set_mesh(place_devices(jax.devices(), *shape)):
+            found = jax.jit(partial(with_gradients, ours))(qkv, bias)
+        for one, other in zip(found, expected, strict=True):
+            # The sums of softmax and products differ in order.
+            assert jnp.abs(one - other).max() < 2e-6 * jnp.abs(other).max()
+
+
+@pytest.mark.parametrize(
+    ("options", "length", "taken"),
+    [
+        ({}, 192, True),
+        ({"positions": "learned"}, 64, True),
+        ({"positions": "rotary"}, 192, True),
+        ({"bias": False}, 192, True),
+        ({"kv_heads": 1}, 192, False),
+        ({"dtype": jnp.float32}, 192, False),
+        ({"attention": "plain"}, 192, False),
+        ({}, 96, False),
+    ],
+)
+def test_on_a_gpu_dropout_of_attention_copies_no_queries_and_no_scores(
+    options, length, taken, monkeypatch
+):
+    for module in (devices, dropout):
+        monkeypatch.setattr(module, "target", lambda: devices.Target("gpu", H100))
+    options = {"dropout": 0.2, "dtype": jnp.bfloat16} | options
+    model = nnx.eval_shape(lambda: Transformer(256, 32, 1, 2, length, **options, rngs=nnx.Rngs(0)))
+    tokens = jnp.zeros((2, length), jnp.uint8)
+
+    def loss(model):
+        return model.losses(tokens, tokens, rngs=nnx.Rngs(dropout=1)).mean()
+
+    found = list(equations(jax.make_jaxpr(nnx.grad(loss))(model).jaxpr))
+    names = [name for name, _ in found]
+    assert ("pallas_call" in names) == taken
+    if taken and options.get("positions") != "rotary":
+        assert all(shape[-2:] != (length, length) for _, shapes in found for shape in shapes)
+        moves = ("transpose", "slice", "squeeze", "concatenate", "pad")
+        projections = (2, length, 2, 3, 16)
+        assert not [name for name, shapes in found if name in moves and projections in shapes]
+
+
+def test_flash_attention_with_large_heads_is_for_gpus_with_enough_shared_memory(monkeypatch):
+    for kind, most in ((H100, 256), ("NVIDIA H200", 256), ("NVIDIA A100-SXM4-40GB", 128)):
+        monkeypatch.setattr(devices, "target", lambda kind=kind: devices.Target("gpu", kind))
+        assert [size for size in (8, 16, 128, 256) if takes(2, 64, 1, size)][-1] == most
+
+
+def equations(jaxpr):
+    """The primitive and the shapes of each equation outside of kernels."""
+    for equation in jaxpr.eqns:
+        values = (*equation.invars, *equation.outvars)
+        yield equation.primitive.name, [getattr(v.aval, "shape", ()) for v in values]
+        if equation.primitive.name != "pallas_call":
+            for value in jax.tree.leaves(equation.params):
+                inner = getattr(value, "jaxpr", value)
+                if hasattr(inner, "eqns"):
+                    yield from equations(inner)
 
 
 def test_cudnn_gets_masks_of_every_head_query_and_key(monkeypatch):

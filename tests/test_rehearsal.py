@@ -1,5 +1,7 @@
 """Baselines are what they claim to be, and a table has a row for every program."""
 
+import importlib.util
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -64,6 +66,23 @@ def test_a_fully_sharded_baseline_compiles_with_remat_in_bfloat16():
     )
     # Parameters and two moments, most of them halved.
     assert compiled.memory_analysis().argument_size_in_bytes < 0.7 * 3 * whole
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda13_plugin") is None,
+    reason="needs JAX's CUDA plugin: make rehearse-gpu",
+)
+@pytest.mark.parametrize(
+    ("spec", "launches", "kilobytes"),
+    [
+        (f"{SMALL}:steps=500,depth=2 model.dropout=0.1 model.remat=full", 163, 275_000),
+        ("configs/mlp.py:smoke", 57, 230),
+    ],
+)
+def test_an_update_on_a_gpu_has_no_more_launches_and_bytes(spec, launches, kilobytes):
+    found = table.account_alone(spec, "1xh200", "ours")
+    assert found["launches"] <= launches
+    assert found["bytes_moved"] <= 1000 * kilobytes
 
 
 def test_a_program_that_fails_is_a_row_and_the_exit_status(capsys):

@@ -70,11 +70,14 @@ def _drop_by_hash(x: Array, key: Array, rate: float) -> Array:
 def hashed_bits(key: Array, shape: tuple[int, ...]) -> Array:
     """uint32 of this shape, from the two words of a threefry key, uint32 (2,).
 
-    A threefry block for each number would take a GPU longer than the arithmetic of a layer. The
-    hash is Wellons's lowbias32 (https://nullprogram.com/blog/2018/07/31), once with each word.
+    A threefry block for each number would take a GPU longer than the arithmetic of a layer.
     """
-    bits = jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
-    for word in (key[0], key[1]):
+    return mix(jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape), key[0], key[1])
+
+
+def mix(bits: Array, *words: Array) -> Array:
+    """Wellons's lowbias32 of uint32 (https://nullprogram.com/blog/2018/07/31), with each word."""
+    for word in words:
         bits = bits + word
         bits = (bits ^ (bits >> 16)) * jnp.uint32(0x7FEB352D)
         bits = (bits ^ (bits >> 15)) * jnp.uint32(0x846CA68B)

@@ -96,12 +96,15 @@ class Attention(nnx.Module):
         The masks are those of a layer, and `rngs` are for dropout, in training. A query that may
         attend to no key gets 0 from every head.
         """
+        dropped = self.dropout.rate > 0 and not self.dropout.deterministic
+        is_bare = memory is None and mask is None and key_mask is None
+        if dropped and rngs is not None and is_bare and self._flash_takes(x):
+            return self._join(self._flash(x, is_causal, rngs))
         q, k, v = self._project(x, memory)
         (batch, length, heads, _), keys = q.shape, k.shape[1]
         mask = joint_mask(mask, key_mask, (batch, heads, length, keys))
         if self.rotary:
             q, k = (rotate(x, token_positions(x.shape[1], key_mask)) for x in (q, k))
-        dropped = self.dropout.rate > 0 and not self.dropout.deterministic
         drop = (lambda weights: self.dropout(weights, rngs=rngs)) if dropped else None
         out = attend(q, k, v, mask=mask, is_causal=is_causal, drop=drop, plain=self.plain)
         if mask is not None:  # a softmax over no key would be the mean over all keys
@@ -137,20 +140,48 @@ class Attention(nnx.Module):
     ) -> tuple[Heads, KeyHeads, KeyHeads]:
         """Queries of x, and keys and values of the memory or of x itself."""
 
-        def project(x: Hidden, slots: slice) -> Array:
-            kernel = self.qkv[...][:, :, slots].astype(self.dtype)
-            y = jnp.einsum("btw,wkjs->btkjs", x.astype(self.dtype), kernel)
-            if self.qkv_bias is not None:
-                y = y + self.qkv_bias[...][None, None, :, slots].astype(self.dtype)
-            return y
-
         if memory is None:
-            y = project(x, slice(None))
+            y = self._slots(x)
             q, kv = y[:, :, :, :-2], y[:, :, :, -2:]
         else:
-            q, kv = project(x, slice(-2)), project(memory, slice(-2, None))
+            q, kv = self._slots(x, slice(-2)), self._slots(memory, slice(-2, None))
         heads = self.out.in_features // self.size
         return q.reshape(*x.shape[:2], heads, self.size), kv[:, :, :, 0], kv[:, :, :, 1]
+
+    def _slots(
+        self, x: Hidden, slots: slice = slice(None), *, has_bias: bool = True
+    ) -> Float[Array, "batch length kv_heads slots size"]:
+        """The projections of x in these slots of each key-value head."""
+        kernel = self.qkv[...][:, :, slots].astype(self.dtype)
+        y = jnp.einsum("btw,wkjs->btkjs", x.astype(self.dtype), kernel)
+        if has_bias and self.qkv_bias is not None:
+            y = y + self.qkv_bias[...][None, None, :, slots].astype(self.dtype)
+        return y
+
+    def _flash_takes(self, x: Hidden) -> bool:
+        """Whether a GPU's kernels with dropout take self-attention of x without masks."""
+        kv_heads, slots, size = self.qkv.shape[-3:]
+        if self.plain or slots > 3 or not _has_kernels(devices.target(), self.dtype):
+            return False
+        from rezero_jax.models.transformer import flash  # a slow import
+
+        batch, length, _ = x.shape
+        return flash.takes(batch, length, kv_heads, size)
+
+    def _flash(self, x: Hidden, is_causal: bool, rngs: nnx.Rngs) -> Heads:
+        from rezero_jax.models.transformer import flash  # a slow import
+
+        key, bias = jax.random.key_data(rngs.dropout())[:2], self.qkv_bias
+        if self.rotary:
+            q, k, v = self._project(x)
+            positions = token_positions(x.shape[1], None)
+            qkv, bias = jnp.stack((rotate(q, positions), rotate(k, positions), v), axis=3), None
+        else:
+            qkv = self._slots(x, has_bias=False)
+        added = (
+            jnp.zeros(qkv.shape[2:], self.dtype) if bias is None else bias[...].astype(self.dtype)
+        )
+        return flash.flash(qkv, added, key, rate=self.dropout.rate, is_causal=is_causal)
 
     def _join(self, heads: Heads) -> Hidden:
         return self.out(self.norm(heads.reshape(*heads.shape[:2], self.out.in_features)))
@@ -210,7 +241,7 @@ def attend(
 
     GPUs from Ampere on run cuDNN's flash attention, and TPUs splash attention for long sequences
     without a mask. Otherwise causal attention is computed in blocks of queries, each with the keys
-    up to its end.
+    up to its end. Dropout has kernels on GPUs alone, see `flash`, which `Attention` calls.
 
     Args:
       drop: dropout, applied to the softmax. With it there are no kernels, and on a CPU no blocks.
@@ -259,7 +290,7 @@ def _attend(
     batch, length, heads, size = q.shape
     kv_heads = k.shape[2]
     grouped = (q * size**-0.5).reshape(batch, length, kv_heads, heads // kv_heads, size)
-    scores = _product("btkgs,buks->bkgtu", grouped, k, jnp.float32)
+    scores = jnp.einsum("btkgs,buks->bkgtu", grouped, k, preferred_element_type=jnp.float32)
     if mask is not None:
         if mask.shape[1] == 1:
             mask = mask[:, :, None]
@@ -269,37 +300,21 @@ def _attend(
     weights = jax.nn.softmax(scores).astype(v.dtype)
     if drop is not None:
         weights = drop(weights)
-    return _product("bkgtu,buks->btkgs", weights, v).reshape(q.shape)
+    return jnp.einsum("bkgtu,buks->btkgs", weights, v).reshape(q.shape)
 
 
-def _product(formula: str, queries: Array, keys: Array, dtype: Any = None) -> Array:
-    """einsum, on a GPU with each head's queries and keys as the last axes of a batched product.
-
-    XLA fuses a softmax there if the keys are the last axis of the product's result, too.
-    """
-    if devices.target().platform != "gpu":
-        return jnp.einsum(formula, queries, keys, preferred_element_type=dtype)
-    scores = queries.ndim == 5 and formula.startswith("btkgs")
-    left = jnp.moveaxis(queries, 1, 3) if scores else queries  # (b, k, g, t, _)
-    right = jnp.moveaxis(keys, 2, 1)  # (b, k, u, s)
-    shape = left.shape
-    product = jax.lax.dot_general(
-        left.reshape(*shape[:2], -1, shape[-1]),
-        right,
-        (((3,), (3 if scores else 2,)), ((0, 1), (0, 1))),
-        preferred_element_type=dtype,
-    )
-    product = product.reshape(*shape[:4], -1)
-    return product if scores else jnp.moveaxis(product, 3, 1)
+def _has_kernels(target: devices.Target, dtype: Any) -> bool:
+    """Whether the device has fused kernels for attention in this dtype."""
+    nvidia = target.platform == "gpu" and target.kind.startswith("NVIDIA")  # not ROCm
+    half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
+    return nvidia and half and not BEFORE_AMPERE.search(target.kind)
 
 
 def _cudnn_takes(target: devices.Target, q: Array, k: Array) -> bool:
     """Whether cuDNN's kernels take these arrays; JAX's own default never chooses them."""
-    nvidia = target.platform == "gpu" and target.kind.startswith("NVIDIA")  # not ROCm
-    ampere = nvidia and not BEFORE_AMPERE.search(target.kind)
-    half = q.dtype in (jnp.bfloat16, jnp.float16)
     even = q.shape[1] % 2 == k.shape[1] % 2 == 0  # training refuses odd lengths
-    return ampere and half and even and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
+    fits = q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
+    return even and fits and _has_kernels(target, q.dtype)
 
 
 def rotate(heads: Heads, positions: Int[Array, "#batch length"]) -> Heads:
