@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from experiments import arguments, compare, coordinates, drawing, results_page, sweep
+from experiments import arguments, compare, coordinates, drawing, gpu, results_page, sweep
 from experiments.dry_run import print_costs
 from experiments.jobs import DESCRIPTIONS, Job, planned
 from experiments.report import write_report
@@ -29,9 +29,10 @@ COMMANDS = {
     "compare": compare.main,
     "coordinates": coordinates.main,
     "sweep": sweep.main,
+    "gpu": gpu.main,
     "results": results_page.main,
 }
-SCALES = ("paper", "cpu", "smoke")
+SCALES = ("paper", "cpu", "smoke", "gpu")
 EXAMPLES = f"""\
 examples:
   the time of all experiments on this machine, and the status of their runs:
@@ -60,7 +61,10 @@ def _paper(argv: Sequence[str]) -> int:
     """Runs the paper's experiments; raises UserError or Stopped."""
     parser = command.parser("python -m experiments", __doc__, EXAMPLES)
     parser.add_argument("names", nargs="+", metavar="NAME", help=f"all, {', '.join(EXPERIMENTS)}")
-    text = "paper: for accelerators; cpu: some hours on two cores; smoke: a test (default: cpu)"
+    text = (
+        "paper: for accelerators; cpu: some hours on two cores; smoke: a test; gpu: of resnet and "
+        "transformer_deep, see the command gpu (default: cpu)"
+    )
     parser.add_argument("--scale", default="cpu", help=text)
     text = "results go to DIR/SCALE, runs to DIR/SCALE/runs (default: runs/paper)"
     parser.add_argument("--out", default="runs/paper", metavar="DIR", help=text)
@@ -83,6 +87,8 @@ def _paper(argv: Sequence[str]) -> int:
         raise UserError(f"--text={args.text} does not exist; give a file or folder")
     names = [name for name in EXPERIMENTS if "all" in args.names or name in args.names]
     jobs = {name: _jobs(name, args) for name in names}
+    if args.scale == "gpu" and not all(jobs.values()):
+        raise UserError("only resnet and transformer_deep have a scale gpu; choose one of these")
     if args.dry_run:
         print_costs(jobs, Path(args.out).expanduser() / args.scale / "runs")
         return 0

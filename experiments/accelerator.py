@@ -6,6 +6,7 @@ This needs the compiler that `make rehearse` installs. One network of each size 
 ReZero where there is one. Evaluations and checkpoints are left out.
 """
 
+import argparse
 import shlex
 import sys
 from collections.abc import Sequence
@@ -13,14 +14,19 @@ from itertools import chain
 from typing import Any
 
 from experiments import compare
-from experiments.dry_run import trainer_of
+from experiments.dry_run import trainer_of, update_flops
 from experiments.jobs import DESCRIPTIONS, Job, planned
 from experiments.summary import CLAIMS
 from rehearsal.plan import plan
 from rezero_jax import command
+from rezero_jax.errors import UserError
 from rezero_jax.runs.files import write_json
+from rezero_jax.training.cost import PEAK_FLOPS
 
 TOPOLOGY = "v5e:2x4"
+GPU = "1xh200"
+# Measured with 12 and 48 layers of configs/transformer_small.py, see docs/accelerators.md.
+SHARE = 0.014
 # Fields that decide the time of an update; the residual rule is left out.
 SIZES = ("name", "family", "depth", "width", "length", "max_len")
 
@@ -35,21 +41,13 @@ def main(argv: Sequence[str]) -> int:
 
 def write_costs(path: str) -> None:
     """Writes a JSON file with the cost of each experiment that has runs, and each comparison."""
-    jobs = {n: planned(n, "paper") * about.seeds for n, about in DESCRIPTIONS.items()} | compared()
-    per_update: dict[tuple[Any, ...], float] = {}  # seconds
+    jobs = {n: planned(n, "paper") * about.seeds for n, about in DESCRIPTIONS.items()}
+    comparisons = {n: t for n, t in CLAIMS["gpu"].items() if t.startswith("compare ")}
+    jobs |= {name: jobs_of(text)[0] for name, text in comparisons.items()}
+    prediction = Prediction(TOPOLOGY)
     costs = []
     for name, needed in jobs.items():
-        updates, seconds = 0, 0.0
-        # ReZero's nets first, so that they represent their size.
-        for job in sorted(needed, key=lambda job: job.load().model.residual != "rezero"):
-            config = job.load()
-            size = (config.train.batch_size, *(config.model.get(key) for key in SIZES))
-            if size not in per_update:
-                account = plan(job.load(), TOPOLOGY)
-                dispatch = account["estimate_of_a_dispatch"] / account["updates_per_dispatch"]
-                per_update[size] = account["estimate"] + account["kernels_at_least"] + dispatch
-            total = trainer_of(config).intervals.total
-            updates, seconds = updates + total, seconds + total * per_update[size]
+        updates, seconds = prediction.total(needed)
         if needed:
             numbers = {"runs": len(needed), "updates": updates, "seconds": seconds}
             costs.append({"experiment": name} | numbers)
@@ -57,11 +55,57 @@ def write_costs(path: str) -> None:
     write_json(path, {"topology": TOPOLOGY, "costs": costs})
 
 
-def compared() -> dict[str, list[Job]]:
-    """The runs of the comparisons that claims.toml names under [costs]."""
-    commands = CLAIMS["costs"]
-    plans = {name: compare.parsed(shlex.split(text))[1] for name, text in commands.items()}
-    return {name: [*chain(*plan.certain().values())] for name, plan in plans.items()}
+def jobs_of(text: str) -> tuple[list[Job], str]:
+    """The certain runs of a command line of `experiments`, and the folder above "runs" in --out."""
+    name, *words = shlex.split(text)
+    if name == "compare":
+        return [*chain(*compare.parsed(words)[1].certain().values())], ""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--scale")
+    parser.add_argument("--seeds", type=int)
+    args = parser.parse_args(words)
+    jobs = planned(name, args.scale)
+    return [job.with_seed(seed) for seed in range(args.seeds) for job in jobs], args.scale
+
+
+class Prediction:
+    """The time of updates on a topology: by its compiler, or by FLOPs where that is absent.
+
+    Attributes:
+      basis: how the last times were predicted, in words.
+    """
+
+    def __init__(self, topology: str):
+        self.basis = f"as the compiler for {topology} estimates"
+        self._topology = topology
+        self._per_update: dict[tuple[Any, ...], float] = {}  # seconds
+
+    def total(self, jobs: Sequence[Job]) -> tuple[int, float]:
+        """The updates of all runs, and their time in seconds, one run after another."""
+        updates, seconds = 0, 0.0
+        # ReZero's nets first, so that they represent their size.
+        for job in sorted(jobs, key=lambda job: job.load().model.residual != "rezero"):
+            config = job.load()
+            size = (config.train.batch_size, *(config.model.get(key) for key in SIZES))
+            if size not in self._per_update:
+                self._per_update[size] = self._of_an_update(job)
+            count = trainer_of(config).intervals.total
+            updates, seconds = updates + count, seconds + count * self._per_update[size]
+        return updates, seconds
+
+    def _of_an_update(self, job: Job) -> float:
+        try:
+            account = plan(job.load(), self._topology)
+        except UserError:
+            if self._topology != GPU:
+                raise
+            self.basis = (
+                f"by FLOPs at {SHARE:.1%} of the peak of an H200, as configs/transformer_small.py "
+                "reached there (larger networks reach more), because the GPU compiler is absent"
+            )
+            return update_flops(job.load())[1] / (SHARE * PEAK_FLOPS["NVIDIA H200"])
+        dispatch = account["estimate_of_a_dispatch"] / account["updates_per_dispatch"]
+        return account["estimate"] + account["kernels_at_least"] + dispatch
 
 
 if __name__ == "__main__":

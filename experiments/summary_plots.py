@@ -33,9 +33,7 @@ def figure_5(found: Found) -> Figure:
         for row in results.rows:
             if row.setting == setting and row.metric.startswith("epochs to") and row.mean:
                 target = float(row.metric.removeprefix("epochs to "))
-                axis.plot(
-                    row.interval() or (row.mean,) * 2, [target] * 2, color=colour, lw=3, alpha=0.4
-                )
+                axis.plot(row.interval() or (row.mean,) * 2, [target] * 2, color=colour, **BAR)
         points = curve("fc", setting, "loss of epoch")
         points += [(x, y) for y, x in curve("fc", setting, "epochs to")]
         drawing.crosses(axis, points, colour)
@@ -80,9 +78,7 @@ def _depth_panel(axis: Axes, comparison: Comparison, control: float) -> None:
         x, means = [x for x, _ in known], [row.mean or 0.0 for _, row in known]
         axis.plot(x, means, "o-", color=drawing.colour_of(rule), lw=1.8)
         for place, row in known:
-            axis.plot(
-                [place] * 2, row.interval() or (), color=drawing.colour_of(rule), lw=3, alpha=0.4
-            )
+            axis.plot([place] * 2, row.interval() or (), color=drawing.colour_of(rule), **BAR)
         if known and x[-1] == len(depths) - 1:
             ends.append((means[-1], rule))
         elif known:

@@ -35,6 +35,8 @@ def _judge(results: Results, runs: Runs) -> None:
     """Which nets learn, that is, are better than the control."""
     quantity = f"{BITS} minus those of the net with {CONTROL}"
     for layers, setting in ((64, OURS), (128, DEEPEST)):
+        if setting not in runs:
+            continue
         gaps = results.differences(BITS, setting, CONTROL)
         results.bounded(f"ReZero trains at {layers} layers", "UAI 8", quantity, gaps, high=0)
     if PRE_NORM in runs:

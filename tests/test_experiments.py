@@ -14,8 +14,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import entropies, fc, initialisation, jobs, running, spectra, toy
-from experiments.__main__ import EXPERIMENTS, _jobs, main
+from experiments import accelerator, entropies, fc, gpu, initialisation, jobs, running, spectra, toy
+from experiments.__main__ import EXPERIMENTS, SCALES, _jobs, main
 from experiments.jobs import planned
 from experiments.published import MARKS, SOURCES, STATUSES, Claim, curve, published
 from experiments.results import COLUMNS, Curve, Made, Results, Row
@@ -23,6 +23,7 @@ from experiments.statistics import Censored
 from launch import supervisor
 from rezero_jax.analysis.singular_values import singular_values
 from rezero_jax.config import load_config
+from rezero_jax.errors import UserError
 from rezero_jax.runs.files import write_json
 from rezero_jax.runs.reader import Run
 from rezero_jax.training import loop
@@ -205,7 +206,7 @@ def test_results_come_back_from_their_file(tmp_path):
 def test_a_run_that_experiments_share_is_the_same_run():
     shared = {}
     for name in EXPERIMENTS:
-        for scale in ("paper", "cpu", "smoke"):
+        for scale in SCALES:
             for job in planned(name, scale):
                 assert shared.setdefault((scale, job.name), job)[2:4] == job[2:4], job.name
 
@@ -552,3 +553,48 @@ def test_all_at_smoke_scale(tmp_path):
     assert main(["all", "--scale=smoke", f"--out={tmp_path}", "--jobs=2"]) == 0
     for name in EXPERIMENTS:
         assert Results.read(tmp_path / f"smoke/{name}.json").rows
+
+
+# ---- The command for a GPU
+
+DEEP = "64 layers at the paper's size: 300 updates"
+
+
+def test_the_gpu_command_predicts_by_flops_without_its_compiler(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(accelerator, "plan", absent)
+    short = {"one": "depth --scale=smoke --seeds=2", "two": gpu.CLAIMS["gpu"][DEEP]}
+    monkeypatch.setitem(gpu.CLAIMS, "gpu", short)
+    assert main(["gpu", "--dry-run", f"--out={tmp_path}", "--minutes=1"]) == 0
+    text = capsys.readouterr().out
+    one, two = (line.split() for line in text.splitlines()[1:3])
+    assert (one[1], one[-1]) == ("2", "yes")
+    assert [*two[1:3], *two[-2:]] == ["18", "5,400", "in", "part"]
+    assert "by FLOPs at 1.4% of the peak" in text
+
+
+def absent(config, topology):
+    raise UserError("no compiler")
+
+
+def test_the_gpu_command_names_configs_that_exist():
+    for text in gpu.CLAIMS["gpu"].values():
+        for job in accelerator.jobs_of(text)[0]:
+            job.load()
+    resnets = [job.load() for job in planned("resnet", "gpu")]
+    assert all(config.optim.schedule == "constant" for config in resnets)
+
+
+def test_after_its_time_the_gpu_command_starts_nothing(tmp_path, capsys):
+    assert gpu._run(tmp_path, time.monotonic(), 1) == 0
+    assert capsys.readouterr().out.count("not started") == len(gpu.CLAIMS["gpu"])
+
+
+@pytest.mark.slow
+def test_the_gpu_command_runs_and_resumes_at_smoke_size(monkeypatch, tmp_path, capfd):
+    monkeypatch.setitem(gpu.CLAIMS, "gpu", {"One: it": "depth --scale=smoke --seeds=1"})
+    assert gpu._run(tmp_path, time.monotonic() + 1, 1) == 0
+    assert "all its runs are saved" in capfd.readouterr().out
+    assert main(["gpu", f"--out={tmp_path}", "--jobs=1"]) == 0
+    assert (tmp_path / "one-it/smoke/depth.json").exists()
+    assert main(["gpu", f"--out={tmp_path}", "--jobs=1"]) == 0
+    assert "started" not in capfd.readouterr().out.rpartition("One: it")[2]

@@ -44,6 +44,63 @@ def test_the_pages_are_what_the_command_writes():
         assert text == report.comparison_report(comparison, name), f"run `{COMMAND}`"
 
 
+BLOCK = r"(?s)<!-- (\w+) -->\n(.*?)<!-- end -->"
+# A number with a decimal point, or a percentage.
+PROSE_NUMBER = r"(?<![\w.\-/])-?\d[\d,]*\.\d+(?!\.?\d)|(?<![\w.])\d+(?= %)"
+# What no run of ours measured: settings (learning rates, targets, levels of tests) ...
+SETTINGS = "0.0005 0.001 0.002 0.003 0.01 0.016 0.1 0.2 1.2 1.705 2.5 10 80 95"
+# ... and numbers of the paper, of its notebook and of others, each cited where it is used.
+CITED = "5.5 6.1 6.27 6.58 7.25 11.3 18.4 1.56 1.838 1.858 1.939 61.7 71.7 81.6 82.9"
+NOT_STORED = "83.5 83.7 84.0 84.7"  # the older null result, of which results.md says so
+
+
+def is_rounded(shown, values):
+    """Whether a number of the text is one of the values, in nats or bits, rounded."""
+    value, half = abs(float(shown.replace(",", ""))), 0.5 * 10.0 ** -len(shown.partition(".")[2])
+    same = (abs(v) * unit for v in values for unit in (1, 1 / math.log(2)))
+    return any(abs(value - v) <= half * (1 + 1e-6) for v in same)
+
+
+def numbers_in(text):
+    found = re.findall(r"(?<![\w/])-?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?", text)
+    return [float(number.replace(",", "")) for number in found]
+
+
+def test_numbers_in_prose_are_in_a_generated_table_or_known_not_to_be_results():
+    """In the tables of the same section, or in those of claims and findings, up to rounding."""
+    pages = {n: (ROOT / f"docs/{n}.md").read_text() for n in ("results", "evidence", "when")}
+    blocks = {n: dict(re.findall(BLOCK, text)) for n, text in pages.items()}
+    summaries = [*blocks["results"].values(), blocks["evidence"]["claims"]]
+    stored = found_levels() + [v for text in summaries for v in numbers_in(text)]
+    everywhere = stored + [v for text in blocks["evidence"].values() for v in numbers_in(text)]
+    exempt = f"{SETTINGS} {CITED} {NOT_STORED}".split()
+    unknown = []
+    for name, page in pages.items():
+        for section in re.split(r"(?m)^(?=## )", page):
+            tables = [v for _, text in re.findall(BLOCK, section) for v in numbers_in(text)]
+            known = stored + tables if name == "evidence" else everywhere
+            prose = re.sub(rf"{BLOCK}|(?s:```.*?```)|`[^`]*`|\]\([^)]*\)|arXiv [\d.]+", "", section)
+            unknown += [
+                (name, section.partition("\n")[0], number)
+                for number in re.findall(PROSE_NUMBER, prose)
+                if number not in exempt and not is_rounded(number, known)
+            ]
+    assert not unknown
+
+
+def found_levels():
+    """The entropies of the texts."""
+    found = read_all()
+    every = [*found.results.values(), *(c.results for c in found.compared.values())]
+    return [level for results in every for level in results.levels.values()]
+
+
+def test_a_number_that_was_not_stored_is_noticed():
+    assert is_rounded("2.86", [2.859])
+    assert is_rounded("-0.17", [0.1165])  # bits of nats
+    assert not is_rounded("2.87", [2.859])
+
+
 def test_the_commands_of_all_results_are_accepted(monkeypatch):
     monkeypatch.chdir(ROOT)
     for results in read_all().results.values():
@@ -106,7 +163,7 @@ def test_hours_on_a_tpu_are_listed_for_what_has_not_run():
     command = "`python -m experiments fc --scale=paper`"
     tables = [all_tables([Results("fc", scale, [])]) for scale in ("cpu", "paper")]
     assert [command in found["costs"] for found in tables] == [True, False]
-    jobs = accelerator.compared()["E2: 48 layers, 1,000 updates"]
+    jobs = accelerator.jobs_of(summary.CLAIMS["gpu"]["E2: 48 layers, 1,000 updates"])[0]
     configs = [job.load() for job in jobs]
     assert len(configs) == 18
     found = {(c.model.depth, c.train.steps, c.optim.warmup_steps) for c in configs}
