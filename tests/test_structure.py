@@ -97,8 +97,8 @@ def test_few_files_are_short():
 
 # The lines of read paths and folders, rounded up to the next 50, so that growth is a decision:
 # whoever raises a number says in the commit what the lines are worth.
-LIMITS = {"MLP": 3550, "Transformer": 4650, "rezero_jax": 12_850, "experiments": 4750}
-LIMITS |= {"benchmarks rehearsal": 3250, "tests": 16_600}
+LIMITS = {"MLP": 3550, "Transformer": 4650, "rezero_jax": 12_850, "experiments": 4900}
+LIMITS |= {"benchmarks rehearsal": 3250, "tests": 16_650}
 FILES = 86  # of the package
 
 
