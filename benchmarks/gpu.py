@@ -3,9 +3,9 @@
     python -m benchmarks.gpu
     python -m benchmarks.gpu --torch-python=.venv-torch/bin/python
 
-The command takes about 20 minutes and prints the table of benchmarks/updates.py with three rows
-more: one set of bits from two continuations of a state, without and with XLA's deterministic
-operations, and what these cost.
+The command prints its expected duration, and then the table of benchmarks/updates.py with three
+rows more: one set of bits from two continuations of a state, without and with XLA's deterministic
+operations, and what these cost. After 17 minutes it starts no further config.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from itertools import islice
 
 import jax
@@ -48,6 +49,9 @@ WORK = {
 }
 SMOKE = {"configs/mlp.py:smoke": NNX}
 REPEATED = ("configs/transformer_small.py:smoke", f"{SMALL}=12")
+# Seconds until the programs of a config, which start together, and of the last rows are compiled
+# (assumed, never measured), and seconds after which no further config starts.
+START, LAST_ROWS, LATEST = 75, 120, 17 * 60
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
 
@@ -101,9 +105,17 @@ def main(argv: list[str] | None = None) -> int:
     free = repeats_in_a_process(small, "")
     if free["platform"] != "gpu" and not args.smoke:
         raise UserError(f"JAX finds no GPU here, only a {free['platform']}; give --smoke to try it")
+    started, work = time.monotonic(), SMOKE if args.smoke else WORK
+    print(
+        f"about {(START * len(work) + LAST_ROWS) / 60:.0f} minutes, mostly to compile", flush=True
+    )
     print_head(*updates.HEAD)
     failed = False
-    for spec, baselines in (SMOKE if args.smoke else WORK).items():
+    for spec, baselines in work.items():
+        if time.monotonic() > started + LATEST:
+            print_row(spec, f"not measured within {LATEST // 60} minutes")
+            failed = True
+            continue
         found = [name for name in baselines if name == "nnx" or args.torch_python]
         settings = {"torch_python": args.torch_python, "turns": args.turns, "baselines": found}
         try:

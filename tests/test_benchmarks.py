@@ -36,7 +36,9 @@ def test_whole_configs_are_timed_in_turns_with_their_baseline(capfd, monkeypatch
 def test_a_gpus_benchmark_runs_at_smoke_size_and_prints_one_table(capfd, monkeypatch):
     monkeypatch.setattr(updates, "SHORTEST", 0.01)
     assert gpu.main(["--smoke", "--turns=2"]) == 0
-    rows = [line.strip("| ").split(" | ") for line in capfd.readouterr().out.splitlines()]
+    duration, *lines = capfd.readouterr().out.splitlines()
+    assert duration.startswith("about 3 minutes")
+    rows = [line.strip("| ").split(" | ") for line in lines]
     assert [row[1] for row in rows[2:4]] == ["ours", "nnx"]
     assert [row[-1] for row in rows[4:6]] == ["True", "True"]  # a CPU repeats every bit
     assert all(float(milliseconds) > 0 for milliseconds in rows[6][2:])
