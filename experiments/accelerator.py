@@ -10,11 +10,12 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import cache
 from itertools import chain
 from typing import Any
 
 from experiments import compare
-from experiments.dry_run import trainer_of, update_flops
+from experiments.dry_run import FREE, trainer_of, update_flops
 from experiments.jobs import DESCRIPTIONS, Job, planned
 from experiments.summary import CLAIMS
 from rehearsal.plan import plan
@@ -89,7 +90,8 @@ class Prediction:
             size = (config.train.batch_size, *(config.model.get(key) for key in SIZES))
             if size not in self._per_update:
                 self._per_update[size] = self._of_an_update(job)
-            count = trainer_of(config).intervals.total
+            free = tuple(text for text in job.overrides if not text.startswith(FREE))
+            count = _updates(job.config, free)
             updates, seconds = updates + count, seconds + count * self._per_update[size]
         return updates, seconds
 
@@ -106,6 +108,11 @@ class Prediction:
             return update_flops(job.load())[1] / (SHARE * PEAK_FLOPS["NVIDIA H200"])
         dispatch = account["estimate_of_a_dispatch"] / account["updates_per_dispatch"]
         return account["estimate"] + account["kernels_at_least"] + dispatch
+
+
+@cache
+def _updates(config: str, overrides: tuple[str, ...]) -> int:
+    return trainer_of(Job("", "", config, overrides).load()).intervals.total
 
 
 if __name__ == "__main__":

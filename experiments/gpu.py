@@ -6,7 +6,6 @@ Small networks leave most of a GPU idle, so --jobs runs, seeds among them, share
 """
 
 import math
-import os
 import shlex
 import sys
 import time
@@ -59,13 +58,8 @@ def _run(out: Path, end: float, jobs: int) -> int:
                 continue
             words = [*shlex.split(text), f"--out={out / folder(name)}", f"--jobs={jobs}"]
             print(f"{name}: python -m experiments {shlex.join(words)}", flush=True)
-            started = supervisor.start(
-                [sys.executable, "-m", "experiments", *words],
-                frozenset(),
-                cwd=ROOT,
-                env={"PYTHONPATH": str(ROOT)} | os.environ,
-            )
-            stage = supervised.add(started)
+            run = [sys.executable, "-m", "experiments", *words]
+            stage = supervised.add(supervisor.start(run, frozenset(), cwd=ROOT))
             stopped = False
             while stage.poll() is None:
                 if time.monotonic() >= end and not stopped:
