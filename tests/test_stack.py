@@ -243,3 +243,18 @@ def test_accelerators_run_several_blocks_in_an_iteration(platform, unroll, monke
     (scan,) = [one for one in jaxpr.eqns if one.primitive.name == "scan"]
     assert scan.params["unroll"] == unroll
     np.testing.assert_allclose(stack(x), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("residual", ["rezero", "peri_norm", "hyper_connections"])
+def test_a_gpus_chained_backward_pass_has_the_gradients_of_a_scan(residual, monkeypatch):
+    """And batches the products of the parameters' gradients over layers."""
+    stack = make(residual, depth=6, gpu_chain=True)
+    x = stack.blocks.rule.enter(X)
+    gradient = jax.value_and_grad(lambda stack, x: jnp.sum(jnp.sin(stack(x))), argnums=(0, 1))
+    expected = gradient(stack, x)
+    monkeypatch.setattr(devices, "target", lambda: devices.Target("gpu", ""))
+    assert_close(gradient(stack, x), expected)
+    graphdef, state = nnx.split(stack)
+    jaxpr = jax.make_jaxpr(lambda state, x: gradient(nnx.merge(graphdef, state), x))(state, x)
+    (back,) = [one for one in jaxpr.eqns if one.primitive.name == "scan" and one.params["reverse"]]
+    assert "[6,8,8]" not in str([v.aval.str_short() for v in back.outvars])

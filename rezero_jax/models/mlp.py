@@ -22,6 +22,7 @@ _linear = partial(init.linear, kernel_metadata={"model_axis": -1}, bias_metadata
 
 # At 64, the TPU compiler's estimate of a step falls to less than half (docs/accelerators.md).
 UNROLL = 64
+GPU_UNROLL = 10  # more layers read the partial sums of more products again, in every layer
 
 
 class Block(nnx.Module):
@@ -106,6 +107,8 @@ class MLP(Module):
             scan=scan,
             remat=remat,
             unroll=UNROLL,
+            gpu_unroll=GPU_UNROLL,
+            gpu_chain=True,
             rngs=rngs,
         )
         self.head = init.linear(width, out_features, rngs=rngs)
