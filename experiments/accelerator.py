@@ -26,7 +26,7 @@ from rezero_jax.training.cost import PEAK_FLOPS
 
 TOPOLOGY = "v5e:2x4"
 GPU = "1xh200"
-# Measured with 12 and 48 layers of configs/transformer_small.py, see docs/accelerators.md.
+# Measured with 12 and 48 layers of configs/transformer_small.py, see docs/benchmarks.md.
 SHARE = 0.014
 # Fields that decide the time of an update; the residual rule is left out.
 SIZES = ("name", "family", "depth", "width", "length", "max_len")
