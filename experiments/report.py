@@ -11,7 +11,7 @@ from experiments.comparison import Cell, Comparison
 from experiments.jobs import DESCRIPTIONS
 from experiments.published import SOURCES, STATUSES, WORDS
 from experiments.results import Results
-from experiments.statistics import LEVEL, between, fisher
+from experiments.statistics import LEVEL, NOT_SIGNIFICANT, between, fisher
 from rezero_jax.analysis.theme import themed
 from rezero_jax.formatting import duration, markdown, markdown_table, number
 
@@ -149,7 +149,7 @@ def comparison_report(comparison: Comparison, name: str) -> str:
         "FLOPs and time are per update, relative to the control's. At equal FLOPs or time, all "
         "rules have spent what the cheapest one's whole run costs; that loss is read off the same "
         "runs. A run that does not reach the target is right-censored: the ratio is a lower bound, "
-        "and p is that of Fisher's exact test on the number of runs that reach the target.",
+        "and the verdict is that of Fisher's exact test on how many runs reach the target.",
         "A learning rate with * was not bracketed: it is at the edge of the rates tried."
         if comparison.is_tuned
         else "No learning rate was tuned: every rule has the config's.",
@@ -188,7 +188,7 @@ def loss_and_difference(comparison: Comparison, cell: Cell) -> str:
 
 
 def to_target(comparison: Comparison, cell: Cell) -> str:
-    """Updates to the target, over the control's, and the verdict; p is Fisher's if censored."""
+    """Updates to the target, over the control's, and the verdict: by Fisher's p if censored."""
     row, ours = cell.to_target, comparison.control_of(cell).to_target
     if row is None:
         return ""
@@ -196,8 +196,12 @@ def to_target(comparison: Comparison, cell: Cell) -> str:
     text = f"reached in {row.reached} of {len(row.draws)} runs" if row.reached else "not reached"
     text = text if censored else row.shown
     if (times := comparison.times(cell)) and ours:
-        text += f": {times.sample.shown}, {times.verdict}"
-        text += f", p = {number(fisher(row, ours), 2)}" if censored else ""
+        word, p = times.verdict, ""
+        if censored:
+            chance = fisher(row, ours)
+            word = "reached less often" if chance < LEVEL / comparison.count else NOT_SIGNIFICANT
+            p = f" (p = {number(chance, 2)})"
+        text += f": {times.sample.shown}, {word}{p}"
     return text
 
 

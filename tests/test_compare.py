@@ -166,7 +166,7 @@ def test_times_to_the_target_are_ratios_of_pairs():
     assert head == "| rule | 8 layers |"
     assert lines[1].endswith(f": {times.sample.shown}, higher |")
     # sqrt(sqrt(60 / 40 x 90 / 50 x 100 / 60 x 70 / 45)), and Fisher's 3 of 4 against 4 of 4.
-    bound = ">= 1.627 (1 of 4 right-censored), not significant, p = 1"
+    bound = ">= 1.627 (1 of 4 right-censored), not significant (p = 1)"
     assert lines[2] == f"| `plain` | reached in 3 of 4 runs: {bound} |"
     lost = compare(rows("rezero", [1.0], [Censored(100.0)]), rows("norm", [1.0]))
     assert lost.times(second(lost)) is None
