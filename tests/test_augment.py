@@ -89,7 +89,7 @@ def reference(augmentation: Augmentation, image: np.ndarray, draws: Draws) -> np
         (Augmentation(jitter=0.6), {"factors", "order"}),
         (PAPER, {"crop", "flip", "angle", "factors", "order"}),
     ],
-    ids=str,
+    ids=["crop", "flip", "rotation", "jitter", "all"],
 )
 def test_images_are_those_of_the_reference(augmentation, names, shape):
     image = images(64, shape)
