@@ -97,9 +97,9 @@ def test_few_files_are_short():
 
 # The lines of read paths and folders, rounded up to the next 50, so that growth is a decision:
 # whoever raises a number says in the commit what the lines are worth.
-LIMITS = {"MLP": 3550, "Transformer": 4650, "rezero_jax": 12_850, "experiments": 4900}
-LIMITS |= {"benchmarks rehearsal": 3250, "tests": 16_650}
-FILES = 86  # of the package
+LIMITS = {"MLP": 3600, "Transformer": 4700, "rezero_jax": 13_100, "experiments": 4900}
+LIMITS |= {"benchmarks rehearsal": 3250, "tests": 16_800}
+FILES = 87  # of the package
 
 
 def test_growth_is_a_decision():

@@ -5,6 +5,7 @@ The scores never leave the chip. The fused attention of cuDNN cannot draw new dr
 
 import math
 import re
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -101,7 +102,7 @@ def _backward(options: _Options, saved: Any, g: Array) -> tuple[Array, Array, No
 _flash.defvjp(_forward, _backward)
 
 
-def _call(kernel: Any, options: _Options, shapes: Any, *arrays: Array) -> list[Array]:
+def _call(kernel: Any, options: _Options, shapes: Any, *arrays: Array) -> Sequence[Array]:
     """Runs a kernel for each block of positions of each head of each example."""
     qkv, bias, seed, *others = arrays
     batch, length, heads, _, size = qkv.shape
