@@ -256,7 +256,8 @@ class LayerStack(Module):
           depth: number of layers.
           heads: number of attention heads; divides width.
           final_norm: whether a norm follows the last layer; ReZero needs none.
-          scan, remat: see `rezero_jax.stack.Stack`.
+          scan: see `rezero_jax.stack.Stack`.
+          remat: see `rezero_jax.stack.Stack`.
         """
         self.rule = config.rule
         self.layers = Stack(
