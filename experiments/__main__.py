@@ -62,8 +62,8 @@ def _paper(argv: Sequence[str]) -> int:
     parser = command.parser("python -m experiments", __doc__, EXAMPLES)
     parser.add_argument("names", nargs="+", metavar="NAME", help=f"all, {', '.join(EXPERIMENTS)}")
     text = (
-        "paper: for accelerators; cpu: some hours on two cores; smoke: a test; gpu: of resnet and "
-        "transformer_deep, see the command gpu (default: cpu)"
+        "paper: for accelerators; cpu: some hours on two cores; smoke: a test; gpu: resnet and "
+        "transformer_deep alone, see the command gpu (default: cpu)"
     )
     parser.add_argument("--scale", default="cpu", help=text)
     text = "results go to DIR/SCALE, runs to DIR/SCALE/runs (default: runs/paper)"

@@ -4,7 +4,6 @@ A table is between <!-- NAME --> and <!-- end -->; the rest of a page is written
 numbers come from docs/paper and docs/comparisons, the claims from experiments/claims.toml.
 """
 
-import argparse
 import inspect
 import json
 import math
@@ -23,6 +22,7 @@ from experiments.comparison import Comparison
 from experiments.jobs import ROOT
 from experiments.results import Results
 from experiments.summary import Found
+from rezero_jax import command
 from rezero_jax.analysis.theme import themed
 from rezero_jax.errors import UserError
 from rezero_jax.formatting import markdown_table, number
@@ -46,10 +46,7 @@ WIDTH, HEADS, LAYERS = 256, 4, 12
 
 def main(argv: Sequence[str]) -> int:
     """Writes all pages, the reports of comparisons and all plots; returns the exit status."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    argparse.ArgumentParser(
-        prog="python -m experiments results", description=__doc__, formatter_class=formatter
-    ).parse_args(argv)
+    command.parser("python -m experiments results", __doc__).parse_args(argv)
     found = read_all()
     tables = committed_tables(found)
     for page in PAGES:

@@ -53,15 +53,15 @@ class Stack(nnx.Module):
       gpu_unroll: `unroll` on a GPU, where small kernels take as long as their launches; by default
         the same.
       gpu_chain: whether a GPU computes the gradients of the parameters of all layers at once, which
-        starts half as many kernels, but stores x and its gradient for every layer and excludes
-        jax.jvp. Without effect under remat, dropout or further arguments.
+        launches half as many kernels, but stores x and its gradient for every layer and excludes
+        jax.jvp. It has no effect under remat, with dropout or with further arguments.
 
     Raises:
       UserError: depth below 1, or an unknown remat policy.
 
     Examples:
       >>> stack = Stack(lambda rngs: ReZero(nnx.Linear(8, 8, rngs=rngs)), 500, rngs=nnx.Rngs(0))
-      >>> assert len(stack), stack(jnp.ones((2, 8))).shape == (500, (2, 8))
+      >>> assert (len(stack), stack(jnp.ones((2, 8))).shape) == (500, (2, 8))
     """
 
     def __init__(
@@ -115,8 +115,8 @@ class Stack(nnx.Module):
             platform = devices.target().platform
             most = {"cpu": 1, "gpu": self.gpu_unroll}.get(platform, self.unroll)
             unroll = max(n for n in range(1, most + 1) if self.depth % n == 0)
-            is_chained = self.gpu_chain and platform == "gpu" and keys is None
-            is_chained = is_chained and not args and not kwargs
+            is_bare = keys is None and not (args or kwargs)
+            is_chained = self.gpu_chain and platform == "gpu" and is_bare
             run: Callable[..., Any] = _chain if is_chained else jax.lax.scan
             x, updated = run(layer, x, (*arrays, keys), unroll=unroll)
             nnx.update(self.blocks, updated)
@@ -173,8 +173,8 @@ class Stack(nnx.Module):
 def _chain(layer: Layer, x: Array, arrays: LayerState, unroll: int) -> tuple[Array, nnx.State]:
     """`jax.lax.scan` of `layer`, whose backward pass scans over the gradients of x alone.
 
-    Before this scan all layers are linearised at once, at their saved inputs; after it follow the
-    gradients of all parameters at once.
+    Before this scan, all layers are linearised at once, at their saved inputs. After it, the
+    gradients of all parameters are computed at once.
     """
 
     @jax.custom_vjp

@@ -124,7 +124,8 @@ def _examples(root: Path, classes: tuple[str, ...]) -> list[tuple[float, str, in
     for folder in _folders(root):
         if folder.name not in classes:
             raise UserError(
-                f"{folder} is no training class ({', '.join(classes)[:200]}); rename or remove it"
+                f"{folder} is not a training class ({', '.join(classes)[:200]}); rename or remove "
+                "it"
             )
         before = len(found)
         for path in files_below(folder):

@@ -91,7 +91,7 @@ def make_language_model(config: Any) -> Callable[[nnx.Rngs], nnx.Module]:
 def rule_named(name: str) -> type[Rule]:
     """The residual rule of a name of the package, or the user's own of a name "module:name".
 
-    Raises a UserError if there is no such rule, or it has another signature than `Rule`.
+    Raises a UserError if there is no such rule, or its signature is not that of `Rule`.
     """
     if not is_own(name):
         return RuleConfig(name).rule

@@ -76,7 +76,7 @@ def hashed_bits(key: Array, shape: tuple[int, ...]) -> Array:
 
 
 def mix(bits: Array, *words: Array) -> Array:
-    """Wellons's lowbias32 of uint32 (https://nullprogram.com/blog/2018/07/31), with each word."""
+    """Wellons's hash of uint32 (https://nullprogram.com/blog/2018/07/31), once with each word."""
     for word in words:
         bits = bits + word
         bits = (bits ^ (bits >> 16)) * jnp.uint32(0x7FEB352D)

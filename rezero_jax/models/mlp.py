@@ -22,7 +22,7 @@ _linear = partial(init.linear, kernel_metadata={"model_axis": -1}, bias_metadata
 
 # At 64, the TPU compiler's estimate of a step falls to less than half (docs/accelerators.md).
 UNROLL = 64
-GPU_UNROLL = 10  # more layers read the partial sums of more products again, in every layer
+GPU_UNROLL = 10  # predicted for an H200: 12.8 us a layer, with 20 and 25 layers 13.1 and 13.6
 
 
 class Block(nnx.Module):

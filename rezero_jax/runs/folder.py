@@ -35,7 +35,7 @@ def check_config(
 ) -> None:
     """Checks that the run in a folder, if there is one, has this config, see `continued`.
 
-    The prefixes `free` are of fields that may differ, and `advice` is what the user should do.
+    `free` has prefixes of the fields that may differ, and `advice` is what the user should do.
     Raises a UserError if the run has another config, or its config.json is broken.
     """
     path = path_of(folder) / "config.json"

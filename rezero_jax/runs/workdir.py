@@ -67,7 +67,8 @@ class Workdir:
 
     Raises:
       UserError: the folder cannot be written, has a name that Orbax cannot use, belongs to another
-        config or other data, lacks files of a finished run, is in use, or not every process has it.
+        config or other data, lacks files of a finished run, is in use, or is not shared by all
+        processes.
     """
 
     def __init__(

@@ -31,7 +31,7 @@ def load_language_model(
 
     The run may still be training, because this function only reads. `allow` has the names of the
     modules that the run's config may import, and `step` is the checkpoint, by default the newest.
-    Raises a UserError if there is no good checkpoint, or it is of another family or structure.
+    Raises a UserError if there is no good checkpoint, or the model has another family or structure.
     """
     config = checked_config(workdir, allow)
     if config.model.name == "transformer" or is_own(config.model.name):
@@ -49,8 +49,8 @@ def checked_config(
     """The config of a run, perhaps a stranger's, with every field checked as on a command line.
 
     `overrides` "a.b=value" change it. The paths of the data and eval.metrics are unset otherwise.
-    Raises a UserError if there is no run, a section or a field is missing, of another type or too
-    large, or it names a module that `allow`, names of modules, does not have.
+    Raises a UserError if there is no run, a section or a field is missing, too large or of the
+    wrong type, or the config names a module that `allow` lacks.
     """
     path, config = folder_of(workdir) / "config.json", base_config()
     values = read_json(path)

@@ -37,7 +37,7 @@ SILENCE = 20.0  # seconds without a printed line after which one is printed
 class Progress:
     """Metrics and messages of a run; its first process writes them to the workdir and prints them.
 
-    A run that resumes after `step` updates gives `saved`, the `snapshot` in its checkpoint. `began`
+    In a run that resumes after `step` updates, `saved` is the `snapshot` in its checkpoint. `began`
     is time.perf_counter() when this start began. The attribute `clock` times the loop's waits.
     """
 
@@ -229,7 +229,8 @@ class Clock:
 
     `began` is as in `Progress`, `saved` are the seconds by kind (see TIMES) in the checkpoint from
     which the run resumes, and `recorded` the wall seconds of the earlier starts, as far as the
-    workdir records them. `examples` counts since `restart`; `rate` is up to the last `lap`.
+    workdir records them. `examples` counts those since `restart`, and `rate` is examples per second
+    up to the last `lap`.
     """
 
     def __init__(

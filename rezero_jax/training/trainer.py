@@ -208,8 +208,8 @@ class Trainer:
 
         `metrics(model, batch, losses)` returns numbers by name. `batch` has the first 16 examples
         of the evaluation split, and losses(model, batch) is the loss (nats) of each of them. Raises
-        a UserError if a value is not a number; one that is not finite, which JSON lacks, is left
-        out.
+        a UserError if a value is not a number. Values that are not finite, which JSON cannot hold,
+        are left out.
         """
         with jax.set_mesh(self.mesh):
             model = self.spec.model(state["params"], state["stats"])

@@ -98,8 +98,10 @@ class Attention(nnx.Module):
         """
         dropped = self.dropout.rate > 0 and not self.dropout.deterministic
         is_bare = memory is None and mask is None and key_mask is None
-        if dropped and rngs is not None and is_bare and self._flash_takes(x):
-            return self._join(self._flash(x, is_causal, rngs))
+        if dropped and rngs is not None and is_bare:
+            fused = self._flash(x, is_causal, rngs)
+            if fused is not None:
+                return self._join(fused)
         q, k, v = self._project(x, memory)
         (batch, length, heads, _), keys = q.shape, k.shape[1]
         mask = joint_mask(mask, key_mask, (batch, heads, length, keys))
@@ -158,19 +160,16 @@ class Attention(nnx.Module):
             y = y + self.qkv_bias[...][None, None, :, slots].astype(self.dtype)
         return y
 
-    def _flash_takes(self, x: Hidden) -> bool:
-        """Whether a GPU's kernels with dropout take self-attention of x without masks."""
+    def _flash(self, x: Hidden, is_causal: bool, rngs: nnx.Rngs) -> Heads | None:
+        """Self-attention of x with dropout by a GPU's kernels; None if they do not take it."""
         kv_heads, slots, size = self.qkv.shape[-3:]
         if self.plain or slots > 3 or not _has_kernels(devices.target(), self.dtype):
-            return False
+            return None
         from rezero_jax.models.transformer import flash  # a slow import
 
         batch, length, _ = x.shape
-        return flash.takes(batch, length, kv_heads, size)
-
-    def _flash(self, x: Hidden, is_causal: bool, rngs: nnx.Rngs) -> Heads:
-        from rezero_jax.models.transformer import flash  # a slow import
-
+        if not flash.takes(batch, length, kv_heads, size):
+            return None
         key, bias = jax.random.key_data(rngs.dropout())[:2], self.qkv_bias
         if self.rotary:
             q, k, v = self._project(x)
