@@ -11,7 +11,7 @@ from types import ModuleType
 
 from experiments import arguments, compare, coordinates, drawing, gpu, results_page, sweep
 from experiments.dry_run import print_costs
-from experiments.jobs import DESCRIPTIONS, Job, planned
+from experiments.jobs import DESCRIPTIONS, Job, planned, with_seeds
 from experiments.report import write_report
 from experiments.results import Made, Results
 from experiments.running import Stopped, run_all
@@ -61,15 +61,9 @@ def _paper(argv: Sequence[str]) -> int:
     """Runs the paper's experiments; raises UserError or Stopped."""
     parser = command.parser("python -m experiments", __doc__, EXAMPLES)
     parser.add_argument("names", nargs="+", metavar="NAME", help=f"all, {', '.join(EXPERIMENTS)}")
-    text = (
-        "paper: for accelerators; cpu: some hours on two cores; smoke: a test; gpu: resnet and "
-        "transformer_deep alone, see the command gpu (default: cpu)"
-    )
-    parser.add_argument("--scale", default="cpu", help=text)
+    arguments.add_runs(parser)
     text = "results go to DIR/SCALE, runs to DIR/SCALE/runs (default: runs/paper)"
     parser.add_argument("--out", default="runs/paper", metavar="DIR", help=text)
-    text = "runs of each setting, seeds 0 .. N-1 (default: 1; at scale paper the paper's number)"
-    arguments.add_count(parser, "seeds", text)
     arguments.add_count(parser, "jobs", "runs at the same time, on a CPU each on its own cores", 1)
     text = "text for Transformers (default: the standard library's)"
     parser.add_argument("--text", metavar="PATH", help=text)
@@ -96,15 +90,14 @@ def _paper(argv: Sequence[str]) -> int:
 
 
 def _jobs(name: str, args: argparse.Namespace) -> list[Job]:
-    """The runs of an experiment, seed by seed, so that an early stop leaves complete seeds."""
-    seeds = args.seeds or (DESCRIPTIONS[name].seeds if args.scale == "paper" else 1)
+    """The runs of an experiment."""
     jobs = []
     for job in planned(name, args.scale):
         if args.text and job.load().data.name == "stdlib":
             overrides = (*job.overrides, "data.name=text", f"data.path={args.text}")
             job = job._replace(overrides=overrides)
         jobs.append(job)
-    return [job.with_seed(seed) for seed in range(seeds) for job in jobs]
+    return with_seeds(jobs, name, args.scale, args.seeds)
 
 
 def _run(jobs: Mapping[str, Sequence[Job]], args: argparse.Namespace) -> int:

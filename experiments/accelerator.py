@@ -14,13 +14,13 @@ from functools import cache
 from itertools import chain
 from typing import Any
 
-from experiments import compare
+from experiments import arguments, compare
 from experiments.dry_run import FREE, trainer_of, update_flops
-from experiments.jobs import DESCRIPTIONS, Job, planned
+from experiments.jobs import DESCRIPTIONS, Job, planned, with_seeds
 from experiments.summary import CLAIMS
 from rehearsal.plan import plan
+from rehearsal.topologies import NoCompiler
 from rezero_jax import command
-from rezero_jax.errors import UserError
 from rezero_jax.runs.files import write_json
 from rezero_jax.training.cost import PEAK_FLOPS
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
 
 def write_costs(path: str) -> None:
     """Writes a JSON file with the cost of each experiment that has runs, and each comparison."""
-    jobs = {n: planned(n, "paper") * about.seeds for n, about in DESCRIPTIONS.items()}
+    jobs = {n: with_seeds(planned(n, "paper"), n, "paper", None) for n in DESCRIPTIONS}
     comparisons = {n: t for n, t in CLAIMS["gpu"].items() if t.startswith("compare ")}
     jobs |= {name: jobs_of(text)[0] for name, text in comparisons.items()}
     prediction = Prediction(TOPOLOGY)
@@ -62,11 +62,9 @@ def jobs_of(text: str) -> tuple[list[Job], str]:
     if name == "compare":
         return [*chain(*compare.parsed(words)[1].certain().values())], ""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--scale")
-    parser.add_argument("--seeds", type=int)
+    arguments.add_runs(parser)
     args = parser.parse_args(words)
-    jobs = planned(name, args.scale)
-    return [job.with_seed(seed) for seed in range(args.seeds) for job in jobs], args.scale
+    return with_seeds(planned(name, args.scale), name, args.scale, args.seeds), args.scale
 
 
 class Prediction:
@@ -98,7 +96,7 @@ class Prediction:
     def _of_an_update(self, job: Job) -> float:
         try:
             account = plan(job.load(), self._topology)
-        except UserError:
+        except NoCompiler:
             if self._topology != GPU:
                 raise
             self.basis = (

@@ -26,6 +26,17 @@ def add_config(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("--config.KEY", metavar="VALUE", help="sets a field of every config")
 
 
+def add_runs(parser: argparse.ArgumentParser) -> None:
+    """Adds --scale and --seeds, which choose the runs of an experiment."""
+    text = (
+        "paper: for accelerators; cpu: some hours on two cores; smoke: a test; gpu: resnet and "
+        "transformer_deep alone, see the command gpu (default: cpu)"
+    )
+    parser.add_argument("--scale", default="cpu", help=text)
+    text = "runs of each setting, seeds 0 .. N-1 (default: 1; at scale paper the paper's number)"
+    add_count(parser, "seeds", text)
+
+
 def add_count(
     parser: argparse.ArgumentParser, name: str, text: str, default: int | None = None
 ) -> None:

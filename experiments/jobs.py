@@ -118,3 +118,12 @@ def planned(experiment: str, scale: str) -> list[Job]:
         if (line["experiment"], line["scale"]) == (experiment, scale)
         for test in (bool(line["test"]),)
     ]
+
+
+def with_seeds(jobs: Sequence[Job], experiment: str, scale: str, count: int | None) -> list[Job]:
+    """The runs with seeds 0 .. count - 1, seed by seed, so that an early stop leaves whole seeds.
+
+    By default the count is the paper's at scale "paper", and else 1.
+    """
+    count = count or (DESCRIPTIONS[experiment].seeds if scale == "paper" else 1)
+    return [job.with_seed(seed) for seed in range(count) for job in jobs]

@@ -38,6 +38,10 @@ _GPUS = {
 }
 
 
+class NoCompiler(UserError):
+    """The compiler of a topology is not installed."""
+
+
 def devices_of(name: str) -> list[jax.Device]:
     """The devices of a topology, for `Trainer(..., devices=)`.
 
@@ -47,7 +51,8 @@ def devices_of(name: str) -> list[jax.Device]:
         GPUs each.
 
     Raises:
-      UserError: the topology is unknown, or its compiler is not installed.
+      UserError: the topology is unknown.
+      NoCompiler: its compiler is not installed.
     """
     tpu = re.fullmatch(r"(?:(\d+)x)?(v4|v5e|v5p|v6e|tpu7x):(\d+(?:x\d+){1,2})", name)
     gpu = re.fullmatch(r"(\d+)x(h100|h200)", name)
@@ -79,7 +84,7 @@ def _tpus(generation: str, shape: str, slices: int) -> list[jax.Device]:
     if all(side == 1 for side in sides):
         options["chips_per_host_bounds"] = [1, 1, 1]
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError(
+        raise NoCompiler(
             f"compiling for {generation} needs the TPU's compiler; run "
             f'pip install "jax[tpu]=={jax.__version__}"'
         )
@@ -101,7 +106,7 @@ def _gpus(kind: str, count: int) -> list[jax.Device]:
         import jax_plugins.xla_cuda13  # noqa: F401
         from jaxlib import xla_client
     except ImportError:
-        raise UserError(
+        raise NoCompiler(
             f"compiling for the {kind.upper()} needs JAX's CUDA plugin; run "
             f'pip install "jax[cuda13]=={jax.__version__}"'
         ) from None
@@ -113,7 +118,7 @@ def _gpus(kind: str, count: int) -> list[jax.Device]:
         )
         return list(topology._make_compile_only_devices())
     except Exception as error:
-        raise UserError(
+        raise NoCompiler(
             f"this version of jaxlib does not compile for absent GPUs ({first_line(error)}); "
             "install jax 0.10.2"
         ) from None

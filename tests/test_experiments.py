@@ -22,6 +22,7 @@ from experiments.published import MARKS, SOURCES, STATUSES, Claim, curve, publis
 from experiments.results import COLUMNS, Curve, Made, Results, Row
 from experiments.statistics import Censored
 from launch import supervisor
+from rehearsal.topologies import NoCompiler
 from rezero_jax.analysis.singular_values import singular_values
 from rezero_jax.config import load_config
 from rezero_jax.errors import UserError
@@ -572,7 +573,16 @@ def test_the_gpu_command_predicts_by_flops_without_its_compiler(monkeypatch, tmp
 
 
 def absent(config, topology):
-    raise UserError("no compiler")
+    raise NoCompiler("no compiler")
+
+
+def test_a_config_that_does_not_fit_is_not_predicted_by_flops(monkeypatch):
+    def too_large(config, topology):
+        raise UserError("this run needs more memory")
+
+    monkeypatch.setattr(accelerator, "plan", too_large)
+    with pytest.raises(UserError, match="more memory"):
+        accelerator.Prediction(accelerator.GPU).total(planned("depth", "smoke"))
 
 
 def test_the_gpu_command_names_configs_that_exist():
