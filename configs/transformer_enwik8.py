@@ -18,7 +18,7 @@ The models have width 512 (256 from 64 layers on), 2 heads, 512 bytes, GELU and 
 has a constant learning rate: 0.016 for the batch of 1,080, and 0.0005 sqrt(batch) for the batches
 of 304 and 144. The paper used eight GPUs. Here one device with 80 GB computes a batch in
 `accumulate` microbatches (not tried); eight devices need an eighth of them, and a known GPU takes
-the fewest that fit in its memory.
+the fewest that fit in its memory, without rematerialisation if possible.
 
 The paper does not state these choices:
 - a feed-forward of 4 times the width, which gives the paper's parameter counts except the 34

@@ -132,7 +132,7 @@ class Traffic:
                 continue
             uses = self._uses(place, fusion.called["calls"])
             if all(use.opcode in self.PARTIAL and at == 0 for use, at, _ in uses):
-                total += min(whole, sum(shape_bytes(use.result) for use, _, _ in uses))
+                total += min(whole, sum(self._read(use, names) for use, _, names in uses))
             elif all(use.opcode == "dynamic-update-slice" and at == 0 for use, at, _ in uses):
                 updates = (names[use.operands[1]] for use, _, names in uses)
                 total += sum(shape_bytes(update.result) for update in updates)
@@ -141,17 +141,28 @@ class Traffic:
                 total += whole
         return total + max(_main_memory(fusion.result) - in_place, 0)
 
-    def _uses(self, place: int, computation: str) -> list[tuple[Instruction, int, Names]]:
-        """Each user of a parameter, its operand number, and the instructions of its computation.
+    def _read(self, one: Instruction, names: Names) -> int:
+        """Bytes that a slice reads within a fusion: less than its size if only slices use it."""
+        size, uses = shape_bytes(one.result), self._users([one.name], names)
+        if uses and all(use.opcode in self.PARTIAL and at == 0 for use, at, _ in uses):
+            size = min(size, sum(self._read(use, inner) for use, _, inner in uses))
+        return size
 
-        The users of a bitcast or a nested fusion replace it.
-        """
+    def _uses(self, place: int, computation: str) -> list[tuple[Instruction, int, Names]]:
+        """The `_users` of a parameter."""
         names = self._by_name[computation]
         waiting = [
             one.name
             for one in names.values()
             if one.opcode == "parameter" and one.rest.startswith(f"{place})")
         ]
+        return self._users(waiting, names)
+
+    def _users(self, waiting: list[str], names: Names) -> list[tuple[Instruction, int, Names]]:
+        """Each user of instructions, its operand number, and the instructions of its computation.
+
+        The users of a bitcast or a nested fusion replace it.
+        """
         found: list[tuple[Instruction, int, Names]] = []
         while waiting:
             name = waiting.pop()

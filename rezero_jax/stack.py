@@ -106,15 +106,15 @@ class Stack(nnx.Module):
         keys = None if rngs is None else jax.random.split(rngs.dropout(), self.depth)
         if isinstance(self.blocks, nnx.List):
             for i, block in enumerate(self.blocks):
-                layer, arrays = self._functional(block, args, kwargs)
+                layer, arrays = self._functional(block, args, kwargs, in_loop=False)
                 x, updated = layer(x, (*arrays, None if keys is None else keys[i]))
                 nnx.update(block, updated)
         else:
-            layer, arrays = self._functional(self.blocks, args, kwargs)
             # A divisor of the depth: remaining layers would be split off and joined again.
             platform = devices.target().platform
             most = {"cpu": 1, "gpu": self.gpu_unroll}.get(platform, self.unroll)
             unroll = max(n for n in range(1, most + 1) if self.depth % n == 0)
+            layer, arrays = self._functional(self.blocks, args, kwargs, in_loop=unroll < self.depth)
             is_bare = keys is None and not (args or kwargs)
             is_chained = self.gpu_chain and platform == "gpu" and is_bare
             run: Callable[..., Any] = _chain if is_chained else jax.lax.scan
@@ -142,12 +142,14 @@ class Stack(nnx.Module):
         return self[:]
 
     def _functional(
-        self, block: nnx.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, block: nnx.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, in_loop: bool
     ) -> tuple[Layer, tuple[nnx.State, nnx.State]]:
         """The block as a function of x and the block's arrays, and these arrays.
 
         The function returns the variables that the block changes, such as running statistics:
-        neither a scan nor a rematerialised function may write to the module.
+        neither a scan nor a rematerialised function may write to the module. `in_loop` says that a
+        loop separates it from its backward pass. Without one, XLA would replace what is
+        rematerialised by what the forward pass computed.
         """
         graphdef, params, rest = split_params(block)
 
@@ -166,7 +168,9 @@ class Stack(nnx.Module):
             return y, nnx.state(merged, CHANGES)
 
         if self.remat != "none":
-            layer = jax.checkpoint(layer, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
+            layer = jax.checkpoint(
+                layer, policy=REMAT_POLICIES[self.remat], prevent_cse=not in_loop
+            )
         return layer, (params, rest)
 
 

@@ -202,11 +202,16 @@ def test_several_devices_need_fewer_microbatches():
         assert microbatches(accumulate, batch_size, devices) == count
 
 
-def test_a_gpu_has_the_fewest_microbatches_that_fit(monkeypatch):
-    fields = {"train.accumulate": 4, "train.batch_size": 16, "mesh.data": 1}
-    for memory, count in ((None, 4), (1e12, 1), (1.0, 4)):
-        monkeypatch.setattr(trainer, "gpu_memory", lambda kind, memory=memory: memory)
-        assert Trainer(config("transformer_small.py:smoke", **fields)).microbatches == count
+@pytest.mark.parametrize(
+    ("memory", "count", "remat"), [(None, 4, "full"), (1e12, 1, "none"), (1.0, 4, "full")]
+)
+def test_a_gpu_has_the_fewest_microbatches_that_fit_and_no_remat(memory, count, remat, monkeypatch):
+    monkeypatch.setattr(trainer, "gpu_memory", lambda kind: memory)
+    fields = {"train.accumulate": 4, "train.batch_size": 16, "mesh.data": 1, "model.remat": "full"}
+    found = Trainer(config("transformer_small.py:smoke", **fields))
+    assert found.microbatches == count
+    model = found.spec.model(found.shapes["params"], found.shapes["stats"])
+    assert model.trunk.layers.remat == remat
 
 
 def test_accumulation_over_devices_gives_the_same_losses(runs):

@@ -195,6 +195,14 @@ def test_rematerialisation_saves_memory():
     assert temporary_bytes("dots") < 0.75 * temporary_bytes("none")
 
 
+@pytest.mark.parametrize(("scan", "barriers"), [(True, 0), (False, 5)])
+def test_only_in_a_loop_xla_could_not_use_the_results_of_the_forward_pass(scan, barriers):
+    """A barrier before each unrolled block keeps it from undoing the rematerialisation."""
+    graphdef, params = nnx.split(make(remat="full", scan=scan))
+    loss = jax.grad(lambda params: nnx.merge(graphdef, params)(X).sum())
+    assert jax.jit(loss).lower(params).as_text().count("optimization_barrier") == barriers
+
+
 def test_running_statistics_come_out_of_the_scan():
     def run(scan):
         stack = Stack(BatchNormBlock, 4, scan=scan, remat="full", rngs=nnx.Rngs(0))

@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +22,7 @@ _linear = partial(init.linear, kernel_metadata={"model_axis": -1}, bias_metadata
 
 # At 64, the TPU compiler's estimate of a step falls to less than half (docs/accelerators.md).
 UNROLL = 64
-GPU_UNROLL = 10  # predicted for an H200: 12.8 us a layer, with 20 and 25 layers 13.1 and 13.6
+GPU_UNROLL = 25  # 10,000 layers: 98 ms, predicted for an H200; with 10 or 50, 106 or 97
 
 
 class Block(nnx.Module):
@@ -70,6 +70,10 @@ class MLP(Module):
       >>> model = MLP(in_features=64, width=32, depth=100, out_features=10, rngs=nnx.Rngs(0))
       >>> assert model(jnp.ones((8, 64))).shape == (8, 10)
     """
+
+    # XLA splits each product of a few hundred rows and columns into eight, whose sum takes a second
+    # kernel: most of a deep narrow network's time is the launch of kernels.
+    gpu_compiler_options: ClassVar[dict[str, Any]] = {"xla_gpu_experimental_force_split_k": 1}
 
     @takes_options("residual")
     def __init__(

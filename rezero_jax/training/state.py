@@ -31,12 +31,14 @@ class ModelSpec:
       shapes: the parameters' shapes and dtypes, a nested dict.
       parameters: path "a/b/c" -> the parameter's metadata.
       has_stats: whether training changes other arrays too, such as running statistics.
+      gpu_compiler_options: XLA's options for the model on a GPU.
     """
 
     graphdef: nnx.GraphDef
     shapes: Any
     parameters: Mapping[str, Parameter]
     has_stats: bool
+    gpu_compiler_options: Mapping[str, Any]
 
     @property
     def parameter_count(self) -> int:
@@ -84,6 +86,7 @@ def model_spec(make_model: MakeModel) -> ModelSpec:
             "/".join(map(str, path)): parameter for path, parameter in parameters_of(model).items()
         },
         has_stats=any(not isinstance(v, Constant) for _, v in nnx.to_flat_state(stats)),
+        gpu_compiler_options=getattr(model, "gpu_compiler_options", {}),
     )
 
 

@@ -92,8 +92,7 @@ class Trainer:
         placed = sharding.state_shardings(shapes, self.mesh, self.spec, config.mesh.fully_sharded)
         self.shapes = jax.tree.map(lambda leaf, place: leaf.update(sharding=place), shapes, placed)
         check_own(config, dataset, self.spec, self.shapes, self.objective)
-        if self.microbatches > 1 and not self.spec.has_stats:
-            self.microbatches = self._fewest_microbatches(change)
+        self.spec, self.microbatches = self._fastest(change)
         self.train_step = step.make_train_step(
             self.spec,
             self._of_prepared,
@@ -106,28 +105,50 @@ class Trainer:
         )
         dispatch = step.make_dispatch(self.train_step, dataset.train.gather, self.spec, schedules)
         eval_step = step.make_eval_step(self.spec, self.objective, dataset.eval.gather)
+        options = dict(self.spec.gpu_compiler_options) if platform == "gpu" else None
         self._init = jax.jit(init, out_shardings=placed)
         self.jitted_dispatch = jax.jit(
-            dispatch, donate_argnums=0, out_shardings=(placed, self._whole)
+            dispatch,
+            donate_argnums=0,
+            out_shardings=(placed, self._whole),
+            compiler_options=options,
         )
-        self._eval_step = jax.jit(eval_step, out_shardings=self._whole)
+        self._eval_step = jax.jit(eval_step, out_shardings=self._whole, compiler_options=options)
 
-    def _fewest_microbatches(self, change: Callable[..., step.Batch] | None) -> int:
-        """The fewest microbatches that fit in the memory of a known GPU, at most the config's."""
+    def _fastest(self, change: Callable[..., step.Batch] | None) -> tuple[ModelSpec, int]:
+        """The model's spec and the number of microbatches that suit the memory of a known GPU.
+
+        That is the fewest microbatches that fit, at most the config's, without rematerialisation if
+        it fits. Otherwise the model is the config's.
+        """
         memory, train = gpu_memory(self.mesh.devices.flat[0].device_kind), self.dataset.train
-        if memory is None:
-            return self.microbatches
-        fetched = train.fetch(np.zeros(self.config.train.batch_size, np.int32))
+        config, most = self.config.copy_and_resolve_references(), self.microbatches
+        saves = config.model.get("remat", "none") != "none"
+        if memory is None or (most == 1 and not saves):
+            return self.spec, most
+        fetched = train.fetch(np.zeros(config.train.batch_size, np.int32))
         batch = jax.eval_shape(train.gather, dict(train.resident), fetched)
         if change is not None:
             batch = jax.eval_shape(change, batch, jax.random.key(0))
-        with self._context():
-            kept = step.kept_bytes(self.spec, self.objective, self.shapes, batch)
         shards = batch_shards(self.mesh)
+        rows = config.train.batch_size // shards
         free = memory - 2 * sharding.device_bytes(self.shapes)  # the state and its gradients
-        rows = self.config.train.batch_size // shards
-        fits = (n for n in range(1, rows + 1) if rows % n == 0 and kept / (shards * n) <= free)
-        return min(next(fits, rows), self.microbatches)
+        counts = [n for n in range(1, most + 1) if rows % n == 0]
+        if self.spec.has_stats:  # the size of a microbatch is part of the model
+            counts = [most]
+
+        def fewest(spec: ModelSpec) -> int | None:
+            with self._context():
+                kept = step.kept_bytes(spec, self.objective, self.shapes, batch)
+            return next((n for n in counts if kept <= free * shards * n), None)
+
+        if saves:
+            with config.unlocked():
+                config.model.remat = "none"
+            spec = model_spec(make_task(config, self.dataset)[0])
+            if (count := fewest(spec)) is not None:
+                return spec, count
+        return self.spec, fewest(self.spec) or most
 
     def objective(
         self, model: nnx.Module, batch: step.Batch, key: jax.Array
