@@ -3,28 +3,46 @@
     python -m benchmarks.gpu
     python -m benchmarks.gpu --torch-python=.venv-torch/bin/python
 
-The command prints its expected duration, and then the table of benchmarks/updates.py with three
-rows more: one set of bits from two continuations of a state, without and with XLA's deterministic
-operations, and what these cost. After 17 minutes it starts no further config.
+The command first prints its expected duration by row, the most valuable rows first. It ends within
+20 minutes: rows for which no time is left are printed as not run. The table is that of
+benchmarks/updates.py with three rows more: one set of bits from two continuations of a state,
+without and with XLA's deterministic operations, and what these cost.
 """
 
 import argparse
-import json
+import math
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from itertools import islice
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from benchmarks import updates
 from benchmarks.jax_worker import endless, random_data
-from benchmarks.worker import milliseconds, print_head, print_row, take_turns
+from benchmarks.worker import TIMING, milliseconds, print_head, print_row, take_turns
 from rezero_jax.command import parser, run
 from rezero_jax.errors import UserError
 from rezero_jax.training.trainer import Trainer
+
+
+class Row(NamedTuple):
+    """A config, its baselines, and the CPU seconds that its slowest program takes to compile.
+
+    The seconds are those of a process that compiles for an absent H200, or of PyTorch's for a CPU,
+    on one core of an AMD EPYC; docs/benchmarks.md has them by program. A GPU adds the choice among
+    kernels, which only the device can make and for which `measured` allows the same time again.
+    """
+
+    spec: str
+    seconds: int
+    baselines: list[str]
+
 
 MLP = "configs/mlp.py:depth"
 SMALL = "configs/transformer_small.py:steps=500,depth"
@@ -32,26 +50,33 @@ LANGUAGE = (
     f"{SMALL}=12,width=512,length=512 model.heads=8 model.positions=sinusoidal "
     "train.batch_size=32 optim.schedule=constant optim.clip_norm=None"
 )
-NNX = ["nnx"]
+NNX = ["nnx"]  # the other baselines need PyTorch
 IMAGE_MODES = ["eager", "eager-fused", "compile-fused", "compile-graphs-fused"]
 LANGUAGE_MODES = ["official", "official-compile-fused", "x-transformers-flash-compile-fused"]
-# Configs and their baselines; those other than NNX need PyTorch.
-WORK = {
-    f"{updates.ENWIK8}=128": NNX,
-    f"{updates.ENWIK8}=128 model.dropout=0.0": NNX,
-    f"{updates.ENWIK8}=12": NNX,
-    f"{SMALL}=48 model.positions=sinusoidal": NNX,
-    f"{MLP}=10000,width=150,lr=0.003,dataset=cifar10": NNX,
-    f"{MLP}=64,dataset=cifar10": NNX + IMAGE_MODES,
-    "configs/resnet.py:depth=20": NNX + IMAGE_MODES + ["channels_last-fused"],
-    "configs/resnet.py:depth=56": NNX + IMAGE_MODES + ["channels_last-fused"],
-    LANGUAGE: NNX + LANGUAGE_MODES,
-}
-SMOKE = {"configs/mlp.py:smoke": NNX}
+# The most valuable first.
+WORK = (
+    Row(f"{updates.ENWIK8}=128", 325, NNX),
+    Row(f"{updates.ENWIK8}=12", 60, NNX),
+    Row(f"{MLP}=64,dataset=cifar10", 35, NNX + IMAGE_MODES),
+    Row(f"{SMALL}=48 model.positions=sinusoidal", 50, NNX),
+    Row(f"{MLP}=10000,width=150,lr=0.003,dataset=cifar10", 15, NNX),
+    Row(LANGUAGE, 30, NNX + LANGUAGE_MODES),
+    Row("configs/resnet.py:depth=20", 30, [*NNX, *IMAGE_MODES, "channels_last-fused"]),
+    Row(f"{updates.ENWIK8}=128 model.dropout=0.0", 80, NNX),
+    Row("configs/resnet.py:depth=56", 75, [*NNX, *IMAGE_MODES, "channels_last-fused"]),
+)
+SMOKE = (
+    Row("configs/mlp.py:smoke", 4, [*NNX, "eager", "compile-fused"]),
+    Row("configs/resnet.py:smoke", 9, [*NNX, "channels_last-fused"]),
+    Row(
+        "configs/transformer_small.py:smoke model.positions=sinusoidal",
+        8,
+        [*NNX, "official", "x-transformers-flash-compile-fused"],
+    ),
+)
 REPEATED = ("configs/transformer_small.py:smoke", f"{SMALL}=12")
-# Seconds until the programs of a config, which start together, and of the last rows are compiled
-# (assumed, never measured), and seconds after which no further config starts.
-START, LAST_ROWS, LATEST = 75, 120, 17 * 60
+# Seconds of the whole command, of its last rows, and of a row's start and timings.
+LIMIT, LAST_ROWS, TURNS = 20 * 60, 180, 30
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
 
@@ -70,22 +95,41 @@ def repeats(spec: str) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(*ends, strict=True))
 
 
-def repeats_in_a_process(spec: str, flags: str) -> dict[str, bool | str]:
-    """JAX's platform and the result of `repeats`, as "platform" and "same", under XLA flags."""
-    command = [sys.executable, "-m", "benchmarks.gpu", "--repeats", spec]
+def output(command: list[str], flags: str = "", until: float = math.inf) -> str:
+    """The last line that a command prints, under XLA flags; `until` as in `take_turns`."""
     env = os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()}
-    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True)
+    left = None if until == math.inf else max(0.0, until - time.monotonic())
+    try:
+        done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, timeout=left)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"{' '.join(command)} exceeded the time limit") from None
     if done.returncode:
-        raise UserError(f"{' '.join(command)} failed; see its error above")
-    return json.loads(done.stdout.splitlines()[-1])
+        raise RuntimeError(f"{' '.join(command)} failed; see its error above")
+    return done.stdout.splitlines()[-1]
 
 
-def cost_of_determinism(spec: str, turns: int) -> list[str]:
+def cost_of_determinism(spec: str, turns: int, until: float) -> list[str]:
     """Milliseconds of an update without and with deterministic operations."""
     worker = [sys.executable, "-m", "benchmarks.jax_worker", "ours", spec]
     flagged = ["env", f"XLA_FLAGS={os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}", *worker]
-    times, _ = take_turns({"free": worker, "deterministic": flagged}, turns, 5)
+    times, _ = take_turns({"free": worker, "deterministic": flagged}, turns, 5, until=until)
     return [milliseconds(seconds) for seconds in times.values()]
+
+
+def measured(row: Row, args: argparse.Namespace, until: float) -> list[list[str]]:
+    """The rows of the table for one config.
+
+    Raises:
+      UserError: the config is invalid.
+      RuntimeError: no time is left, or ours does not start.
+    """
+    if time.monotonic() + row.seconds + 2 * TIMING > until:
+        raise RuntimeError("no time is left")
+    until = min(until, time.monotonic() + 2 * (row.seconds + 2 * TIMING))
+    found = [name for name in row.baselines if name in NNX or args.torch_python]
+    settings = {"torch_python": args.torch_python, "turns": args.turns, "baselines": found}
+    options = argparse.Namespace(generate=False, product=False, steps=5, **settings)
+    return updates.rows(row.spec, options, until)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -94,43 +138,50 @@ def main(argv: list[str] | None = None) -> int:
     text = "Python interpreter with PyTorch, for its baselines (default: none, and no such rows)"
     options.add_argument("--torch-python", metavar="FILE", help=text)
     options.add_argument("--turns", type=int, default=3, help="timings per program (default: 3)")
-    options.add_argument("--smoke", action="store_true", help="a small network, also on a CPU")
+    options.add_argument("--smoke", action="store_true", help="small networks, also on a CPU")
     options.add_argument("--repeats", metavar="SPEC", help=argparse.SUPPRESS)
     args = options.parse_args(argv)
     if args.repeats:
-        same = repeats(args.repeats)
-        print(json.dumps({"platform": jax.devices()[0].platform, "same": same}))
+        print(repeats(args.repeats))
         return 0
-    small, large = REPEATED if not args.smoke else (REPEATED[0],) * 2
-    free = repeats_in_a_process(small, "")
-    if free["platform"] != "gpu" and not args.smoke:
-        raise UserError(f"JAX finds no GPU here, only a {free['platform']}; give --smoke to try it")
-    started, work = time.monotonic(), SMOKE if args.smoke else WORK
-    print(
-        f"about {(START * len(work) + LAST_ROWS) / 60:.0f} minutes, mostly to compile", flush=True
-    )
+    ends = time.monotonic() + LIMIT
+    work, (small, large) = (SMOKE, REPEATED[:1] * 2) if args.smoke else (WORK, REPEATED)
+    # In a process of its own, as JAX would keep a GPU's memory in this one.
+    platform = output([sys.executable, "-c", "import jax; print(jax.devices()[0].platform)"])
+    if platform != "gpu" and not args.smoke:
+        text = f"JAX finds no GPU here, only a {platform}; give --smoke to try the command"
+        print(f"benchmarks.gpu: {text}", file=sys.stderr)
+        return UserError.status
+    expected = {row.spec: row.seconds + TURNS for row in work} | {"the last rows": LAST_ROWS}
+    print(f"about {sum(expected.values()) / 60:.0f} minutes with a core for each program, and the")
+    print("GPU's time to choose among kernels:")
+    for name, seconds in expected.items():
+        print(f"{seconds:6} s  {name}", flush=True)
     print_head(*updates.HEAD)
     failed = False
-    for spec, baselines in work.items():
-        if time.monotonic() > started + LATEST:
-            print_row(spec, f"not measured within {LATEST // 60} minutes")
-            failed = True
-            continue
-        found = [name for name in baselines if name == "nnx" or args.torch_python]
-        settings = {"torch_python": args.torch_python, "turns": args.turns, "baselines": found}
+
+    def attempt(spec: str, rows: Callable[[], list[list[str]]]) -> None:
+        nonlocal failed
         try:
-            for row in updates.rows(
-                spec, argparse.Namespace(generate=False, product=False, steps=5, **settings)
-            ):
-                print_row(*row)
+            for cells in rows():
+                print_row(*cells)
         except (UserError, RuntimeError) as error:
-            print_row(spec, f"failed: {error}")
+            print_row(spec, f"not measured: {error}")
             failed = True
-    print_row(small, "the same bits again", free["same"])
-    flagged = repeats_in_a_process(small, DETERMINISTIC)
-    print_row(small, "the same bits again, deterministic", flagged["same"])
-    without, with_flag = cost_of_determinism(large, args.turns)
-    print_row(large, "ms, then deterministic", without, with_flag)
+
+    for row in work:
+        attempt(row.spec, partial(measured, row, args, ends - LAST_ROWS))
+
+    def same(flags: str) -> list[list[str]]:
+        command = [sys.executable, "-m", "benchmarks.gpu", "--repeats", small]
+        return [[small, f"the same bits again {flags}".strip(), output(command, flags, ends)]]
+
+    def costs() -> list[list[str]]:
+        return [[large, "ms, then deterministic", *cost_of_determinism(large, args.turns, ends)]]
+
+    attempt(small, partial(same, ""))
+    attempt(small, partial(same, DETERMINISTIC))
+    attempt(large, costs)
     return int(failed)
 
 

@@ -24,7 +24,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from benchmarks.worker import PROMPT, serve
-from rehearsal.baseline_step import Baseline
+from rehearsal.baseline_step import fitting_baseline
 from rehearsal.estimate import chip_of, estimate, memory_of
 from rehearsal.plan import compile_dispatch, updates_of
 from rezero_jax.command import parser
@@ -87,6 +87,8 @@ def ours(config: ConfigDict) -> Program:
     cost = {"compiled": time.perf_counter() - started, "memory": memory_of(compiled)}
     cost["flops"] = model_flops(trainer)
     cost |= predicted(compiled, trainer)
+    if limit := (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit"):
+        cost["limit"] = limit
     if peak := peak_flops(trainer):
         cost["bound"] = cost["flops"] / peak
     return updates_of(trainer), cost
@@ -100,9 +102,8 @@ def baseline(config: ConfigDict) -> Program:
     """
     data, rng = random_data(config), np.random.default_rng(0)
     trainer, values = Trainer(config, data), getattr(data, "num_classes", 256)
-    baseline = Baseline(config, jax.devices(), data, trainer.microbatches)
     started = time.perf_counter()
-    update = baseline.compile()
+    baseline, update = fitting_baseline(trainer)
     cost = {"compiled": time.perf_counter() - started, "memory": memory_of(update)}
     cost |= predicted(update, trainer)
 

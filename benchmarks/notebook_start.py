@@ -10,9 +10,17 @@ CPU, so the first batch of every net is known without training the nets before i
 CIFAR-10 in TFDS_DATA_DIR, and benchmarks/requirements.txt in addition to requirements.txt.
 """
 
+import argparse
 import random
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+
+from rezero_jax.command import parser
+
+if __name__ == "__main__":  # first, so that --help needs no PyTorch
+    options = parser("benchmarks.notebook_start", __doc__)
+    text = "number of updates of the vanilla ResNet-56 (default: 0)"
+    options.add_argument("--updates", type=int, default=0, help=text)
+    arguments = options.parse_args()
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -21,7 +29,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.torch_resnet import TorchResNet
-from rezero_jax.command import parser
 
 BATCH, EXAMPLES = 128, 50_000
 MEAN = np.array((0.485, 0.456, 0.406), np.float32)
@@ -115,12 +122,8 @@ def read_training_images() -> dict[str, np.ndarray]:
     return {"image": images, "label": labels}
 
 
-def main(argv: Sequence[str]) -> None:
+def main(args: argparse.Namespace) -> None:
     """Runs the command line."""
-    options = parser("benchmarks.notebook_start", __doc__)
-    text = "number of updates of the vanilla ResNet-56 (default: 0)"
-    options.add_argument("--updates", type=int, default=0, help=text)
-    args = options.parse_args(argv)
     data = read_training_images()
     torch.manual_seed(0)
     for depth, rezero, epochs, printed, accuracy_printed in NETS:
@@ -144,4 +147,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(arguments)

@@ -17,6 +17,16 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+if __name__ == "__main__":  # first, so that --help needs no PyTorch
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("network", choices=("mlp", "resnet", "transformer", "generation"))
+    parser.add_argument("mode")
+    for name in ("depth", "width", "heads", "length", "batch"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    arguments = parser.parse_args()
+
 import torch
 from torch import Tensor, nn
 
@@ -133,26 +143,18 @@ def serve_generation(args: argparse.Namespace, **_: Any) -> None:
     serve(steps)
 
 
-def main() -> None:
+def main(args: argparse.Namespace) -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
     workers = {
         "mlp": serve_mlp,
         "resnet": serve_resnet,
         "transformer": serve_transformer,
         "generation": serve_generation,
     }
-    parser.add_argument("network", choices=workers)
-    parser.add_argument("mode")
-    for name in ("depth", "width", "heads", "length", "batch"):
-        parser.add_argument(f"--{name}", type=int, required=True)
-    args = parser.parse_args()
     use_gpu()
     torch.manual_seed(0)
     workers[args.network](args, **({"fused": True} if args.mode.endswith("-fused") else {}))
 
 
 if __name__ == "__main__":
-    main()
+    main(arguments)

@@ -25,6 +25,7 @@ program. Run the benchmark on an otherwise idle machine.
 """
 
 import argparse
+import math
 import statistics
 import sys
 
@@ -89,20 +90,25 @@ def commands(spec: str, args: argparse.Namespace) -> dict[str, list[str]]:
     return found
 
 
-def rows(spec: str, args: argparse.Namespace) -> list[list[str]]:
-    """The rows of a config, with the columns of HEAD.
+def rows(spec: str, args: argparse.Namespace, until: float = math.inf) -> list[list[str]]:
+    """The rows of a config, with the columns of HEAD; `until` as in `take_turns`.
 
     Raises:
       UserError: the config is invalid, or a baseline needs PyTorch.
-      RuntimeError: ours does not start.
+      RuntimeError: ours fails, or is too late.
     """
     if args.generate:
         count, shortest = endless(spec).data.length - PROMPT, 0.0
     else:
         count, shortest = args.steps, SHORTEST
-    times, costs = take_turns(commands(spec, args), args.turns, count, shortest)
-    cells = []
-    for name, seconds in times.items():
+    programs = commands(spec, args)
+    times, costs = take_turns(programs, args.turns, count, shortest, until)
+    config, cells = spec.removeprefix("configs/"), []
+    for name in programs:
+        if name not in times:
+            cells.append([config, name, "failed or was too late", *[""] * (len(HEAD) - 3)])
+            continue
+        seconds = times[name]
         cost, ratios = costs[name], [b / a for a, b in zip(times["ours"], seconds, strict=True)]
         bounds = [cost["bound"]] * args.turns if "bound" in cost else []
         if name == "ours" and "product" in times:
@@ -111,7 +117,7 @@ def rows(spec: str, args: argparse.Namespace) -> list[list[str]]:
         shares = [bound / t for bound, t in zip(bounds, seconds, strict=False)]
         cells.append(
             [
-                spec.removeprefix("configs/"),
+                config,
                 name,
                 milliseconds(seconds),
                 milliseconds([cost["predicted"]]) if "predicted" in cost else "",

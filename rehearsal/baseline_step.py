@@ -7,6 +7,7 @@ standardised and augmented; no gradient norm is reported; every parameter has on
 rate, and LAMB has one trust ratio for all layers of a stack.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -21,7 +22,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from rehearsal.baseline import make_model
+from rehearsal.estimate import memory_of
+from rezero_jax.devices import gpu_memory
 from rezero_jax.training.sharding import FULLY_SHARDED_FROM
+from rezero_jax.training.trainer import Trainer
 
 Batch = tuple[Array, Array]  # inputs and integer targets
 State = nnx.State
@@ -149,3 +153,20 @@ class Baseline:
         """The initial state."""
         with jax.set_mesh(self._mesh):
             return self._init()
+
+
+def fitting_baseline(trainer: Trainer) -> tuple[Baseline, jax.stages.Compiled]:
+    """The baseline of our trainer, and its compiled update.
+
+    It has the fewest microbatches, but at least ours, that fit in the memory of a known GPU.
+    """
+    devices = list(trainer.mesh.devices.flat)
+    memory = gpu_memory(devices[0].device_kind) or math.inf
+    rows = trainer.config.train.batch_size // len(devices)
+    count = trainer.microbatches
+    while True:
+        baseline = Baseline(trainer.config, devices, trainer.dataset, count)
+        compiled = baseline.compile()
+        if memory_of(compiled) <= memory or count >= rows:
+            return baseline, compiled
+        count = next(n for n in range(count + 1, rows + 1) if rows % n == 0)

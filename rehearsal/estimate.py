@@ -92,6 +92,8 @@ class Account:
       launches: number of kernels and copies that a GPU starts.
       bytes: bytes read from and written to memory, by operation, if no instruction reads anything
         twice; for an array that is sliced or updated in place, the bytes of the slice.
+      convolutions: number of cuDNN's convolutions, whose kernels are chosen on the GPU alone; each
+        is predicted as one launch that only moves its arrays.
       collectives: see `Collective`.
       kernels: bytes read and written by kernels without an estimate (Pallas, random bits), by name.
       kernel_flops: minimum FLOPs of splash attention's kernels.
@@ -100,6 +102,7 @@ class Account:
     cycles: Counter[str] = field(default_factory=Counter)
     launches: int = 0
     bytes: Counter[str] = field(default_factory=Counter)
+    convolutions: int = 0
     collectives: list[Collective] = field(default_factory=list)
     kernels: Counter[str] = field(default_factory=Counter)
     kernel_flops: int = 0
@@ -131,6 +134,7 @@ class Account:
         self.cycles.update(other.cycles)
         self.launches += other.launches
         self.bytes.update(other.bytes)
+        self.convolutions += other.convolutions
         self.collectives += other.collectives
         self.kernels.update(other.kernels)  # += would drop kernels without bytes
         self.kernel_flops += other.kernel_flops
@@ -216,6 +220,7 @@ def accounts(hlo: str) -> tuple[Account, Account]:
             if not traffic.is_free(one):
                 account.launches += trips
                 account.bytes[one.operation] += trips * moved
+                account.convolutions += trips * ("__cudnn$conv" in one.rest)
             if (found := _collective(one, trips)) is not None:
                 account.collectives.append(found)
             elif one.opcode == "while":

@@ -84,6 +84,7 @@ def plan(config: ConfigDict, topology: str | None = None) -> dict[str, Any]:
         }
         account["launches"] = found.update.launches
         account["bytes_moved"] = found.update.bytes.total()
+        account["convolutions"] = found.update.convolutions
         if chip.hertz is None:
             account["gpu_parts"] = found.update.gpu_parts(chip, flops / mesh.size)
     return account
@@ -127,6 +128,10 @@ def render(account: dict[str, Any]) -> str:
         ]
         if parts:
             rows.append(("  launches", f"{account['launches']:,}"))
+            if count := account["convolutions"]:
+                rows.append(
+                    ("  convolutions", f"{count:,}, each predicted as a copy of its arrays")
+                )
             rows.append(("  bytes moved", f"{_size(account['bytes_moved'])}, of which"))
         rows += [
             (f"  {name}"[: WIDTH - 1], f"{part:.1%}")

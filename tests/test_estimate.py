@@ -66,6 +66,20 @@ def test_slices_and_fast_memory_are_cheap():
     assert found["a"] == 0
 
 
+def test_convolutions_of_a_gpu_are_counted():
+    """A GPU's compiler calls cuDNN, which chooses kernels on the device alone."""
+    call = (
+        'custom-call(%x, %k), dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convForward"'
+    )
+    update, _ = accounts(
+        "ENTRY %main (x: f32[2,8,8,4], k: f32[16,3,3,4]) -> (f32[2,8,8,16], u8[0]) {\n"
+        "  %x = f32[2,8,8,4]{3,2,1,0} parameter(0)\n  %k = f32[16,3,3,4]{3,2,1,0} parameter(1)\n"
+        f"  ROOT %cudnn-conv.1 = (f32[2,8,8,16]{{3,2,1,0}}, u8[0]{{0}}) {call}\n}}\n"
+    )
+    assert (update.convolutions, update.launches) == (1, 1)
+    assert update.bytes.total() == 4 * (2 * 8 * 8 * 4 + 16 * 9 * 4 + 2 * 8 * 8 * 16)
+
+
 def test_transfers_between_slices_are_collectives():
     (one,) = accounts((HLO / "slices.txt").read_text())[0].collectives
     assert (one.kind, one.size, one.trips) == ("all-reduce between slices", 8 * 128 * 4, 1)
