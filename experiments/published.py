@@ -13,7 +13,14 @@ from rezero_jax.formatting import number
 _SOURCES = tomllib.loads((HERE / "sources.toml").read_text())
 SOURCES = {mark: source["text"] for mark, source in _SOURCES.items()}
 MARKS = {mark: source["word"] for mark, source in _SOURCES.items() if "word" in source}
-STATUSES = ("replicated", "compatible", "not supported", "not tested")
+STATUSES = (
+    "replicated",
+    "compatible",
+    "not supported",
+    "significant",
+    "not significant",
+    "not tested",
+)
 WORDS = {True: "supported", False: "contradicted", None: NOT_SIGNIFICANT}
 INFORMATIVE = 2.5  # times: a prediction interval with ends further apart hardly tests a claim
 
@@ -65,10 +72,10 @@ def curve(experiment: str, setting: str, prefix: str) -> list[tuple[float, float
 
 
 class Claim(NamedTuple):
-    """A sentence of the paper and the evidence for it."""
+    """A sentence of the paper, or one of ours, and the evidence for it."""
 
     text: str
-    source: str
+    source: str  # empty if the claim is ours
     holds: bool | None  # what our runs say; None if that is not significant
     evidence: str
     n: int = 1  # the runs, pairs of runs or networks behind the claim
@@ -87,8 +94,10 @@ class Claim(NamedTuple):
 
         "replicated": in the paper's setting, the claim could have failed and did not; "compatible":
         it could hardly have failed; "not supported": it failed, or the evidence is not significant;
-        "not tested": our setting is smaller.
+        "not tested": our setting is smaller. A claim of ours is "significant" or "not significant".
         """
+        if not self.source:
+            return "significant" if self.holds else "not significant"
         if self.reduced:
             return "not tested"
         if not self.holds:
