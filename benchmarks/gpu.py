@@ -154,8 +154,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"benchmarks.gpu: {text}", file=sys.stderr)
         return UserError.status
     expected = {row.spec: row.seconds + TURNS for row in work} | {"the last rows": LAST_ROWS}
-    print(f"about {sum(expected.values()) / 60:.0f} minutes with a core for each program, and the")
-    print("GPU's time to choose among kernels:")
+    minutes = sum(expected.values()) / 60
+    print(f"about {minutes:.0f} minutes with a core for each program; a GPU's choice among kernels")
+    print("takes more, but after 20 minutes the command ends:")
     for name, seconds in expected.items():
         print(f"{seconds:6} s  {name}", flush=True)
     print_head(*updates.HEAD)
