@@ -11,8 +11,12 @@ import tempfile
 from pathlib import Path
 
 # Set before JAX is imported, so that processes that tests start inherit it. A test compiles for
-# longer than it computes, so most optimisations are left out; see the marker `optimised`.
+# longer than it computes, so most optimisations are left out; see families.OPTIMISED. Without
+# fusion emitters, which XLA always has since jaxlib 0.11, it compiles in half the time.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
+os.environ.setdefault("XLA_FLAGS", "")
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 # gcsfs would ask by gRPC whether a bucket has real folders; it reads this when it is imported.
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 if os.environ.setdefault("JAX_PLATFORMS", "cpu") != "cpu":
@@ -53,21 +57,6 @@ def pytest_runtest_setup(item):
 def unchecked(monkeypatch):
     """For calls that violate annotations: the code's own checks answer them."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-
-
-@pytest.fixture(autouse=True)
-def _optimised(request, monkeypatch):
-    """Compiles fully in tests with the marker `optimised`, and in the processes they start."""
-    if not request.node.get_closest_marker("optimised"):
-        yield
-        return
-    # JAX's cache of compiled functions does not know this setting.
-    jax.clear_caches()
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "false")
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
-    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

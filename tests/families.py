@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -57,6 +58,10 @@ SGD = {
     "optim.schedule": "constant",
     "optim.learning_rate": 0.05,
 }
+# XLA's own defaults, which conftest.py replaces so that tests compile quickly.
+OPTIMISED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+if "xla_cpu_use_fusion_emitters" in os.environ.get("XLA_FLAGS", ""):
+    OPTIMISED["xla_cpu_use_fusion_emitters"] = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +124,7 @@ FAMILIES = {
         "transformer_small.py:smoke",
         _transformer,
         lambda size: tokens((size, 6)),
-        {"model.dropout": 0.1, "train.accumulate": 2},
+        {"model.scan": True, "model.dropout": 0.1, "train.accumulate": 2},
     ),
     "vit": Family("vit.py:smoke", _vit, lambda size: normal((size, 8, 8, 2))),
 }

@@ -11,7 +11,7 @@ from flax import nnx
 from rezero_jax.models.resnet import conv
 from rezero_jax.models.resnet.config import PreactConfig
 from rezero_jax.models.resnet.conv import convolve
-from tests.families import normal
+from tests.families import OPTIMISED, normal
 
 
 @pytest.mark.parametrize(("stride", "size"), [(1, (8, 8)), (2, (8, 8)), (2, (9, 7))])
@@ -30,7 +30,6 @@ def test_output_and_gradients_equal_the_plain_convolutions(stride, size):
 
 
 @pytest.mark.cpu
-@pytest.mark.optimised
 @pytest.mark.parametrize("stride", [1, 2])
 def test_inside_a_loop_every_convolution_has_the_form_that_is_fast_on_a_cpu(stride):
     """In another form the weight gradient of ResNet-20 takes half a minute a step."""
@@ -42,8 +41,8 @@ def test_inside_a_loop_every_convolution_has_the_form_that_is_fast_on_a_cpu(stri
     def descend(kernel, steps):
         return jax.lax.fori_loop(0, steps, lambda _, k: k - 1e-3 * jax.grad(loss)(k), kernel)
 
-    compiled = jax.jit(descend).lower(kernel, jnp.int32(3)).compile().as_text()
-    forms = re.findall(r"convolution\(.*?dim_labels=([^,\s]+)", compiled)
+    compiled = jax.jit(descend).lower(kernel, jnp.int32(3)).compile(OPTIMISED)
+    forms = re.findall(r"convolution\(.*?dim_labels=([^,\s]+)", compiled.as_text())
     assert len(forms) >= 5
     assert set(forms) == {"b01f_01io->b01f"}
 

@@ -2,10 +2,12 @@
 
 import importlib
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -20,7 +22,7 @@ from rezero_jax.errors import UserError
 from rezero_jax.export import FILES, constructor, export, main
 from rezero_jax.models.weights import load_tensors, save_tensors
 from rezero_jax.training.load import checked_config, restored
-from tests.families import FAMILIES, ROOT, STEPS, flat, refused
+from tests.families import FAMILIES, ROOT, STEPS, drawn, flat, refused
 from tests.faults.compare import changed_arrays
 
 RNG = np.random.default_rng(0)
@@ -53,8 +55,8 @@ print([name for name in needless if name in sys.modules])
 
 def elsewhere(code, folder):
     """The result of another process in `folder`, which has this one's settings of the compiler."""
-    settings = {"JAX_COMPILATION_CACHE_DIR": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
-    environment = settings | {"PYTHONPATH": str(ROOT)}
+    settings = {name: os.environ[name] for name in ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS")}
+    environment = settings | {"JAX_COMPILATION_CACHE_DIR": "", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True
     )
@@ -208,9 +210,9 @@ def test_a_model_of_ones_own_is_saved_and_loaded_to_the_bit(name, tmp_path):
 
 
 def test_a_model_that_cannot_be_made_again_is_not_saved(tmp_path):
-    model = MADE["mlp"](rngs=nnx.Rngs(0))
-    model.head = nnx.Linear(6, 2, rngs=nnx.Rngs(0))
-    stack = rezero_jax.Stack(lambda rngs: nnx.Linear(2, 2, rngs=rngs), 2, rngs=nnx.Rngs(0))
+    model = drawn(MADE["mlp"])
+    model.head = drawn(partial(nnx.Linear, 6, 2))
+    stack = drawn(partial(rezero_jax.Stack, lambda rngs: nnx.Linear(2, 2, rngs=rngs), 2))
     for one, words in ((model, "was changed after"), (stack, "numbers and names alone")):
         with pytest.raises(UserError, match=words):
             rezero_jax.save(one, tmp_path / "model")
@@ -264,8 +266,9 @@ def test_a_package_that_is_not_installed_is_a_sentence(capsys):
 def test_the_current_folder_is_filled_in_place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for family in ("mlp", "resnet"):
-        rezero_jax.save(FAMILIES[family].make(rngs=nnx.Rngs(0)), ".")
-        assert type(rezero_jax.load(".")) is type(FAMILIES[family].make(rngs=nnx.Rngs(0)))
+        model = drawn(FAMILIES[family].make)
+        rezero_jax.save(model, ".")
+        assert type(rezero_jax.load(".")) is type(model)
         assert Path.cwd().samefile(tmp_path)
         assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
 
