@@ -3,6 +3,7 @@
 JAX_PLATFORMS=cuda,cpu runs the tests on a GPU; tests that need more devices, or a CPU, are skipped.
 """
 
+import gc
 import importlib.metadata
 import os
 import shutil
@@ -43,6 +44,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the folder of train.py
 
 def pytest_report_header():
     return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+
+
+def pytest_collection_finish():
+    gc.freeze()  # collections during tests need not visit what the imports made
 
 
 def pytest_runtest_setup(item):

@@ -54,7 +54,7 @@ def test_cudnn_is_chosen_where_it_can(target, dtype, size, length, taken, monkey
 
 
 @pytest.mark.devices(4)
-@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize("is_causal", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_flash_attention_drops_what_the_plain_form_drops(is_causal, monkeypatch):
     """Interpreted, with gradients, on one device and with batch and heads sharded."""
     monkeypatch.setattr(dropout, "target", lambda: devices.Target("gpu", H100))

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from rezero_jax import ResNet, ReZero, Stack, Transformer
+from rezero_jax.analysis.ablation import ablate
 from rezero_jax.analysis.propagation import propagate, random_projection, trunk
 from rezero_jax.errors import UserError
 from rezero_jax.residual import RuleConfig, make_rule
@@ -113,7 +114,8 @@ def test_a_language_model_and_its_trunk():
 def test_the_stages_of_a_resnet_in_order():
     model = drawn(partial(ResNet.cifar, 8, width=2), alpha=0.5)
     before = [np.array(leaf) for leaf in jax.tree.leaves(model)]
-    found = propagate(model, jax.random.normal(jax.random.key(0), (2, 8, 8, 3)))
+    images = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+    found = propagate(model, images)
     assert found.names == ("stages.0.rest.0", "stages.1.entry", "stages.2.entry")
     np.testing.assert_array_equal(np.isnan(found.share), [False, True, True])
     np.testing.assert_array_equal(found.idle, False)
@@ -122,6 +124,8 @@ def test_the_stages_of_a_resnet_in_order():
     assert (found.gradient > 0).all()
     for leaf, old in zip(jax.tree.leaves(model), before, strict=True):  # in training mode, too
         np.testing.assert_array_equal(leaf, old)
+    model.eval()
+    assert ablate(model, images, random_projection).names == found.names[:1]
 
 
 def test_layers_of_a_module_are_in_the_order_in_which_they_run():
