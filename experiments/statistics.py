@@ -25,7 +25,7 @@ Draw: TypeAlias = float | Censored | None
 
 
 def verdict(interval: Interval | None, low: float, high: float | None = None) -> str:
-    """Where a whole interval is relative to [low, high] or, without `high`, to the bound `low`.
+    """Where a whole interval is relative to (low, high) or, without `high`, to the bound `low`.
 
     "lower", "within", "higher" or, for all else, None and NaN, "not significant".
     """
@@ -36,7 +36,7 @@ def verdict(interval: Interval | None, low: float, high: float | None = None) ->
         return "lower"
     if interval[0] > high:
         return "higher"
-    inside = low < high and low <= interval[0] and interval[1] <= high
+    inside = low < interval[0] and interval[1] < high
     return "within" if inside else NOT_SIGNIFICANT
 
 
