@@ -10,7 +10,7 @@ TYPED := --jaxtyping-packages=rezero_jax,tests.typechecker.check
 train: setup  ## train the default network on embedded data, in seconds
 	$(BIN)/python train.py --config=configs/mlp.py --workdir=runs/digits
 
-test: setup-dev  ## run the fast tests, each guarantee among them, in five to six minutes
+test: setup-dev  ## run the fast tests, each guarantee among them, in about three minutes
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-typed: setup-dev  ## run the fast tests and check the annotations of every call
