@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 SHORTEST = 0.3  # minimum seconds per turn; a GPU's queue would distort shorter ones
 PROMPT = 16  # bytes that generation continues
-TIMING = 45  # seconds of a time limit kept for the turns, and as many for the warm-up before
+TIMING = 45  # seconds that a time limit leaves to the turns, and again to the warm-up before
 
 
 def serve(steps: Callable[[int], None], cost: Mapping[str, float] | None = None) -> None:

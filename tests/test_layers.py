@@ -244,6 +244,20 @@ def test_padding_is_not_seen():
     assert_close(call(layer, X[1:2, :4], MEMORY[1:2])[0], out[1, :4])
 
 
+def test_padding_on_either_side_changes_no_other_position():
+    """Rotary positions count what the mask shows, also around a gap."""
+    stack = new(Decoder, 16, 2, 4, rotary=True)
+    expected = call(stack, X[:1], MEMORY[:1], is_causal=True)[0]
+    seen = np.zeros((3, 12), bool)
+    seen[0, 5:] = seen[1, :7] = seen[2, [0, 1, 4, 5, 6, 10, 11]] = True
+    x = np.full((3, 12, 16), 9, np.float32)
+    x[seen] = np.tile(X[0], (3, 1))
+    memory = jnp.tile(MEMORY[:1], (3, 1, 1))
+    out = np.asarray(call(stack, x, memory, key_mask=seen, is_causal=True))[seen]
+    for row in out.reshape(3, 7, 16):
+        assert_close(row, expected)
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_a_query_that_sees_no_key_gets_nothing_from_attention(dropout):
     layer = new(Attention, 16, 4, TransformerConfig(dropout=dropout))

@@ -95,7 +95,7 @@ def test_few_files_are_short():
     assert len(size.short(size.tracked("rezero_jax"))) <= 10
 
 
-# The lines of read paths and folders, rounded up to the next 50, so that growth is a decision:
+# The lines of read paths and folders, and a few more, so that growth is a decision:
 # whoever raises a number says in the commit what the lines are worth.
 LIMITS = {"MLP": 3620, "Transformer": 4730, "rezero_jax": 13_140, "experiments": 4950}
 LIMITS |= {"benchmarks rehearsal": 3450, "tests": 16_900}

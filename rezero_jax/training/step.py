@@ -110,7 +110,7 @@ def kept_bytes(spec: ModelSpec, objective: Objective, state: State, batch: Any) 
 
     kept = jax.eval_shape(backward, state["params"], state["stats"], batch)
     results = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
-    return 2 * results  # their operands, as one is computed from another, have the same size
+    return 2 * results  # the operands are about as large, as each is computed from a result
 
 
 def make_dispatch(
