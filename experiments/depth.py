@@ -27,8 +27,8 @@ def measure(results: Results, runs: Runs) -> None:
     loss, accuracy = "training loss at the end", "training accuracy % at the end"
     for setting, seeds in runs.items():
         finals = [run.final() for run in seeds]
-        sizes = (float(final["parameters"]) for final in finals)
-        results.add(setting, "parameters", sizes, reduced=False)
+        size = float(finals[0]["parameters"])  # every seed's
+        results.add(setting, "parameters", (size,), reduced=False)
         results.add(setting, loss, (_late(run, "train/loss") for run in seeds))
         results.add(setting, accuracy, (100 * _late(run, "train/accuracy") for run in seeds))
         results.add(setting, "test loss", (final["eval/loss"] for final in finals))
