@@ -278,6 +278,9 @@ def stand_ins(monkeypatch):
     monkeypatch.setattr(running, "start", stand_in)
     monkeypatch.setattr(spectra, "after", lambda run, step: np.ones((2, 3)))
     monkeypatch.setattr(spectra, "untrained", lambda run, seeds: [np.ones((2, 3)) for _ in seeds])
+    monkeypatch.setattr(spectra, "resnets", lambda config, seeds: list(seeds))
+    monkeypatch.setattr(spectra, "with_batch_statistics", lambda net: net)
+    monkeypatch.setattr(spectra, "of_images", lambda net: np.ones((2, 3)))
     monkeypatch.setattr(entropies, "of_run", lambda folder: {"unigram": 4.5, "bigram": 3.5})
     values = np.geomspace(1, 1e-8, 64)
     some = {
