@@ -242,7 +242,8 @@ def public_objects():
 def test_the_reference_has_every_public_name_with_an_example():
     found = public_objects()
     assert set(found) >= set(rezero_jax.__all__)
-    without = [name for name, one in found.items() if "Examples:\n  >>> " not in inspect.getdoc(one)]
+    example = "Examples:\n  >>> "
+    without = [name for name, one in found.items() if example not in inspect.getdoc(one)]
     # Two base classes, and what open_run returns.
     assert without == ["TransformerLayer", "LayerStack", "OpenRun"]
 
