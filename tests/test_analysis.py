@@ -258,6 +258,9 @@ def test_what_gates_did(tmp_path):
     gates = Gates.of_run(run)
     np.testing.assert_allclose(gates.mean_abs, [0.04, 0.46 / 3, 0.38 / 3])
     np.testing.assert_array_equal(gates.opening_steps, [20, 10, np.nan])
+    assert gates.opening.startswith("2 of 3 gates opened")
+    assert gates.opening.endswith("the earliest is layer 1 and the latest layer 0")
+    assert Gates(gates.steps[:1], np.ones((1, 2))).opening.endswith("all by step 10")
     np.testing.assert_array_equal(gates.peak_steps, [20, 20, 30])
     every, mean, peaks = figures.plot_gates(gates).axes[:3]
     np.testing.assert_array_equal(every.collections[0].get_array(), gates.alphas.T)

@@ -54,10 +54,13 @@ class Gates:
         if not known.size:
             return f"none of {count} gates has opened (|alpha| >= 0.1 / {count})"
         first, half, last = (int(np.quantile(known, q, method="lower")) for q in (0, 0.5, 1))
+        sentence = f"{len(known)} of {count} gates opened (|alpha| >= 0.1 / {count}), "
+        if first == last:
+            return f"{sentence}all by step {first:,}"
         return (
-            f"{len(known)} of {count} gates opened (|alpha| >= 0.1 / {count}), the first by step "
-            f"{first:,}, half of them by step {half:,}, the last by step {last:,}; the earliest is "
-            f"layer {int(np.nanargmin(steps))} and the latest layer {int(np.nanargmax(steps))}"
+            f"{sentence}the first by step {first:,}, half of them by step {half:,}, the last by "
+            f"step {last:,}; the earliest is layer {int(np.nanargmin(steps))} and the latest layer "
+            f"{int(np.nanargmax(steps))}"
         )
 
     @property
