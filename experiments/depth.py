@@ -35,12 +35,12 @@ def measure(results: Results, runs: Runs) -> None:
         results.add(setting, "test accuracy %", (100 * f["eval/accuracy"] for f in finals))
         results.add(setting, ALPHA_AT_END, gates_at_end(seeds))
         results.curves[setting] = Curve.logged(seeds)
+    gap = "training loss minus the control's"
     for setting in runs:
         if setting != CONTROL:
-            gaps = results.differences(loss, setting, CONTROL)
-            results.add(setting, "training loss minus the control's", gaps)
+            results.add(setting, gap, results.differences(loss, setting, CONTROL))
     text = "ReZero nets of up to 10,000 layers can be trained"
-    gaps = results.differences(loss, deepest, CONTROL)
+    gaps = results.row(deepest, gap).draws
     quantity = f"training loss of {deepest} minus that of the net with {CONTROL}"
     results.bounded(text, "UAI 6", quantity, gaps, high=0)
     text = "ReZero nets of 10,000 layers overfit the training set"
